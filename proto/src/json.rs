@@ -1,0 +1,341 @@
+//! How the well-known types and the enumerations of the contract look in JSON: times as RFC 3339, free attributes as
+//! an object, enumerations as lower-case words.
+
+use std::{collections::BTreeMap, fmt};
+
+use prost_types::value::Kind;
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error as _, MapAccess, SeqAccess, Visitor},
+    ser::{Error as _, SerializeMap as _, SerializeSeq as _},
+};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// `google.protobuf.Timestamp`; in JSON a string as in RFC 3339, in UTC.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Message)]
+pub struct Timestamp {
+    /// Since the Unix epoch.
+    #[prost(int64, tag = "1")]
+    pub seconds: i64,
+    #[prost(int32, tag = "2")]
+    pub nanos: i32,
+}
+
+impl From<OffsetDateTime> for Timestamp {
+    fn from(at: OffsetDateTime) -> Self {
+        // A nanosecond of the second is below 10^9.
+        Self { seconds: at.unix_timestamp(), nanos: i32::try_from(at.nanosecond()).unwrap_or_default() }
+    }
+}
+
+impl TryFrom<Timestamp> for OffsetDateTime {
+    type Error = time::error::ComponentRange;
+
+    fn try_from(at: Timestamp) -> Result<Self, Self::Error> {
+        Self::from_unix_timestamp_nanos(i128::from(at.seconds) * 1_000_000_000 + i128::from(at.nanos))
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let at = OffsetDateTime::try_from(*self).map_err(S::Error::custom)?;
+        serializer.serialize_str(&at.format(&Rfc3339).map_err(S::Error::custom)?)
+    }
+}
+
+/// `google.protobuf.Struct`; in JSON an object. A key that stands twice is refused.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Object {
+    #[prost(btree_map = "string, message", tag = "1")]
+    pub fields: BTreeMap<String, prost_types::Value>,
+}
+
+impl Serialize for Object {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.fields.len()))?;
+        for (key, value) in &self.fields {
+            map.serialize_entry(key, &Json(value))?;
+        }
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Object;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object, A::Error> {
+                Ok(Object { fields: unique(map)? })
+            }
+        }
+
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+/// The entries of an object whose keys all differ.
+fn unique<'de, A: MapAccess<'de>>(mut map: A) -> Result<BTreeMap<String, prost_types::Value>, A::Error> {
+    let mut fields = BTreeMap::new();
+    while let Some((key, Owned(value))) = map.next_entry::<String, Owned>()? {
+        if fields.contains_key(&key) {
+            return Err(A::Error::custom(format_args!("duplicate field `{key}`")));
+        }
+        fields.insert(key, value);
+    }
+    Ok(fields)
+}
+
+/// A value inside an [`Object`], on its way out.
+struct Json<'a>(&'a prost_types::Value);
+
+impl Serialize for Json<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0.kind {
+            None | Some(Kind::NullValue(_)) => serializer.serialize_unit(),
+            Some(Kind::BoolValue(value)) => serializer.serialize_bool(*value),
+            Some(Kind::NumberValue(value)) => match whole(*value) {
+                Some(whole) => serializer.serialize_i64(whole),
+                None => serializer.serialize_f64(*value),
+            },
+            Some(Kind::StringValue(value)) => serializer.serialize_str(value),
+            Some(Kind::StructValue(value)) => {
+                let mut map = serializer.serialize_map(Some(value.fields.len()))?;
+                for (key, value) in &value.fields {
+                    map.serialize_entry(key, &Json(value))?;
+                }
+                map.end()
+            }
+            Some(Kind::ListValue(list)) => {
+                let mut seq = serializer.serialize_seq(Some(list.values.len()))?;
+                for value in &list.values {
+                    seq.serialize_element(&Json(value))?;
+                }
+                seq.end()
+            }
+        }
+    }
+}
+
+/// Numbers travel as doubles; one that is whole is written without a fraction.
+fn whole(value: f64) -> Option<i64> {
+    /// 2^53, up to which a double holds every integer.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    #[expect(clippy::cast_possible_truncation, reason = "whole and within 2^53")]
+    let as_integer = value as i64;
+    (value.fract() == 0.0 && value.abs() <= EXACT).then_some(as_integer)
+}
+
+/// A value inside an [`Object`], on its way in.
+struct Owned(prost_types::Value);
+
+impl<'de> Deserialize<'de> for Owned {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+
+        impl<'de> Visitor<'de> for Any {
+            type Value = Kind;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON value")
+            }
+
+            fn visit_unit<E>(self) -> Result<Kind, E> {
+                Ok(Kind::NullValue(0))
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Kind, E> {
+                Ok(Kind::BoolValue(value))
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<Kind, E> {
+                #[expect(
+                    clippy::cast_precision_loss,
+                    reason = "checked: the double must name the same integer"
+                )]
+                let number = value as f64;
+                if whole(number) == Some(value) {
+                    Ok(Kind::NumberValue(number))
+                } else {
+                    Err(E::custom("an integer beyond 2^53 would lose digits; send it as a string"))
+                }
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Kind, E> {
+                self.visit_i64(i64::try_from(value).unwrap_or(i64::MAX))
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Kind, E> {
+                Ok(Kind::NumberValue(value))
+            }
+
+            fn visit_str<E>(self, value: &str) -> Result<Kind, E> {
+                Ok(Kind::StringValue(value.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Kind, A::Error> {
+                let mut values = Vec::new();
+                while let Some(Owned(value)) = seq.next_element()? {
+                    values.push(value);
+                }
+                Ok(Kind::ListValue(prost_types::ListValue { values }))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Kind, A::Error> {
+                Ok(Kind::StructValue(prost_types::Struct { fields: unique(map)?.into_iter().collect() }))
+            }
+        }
+
+        Ok(Self(prost_types::Value { kind: Some(deserializer.deserialize_any(Any)?) }))
+    }
+}
+
+/// An enumeration of the contract by its word: `ORDER_STATUS_PAID` is `paid`.
+pub trait Word: Copy + TryFrom<i32> + Into<i32> {
+    /// What the name of each value begins with.
+    const PREFIX: &'static str;
+
+    /// The value's name in the `.proto`.
+    fn name(&self) -> &'static str;
+
+    /// The value of a name in the `.proto`.
+    fn by_name(name: &str) -> Option<Self>;
+
+    /// The word a REST client reads.
+    fn word(self) -> String {
+        self.name().trim_start_matches(Self::PREFIX).to_ascii_lowercase()
+    }
+
+    /// The value of a word; `None` for one that does not exist, `unspecified` among them.
+    fn from_word(word: &str) -> Option<Self> {
+        if word.bytes().any(|byte| !(byte.is_ascii_lowercase() || byte == b'_')) {
+            return None;
+        }
+        let value = Self::by_name(&format!("{}{}", Self::PREFIX, word.to_ascii_uppercase()))?;
+        (value.into() != 0).then_some(value)
+    }
+}
+
+macro_rules! words {
+    ($($type:path = $prefix:literal),* $(,)?) => {$(
+        impl Word for $type {
+            const PREFIX: &'static str = $prefix;
+
+            fn name(&self) -> &'static str {
+                self.as_str_name()
+            }
+
+            fn by_name(name: &str) -> Option<Self> {
+                Self::from_str_name(name)
+            }
+        }
+    )*};
+}
+
+words! {
+    crate::auth::v1::Role = "ROLE_",
+    crate::product::v1::ProductStatus = "PRODUCT_STATUS_",
+    crate::product::v1::ProductSort = "PRODUCT_SORT_",
+    crate::product::v1::OnError = "ON_ERROR_",
+    crate::product::v1::RowStatus = "ROW_STATUS_",
+    crate::order::v1::OrderStatus = "ORDER_STATUS_",
+    crate::order::v1::PaymentStatus = "PAYMENT_STATUS_",
+    crate::order::v1::Actor = "ACTOR_",
+}
+
+/// Serde's `with` for an enumeration's number.
+pub mod word {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _, ser::Error as _};
+
+    use super::Word;
+
+    pub fn serialize<W: Word, S: Serializer>(number: &i32, serializer: S) -> Result<S::Ok, S::Error> {
+        let value = W::try_from(*number).map_err(|_| S::Error::custom("not a value of its enumeration"))?;
+        serializer.serialize_str(&value.word())
+    }
+
+    pub fn deserialize<'de, W: Word, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
+        let word = String::deserialize(deserializer)?;
+        W::from_word(&word).map(Into::into).ok_or_else(|| D::Error::custom("unknown word"))
+    }
+
+    /// The same for one that may be absent or null.
+    pub mod optional {
+        use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+        use super::Word;
+
+        pub fn serialize<W: Word, S: Serializer>(
+            number: &Option<i32>,
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
+            match number {
+                Some(number) => super::serialize::<W, S>(number, serializer),
+                None => serializer.serialize_none(),
+            }
+        }
+
+        pub fn deserialize<'de, W: Word, D: Deserializer<'de>>(
+            deserializer: D,
+        ) -> Result<Option<i32>, D::Error> {
+            Option::<String>::deserialize(deserializer)?
+                .map(|word| {
+                    W::from_word(&word).map(Into::into).ok_or_else(|| D::Error::custom("unknown word"))
+                })
+                .transpose()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{auth::v1::UpdateUserRequest, order::v1::OrderStatus, product::v1::CreateProductRequest};
+
+    #[test]
+    fn times_are_rfc_3339() {
+        let at = Timestamp { seconds: 1_702_886_400, nanos: 250_000_000 };
+        assert_eq!(serde_json::to_string(&at).unwrap(), r#""2023-12-18T08:00:00.25Z""#);
+    }
+
+    #[test]
+    fn attributes_come_back_as_they_were_sent() {
+        let sent = r#"{"colour":"red","deep":{"list":[1,2.5,null,true]},"grams":120}"#;
+        let object: Object = serde_json::from_str(sent).unwrap();
+        assert_eq!(serde_json::to_string(&object).unwrap(), sent);
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_refused_at_any_depth() {
+        for sent in [r#"{"a":1,"a":2}"#, r#"{"deep":[{"a":1,"a":2}]}"#] {
+            assert!(serde_json::from_str::<Object>(sent).is_err(), "{sent}");
+        }
+    }
+
+    #[test]
+    fn words_are_exact() {
+        assert_eq!(OrderStatus::from_word("paid"), Some(OrderStatus::Paid));
+        assert_eq!(OrderStatus::Cancelled.word(), "cancelled");
+        for odd in ["Paid", "PAID", "", "unspecified", "paid "] {
+            assert_eq!(OrderStatus::from_word(odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn a_body_has_no_unknown_field_and_none_of_the_path() {
+        assert!(serde_json::from_str::<UpdateUserRequest>(r#"{"role":"admin"}"#).is_ok());
+        assert!(serde_json::from_str::<UpdateUserRequest>("{}").is_ok());
+        for odd in
+            [r#"{"role":"king"}"#, r#"{"id":7}"#, r#"{"admin":true}"#, r#"{"role":"user","role":"admin"}"#]
+        {
+            assert!(serde_json::from_str::<UpdateUserRequest>(odd).is_err(), "{odd}");
+        }
+        assert!(serde_json::from_str::<CreateProductRequest>(r#"{"sku":"a","name":"b","price":1}"#).is_err());
+    }
+}

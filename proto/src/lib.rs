@@ -1,0 +1,46 @@
+//! The contract: what the services say to each other and to their callers. Everything but [`json`] is generated
+//! from `shoppee/**/*.proto`; to add a message or a method, write it there.
+
+pub mod json;
+
+#[expect(
+    clippy::pedantic,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
+pub mod auth {
+    pub mod v1 {
+        tonic::include_proto!("shoppee.auth.v1");
+    }
+}
+
+#[expect(
+    clippy::pedantic,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
+pub mod product {
+    pub mod v1 {
+        tonic::include_proto!("shoppee.product.v1");
+    }
+}
+
+#[expect(
+    clippy::pedantic,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
+pub mod order {
+    pub mod v1 {
+        tonic::include_proto!("shoppee.order.v1");
+    }
+}
+
+pub use json::{Object, Timestamp};
+
+/// The compiled contract, a `google.protobuf.FileDescriptorSet`: for server reflection, and for checks of the
+/// `google.api.http` annotations.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
