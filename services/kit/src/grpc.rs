@@ -1,0 +1,221 @@
+//! The gRPC server every service runs: who calls, the trace, the metrics and the deadline of each call, health and
+//! reflection.
+//!
+//! A handler runs to its end in a task of its own, whatever becomes of its caller: what a client that hangs up, or a
+//! deadline, leaves behind is a whole transaction or none.
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use http::{Request, Response};
+use tokio::time::Instant;
+use tonic::{
+    body::Body,
+    service::Routes,
+    transport::server::{Server, TcpIncoming},
+};
+use tower::{Layer, Service};
+use tracing::Instrument as _;
+
+use crate::{
+    caller::{Identity, Kind, TokenError, Verifier, bearer},
+    process::Process,
+    status, telemetry,
+};
+
+/// How long a caller waits at most, where it names no shorter time: 503 within 2.5 s is promised at the edge.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The longest a caller may ask for: a slow payment provider, a large batch.
+const LONGEST: Duration = Duration::from_mins(1);
+/// Streams on one connection; a gateway has one connection a service.
+const STREAMS: u32 = 1024;
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// Metadata: a token, a trace, an idempotency key.
+const HEADERS: u32 = 16 * 1024;
+
+/// Starts to serve `routes` on `addr`; with `reflection`, grpcurl needs no `.proto` files.
+pub async fn serve(
+    addr: SocketAddr,
+    routes: Routes,
+    verifier: Arc<Verifier>,
+    reflection: bool,
+    process: &Process,
+) -> anyhow::Result<()> {
+    let listener =
+        tokio::net::TcpListener::bind(addr).await.with_context(|| format!("LISTEN_ADDR {addr}"))?;
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let mut serving = process.readiness.serving();
+    let stop = process.tasks.stopping();
+    process.tasks.spawn("health", async move {
+        loop {
+            let status = if *serving.borrow_and_update() {
+                tonic_health::ServingStatus::Serving
+            } else {
+                tonic_health::ServingStatus::NotServing
+            };
+            health.set_service_status("", status).await;
+            tokio::select! {
+                changed = serving.changed() => changed?,
+                () = stop.cancelled() => return Ok(()),
+            }
+        }
+    });
+
+    let mut routes = routes.add_service(health_service);
+    if reflection {
+        let service = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(shoppee_proto::DESCRIPTORS)
+            .build_v1()?;
+        routes = routes.add_service(service);
+    }
+    let server = Server::builder()
+        .max_concurrent_streams(STREAMS)
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .http2_max_header_list_size(HEADERS)
+        .layer(CallLayer { verifier, process: process.clone() })
+        .add_routes(routes);
+    let stop = process.tasks.stopping();
+    process.tasks.spawn("grpc", async move {
+        server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await?;
+        Ok(())
+    });
+    Ok(())
+}
+
+#[derive(Clone)]
+struct CallLayer {
+    verifier: Arc<Verifier>,
+    process: Process,
+}
+
+impl<S> Layer<S> for CallLayer {
+    type Service = Call<S>;
+
+    fn layer(&self, inner: S) -> Call<S> {
+        Call { inner, layer: self.clone() }
+    }
+}
+
+#[derive(Clone)]
+struct Call<S> {
+    inner: S,
+    layer: CallLayer,
+}
+
+impl<S> Service<Request<Body>> for Call<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let started = Instant::now();
+        let (service, method) = name(request.uri().path());
+        let span = tracing::info_span!(
+            "rpc",
+            otel.name = %request.uri().path().trim_start_matches('/'),
+            otel.kind = "server",
+            rpc.service = %service,
+            rpc.method = %method,
+        );
+        telemetry::continue_trace(&span, request.headers());
+        let identity = identify(&self.layer.verifier, request.headers());
+        request.extensions_mut().insert(Identity(identity));
+
+        let patience = patience(request.headers());
+        // The clone that was polled ready answers; what stays behind is polled again.
+        let ready = self.inner.clone();
+        let handler = std::mem::replace(&mut self.inner, ready).call(request);
+        let handler = self.layer.process.tasks.track(handler.instrument(span));
+
+        Box::pin(async move {
+            let response = match tokio::time::timeout(patience, handler).await {
+                Ok(Ok(response)) => response?,
+                Ok(Err(_panicked)) => {
+                    tracing::error!(%service, %method, "handler panicked");
+                    tonic::Status::from(status::internal()).into_http()
+                }
+                Err(_elapsed) => tonic::Status::from(status::unavailable()).into_http(),
+            };
+            let code = tonic::Status::from_header_map(response.headers())
+                .map_or(tonic::Code::Ok, |status| status.code());
+            metrics::histogram!(
+                "rpc_server_duration_seconds",
+                "service" => service, "method" => method, "code" => format!("{code:?}")
+            )
+            .record(started.elapsed().as_secs_f64());
+            Ok(response)
+        })
+    }
+}
+
+fn identify(verifier: &Verifier, headers: &http::HeaderMap) -> Result<crate::caller::Caller, TokenError> {
+    let mut values = headers.get_all("authorization").iter();
+    let Some(value) = values.next() else {
+        return Err(TokenError::Missing);
+    };
+    let token = value.to_str().ok().and_then(bearer).filter(|_| values.next().is_none());
+    let token = token.ok_or(TokenError::Invalid)?;
+    match verifier.verify(token, Kind::Access) {
+        Err(TokenError::Invalid) => verifier.verify(token, Kind::WsTicket),
+        identity => identity,
+    }
+}
+
+/// How long the caller waits, as its `grpc-timeout` says: digits and a unit.
+fn patience(headers: &http::HeaderMap) -> Duration {
+    let asked = headers.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(|value| {
+        let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+        let number: u64 = digits.parse().ok()?;
+        Some(match unit {
+            "H" => Duration::from_secs(number.checked_mul(3600)?),
+            "M" => Duration::from_secs(number.checked_mul(60)?),
+            "S" => Duration::from_secs(number),
+            "m" => Duration::from_millis(number),
+            "u" => Duration::from_micros(number),
+            "n" => Duration::from_nanos(number),
+            _ => return None,
+        })
+    });
+    asked.unwrap_or(PATIENCE).min(LONGEST)
+}
+
+/// Service and method of a path, for labels: only names that the contract knows, so that nobody can make up more.
+fn name(path: &str) -> (&'static str, &'static str) {
+    static METHODS: std::sync::LazyLock<std::collections::HashMap<String, (&'static str, &'static str)>> =
+        std::sync::LazyLock::new(methods);
+    METHODS.get(path).copied().unwrap_or(("other", "other"))
+}
+
+fn methods() -> std::collections::HashMap<String, (&'static str, &'static str)> {
+    use prost::Message as _;
+    let contract = prost_types::FileDescriptorSet::decode(shoppee_proto::DESCRIPTORS).unwrap_or_default();
+    let mut methods = std::collections::HashMap::new();
+    for file in contract.file {
+        for service in &file.service {
+            let full: &'static str = format!("{}.{}", file.package(), service.name()).leak();
+            for method in &service.method {
+                let method: &'static str = method.name().to_owned().leak();
+                methods.insert(format!("/{full}/{method}"), (full, method));
+            }
+        }
+    }
+    methods
+}

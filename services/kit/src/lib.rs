@@ -1,0 +1,26 @@
+//! Plumbing that every process of the shop shares, without a business word in it. One idea a module:
+//!
+//! - [`process`]: from `main` to the exit code; [`tasks`] are what runs until then, [`readiness`] whether it can serve
+//! - [`settings`], [`telemetry`], [`clock`]: what a process starts with
+//! - [`caller`]: who calls, from a verified token; [`keys`] keeps what verifying needs up to date
+//! - [`grpc`]: the server's layers; [`client`]: calls to other services; [`status`]: errors that carry a reason
+//! - [`pg`], [`redis`], [`cursor`]: storage
+//! - [`testing`] (feature `testing`): a database and a Redis of its own for each test
+
+pub mod caller;
+pub mod client;
+pub mod clock;
+pub mod cursor;
+pub mod grpc;
+pub mod keys;
+pub mod ops;
+pub mod pg;
+pub mod process;
+pub mod readiness;
+pub mod redis;
+pub mod settings;
+pub mod status;
+pub mod tasks;
+pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;

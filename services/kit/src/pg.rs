@@ -1,0 +1,127 @@
+//! PostgreSQL: the pool with its bounds, the wait for a server that is not there yet, the migrations.
+//!
+//! A transaction must not be dropped half-way: sqlx would give its connection back with the transaction open. Handlers
+//! are safe, as [`crate::grpc`] runs each to its end in a task of its own; never put a query into `select!` or
+//! `timeout`.
+
+use std::{str::FromStr as _, time::Duration};
+
+use anyhow::bail;
+use secrecy::ExposeSecret as _;
+use sqlx::{
+    PgPool,
+    migrate::{MigrateError, Migrator},
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+use crate::{
+    readiness::{Need, Readiness},
+    settings::Postgres,
+    tasks::Tasks,
+};
+
+/// Acquiring must fail before the caller's deadline of 2 s does.
+const ACQUIRE: Duration = Duration::from_millis(1500);
+/// Set on each connection. No statement of ours takes a tenth of it; a lock is waited for as long as an answer may take.
+const GUARDS: [(&str, &str); 3] =
+    [("statement_timeout", "5s"), ("lock_timeout", "2s"), ("idle_in_transaction_session_timeout", "5s")];
+const RETRY: Duration = Duration::from_millis(500);
+
+/// A pool for `service`, whose schema `migrations` brings up to date as soon as the server answers; until then the
+/// process is not ready. An error, at once, where the settings cannot be right: a refused password, no such database.
+pub async fn open(
+    service: &'static str,
+    settings: &Postgres,
+    migrations: &'static Migrator,
+    tasks: &Tasks,
+    readiness: &Readiness,
+) -> anyhow::Result<PgPool> {
+    let Ok(options) = PgConnectOptions::from_str(settings.database_url.expose_secret()) else {
+        bail!("DATABASE_URL is not a PostgreSQL URL");
+    };
+    let pool = PgPoolOptions::new()
+        .max_connections(settings.database_pool_size)
+        .acquire_timeout(ACQUIRE)
+        // A connection is tested when it is given back; once is enough.
+        .test_before_acquire(false)
+        .connect_lazy_with(options.application_name(service).options(GUARDS));
+
+    readiness.set("postgres", Need::Vital, false);
+    if !migrate(&pool, migrations).await? {
+        tracing::info!("waiting for PostgreSQL");
+    }
+    let (tasks, readiness, waiting) = (tasks.clone(), readiness.clone(), pool.clone());
+    let gauges = pool.clone();
+    let stop = tasks.stopping();
+    tasks.clone().spawn("postgres", async move {
+        while !stop.is_cancelled() && !migrate(&waiting, migrations).await? {
+            tokio::time::sleep(RETRY).await;
+        }
+        let asked = waiting.clone();
+        readiness.watch(&tasks, "postgres", Need::Vital, move || {
+            let pool = asked.clone();
+            observe(&gauges);
+            async move { ping(&pool).await }
+        });
+        stop.cancelled().await;
+        Ok(())
+    });
+    Ok(pool)
+}
+
+/// Whether the schema is up to date now; `false` while the server does not answer.
+async fn migrate(pool: &PgPool, migrations: &Migrator) -> anyhow::Result<bool> {
+    match migrations.run(pool).await {
+        Ok(()) => Ok(true),
+        Err(MigrateError::Execute(error)) if is_away(&error) => Ok(false),
+        Err(MigrateError::Execute(error)) if is_refusal(&error) => {
+            bail!("PostgreSQL refuses DATABASE_URL: {}", refusal(&error))
+        }
+        Err(error) => Err(anyhow::Error::new(error).context("migrations")),
+    }
+}
+
+async fn ping(pool: &PgPool) -> bool {
+    sqlx::query("select 1").execute(pool).await.is_ok()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a pool has tens of connections")]
+fn observe(pool: &PgPool) {
+    let (open, idle) = (f64::from(pool.size()), pool.num_idle() as f64);
+    metrics::gauge!("db_pool_connections", "state" => "idle").set(idle);
+    metrics::gauge!("db_pool_connections", "state" => "used").set((open - idle).max(0.0));
+}
+
+/// The server is not there, or not in a state to answer; trying again will help.
+pub fn is_away(error: &sqlx::Error) -> bool {
+    // Class 08 connection, 53 resources, 57 shutdown, start-up or a cancelled statement, 40 serialisation and deadlock;
+    // 55P03 lock not available, 25P03 idle in transaction for too long.
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    let passing = code.is_some_and(|code| {
+        ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class))
+            || code == "55P03"
+            || code == "25P03"
+    });
+    passing
+        || matches!(
+            error,
+            sqlx::Error::Io(_)
+                | sqlx::Error::PoolTimedOut
+                | sqlx::Error::PoolClosed
+                | sqlx::Error::WorkerCrashed
+                | sqlx::Error::Protocol(_)
+                | sqlx::Error::Tls(_)
+        )
+}
+
+/// The server answers and does not let us in: class 28 (role, password), 3D000 (no such database).
+fn is_refusal(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code)
+        .is_some_and(|code| code.starts_with("28") || code == "3D000")
+}
+
+fn refusal(error: &sqlx::Error) -> String {
+    error.as_database_error().map(|error| error.message().to_owned()).unwrap_or_default()
+}

@@ -1,0 +1,118 @@
+//! From `main` to the exit code: settings, logs, the run, the signal to stop, the deadline after it.
+
+use std::{fmt::Write as _, io::Write as _, process::ExitCode, time::Duration};
+
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{clock::Clock, readiness::Readiness, settings::Common, tasks::Tasks, telemetry};
+
+/// After the lag, how long requests and sockets may take to end. With the lag it stays below the 25 s that a
+/// rolling restart grants.
+const DRAIN: Duration = Duration::from_secs(18);
+
+/// What a process hands to its parts; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Process {
+    pub clock: Clock,
+    pub tasks: Tasks,
+    pub readiness: Readiness,
+}
+
+/// Settings of a process.
+pub trait Settings: Parser {
+    fn common(&self) -> &Common;
+}
+
+/// Runs the process called `name`: `start` wires its parts and spawns its tasks, which then run until SIGTERM, Ctrl-C
+/// or the end of one of them.
+pub fn main<S, F, Fut>(name: &'static str, start: F) -> ExitCode
+where
+    S: Settings,
+    F: FnOnce(S, Process) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
+    let settings = match S::try_parse() {
+        Ok(settings) => settings,
+        Err(error) if !error.use_stderr() => {
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return fail(name, &one_line(&error.render().to_string())),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(name, &error.to_string()),
+    };
+    let outcome = runtime.block_on(run(name, settings, start));
+    // What still runs has had its time.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(name, &format!("{error:#}")),
+    }
+}
+
+async fn run<S, F, Fut>(name: &'static str, settings: S, start: F) -> anyhow::Result<()>
+where
+    S: Settings,
+    F: FnOnce(S, Process) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
+    let lag = settings.common().shutdown_lag();
+    let telemetry = telemetry::install(name, settings.common())?;
+    let (tasks, mut ended) = Tasks::new();
+    let process = Process { clock: Clock::default(), tasks: tasks.clone(), readiness: Readiness::default() };
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+
+    start(settings, process.clone()).await?;
+
+    let outcome = tokio::select! {
+        _ = term.recv() => Ok(()),
+        _ = int.recv() => Ok(()),
+        Some(error) = ended.recv() => Err(error),
+    };
+    tracing::info!("stopping");
+    process.readiness.stop();
+    if outcome.is_ok() {
+        tokio::time::sleep(lag).await;
+    }
+    if tokio::time::timeout(DRAIN, tasks.stop()).await.is_err() {
+        tracing::warn!("not all had ended at the deadline");
+    }
+    telemetry.shut_down();
+    outcome
+}
+
+/// The last words of a process that cannot run: one line, on standard error.
+fn fail(name: &str, why: &str) -> ExitCode {
+    let mut line = String::new();
+    let _ = write!(line, "{name}: {why}");
+    let _ = writeln!(std::io::stderr(), "{}", line.replace('\n', " "));
+    ExitCode::FAILURE
+}
+
+/// The part of clap's message that says what is wrong, without its usage and tips.
+fn one_line(message: &str) -> String {
+    let lines: Vec<&str> = message
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.is_empty() && !line.starts_with("Usage"))
+        .collect();
+    lines.join(" ").trim_start_matches("error: ").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_line;
+
+    #[test]
+    fn a_wrong_setting_is_one_line() {
+        let message =
+            "error: the following required arguments were not provided:\n  --database-url <URL>\n\nUsage: x";
+        assert_eq!(
+            one_line(message),
+            "the following required arguments were not provided: --database-url <URL>"
+        );
+    }
+}

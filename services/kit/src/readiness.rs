@@ -1,0 +1,107 @@
+//! Whether a process can serve: what it depends on, asked again and again.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use crate::tasks::Tasks;
+
+/// How often a dependency is asked: `/readyz` must tell the truth within 5 s, either way.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// A dependency that takes longer than this to answer does not.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Without it the process can answer nothing; gRPC health turns to NOT_SERVING.
+    Vital,
+    /// Without it some things are slower or refused.
+    Useful,
+}
+
+#[derive(Clone, Debug)]
+struct Check {
+    need: Need,
+    up: bool,
+}
+
+/// The state of a process's dependencies; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Readiness {
+    checks: Arc<Mutex<BTreeMap<&'static str, Check>>>,
+    serving: Arc<watch::Sender<bool>>,
+    stopping: Arc<watch::Sender<bool>>,
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self {
+            checks: Arc::default(),
+            serving: Arc::new(watch::channel(false).0),
+            stopping: Arc::new(watch::channel(false).0),
+        }
+    }
+}
+
+impl Readiness {
+    /// Asks `ask` for its opinion every second; down until it first says yes.
+    pub fn watch<F, Fut>(&self, tasks: &Tasks, name: &'static str, need: Need, ask: F)
+    where
+        F: Fn() -> Fut + Send + 'static,
+        Fut: Future<Output = bool> + Send + 'static,
+    {
+        self.set(name, need, false);
+        let (readiness, stop) = (self.clone(), tasks.stopping());
+        tasks.spawn(name, async move {
+            while !stop.is_cancelled() {
+                // In a task of its own: a query that is slow must not be dropped half-way.
+                let answer = tokio::time::timeout(PATIENCE, tokio::spawn(ask())).await;
+                readiness.set(name, need, matches!(answer, Ok(Ok(true))));
+                tokio::select! {
+                    () = tokio::time::sleep(INTERVAL) => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+            Ok(())
+        });
+    }
+
+    /// Says how a dependency is, for those who learn of it by themselves.
+    pub fn set(&self, name: &'static str, need: Need, up: bool) {
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        if checks.insert(name, Check { need, up }).is_some_and(|before| before.up != up) {
+            if up {
+                tracing::info!(dependency = name, "dependency answers");
+            } else {
+                tracing::warn!(dependency = name, "dependency does not answer");
+            }
+        }
+        let vital = checks.values().all(|check| check.up || check.need == Need::Useful);
+        let serving = vital && !*self.stopping.borrow();
+        self.serving.send_if_modified(|before| std::mem::replace(before, serving) != serving);
+    }
+
+    /// From now on this process is not ready, whatever its dependencies say.
+    pub fn stop(&self) {
+        self.stopping.send_replace(true);
+        self.serving.send_replace(false);
+    }
+
+    /// What stands in the way of being ready; empty when ready.
+    pub fn missing(&self) -> Vec<&'static str> {
+        if *self.stopping.borrow() {
+            return vec!["stopping"];
+        }
+        let checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        checks.iter().filter(|(_, check)| !check.up).map(|(name, _)| *name).collect()
+    }
+
+    /// Whether requests can be answered at all.
+    pub fn serving(&self) -> watch::Receiver<bool> {
+        self.serving.subscribe()
+    }
+}

@@ -1,0 +1,94 @@
+//! The settings that several processes have in common, and how a value is read. Each is an environment variable and
+//! a flag.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use secrecy::SecretString;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Environment {
+    Production,
+    /// On a laptop: example secrets are let through, and a stop does not wait for load balancers.
+    Development,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Json,
+    Pretty,
+}
+
+/// What every process has.
+#[derive(Clone, Debug, Args)]
+pub struct Common {
+    /// Which safeguards apply
+    #[arg(long, env = "SHOPPEE_ENV", default_value = "production")]
+    pub shoppee_env: Environment,
+    /// Log filter, as in `info,shoppee_order=debug`
+    #[arg(long, env = "LOG", default_value = "info")]
+    pub log: String,
+    #[arg(long, env = "LOG_FORMAT", default_value = "json")]
+    pub log_format: LogFormat,
+    /// Where traces go, an OTLP/gRPC endpoint; none are sent without it
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otel_exporter_otlp_endpoint: Option<String>,
+    /// How long a stopping process that no longer calls itself ready keeps serving, for load balancers to notice;
+    /// 5s in production, none in development
+    #[arg(long, env = "SHUTDOWN_LAG", value_parser = duration)]
+    pub shutdown_lag: Option<Duration>,
+}
+
+/// How long, in production, Kubernetes takes to tell every proxy that an endpoint is gone.
+const SHUTDOWN_LAG: Duration = Duration::from_secs(5);
+
+impl Common {
+    pub fn shutdown_lag(&self) -> Duration {
+        self.shutdown_lag.unwrap_or(match self.shoppee_env {
+            Environment::Production => SHUTDOWN_LAG,
+            Environment::Development => Duration::ZERO,
+        })
+    }
+}
+
+/// What a process with a schema of its own has.
+#[derive(Clone, Debug, Args)]
+pub struct Postgres {
+    /// postgres://role:password@host:port/database, with the service's own role
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_parser = secret)]
+    pub database_url: SecretString,
+    /// Connections this process opens at most; the sum over all processes must stay below the server's
+    /// max_connections
+    #[arg(long, env = "DATABASE_POOL_SIZE", default_value_t = 16)]
+    pub database_pool_size: u32,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Redis {
+    /// redis://[user:password@]host:port[/db]; also redis-sentinel:// and redis-cluster://
+    #[arg(long, env = "REDIS_URL", hide_env_values = true, value_parser = secret)]
+    pub redis_url: SecretString,
+}
+
+/// The credentials of a process that calls others in its own name.
+#[derive(Clone, Debug, Args)]
+pub struct ServiceClient {
+    /// Where the auth service answers gRPC
+    #[arg(long, env = "AUTH_URL", default_value = "http://127.0.0.1:50051")]
+    pub auth_url: String,
+    /// This service's name in the auth service's SERVICE_CLIENTS
+    #[arg(long, env = "SERVICE_CLIENT_ID")]
+    pub service_client_id: String,
+    #[arg(long, env = "SERVICE_CLIENT_SECRET", hide_env_values = true, value_parser = secret)]
+    pub service_client_secret: SecretString,
+}
+
+/// `5s`, `15m`, `24h`.
+pub fn duration(value: &str) -> Result<Duration, String> {
+    humantime::parse_duration(value).map_err(|_| "not a duration such as 5s, 15m or 24h".to_owned())
+}
+
+/// Whatever it is, no error message repeats it.
+pub fn secret(value: &str) -> Result<SecretString, String> {
+    if value.is_empty() { Err("empty".to_owned()) } else { Ok(SecretString::from(value)) }
+}

@@ -1,0 +1,207 @@
+//! A database and a Redis of its own for each test, on real servers. `scripts/test` starts the PostgreSQL that
+//! `SHOPPEE_TEST_POSTGRES` names (a superuser's URL); each Redis is started here, so that a test may kill it.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use secrecy::SecretString;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, postgres::PgConnectOptions};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::{clock::Clock, process::Process, readiness::Readiness, settings, tasks::Tasks};
+
+const WAIT: Duration = Duration::from_secs(20);
+
+/// A fresh database with the roles and schemas that `services/bootstrap.sql` makes.
+#[derive(Debug)]
+pub struct Database {
+    host: String,
+    port: u16,
+    name: String,
+}
+
+impl Database {
+    /// # Panics
+    /// Where no test server answers.
+    #[expect(clippy::disallowed_methods, reason = "where the test server is comes from scripts/test")]
+    pub async fn create() -> Self {
+        let server = std::env::var("SHOPPEE_TEST_POSTGRES").expect("run the tests by scripts/test");
+        let admin: PgConnectOptions = server.parse().expect("SHOPPEE_TEST_POSTGRES is a URL");
+        let name = format!("test_{}", Uuid::new_v4().simple());
+        let mut connection = PgConnection::connect_with(&admin).await.expect("test server answers");
+        connection.execute(AssertSqlSafe(format!("create database {name}"))).await.expect("create database");
+        let mut connection =
+            PgConnection::connect_with(&admin.clone().database(&name)).await.expect("connect");
+        // Roles belong to the whole server: tests that start at once must make them one after the other.
+        connection.execute("select pg_advisory_lock(1)").await.expect("lock");
+        connection.execute(AssertSqlSafe(bootstrap(&name))).await.expect("bootstrap");
+        connection.close().await.expect("close");
+        Self { host: admin.get_host().to_owned(), port: admin.get_port(), name }
+    }
+
+    /// The settings of the service called `service` (auth, product or order).
+    pub fn settings(&self, service: &str) -> settings::Postgres {
+        settings::Postgres { database_url: SecretString::from(self.url(service)), database_pool_size: 8 }
+    }
+
+    /// The URL the service called `service` connects with.
+    pub fn url(&self, service: &str) -> String {
+        format!("postgres://shoppee_{service}:{service}@{}:{}/{}", self.host, self.port, self.name)
+    }
+}
+
+/// The bootstrap with each role's name as its password.
+fn bootstrap(database: &str) -> String {
+    include_str!("../../bootstrap.sql")
+        .replace(":\"database\"", database)
+        .replace(":'auth_password'", "'auth'")
+        .replace(":'product_password'", "'product'")
+        .replace(":'order_password'", "'order'")
+}
+
+/// A Redis without persistence, gone when dropped.
+#[derive(Debug)]
+pub struct RedisServer {
+    process: Child,
+    port: u16,
+}
+
+impl RedisServer {
+    /// # Panics
+    /// Where `redis-server` is not installed.
+    pub async fn start() -> Self {
+        Self::start_on(free_port()).await
+    }
+
+    /// # Panics
+    /// Where `redis-server` is not installed, or the port is taken.
+    pub async fn start_on(port: u16) -> Self {
+        let process = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is installed");
+        let server = Self { process, port };
+        eventually("redis answers", || async { tokio::net::TcpStream::connect(server.addr()).await.is_ok() })
+            .await;
+        server
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The process, for a test that sends it signals.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// As `kill -9` does it.
+    pub fn kill(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    pub fn settings(&self) -> settings::Redis {
+        settings::Redis { redis_url: SecretString::from(format!("redis://127.0.0.1:{}", self.port)) }
+    }
+
+    fn addr(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// What a process of a test is made of; stops when dropped.
+#[derive(Debug)]
+pub struct TestProcess {
+    pub process: Process,
+    ended: mpsc::UnboundedReceiver<anyhow::Error>,
+}
+
+impl Default for TestProcess {
+    fn default() -> Self {
+        let (tasks, ended) = Tasks::new();
+        Self { process: Process { clock: Clock::default(), tasks, readiness: Readiness::default() }, ended }
+    }
+}
+
+impl TestProcess {
+    /// Waits until it serves.
+    ///
+    /// # Panics
+    /// Where it does not within 20 s.
+    pub async fn serves(&mut self) {
+        let mut serving = self.process.readiness.serving();
+        tokio::select! {
+            ready = tokio::time::timeout(WAIT, serving.wait_for(|serving| *serving)) => {
+                ready.unwrap_or_else(|_| panic!("not ready: {:?}", self.process.readiness.missing())).expect("runs");
+            }
+            Some(error) = self.ended.recv() => panic!("{error:#}"),
+        }
+    }
+
+    /// Stops it as SIGTERM does.
+    pub async fn stop(&self) {
+        self.process.readiness.stop();
+        self.process.tasks.stop().await;
+    }
+}
+
+impl Drop for TestProcess {
+    fn drop(&mut self) {
+        self.process.tasks.stopping().cancel();
+    }
+}
+
+/// Settings that every process of a test starts with.
+pub fn common() -> settings::Common {
+    settings::Common {
+        shoppee_env: settings::Environment::Development,
+        log: "warn".to_owned(),
+        log_format: settings::LogFormat::Pretty,
+        otel_exporter_otlp_endpoint: None,
+        shutdown_lag: None,
+    }
+}
+
+/// An address on this machine that nobody listens on.
+///
+/// # Panics
+/// Where there is none.
+pub fn free_addr() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|free| free.local_addr())
+        .expect("a free port")
+        .port()
+}
+
+/// Waits until `holds`, looking every 20 ms.
+///
+/// # Panics
+/// Where it does not within 20 s.
+pub async fn eventually<F, Fut>(what: &str, holds: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = bool>,
+{
+    let looking = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(WAIT, looking).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
