@@ -1,0 +1,157 @@
+//! The order service: carts, orders and their whole life, and the events that tell of it.
+//!
+//! `grpc → cart, checkout, payment, steps → order (the rules), store, stock (product, by gRPC)`; [`outbox`] and
+//! [`workers`] do what need not be waited for. Wiring stands here.
+
+mod cart;
+mod checkout;
+mod country;
+mod error;
+mod grpc;
+mod idempotency;
+mod order;
+mod outbox;
+mod payment;
+mod registrations;
+mod steps;
+mod stock;
+mod store;
+mod view;
+mod workers;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use clap::{Parser, ValueEnum};
+use shoppee_kit::{
+    caller::Verifier,
+    client::{self, ServiceToken},
+    clock::Clock,
+    grpc as server, keys, ops, pg,
+    process::Process,
+    redis,
+    settings::{self, Common, duration},
+};
+use sqlx::{PgPool, migrate::Migrator};
+use tonic::service::Routes;
+
+use crate::{outbox::Relay, payment::Provider, stock::Stock};
+
+static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// The order service of Shoppee: carts, orders, payments and their events, by gRPC.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "shoppee-order", version)]
+pub struct Settings {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    pub postgres: settings::Postgres,
+    #[command(flatten)]
+    pub redis: settings::Redis,
+    #[command(flatten)]
+    pub service_client: settings::ServiceClient,
+    /// Where the product service answers gRPC
+    #[arg(long, env = "PRODUCT_URL", default_value = "http://127.0.0.1:50052")]
+    pub product_url: String,
+    /// Where gRPC is answered
+    #[arg(long, env = "LISTEN_ADDR", default_value = "0.0.0.0:50053")]
+    pub listen_addr: SocketAddr,
+    /// Where /metrics, /healthz and /readyz are answered
+    #[arg(long, env = "METRICS_ADDR", default_value = "0.0.0.0:9103")]
+    pub metrics_addr: SocketAddr,
+    /// Whether gRPC reflection is offered
+    #[arg(long, env = "GRPC_REFLECTION", default_value_t = false, action = clap::ArgAction::Set)]
+    pub grpc_reflection: bool,
+    /// How long an order may stay unpaid
+    #[arg(long, env = "ORDER_TTL", default_value = "15m", value_parser = duration)]
+    pub order_ttl: Duration,
+    /// Pending orders a user may have at a time
+    #[arg(long, env = "MAX_UNPAID_ORDERS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_unpaid_orders: u32,
+    /// What the shop sells in, ISO 4217; the same as the product service's
+    #[arg(long, env = "SHOP_CURRENCY", default_value = "EUR", value_parser = currency)]
+    pub shop_currency: String,
+    /// Who takes the money
+    #[arg(long, env = "PAYMENT_PROVIDER", default_value = "sandbox")]
+    pub payment_provider: PaymentProvider,
+}
+
+fn currency(code: &str) -> Result<String, String> {
+    let fits = code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_uppercase());
+    if fits { Ok(code.to_owned()) } else { Err("not a currency of ISO 4217, such as EUR".to_owned()) }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PaymentProvider {
+    /// Takes no money, and does as the payment token says
+    Sandbox,
+}
+
+impl shoppee_kit::process::Settings for Settings {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+}
+
+/// What the use cases work with; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Orders {
+    pub pool: PgPool,
+    pub clock: Clock,
+    pub stock: Stock,
+    pub provider: Provider,
+    pub relay: Relay,
+    pub order_ttl: Duration,
+    pub max_unpaid: i64,
+    pub currency: String,
+}
+
+/// Wires the service and starts it.
+pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
+    let Process { clock, tasks, readiness } = process.clone();
+    anyhow::ensure!(settings.order_ttl >= Duration::from_secs(1), "ORDER_TTL must be at least 1s");
+    let auth = client::channel(&settings.service_client.auth_url)?;
+    let product = client::channel(&settings.product_url)?;
+    let redis = redis::open(&settings.redis)?;
+    let pool = pg::open("shoppee-order", &settings.postgres, &MIGRATIONS, &tasks, &readiness).await?;
+    redis::watch(&redis, &tasks, &readiness);
+
+    let verifier = Verifier::new(clock.clone());
+    let (ended, _) = tokio::sync::broadcast::channel(1);
+    keys::follow(&tasks, &readiness, auth.clone(), Arc::clone(&verifier), ended);
+
+    let token = ServiceToken::new(
+        auth,
+        settings.service_client.service_client_id,
+        settings.service_client.service_client_secret,
+    );
+    let provider = match settings.payment_provider {
+        PaymentProvider::Sandbox => Provider::sandbox(pool.clone(), clock.clone()),
+    };
+    let orders = Orders {
+        clock,
+        stock: Stock::new(product, token),
+        provider,
+        relay: Relay::default(),
+        order_ttl: settings.order_ttl,
+        max_unpaid: i64::from(settings.max_unpaid_orders),
+        currency: settings.shop_currency,
+        pool,
+    };
+
+    ops::serve(settings.metrics_addr, &tasks, &readiness).await?;
+    server::serve(
+        settings.listen_addr,
+        Routes::new(grpc::service(orders.clone())),
+        verifier,
+        settings.grpc_reflection,
+        &process,
+    )
+    .await?;
+
+    let ready = readiness.serving();
+    outbox::start(&orders, &redis, &tasks, ready.clone());
+    registrations::start(&orders, &redis, &tasks, ready.clone());
+    workers::start(&orders, &tasks, &ready);
+    Ok(())
+}

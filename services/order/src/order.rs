@@ -1,0 +1,401 @@
+//! The rules of an order: its states, who may take which step, what a line and an address may be. Knows no database
+//! and no wire. To add a step, add a row to [`RULES`] and a variant to [`Step`].
+
+use shoppee_kit::status::Violations;
+
+use crate::country;
+
+/// Lines in a cart and in an order.
+pub const MOST_LINES: usize = 100;
+const LONGEST_REASON: usize = 500;
+const LONGEST_SHIPMENT_FIELD: usize = 100;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Pending,
+    Paid,
+    Shipped,
+    Completed,
+    Cancelled,
+}
+
+impl Status {
+    pub const ALL: [Self; 5] = [Self::Pending, Self::Paid, Self::Shipped, Self::Completed, Self::Cancelled];
+
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Paid => "paid",
+            Self::Shipped => "shipped",
+            Self::Completed => "completed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.word() == word)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Pay,
+    Ship,
+    Complete,
+    Cancel,
+    /// The time to pay ran out.
+    Expire,
+}
+
+/// In whose right a step is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Actor {
+    Customer,
+    Admin,
+    System,
+}
+
+impl Actor {
+    pub const ALL: [Self; 3] = [Self::Customer, Self::Admin, Self::System];
+
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Customer => "customer",
+            Self::Admin => "admin",
+            Self::System => "system",
+        }
+    }
+
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|actor| actor.word() == word)
+    }
+}
+
+/// Who is asking, as far as it matters here. The owner may be an admin too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asker {
+    pub owner: bool,
+    pub admin: bool,
+}
+
+impl Asker {
+    pub const SYSTEM: Self = Self { owner: false, admin: false };
+
+    fn acts_as(self, actor: Actor) -> bool {
+        match actor {
+            Actor::Customer => self.owner,
+            Actor::Admin => self.admin,
+            Actor::System => self == Self::SYSTEM,
+        }
+    }
+}
+
+/// From, to, and in whose right; every other step is refused.
+const RULES: [(Step, Status, Status, Actor); 8] = [
+    (Step::Pay, Status::Pending, Status::Paid, Actor::Customer),
+    (Step::Ship, Status::Paid, Status::Shipped, Actor::Admin),
+    (Step::Complete, Status::Shipped, Status::Completed, Actor::Customer),
+    (Step::Complete, Status::Shipped, Status::Completed, Actor::Admin),
+    (Step::Cancel, Status::Pending, Status::Cancelled, Actor::Customer),
+    (Step::Cancel, Status::Pending, Status::Cancelled, Actor::Admin),
+    (Step::Cancel, Status::Paid, Status::Cancelled, Actor::Admin),
+    (Step::Expire, Status::Pending, Status::Cancelled, Actor::System),
+];
+
+/// Why a step is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Nobody of the asker's kind may ever take it.
+    Forbidden,
+    /// Not from this state, or not by this asker from this state.
+    Illegal,
+}
+
+/// Where `step` leads from `from`, and in whose right `asker` takes it.
+pub fn step(step: Step, from: Status, asker: Asker) -> Result<(Status, Actor), Refused> {
+    let mine = || RULES.iter().filter(|rule| rule.0 == step && asker.acts_as(rule.3));
+    if mine().next().is_none() {
+        return Err(Refused::Forbidden);
+    }
+    mine().find(|rule| rule.1 == from).map(|rule| (rule.2, rule.3)).ok_or(Refused::Illegal)
+}
+
+/// How many of a product: 1..1000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Quantity(i64);
+
+impl Quantity {
+    pub const MOST: i64 = 1000;
+
+    pub fn new(number: i64) -> Result<Self, &'static str> {
+        if (1..=Self::MOST).contains(&number) { Ok(Self(number)) } else { Err("must be 1 to 1000") }
+    }
+
+    pub const fn get(self) -> i64 {
+        self.0
+    }
+}
+
+/// A product and how many of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    pub product_id: i64,
+    pub quantity: Quantity,
+}
+
+impl Line {
+    pub fn new(product_id: i64, quantity: i64) -> Result<Self, Violations> {
+        let mut violations = Violations::default();
+        violations.check(product_id > 0, "product_id", "must be positive");
+        let quantity = violations.take("quantity", Quantity::new(quantity));
+        violations.finish()?;
+        // There is a quantity, or there would have been a violation.
+        quantity.map(|quantity| Self { product_id, quantity }).ok_or_else(Violations::default)
+    }
+}
+
+/// The lines of an order: 1..100, each product once, in the order of product ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lines(Vec<Line>);
+
+impl Lines {
+    /// Lines with the same product become one.
+    pub fn merge(lines: &[(i64, i64)]) -> Result<Self, Violations> {
+        let mut violations = Violations::default();
+        let mut merged = std::collections::BTreeMap::<i64, i64>::new();
+        violations.check(!lines.is_empty(), "items", "must not be empty");
+        for (index, (product_id, quantity)) in lines.iter().enumerate() {
+            if let Err(wrong) = Line::new(*product_id, *quantity) {
+                for (field, message) in wrong.iter() {
+                    violations.check(false, format!("items[{index}].{field}"), message);
+                }
+                continue;
+            }
+            let sum = merged.entry(*product_id).or_default();
+            *sum = sum.saturating_add(*quantity);
+            violations.check(
+                *sum <= Quantity::MOST,
+                format!("items[{index}].quantity"),
+                "must be 1 to 1000 in all",
+            );
+        }
+        violations.check(merged.len() <= MOST_LINES, "items", "must be at most 100 products");
+        violations.finish()?;
+        Ok(Self(
+            merged
+                .into_iter()
+                .map(|(product_id, quantity)| Line { product_id, quantity: Quantity(quantity) })
+                .collect(),
+        ))
+    }
+
+    pub fn as_slice(&self) -> &[Line] {
+        &self.0
+    }
+}
+
+/// What a line costs, and a sum of them. Minor units; `None` beyond 64 bits.
+pub fn total(lines: impl IntoIterator<Item = (i64, i64)>) -> Option<i64> {
+    lines
+        .into_iter()
+        .try_fold(0_i64, |sum, (unit_price, quantity)| sum.checked_add(unit_price.checked_mul(quantity)?))
+}
+
+/// Where to send it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Address {
+    pub recipient: String,
+    pub line1: String,
+    pub line2: Option<String>,
+    pub city: String,
+    pub region: Option<String>,
+    pub postal_code: String,
+    pub country: String,
+    pub phone: Option<String>,
+}
+
+impl Address {
+    /// Checks each field; the violations name them as `shipping_address.…`.
+    pub fn check(self) -> Result<Self, Violations> {
+        let mut violations = Violations::default();
+        let mut text = |field: &str, value: Option<&str>, most: usize| {
+            if let Some(value) = value {
+                violations.take(format!("shipping_address.{field}"), line_of_text(value, most));
+            }
+        };
+        text("recipient", Some(&self.recipient), 200);
+        text("line1", Some(&self.line1), 200);
+        text("line2", self.line2.as_deref(), 200);
+        text("city", Some(&self.city), 200);
+        text("region", self.region.as_deref(), 200);
+        text("postal_code", Some(&self.postal_code), 20);
+        text("phone", self.phone.as_deref(), 40);
+        violations.check(
+            country::exists(&self.country),
+            "shipping_address.country",
+            "must be a country of ISO 3166-1 alpha-2",
+        );
+        violations.finish()?;
+        Ok(self)
+    }
+}
+
+/// A carrier and the number it gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shipment {
+    pub carrier: String,
+    pub tracking_number: String,
+}
+
+impl Shipment {
+    pub fn new(carrier: String, tracking_number: String) -> Result<Self, Violations> {
+        let mut violations = Violations::default();
+        violations.take("carrier", line_of_text(&carrier, LONGEST_SHIPMENT_FIELD));
+        violations.take("tracking_number", line_of_text(&tracking_number, LONGEST_SHIPMENT_FIELD));
+        violations.finish()?;
+        Ok(Self { carrier, tracking_number })
+    }
+}
+
+/// A reason, where one is given.
+pub fn reason(text: Option<String>) -> Result<Option<String>, Violations> {
+    let mut violations = Violations::default();
+    if let Some(text) = &text {
+        violations.take("reason", line_of_text(text, LONGEST_REASON));
+    }
+    violations.finish()?;
+    Ok(text)
+}
+
+/// Something to read in one line, at most `most` characters: no control characters, NUL among them, which PostgreSQL
+/// could not keep.
+fn line_of_text(text: &str, most: usize) -> Result<(), String> {
+    if text.trim().is_empty() {
+        Err("must not be empty".to_owned())
+    } else if text.chars().count() > most {
+        Err(format!("must be at most {most} characters"))
+    } else if text.chars().any(char::is_control) {
+        Err("must not contain control characters".to_owned())
+    } else {
+        Ok(())
+    }
+}
+
+/// An idempotency key: 1..255 characters of 0x21–0x7E.
+pub fn idempotency_key(key: &str) -> Result<(), Violations> {
+    let fits = (1..=255).contains(&key.len()) && key.bytes().all(|byte| (0x21..=0x7e).contains(&byte));
+    let mut violations = Violations::default();
+    violations.check(fits, "Idempotency-Key", "must be 1 to 255 visible ASCII characters");
+    violations.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEPS: [Step; 5] = [Step::Pay, Step::Ship, Step::Complete, Step::Cancel, Step::Expire];
+    const OWNER: Asker = Asker { owner: true, admin: false };
+    const ADMIN: Asker = Asker { owner: false, admin: true };
+
+    /// The whole table, written down a second time from the contract.
+    fn expected(step: Step, from: Status, asker: Asker) -> Result<Status, Refused> {
+        let legal = match (step, from) {
+            (Step::Pay, Status::Pending) if asker == OWNER => Some(Status::Paid),
+            (Step::Ship, Status::Paid) if asker == ADMIN => Some(Status::Shipped),
+            (Step::Complete, Status::Shipped) if asker != Asker::SYSTEM => Some(Status::Completed),
+            (Step::Cancel, Status::Pending) if asker != Asker::SYSTEM => Some(Status::Cancelled),
+            (Step::Cancel, Status::Paid) if asker == ADMIN => Some(Status::Cancelled),
+            (Step::Expire, Status::Pending) if asker == Asker::SYSTEM => Some(Status::Cancelled),
+            _ => None,
+        };
+        let forbidden = match step {
+            Step::Pay => asker != OWNER,
+            Step::Ship => asker != ADMIN,
+            Step::Complete | Step::Cancel => asker == Asker::SYSTEM,
+            Step::Expire => asker != Asker::SYSTEM,
+        };
+        legal.ok_or(if forbidden { Refused::Forbidden } else { Refused::Illegal })
+    }
+
+    #[test]
+    fn every_step_from_every_state_by_everybody() {
+        for asker in [OWNER, ADMIN, Asker::SYSTEM] {
+            for of in STEPS {
+                for from in Status::ALL {
+                    let found = step(of, from, asker).map(|(to, _)| to);
+                    assert_eq!(found, expected(of, from, asker), "{of:?} from {from:?} by {asker:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_admin_acts_as_customer_where_the_order_is_their_own() {
+        let both = Asker { owner: true, admin: true };
+        assert_eq!(step(Step::Cancel, Status::Pending, both), Ok((Status::Cancelled, Actor::Customer)));
+        assert_eq!(step(Step::Cancel, Status::Paid, both), Ok((Status::Cancelled, Actor::Admin)));
+        assert_eq!(step(Step::Pay, Status::Pending, both), Ok((Status::Paid, Actor::Customer)));
+    }
+
+    #[test]
+    fn lines_with_the_same_product_are_one() {
+        let lines = Lines::merge(&[(7, 1), (3, 2), (7, 4)]).unwrap();
+        let pairs: Vec<_> =
+            lines.as_slice().iter().map(|line| (line.product_id, line.quantity.get())).collect();
+        assert_eq!(pairs, [(3, 2), (7, 5)]);
+    }
+
+    #[test]
+    fn lines_have_bounds() {
+        assert!(Lines::merge(&[]).is_err());
+        for odd in [(0, 1), (-1, 1), (1, 0), (1, -1), (1, 1001), (1, i64::MAX)] {
+            assert!(Lines::merge(&[odd]).is_err(), "{odd:?}");
+        }
+        assert!(Lines::merge(&[(1, 600), (1, 401)]).is_err());
+        let many: Vec<_> = (1..=101).map(|id| (id, 1)).collect();
+        assert!(Lines::merge(&many).is_err());
+        assert!(Lines::merge(&many[..100]).is_ok());
+    }
+
+    #[test]
+    fn totals_are_exact_or_none() {
+        assert_eq!(total([(1999, 3), (1, 1)]), Some(5998));
+        assert_eq!(total([]), Some(0));
+        assert_eq!(total([(i64::MAX, 2)]), None);
+        assert_eq!(total([(i64::MAX, 1), (1, 1)]), None);
+    }
+
+    fn address() -> Address {
+        Address {
+            recipient: "Ann".to_owned(),
+            line1: "High Street 1".to_owned(),
+            line2: None,
+            city: "Utrecht".to_owned(),
+            region: None,
+            postal_code: "3511".to_owned(),
+            country: "NL".to_owned(),
+            phone: None,
+        }
+    }
+
+    #[test]
+    fn an_address_is_checked_field_by_field() {
+        assert!(address().check().is_ok());
+        let odd = Address {
+            city: " ".to_owned(),
+            country: "nl".to_owned(),
+            line2: Some("a\0".to_owned()),
+            ..address()
+        };
+        let fields: Vec<_> = odd.check().unwrap_err().iter().map(|(field, _)| field.to_owned()).collect();
+        assert_eq!(fields, ["shipping_address.line2", "shipping_address.city", "shipping_address.country"]);
+    }
+
+    #[test]
+    fn a_key_is_visible_ascii() {
+        assert!(idempotency_key("a-1~!").is_ok());
+        for odd in ["", "a b", "é", "a\n", &"x".repeat(256)] {
+            assert!(idempotency_key(odd).is_err(), "{odd:?}");
+        }
+    }
+}

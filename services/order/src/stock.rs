@@ -1,0 +1,156 @@
+//! Stock and catalogue as the product service has them, called in our own name.
+
+use std::time::Duration;
+
+use shoppee_kit::{
+    client::{self, ServiceToken},
+    status,
+};
+use shoppee_proto::product::v1::{
+    BatchGetProductsRequest, CommitRequest, HoldRequest, HoldResponse, Product, ReleaseRequest, StockLine,
+    product_service_client::ProductServiceClient, stock_service_client::StockServiceClient,
+};
+use tonic::{Code, Request, Status, transport::Channel};
+use uuid::Uuid;
+
+use crate::{error::Error, order::Lines};
+
+/// What the product service is given; the caller of ours has 2 s.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// A call that found nobody is tried once more after this; a service that restarts is back behind another address.
+const PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Clone, Debug)]
+pub struct Stock {
+    product: Channel,
+    token: ServiceToken,
+}
+
+/// Why there is no hold.
+#[derive(Debug)]
+pub enum NoHold {
+    /// Product's own words: which goods, and why.
+    Refused(Error),
+    /// The order's hold ran out or was released.
+    Gone,
+    /// The order holds other lines than these.
+    Differs,
+    /// Unknown whether there is one.
+    Unavailable,
+}
+
+impl Stock {
+    pub fn new(product: Channel, token: ServiceToken) -> Self {
+        Self { product, token }
+    }
+
+    /// Takes the lines for an order, or finds them taken; with prices and names as they are now.
+    pub async fn hold(&self, order_id: Uuid, lines: &Lines, ttl: Duration) -> Result<HoldResponse, NoHold> {
+        let lines = lines
+            .as_slice()
+            .iter()
+            .map(|line| StockLine { product_id: line.product_id, quantity: line.quantity.get() })
+            .collect();
+        self.ask_hold(order_id, lines, ttl).await
+    }
+
+    /// Makes an order's hold last at least `ttl` from now.
+    pub async fn prolong(&self, order_id: Uuid, ttl: Duration) -> Result<(), NoHold> {
+        self.ask_hold(order_id, Vec::new(), ttl).await.map(|_| ())
+    }
+
+    async fn ask_hold(
+        &self,
+        order_id: Uuid,
+        lines: Vec<StockLine>,
+        ttl: Duration,
+    ) -> Result<HoldResponse, NoHold> {
+        let message = HoldRequest {
+            order_id: order_id.to_string(),
+            lines,
+            ttl_seconds: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),
+        };
+        let held =
+            self.call(message, |channel, request| async move {
+                StockServiceClient::new(channel).hold(request).await
+            })
+            .await;
+        held.map_err(|refused| {
+            let told = status::read(&refused);
+            match told.reason.as_str() {
+                "OUT_OF_STOCK" => NoHold::Refused(Error::OutOfStock(refused.message().to_owned())),
+                "PRODUCT_UNAVAILABLE" => {
+                    NoHold::Refused(Error::ProductUnavailable(refused.message().to_owned()))
+                }
+                "ORDER_EXPIRED" => NoHold::Gone,
+                "IDEMPOTENCY_KEY_REUSED" => NoHold::Differs,
+                _ => {
+                    tracing::warn!(code = ?refused.code(), reason = told.reason, "no hold");
+                    NoHold::Unavailable
+                }
+            }
+        })
+    }
+
+    /// The order's goods are sold.
+    pub async fn commit(&self, order_id: Uuid) -> Result<(), Status> {
+        let message = CommitRequest { order_id: order_id.to_string() };
+        self.call(message, |channel, request| async move {
+            StockServiceClient::new(channel).commit(request).await
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// The order's goods go back.
+    pub async fn release(&self, order_id: Uuid) -> Result<(), Status> {
+        let message = ReleaseRequest { order_id: order_id.to_string() };
+        self.call(message, |channel, request| async move {
+            StockServiceClient::new(channel).release(request).await
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Products as they are now, archived ones too.
+    pub async fn products(&self, ids: Vec<i64>) -> Result<Vec<Product>, Error> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let found = self
+            .call(BatchGetProductsRequest { ids }, |channel, request| async move {
+                ProductServiceClient::new(channel).batch_get_products(request).await
+            })
+            .await;
+        match found {
+            Ok(found) => Ok(found.items),
+            Err(refused) => {
+                tracing::warn!(code = ?refused.code(), "no products");
+                Err(Error::Unavailable)
+            }
+        }
+    }
+
+    /// One call with our token. All of them are idempotent, so one that found nobody, or a token that is no longer
+    /// good, is tried a second time.
+    async fn call<M, R, F, Fut>(&self, message: M, method: F) -> Result<R, Status>
+    where
+        M: Clone,
+        F: Fn(Channel, Request<M>) -> Fut,
+        Fut: Future<Output = Result<tonic::Response<R>, Status>>,
+    {
+        let attempt = async || {
+            let token = self.token.get().await?;
+            method(self.product.clone(), client::request(message.clone(), Some(&token), PATIENCE)).await
+        };
+        let twice = async {
+            match attempt().await {
+                Err(refused) if refused.code() == Code::Unauthenticated => self.token.forget().await,
+                Err(refused) if refused.code() == Code::Unavailable => tokio::time::sleep(PAUSE).await,
+                answered => return answered,
+            }
+            attempt().await
+        };
+        client::within(PATIENCE, twice).await.map(tonic::Response::into_inner)
+    }
+}

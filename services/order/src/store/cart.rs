@@ -1,0 +1,136 @@
+//! Carts: one row a user, one row a line.
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+
+#[derive(Clone, Debug)]
+pub struct CartLine {
+    pub product_id: i64,
+    pub quantity: i64,
+}
+
+/// Makes the cart where there is none, says that it changes now, and holds its lock until the transaction ends.
+pub async fn touch(conn: &mut PgConnection, user_id: i64, now: OffsetDateTime) -> sqlx::Result<()> {
+    sqlx::query!(
+        "insert into orders.cart (user_id, updated_at) values ($1, $2)
+         on conflict (user_id) do update set updated_at = excluded.updated_at",
+        user_id,
+        now
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// The cart of a user who has just registered; changes nothing where there is one.
+pub async fn create(conn: &mut PgConnection, user_id: i64, now: OffsetDateTime) -> sqlx::Result<()> {
+    sqlx::query!(
+        "insert into orders.cart (user_id, updated_at) values ($1, $2) on conflict (user_id) do nothing",
+        user_id,
+        now
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+pub async fn updated_at(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<Option<OffsetDateTime>> {
+    sqlx::query_scalar!("select updated_at from orders.cart where user_id = $1", user_id)
+        .fetch_optional(conn)
+        .await
+}
+
+/// In the order the products were added.
+pub async fn lines(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<Vec<CartLine>> {
+    sqlx::query_as!(
+        CartLine,
+        "select product_id, quantity from orders.cart_line where user_id = $1 order by added_at, product_id",
+        user_id
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Adds to the line of a product; `false` where it would be more than `most`.
+pub async fn add(
+    conn: &mut PgConnection,
+    user_id: i64,
+    line: &CartLine,
+    most: i64,
+    now: OffsetDateTime,
+) -> sqlx::Result<bool> {
+    let changed = sqlx::query!(
+        "insert into orders.cart_line as line (user_id, product_id, quantity, added_at) values ($1, $2, $3, $4)
+         on conflict (user_id, product_id) do update set quantity = line.quantity + excluded.quantity
+         where line.quantity + excluded.quantity <= $5",
+        user_id,
+        line.product_id,
+        line.quantity,
+        now,
+        most
+    )
+    .execute(conn)
+    .await?;
+    Ok(changed.rows_affected() == 1)
+}
+
+pub async fn set(
+    conn: &mut PgConnection,
+    user_id: i64,
+    line: &CartLine,
+    now: OffsetDateTime,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "insert into orders.cart_line (user_id, product_id, quantity, added_at) values ($1, $2, $3, $4)
+         on conflict (user_id, product_id) do update set quantity = excluded.quantity",
+        user_id,
+        line.product_id,
+        line.quantity,
+        now
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+pub async fn remove(conn: &mut PgConnection, user_id: i64, product_id: i64) -> sqlx::Result<()> {
+    sqlx::query!("delete from orders.cart_line where user_id = $1 and product_id = $2", user_id, product_id)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+pub async fn clear(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<()> {
+    sqlx::query!("delete from orders.cart_line where user_id = $1", user_id).execute(conn).await?;
+    Ok(())
+}
+
+/// Takes what was ordered out of the cart; what another device has put in since stays. `false` where the cart does not
+/// hold all of it any more.
+pub async fn take(
+    conn: &mut PgConnection,
+    user_id: i64,
+    product_ids: &[i64],
+    quantities: &[i64],
+) -> sqlx::Result<bool> {
+    let taken = sqlx::query_scalar!(
+        r#"with ordered as (
+             select product_id, quantity from unnest($2::bigint[], $3::bigint[]) as ordered (product_id, quantity)
+         ), emptied as (
+             delete from orders.cart_line as line using ordered
+             where line.user_id = $1 and line.product_id = ordered.product_id and line.quantity = ordered.quantity
+             returning 1
+         ), lessened as (
+             update orders.cart_line as line set quantity = line.quantity - ordered.quantity from ordered
+             where line.user_id = $1 and line.product_id = ordered.product_id and line.quantity > ordered.quantity
+             returning 1
+         )
+         select (select count(*) from emptied) + (select count(*) from lessened) as "taken!""#,
+        user_id,
+        product_ids,
+        quantities
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(usize::try_from(taken).is_ok_and(|taken| taken == product_ids.len()))
+}

@@ -1,0 +1,148 @@
+//! Events: what happened to the orders of a user, numbered without a gap.
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    error::Error,
+    order::{Actor, Status},
+};
+
+#[derive(Clone, Debug)]
+pub struct EventRow {
+    pub user_id: i64,
+    pub seq: i64,
+    pub order_id: Uuid,
+    pub status: Status,
+    pub previous_status: Option<Status>,
+    pub total: i64,
+    pub currency: String,
+    pub version: i64,
+    pub actor: Actor,
+    pub reason: Option<String>,
+    pub at: OffsetDateTime,
+    pub traceparent: String,
+}
+
+pub(crate) struct Columns {
+    pub user_id: i64,
+    pub seq: i64,
+    pub order_id: Uuid,
+    pub status: String,
+    pub previous_status: Option<String>,
+    pub total: i64,
+    pub currency: String,
+    pub version: i64,
+    pub actor: String,
+    pub reason: Option<String>,
+    pub at: OffsetDateTime,
+    pub traceparent: String,
+}
+
+impl TryFrom<Columns> for EventRow {
+    type Error = Error;
+
+    fn try_from(row: Columns) -> Result<Self, Error> {
+        let status = |word: &str| Status::from_word(word).ok_or(Error::Broken("an event's status"));
+        Ok(Self {
+            user_id: row.user_id,
+            seq: row.seq,
+            order_id: row.order_id,
+            status: status(&row.status)?,
+            previous_status: row.previous_status.as_deref().map(status).transpose()?,
+            total: row.total,
+            currency: row.currency,
+            version: row.version,
+            actor: Actor::from_word(&row.actor).ok_or(Error::Broken("an event's actor"))?,
+            reason: row.reason,
+            at: row.at,
+            traceparent: row.traceparent,
+        })
+    }
+}
+
+/// The next number of a user. The lock it takes is held until the transaction ends, so that numbers are given in the
+/// order of the commits.
+pub async fn next_seq(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        "insert into orders.event_cursor as cursor (user_id, seq) values ($1, 1)
+         on conflict (user_id) do update set seq = cursor.seq + 1
+         returning seq",
+        user_id
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Writes an event, and puts it into the outbox, in one statement.
+pub async fn insert(conn: &mut PgConnection, event: &EventRow, lane: i16) -> sqlx::Result<()> {
+    sqlx::query!(
+        "with told as (
+             insert into orders.event (user_id, seq, order_id, status, previous_status, total, currency, version,
+                                       actor, reason, at, traceparent)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+         )
+         insert into orders.outbox (lane, user_id, seq, created_at) values ($13, $1, $2, $11)",
+        event.user_id,
+        event.seq,
+        event.order_id,
+        event.status.word(),
+        event.previous_status.map(Status::word),
+        event.total,
+        event.currency,
+        event.version,
+        event.actor.word(),
+        event.reason.as_deref(),
+        event.at,
+        event.traceparent,
+        lane
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// The user's newest number; 0 without events.
+pub async fn last_seq(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<i64> {
+    let seq = sqlx::query_scalar!("select seq from orders.event_cursor where user_id = $1", user_id)
+        .fetch_optional(conn)
+        .await?;
+    Ok(seq.unwrap_or_default())
+}
+
+/// Events of a user after a number, in order.
+pub async fn after(
+    conn: &mut PgConnection,
+    user_id: i64,
+    seq: i64,
+    limit: i64,
+) -> Result<Vec<EventRow>, Error> {
+    let rows = sqlx::query_as!(
+        Columns,
+        "select user_id, seq, order_id, status, previous_status, total, currency, version, actor, reason, at,
+                traceparent
+         from orders.event where user_id = $1 and seq > $2 order by seq limit $3",
+        user_id,
+        seq,
+        limit
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
+/// What happened to one order, oldest first.
+pub async fn of_order(conn: &mut PgConnection, user_id: i64, order_id: Uuid) -> Result<Vec<EventRow>, Error> {
+    let rows = sqlx::query_as!(
+        Columns,
+        "select user_id, seq, order_id, status, previous_status, total, currency, version, actor, reason, at,
+                traceparent
+         from orders.event where user_id = $1 and order_id = $2 order by seq",
+        user_id,
+        order_id
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter().map(TryInto::try_into).collect()
+}

@@ -1,0 +1,9 @@
+//! All SQL of the service but the outbox's: plain functions on a connection; the use case owns the transaction.
+
+pub mod cart;
+pub mod event;
+pub mod idempotency;
+pub mod order;
+pub mod payment;
+pub mod stock_task;
+pub mod stream;

@@ -1,0 +1,289 @@
+//! Orders and their lines.
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    error::Error,
+    order::{Address, Shipment, Status},
+};
+
+/// An order as it is kept; its lines come from [`lines`].
+#[derive(Clone, Debug)]
+pub struct OrderRow {
+    pub user_id: i64,
+    pub id: Uuid,
+    pub status: Status,
+    pub total: i64,
+    pub currency: String,
+    pub shipping_address: Address,
+    pub version: i64,
+    pub expires_at: OffsetDateTime,
+    pub paid_at: Option<OffsetDateTime>,
+    pub refunded_at: Option<OffsetDateTime>,
+    pub shipment: Option<(Shipment, OffsetDateTime)>,
+    pub cancel_reason: Option<String>,
+    pub expired: bool,
+    pub created_at: OffsetDateTime,
+    pub updated_at: OffsetDateTime,
+}
+
+#[derive(Clone, Debug)]
+pub struct LineRow {
+    pub order_id: Uuid,
+    pub product_id: i64,
+    pub sku: String,
+    pub name: String,
+    pub unit_price: i64,
+    pub quantity: i64,
+}
+
+/// The columns as they come; [`OrderRow`] is what they mean.
+struct Columns {
+    user_id: i64,
+    id: Uuid,
+    status: String,
+    total: i64,
+    currency: String,
+    shipping_address: sqlx::types::Json<Address>,
+    version: i64,
+    expires_at: OffsetDateTime,
+    paid_at: Option<OffsetDateTime>,
+    refunded_at: Option<OffsetDateTime>,
+    carrier: Option<String>,
+    tracking_number: Option<String>,
+    shipped_at: Option<OffsetDateTime>,
+    cancel_reason: Option<String>,
+    expired: bool,
+    created_at: OffsetDateTime,
+    updated_at: OffsetDateTime,
+}
+
+impl TryFrom<Columns> for OrderRow {
+    type Error = Error;
+
+    fn try_from(row: Columns) -> Result<Self, Error> {
+        let shipment = match (row.carrier, row.tracking_number, row.shipped_at) {
+            (Some(carrier), Some(tracking_number), Some(at)) => {
+                Some((Shipment { carrier, tracking_number }, at))
+            }
+            _ => None,
+        };
+        Ok(Self {
+            user_id: row.user_id,
+            id: row.id,
+            status: Status::from_word(&row.status).ok_or(Error::Broken("an order's status"))?,
+            total: row.total,
+            currency: row.currency,
+            shipping_address: row.shipping_address.0,
+            version: row.version,
+            expires_at: row.expires_at,
+            paid_at: row.paid_at,
+            refunded_at: row.refunded_at,
+            shipment,
+            cancel_reason: row.cancel_reason,
+            expired: row.expired,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        })
+    }
+}
+
+/// The order of a user, or of anybody (`None`: for admins).
+pub async fn find(conn: &mut PgConnection, owner: Option<i64>, id: Uuid) -> Result<Option<OrderRow>, Error> {
+    let row = sqlx::query_as!(
+        Columns,
+        r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
+                  expires_at, paid_at, refunded_at, carrier, tracking_number, shipped_at, cancel_reason, expired,
+                  created_at, updated_at
+           from orders.orders where id = $1 and user_id = coalesce($2, user_id)"#,
+        id,
+        owner
+    )
+    .fetch_optional(conn)
+    .await?;
+    row.map(TryInto::try_into).transpose()
+}
+
+/// The order with its lock, until the transaction ends.
+pub async fn lock(conn: &mut PgConnection, user_id: i64, id: Uuid) -> Result<Option<OrderRow>, Error> {
+    let row = sqlx::query_as!(
+        Columns,
+        r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
+                  expires_at, paid_at, refunded_at, carrier, tracking_number, shipped_at, cancel_reason, expired,
+                  created_at, updated_at
+           from orders.orders where user_id = $1 and id = $2 for update"#,
+        user_id,
+        id
+    )
+    .fetch_optional(conn)
+    .await?;
+    row.map(TryInto::try_into).transpose()
+}
+
+/// Which orders a list shows.
+#[derive(Clone, Copy, Debug)]
+pub struct Filter {
+    /// Of this user, or of all.
+    pub user_id: Option<i64>,
+    pub status: Option<Status>,
+    /// Older than this order.
+    pub before: Option<Uuid>,
+    pub limit: i64,
+}
+
+/// Newest first: the ids are UUIDv7, which begin with the time.
+pub async fn list(conn: &mut PgConnection, filter: Filter) -> Result<Vec<OrderRow>, Error> {
+    let before = filter.before.unwrap_or(Uuid::max());
+    let status = filter.status.map(Status::word);
+    let rows = match filter.user_id {
+        Some(user_id) => {
+            sqlx::query_as!(
+                Columns,
+                r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
+                          expires_at, paid_at, refunded_at, carrier, tracking_number, shipped_at, cancel_reason,
+                          expired, created_at, updated_at
+                   from orders.orders
+                   where user_id = $1 and id < $2 and ($3::text is null or status = $3)
+                   order by id desc limit $4"#,
+                user_id,
+                before,
+                status,
+                filter.limit
+            )
+            .fetch_all(conn)
+            .await?
+        }
+        None => {
+            sqlx::query_as!(
+                Columns,
+                r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
+                          expires_at, paid_at, refunded_at, carrier, tracking_number, shipped_at, cancel_reason,
+                          expired, created_at, updated_at
+                   from orders.orders
+                   where id < $1 and ($2::text is null or status = $2)
+                   order by id desc limit $3"#,
+                before,
+                status,
+                filter.limit
+            )
+            .fetch_all(conn)
+            .await?
+        }
+    };
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
+/// The lines of these orders, by order and product id.
+pub async fn lines(conn: &mut PgConnection, orders: &[(i64, Uuid)]) -> sqlx::Result<Vec<LineRow>> {
+    let (users, ids): (Vec<i64>, Vec<Uuid>) = orders.iter().copied().unzip();
+    sqlx::query_as!(
+        LineRow,
+        "select line.order_id, line.product_id, line.sku, line.name, line.unit_price, line.quantity
+         from unnest($1::bigint[], $2::uuid[]) as wanted (user_id, order_id)
+         join orders.order_line as line on line.user_id = wanted.user_id and line.order_id = wanted.order_id
+         order by line.order_id, line.product_id",
+        &users,
+        &ids
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// How many of a user's orders wait for payment. Exact under the lock of the user's event cursor, under which orders
+/// are made.
+pub async fn count_unpaid(conn: &mut PgConnection, user_id: i64, now: OffsetDateTime) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"select count(*) as "count!" from orders.orders
+           where user_id = $1 and status = 'pending' and expires_at > $2"#,
+        user_id,
+        now
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Writes a new order and its lines, in one statement.
+pub async fn insert(conn: &mut PgConnection, order: &OrderRow, lines: &[LineRow]) -> sqlx::Result<()> {
+    let products: Vec<i64> = lines.iter().map(|line| line.product_id).collect();
+    let skus: Vec<&str> = lines.iter().map(|line| line.sku.as_str()).collect();
+    let names: Vec<&str> = lines.iter().map(|line| line.name.as_str()).collect();
+    let prices: Vec<i64> = lines.iter().map(|line| line.unit_price).collect();
+    let quantities: Vec<i64> = lines.iter().map(|line| line.quantity).collect();
+    sqlx::query!(
+        "with placed as (
+             insert into orders.orders (user_id, id, status, total, currency, shipping_address, version, expires_at,
+                                        created_at, updated_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)
+         )
+         insert into orders.order_line (user_id, order_id, product_id, sku, name, unit_price, quantity)
+         select $1, $2, line.product_id, line.sku, line.name, line.unit_price, line.quantity
+         from unnest($10::bigint[], $11::text[], $12::text[], $13::bigint[], $14::bigint[])
+              as line (product_id, sku, name, unit_price, quantity)",
+        order.user_id,
+        order.id,
+        order.status.word(),
+        order.total,
+        order.currency,
+        sqlx::types::Json(&order.shipping_address) as _,
+        order.version,
+        order.expires_at,
+        order.created_at,
+        &products,
+        &skus as _,
+        &names as _,
+        &prices,
+        &quantities
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Writes what a step changed; the row's lock is held since [`lock`].
+pub async fn update(conn: &mut PgConnection, order: &OrderRow) -> sqlx::Result<()> {
+    let shipment = order.shipment.as_ref();
+    sqlx::query!(
+        "update orders.orders
+         set status = $3, version = $4, paid_at = $5, refunded_at = $6, carrier = $7, tracking_number = $8,
+             shipped_at = $9, cancel_reason = $10, expired = $11, updated_at = $12
+         where user_id = $1 and id = $2",
+        order.user_id,
+        order.id,
+        order.status.word(),
+        order.version,
+        order.paid_at,
+        order.refunded_at,
+        shipment.map(|(shipment, _)| shipment.carrier.as_str()),
+        shipment.map(|(shipment, _)| shipment.tracking_number.as_str()),
+        shipment.map(|(_, at)| *at),
+        order.cancel_reason.as_deref(),
+        order.expired,
+        order.updated_at
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Pending orders whose time has run out, but for those whose payment is being tried right now.
+pub async fn run_out(
+    conn: &mut PgConnection,
+    now: OffsetDateTime,
+    limit: i64,
+) -> sqlx::Result<Vec<(i64, Uuid)>> {
+    let rows = sqlx::query!(
+        "select o.user_id, o.id from orders.orders as o
+         where o.status = 'pending' and o.expires_at <= $1
+           and not exists (select from orders.payment_attempt as attempt
+                           where attempt.user_id = o.user_id and attempt.order_id = o.id
+                             and attempt.state = 'charging')
+         order by o.expires_at limit $2",
+        now,
+        limit
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.user_id, row.id)).collect())
+}

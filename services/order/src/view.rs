@@ -1,0 +1,154 @@
+//! Orders and events as callers see them.
+
+use shoppee_kit::cursor;
+use shoppee_proto::order::v1::{
+    self as wire, Actor as WireActor, OrderEvent, OrderHistoryEvent, OrderItem, OrderStatus, Payment,
+    PaymentStatus,
+};
+use uuid::Uuid;
+
+use crate::{
+    error::Error,
+    order::{Actor, Address, Status},
+    store::{
+        event::EventRow,
+        order::{LineRow, OrderRow},
+    },
+};
+
+pub fn status(status: Status) -> OrderStatus {
+    match status {
+        Status::Pending => OrderStatus::Pending,
+        Status::Paid => OrderStatus::Paid,
+        Status::Shipped => OrderStatus::Shipped,
+        Status::Completed => OrderStatus::Completed,
+        Status::Cancelled => OrderStatus::Cancelled,
+    }
+}
+
+fn actor(actor: Actor) -> WireActor {
+    match actor {
+        Actor::Customer => WireActor::Customer,
+        Actor::Admin => WireActor::Admin,
+        Actor::System => WireActor::System,
+    }
+}
+
+/// An order with those of `lines` that are its own.
+pub fn order(row: &OrderRow, lines: &[LineRow]) -> Result<wire::Order, Error> {
+    let items = lines
+        .iter()
+        .filter(|line| line.order_id == row.id)
+        .map(|line| {
+            Ok(OrderItem {
+                product_id: line.product_id,
+                sku: line.sku.clone(),
+                name: line.name.clone(),
+                unit_price: line.unit_price,
+                quantity: line.quantity,
+                line_total: line
+                    .unit_price
+                    .checked_mul(line.quantity)
+                    .ok_or(Error::Broken("a line's total"))?,
+            })
+        })
+        .collect::<Result<_, Error>>()?;
+    let paid = match (row.paid_at, row.refunded_at) {
+        (_, Some(_)) => PaymentStatus::Refunded,
+        (Some(_), None) => PaymentStatus::Paid,
+        (None, None) => PaymentStatus::Unpaid,
+    };
+    Ok(wire::Order {
+        id: row.id.to_string(),
+        user_id: row.user_id,
+        status: status(row.status).into(),
+        items,
+        total: row.total,
+        currency: row.currency.clone(),
+        shipping_address: Some(address(&row.shipping_address)),
+        payment: Some(Payment {
+            status: paid.into(),
+            paid_at: row.paid_at.map(Into::into),
+            refunded_at: row.refunded_at.map(Into::into),
+        }),
+        shipment: row.shipment.as_ref().map(|(shipment, at)| wire::Shipment {
+            carrier: shipment.carrier.clone(),
+            tracking_number: shipment.tracking_number.clone(),
+            shipped_at: Some((*at).into()),
+        }),
+        cancel_reason: row.cancel_reason.clone(),
+        expires_at: Some(row.expires_at.into()),
+        version: row.version,
+        created_at: Some(row.created_at.into()),
+        updated_at: Some(row.updated_at.into()),
+    })
+}
+
+fn address(address: &Address) -> wire::Address {
+    wire::Address {
+        recipient: address.recipient.clone(),
+        line1: address.line1.clone(),
+        line2: address.line2.clone(),
+        city: address.city.clone(),
+        region: address.region.clone(),
+        postal_code: address.postal_code.clone(),
+        country: address.country.clone(),
+        phone: address.phone.clone(),
+    }
+}
+
+/// An address as a caller sent it, not yet checked.
+pub fn parse_address(address: wire::Address) -> Address {
+    Address {
+        recipient: address.recipient,
+        line1: address.line1,
+        line2: address.line2,
+        city: address.city,
+        region: address.region,
+        postal_code: address.postal_code,
+        country: address.country,
+        phone: address.phone,
+    }
+}
+
+/// An event as it travels to sockets.
+pub fn event(row: &EventRow) -> OrderEvent {
+    OrderEvent {
+        user_id: row.user_id,
+        seq: row.seq,
+        order_id: row.order_id.to_string(),
+        status: status(row.status).into(),
+        previous_status: row.previous_status.map(|previous| status(previous).into()),
+        total: row.total,
+        currency: row.currency.clone(),
+        version: row.version,
+        at: Some(row.at.into()),
+        traceparent: row.traceparent.clone(),
+    }
+}
+
+/// An event as the order's history shows it.
+pub fn history_event(row: EventRow) -> OrderHistoryEvent {
+    OrderHistoryEvent {
+        seq: row.seq,
+        status: status(row.status).into(),
+        previous_status: row.previous_status.map(|previous| status(previous).into()),
+        at: Some(row.at.into()),
+        actor: actor(row.actor).into(),
+        reason: row.reason,
+    }
+}
+
+/// Where the page after an order begins.
+pub fn cursor_after(id: Uuid) -> String {
+    cursor::encode(&("order", id))
+}
+
+/// The order a page begins after.
+pub fn parse_cursor(cursor: &str) -> Result<Uuid, Error> {
+    match cursor::decode::<(String, Uuid)>(cursor) {
+        Ok((list, id)) if list == "order" => Ok(id),
+        Ok(_) => Err(Error::Malformed(("cursor", "is not a cursor of this list").into())),
+        Err(violations) => Err(Error::Malformed(violations)),
+    }
+}

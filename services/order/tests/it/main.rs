@@ -1,0 +1,1 @@
+//! Tests of the service through its gRPC client, on a real PostgreSQL.
