@@ -77,6 +77,13 @@ impl Refusal {
         refusal
     }
 
+    /// Adds what is wrong field by field, to a refusal for the state of things.
+    #[must_use]
+    pub fn with_violations(mut self, violations: Violations) -> Self {
+        self.violations = violations;
+        self
+    }
+
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);

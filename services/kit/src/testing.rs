@@ -32,14 +32,14 @@ impl Database {
         let server = std::env::var("SHOPPEE_TEST_POSTGRES").expect("run the tests by scripts/test");
         let admin: PgConnectOptions = server.parse().expect("SHOPPEE_TEST_POSTGRES is a URL");
         let name = format!("test_{}", Uuid::new_v4().simple());
-        let mut connection = PgConnection::connect_with(&admin).await.expect("test server answers");
-        connection.execute(AssertSqlSafe(format!("create database {name}"))).await.expect("create database");
-        let mut connection =
-            PgConnection::connect_with(&admin.clone().database(&name)).await.expect("connect");
+        let mut server = PgConnection::connect_with(&admin).await.expect("test server answers");
+        server.execute(AssertSqlSafe(format!("create database {name}"))).await.expect("create database");
         // Roles belong to the whole server: tests that start at once must make them one after the other.
-        connection.execute("select pg_advisory_lock(1)").await.expect("lock");
-        connection.execute(AssertSqlSafe(bootstrap(&name))).await.expect("bootstrap");
-        connection.close().await.expect("close");
+        server.execute("select pg_advisory_lock(1)").await.expect("lock");
+        let mut database = PgConnection::connect_with(&admin.clone().database(&name)).await.expect("connect");
+        database.execute(AssertSqlSafe(bootstrap(&name))).await.expect("bootstrap");
+        database.close().await.expect("close");
+        server.close().await.expect("close");
         Self { host: admin.get_host().to_owned(), port: admin.get_port(), name }
     }
 

@@ -212,7 +212,11 @@ async fn attempt(
         let mut conn = orders.pool.acquire().await?;
         attempts::advance(&mut conn, &attempt, "charging", "abandoned").await?;
         return Err(match no_hold {
-            NoHold::Gone => Error::OrderExpired,
+            NoHold::Gone => {
+                // Most likely somebody has just cancelled the order.
+                let row = store::find(&mut conn, Some(owner), id).await?.ok_or(Error::NotFound)?;
+                steps::check(Step::Pay, &row, asker, now).err().unwrap_or(Error::OrderExpired)
+            }
             NoHold::Refused(error) => error,
             NoHold::Differs | NoHold::Unavailable => Error::Unavailable,
         });

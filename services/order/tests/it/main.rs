@@ -1,1 +1,11 @@
-//! Tests of the service through its gRPC client, on a real PostgreSQL.
+//! Tests of the order service through its gRPC client, with the real auth and product services beside it, on a real
+//! PostgreSQL and Redis.
+
+mod cart;
+mod events;
+mod idempotency;
+mod payment;
+mod races;
+mod shop;
+mod steps;
+mod time;

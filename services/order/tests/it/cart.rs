@@ -1,0 +1,129 @@
+use shoppee_proto::{
+    order::v1::{ClearCartRequest, SetCartItemRequest},
+    product::v1::{ArchiveProductRequest, UpdateProductRequest},
+};
+
+use crate::shop::{Shop, refused, wish};
+
+#[tokio::test]
+async fn a_cart_has_live_prices_and_says_what_can_be_bought() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let (tea, cup) = (admin.sells("tea", 450, 10).await, admin.sells("cup", 1200, 1).await);
+    assert_eq!(ann.cart().await.items.len(), 0, "a new user's cart is empty");
+
+    ann.adds(tea, 2).await.unwrap();
+    let cart = ann.adds(cup, 2).await.unwrap();
+    assert_eq!(cart.total, 2 * 450 + 2 * 1200);
+    let shown: Vec<_> =
+        cart.items.iter().map(|item| (item.product_id, item.line_total, item.available)).collect();
+    assert_eq!(shown, [(tea, 900, true), (cup, 2400, false)]);
+
+    let (mut products, token) = admin.products();
+    let change = UpdateProductRequest {
+        id: tea,
+        update_mask: Some(prost_types::FieldMask { paths: vec!["price".to_owned()] }),
+        price: Some(500),
+        ..UpdateProductRequest::default()
+    };
+    products.update_product(admin.request(change)).await.unwrap();
+    assert_eq!(ann.cart().await.items[0].unit_price, 500, "prices are live");
+
+    let mut archive = tonic::Request::new(ArchiveProductRequest { id: cup, expected_version: None });
+    shoppee_kit::caller::authorize(&mut archive, &token);
+    products.archive_product(archive).await.unwrap();
+    let cart = ann.cart().await;
+    assert!(!cart.items[1].available, "an archived product stays visible and cannot be bought");
+    assert_eq!(refused(ann.adds(cup, 1).await), "product_unavailable");
+    assert_eq!(refused(ann.adds(999_999, 1).await), "product_unavailable");
+}
+
+#[tokio::test]
+async fn a_line_is_set_removed_and_bounded() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let tea = admin.sells("tea", 450, 10).await;
+    let set = async |quantity| {
+        let request = ann.request(SetCartItemRequest { product_id: tea, quantity });
+        ann.service().set_cart_item(request).await.map(tonic::Response::into_inner)
+    };
+
+    assert_eq!(set(7).await.unwrap().items[0].quantity, 7);
+    assert_eq!(ann.adds(tea, 3).await.unwrap().items[0].quantity, 10);
+    assert_eq!(refused(ann.adds(tea, 991).await), "validation_failed");
+    assert_eq!(ann.cart().await.items[0].quantity, 10, "a refused line changes nothing");
+    for odd in [-1, 1001] {
+        assert_eq!(refused(set(odd).await), "validation_failed");
+    }
+    for odd in [0, -1, 1001] {
+        assert_eq!(refused(ann.adds(tea, odd).await), "validation_failed");
+    }
+    assert_eq!(set(0).await.unwrap().items.len(), 0);
+
+    ann.adds(tea, 1).await.unwrap();
+    ann.service().clear_cart(ann.request(ClearCartRequest {})).await.unwrap();
+    assert_eq!(ann.cart().await.items.len(), 0);
+}
+
+#[tokio::test]
+async fn two_devices_add_to_the_same_line() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let tea = admin.sells("tea", 450, 10).await;
+    let device = || {
+        let ann = ann.clone();
+        tokio::spawn(async move {
+            for _ in 0..100 {
+                ann.adds(tea, 1).await.unwrap();
+            }
+        })
+    };
+    let (one, other) = (device(), device());
+    one.await.unwrap();
+    other.await.unwrap();
+    assert_eq!(ann.cart().await.items[0].quantity, 200);
+}
+
+#[tokio::test]
+async fn ordering_the_cart_empties_it_and_only_of_what_was_ordered() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let tea = admin.sells("tea", 450, 10).await;
+    assert_eq!(refused(ann.orders(wish(&[])).await), "cart_empty");
+
+    ann.adds(tea, 2).await.unwrap();
+    let order = ann.orders(wish(&[])).await.unwrap().into_inner();
+    assert_eq!((order.total, order.items[0].quantity), (900, 2));
+    assert_eq!(ann.cart().await.items.len(), 0);
+
+    ann.adds(tea, 1).await.unwrap();
+    ann.buys(tea, 3).await;
+    assert_eq!(ann.cart().await.items[0].quantity, 1, "an order by items leaves the cart alone");
+    assert_eq!(admin.stock(tea).await, 5);
+}
+
+#[tokio::test]
+async fn a_cart_ordered_twice_at_once_is_one_order() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let tea = admin.sells("tea", 450, 100).await;
+    for _ in 0..10 {
+        ann.adds(tea, 2).await.unwrap();
+        let clicks: Vec<_> = (0..4)
+            .map(|_| {
+                let ann = ann.clone();
+                tokio::spawn(async move { ann.orders(wish(&[])).await })
+            })
+            .collect();
+        let mut placed = Vec::new();
+        for click in clicks {
+            match click.await.unwrap() {
+                Ok(order) => placed.push(order.into_inner().id),
+                other => assert_eq!(refused(other), "cart_empty"),
+            }
+        }
+        assert_eq!(placed.len(), 1);
+        ann.cancels(&placed[0]).await.unwrap();
+    }
+    shoppee_kit::testing::eventually("all stock is back", || async { admin.stock(tea).await == 100 }).await;
+}

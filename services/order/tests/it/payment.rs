@@ -1,0 +1,111 @@
+use std::time::Duration;
+
+use shoppee_kit::testing::eventually;
+use shoppee_proto::order::v1::{OrderStatus, PaymentStatus};
+
+use crate::shop::{Shop, refused};
+
+#[tokio::test]
+async fn a_declined_payment_leaves_the_order_open() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let id = ann.buys(admin.sells("tea", 450, 10).await, 1).await.id;
+    for token in ["tok_declined", "tok_insufficient_funds"] {
+        assert_eq!(refused(ann.pays_with(&id, token, None).await), "payment_declined");
+    }
+    for token in ["", "tok_visa", "TOK_OK"] {
+        assert_eq!(refused(ann.pays_with(&id, token, None).await), "validation_failed");
+    }
+    assert_eq!(ann.sees(&id).await.unwrap().status(), OrderStatus::Pending);
+    assert_eq!(ann.events().await.len(), 1);
+    assert_eq!(ann.pays(&id).await.unwrap().payment.unwrap().status(), PaymentStatus::Paid);
+}
+
+#[tokio::test]
+async fn a_payment_under_a_key_is_answered_once() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let id = ann.buys(admin.sells("tea", 450, 10).await, 1).await.id;
+    let is_replay = |metadata: &tonic::metadata::MetadataMap| metadata.get("idempotent-replayed").is_some();
+
+    let first = ann.pays_with(&id, "tok_declined", Some("k1")).await.unwrap_err();
+    let again = ann.pays_with(&id, "tok_declined", Some("k1")).await.unwrap_err();
+    assert_eq!(first.message(), again.message());
+    assert!(!is_replay(first.metadata()) && is_replay(again.metadata()), "a 402 is an answer too");
+    assert_eq!(refused(ann.pays_with(&id, "tok_ok", Some("k1")).await), "idempotency_key_reused");
+
+    let first = ann.pays_with(&id, "tok_ok", Some("k2")).await.unwrap();
+    admin.ships(&id).await.unwrap();
+    let again = ann.pays_with(&id, "tok_ok", Some("k2")).await.unwrap();
+    assert!(!is_replay(first.metadata()) && is_replay(again.metadata()));
+    assert_eq!(first.into_inner(), again.into_inner(), "the answer of then, not of now");
+    assert_eq!(refused(ann.pays_with(&id, "tok_ok", Some("k3")).await), "invalid_transition");
+}
+
+#[tokio::test]
+async fn a_payment_that_a_crash_left_open_is_finished() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let tea = admin.sells("tea", 450, 10).await;
+    let (charged, never_charged) = (ann.buys(tea, 1).await.id, ann.buys(tea, 1).await.id);
+    // What is in the tables when a process dies after the provider has answered, and before it was asked.
+    let look = shop.look().await;
+    for (id, was_charged) in [(&charged, true), (&never_charged, false)] {
+        let attempt = uuid::Uuid::now_v7();
+        sqlx::query(
+            "insert into orders.payment_attempt (user_id, order_id, id, state, key, started_at)
+             values ($1, $2::uuid, $3, 'charging', null, now())",
+        )
+        .bind(ann.id)
+        .bind(id)
+        .bind(attempt)
+        .execute(&look)
+        .await
+        .unwrap();
+        if was_charged {
+            sqlx::query(
+                "insert into orders.sandbox_charge (attempt_id, outcome, amount, currency, at)
+                 values ($1, 'approved', 450, 'EUR', now())",
+            )
+            .bind(attempt)
+            .execute(&look)
+            .await
+            .unwrap();
+        }
+    }
+    assert_eq!(refused(ann.pays(&charged).await), "request_in_progress");
+
+    shop.let_pass(Duration::from_secs(31));
+    eventually("the charged order is paid", || async {
+        ann.sees(&charged).await.unwrap().status() == OrderStatus::Paid
+    })
+    .await;
+    eventually("the other can be paid anew", || async { ann.pays(&never_charged).await.is_ok() }).await;
+    let charges: i64 =
+        sqlx::query_scalar("select count(*) from orders.sandbox_charge where outcome = 'approved'")
+            .fetch_one(&look)
+            .await
+            .unwrap();
+    assert_eq!(charges, 2, "each order was charged once");
+}
+
+#[tokio::test]
+async fn an_order_cancelled_while_the_provider_is_busy_gets_its_money_back() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let tea = admin.sells("tea", 450, 10).await;
+    let id = ann.buys(tea, 1).await.id;
+    let paying = {
+        let (ann, id) = (ann.clone(), id.clone());
+        tokio::spawn(async move { ann.pays_with(&id, "tok_slow", None).await })
+    };
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    ann.cancels(&id).await.unwrap();
+    assert_eq!(refused(paying.await.unwrap()), "invalid_transition");
+    let outcome: String = sqlx::query_scalar("select outcome from orders.sandbox_charge")
+        .fetch_one(&shop.look().await)
+        .await
+        .unwrap();
+    assert_eq!(outcome, "refunded");
+    assert_eq!(admin.stock(tea).await, 10);
+}

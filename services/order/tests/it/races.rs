@@ -1,0 +1,101 @@
+use shoppee_kit::testing::eventually;
+use shoppee_proto::order::v1::OrderStatus;
+
+use crate::shop::{Shop, refused, wish};
+
+#[tokio::test]
+async fn the_last_unit_is_sold_once() {
+    let shop = Shop::open().await;
+    let admin = shop.admin().await;
+    let mut buyers = Vec::new();
+    for number in 0..10 {
+        buyers.push(shop.customer(&format!("buyer-{number}")).await);
+    }
+    for round in 0..5 {
+        let tea = admin.sells(&format!("last-{round}"), 450, 1).await;
+        let rush: Vec<_> = (0..200)
+            .map(|number| {
+                let buyer = buyers[number % buyers.len()].clone();
+                tokio::spawn(async move { buyer.orders(wish(&[(tea, 1)])).await })
+            })
+            .collect();
+        let mut sold = 0;
+        for buyer in rush {
+            match buyer.await.unwrap() {
+                Ok(_) => sold += 1,
+                other => assert_eq!(refused(other), "out_of_stock"),
+            }
+        }
+        assert_eq!((sold, admin.stock(tea).await), (1, 0));
+    }
+}
+
+#[tokio::test]
+async fn fifty_payments_at_once_are_one() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let tea = admin.sells("tea", 450, 10).await;
+    let id = ann.buys(tea, 1).await.id;
+    let tries: Vec<_> = (0..50)
+        .map(|_| {
+            let (ann, id) = (ann.clone(), id.clone());
+            tokio::spawn(async move { ann.pays(&id).await })
+        })
+        .collect();
+    let mut paid = 0;
+    for attempt in tries {
+        match attempt.await.unwrap() {
+            Ok(_) => paid += 1,
+            other => {
+                let reason = refused(other);
+                assert!(["request_in_progress", "invalid_transition"].contains(&reason.as_str()), "{reason}");
+            }
+        }
+    }
+    assert_eq!(paid, 1);
+    let charges: i64 =
+        sqlx::query_scalar("select count(*) from orders.sandbox_charge where outcome = 'approved'")
+            .fetch_one(&shop.look().await)
+            .await
+            .unwrap();
+    assert_eq!(charges, 1);
+    assert_eq!(ann.events().await.len(), 2);
+}
+
+#[tokio::test]
+async fn of_pay_and_cancel_one_wins() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let tea = admin.sells("tea", 450, 200).await;
+    let mut paid = 0;
+    for round in 0..100 {
+        let id = ann.buys(tea, 1).await.id;
+        let (pay, cancel) = tokio::join!(ann.pays(&id), ann.cancels(&id));
+        let order = ann.sees(&id).await.unwrap();
+        match order.status() {
+            OrderStatus::Paid => {
+                paid += 1;
+                assert!(pay.is_ok(), "round {round}");
+                assert_eq!(refused(cancel), "invalid_transition");
+            }
+            OrderStatus::Cancelled => {
+                assert!(cancel.is_ok(), "round {round}");
+                assert_eq!(refused(pay), "invalid_transition");
+            }
+            OrderStatus::Unspecified
+            | OrderStatus::Pending
+            | OrderStatus::Shipped
+            | OrderStatus::Completed => {
+                panic!("round {round}: {:?}", order.status())
+            }
+        }
+        assert_eq!(ann.history(&id).await.unwrap().len(), 2, "round {round}");
+    }
+    eventually("stock fits", || async { admin.stock(tea).await == 200 - paid }).await;
+    let taken: i64 =
+        sqlx::query_scalar("select count(*) from orders.sandbox_charge where outcome = 'approved'")
+            .fetch_one(&shop.look().await)
+            .await
+            .unwrap();
+    assert_eq!(taken, paid, "who cancelled in time keeps the money");
+}

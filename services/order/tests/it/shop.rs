@@ -1,0 +1,347 @@
+//! A shop of a test's own, and the people in it.
+
+use std::{sync::Arc, time::Duration};
+
+use secrecy::SecretString;
+use shoppee_kit::{
+    client,
+    clock::Clock,
+    settings,
+    status::{self, Told},
+    testing::{Database, RedisServer, TestProcess, common, eventually, free_addr},
+};
+use shoppee_proto::{
+    auth::v1::{LoginRequest, RegisterRequest, auth_service_client::AuthServiceClient},
+    order::v1::{
+        AddCartItemRequest, Address, CancelOrderRequest, Cart, CompleteOrderRequest, CreateOrderRequest,
+        GetCartRequest, GetOrderRequest, ListEventsRequest, ListOrderEventsRequest, Order, OrderEvent,
+        OrderHistoryEvent, OrderLine, PayOrderRequest, ShipOrderRequest,
+        order_service_client::OrderServiceClient,
+    },
+    product::v1::{
+        CreateProductRequest, GetProductRequest, Product, product_service_client::ProductServiceClient,
+    },
+};
+use sqlx::PgPool;
+use tonic::{Request, Response, Status, transport::Channel};
+
+const ORDER_SECRET: &str = "the order service's own secret";
+const PASSWORD: &str = "correct horse battery";
+/// Long enough for a slow machine; a call of these takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The three services, each a process of its own in all but memory.
+pub struct Shop {
+    pub database: Database,
+    pub redis: RedisServer,
+    auth: Channel,
+    product: Channel,
+    order: Channel,
+    clock: Clock,
+    order_settings: shoppee_order::Settings,
+    order_process: TestProcess,
+    _auth: TestProcess,
+    _product: TestProcess,
+}
+
+impl Shop {
+    pub async fn open() -> Self {
+        Self::open_with(|_| ()).await
+    }
+
+    /// With settings of the order service changed.
+    pub async fn open_with(change: impl FnOnce(&mut shoppee_order::Settings)) -> Self {
+        let database = Database::create().await;
+        let redis = RedisServer::start().await;
+        let (mut auth_process, mut product_process) = (TestProcess::default(), TestProcess::default());
+        let (auth, product) = (free_addr(), free_addr());
+        shoppee_auth::start(
+            shoppee_auth::Settings {
+                common: common(),
+                postgres: database.settings("auth"),
+                redis: redis.settings(),
+                listen_addr: auth,
+                metrics_addr: free_addr(),
+                grpc_reflection: false,
+                jwt_secret: SecretString::from("a secret of this test, long enough to be one"),
+                jwt_secret_previous: None,
+                // Tests let a day pass.
+                access_token_ttl: Duration::from_hours(48),
+                refresh_token_ttl: Duration::from_hours(24),
+                admin_username: Some("root".to_owned()),
+                admin_email: Some("root@shop.example".to_owned()),
+                admin_password: Some(SecretString::from(PASSWORD)),
+                service_clients: Some(SecretString::from(format!("order={ORDER_SECRET}"))),
+                password_hashes: None,
+            },
+            auth_process.process.clone(),
+        )
+        .await
+        .expect("auth starts");
+        let auth_url = format!("http://{auth}");
+        shoppee_product::start(
+            shoppee_product::Settings {
+                common: common(),
+                postgres: database.settings("product"),
+                auth_url: auth_url.clone(),
+                listen_addr: product,
+                metrics_addr: free_addr(),
+                grpc_reflection: false,
+                shop_currency: "EUR".to_owned(),
+            },
+            product_process.process.clone(),
+        )
+        .await
+        .expect("product starts");
+        let mut order_settings = shoppee_order::Settings {
+            common: common(),
+            postgres: database.settings("order"),
+            redis: redis.settings(),
+            service_client: settings::ServiceClient {
+                auth_url: auth_url.clone(),
+                service_client_id: "order".to_owned(),
+                service_client_secret: SecretString::from(ORDER_SECRET),
+            },
+            product_url: format!("http://{product}"),
+            listen_addr: free_addr(),
+            metrics_addr: free_addr(),
+            grpc_reflection: false,
+            order_ttl: Duration::from_mins(15),
+            max_unpaid_orders: 20,
+            shop_currency: "EUR".to_owned(),
+            payment_provider: shoppee_order::PaymentProvider::Sandbox,
+        };
+        change(&mut order_settings);
+        let mut order_process = TestProcess::default();
+        shoppee_order::start(order_settings.clone(), order_process.process.clone())
+            .await
+            .expect("order starts");
+        auth_process.serves().await;
+        product_process.serves().await;
+        order_process.serves().await;
+        let channel = |url: &str| client::channel(url).expect("a URL");
+        Self {
+            auth: channel(&auth_url),
+            product: channel(&format!("http://{product}")),
+            order: channel(&format!("http://{}", order_settings.listen_addr)),
+            clock: order_process.process.clock.clone(),
+            order_settings,
+            order_process,
+            _auth: auth_process,
+            _product: product_process,
+            database,
+            redis,
+        }
+    }
+
+    /// Lets time pass for the order service.
+    pub fn let_pass(&self, time: Duration) {
+        self.clock.advance(time);
+    }
+
+    pub async fn stop_order(&mut self) {
+        self.order_process.stop().await;
+    }
+
+    pub async fn start_order(&mut self) {
+        let mut process = TestProcess::default();
+        process.process.clock = self.clock.clone();
+        shoppee_order::start(self.order_settings.clone(), process.process.clone())
+            .await
+            .expect("order starts");
+        process.serves().await;
+        self.order_process = process;
+    }
+
+    /// A user who has just registered and signed in.
+    pub async fn customer(&self, name: &str) -> Person {
+        let mut auth = AuthServiceClient::new(self.auth.clone());
+        let request = RegisterRequest {
+            username: name.to_owned(),
+            email: format!("{name}@shop.example"),
+            password: PASSWORD.to_owned(),
+        };
+        auth.register(request).await.expect("registers");
+        self.sign_in(name).await
+    }
+
+    /// The first admin.
+    pub async fn admin(&self) -> Person {
+        // The account is made when the service starts, and it may still be starting.
+        let login = || async { self.try_sign_in("root").await.is_ok() };
+        eventually("the first admin can sign in", login).await;
+        self.sign_in("root").await
+    }
+
+    async fn sign_in(&self, name: &str) -> Person {
+        self.try_sign_in(name).await.expect("signs in")
+    }
+
+    async fn try_sign_in(&self, name: &str) -> Result<Person, Status> {
+        let request = LoginRequest {
+            username: name.to_owned(),
+            password: PASSWORD.to_owned(),
+            user_agent: "test".to_owned(),
+        };
+        let tokens = AuthServiceClient::new(self.auth.clone()).login(request).await?.into_inner();
+        Ok(Person {
+            id: tokens.user.expect("a user").id,
+            token: Arc::new(SecretString::from(tokens.access_token)),
+            order: OrderServiceClient::new(self.order.clone()),
+            product: ProductServiceClient::new(self.product.clone()),
+        })
+    }
+
+    /// A look into the order service's tables.
+    pub async fn look(&self) -> PgPool {
+        PgPool::connect(&self.database.url("order")).await.expect("connects")
+    }
+}
+
+/// Somebody who is signed in.
+#[derive(Clone)]
+pub struct Person {
+    pub id: i64,
+    token: Arc<SecretString>,
+    order: OrderServiceClient<Channel>,
+    product: ProductServiceClient<Channel>,
+}
+
+/// What was refused, by the word a REST client reads.
+pub fn refused<T: std::fmt::Debug>(answer: Result<T, Status>) -> String {
+    let Told { reason, .. } = status::read(&answer.expect_err("refused"));
+    reason.to_lowercase()
+}
+
+pub fn address() -> Address {
+    Address {
+        recipient: "Ann".to_owned(),
+        line1: "High Street 1".to_owned(),
+        city: "Utrecht".to_owned(),
+        postal_code: "3511".to_owned(),
+        country: "NL".to_owned(),
+        ..Address::default()
+    }
+}
+
+/// An order of these products, to be changed where a test needs more.
+pub fn wish(items: &[(i64, i64)]) -> CreateOrderRequest {
+    CreateOrderRequest {
+        items: items
+            .iter()
+            .map(|(product_id, quantity)| OrderLine { product_id: *product_id, quantity: *quantity })
+            .collect(),
+        shipping_address: Some(address()),
+        expected_total: None,
+        idempotency_key: None,
+    }
+}
+
+impl Person {
+    fn with_token<T>(&self, message: T) -> Request<T> {
+        client::request(message, Some(&self.token), PATIENCE)
+    }
+
+    /// Puts a product into the shop; for admins.
+    pub async fn sells(&self, sku: &str, price: i64, stock: i64) -> i64 {
+        let request = CreateProductRequest {
+            sku: sku.to_owned(),
+            name: format!("Product {sku}"),
+            price,
+            stock,
+            ..CreateProductRequest::default()
+        };
+        self.product.clone().create_product(self.with_token(request)).await.expect("created").into_inner().id
+    }
+
+    pub async fn product(&self, id: i64) -> Product {
+        let request = self.with_token(GetProductRequest { id });
+        self.product.clone().get_product(request).await.expect("found").into_inner()
+    }
+
+    pub async fn stock(&self, id: i64) -> i64 {
+        self.product(id).await.stock
+    }
+
+    pub fn products(&self) -> (ProductServiceClient<Channel>, Arc<SecretString>) {
+        (self.product.clone(), self.token.clone())
+    }
+
+    pub fn service(&self) -> OrderServiceClient<Channel> {
+        self.order.clone()
+    }
+
+    pub async fn orders(&self, request: CreateOrderRequest) -> Result<Response<Order>, Status> {
+        self.order.clone().create_order(self.with_token(request)).await
+    }
+
+    pub async fn buys(&self, product_id: i64, quantity: i64) -> Order {
+        self.orders(wish(&[(product_id, quantity)])).await.expect("ordered").into_inner()
+    }
+
+    pub async fn sees(&self, id: &str) -> Result<Order, Status> {
+        let request = self.with_token(GetOrderRequest { id: id.to_owned() });
+        self.order.clone().get_order(request).await.map(Response::into_inner)
+    }
+
+    pub async fn pays(&self, id: &str) -> Result<Order, Status> {
+        self.pays_with(id, "tok_ok", None).await.map(Response::into_inner)
+    }
+
+    pub async fn pays_with(
+        &self,
+        id: &str,
+        token: &str,
+        key: Option<&str>,
+    ) -> Result<Response<Order>, Status> {
+        let request = PayOrderRequest {
+            id: id.to_owned(),
+            payment_token: token.to_owned(),
+            idempotency_key: key.map(str::to_owned),
+        };
+        self.order.clone().pay_order(self.with_token(request)).await
+    }
+
+    pub async fn ships(&self, id: &str) -> Result<Order, Status> {
+        let request = ShipOrderRequest {
+            id: id.to_owned(),
+            carrier: "Post".to_owned(),
+            tracking_number: "3S-1".to_owned(),
+        };
+        self.order.clone().ship_order(self.with_token(request)).await.map(Response::into_inner)
+    }
+
+    pub async fn completes(&self, id: &str) -> Result<Order, Status> {
+        let request = self.with_token(CompleteOrderRequest { id: id.to_owned() });
+        self.order.clone().complete_order(request).await.map(Response::into_inner)
+    }
+
+    pub async fn cancels(&self, id: &str) -> Result<Order, Status> {
+        let request = self.with_token(CancelOrderRequest { id: id.to_owned(), reason: None });
+        self.order.clone().cancel_order(request).await.map(Response::into_inner)
+    }
+
+    pub async fn history(&self, id: &str) -> Result<Vec<OrderHistoryEvent>, Status> {
+        let request = self.with_token(ListOrderEventsRequest { order_id: id.to_owned() });
+        Ok(self.order.clone().list_order_events(request).await?.into_inner().items)
+    }
+
+    /// All events of the user, from the first.
+    pub async fn events(&self) -> Vec<OrderEvent> {
+        let request = self.with_token(ListEventsRequest { after_seq: Some(0), limit: None });
+        self.order.clone().list_events(request).await.expect("listed").into_inner().events
+    }
+
+    pub async fn cart(&self) -> Cart {
+        self.order.clone().get_cart(self.with_token(GetCartRequest {})).await.expect("a cart").into_inner()
+    }
+
+    pub async fn adds(&self, product_id: i64, quantity: i64) -> Result<Cart, Status> {
+        let request = self.with_token(AddCartItemRequest { product_id, quantity });
+        self.order.clone().add_cart_item(request).await.map(Response::into_inner)
+    }
+
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        self.with_token(message)
+    }
+}
