@@ -33,6 +33,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The longest a caller may ask for: a slow payment provider, a large batch.
 const LONGEST: Duration = Duration::from_mins(1);
+/// The part of a caller's own deadline after which it is answered, so that it hears why before it gives up.
+const OF_THE_CALLERS: f64 = 0.9;
 /// Streams on one connection; a gateway has one connection a service.
 const STREAMS: u32 = 1024;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
@@ -194,7 +196,7 @@ fn patience(headers: &http::HeaderMap) -> Duration {
             _ => return None,
         })
     });
-    asked.unwrap_or(PATIENCE).min(LONGEST)
+    asked.map_or(PATIENCE, |asked| asked.min(LONGEST).mul_f64(OF_THE_CALLERS))
 }
 
 /// Service and method of a path, for labels: only names that the contract knows, so that nobody can make up more.
@@ -218,4 +220,31 @@ fn methods() -> std::collections::HashMap<String, (&'static str, &'static str)> 
         }
     }
     methods
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(timeout: &str) -> Duration {
+        let value = http::HeaderValue::from_str(timeout).unwrap();
+        patience(&http::HeaderMap::from_iter([(http::HeaderName::from_static("grpc-timeout"), value)]))
+    }
+
+    #[test]
+    fn a_caller_hears_before_its_deadline() {
+        assert_eq!(asked("1S"), Duration::from_millis(900));
+        assert_eq!(asked("500m"), Duration::from_millis(450));
+        assert_eq!(asked("99999999H"), Duration::from_secs(54), "and never waits for ever");
+        for odd in ["", "S", "1", "1x", "-1S", "99999999999999999999S"] {
+            assert_eq!(asked(odd), PATIENCE, "{odd}");
+        }
+    }
+
+    #[test]
+    fn labels_are_names_of_the_contract() {
+        let known = "/shoppee.order.v1.OrderService/CreateOrder";
+        assert_eq!(name(known), ("shoppee.order.v1.OrderService", "CreateOrder"));
+        assert_eq!(name("/made.up/Name"), ("other", "other"));
+    }
 }

@@ -1,6 +1,7 @@
 //! Plumbing that every process of the shop shares, without a business word in it. One idea a module:
 //!
-//! - [`process`]: from `main` to the exit code; [`tasks`] are what runs until then, [`readiness`] whether it can serve
+//! - [`process`]: from `main` to the exit code; [`tasks`] are what runs until then, [`readiness`] whether it can serve,
+//!   [`probe`] asks it
 //! - [`settings`], [`telemetry`], [`clock`]: what a process starts with
 //! - [`caller`]: who calls, from a verified token; [`keys`] keeps what verifying needs up to date
 //! - [`grpc`]: the server's layers; [`client`]: calls to other services; [`status`]: errors that carry a reason
@@ -15,6 +16,7 @@ pub mod grpc;
 pub mod keys;
 pub mod ops;
 pub mod pg;
+pub mod probe;
 pub mod process;
 pub mod readiness;
 pub mod redis;

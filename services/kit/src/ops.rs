@@ -1,9 +1,13 @@
-//! What operators ask a service over HTTP: `/metrics`, `/healthz`, `/readyz` on METRICS_ADDR.
+//! What operators ask a process over HTTP: `/metrics`, `/healthz`, `/readyz`; of a service on METRICS_ADDR.
+//!
+//! `/readyz` is for people and alerts: 503 as soon as any dependency is away. A load balancer asks
+//! `/readyz?need=vital`: taking a process out because Redis is away would turn a slower shop into none.
 
 use std::net::SocketAddr;
 
 use anyhow::Context as _;
-use axum::{Router, http::StatusCode, response::IntoResponse, routing::get};
+use axum::{Router, extract::Query, http::StatusCode, response::IntoResponse, routing::get};
+use serde::Deserialize;
 
 use crate::{readiness::Readiness, tasks::Tasks, telemetry};
 
@@ -26,16 +30,31 @@ pub fn router(readiness: Readiness) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(move || ready(readiness.clone())))
+        .route("/readyz", get(move |query| ready(query, readiness.clone())))
 }
 
 async fn metrics() -> impl IntoResponse {
     ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], telemetry::metrics())
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    need: Option<Wanted>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Wanted {
+    Vital,
+}
+
 #[expect(clippy::unused_async, reason = "a handler")]
-async fn ready(readiness: Readiness) -> impl IntoResponse {
-    let missing = readiness.missing();
+async fn ready(Query(asked): Query<Asked>, readiness: Readiness) -> impl IntoResponse {
+    let missing = match asked.need {
+        Some(Wanted::Vital) => readiness.missing_vital(),
+        None => readiness.missing(),
+    };
     if missing.is_empty() {
         (StatusCode::OK, "ready\n".to_owned())
     } else {

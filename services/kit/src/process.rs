@@ -1,11 +1,12 @@
 //! From `main` to the exit code: settings, logs, the run, the signal to stop, the deadline after it.
 
-use std::{fmt::Write as _, io::Write as _, process::ExitCode, time::Duration};
+use std::{fmt::Write as _, io::Write as _, net::SocketAddr, process::ExitCode, time::Duration};
 
+use anyhow::Context as _;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{clock::Clock, readiness::Readiness, settings::Common, tasks::Tasks, telemetry};
+use crate::{clock::Clock, probe, readiness::Readiness, settings::Common, tasks::Tasks, telemetry};
 
 /// After the lag, how long requests and sockets may take to end. With the lag it stays below the 25 s that a
 /// rolling restart grants.
@@ -22,6 +23,11 @@ pub struct Process {
 /// Settings of a process.
 pub trait Settings: Parser {
     fn common(&self) -> &Common;
+
+    /// Where `/readyz` is answered; what `--probe` asks.
+    fn ops_addr(&self) -> Option<SocketAddr> {
+        None
+    }
 }
 
 /// Runs the process called `name`: `start` wires its parts and spawns its tasks, which then run until SIGTERM, Ctrl-C
@@ -40,6 +46,10 @@ where
         }
         Err(error) => return fail(name, &one_line(&error.render().to_string())),
     };
+    if settings.common().probe {
+        let asked = settings.ops_addr().context("answers no /readyz").and_then(probe::ask);
+        return asked.map_or_else(|error| fail(name, &format!("{error:#}")), |()| ExitCode::SUCCESS);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(name, &error.to_string()),

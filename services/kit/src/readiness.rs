@@ -93,15 +93,47 @@ impl Readiness {
 
     /// What stands in the way of being ready; empty when ready.
     pub fn missing(&self) -> Vec<&'static str> {
+        self.missing_where(|_| true)
+    }
+
+    /// What stands in the way of answering at all.
+    pub fn missing_vital(&self) -> Vec<&'static str> {
+        self.missing_where(|need| need == Need::Vital)
+    }
+
+    fn missing_where(&self, counts: impl Fn(Need) -> bool) -> Vec<&'static str> {
         if *self.stopping.borrow() {
             return vec!["stopping"];
         }
         let checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        checks.iter().filter(|(_, check)| !check.up).map(|(name, _)| *name).collect()
+        checks.iter().filter(|(_, check)| !check.up && counts(check.need)).map(|(name, _)| *name).collect()
     }
 
     /// Whether requests can be answered at all.
     pub fn serving(&self) -> watch::Receiver<bool> {
         self.serving.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_vital_stands_in_the_way_of_serving() {
+        let readiness = Readiness::default();
+        let serving = readiness.serving();
+        readiness.set("postgres", Need::Vital, true);
+        readiness.set("redis", Need::Useful, false);
+        assert!(*serving.borrow());
+        assert_eq!((readiness.missing(), readiness.missing_vital()), (vec!["redis"], vec![]));
+        readiness.set("postgres", Need::Vital, false);
+        assert!(!*serving.borrow());
+        readiness.set("postgres", Need::Vital, true);
+        readiness.stop();
+        assert!(!*serving.borrow());
+        assert_eq!(readiness.missing_vital(), ["stopping"]);
+        readiness.set("redis", Need::Useful, true);
+        assert!(!*serving.borrow(), "nothing brings a stopping process back");
     }
 }

@@ -37,6 +37,10 @@ pub struct Common {
     /// 5s in production, none in development
     #[arg(long, env = "SHUTDOWN_LAG", value_parser = duration)]
     pub shutdown_lag: Option<Duration>,
+    /// Starts nothing: asks the process with these settings that runs already whether it can serve, and exits with
+    /// 0 where it can; for the health checks of containers
+    #[arg(long)]
+    pub probe: bool,
 }
 
 /// How long, in production, Kubernetes takes to tell every proxy that an endpoint is gone.

@@ -63,3 +63,31 @@ impl Tasks {
         self.running.wait().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_ends_too_early_is_told_with_its_name() {
+        let (tasks, mut ended) = Tasks::new();
+        tasks.spawn("short", async { Ok(()) });
+        assert!(ended.recv().await.unwrap().to_string().contains("short"));
+        tasks.spawn("broken", async { panic!("on purpose") });
+        assert!(ended.recv().await.unwrap().to_string().contains("broken"));
+    }
+
+    #[tokio::test]
+    async fn stopping_waits_for_all_and_is_no_failure() {
+        let (tasks, mut ended) = Tasks::new();
+        let stop = tasks.stopping();
+        tasks.spawn("patient", async move {
+            stop.cancelled().await;
+            Ok(())
+        });
+        let work = tasks.track(async { tokio::task::yield_now().await });
+        tasks.stop().await;
+        assert!(work.is_finished());
+        assert!(ended.try_recv().is_err());
+    }
+}

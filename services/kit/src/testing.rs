@@ -171,6 +171,7 @@ pub fn common() -> settings::Common {
         log_format: settings::LogFormat::Pretty,
         otel_exporter_otlp_endpoint: None,
         shutdown_lag: None,
+        probe: false,
     }
 }
 

@@ -98,10 +98,7 @@ impl OrderService for Service {
     async fn get_order(&self, request: Request<GetOrderRequest>) -> Result<Response<Order>, Status> {
         let caller = caller::user(&request)?;
         let id = order_id(&request.into_inner().id)?;
-        let mut conn = self.orders.pool.acquire().await.map_err(Error::from)?;
-        let owner = (!caller.is_admin()).then(|| caller.user_id());
-        let row = store::find(&mut conn, owner, id).await?.ok_or(Error::NotFound)?;
-        Ok(Response::new(steps::view(&mut conn, &row).await?))
+        Ok(Response::new(steps::get(&self.orders, &caller, id).await?))
     }
 
     #[tracing::instrument(name = "order.list", skip_all)]

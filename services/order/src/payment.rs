@@ -214,7 +214,7 @@ async fn attempt(
         return Err(match no_hold {
             NoHold::Gone => {
                 // Most likely somebody has just cancelled the order.
-                let row = store::find(&mut conn, Some(owner), id).await?.ok_or(Error::NotFound)?;
+                let row = store::find(&mut conn, owner, id).await?.ok_or(Error::NotFound)?;
                 steps::check(Step::Pay, &row, asker, now).err().unwrap_or(Error::OrderExpired)
             }
             NoHold::Refused(error) => error,

@@ -95,12 +95,23 @@ pub fn check(
     if ran_out && step != Step::Expire { Err(Error::OrderExpired) } else { Ok(to) }
 }
 
-/// Whose order it is and how the caller stands to it; another's order does not exist, but to an admin.
+/// Whose order it is and how the caller stands to it. Another's order does not exist, but to an admin.
 pub async fn owner_of(conn: &mut PgConnection, caller: &Caller, id: Uuid) -> Result<(i64, Asker), Error> {
-    let mine = (!caller.is_admin()).then(|| caller.user_id());
-    let row = store::find(conn, mine, id).await?.ok_or(Error::NotFound)?;
-    let asker = Asker { owner: row.user_id == caller.user_id(), admin: caller.is_admin() };
-    Ok((row.user_id, asker))
+    let me = caller.user_id();
+    if !caller.is_admin() {
+        let mine = store::find(conn, me, id).await?;
+        return mine.map(|_| (me, Asker { owner: true, admin: false })).ok_or(Error::NotFound);
+    }
+    let owner = store::owner(conn, id).await?.ok_or(Error::NotFound)?;
+    Ok((owner, Asker { owner: owner == me, admin: true }))
+}
+
+/// An order for whoever may see it.
+pub async fn get(orders: &Orders, caller: &Caller, id: Uuid) -> Result<wire::Order, Error> {
+    let mut conn = orders.pool.acquire().await?;
+    let (owner, _) = owner_of(&mut conn, caller, id).await?;
+    let row = store::find(&mut conn, owner, id).await?.ok_or(Error::NotFound)?;
+    view(&mut conn, &row).await
 }
 
 /// The order as callers see it.

@@ -90,20 +90,25 @@ impl TryFrom<Columns> for OrderRow {
     }
 }
 
-/// The order of a user, or of anybody (`None`: for admins).
-pub async fn find(conn: &mut PgConnection, owner: Option<i64>, id: Uuid) -> Result<Option<OrderRow>, Error> {
+/// The order of a user.
+pub async fn find(conn: &mut PgConnection, user_id: i64, id: Uuid) -> Result<Option<OrderRow>, Error> {
     let row = sqlx::query_as!(
         Columns,
         r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
                   expires_at, paid_at, refunded_at, carrier, tracking_number, shipped_at, cancel_reason, expired,
                   created_at, updated_at
-           from orders.orders where id = $1 and user_id = coalesce($2, user_id)"#,
-        id,
-        owner
+           from orders.orders where user_id = $1 and id = $2"#,
+        user_id,
+        id
     )
     .fetch_optional(conn)
     .await?;
     row.map(TryInto::try_into).transpose()
+}
+
+/// Whose order it is; for admins.
+pub async fn owner(conn: &mut PgConnection, id: Uuid) -> sqlx::Result<Option<i64>> {
+    sqlx::query_scalar!("select user_id from orders.orders where id = $1", id).fetch_optional(conn).await
 }
 
 /// The order with its lock, until the transaction ends.

@@ -81,12 +81,12 @@ async fn a_payment_that_a_crash_left_open_is_finished() {
     })
     .await;
     eventually("the other can be paid anew", || async { ann.pays(&never_charged).await.is_ok() }).await;
-    let charges: i64 =
+    let taken: i64 =
         sqlx::query_scalar("select count(*) from orders.sandbox_charge where outcome = 'approved'")
             .fetch_one(&look)
             .await
             .unwrap();
-    assert_eq!(charges, 2, "each order was charged once");
+    assert_eq!(taken, 2, "each order was charged once");
 }
 
 #[tokio::test]

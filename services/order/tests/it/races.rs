@@ -99,3 +99,52 @@ async fn of_pay_and_cancel_one_wins() {
             .unwrap();
     assert_eq!(taken, paid, "who cancelled in time keeps the money");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_hang_up_leave_whole_orders_or_none() {
+    let shop = Shop::open_with(|settings| settings.max_unpaid_orders = 10_000).await;
+    let admin = shop.admin().await;
+    let tea = admin.sells("tea", 450, 10_000).await;
+    let mut customers = Vec::new();
+    for number in 0..4 {
+        customers.push(shop.customer(&format!("hasty-{number}")).await);
+    }
+    let hasty: Vec<_> = customers
+        .into_iter()
+        .map(|customer| {
+            tokio::spawn(async move {
+                let mut answered = 0;
+                for patience in (0..=30).cycle().take(150).map(std::time::Duration::from_millis) {
+                    let order = tokio::time::timeout(patience, customer.orders(wish(&[(tea, 1)]))).await;
+                    answered += i64::from(matches!(order, Ok(Ok(_))));
+                }
+                answered
+            })
+        })
+        .collect();
+    let mut answered = 0;
+    for customer in hasty {
+        answered += customer.await.unwrap();
+    }
+
+    let look = shop.look().await;
+    let count = async |sql: &'static str| -> i64 { sqlx::query_scalar(sql).fetch_one(&look).await.unwrap() };
+    let orders = "select count(*) from orders.orders";
+    eventually("all have come to rest", || async {
+        let before = count(orders).await;
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        before == count(orders).await
+    })
+    .await;
+    let placed = count(orders).await;
+    assert!(placed > answered, "none was cut off half-way: {placed} placed, {answered} answered");
+    assert_eq!(count("select count(*) from orders.order_line").await, placed);
+    assert_eq!(count("select count(*) from orders.event").await, placed);
+    assert_eq!(count("select coalesce(sum(seq), 0)::bigint from orders.event_cursor").await, placed);
+    assert_eq!(
+        count("select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in%'")
+            .await,
+        0
+    );
+    assert_eq!(admin.stock(tea).await, 10_000 - placed, "each hold belongs to an order");
+}

@@ -7,17 +7,17 @@ async fn in_state(ann: &Person, admin: &Person, product: i64, status: OrderStatu
     let id = ann.buys(product, 1).await.id;
     match status {
         OrderStatus::Unspecified | OrderStatus::Pending => {}
-        OrderStatus::Paid => drop(ann.pays(&id).await.unwrap()),
+        OrderStatus::Paid => drop(ann.pays(&id).await.expect("a legal step")),
         OrderStatus::Shipped => {
-            ann.pays(&id).await.unwrap();
-            admin.ships(&id).await.unwrap();
+            ann.pays(&id).await.expect("a legal step");
+            admin.ships(&id).await.expect("a legal step");
         }
         OrderStatus::Completed => {
-            ann.pays(&id).await.unwrap();
-            admin.ships(&id).await.unwrap();
-            ann.completes(&id).await.unwrap();
+            ann.pays(&id).await.expect("a legal step");
+            admin.ships(&id).await.expect("a legal step");
+            ann.completes(&id).await.expect("a legal step");
         }
-        OrderStatus::Cancelled => drop(ann.cancels(&id).await.unwrap()),
+        OrderStatus::Cancelled => drop(ann.cancels(&id).await.expect("a legal step")),
     }
     id
 }

@@ -20,8 +20,8 @@ async fn an_order_that_is_not_paid_runs_out_and_its_stock_comes_back() {
     })
     .await;
     eventually("its stock is back", || async { admin.stock(tea).await == 9 }).await;
-    let last = ann.history(&lost).await.unwrap().pop().unwrap();
-    assert_eq!((last.actor(), last.reason.as_deref()), (Actor::System, Some("expired")));
+    let end = ann.history(&lost).await.unwrap().pop().unwrap();
+    assert_eq!((end.actor(), end.reason.as_deref()), (Actor::System, Some("expired")));
     for step in [ann.pays(&lost).await, ann.cancels(&lost).await] {
         assert_eq!(refused(step), "order_expired");
     }
