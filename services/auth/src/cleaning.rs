@@ -1,0 +1,49 @@
+//! Forgets what is old: sessions and refresh tokens that nobody can use any more, tries that no longer count.
+
+use std::sync::Arc;
+
+use shoppee_kit::process::Process;
+use time::Duration;
+
+use crate::{
+    Auth,
+    error::Error,
+    sign_in,
+    store::{password_try, session},
+};
+
+const INTERVAL: std::time::Duration = std::time::Duration::from_mins(1);
+/// For so long somebody whose session has ended is told so, instead of being a stranger.
+const KEPT: Duration = Duration::days(7);
+/// Rows a statement deletes, so that none holds locks for long.
+const BATCH: i64 = 1000;
+
+/// Starts to forget, every minute.
+pub fn clean(auth: Arc<Auth>, process: &Process) {
+    let stop = process.tasks.stopping();
+    let ready = crate::database_ready(process);
+    process.tasks.spawn("cleaning", async move {
+        ready.await;
+        while !stop.is_cancelled() {
+            if let Err(error) = clean_once(&auth).await {
+                tracing::warn!(%error, "old rows not deleted");
+            }
+            tokio::select! {
+                () = tokio::time::sleep(INTERVAL) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+        Ok(())
+    });
+}
+
+async fn clean_once(auth: &Auth) -> Result<(), Error> {
+    let now = auth.clock.now();
+    let mut conn = auth.pool.acquire().await?;
+    password_try::forget_old(&mut conn, sign_in::WINDOW).await?;
+    while session::forget_old(&mut conn, now - KEPT, now, BATCH).await? == BATCH.unsigned_abs() {}
+    // A token used so long ago has run out, whoever brings it back.
+    let used_before = now - auth.lifetimes.refresh - KEPT;
+    while session::forget_used_tokens(&mut conn, used_before, BATCH).await? == BATCH.unsigned_abs() {}
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! The methods of `AuthService`: each parses its request, calls its use case and shapes the answer. Who may
+//! call stands in the first line; the methods without such a line carry their own credentials, or tell only
+//! what is public.
+
+use std::sync::Arc;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use shoppee_kit::{caller, status::Violations};
+use shoppee_proto::auth::v1 as proto;
+use shoppee_proto::auth::v1::auth_service_server::{AuthService, AuthServiceServer};
+use tonic::{Request, Response, Status, service::Routes};
+
+use crate::{
+    Auth,
+    account::{Email, LoginName, Password, Role, Username},
+    error::Error,
+    refresh, registration, revocation, service_client, session, sign_in,
+    store::account::Account,
+    user,
+};
+
+/// The largest request is a password and what goes with it.
+const LARGEST_REQUEST: usize = 64 * 1024;
+const PAGE: std::ops::RangeInclusive<i32> = 1..=100;
+const DEFAULT_PAGE: i32 = 20;
+/// Characters.
+const LONGEST_PART: usize = 254;
+
+type Answer<T> = Result<Response<T>, Status>;
+
+pub fn routes(auth: Arc<Auth>) -> Routes {
+    Routes::new(AuthServiceServer::new(Api(auth)).max_decoding_message_size(LARGEST_REQUEST))
+}
+
+#[derive(Debug)]
+struct Api(Arc<Auth>);
+
+#[tonic::async_trait]
+impl AuthService for Api {
+    async fn register(&self, request: Request<proto::RegisterRequest>) -> Answer<proto::User> {
+        let request = request.into_inner();
+        let mut wrong = Violations::default();
+        let username = wrong.take("username", Username::parse(request.username));
+        let email = wrong.take("email", Email::parse(request.email));
+        let password = wrong.take("password", Password::new(request.password));
+        let (Some(username), Some(email), Some(password)) = (username, email, password) else {
+            return Err(Error::Invalid(wrong).into());
+        };
+        let account = registration::register(&self.0, username, email, password).await?;
+        Ok(Response::new(user(account)))
+    }
+
+    async fn login(&self, request: Request<proto::LoginRequest>) -> Answer<proto::Tokens> {
+        let request = request.into_inner();
+        let mut wrong = Violations::default();
+        let name = wrong.take("username", LoginName::parse(&request.username));
+        let password = wrong.take("password", Password::presented(request.password));
+        let (Some(name), Some(password)) = (name, password) else {
+            return Err(Error::Invalid(wrong).into());
+        };
+        let user_agent = session::user_agent(&request.user_agent);
+        Ok(Response::new(tokens(sign_in::sign_in(&self.0, &name, password, &user_agent).await?)))
+    }
+
+    async fn refresh(&self, request: Request<proto::RefreshRequest>) -> Answer<proto::Tokens> {
+        let presented = SecretString::from(request.into_inner().refresh_token);
+        Ok(Response::new(tokens(refresh::refresh(&self.0, presented.expose_secret()).await?)))
+    }
+
+    async fn logout(&self, request: Request<proto::LogoutRequest>) -> Answer<()> {
+        let caller = caller::user(&request)?;
+        session::logout(&self.0, &caller).await?;
+        Ok(Response::new(()))
+    }
+
+    async fn logout_all(&self, request: Request<proto::LogoutAllRequest>) -> Answer<()> {
+        let caller = caller::user(&request)?;
+        session::logout_all(&self.0, &caller).await?;
+        Ok(Response::new(()))
+    }
+
+    async fn get_user_info(&self, request: Request<proto::GetUserInfoRequest>) -> Answer<proto::User> {
+        let caller = caller::user(&request)?;
+        Ok(Response::new(user(user::get(&self.0, caller.user_id()).await?)))
+    }
+
+    async fn change_password(&self, request: Request<proto::ChangePasswordRequest>) -> Answer<()> {
+        let caller = caller::user(&request)?;
+        let request = request.into_inner();
+        let mut wrong = Violations::default();
+        let current = wrong.take("current_password", Password::presented(request.current_password));
+        let new = wrong.take("new_password", Password::new(request.new_password));
+        let (Some(current), Some(new)) = (current, new) else {
+            return Err(Error::Invalid(wrong).into());
+        };
+        user::change_password(&self.0, &caller, current, new).await?;
+        Ok(Response::new(()))
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<proto::ListSessionsRequest>,
+    ) -> Answer<proto::ListSessionsResponse> {
+        let caller = caller::user(&request)?;
+        let items = session::list(&self.0, &caller).await?.into_iter().map(|session| proto::Session {
+            id: session.id.to_string(),
+            created_at: Some(session.created_at.into()),
+            last_used_at: Some(session.last_used_at.into()),
+            user_agent: session.user_agent,
+            current: session.id == caller.claims.sid,
+        });
+        Ok(Response::new(proto::ListSessionsResponse { items: items.collect(), next_cursor: None }))
+    }
+
+    async fn revoke_session(&self, request: Request<proto::RevokeSessionRequest>) -> Answer<()> {
+        let caller = caller::user(&request)?;
+        session::revoke(&self.0, &caller, &request.get_ref().id).await?;
+        Ok(Response::new(()))
+    }
+
+    async fn create_ws_ticket(
+        &self,
+        request: Request<proto::CreateWsTicketRequest>,
+    ) -> Answer<proto::WsTicket> {
+        let caller = caller::user(&request)?;
+        let ticket = session::ticket(&self.0, &caller)?.expose_secret().to_owned();
+        Ok(Response::new(proto::WsTicket { ticket, expires_in: session::TICKET_LIFETIME }))
+    }
+
+    async fn list_users(
+        &self,
+        request: Request<proto::ListUsersRequest>,
+    ) -> Answer<proto::ListUsersResponse> {
+        caller::admin(&request)?;
+        let request = request.into_inner();
+        let mut wrong = Violations::default();
+        let part = request.q;
+        let sound = part
+            .as_deref()
+            .is_none_or(|part| (1..=LONGEST_PART).contains(&part.chars().count()) && !part.contains('\0'));
+        wrong.check(sound, "q", "must have 1 to 254 characters and no NUL");
+        let role = wrong.take("role", request.role.map(role).transpose()).flatten();
+        let limit = request.limit.unwrap_or(DEFAULT_PAGE);
+        wrong.check(PAGE.contains(&limit), "limit", "must be between 1 and 100");
+        wrong.finish().map_err(Error::Malformed)?;
+        let (users, next_cursor) =
+            user::list(&self.0, part, role, limit.into(), request.cursor.as_deref()).await?;
+        let items = users.into_iter().map(user_for_admin).collect();
+        Ok(Response::new(proto::ListUsersResponse { items, next_cursor }))
+    }
+
+    async fn get_user(&self, request: Request<proto::GetUserRequest>) -> Answer<proto::User> {
+        caller::admin(&request)?;
+        Ok(Response::new(user_for_admin(user::get(&self.0, request.get_ref().id).await?)))
+    }
+
+    async fn update_user(&self, request: Request<proto::UpdateUserRequest>) -> Answer<proto::User> {
+        caller::admin(&request)?;
+        let request = request.into_inner();
+        let role = request.role.map(role).transpose().map_err(|message| Error::invalid("role", message))?;
+        let change = user::Change { role, disabled: request.disabled };
+        Ok(Response::new(user_for_admin(user::update(&self.0, request.id, &change).await?)))
+    }
+
+    async fn get_jwks(&self, request: Request<proto::GetJwksRequest>) -> Answer<proto::GetJwksResponse> {
+        Ok(Response::new(revocation::told(&self.0, request.get_ref().watermark).await?))
+    }
+
+    async fn issue_service_token(
+        &self,
+        request: Request<proto::IssueServiceTokenRequest>,
+    ) -> Answer<proto::ServiceToken> {
+        let proto::IssueServiceTokenRequest { client_id, client_secret } = request.into_inner();
+        let (token, expires_in) = service_client::issue(&self.0, &client_id, &client_secret.into())?;
+        Ok(Response::new(proto::ServiceToken { access_token: token.expose_secret().to_owned(), expires_in }))
+    }
+}
+
+/// A role that a person can have.
+fn role(number: i32) -> Result<Role, &'static str> {
+    match proto::Role::try_from(number) {
+        Ok(proto::Role::User) => Ok(Role::User),
+        Ok(proto::Role::Admin) => Ok(Role::Admin),
+        Ok(proto::Role::Service | proto::Role::Unspecified) | Err(_) => Err("must be user or admin"),
+    }
+}
+
+fn user(account: Account) -> proto::User {
+    let role = match account.role {
+        Role::User => proto::Role::User,
+        Role::Admin => proto::Role::Admin,
+    };
+    proto::User {
+        id: account.id,
+        username: account.username,
+        email: account.email,
+        role: role.into(),
+        created_at: Some(account.created_at.into()),
+        disabled: None,
+    }
+}
+
+fn user_for_admin(account: Account) -> proto::User {
+    let disabled = Some(account.disabled);
+    proto::User { disabled, ..user(account) }
+}
+
+fn tokens(grant: session::Grant) -> proto::Tokens {
+    proto::Tokens {
+        access_token: grant.access_token.expose_secret().to_owned(),
+        token_type: "Bearer".to_owned(),
+        expires_in: grant.access_for.whole_seconds(),
+        refresh_token: grant.refresh_token.expose_secret().to_owned(),
+        refresh_expires_in: grant.refresh_for.whole_seconds(),
+        user: Some(user(grant.account)),
+    }
+}

@@ -1,0 +1,107 @@
+//! The auth service: accounts, sessions and tokens.
+//!
+//! A call goes `grpc` → a use case → rules and `store`:
+//!
+//! - rules: [`account`] (names, addresses, passwords), [`token`] (keys, signatures), [`password`] (hashes)
+//! - use cases: `registration`, `sign_in`, `refresh`, `session`, `user`, `service_client`
+//! - beside them: `revocation` tells every verifier, our own among them, which sessions have ended; `outbox`
+//!   tells the other services who registered; `cleaning` forgets what is old
+//!
+//! To add a method: write it in `auth.proto`, its use case beside its likes, its SQL in `store`, its shape in
+//! `grpc`.
+
+mod account;
+mod cleaning;
+mod error;
+mod grpc;
+mod outbox;
+mod password;
+mod refresh;
+mod registration;
+mod revocation;
+mod service_client;
+mod session;
+mod settings;
+mod sign_in;
+mod store;
+mod token;
+mod user;
+
+use std::{sync::Arc, time::Duration};
+
+use shoppee_kit::{caller::Verifier, clock::Clock, ops, pg, process::Process, redis};
+use sqlx::{PgPool, migrate::Migrator};
+use tokio::sync::Notify;
+
+pub use crate::settings::{EXAMPLE_SECRET, Settings};
+use crate::{
+    password::Hasher, revocation::Revocations, service_client::ServiceClients, session::Lifetimes,
+    token::Signer,
+};
+
+static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// How often a task that needs the database looks whether it is there at last.
+const DATABASE_POLL: Duration = Duration::from_millis(100);
+
+/// What every use case works with.
+#[derive(Debug)]
+pub(crate) struct Auth {
+    pool: PgPool,
+    clock: Clock,
+    hasher: Hasher,
+    signer: Signer,
+    clients: ServiceClients,
+    lifetimes: Lifetimes,
+    revocations: Revocations,
+    /// Wakes the relay after a commit.
+    registered: Arc<Notify>,
+}
+
+/// Starts the service; its tasks run until `process` stops.
+pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
+    let secrets = settings.key_secrets()?;
+    let signer = Signer::new(&secrets.current, secrets.previous.as_ref())?;
+    let lifetimes = Lifetimes::from(settings.lifetimes()?);
+    let clients = settings.service_clients()?;
+    let first_admin = settings.first_admin()?;
+    let redis = redis::open(&settings.redis)?;
+
+    let Process { tasks, readiness, clock } = &process;
+    let pool = pg::open("shoppee-auth", &settings.postgres, &MIGRATIONS, tasks, readiness).await?;
+    redis::watch(&redis, tasks, readiness);
+
+    let verifier = Verifier::new(clock.clone());
+    let auth = Arc::new(Auth {
+        pool: pool.clone(),
+        clock: clock.clone(),
+        hasher: Hasher::new(settings.password_hashes),
+        signer,
+        clients,
+        lifetimes,
+        revocations: Revocations::new(verifier.clone()),
+        registered: Arc::default(),
+    });
+    revocation::follow(auth.clone(), &process);
+    outbox::relay(pool.clone(), redis, auth.registered.clone(), &process);
+    cleaning::clean(auth.clone(), &process);
+    if let Some(admin) = first_admin {
+        registration::make_first_admin(auth.clone(), admin, &process);
+    }
+
+    ops::serve(settings.metrics_addr, tasks, readiness).await?;
+    let routes = grpc::routes(auth);
+    shoppee_kit::grpc::serve(settings.listen_addr, routes, verifier, settings.grpc_reflection, &process).await
+}
+
+/// Ends when the database answers and its schema is up to date, or when it is time to stop.
+pub(crate) fn database_ready(process: &Process) -> impl Future<Output = ()> + Send + 'static {
+    let (readiness, stop) = (process.readiness.clone(), process.tasks.stopping());
+    async move {
+        // A process that has begun to stop says nothing of its database any more.
+        let absent = || readiness.missing().iter().any(|name| ["postgres", "stopping"].contains(name));
+        while absent() && !stop.is_cancelled() {
+            tokio::time::sleep(DATABASE_POLL).await;
+        }
+    }
+}

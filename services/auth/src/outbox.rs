@@ -1,0 +1,133 @@
+//! Registrations on their way to the others: written in the transaction that makes the account, published to
+//! the stream `users` afterwards, by whichever replica takes the row.
+//!
+//! A row is deleted only once Redis has it: a relay killed anywhere publishes at worst twice, which readers
+//! take as once. While Redis is away the rows wait.
+
+use std::{sync::Arc, time::Duration};
+
+use fred::{
+    clients::Client,
+    interfaces::{ClientLike as _, StreamsInterface as _},
+};
+use futures_util::future::join_all;
+use prost::Message as _;
+use shoppee_kit::{process::Process, redis::on_request_path, telemetry};
+use shoppee_proto::{auth::v1::UserRegistered, streams};
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+use tokio::sync::Notify;
+use tracing::Instrument as _;
+
+/// Rows taken at once; they stay locked while Redis is told.
+const BATCH: i64 = 100;
+/// How long a row waits that another replica left behind, or that found Redis away.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Notes that a user registered; the others learn of it after the commit.
+pub async fn insert(conn: &mut PgConnection, user_id: i64, at: OffsetDateTime) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "insert into auth.outbox (user_id, traceparent, created_at) values ($1, $2, $3)",
+        user_id,
+        telemetry::traceparent(),
+        at,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Starts the relay; `written` wakes it after a commit.
+pub fn relay(pool: PgPool, redis: Client, written: Arc<Notify>, process: &Process) {
+    let (stop, clock) = (process.tasks.stopping(), process.clock.clone());
+    let ready = crate::database_ready(process);
+    process.tasks.spawn("outbox", async move {
+        ready.await;
+        while !stop.is_cancelled() {
+            match publish_some(&pool, &redis).await {
+                // There may be more.
+                Ok(published) if published == BATCH => continue,
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, "outbox not published"),
+            }
+            if let Err(error) = observe(&pool, clock.now()).await {
+                tracing::debug!(%error, "outbox not measured");
+            }
+            tokio::select! {
+                () = written.notified() => {}
+                () = tokio::time::sleep(POLL) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+        Ok(())
+    });
+}
+
+struct Row {
+    id: i64,
+    user_id: i64,
+    traceparent: String,
+    created_at: OffsetDateTime,
+}
+
+/// Publishes the oldest rows that nobody else is publishing; how many.
+async fn publish_some(pool: &PgPool, redis: &Client) -> Result<i64, sqlx::Error> {
+    let mut tx = pool.begin().await?;
+    let rows = sqlx::query_as!(
+        Row,
+        "select id, user_id, traceparent, created_at from auth.outbox
+         order by id limit $1 for update skip locked",
+        BATCH,
+    )
+    .fetch_all(&mut *tx)
+    .await?;
+    // All under way together: together they take no longer than one, and the locks are held no longer.
+    let published = join_all(rows.iter().map(|row| publish(redis, row))).await;
+    let done: Vec<i64> =
+        rows.iter().zip(published).filter(|(_, published)| *published).map(|(row, _)| row.id).collect();
+    sqlx::query!("delete from auth.outbox where id = any($1)", &done).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(i64::try_from(done.len()).unwrap_or(BATCH))
+}
+
+async fn publish(redis: &Client, row: &Row) -> bool {
+    let span = tracing::info_span!("auth.outbox.publish", otel.kind = "producer", user.id = row.user_id);
+    telemetry::continue_traceparent(&span, &row.traceparent);
+    let event = UserRegistered {
+        user_id: row.user_id,
+        at: Some(row.created_at.into()),
+        traceparent: row.traceparent.clone(),
+    };
+    let event = event.encode_to_vec();
+    let redis = redis.with_options(&on_request_path());
+    let kept = ("MAXLEN", "~", streams::USERS_KEPT.to_string(), None::<i64>);
+    let added = async {
+        redis
+            .xadd::<(), _, _, _, _>(
+                streams::USERS,
+                false,
+                kept,
+                "*",
+                vec![(streams::FIELD, fred::types::Value::Bytes(event.into()))],
+            )
+            .await
+    };
+    match added.instrument(span).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::debug!(%error, "registration not published yet");
+            false
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge")]
+async fn observe(pool: &PgPool, now: OffsetDateTime) -> Result<(), sqlx::Error> {
+    let pending = sqlx::query!(r#"select count(*) as "rows!", min(created_at) as oldest from auth.outbox"#)
+        .fetch_one(pool)
+        .await?;
+    let lag = pending.oldest.map_or(0.0, |oldest| (now - oldest).as_seconds_f64().max(0.0));
+    metrics::gauge!("outbox_pending").set(pending.rows as f64);
+    metrics::gauge!("outbox_lag_seconds").set(lag);
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! Sessions: how long they live, what they hand out, how they are listed and ended, tickets for sockets.
+
+use secrecy::SecretString;
+use shoppee_kit::caller::{AUDIENCE, Caller, Claims, ISSUER, Kind, Role};
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+use crate::{
+    Auth,
+    account::Role as AccountRole,
+    error::Error,
+    store::{
+        account::Account,
+        session::{self, Session},
+    },
+    token::RefreshToken,
+};
+
+/// Active sessions of one user; one more ends the one that was not used for the longest time.
+pub const MOST: i64 = 100;
+/// How soon a ticket must be used, as the gateway sees to. Seconds.
+pub const TICKET_LIFETIME: i64 = 30;
+/// What is kept of a user agent. Characters.
+const LONGEST_USER_AGENT: usize = 256;
+
+/// How long tokens are good.
+#[derive(Clone, Copy, Debug)]
+pub struct Lifetimes {
+    pub access: Duration,
+    pub refresh: Duration,
+}
+
+impl From<(Duration, Duration)> for Lifetimes {
+    fn from((access, refresh): (Duration, Duration)) -> Self {
+        Self { access, refresh }
+    }
+}
+
+/// What a sign-in or a refresh hands out.
+#[derive(Debug)]
+pub struct Grant {
+    pub account: Account,
+    pub access_token: SecretString,
+    pub access_for: Duration,
+    pub refresh_token: SecretString,
+    pub refresh_for: Duration,
+}
+
+/// Signs what `account` has earned at `now` in this session.
+pub fn grant(
+    auth: &Auth,
+    account: Account,
+    sid: Uuid,
+    refresh_token: &RefreshToken,
+    refresh_for: Duration,
+    now: OffsetDateTime,
+) -> Result<Grant, Error> {
+    let access_token = auth.signer.sign(Kind::Access, &claims(&account, sid, now, auth.lifetimes.access))?;
+    let refresh_token = refresh_token.text();
+    Ok(Grant { account, access_token, access_for: auth.lifetimes.access, refresh_token, refresh_for })
+}
+
+fn claims(account: &Account, sid: Uuid, now: OffsetDateTime, lifetime: Duration) -> Claims {
+    let iat = now.unix_timestamp();
+    Claims {
+        iss: ISSUER.to_owned(),
+        aud: AUDIENCE.to_owned(),
+        sub: account.id.to_string(),
+        user_id: account.id,
+        username: account.username.clone(),
+        role: match account.role {
+            AccountRole::User => Role::User,
+            AccountRole::Admin => Role::Admin,
+        },
+        sid,
+        jti: Uuid::new_v4(),
+        iat,
+        exp: iat + lifetime.whole_seconds(),
+    }
+}
+
+/// What a client calls itself, as far as it can be shown and stored.
+pub fn user_agent(text: &str) -> String {
+    text.chars().filter(|char| !char.is_control()).take(LONGEST_USER_AGENT).collect()
+}
+
+/// The caller's active sessions, newest first; at most [`MOST`].
+#[tracing::instrument(name = "auth.sessions", skip_all)]
+pub async fn list(auth: &Auth, caller: &Caller) -> Result<Vec<Session>, Error> {
+    let mut conn = auth.pool.acquire().await?;
+    Ok(session::list(&mut conn, caller.user_id(), auth.clock.now(), MOST).await?)
+}
+
+/// Ends one session of the caller; another's is as unknown as none.
+#[tracing::instrument(name = "auth.revoke_session", skip_all)]
+pub async fn revoke(auth: &Auth, caller: &Caller, id: &str) -> Result<(), Error> {
+    let id: Uuid = id.parse().map_err(|_| Error::NotFound("session"))?;
+    let mut conn = auth.pool.acquire().await?;
+    let ended = session::end(&mut conn, caller.user_id(), id, auth.clock.now()).await?;
+    let ended = ended.ok_or(Error::NotFound("session"))?;
+    auth.revocations.note(auth, &[ended]);
+    Ok(())
+}
+
+/// Ends the caller's own session. One that has just ended otherwise is ended.
+#[tracing::instrument(name = "auth.logout", skip_all)]
+pub async fn logout(auth: &Auth, caller: &Caller) -> Result<(), Error> {
+    let mut conn = auth.pool.acquire().await?;
+    let ended = session::end(&mut conn, caller.user_id(), caller.claims.sid, auth.clock.now()).await?;
+    auth.revocations.note(auth, ended.as_slice());
+    Ok(())
+}
+
+/// Ends every session of the caller.
+#[tracing::instrument(name = "auth.logout_all", skip_all)]
+pub async fn logout_all(auth: &Auth, caller: &Caller) -> Result<(), Error> {
+    let mut conn = auth.pool.acquire().await?;
+    let ended = session::end_all(&mut conn, caller.user_id(), None).await?;
+    auth.revocations.note(auth, &ended);
+    Ok(())
+}
+
+/// A ticket that says what the caller's access token says, for as long, and opens a socket.
+#[tracing::instrument(name = "auth.ws_ticket", skip_all)]
+pub fn ticket(auth: &Auth, caller: &Caller) -> Result<SecretString, Error> {
+    let claims = Claims { iat: auth.clock.unix(), jti: Uuid::new_v4(), ..(*caller.claims).clone() };
+    Ok(auth.signer.sign(Kind::WsTicket, &claims)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_agent_is_one_short_line() {
+        assert_eq!(user_agent("Mozilla/5.0 (X11)"), "Mozilla/5.0 (X11)");
+        assert_eq!(user_agent("a\r\nb\0c\u{7f}"), "abc");
+        assert_eq!(user_agent(&"ß".repeat(1000)).chars().count(), LONGEST_USER_AGENT);
+    }
+}

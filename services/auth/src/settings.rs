@@ -1,0 +1,278 @@
+//! What the auth service is started with, and what of it is refused.
+
+use std::{collections::HashMap, net::SocketAddr, time::Duration};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Parser;
+use secrecy::{ExposeSecret as _, SecretString};
+use shoppee_kit::settings::{self, Common, Environment};
+
+use crate::{
+    account::{Email, Password, Username},
+    service_client::ServiceClients,
+};
+
+/// What the documentation shows; good for a laptop and refused everywhere else.
+pub const EXAMPLE_SECRET: &str = "change-me-change-me-change-me-change-me";
+/// Bytes: as many as the key derived from it.
+const SHORTEST_SECRET: usize = 32;
+/// Characters, outside development: beyond guessing at any rate.
+const SHORTEST_CLIENT_SECRET: usize = 16;
+/// Keeps every time that is computed from a lifetime within what a database can store.
+const LONGEST_LIFETIME: Duration = Duration::from_hours(10 * 366 * 24);
+
+/// Accounts, sessions and tokens of the shop
+#[derive(Clone, Debug, Parser)]
+#[command(name = "shoppee-auth")]
+pub struct Settings {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    pub postgres: settings::Postgres,
+    #[command(flatten)]
+    pub redis: settings::Redis,
+    /// Where gRPC is answered
+    #[arg(long, env = "LISTEN_ADDR", default_value = "0.0.0.0:50051")]
+    pub listen_addr: SocketAddr,
+    /// Where /metrics, /healthz and /readyz are answered
+    #[arg(long, env = "METRICS_ADDR", default_value = "0.0.0.0:9101")]
+    pub metrics_addr: SocketAddr,
+    /// Whether gRPC reflection is on
+    #[arg(long, env = "GRPC_REFLECTION", default_value_t = false, action = clap::ArgAction::Set)]
+    pub grpc_reflection: bool,
+    /// What the signing key is derived from: at least 32 random bytes, as from `openssl rand -base64 48`
+    #[arg(long, env = "JWT_SECRET", hide_env_values = true, value_parser = settings::secret)]
+    pub jwt_secret: SecretString,
+    /// The JWT_SECRET before this one: what it signed stays good
+    #[arg(long, env = "JWT_SECRET_PREVIOUS", hide_env_values = true)]
+    pub jwt_secret_previous: Option<SecretString>,
+    /// How long an access token is good
+    #[arg(long, env = "ACCESS_TOKEN_TTL", default_value = "24h", value_parser = settings::duration)]
+    pub access_token_ttl: Duration,
+    /// How long a session goes on without being refreshed
+    #[arg(long, env = "REFRESH_TOKEN_TTL", default_value = "30d", value_parser = settings::duration)]
+    pub refresh_token_ttl: Duration,
+    /// Username of the first admin; the account is made at the start where there is none of this name or
+    /// address
+    #[arg(long, env = "ADMIN_USERNAME")]
+    pub admin_username: Option<String>,
+    #[arg(long, env = "ADMIN_EMAIL")]
+    pub admin_email: Option<String>,
+    #[arg(long, env = "ADMIN_PASSWORD", hide_env_values = true)]
+    pub admin_password: Option<SecretString>,
+    /// Services that may fetch tokens of their own: `order=secret,other=secret`
+    #[arg(long, env = "SERVICE_CLIENTS", hide_env_values = true)]
+    pub service_clients: Option<SecretString>,
+    /// How many passwords are hashed at once, each with 19 MiB and a core; by default as many as there are
+    /// cores. Fewer leave more of the machine to everything else while many sign in
+    #[arg(long, env = "PASSWORD_HASHES", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub password_hashes: Option<u16>,
+}
+
+impl shoppee_kit::process::Settings for Settings {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn ops_addr(&self) -> Option<SocketAddr> {
+        Some(self.metrics_addr)
+    }
+}
+
+/// The account that ADMIN_USERNAME, ADMIN_EMAIL and ADMIN_PASSWORD describe.
+#[derive(Clone, Debug)]
+pub struct FirstAdmin {
+    pub username: Username,
+    pub email: Email,
+    pub password: Password,
+}
+
+/// The secrets that keys are derived from.
+#[derive(Clone, Debug)]
+pub struct KeySecrets {
+    pub current: SecretString,
+    pub previous: Option<SecretString>,
+}
+
+impl Settings {
+    /// A line that says what is wrong, and never what a secret is.
+    pub fn key_secrets(&self) -> anyhow::Result<KeySecrets> {
+        self.check_secret("JWT_SECRET", &self.jwt_secret)?;
+        let previous = given(self.jwt_secret_previous.as_ref());
+        if let Some(previous) = previous {
+            self.check_secret("JWT_SECRET_PREVIOUS", previous)?;
+        }
+        Ok(KeySecrets { current: self.jwt_secret.clone(), previous: previous.cloned() })
+    }
+
+    fn check_secret(&self, name: &str, secret: &SecretString) -> anyhow::Result<()> {
+        let secret = secret.expose_secret();
+        ensure!(secret.len() >= SHORTEST_SECRET, "{name} is shorter than {SHORTEST_SECRET} bytes");
+        ensure!(
+            secret != EXAMPLE_SECRET || self.is_development(),
+            "{name} is the example value; set one of your own, as from `openssl rand -base64 48`"
+        );
+        Ok(())
+    }
+
+    /// How long access and refresh tokens are good.
+    pub fn lifetimes(&self) -> anyhow::Result<(time::Duration, time::Duration)> {
+        let lifetime = |name: &str, given: Duration| {
+            let sound = (Duration::from_secs(1)..=LONGEST_LIFETIME).contains(&given);
+            ensure!(sound, "{name} is not between 1s and 10 years");
+            // Claims count whole seconds.
+            time::Duration::try_from(Duration::from_secs(given.as_secs())).context(name.to_owned())
+        };
+        Ok((
+            lifetime("ACCESS_TOKEN_TTL", self.access_token_ttl)?,
+            lifetime("REFRESH_TOKEN_TTL", self.refresh_token_ttl)?,
+        ))
+    }
+
+    /// All three of its settings, or none.
+    pub fn first_admin(&self) -> anyhow::Result<Option<FirstAdmin>> {
+        let text = |setting: &Option<String>| setting.clone().filter(|text| !text.is_empty());
+        let password = given(self.admin_password.as_ref());
+        let (username, email, password) =
+            match (text(&self.admin_username), text(&self.admin_email), password) {
+                (None, None, None) => return Ok(None),
+                (Some(username), Some(email), Some(password)) => (username, email, password),
+                _ => bail!(
+                    "ADMIN_USERNAME, ADMIN_EMAIL and ADMIN_PASSWORD belong together: set all three or none"
+                ),
+            };
+        let wrong = |name: &'static str| move |why| anyhow::anyhow!("{name} {why}");
+        Ok(Some(FirstAdmin {
+            username: Username::parse(username).map_err(wrong("ADMIN_USERNAME"))?,
+            email: Email::parse(email).map_err(wrong("ADMIN_EMAIL"))?,
+            password: Password::new(password.expose_secret().to_owned()).map_err(wrong("ADMIN_PASSWORD"))?,
+        }))
+    }
+
+    pub fn service_clients(&self) -> anyhow::Result<ServiceClients> {
+        let mut secrets = HashMap::new();
+        let list = given(self.service_clients.as_ref()).map_or("", |list| list.expose_secret());
+        for entry in list.split(',').filter(|entry| !entry.trim().is_empty()) {
+            let Some((id, secret)) = entry.trim().split_once('=') else {
+                bail!("SERVICE_CLIENTS is not a list of id=secret with commas between");
+            };
+            let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+            let sound = (1..=ServiceClients::LONGEST_ID).contains(&id.len()) && id.bytes().all(known);
+            ensure!(sound, "SERVICE_CLIENTS has an id that is not 1 to 64 of A-Z a-z 0-9 - _");
+            ensure!(!secret.is_empty(), "SERVICE_CLIENTS has no secret for {id}");
+            ensure!(
+                secret.chars().count() >= SHORTEST_CLIENT_SECRET || self.is_development(),
+                "SERVICE_CLIENTS has a secret of less than {SHORTEST_CLIENT_SECRET} characters for {id}"
+            );
+            let before = secrets.insert(id.to_owned(), SecretString::from(secret));
+            ensure!(before.is_none(), "SERVICE_CLIENTS names {id} twice");
+        }
+        Ok(ServiceClients::new(&secrets))
+    }
+
+    fn is_development(&self) -> bool {
+        self.common.shoppee_env == Environment::Development
+    }
+}
+
+/// A variable that is set to nothing, as Compose does it, is not set.
+fn given(setting: Option<&SecretString>) -> Option<&SecretString> {
+    setting.filter(|secret| !secret.expose_secret().is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(flags: &[&str]) -> Settings {
+        let required = ["shoppee-auth", "--database-url", "postgres://x", "--redis-url", "redis://x"];
+        let flags: Vec<&str> = required.iter().chain(flags).copied().collect();
+        Settings::try_parse_from(flags).unwrap()
+    }
+
+    const GOOD: &str = "a secret that is longer than 32 bytes";
+
+    #[test]
+    fn secrets_that_sign_are_long_and_our_own() {
+        for (flags, wrong) in [
+            (vec!["--jwt-secret", GOOD], None),
+            (vec!["--jwt-secret", GOOD, "--jwt-secret-previous", ""], None),
+            (vec!["--jwt-secret", GOOD, "--jwt-secret-previous", GOOD], None),
+            (vec!["--jwt-secret", EXAMPLE_SECRET, "--shoppee-env", "development"], None),
+            (vec!["--jwt-secret", EXAMPLE_SECRET], Some("JWT_SECRET is the example value")),
+            (vec!["--jwt-secret", &"x".repeat(31)], Some("JWT_SECRET is shorter than 32 bytes")),
+            (
+                vec!["--jwt-secret", &"x".repeat(31), "--shoppee-env", "development"],
+                Some("JWT_SECRET is shorter than 32 bytes"),
+            ),
+            (
+                vec!["--jwt-secret", GOOD, "--jwt-secret-previous", "short"],
+                Some("JWT_SECRET_PREVIOUS is shorter than 32 bytes"),
+            ),
+            (
+                vec!["--jwt-secret", GOOD, "--jwt-secret-previous", EXAMPLE_SECRET],
+                Some("JWT_SECRET_PREVIOUS is the example value"),
+            ),
+        ] {
+            match (settings(&flags).key_secrets(), wrong) {
+                (Ok(_), None) => {}
+                (Err(error), Some(wrong)) => assert!(error.to_string().starts_with(wrong), "{error}"),
+                (outcome, _) => panic!("{flags:?}: {outcome:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_first_admin_is_whole_and_valid() {
+        let whole = ["--admin-username", "root", "--admin-email", "root@shop.example", "--admin-password"];
+        let with = |flags: &[&str]| settings(&[&["--jwt-secret", GOOD], flags].concat()).first_admin();
+        assert!(with(&[]).unwrap().is_none());
+        assert_eq!(
+            with(&[&whole[..], &["correct horse"]].concat()).unwrap().unwrap().username.as_str(),
+            "root"
+        );
+        assert!(with(&["--admin-username", "", "--admin-password", ""]).unwrap().is_none());
+        assert!(with(&whole[..4]).unwrap_err().to_string().contains("belong together"));
+        let weak = with(&[&whole[..], &["horse"]].concat()).unwrap_err().to_string();
+        assert_eq!(weak, "ADMIN_PASSWORD must have 8 to 256 characters");
+    }
+
+    #[test]
+    fn service_clients_are_a_list_and_their_secrets_long() {
+        let with = |list: &str, more: &[&str]| {
+            settings(&[&["--jwt-secret", GOOD, "--service-clients", list], more].concat()).service_clients()
+        };
+        let long = "0123456789abcdef";
+        for good in ["", &format!("order={long}"), &format!("order={long}, other={long}=,")] {
+            assert!(with(good, &[]).is_ok(), "{good}");
+        }
+        for bad in ["order", "=x", &format!("order={long},order={long}"), "order=", "or der=x", "order=short"]
+        {
+            let error = with(bad, &[]).unwrap_err().to_string();
+            assert!(error.starts_with("SERVICE_CLIENTS"), "{error}");
+        }
+        assert!(with("order=short", &["--shoppee-env", "development"]).is_ok());
+    }
+
+    #[test]
+    fn lifetimes_are_sane() {
+        let with = |flag, value| settings(&["--jwt-secret", GOOD, flag, value]).lifetimes();
+        let (access, refresh) = with("--access-token-ttl", "90s").unwrap();
+        assert_eq!((access.whole_seconds(), refresh.whole_days()), (90, 30));
+        for (flag, value) in [
+            ("--access-token-ttl", "0s"),
+            ("--refresh-token-ttl", "10ms"),
+            ("--refresh-token-ttl", "99years"),
+        ] {
+            assert!(with(flag, value).is_err(), "{value}");
+        }
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        let flags =
+            ["--jwt-secret", GOOD, "--admin-password", "hunter22", "--service-clients", "order=hunter22"];
+        let shown = format!("{:?}", settings(&flags));
+        assert!(!shown.contains("hunter22") && !shown.contains(GOOD), "{shown}");
+    }
+}

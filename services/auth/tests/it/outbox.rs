@@ -1,0 +1,104 @@
+//! Registrations reach the stream `users`, whatever becomes of Redis and of the replicas.
+
+use fred::{
+    clients::Client,
+    interfaces::{ClientLike as _, StreamsInterface as _},
+    types::{Builder, Value, config::Config},
+};
+use prost::Message as _;
+use shoppee_kit::testing::{RedisServer, eventually};
+use shoppee_proto::{auth::v1::UserRegistered, streams};
+
+use crate::shop::{PASSWORD, Shop};
+
+async fn client(redis: &RedisServer) -> Client {
+    let url = format!("redis://127.0.0.1:{}", redis.port());
+    let client = Builder::from_config(Config::from_url(&url).expect("a URL")).build().expect("a client");
+    client.init().await.expect("connects");
+    client
+}
+
+/// The users in the stream, in its order.
+async fn users(client: &Client) -> Vec<i64> {
+    let entries: Vec<(String, Vec<(String, Value)>)> =
+        client.xrange_values(streams::USERS, "-", "+", None).await.map(plain).expect("reads");
+    entries
+        .into_iter()
+        .map(|(_, fields)| {
+            let [(name, value)] = fields.as_slice() else { panic!("one field: {fields:?}") };
+            assert_eq!(name, streams::FIELD);
+            let event = UserRegistered::decode(value.as_bytes().expect("bytes")).expect("decodes");
+            assert!(event.at.is_some());
+            event.user_id
+        })
+        .collect()
+}
+
+fn plain(
+    entries: Vec<fred::types::streams::XReadValue<String, String, Value>>,
+) -> Vec<(String, Vec<(String, Value)>)> {
+    entries.into_iter().map(|(id, fields)| (id, fields.into_iter().collect())).collect()
+}
+
+async fn waiting(shop: &Shop) -> i64 {
+    sqlx::query_scalar("select count(*) from auth.outbox")
+        .fetch_one(&mut shop.connection().await)
+        .await
+        .expect("counts")
+}
+
+#[tokio::test]
+async fn a_registration_is_told_once_and_at_once() {
+    let redis = RedisServer::start().await;
+    let shop = Shop::open_with(|settings| settings.redis = redis.settings()).await;
+    let replica = shop.replica().await;
+    let client = client(&redis).await;
+    eventually("redis is found", || async { shop.process.process.readiness.missing().is_empty() }).await;
+    let mut registered = Vec::new();
+    for number in 0..10 {
+        let shop = if number % 2 == 0 { &shop } else { &replica };
+        registered.push(shop.registers(&format!("user{number}")).await.id);
+    }
+    eventually("all are told", || async { waiting(&shop).await == 0 }).await;
+    let mut told = users(&client).await;
+    told.sort_unstable();
+    assert_eq!(told, registered);
+    let refused = shop.tries_to_register("user0", "other@example.com", PASSWORD).await;
+    assert!(refused.is_err());
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    assert_eq!(users(&client).await.len(), 10, "a refused one is not told");
+}
+
+#[tokio::test]
+async fn what_happened_while_redis_was_away_is_told_when_it_is_back() {
+    let mut redis = RedisServer::start().await;
+    let shop = Shop::open_with(|settings| settings.redis = redis.settings()).await;
+    redis.kill();
+    let mut registered = Vec::new();
+    for number in 0..5 {
+        let started = std::time::Instant::now();
+        registered.push(shop.registers_and_signs_in(&format!("user{number}")).await.id());
+        assert!(started.elapsed() < std::time::Duration::from_secs(2), "nobody waits for Redis");
+    }
+    assert_eq!(waiting(&shop).await, 5);
+
+    let redis = RedisServer::start_on(redis.port()).await;
+    let client = client(&redis).await;
+    eventually("all are told", || async { waiting(&shop).await == 0 }).await;
+    let mut told = users(&client).await;
+    told.sort_unstable();
+    told.dedup();
+    assert_eq!(told, registered);
+}
+
+#[tokio::test]
+async fn what_a_dead_replica_left_behind_is_told_by_another() {
+    let redis = RedisServer::start().await;
+    let shop = Shop::open().await;
+    let ann = shop.registers("ann").await;
+    shop.process.stop().await;
+    let replica = shop.replica_with(|settings| settings.redis = redis.settings()).await;
+    let client = client(&redis).await;
+    eventually("it is told", || async { waiting(&replica).await == 0 }).await;
+    assert_eq!(users(&client).await, [ann.id]);
+}

@@ -1,0 +1,238 @@
+//! Every way a session ends shows within a second, on every replica and on REST's and the sockets' verifiers
+//! alike: they ask what is asked here.
+
+use std::time::Duration;
+
+use shoppee_kit::{caller::Verifier, keys, testing::TestProcess};
+use shoppee_proto::auth::v1::{
+    CreateWsTicketRequest, GetJwksRequest, LogoutAllRequest, RevokeSessionRequest, Role,
+};
+use tokio::sync::broadcast;
+use tonic::Code::{NotFound, Unauthenticated};
+
+use crate::shop::{PASSWORD, Person, Shop, refused};
+
+#[tokio::test]
+async fn sessions_are_listed_newest_first() {
+    let shop = Shop::open().await;
+    let first = shop.registers_and_signs_in("ann").await;
+    shop.registers_and_signs_in("bob").await;
+    shop.time_passes(Duration::from_mins(1));
+    let second = shop.signs_in("ann").await;
+    shop.time_passes(Duration::from_mins(1));
+    shop.refreshes(&first.tokens.refresh_token).await.unwrap();
+
+    let sessions = second.sessions().await;
+    let current: Vec<bool> = sessions.iter().map(|session| session.current).collect();
+    assert_eq!(current, [true, false]);
+    assert!(sessions.iter().all(|session| session.user_agent == "the tests"));
+    let used_for: Vec<i64> = sessions
+        .iter()
+        .map(|session| session.last_used_at.unwrap().seconds - session.created_at.unwrap().seconds)
+        .collect();
+    assert_eq!(used_for[0], 0);
+    assert!((120..=121).contains(&used_for[1]), "{used_for:?}");
+}
+
+/// Ends the session of `ann`'s in one way, and asserts that it is refused here and on another replica.
+async fn ends<F: AsyncFnOnce(&Shop, &Person)>(how: F) {
+    let shop = Shop::open().await;
+    let replica = shop.replica().await;
+    let ann = shop.registers_and_signs_in("ann").await;
+    let bob = shop.registers_and_signs_in("bob").await;
+    replica.me(ann.token()).await.expect("is let in");
+
+    how(&shop, &ann).await;
+
+    refused(shop.me(ann.token()).await, Unauthenticated, "SESSION_REVOKED");
+    replica.refuses_within_a_second(ann.token()).await;
+    let outcome = replica.client.clone().create_ws_ticket(ann.asks(CreateWsTicketRequest {})).await;
+    refused(outcome, Unauthenticated, "SESSION_REVOKED");
+    refused(replica.refreshes(&ann.tokens.refresh_token).await, Unauthenticated, "SESSION_REVOKED");
+    assert!(replica.me(bob.token()).await.is_ok(), "nobody else's");
+    // A replica that starts only now knows it from its first moment.
+    refused(shop.replica().await.me(ann.token()).await, Unauthenticated, "SESSION_REVOKED");
+}
+
+#[tokio::test]
+async fn logging_out_ends_it() {
+    ends(async |_, ann| ann.logs_out().await).await;
+}
+
+#[tokio::test]
+async fn logging_out_everywhere_ends_it() {
+    ends(async |shop, _| {
+        let elsewhere = shop.signs_in("ann").await;
+        shop.client.clone().logout_all(elsewhere.asks(LogoutAllRequest {})).await.unwrap();
+        refused(shop.me(elsewhere.token()).await, Unauthenticated, "SESSION_REVOKED");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn ending_it_from_another_device_ends_it() {
+    ends(async |shop, ann| {
+        let elsewhere = shop.signs_in("ann").await;
+        let id = ann.sessions().await.into_iter().find(|session| session.current).unwrap().id;
+        shop.client.clone().revoke_session(elsewhere.asks(RevokeSessionRequest { id })).await.unwrap();
+        assert_eq!(elsewhere.sessions().await.len(), 1);
+        shop.me(elsewhere.token()).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn changing_the_password_elsewhere_ends_it() {
+    ends(async |shop, _| {
+        let elsewhere = shop.signs_in("ann").await;
+        elsewhere.changes_password(PASSWORD, "another horse").await.unwrap();
+        shop.me(elsewhere.token()).await.unwrap();
+        shop.refreshes(&elsewhere.tokens.refresh_token).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn disabling_the_user_ends_it() {
+    ends(async |shop, ann| {
+        let user = shop.admin("root").await.updates(ann.id(), None, Some(true)).await.unwrap();
+        assert_eq!(user.disabled, Some(true));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn changing_the_role_ends_it() {
+    ends(async |shop, ann| {
+        shop.admin("root").await.updates(ann.id(), Some(Role::Admin), None).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn using_a_refresh_token_twice_ends_it() {
+    ends(async |shop, ann| {
+        shop.refreshes(&ann.tokens.refresh_token).await.unwrap();
+        shop.time_passes(Duration::from_secs(11));
+        shop.refreshes(&ann.tokens.refresh_token).await.unwrap_err();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_process_that_follows_the_keys_learns_of_it() {
+    let shop = Shop::open().await;
+    let ann = shop.registers_and_signs_in("ann").await;
+    let mut gateway = TestProcess::default();
+    let verifier = Verifier::new(gateway.process.clock.clone());
+    let (ended, mut told) = broadcast::channel(16);
+    let auth = shoppee_kit::client::channel(&format!("http://{}", shop.settings.listen_addr)).unwrap();
+    keys::follow(&gateway.process.tasks, &gateway.process.readiness, auth, verifier.clone(), ended);
+    gateway.serves().await;
+    let kind = shoppee_kit::caller::Kind::Access;
+    let sid = verifier.verify(ann.token(), kind).unwrap().claims.sid;
+    ann.logs_out().await;
+    let heard = tokio::time::timeout(Duration::from_secs(1), told.recv()).await;
+    assert_eq!(heard.expect("within a second").unwrap(), sid);
+    assert!(verifier.verify(ann.token(), kind).is_err());
+}
+
+#[tokio::test]
+async fn unknown_and_foreign_sessions_look_the_same() {
+    let shop = Shop::open().await;
+    let (ann, bob) = (shop.registers_and_signs_in("ann").await, shop.registers_and_signs_in("bob").await);
+    let foreign = ann.sessions().await[0].id.clone();
+    let mut told = Vec::new();
+    for id in [foreign.as_str(), "018c7a3e-0000-7000-8000-000000000000", "x", "", "' or 1=1"] {
+        let request = bob.asks(RevokeSessionRequest { id: id.to_owned() });
+        let status = refused(shop.client.clone().revoke_session(request).await, NotFound, "NOT_FOUND");
+        told.push((status.message().to_owned(), status.details().to_vec()));
+    }
+    told.dedup();
+    assert_eq!(told.len(), 1);
+    shop.me(ann.token()).await.unwrap();
+    // One that has ended already is unknown too.
+    let second = shop.signs_in("ann").await;
+    ann.logs_out().await;
+    let request = second.asks(RevokeSessionRequest { id: foreign });
+    refused(shop.client.clone().revoke_session(request).await, NotFound, "NOT_FOUND");
+}
+
+#[tokio::test]
+async fn ends_are_told_again_for_ten_seconds_and_forgotten_with_the_token() {
+    let shop = Shop::open().await;
+    let ann = shop.registers_and_signs_in("ann").await;
+    let id = ann.sessions().await[0].id.clone();
+    ann.logs_out().await;
+    let told = async |watermark| {
+        shop.client.clone().get_jwks(GetJwksRequest { watermark }).await.unwrap().into_inner()
+    };
+    let first = told(None).await;
+    assert_eq!(first.ended_sessions.iter().map(|ended| &ended.sid).collect::<Vec<_>>(), [&id]);
+    // An end that committed late must not be missed by one who asked a moment too early.
+    assert_eq!(told(Some(first.watermark)).await.ended_sessions, first.ended_sessions);
+    assert!(
+        told(Some(first.watermark + 11_000_000)).await.ended_sessions.len() == 1,
+        "never ahead of the database"
+    );
+    for odd in [i64::MIN, -1, 0] {
+        assert_eq!(told(Some(odd)).await.ended_sessions, first.ended_sessions);
+    }
+    assert!(told(Some(i64::MAX)).await.watermark < i64::MAX / 2);
+    let mut conn = shop.connection().await;
+    sqlx::query("update auth.session set ended_at = ended_at - interval '11 s'")
+        .execute(&mut conn)
+        .await
+        .unwrap();
+    assert!(told(Some(first.watermark)).await.ended_sessions.is_empty());
+    assert_eq!(told(None).await.ended_sessions.len(), 1);
+    shop.time_passes(Duration::from_hours(24) + Duration::from_secs(6));
+    assert!(told(None).await.ended_sessions.is_empty(), "its tokens have run out");
+}
+
+#[tokio::test]
+async fn more_ends_than_one_answer_holds_are_all_told() {
+    let shop = Shop::open().await;
+    shop.registers_and_signs_in("ann").await;
+    let mut conn = shop.connection().await;
+    sqlx::query(
+        "insert into auth.session
+             (id, user_id, user_agent, created_at, last_used_at, expires_at, access_expires_at, ended_at)
+         select gen_random_uuid(), user_id, user_agent, created_at, last_used_at, expires_at,
+                access_expires_at, now() - interval '1 h' + number * interval '50 ms'
+         from auth.session, generate_series(1, 60000) as series (number)",
+    )
+    .execute(&mut conn)
+    .await
+    .unwrap();
+    let (mut told, mut watermark) = (std::collections::HashSet::new(), None);
+    for _ in 0..2 {
+        let answer = shop.client.clone().get_jwks(GetJwksRequest { watermark }).await.unwrap().into_inner();
+        told.extend(answer.ended_sessions.into_iter().map(|ended| ended.sid));
+        watermark = Some(answer.watermark);
+    }
+    assert_eq!(told.len(), 60_000);
+}
+
+#[tokio::test]
+async fn one_sign_in_too_many_ends_the_session_unused_for_longest() {
+    let shop = Shop::open().await;
+    let ann = shop.registers_and_signs_in("ann").await;
+    let mut conn = shop.connection().await;
+    // 99 more, all used later than the first.
+    sqlx::query(
+        "insert into auth.session
+             (id, user_id, user_agent, created_at, last_used_at, expires_at, access_expires_at)
+         select gen_random_uuid(), user_id, user_agent, created_at, last_used_at + interval '1 s', expires_at,
+                access_expires_at
+         from auth.session, generate_series(1, 99)",
+    )
+    .execute(&mut conn)
+    .await
+    .unwrap();
+    assert_eq!(ann.sessions().await.len(), 100);
+    shop.time_passes(Duration::from_mins(1));
+    let newest = shop.signs_in("ann").await;
+    assert_eq!(newest.sessions().await.len(), 100);
+    refused(shop.me(ann.token()).await, Unauthenticated, "SESSION_REVOKED");
+}

@@ -1,0 +1,257 @@
+//! A running auth service, and the people who use it.
+
+use std::time::{Duration, Instant};
+
+use secrecy::SecretString;
+use shoppee_auth::Settings;
+use shoppee_kit::{
+    caller::authorize,
+    clock::Clock,
+    settings::Redis,
+    status,
+    testing::{Database, TestProcess, common, free_addr},
+};
+use shoppee_proto::auth::v1::{auth_service_client::AuthServiceClient, *};
+use sqlx::{Connection as _, PgConnection};
+use tonic::{Code, Request, Response, Status, transport::Channel};
+
+pub const SECRET: &str = "a secret of the tests with more than 32 bytes";
+pub const ORDER_SECRET: &str = "the order service's secret";
+pub const PASSWORD: &str = "correct horse battery";
+
+/// One replica of the service, with its database.
+pub struct Shop {
+    pub database: std::sync::Arc<Database>,
+    pub process: TestProcess,
+    pub settings: Settings,
+    pub client: AuthServiceClient<Channel>,
+}
+
+/// Redis is away unless a test brings one: nothing but the outbox may notice.
+fn no_redis() -> Redis {
+    Redis { redis_url: SecretString::from("redis://127.0.0.1:1") }
+}
+
+impl Shop {
+    pub async fn open() -> Self {
+        Self::open_with(|_| {}).await
+    }
+
+    pub async fn open_with(change: impl FnOnce(&mut Settings)) -> Self {
+        let database = Database::create().await;
+        let mut settings = settings(&database);
+        change(&mut settings);
+        Self::start(database.into(), settings, Clock::default()).await
+    }
+
+    /// Another replica, with the same database, settings and time.
+    pub async fn replica(&self) -> Self {
+        self.replica_with(|_| {}).await
+    }
+
+    pub async fn replica_with(&self, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings =
+            Settings { listen_addr: free_addr(), metrics_addr: free_addr(), ..self.settings.clone() };
+        change(&mut settings);
+        Self::start(self.database.clone(), settings, self.process.process.clock.clone()).await
+    }
+
+    async fn start(database: std::sync::Arc<Database>, settings: Settings, clock: Clock) -> Self {
+        let mut process = TestProcess::default();
+        process.process.clock = clock;
+        shoppee_auth::start(settings.clone(), process.process.clone()).await.expect("starts");
+        process.serves().await;
+        let channel =
+            shoppee_kit::client::channel(&format!("http://{}", settings.listen_addr)).expect("a URL");
+        Self { database, process, settings, client: AuthServiceClient::new(channel) }
+    }
+
+    /// Registers with [`PASSWORD`] and an address of the same name.
+    pub async fn registers(&self, name: &str) -> User {
+        self.tries_to_register(name, &format!("{name}@example.com"), PASSWORD).await.expect("registers")
+    }
+
+    pub async fn tries_to_register(
+        &self,
+        username: &str,
+        email: &str,
+        password: &str,
+    ) -> Result<User, Status> {
+        let request = RegisterRequest {
+            username: username.to_owned(),
+            email: email.to_owned(),
+            password: password.to_owned(),
+        };
+        self.client.clone().register(request).await.map(Response::into_inner)
+    }
+
+    /// Signs in with [`PASSWORD`].
+    pub async fn signs_in(&self, name: &str) -> Person {
+        self.tries_to_sign_in(name, PASSWORD).await.expect("signs in")
+    }
+
+    pub async fn tries_to_sign_in(&self, name: &str, password: &str) -> Result<Person, Status> {
+        let request = LoginRequest {
+            username: name.to_owned(),
+            password: password.to_owned(),
+            user_agent: "the tests".to_owned(),
+        };
+        let tokens = self.client.clone().login(request).await?.into_inner();
+        Ok(Person { client: self.client.clone(), tokens })
+    }
+
+    pub async fn registers_and_signs_in(&self, name: &str) -> Person {
+        self.registers(name).await;
+        self.signs_in(name).await
+    }
+
+    /// An admin, made so in the database.
+    pub async fn admin(&self, name: &str) -> Person {
+        let user = self.registers(name).await;
+        let mut conn = self.connection().await;
+        sqlx::query("update auth.account set role = 'admin' where id = $1")
+            .bind(user.id)
+            .execute(&mut conn)
+            .await
+            .expect("makes an admin");
+        self.signs_in(name).await
+    }
+
+    pub async fn refreshes(&self, refresh_token: &str) -> Result<Tokens, Status> {
+        let request = RefreshRequest { refresh_token: refresh_token.to_owned() };
+        self.client.clone().refresh(request).await.map(Response::into_inner)
+    }
+
+    /// What a token is worth here: whose it is.
+    pub async fn me(&self, access_token: &str) -> Result<User, Status> {
+        let request = with(access_token, GetUserInfoRequest {});
+        self.client.clone().get_user_info(request).await.map(Response::into_inner)
+    }
+
+    pub async fn connection(&self) -> PgConnection {
+        PgConnection::connect(&self.database.url("auth")).await.expect("connects")
+    }
+
+    /// Lets time pass for the tries, which the database times itself.
+    pub async fn tries_age(&self, seconds: f64) {
+        sqlx::query(
+            "update auth.password_try set tried_at =
+                 (select array_agg(at - make_interval(secs => $1) order by at)
+                  from unnest(tried_at) as try (at))",
+        )
+        .bind(seconds)
+        .execute(&mut self.connection().await)
+        .await
+        .expect("ages");
+    }
+
+    pub fn time_passes(&self, by: Duration) {
+        self.process.process.clock.advance(by);
+    }
+
+    /// Asserts that `token` is refused as one of an ended session here, within a second.
+    pub async fn refuses_within_a_second(&self, token: &str) {
+        let started = Instant::now();
+        loop {
+            match self.me(token).await {
+                Err(refused) => {
+                    assert_eq!(said(&refused), (Code::Unauthenticated, "SESSION_REVOKED".to_owned()));
+                    return;
+                }
+                Ok(_) => assert!(started.elapsed() < Duration::from_secs(1), "still let in after a second"),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+pub fn settings(database: &Database) -> Settings {
+    Settings {
+        common: common(),
+        postgres: database.settings("auth"),
+        redis: no_redis(),
+        listen_addr: free_addr(),
+        metrics_addr: free_addr(),
+        grpc_reflection: false,
+        jwt_secret: SECRET.into(),
+        jwt_secret_previous: None,
+        access_token_ttl: Duration::from_hours(24),
+        refresh_token_ttl: Duration::from_hours(30 * 24),
+        admin_username: None,
+        admin_email: None,
+        admin_password: None,
+        service_clients: Some(format!("order={ORDER_SECRET}").into()),
+        password_hashes: None,
+    }
+}
+
+/// Somebody who is signed in.
+#[derive(Debug)]
+pub struct Person {
+    pub client: AuthServiceClient<Channel>,
+    pub tokens: Tokens,
+}
+
+impl Person {
+    pub fn token(&self) -> &str {
+        &self.tokens.access_token
+    }
+
+    pub fn id(&self) -> i64 {
+        self.tokens.user.as_ref().expect("tokens say whose they are").id
+    }
+
+    /// A request in this person's name.
+    pub fn asks<T>(&self, message: T) -> Request<T> {
+        with(self.token(), message)
+    }
+
+    pub async fn logs_out(&self) {
+        self.client.clone().logout(self.asks(LogoutRequest {})).await.expect("logs out");
+    }
+
+    pub async fn sessions(&self) -> Vec<Session> {
+        let sessions = self.client.clone().list_sessions(self.asks(ListSessionsRequest {})).await;
+        sessions.expect("lists sessions").into_inner().items
+    }
+
+    pub async fn changes_password(&self, current: &str, new: &str) -> Result<(), Status> {
+        let request =
+            ChangePasswordRequest { current_password: current.to_owned(), new_password: new.to_owned() };
+        self.client.clone().change_password(self.asks(request)).await.map(|_| ())
+    }
+
+    pub async fn updates(&self, id: i64, role: Option<Role>, disabled: Option<bool>) -> Result<User, Status> {
+        let request = UpdateUserRequest { id, role: role.map(Into::into), disabled };
+        self.client.clone().update_user(self.asks(request)).await.map(Response::into_inner)
+    }
+
+    pub async fn lists_users(&self, request: ListUsersRequest) -> Result<ListUsersResponse, Status> {
+        self.client.clone().list_users(self.asks(request)).await.map(Response::into_inner)
+    }
+}
+
+/// A request with this access token.
+pub fn with<T>(token: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    authorize(&mut request, &SecretString::from(token));
+    request
+}
+
+/// Code and reason of a refusal.
+pub fn said(status: &Status) -> (Code, String) {
+    (status.code(), status::read(status).reason)
+}
+
+/// Asserts that `outcome` is a refusal with this code and reason.
+#[track_caller]
+pub fn refused<T>(outcome: Result<T, Status>, code: Code, reason: &str) -> Status {
+    let status = outcome.err().expect("is refused");
+    assert_eq!(said(&status), (code, reason.to_owned()));
+    status
+}
+
+/// The fields that a refusal finds wrong.
+pub fn fields(status: &Status) -> Vec<String> {
+    status::read(status).violations.into_iter().map(|(field, _)| field).collect()
+}

@@ -1,0 +1,184 @@
+//! The process itself: settings it refuses, in one line and before anything else; a whole life of it.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    process::{Child, Command, Stdio},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use shoppee_auth::EXAMPLE_SECRET;
+use shoppee_kit::testing::{Database, TestProcess, eventually, free_addr};
+use shoppee_proto::auth::v1::{
+    GetUserInfoRequest, LoginRequest, RegisterRequest, auth_service_client::AuthServiceClient,
+};
+use sqlx::{Connection as _, PgConnection};
+
+use crate::shop::{PASSWORD, SECRET, settings, with};
+
+/// How long a process may take to find out that it cannot start, or to stop.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The process with these settings and nothing else; what it said at its end.
+fn starts_with(settings: &[(&str, &str)]) -> String {
+    let mut process = Command::new(env!("CARGO_BIN_EXE_shoppee-auth"))
+        .env_clear()
+        .envs([("DATABASE_URL", "postgres://nobody@127.0.0.1:1/none"), ("REDIS_URL", "redis://127.0.0.1:1")])
+        .envs([("LISTEN_ADDR", "127.0.0.1:0"), ("METRICS_ADDR", "127.0.0.1:0")])
+        .envs(settings.iter().copied())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("runs");
+    let started = Instant::now();
+    let status = loop {
+        if let Some(status) = process.try_wait().expect("is waited for") {
+            break status;
+        }
+        if started.elapsed() > PATIENCE {
+            let _ = process.kill();
+            panic!("goes on with {settings:?}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert!(!status.success(), "{settings:?}");
+    let mut said = String::new();
+    process.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
+    assert_eq!(said.lines().count(), 1, "one line: {said}");
+    said
+}
+
+#[test]
+fn wrong_settings_end_the_start_with_one_clear_line() {
+    let short = "a short secret";
+    for (settings, clue) in [
+        (vec![], "JWT_SECRET"),
+        (vec![("JWT_SECRET", "")], "JWT_SECRET"),
+        (vec![("JWT_SECRET", short)], "JWT_SECRET is shorter than 32 bytes"),
+        (vec![("JWT_SECRET", EXAMPLE_SECRET)], "JWT_SECRET is the example value"),
+        (vec![("JWT_SECRET", SECRET), ("JWT_SECRET_PREVIOUS", short)], "JWT_SECRET_PREVIOUS"),
+        (vec![("JWT_SECRET", SECRET), ("ACCESS_TOKEN_TTL", "soon")], "ACCESS_TOKEN_TTL"),
+        (vec![("JWT_SECRET", SECRET), ("ADMIN_USERNAME", "root")], "ADMIN_PASSWORD"),
+        (vec![("JWT_SECRET", SECRET), ("SERVICE_CLIENTS", "order=a short secret")], "SERVICE_CLIENTS"),
+        (vec![("JWT_SECRET", SECRET), ("DATABASE_URL", "no url")], "DATABASE_URL"),
+        (vec![("JWT_SECRET", SECRET), ("REDIS_URL", "x")], "REDIS_URL"),
+    ] {
+        let said = starts_with(&settings);
+        assert!(said.contains(clue), "{clue}: {said}");
+        assert!(!said.contains(short) && !said.contains(SECRET), "shows a secret: {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_lets_nobody_in_ends_the_start() {
+    let database = Database::create().await;
+    for (refused, clue) in [
+        // Whether a password is asked for is the server's affair; a role that is not there comes in nowhere.
+        (database.url("auth").replace("//shoppee_auth:auth@", "//nobody_at_all:hunter22@"), "nobody_at_all"),
+        (format!("{}_gone", database.url("auth")), "does not exist"),
+    ] {
+        let mut settings = settings(&database);
+        settings.postgres.database_url = refused.into();
+        let process = TestProcess::default();
+        let error = shoppee_auth::start(settings, process.process.clone()).await.expect_err(clue);
+        let said = format!("{error:#}");
+        assert!(said.contains("DATABASE_URL") && said.contains(clue), "{said}");
+        assert!(!said.contains("hunter22"), "{said}");
+    }
+}
+
+/// A process that runs until the test ends, and then stops.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Reads what a process says while it says it, so that it never waits for a reader.
+fn reads_on(mut from: impl std::io::Read + Send + 'static) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut said = String::new();
+        from.read_to_string(&mut said).expect("text");
+        said
+    })
+}
+
+fn get(addr: SocketAddr, path: &str) -> String {
+    let mut answer = String::new();
+    if let Ok(mut stream) = TcpStream::connect(addr) {
+        let _ = write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let _ = stream.read_to_string(&mut answer);
+    }
+    answer
+}
+
+#[tokio::test]
+async fn it_serves_counts_traces_keeps_silent_and_stops() {
+    let database = Database::create().await;
+    let (listen, metrics) = (free_addr(), free_addr());
+    let process = Command::new(env!("CARGO_BIN_EXE_shoppee-auth"))
+        .env_clear()
+        .envs([("DATABASE_URL", database.url("auth").as_str()), ("REDIS_URL", "redis://127.0.0.1:1")])
+        .envs([("LISTEN_ADDR", listen.to_string()), ("METRICS_ADDR", metrics.to_string())])
+        .envs([("JWT_SECRET", SECRET), ("SHOPPEE_ENV", "development"), ("LOG", "debug")])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("runs");
+    let mut running = Running(process);
+    let said = [
+        reads_on(running.0.stdout.take().expect("piped")),
+        reads_on(running.0.stderr.take().expect("piped")),
+    ];
+    eventually("it lives", || async { get(metrics, "/healthz").starts_with("HTTP/1.1 200") }).await;
+
+    let channel = shoppee_kit::client::channel(&format!("http://{listen}")).expect("a URL");
+    let mut client = AuthServiceClient::new(channel);
+    let register = RegisterRequest {
+        username: "ann".to_owned(),
+        email: "ann@example.com".to_owned(),
+        password: PASSWORD.to_owned(),
+    };
+    client.register(register).await.expect("registers");
+    let login = LoginRequest {
+        username: "ann".to_owned(),
+        password: PASSWORD.to_owned(),
+        user_agent: "x\r\ninjected line".to_owned(),
+    };
+    let tokens = client.login(login.clone()).await.expect("signs in").into_inner();
+    client.login(LoginRequest { password: "wrong horse".to_owned(), ..login }).await.expect_err("is wrong");
+    client.get_user_info(with(&tokens.access_token, GetUserInfoRequest {})).await.expect("is known");
+
+    let mut conn = PgConnection::connect(&database.url("auth")).await.expect("connects");
+    let traceparent: String =
+        sqlx::query_scalar("select traceparent from auth.outbox").fetch_one(&mut conn).await.expect("a row");
+    assert_eq!(traceparent.split('-').map(str::len).collect::<Vec<_>>(), [2, 32, 16, 2], "{traceparent}");
+    eventually("the outbox is counted", || async { get(metrics, "/metrics").contains("\noutbox_pending 1") })
+        .await;
+    let counted = get(metrics, "/metrics");
+    for metric in ["outbox_lag_seconds", "rpc_server_duration_seconds", "db_pool_connections", "build_info"] {
+        assert!(counted.contains(metric), "{metric}");
+    }
+
+    let pid = running.0.id().to_string();
+    assert!(Command::new("kill").arg(pid).status().expect("kill").success());
+    let asked = Instant::now();
+    let status = loop {
+        if let Some(status) = running.0.try_wait().expect("is waited for") {
+            break status;
+        }
+        // Meanwhile the client hears that it should go, and goes.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(asked.elapsed() < PATIENCE, "does not stop");
+    };
+    assert!(status.success(), "{status}");
+    let said = said.map(|said| said.join().expect("is read")).concat();
+    assert!(said.contains("stopping"), "logs at all: {said}");
+    for secret in [PASSWORD, "wrong horse", SECRET, &tokens.access_token, &tokens.refresh_token, "injected"] {
+        assert!(!said.contains(secret), "logs {secret}: {said}");
+    }
+}
