@@ -1,0 +1,195 @@
+//! A socket that always comes back, and what it told.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::Value;
+use shoppee_kit::clock::Clock;
+use time::OffsetDateTime;
+use tokio::sync::mpsc;
+use tokio_tungstenite::{
+    connect_async,
+    tungstenite::{Message, client::IntoClientRequest as _, http::HeaderValue},
+};
+
+use crate::screen::{Ink, ink, say};
+
+/// For an event, with all that may have to come back before it.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// For the connection and its first frame.
+const CONNECT: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(200);
+/// What the demo has not looked at yet: more than an order has steps.
+const UNREAD: usize = 64;
+
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub seq: i64,
+    pub order_id: String,
+    pub status: String,
+    pub previous: Option<String>,
+    /// When the frame was here.
+    pub at: OffsetDateTime,
+}
+
+enum Heard {
+    Ready { seq: i64, recovered: bool },
+    Order(Event),
+    Lost { why: String },
+}
+
+/// What was heard so far, in order and each once.
+pub struct Watch {
+    heard: mpsc::Receiver<Heard>,
+    last: i64,
+    pub seen: Vec<Event>,
+    pub problems: Vec<String>,
+    pub reconnects: u32,
+}
+
+impl Watch {
+    /// Opens the socket of the user with that token.
+    pub async fn open(gateway: &str, token: &str) -> anyhow::Result<Self> {
+        let (tell, heard) = mpsc::channel(UNREAD);
+        let url = format!("{}/ws", gateway.replacen("http", "ws", 1));
+        tokio::spawn(listen(url, token.to_owned(), tell));
+        let mut watch = Self { heard, last: 0, seen: Vec::new(), problems: Vec::new(), reconnects: 0 };
+        match tokio::time::timeout(PATIENCE, watch.first()).await {
+            Ok(seq) => {
+                watch.last = seq?;
+                say(&format!("  {:<34} → ready, seq {}", "GET  /ws", watch.last));
+                Ok(watch)
+            }
+            Err(_) => Err(anyhow!("GET /ws: not ready within {} s", PATIENCE.as_secs())),
+        }
+    }
+
+    async fn first(&mut self) -> anyhow::Result<i64> {
+        loop {
+            match self.heard.recv().await.context("the socket's task has ended")? {
+                Heard::Ready { seq, .. } => return Ok(seq),
+                Heard::Lost { why } => say(&ink(Ink::Notice, &format!("  GET  /ws: {why}; trying again"))),
+                Heard::Order(_) => return Err(anyhow!("an event before ready")),
+            }
+        }
+    }
+
+    /// The next event that was not seen yet.
+    pub async fn event(&mut self) -> anyhow::Result<Event> {
+        let waiting = tokio::time::timeout(PATIENCE, self.next()).await;
+        waiting.map_err(|_| anyhow!("no frame within {} s", PATIENCE.as_secs()))?
+    }
+
+    async fn next(&mut self) -> anyhow::Result<Event> {
+        loop {
+            match self.heard.recv().await.context("the socket's task has ended")? {
+                // A copy of one that was seen.
+                Heard::Order(event) if event.seq <= self.last => {}
+                Heard::Order(event) => {
+                    if event.seq != self.last + 1 {
+                        self.problems.push(format!("after {} came {}", self.last, event.seq));
+                    }
+                    self.last = event.seq;
+                    self.seen.push(event.clone());
+                    return Ok(event);
+                }
+                Heard::Ready { recovered: true, .. } => self.reconnects += 1,
+                Heard::Ready { recovered: false, seq } => {
+                    self.problems.push(format!("not recovered after {}: the server is at {seq}", self.last));
+                }
+                Heard::Lost { why } => {
+                    begin_line(&format!("  socket lost ({why}), coming back after {}", self.last));
+                }
+            }
+        }
+    }
+}
+
+/// A step's line may stand unfinished.
+fn begin_line(text: &str) {
+    say("");
+    say(&ink(Ink::Notice, text));
+}
+
+async fn listen(url: String, token: String, tell: mpsc::Sender<Heard>) {
+    let mut after = None;
+    loop {
+        let why = match follow(&url, &token, &mut after, &tell).await {
+            Ok(why) => why,
+            Err(_) => "connection broken".to_owned(),
+        };
+        if tell.send(Heard::Lost { why }).await.is_err() {
+            return;
+        }
+        // Quietly until it is back.
+        while !is_there(&url).await {
+            tokio::time::sleep(PAUSE).await;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn is_there(url: &str) -> bool {
+    let address = url.trim_start_matches("ws://").trim_end_matches("/ws");
+    tokio::net::TcpStream::connect(address).await.is_ok()
+}
+
+/// One connection, to its end; returns why it ended.
+async fn follow(
+    url: &str,
+    token: &str,
+    after: &mut Option<i64>,
+    tell: &mpsc::Sender<Heard>,
+) -> anyhow::Result<String> {
+    let url = after.map_or_else(|| url.to_owned(), |after| format!("{url}?after={after}"));
+    let mut request = url.into_client_request()?;
+    request.headers_mut().insert("authorization", HeaderValue::from_str(&format!("Bearer {token}"))?);
+    let (mut socket, _) = tokio::time::timeout(CONNECT, connect_async(request)).await??;
+    while let Some(message) = socket.next().await {
+        let text = match message? {
+            Message::Text(text) => text,
+            Message::Close(frame) => {
+                let code = frame.map_or(1005, |frame| u16::from(frame.code));
+                let _ = socket.close(None).await;
+                return Ok(format!("closed with {code}"));
+            }
+            Message::Ping(_) => {
+                // The answer stands ready and goes out with the next flush.
+                socket.flush().await?;
+                continue;
+            }
+            Message::Binary(_) | Message::Pong(_) | Message::Frame(_) => continue,
+        };
+        let frame: Value = serde_json::from_str(&text)?;
+        let heard = match frame["type"].as_str() {
+            Some("ready") => {
+                let seq = frame["content"]["seq"].as_i64().context("ready without a seq")?;
+                after.get_or_insert(seq);
+                Heard::Ready { seq, recovered: frame["content"]["recovered"] == true }
+            }
+            Some("order") => {
+                let event = event(&frame)?;
+                *after = Some(event.seq);
+                Heard::Order(event)
+            }
+            _ => continue,
+        };
+        if tell.send(heard).await.is_err() {
+            break;
+        }
+    }
+    Ok("connection ended".to_owned())
+}
+
+fn event(frame: &Value) -> anyhow::Result<Event> {
+    let content = &frame["content"];
+    let text = |field: &str| content[field].as_str().map(str::to_owned);
+    Ok(Event {
+        seq: frame["seq"].as_i64().context("an event without a seq")?,
+        order_id: text("order_id").context("an event without an order")?,
+        status: text("status").context("an event without a status")?,
+        previous: text("previous_status"),
+        at: Clock::default().now(),
+    })
+}

@@ -1,0 +1,68 @@
+//! The program behind `scripts/up`, `scripts/down` and `scripts/demo`: keeps a whole Shoppee running on one machine,
+//! fills it with a demo shop, and shows an order's way through it.
+
+mod catalogue;
+mod demo;
+mod down;
+mod keeper;
+mod leftovers;
+mod parts;
+mod ports;
+mod postgres;
+mod program;
+mod ready;
+mod redis;
+mod run_file;
+mod screen;
+mod secrets;
+mod seed;
+mod state;
+mod up;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// A Shoppee on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "scripts", bin_name = "scripts")]
+struct Command {
+    /// Where everything of a running system is kept
+    #[arg(long, env = "SHOPPEE_STATE", default_value = ".shoppee", hide = true)]
+    state: PathBuf,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    #[command(override_usage = "scripts/up [OPTIONS]", after_help = up::AFTER_HELP)]
+    Up(Box<up::Options>),
+    #[command(override_usage = "scripts/down [OPTIONS]")]
+    Down(down::Options),
+    #[command(override_usage = "scripts/demo [OPTIONS]")]
+    Demo(demo::Options),
+}
+
+pub fn main() -> ExitCode {
+    let command = Command::parse();
+    // One thread, which lives as long as the process: a child is told of the end of the thread that started it.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error.into()),
+    };
+    let outcome = state::State::open(&command.state).and_then(|state| match command.what {
+        What::Up(options) => runtime.block_on(up::run(state, *options)),
+        What::Down(options) => runtime.block_on(down::run(&state, &options)),
+        What::Demo(options) => runtime.block_on(demo::run(&state, &options)),
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    screen::complain(&format!("{error:#}"));
+    ExitCode::FAILURE
+}

@@ -1,0 +1,67 @@
+//! Ports for what runs privately.
+
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, TcpListener},
+};
+
+use anyhow::{Context as _, bail};
+use rand::seq::SliceRandom as _;
+
+/// Below the range from which the system takes ports for outgoing connections (32768 on Linux): none of those can take
+/// a port whose process is just being restarted.
+const FREE: std::ops::Range<u16> = 20_000..30_000;
+/// The gateway's usual port and those after it that are tried when it is taken.
+const GATEWAY: std::ops::Range<u16> = 8080..8180;
+
+/// Hands out each port once.
+#[derive(Debug, Default)]
+pub struct Ports {
+    taken: BTreeSet<u16>,
+}
+
+impl Ports {
+    pub fn free(&mut self) -> anyhow::Result<u16> {
+        let mut candidates: Vec<u16> = FREE.collect();
+        candidates.shuffle(&mut rand::rng());
+        self.first_free(candidates).context("no free port from 20000 to 29999")
+    }
+
+    /// The port asked for, or the usual one, or the next that is free.
+    pub fn gateway(&mut self, asked: Option<u16>) -> anyhow::Result<u16> {
+        match asked {
+            Some(port) => match self.first_free([port]) {
+                Some(port) => Ok(port),
+                None => bail!("port {port} is taken by another program"),
+            },
+            None => self.first_free(GATEWAY).context("no free port from 8080 to 8179"),
+        }
+    }
+
+    fn first_free(&mut self, candidates: impl IntoIterator<Item = u16>) -> Option<u16> {
+        candidates.into_iter().find(|port| is_free(*port) && self.taken.insert(*port))
+    }
+}
+
+fn is_free(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_handed_out_once() {
+        let mut ports = Ports::default();
+        let handed: BTreeSet<u16> = (0..50).map(|_| ports.free().unwrap()).collect();
+        assert_eq!(handed.len(), 50);
+    }
+
+    #[test]
+    fn a_taken_port_that_was_asked_for_is_refused() {
+        let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = other.local_addr().unwrap().port();
+        assert!(Ports::default().gateway(Some(port)).is_err());
+    }
+}

@@ -1,0 +1,75 @@
+//! Passwords and keys of this checkout's shop, made at its first start and kept in `.shoppee/secrets`.
+
+use std::fs;
+
+use anyhow::Context as _;
+use rand::Rng as _;
+use serde::{Deserialize, Serialize};
+
+use crate::state::{self, State};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Secrets {
+    pub postgres: String,
+    pub auth_role: String,
+    pub product_role: String,
+    pub order_role: String,
+    pub jwt_secret: String,
+    /// What the order service signs in with at the auth service.
+    pub order_client: String,
+    pub admin: SignIn,
+    pub customers: Vec<SignIn>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SignIn {
+    pub username: String,
+    pub password: String,
+}
+
+impl Secrets {
+    pub fn open(state: &State) -> anyhow::Result<Self> {
+        let path = state.secrets();
+        if path.exists() {
+            return serde_json::from_str(&fs::read_to_string(&path)?)
+                .with_context(|| format!("{} is damaged", path.display()));
+        }
+        let secrets = Self {
+            postgres: key(),
+            auth_role: key(),
+            product_role: key(),
+            order_role: key(),
+            jwt_secret: key(),
+            order_client: key(),
+            admin: SignIn::new("admin"),
+            customers: vec![SignIn::new("ann"), SignIn::new("ben")],
+        };
+        secrets.keep(state)?;
+        Ok(secrets)
+    }
+
+    pub fn keep(&self, state: &State) -> anyhow::Result<()> {
+        state::write(&state.secrets(), &serde_json::to_string_pretty(self)?, 0o600)
+    }
+}
+
+impl SignIn {
+    fn new(username: &str) -> Self {
+        Self { username: username.to_owned(), password: password() }
+    }
+}
+
+/// 256 bits, in hexadecimal digits.
+fn key() -> String {
+    let mut random = rand::rng();
+    (0..64).map(|_| char::from(b"0123456789abcdef"[random.random_range(0..16)])).collect()
+}
+
+/// One that a person can type, 50 bits: only tried against a server that counts the tries.
+pub fn password() -> String {
+    const LETTERS: &[u8] = b"abcdefghijkmnpqrstuvwxyz23456789";
+    let mut random = rand::rng();
+    let mut group =
+        || (0..5).map(|_| char::from(LETTERS[random.random_range(0..LETTERS.len())])).collect::<String>();
+    format!("{}-{}", group(), group())
+}
