@@ -1,0 +1,267 @@
+//! What happens with a batch: its products are found, the rows that could never be applied are set aside, the
+//! others are decided under the locks of their products and written with a few statements a chunk.
+//!
+//! With `continue` each chunk is a transaction of its own: a row and its line in the ledger are both there or
+//! neither. With `abort` everything is one transaction.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use shoppee_kit::clock::Clock;
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use super::{Change, OnError, Outcome, Row, RowFault, RowResult, Target, Update};
+use crate::{
+    catalogue::Catalogue,
+    error::Error,
+    stock::Kind,
+    store::{self, batch::Write, stock::Movement},
+};
+
+/// Rows written by one statement: large enough that its cost is the rows', small enough that nobody waits
+/// long for their locks.
+const CHUNK: usize = 500;
+/// Chunks at work at the same time, over all batches; less where the pool is small.
+const WORKERS: u32 = 4;
+/// What the ledger says.
+const REASON: &str = "batch";
+
+/// Batches of changes; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Batches {
+    pool: PgPool,
+    clock: Clock,
+    catalogue: Catalogue,
+    workers: Arc<Semaphore>,
+}
+
+/// A row that may be applied, with its place in the batch.
+#[derive(Clone, Debug)]
+struct Found {
+    index: usize,
+    id: i64,
+    change: Change,
+}
+
+/// What became of the rows of a chunk, and which products have other texts now.
+#[derive(Debug, Default)]
+struct Done {
+    outcomes: Vec<(usize, Outcome)>,
+    renamed: Vec<i64>,
+}
+
+impl Batches {
+    pub fn new(catalogue: Catalogue) -> Self {
+        let pool = catalogue.pool.clone();
+        // Three quarters of the connections are left to everybody else.
+        let workers = (pool.options().get_max_connections() / 4).clamp(1, WORKERS);
+        Self {
+            clock: catalogue.clock.clone(),
+            pool,
+            catalogue,
+            workers: Arc::new(Semaphore::new(workers as usize)),
+        }
+    }
+
+    /// Applies a batch; one result a row, in order.
+    pub async fn apply(&self, on_error: OnError, rows: Vec<Row>) -> Result<Vec<RowResult>, Error> {
+        let ids = self.find(&rows).await?;
+        let mut results = Vec::with_capacity(rows.len());
+        let (mut named, mut found) = (HashSet::new(), Vec::new());
+        for (index, row) in rows.into_iter().enumerate() {
+            let id = row.target.as_ref().and_then(|target| ids.get(target));
+            let outcome = match (row.change, id) {
+                (_, Some(id)) if !named.insert(id) => {
+                    Some(RowFault::Invalid { field: "id", fault: "an earlier row has the same product" })
+                }
+                (Err(fault), _) => Some(fault),
+                (Ok(_), None) => Some(RowFault::NotFound),
+                (Ok(change), Some(id)) => {
+                    found.push(Found { index, id, change });
+                    None
+                }
+            };
+            // A row that was found is skipped, until it is done.
+            let outcome = outcome.map_or(Outcome::Skipped, Outcome::Failed);
+            results.push(RowResult { id, outcome });
+        }
+        let sound = found.len() == results.len();
+        // In the order in which everybody locks.
+        found.sort_unstable_by_key(|row| row.id);
+        let done = match on_error {
+            OnError::Continue => self.continue_on_error(found).await?,
+            OnError::Abort => self.all_or_nothing(found, sound).await?,
+        };
+        for (index, outcome) in done.outcomes {
+            results[index].outcome = outcome;
+        }
+        if !done.renamed.is_empty() {
+            for chunk in done.renamed.chunks(CHUNK) {
+                self.catalogue.learn(chunk).await;
+            }
+        }
+        Ok(results)
+    }
+
+    /// The products that the rows name.
+    async fn find(&self, rows: &[Row]) -> Result<Ids, Error> {
+        let (mut ids, mut skus) = (Vec::new(), Vec::new());
+        for row in rows {
+            match &row.target {
+                Some(Target::Id(id)) => ids.push(*id),
+                Some(Target::Sku(sku)) => skus.push(sku.as_str().to_owned()),
+                None => {}
+            }
+        }
+        let mut conn = self.pool.acquire().await?;
+        let products = store::batch::find(&mut conn, &ids, &skus).await?;
+        let mut found = Ids::default();
+        for (id, sku) in products {
+            found.ids.insert(id);
+            found.by_sku.insert(sku, id);
+        }
+        Ok(found)
+    }
+
+    /// Decides all rows, so that whoever sent them learns of every fault at once; writes them where there is
+    /// none, here or in the rows that are not `sound`.
+    async fn all_or_nothing(&self, rows: Vec<Found>, sound: bool) -> Result<Done, Error> {
+        let _turn = self.workers.acquire().await.map_err(|_| Error::Unavailable)?;
+        let now = self.clock.now();
+        let mut tx = self.pool.begin().await?;
+        let (mut done, writes) = decide(&mut tx, &rows).await?;
+        let failed = |outcome: &Outcome| matches!(outcome, Outcome::Failed(_));
+        if !sound || done.outcomes.iter().any(|(_, outcome)| failed(outcome)) {
+            tx.rollback().await?;
+            done.renamed.clear();
+            for (_, outcome) in &mut done.outcomes {
+                if !failed(outcome) {
+                    *outcome = Outcome::Skipped;
+                }
+            }
+            return Ok(done);
+        }
+        for chunk in writes.chunks(CHUNK) {
+            write(&mut tx, chunk, now).await?;
+        }
+        tx.commit().await?;
+        Ok(done)
+    }
+
+    async fn continue_on_error(&self, rows: Vec<Found>) -> Result<Done, Error> {
+        let mut chunks = JoinSet::new();
+        for chunk in rows.chunks(CHUNK) {
+            let (batches, chunk) = (self.clone(), chunk.to_vec());
+            chunks.spawn(async move { batches.chunk(&chunk).await.map_err(|error| (chunk, error)) });
+        }
+        let (mut done, mut error, mut any) = (Done::default(), None, false);
+        while let Some(chunk) = chunks.join_next().await {
+            match chunk {
+                Ok(Ok(chunk)) => {
+                    any = true;
+                    done.outcomes.extend(chunk.outcomes);
+                    done.renamed.extend(chunk.renamed);
+                }
+                Ok(Err((chunk, why))) => {
+                    let failed = |row: Found| (row.index, Outcome::Failed(RowFault::Unavailable));
+                    done.outcomes.extend(chunk.into_iter().map(failed));
+                    error = Some(why);
+                }
+                Err(_panicked) => error = Some(Error::Internal),
+            }
+        }
+        match error {
+            // Nothing was done; to be told as such.
+            Some(error) if !any => Err(error),
+            Some(_) | None => Ok(done),
+        }
+    }
+
+    async fn chunk(&self, rows: &[Found]) -> Result<Done, Error> {
+        let _turn = self.workers.acquire().await.map_err(|_| Error::Unavailable)?;
+        let now = self.clock.now();
+        let mut tx = self.pool.begin().await?;
+        let (done, writes) = decide(&mut tx, rows).await?;
+        if !writes.is_empty() {
+            write(&mut tx, &writes, now).await?;
+        }
+        tx.commit().await?;
+        Ok(done)
+    }
+}
+
+/// The products that were found.
+#[derive(Debug, Default)]
+struct Ids {
+    ids: HashSet<i64>,
+    by_sku: HashMap<String, i64>,
+}
+
+impl Ids {
+    fn get(&self, target: &Target) -> Option<i64> {
+        match target {
+            Target::Id(id) => self.ids.get(id).copied(),
+            Target::Sku(sku) => self.by_sku.get(sku.as_str()).copied(),
+        }
+    }
+}
+
+/// Locks the products of these rows, and decides each.
+async fn decide(conn: &mut PgConnection, rows: &[Found]) -> Result<(Done, Vec<Write>), Error> {
+    let categories: BTreeSet<i64> = rows.iter().filter_map(|row| row.change.category_id).collect();
+    let categories: Vec<i64> = categories.into_iter().collect();
+    let categories: BTreeMap<i64, String> = if categories.is_empty() {
+        BTreeMap::new()
+    } else {
+        store::batch::categories(conn, &categories).await?
+    };
+    let stocked: Vec<i64> = rows.iter().filter(|row| row.change.stock.is_some()).map(|row| row.id).collect();
+    if !stocked.is_empty() {
+        store::stock::lock(conn, &stocked).await?;
+    }
+    let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+    let current = store::batch::lock(conn, &ids).await?;
+
+    let (mut done, mut writes) = (Done::default(), Vec::new());
+    for Found { index, id, change } in rows {
+        let known = change.category_id.is_none_or(|category| categories.contains_key(&category));
+        let decided = match current.get(id) {
+            None => Err(RowFault::NotFound),
+            Some(_) if !known => {
+                Err(RowFault::Invalid { field: "category_id", fault: "there is no such category" })
+            }
+            Some(current) => change.decide(current).map(|update| (update, current.version)),
+        };
+        let outcome = match decided {
+            Err(fault) => Outcome::Failed(fault),
+            Ok((None, version)) => Outcome::Unchanged(version),
+            Ok((Some(update), version)) => {
+                if update.name.is_some() || update.description.is_some() {
+                    done.renamed.push(*id);
+                }
+                let category_name = update.category_id.and_then(|id| categories.get(&id).cloned());
+                writes.push(Write { id: *id, update, category_name });
+                Outcome::Updated(version + 1)
+            }
+        };
+        done.outcomes.push((*index, outcome));
+    }
+    Ok((done, writes))
+}
+
+/// Writes products that are locked, and corrects their stock.
+async fn write(conn: &mut PgConnection, writes: &[Write], now: OffsetDateTime) -> Result<(), Error> {
+    store::batch::write(conn, writes, now).await?;
+    let corrections = writes.iter().map(|Write { id, update: Update { correction, .. }, .. }| Movement {
+        product_id: *id,
+        kind: Kind::Adjustment,
+        quantity: *correction,
+        order_id: None,
+        reason: Some(REASON),
+    });
+    Ok(store::stock::apply(conn, &corrections.collect::<Vec<_>>(), now).await?)
+}

@@ -1,0 +1,240 @@
+//! The catalogue: reading it, and what an admin does to one product.
+
+use std::collections::HashMap;
+
+use shoppee_kit::{clock::Clock, status::Violations};
+use sqlx::{PgConnection, PgPool};
+
+use crate::{
+    category::Slug,
+    error::Error,
+    listing::{Filters, Key, Page, Position, Sort},
+    product::{Changes, NewProduct, Product, Status},
+    stock::{AdjustError, Delta, Kind, Reason, Stock},
+    store::{self, listing::After, stock::Movement},
+};
+
+/// What the ledger says where a stock was set to a number.
+const SET: &str = "set by an admin";
+
+/// The products of the shop; cheap to clone. Every read goes through [`Catalogue::get`],
+/// [`Catalogue::get_many`] or [`Catalogue::list`].
+#[derive(Clone, Debug)]
+pub struct Catalogue {
+    pub pool: PgPool,
+    pub clock: Clock,
+}
+
+impl Catalogue {
+    /// A product; an archived one only where `archived` ones may be seen.
+    pub async fn get(&self, id: i64, archived: bool) -> Result<Product, Error> {
+        let mut conn = self.pool.acquire().await?;
+        store::product::get(&mut conn, id)
+            .await?
+            .filter(|product| archived || product.status == Status::Active)
+            .ok_or(Error::NotFound)
+    }
+
+    /// Those of the products that exist, in the order asked for, each once.
+    pub async fn get_many(&self, ids: &[i64], archived: bool) -> Result<Vec<Product>, Error> {
+        let mut conn = self.pool.acquire().await?;
+        let mut found: HashMap<i64, Product> = store::product::get_many(&mut conn, ids)
+            .await?
+            .into_iter()
+            .filter(|product| archived || product.status == Status::Active)
+            .map(|product| (product.id, product))
+            .collect();
+        Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
+    }
+
+    /// A page of the active products.
+    pub async fn list(
+        &self,
+        filters: &Filters,
+        sort: Sort,
+        limit: i64,
+        cursor: Option<&str>,
+    ) -> Result<Page, Error> {
+        let question = ("list", sort, filters);
+        let after = match cursor {
+            None => {
+                let (key, id) = sort.start(filters);
+                After { key, id }
+            }
+            Some(cursor) => {
+                let Position { key, id, .. } =
+                    Position::parse(cursor, &question).map_err(Error::Malformed)?;
+                if !sort.fits(&key) {
+                    return Err(Error::malformed("cursor", "is not a cursor of this list"));
+                }
+                After { key, id }
+            }
+        };
+        let mut conn = self.pool.acquire().await?;
+        let Some(categories) = categories(&mut conn, filters).await? else {
+            return Ok(Page { items: Vec::new(), next_cursor: None });
+        };
+        // One more than the page shows whether there is another.
+        let mut rows =
+            store::listing::page(&mut conn, sort, filters, categories.as_deref(), &after, limit + 1).await?;
+        let more = rows.len() > usize::try_from(limit).unwrap_or_default();
+        if more {
+            rows.pop();
+        }
+        let next_cursor = rows.last().filter(|_| more).map(|last| {
+            let key = match sort {
+                Sort::Newest => Key::Number(micros(last.created_at)),
+                Sort::PriceAsc => Key::Number(last.price),
+                Sort::PriceDesc => Key::Number(-last.price),
+                Sort::Name => Key::Text(last.name_key.clone()),
+            };
+            Position::new(&question, key, last.id).cursor()
+        });
+        Ok(Page { items: rows.into_iter().map(Product::from).collect(), next_cursor })
+    }
+
+    pub async fn create(&self, product: &NewProduct) -> Result<Product, Error> {
+        let now = self.clock.now();
+        let mut tx = self.pool.begin().await?;
+        let category = category_name(&mut tx, product.category_id).await?;
+        let id = store::product::insert(&mut tx, product, &category, now).await?;
+        store::stock::insert(&mut tx, id).await?;
+        let supply = Movement {
+            product_id: id,
+            kind: Kind::Supply,
+            quantity: product.stock.get(),
+            order_id: None,
+            reason: None,
+        };
+        store::stock::apply(&mut tx, &[supply], now).await?;
+        let created = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
+        tx.commit().await?;
+        self.learn(&[id]).await;
+        Ok(created)
+    }
+
+    /// Changes a product, the version of which must be `expected` where that is given. What is the same
+    /// already is no change and no new version.
+    pub async fn update(&self, id: i64, expected: Option<i64>, changes: &Changes) -> Result<Product, Error> {
+        let now = self.clock.now();
+        let mut tx = self.pool.begin().await?;
+        // In this order: a category that is deleted meanwhile looks at its products.
+        let category = match changes.category_id {
+            Some(category_id) => Some((category_id, category_name(&mut tx, category_id).await?)),
+            None => None,
+        };
+        if changes.stock.is_some() {
+            store::stock::lock(&mut tx, &[id]).await?;
+        }
+        store::product::lock(&mut tx, &[id]).await?;
+        let before = store::product::get(&mut tx, id).await?.ok_or(Error::NotFound)?;
+        if expected.is_some_and(|expected| expected != before.version) {
+            return Err(Error::VersionMismatch);
+        }
+
+        let mut after = before.clone();
+        let mut differs = changes.apply(&mut after);
+        if let Some((category_id, name)) = &category
+            && *category_id != before.category.as_ref().map(|category| category.id)
+        {
+            store::product::set_category(&mut tx, id, *category_id, name).await?;
+            differs = true;
+        }
+        let correction = changes.stock.map_or(0, |stock| stock.get() - before.stock);
+        if !differs && correction == 0 {
+            return Ok(before);
+        }
+        store::product::update(&mut tx, &after, now).await?;
+        correct(&mut tx, id, correction, SET, now).await?;
+        let updated = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
+        tx.commit().await?;
+        if before.name != updated.name || before.description != updated.description {
+            self.learn(&[id]).await;
+        }
+        Ok(updated)
+    }
+
+    /// Takes a product out of the shop; doing it again changes nothing.
+    pub async fn archive(&self, id: i64, expected: Option<i64>) -> Result<(), Error> {
+        let changes = Changes { status: Some(Status::Archived), ..Changes::default() };
+        self.update(id, expected, &changes).await.map(drop)
+    }
+
+    /// Corrects a product's stock, of an archived one too: what lies in the warehouse has to be counted.
+    pub async fn adjust(&self, id: i64, delta: Delta, reason: &Reason) -> Result<Product, Error> {
+        let now = self.clock.now();
+        let mut tx = self.pool.begin().await?;
+        let locked = store::stock::lock(&mut tx, &[id]).await?;
+        let available = locked.get(&id).ok_or(Error::NotFound)?.available;
+        let stock: Stock = delta.apply(available).map_err(|error| match error {
+            AdjustError::BelowZero => {
+                Error::OutOfStock(Violations::from(("delta", "takes more than there is in stock")))
+            }
+            AdjustError::TooMuch => Error::invalid("delta", "would make the stock more than 10^9"),
+        })?;
+        store::product::lock(&mut tx, &[id]).await?;
+        let product = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
+        store::product::update(&mut tx, &product, now).await?;
+        correct(&mut tx, id, stock.get() - available, reason.as_str(), now).await?;
+        let adjusted = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
+        tx.commit().await?;
+        Ok(adjusted)
+    }
+}
+
+impl Catalogue {
+    /// Lets the search know the words of products that were written. Without it a misspelt one of them is not
+    /// recognised: no reason to refuse what is done.
+    pub(crate) async fn learn(&self, ids: &[i64]) {
+        let learnt: Result<(), Error> = async {
+            let mut conn = self.pool.acquire().await?;
+            Ok(store::search::learn(&mut conn, ids).await?)
+        }
+        .await;
+        if let Err(error) = learnt {
+            tracing::warn!(%error, "words of a product not added");
+        }
+    }
+}
+
+/// The categories that the filters name: the inner `None` for all, the outer one where there is no such
+/// category.
+pub(crate) async fn categories(
+    conn: &mut PgConnection,
+    filters: &Filters,
+) -> Result<Option<Option<Vec<i64>>>, Error> {
+    let Some(slug) = &filters.category else {
+        return Ok(Some(None));
+    };
+    let Ok(slug) = Slug::parse(slug.clone()) else {
+        return Ok(None);
+    };
+    let ids = store::category::with_descendants(conn, slug.as_str()).await?;
+    Ok(if ids.is_empty() { None } else { Some(Some(ids)) })
+}
+
+/// The name of a category that a product is put into; empty without one.
+async fn category_name(conn: &mut PgConnection, id: Option<i64>) -> Result<String, Error> {
+    match id {
+        None => Ok(String::new()),
+        Some(id) => store::category::name(conn, id)
+            .await?
+            .ok_or_else(|| Error::invalid("category_id", "there is no such category")),
+    }
+}
+
+async fn correct(
+    conn: &mut PgConnection,
+    product_id: i64,
+    quantity: i64,
+    reason: &str,
+    now: time::OffsetDateTime,
+) -> Result<(), Error> {
+    let reason = Some(reason);
+    let movement = Movement { product_id, kind: Kind::Adjustment, quantity, order_id: None, reason };
+    Ok(store::stock::apply(conn, &[movement], now).await?)
+}
+
+fn micros(at: time::OffsetDateTime) -> i64 {
+    i64::try_from(at.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,124 @@
+//! Why the service refuses, by meaning; the only place that knows what each is called on the wire.
+
+use shoppee_kit::{
+    pg,
+    status::{self, Refusal, Violations},
+};
+use tonic::{Code, Status};
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("the request is not well-formed")]
+    Malformed(Violations),
+    #[error("the request breaks a rule")]
+    Invalid(Violations),
+    #[error("not found")]
+    NotFound,
+    #[error("the SKU is taken")]
+    SkuTaken,
+    #[error("the slug is taken")]
+    SlugTaken,
+    #[error("the category is in use")]
+    CategoryInUse,
+    #[error("the version does not match")]
+    VersionMismatch,
+    #[error("out of stock")]
+    OutOfStock(Violations),
+    #[error("a product is not for sale")]
+    ProductUnavailable(Violations),
+    #[error("the hold is over")]
+    OrderExpired,
+    #[error("the order holds something else")]
+    OtherLines,
+    /// A dependency does not answer, or more is asked than can be done.
+    #[error("unavailable")]
+    Unavailable,
+    /// Our own fault; has been logged.
+    #[error("internal")]
+    Internal,
+}
+
+impl Error {
+    /// One field that breaks a rule.
+    pub fn invalid(field: &str, message: &str) -> Self {
+        Self::Invalid(Violations::from((field, message)))
+    }
+
+    /// One field that is not well-formed.
+    pub fn malformed(field: &str, message: &str) -> Self {
+        Self::Malformed(Violations::from((field, message)))
+    }
+}
+
+/// The database is the judge of what is unique and what exists: its constraints have names, and each is an
+/// error here.
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        if pg::is_away(&error) || is_undefined(&error) {
+            tracing::debug!(error = %error, "database away");
+            return Self::Unavailable;
+        }
+        let constraint = error.as_database_error().and_then(sqlx::error::DatabaseError::constraint);
+        match constraint {
+            Some("product_sku_key") => Self::SkuTaken,
+            Some("category_slug_key") => Self::SlugTaken,
+            Some("product_category_id_fkey" | "category_parent_id_fkey") => Self::CategoryInUse,
+            Some("stock_available_check") => Self::OutOfStock(Violations::default()),
+            Some(_) | None => {
+                tracing::error!(error = %error, "database error");
+                Self::Internal
+            }
+        }
+    }
+}
+
+/// A table that does not exist yet (42P01): the server has just come, and the migrations run.
+fn is_undefined(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| code == "42P01")
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let refusal = match error {
+            Error::Malformed(violations) => Refusal::malformed(violations),
+            Error::Invalid(violations) => Refusal::invalid(violations),
+            Error::NotFound => Refusal::new(Code::NotFound, "NOT_FOUND", "there is no such thing"),
+            Error::SkuTaken => Refusal::new(Code::AlreadyExists, "SKU_TAKEN", "another product has this SKU"),
+            Error::SlugTaken => {
+                Refusal::new(Code::AlreadyExists, "SLUG_TAKEN", "another category has this slug")
+            }
+            Error::CategoryInUse => Refusal::new(
+                Code::FailedPrecondition,
+                "CATEGORY_IN_USE",
+                "the category has products or categories below it",
+            ),
+            Error::VersionMismatch => {
+                Refusal::new(Code::Aborted, "VERSION_MISMATCH", "the product has been changed since")
+            }
+            Error::OutOfStock(violations) => {
+                Refusal::new(Code::FailedPrecondition, "OUT_OF_STOCK", "there is not enough in stock")
+                    .with_violations(violations)
+            }
+            Error::ProductUnavailable(violations) => Refusal::new(
+                Code::FailedPrecondition,
+                "PRODUCT_UNAVAILABLE",
+                "a product is unknown or no longer sold",
+            )
+            .with_violations(violations),
+            Error::OrderExpired => Refusal::new(
+                Code::FailedPrecondition,
+                "ORDER_EXPIRED",
+                "the order's hold was released or ran out",
+            ),
+            Error::OtherLines => Refusal::new(
+                Code::AlreadyExists,
+                "IDEMPOTENCY_KEY_REUSED",
+                "the order already holds something else",
+            ),
+            Error::Unavailable => status::unavailable(),
+            Error::Internal => status::internal(),
+        };
+        refusal.into()
+    }
+}

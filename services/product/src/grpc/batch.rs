@@ -1,0 +1,136 @@
+//! Batches of changes.
+
+use shoppee_kit::tasks::Tasks;
+use shoppee_proto::product::v1 as wire;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::convert;
+use crate::{
+    batch::{Batches, Change, MOST_ROWS, OnError, Outcome, Row, RowFault, RowResult, StockChange, Target},
+    error::Error,
+    product::{Description, Fault, Name, Price, Sku},
+    stock::{Delta, Stock},
+};
+
+/// Answers that wait for a caller that reads slowly; then the next batch waits.
+const ANSWERS: usize = 1;
+
+pub async fn update(
+    batches: &Batches,
+    request: wire::BatchUpdateProductsRequest,
+) -> Result<wire::BatchUpdateProductsResponse, Error> {
+    let on_error = match wire::OnError::try_from(request.on_error) {
+        Ok(wire::OnError::Continue) => OnError::Continue,
+        Ok(wire::OnError::Abort) => OnError::Abort,
+        Ok(wire::OnError::Unspecified) | Err(_) => {
+            return Err(Error::malformed("on_error", "must be continue or abort"));
+        }
+    };
+    if request.items.len() > MOST_ROWS {
+        return Err(Error::invalid("items", "must be at most 10000"));
+    }
+    let rows = request.items.into_iter().map(row).collect();
+    Ok(response(batches.apply(on_error, rows).await?))
+}
+
+/// Answers one batch after the other, each in a task that a caller who hangs up does not stop half-way.
+pub fn stream(
+    batches: Batches,
+    tasks: &Tasks,
+    mut requests: Streaming<wire::BatchUpdateProductsRequest>,
+) -> ReceiverStream<Result<wire::BatchUpdateProductsResponse, Status>> {
+    let (answers, stream) = mpsc::channel(ANSWERS);
+    let stop = tasks.stopping();
+    tasks.track(async move {
+        loop {
+            let request = tokio::select! {
+                request = requests.message() => request,
+                () = stop.cancelled() => return,
+                () = answers.closed() => return,
+            };
+            let answer = match request {
+                Ok(None) => return,
+                Ok(Some(request)) => update(&batches, request).await.map_err(Status::from),
+                Err(status) => Err(status),
+            };
+            let failed = answer.is_err();
+            if answers.send(answer).await.is_err() || failed {
+                return;
+            }
+        }
+    });
+    ReceiverStream::new(stream)
+}
+
+/// A row whose rules are checked. Its product is read first: it counts as named in any case.
+fn row(change: wire::ProductChange) -> Row {
+    let target = match (change.id, change.sku.clone()) {
+        (Some(id), None) => Ok(Target::Id(id)),
+        (None, Some(sku)) => in_field("sku", Sku::parse(sku)).map(Target::Sku),
+        (Some(_), Some(_)) => in_field("id", Err("must not stand beside sku")),
+        (None, None) => in_field("id", Err("or sku must be given")),
+    };
+    match target {
+        Ok(target) => Row { target: Some(target), change: parse(change) },
+        Err(fault) => Row { target: None, change: Err(fault) },
+    }
+}
+
+fn in_field<T>(field: &'static str, parsed: Result<T, Fault>) -> Result<T, RowFault> {
+    parsed.map_err(|fault| RowFault::Invalid { field, fault })
+}
+
+fn parse(change: wire::ProductChange) -> Result<Change, RowFault> {
+    let stock = match (change.stock, change.stock_delta) {
+        (None, None) => None,
+        (Some(stock), None) => Some(StockChange::To(in_field("stock", Stock::parse(stock))?)),
+        (None, Some(delta)) => Some(StockChange::By(in_field("stock_delta", Delta::parse(delta))?)),
+        (Some(_), Some(_)) => in_field("stock", Err("must not stand beside stock_delta"))?,
+    };
+    Ok(Change {
+        price: in_field("price", change.price.map(Price::parse).transpose())?,
+        stock,
+        name: in_field("name", change.name.map(Name::parse).transpose())?,
+        description: in_field("description", change.description.map(Description::parse).transpose())?,
+        category_id: change.category_id,
+        status: match change.status {
+            None => None,
+            status => Some(in_field("status", convert::status(status))?),
+        },
+        version: change.version,
+    })
+}
+
+fn response(results: Vec<RowResult>) -> wire::BatchUpdateProductsResponse {
+    let (mut updated, mut failed) = (0, 0);
+    let results = results.into_iter().zip(0..).map(|(row, index)| {
+        let (status, version, error) = match row.outcome {
+            Outcome::Updated(version) => {
+                updated += 1;
+                (wire::RowStatus::Updated, Some(version), None)
+            }
+            Outcome::Unchanged(version) => (wire::RowStatus::Unchanged, Some(version), None),
+            Outcome::Failed(fault) => {
+                failed += 1;
+                (wire::RowStatus::Failed, None, Some(error(&fault)))
+            }
+            Outcome::Skipped => (wire::RowStatus::Skipped, None, None),
+        };
+        wire::ProductChangeResult { index, id: row.id, status: status.into(), version, error }
+    });
+    let results = results.collect();
+    wire::BatchUpdateProductsResponse { updated, failed, results }
+}
+
+fn error(fault: &RowFault) -> wire::RowError {
+    let (code, message) = match fault {
+        RowFault::NotFound => ("not_found", "there is no such product".to_owned()),
+        RowFault::Invalid { field, fault } => ("validation_failed", format!("{field} {fault}")),
+        RowFault::VersionMismatch => ("version_mismatch", "the product has been changed since".to_owned()),
+        RowFault::OutOfStock => ("out_of_stock", "there is not enough in stock".to_owned()),
+        RowFault::Unavailable => ("unavailable", "was not done; try again".to_owned()),
+    };
+    wire::RowError { code: code.to_owned(), message }
+}

@@ -1,0 +1,205 @@
+//! The catalogue: open to read, an admin's to change.
+
+use std::pin::Pin;
+
+use shoppee_kit::{
+    caller::{self, Caller, Role},
+    status::Violations,
+    tasks::Tasks,
+};
+use shoppee_proto::product::v1::{
+    AdjustStockRequest, ArchiveProductRequest, BatchGetProductsRequest, BatchGetProductsResponse,
+    BatchUpdateProductsRequest, BatchUpdateProductsResponse, Category, CreateCategoryRequest,
+    CreateProductRequest, DeleteCategoryRequest, GetProductRequest, ListCategoriesRequest,
+    ListCategoriesResponse, ListProductsRequest, ListProductsResponse, Product, ProductSort,
+    SearchProductsRequest, UpdateCategoryRequest, UpdateProductRequest,
+    product_service_server::ProductService,
+};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{batch, categories, convert};
+use crate::{
+    batch::Batches,
+    catalogue::Catalogue,
+    error::Error,
+    listing::{self, Filters, Sort},
+    search::Query,
+    stock::{Delta, Reason},
+    tree::Tree,
+};
+
+/// Ids of one call of BatchGetProducts.
+const MOST_IDS: usize = 1000;
+
+#[derive(Debug)]
+pub struct Products {
+    pub catalogue: Catalogue,
+    pub tree: Tree,
+    pub batches: Batches,
+    pub tasks: Tasks,
+    pub currency: String,
+}
+
+impl Products {
+    fn answer(&self, product: crate::product::Product) -> Response<Product> {
+        Response::new(convert::product(product, &self.currency))
+    }
+}
+
+/// Archived products are shown to those who keep the shop, and to its other services.
+fn sees_archived(caller: Option<&Caller>) -> bool {
+    caller.is_some_and(|caller| match caller.claims.role {
+        Role::Admin | Role::Service => true,
+        Role::User => false,
+    })
+}
+
+fn sort(number: i32) -> Result<Sort, Error> {
+    match ProductSort::try_from(number) {
+        Ok(ProductSort::Unspecified | ProductSort::Newest) => Ok(Sort::Newest),
+        Ok(ProductSort::PriceAsc) => Ok(Sort::PriceAsc),
+        Ok(ProductSort::PriceDesc) => Ok(Sort::PriceDesc),
+        Ok(ProductSort::Name) => Ok(Sort::Name),
+        Err(_) => Err(Error::malformed("sort", "is unknown")),
+    }
+}
+
+type Answers = Pin<Box<dyn tokio_stream::Stream<Item = Result<BatchUpdateProductsResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl ProductService for Products {
+    type BatchUpdateProductsStreamStream = Answers;
+
+    async fn get_product(&self, request: Request<GetProductRequest>) -> Result<Response<Product>, Status> {
+        let caller = caller::anyone(&request)?;
+        let id = request.into_inner().id;
+        Ok(self.answer(self.catalogue.get(id, sees_archived(caller.as_ref())).await?))
+    }
+
+    async fn batch_get_products(
+        &self,
+        request: Request<BatchGetProductsRequest>,
+    ) -> Result<Response<BatchGetProductsResponse>, Status> {
+        let caller = caller::anyone(&request)?;
+        let ids = request.into_inner().ids;
+        if ids.len() > MOST_IDS {
+            return Err(Error::invalid("ids", "must be at most 1000").into());
+        }
+        let found = self.catalogue.get_many(&ids, sees_archived(caller.as_ref())).await?;
+        let items = found.into_iter().map(|product| convert::product(product, &self.currency)).collect();
+        Ok(Response::new(BatchGetProductsResponse { items }))
+    }
+
+    async fn list_products(
+        &self,
+        request: Request<ListProductsRequest>,
+    ) -> Result<Response<ListProductsResponse>, Status> {
+        caller::anyone(&request)?;
+        let asked = request.into_inner();
+        let filters = Filters::parse(asked.category, asked.min_price, asked.max_price, asked.in_stock)
+            .map_err(Error::Malformed)?;
+        let limit = listing::limit(asked.limit).map_err(Error::Malformed)?;
+        let page = self.catalogue.list(&filters, sort(asked.sort)?, limit, asked.cursor.as_deref()).await?;
+        Ok(Response::new(convert::page(page, &self.currency)))
+    }
+
+    async fn search_products(
+        &self,
+        request: Request<SearchProductsRequest>,
+    ) -> Result<Response<ListProductsResponse>, Status> {
+        caller::anyone(&request)?;
+        let asked = request.into_inner();
+        let query = Query::parse(asked.q)?;
+        let filters = Filters::parse(asked.category, asked.min_price, asked.max_price, asked.in_stock)
+            .map_err(Error::Malformed)?;
+        let limit = listing::limit(asked.limit).map_err(Error::Malformed)?;
+        let page = self.catalogue.search(&query, &filters, limit, asked.cursor.as_deref()).await?;
+        Ok(Response::new(convert::page(page, &self.currency)))
+    }
+
+    async fn create_product(
+        &self,
+        request: Request<CreateProductRequest>,
+    ) -> Result<Response<Product>, Status> {
+        caller::admin(&request)?;
+        let new = convert::new_product(request.into_inner())?;
+        Ok(self.answer(self.catalogue.create(&new).await?))
+    }
+
+    async fn update_product(
+        &self,
+        request: Request<UpdateProductRequest>,
+    ) -> Result<Response<Product>, Status> {
+        caller::admin(&request)?;
+        let asked = request.into_inner();
+        let (id, expected) = (asked.id, asked.expected_version);
+        let changes = convert::changes(asked)?;
+        Ok(self.answer(self.catalogue.update(id, expected, &changes).await?))
+    }
+
+    async fn archive_product(&self, request: Request<ArchiveProductRequest>) -> Result<Response<()>, Status> {
+        caller::admin(&request)?;
+        let asked = request.into_inner();
+        self.catalogue.archive(asked.id, asked.expected_version).await?;
+        Ok(Response::new(()))
+    }
+
+    async fn adjust_stock(&self, request: Request<AdjustStockRequest>) -> Result<Response<Product>, Status> {
+        caller::admin(&request)?;
+        let asked = request.into_inner();
+        let mut bad = Violations::default();
+        let delta = bad.take("delta", Delta::parse(asked.delta));
+        let reason = bad.take("reason", Reason::parse(asked.reason));
+        let (Some(delta), Some(reason)) = (delta, reason) else {
+            return Err(Error::Invalid(bad).into());
+        };
+        Ok(self.answer(self.catalogue.adjust(asked.id, delta, &reason).await?))
+    }
+
+    async fn batch_update_products(
+        &self,
+        request: Request<BatchUpdateProductsRequest>,
+    ) -> Result<Response<BatchUpdateProductsResponse>, Status> {
+        caller::admin(&request)?;
+        Ok(Response::new(batch::update(&self.batches, request.into_inner()).await?))
+    }
+
+    async fn batch_update_products_stream(
+        &self,
+        request: Request<Streaming<BatchUpdateProductsRequest>>,
+    ) -> Result<Response<Answers>, Status> {
+        caller::admin(&request)?;
+        let answers = batch::stream(self.batches.clone(), &self.tasks, request.into_inner());
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn list_categories(
+        &self,
+        request: Request<ListCategoriesRequest>,
+    ) -> Result<Response<ListCategoriesResponse>, Status> {
+        caller::anyone(&request)?;
+        Ok(Response::new(categories::list(&self.tree).await?))
+    }
+
+    async fn create_category(
+        &self,
+        request: Request<CreateCategoryRequest>,
+    ) -> Result<Response<Category>, Status> {
+        caller::admin(&request)?;
+        Ok(Response::new(categories::create(&self.tree, request.into_inner()).await?))
+    }
+
+    async fn update_category(
+        &self,
+        request: Request<UpdateCategoryRequest>,
+    ) -> Result<Response<Category>, Status> {
+        caller::admin(&request)?;
+        Ok(Response::new(categories::update(&self.tree, request.into_inner()).await?))
+    }
+
+    async fn delete_category(&self, request: Request<DeleteCategoryRequest>) -> Result<Response<()>, Status> {
+        caller::admin(&request)?;
+        self.tree.delete(request.into_inner().id).await?;
+        Ok(Response::new(()))
+    }
+}

@@ -1,0 +1,234 @@
+//! Stock for orders: hold, commit, release, and what becomes of a hold that nobody ended.
+//!
+//! Holds are taken together (group commit): all that wait when a worker comes free are decided in memory,
+//! under the locks of all the products they name, and written by a few statements in one transaction. So a
+//! product that everybody wants costs one row lock and one flush for hundreds of orders.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use shoppee_kit::{clock::Clock, status::Violations, tasks::Tasks};
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+use tokio::sync::{Mutex, mpsc, oneshot};
+use uuid::Uuid;
+
+use crate::{
+    error::Error,
+    stock::{Basket, HeldLine, Hold, Kind, Refused, Round, State, Want},
+    store::{self, stock::Movement},
+};
+
+/// Holds decided in one transaction: their rows stay below what one statement takes well, and the first of
+/// them does not wait long for the last.
+const ROUND: usize = 256;
+/// Holds that may wait; one more is told to come back. At the slowest round seen they are worked off within 2
+/// s.
+const WAITING: usize = 4096;
+/// While one waits for the disk, another decides. More would only wait for each other's rows.
+const WORKERS: usize = 2;
+/// A round is decided anew when an order that it holds for was released, or held elsewhere, in the same
+/// moment.
+const TRIES: usize = 3;
+/// Overdue holds put back in one transaction.
+const OVERDUE: i64 = 256;
+
+type Answer = oneshot::Sender<Result<Hold, Error>>;
+
+/// Takes, sells and gives back; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Holds {
+    pool: PgPool,
+    clock: Clock,
+    queue: mpsc::Sender<(Want, Answer)>,
+}
+
+impl Holds {
+    /// Starts the workers, which end when the last clone of the result is gone.
+    pub fn start(pool: PgPool, clock: Clock, tasks: &Tasks) -> Self {
+        let (queue, waiting) = mpsc::channel(WAITING);
+        let waiting = Arc::new(Mutex::new(waiting));
+        for _ in 0..WORKERS {
+            tasks.spawn("holds", work(pool.clone(), clock.clone(), waiting.clone()));
+        }
+        Self { pool, clock, queue }
+    }
+
+    /// Gives an order all it wants or nothing; the same order again gets the same.
+    pub async fn hold(&self, want: Want) -> Result<Hold, Error> {
+        let (answer, decided) = oneshot::channel();
+        self.queue.try_send((want, answer)).map_err(|_| Error::Unavailable)?;
+        decided.await.unwrap_or(Err(Error::Unavailable))
+    }
+
+    /// Sells what an order holds; selling it twice changes nothing.
+    pub async fn commit(&self, order_id: Uuid) -> Result<(), Error> {
+        let mut conn = self.pool.acquire().await?;
+        if store::hold::commit(&mut conn, order_id, self.clock.now()).await? {
+            return Ok(());
+        }
+        match store::hold::state(&mut conn, order_id).await? {
+            Some(State::Committed) => Ok(()),
+            Some(State::Held | State::Released | State::Expired) => Err(Error::OrderExpired),
+            None => Err(Error::NotFound),
+        }
+    }
+
+    /// Gives back what an order holds or was sold; giving it back twice changes nothing. An order that holds
+    /// nothing yet never will.
+    pub async fn release(&self, order_id: Uuid) -> Result<(), Error> {
+        let now = self.clock.now();
+        let mut tx = self.pool.begin().await?;
+        let mut lines = store::hold::lines(&mut tx, &[order_id]).await?;
+        if lines.is_empty() {
+            if store::hold::bury(&mut tx, order_id, now).await? {
+                return Ok(tx.commit().await?);
+            }
+            // It was released before, or held in this very moment.
+            lines = store::hold::lines(&mut tx, &[order_id]).await?;
+        }
+        store::stock::lock(&mut tx, &products(&lines)).await?;
+        let held = store::hold::lock(&mut tx, &[order_id]).await?;
+        let kind = match held.get(&order_id).map(|hold| hold.state) {
+            Some(State::Held) => Kind::Release,
+            Some(State::Committed) => Kind::Return,
+            Some(State::Released | State::Expired) | None => return Ok(()),
+        };
+        store::hold::end(&mut tx, &[order_id], State::Released, now).await?;
+        store::stock::apply(&mut tx, &movements(&lines, kind, 1), now).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Puts the stock of overdue holds back; how many there were, as far as one transaction goes.
+    pub async fn expire(&self) -> Result<usize, Error> {
+        let now = self.clock.now();
+        let mut tx = self.pool.begin().await?;
+        let overdue = store::hold::overdue(&mut tx, now, OVERDUE).await?;
+        if overdue.is_empty() {
+            return Ok(0);
+        }
+        let mut lines = store::hold::lines(&mut tx, &overdue).await?;
+        store::stock::lock(&mut tx, &products(&lines)).await?;
+        let ended = store::hold::lock_overdue(&mut tx, &overdue, now).await?;
+        lines.retain(|(order_id, _)| ended.binary_search(order_id).is_ok());
+        store::hold::end(&mut tx, &ended, State::Expired, now).await?;
+        store::stock::apply(&mut tx, &movements(&lines, Kind::Release, 1), now).await?;
+        tx.commit().await?;
+        Ok(ended.len())
+    }
+
+    /// Until when a hold lives that is asked for now.
+    pub fn until(&self, ttl: time::Duration) -> OffsetDateTime {
+        self.clock.now() + ttl
+    }
+}
+
+async fn work(
+    pool: PgPool,
+    clock: Clock,
+    waiting: Arc<Mutex<mpsc::Receiver<(Want, Answer)>>>,
+) -> anyhow::Result<()> {
+    let mut round = Vec::with_capacity(ROUND);
+    loop {
+        if waiting.lock().await.recv_many(&mut round, ROUND).await == 0 {
+            return Ok(());
+        }
+        let (wants, answers): (Vec<Want>, Vec<Answer>) = round.drain(..).unzip();
+        match decide(&pool, &wants, clock.now()).await {
+            Ok(decided) => {
+                for (answer, decided) in answers.into_iter().zip(decided) {
+                    // Nobody listens where the caller hung up; the hold stands, or runs out.
+                    let _ = answer.send(decided.map_err(refusal));
+                }
+            }
+            Err(error) => {
+                for answer in answers {
+                    let _ = answer.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+}
+
+type Decided = Vec<Result<Hold, Refused>>;
+
+/// Decides a round, and writes it down.
+async fn decide(pool: &PgPool, wants: &[Want], now: OffsetDateTime) -> Result<Decided, Error> {
+    for _ in 0..TRIES {
+        let mut tx = pool.begin().await?;
+        if let Some(decided) = attempt(&mut tx, wants, now).await? {
+            tx.commit().await?;
+            return Ok(decided);
+        }
+        tx.rollback().await?;
+    }
+    Err(Error::Unavailable)
+}
+
+/// `None` where one of the orders got a hold, or a tombstone, while this was going on.
+async fn attempt(
+    conn: &mut PgConnection,
+    wants: &[Want],
+    now: OffsetDateTime,
+) -> Result<Option<Decided>, Error> {
+    let baskets = wants.iter().filter_map(|want| want.basket.as_ref());
+    let ids: BTreeSet<i64> = baskets.flat_map(Basket::lines).map(|line| line.product_id).collect();
+    let shelves = store::stock::lock(conn, &ids.into_iter().collect::<Vec<_>>()).await?;
+    let orders: BTreeSet<Uuid> = wants.iter().map(|want| want.order_id).collect();
+    let holds = store::hold::lock(conn, &orders.into_iter().collect::<Vec<_>>()).await?;
+
+    let mut round = Round::new(now, shelves, holds);
+    let decided: Decided = wants.iter().map(|want| round.decide(want)).collect();
+
+    let of = |ids: &[Uuid]| -> Vec<(Uuid, Hold)> {
+        ids.iter().filter_map(|id| Some((*id, round.hold(id)?.clone()))).collect()
+    };
+    let (taken, prolonged) = (of(&round.taken), of(&round.prolonged));
+    if !taken.is_empty() {
+        if store::hold::insert(conn, &taken, now).await? < taken.len() as u64 {
+            return Ok(None);
+        }
+        let lines: Vec<(Uuid, HeldLine)> = taken
+            .into_iter()
+            .flat_map(|(order_id, hold)| hold.lines.into_iter().map(move |line| (order_id, line)))
+            .collect();
+        store::stock::apply(conn, &movements(&lines, Kind::Hold, -1), now).await?;
+    }
+    if !prolonged.is_empty() {
+        store::hold::prolong(conn, &prolonged, now).await?;
+    }
+    Ok(Some(decided))
+}
+
+/// The products of some lines.
+fn products(lines: &[(Uuid, HeldLine)]) -> Vec<i64> {
+    let ids: BTreeSet<i64> = lines.iter().map(|(_, line)| line.product_id).collect();
+    ids.into_iter().collect()
+}
+
+fn movements(lines: &[(Uuid, HeldLine)], kind: Kind, sign: i64) -> Vec<Movement<'static>> {
+    let movements = lines.iter().map(|(order_id, line)| Movement {
+        product_id: line.product_id,
+        kind,
+        quantity: sign * line.quantity,
+        order_id: Some(*order_id),
+        reason: None,
+    });
+    movements.collect()
+}
+
+fn refusal(refused: Refused) -> Error {
+    let about = |ids: Vec<i64>, message: &str| {
+        let mut violations = Violations::default();
+        for id in ids {
+            violations.check(false, format!("items[{id}]"), message);
+        }
+        violations
+    };
+    match refused {
+        Refused::Unavailable(ids) => Error::ProductUnavailable(about(ids, "is unknown or no longer sold")),
+        Refused::OutOfStock(ids) => Error::OutOfStock(about(ids, "is not in stock in this quantity")),
+        Refused::Over => Error::OrderExpired,
+        Refused::Different => Error::OtherLines,
+        Refused::Unknown => Error::NotFound,
+    }
+}

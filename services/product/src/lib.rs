@@ -1,0 +1,102 @@
+//! The product service: the catalogue and its categories, the stock, and what orders hold of it.
+//!
+//! [`grpc`] reads requests and calls a use case ([`catalogue`], [`tree`], [`holds`], [`batch`], [`search`]);
+//! a use case owns its transaction and knows the rules ([`product`], [`category`], [`stock`], [`listing`])
+//! and the [`store`], where all SQL is.
+
+pub mod batch;
+pub mod catalogue;
+pub mod category;
+pub mod error;
+mod grpc;
+pub mod holds;
+pub mod listing;
+pub mod product;
+pub mod search;
+pub mod stock;
+mod store;
+pub mod tree;
+mod workers;
+
+use std::net::SocketAddr;
+
+use clap::Parser;
+use shoppee_kit::{
+    caller::Verifier,
+    client, grpc as server, keys, ops, pg,
+    process::Process,
+    settings::{self, Common},
+};
+use sqlx::migrate::Migrator;
+use tokio::sync::broadcast;
+
+static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// The product service of Shoppee
+#[derive(Clone, Debug, Parser)]
+pub struct Settings {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    pub postgres: settings::Postgres,
+    /// Where the auth service answers gRPC
+    #[arg(long, env = "AUTH_URL", default_value = "http://127.0.0.1:50051")]
+    pub auth_url: String,
+    /// Where gRPC is served
+    #[arg(long, env = "LISTEN_ADDR", default_value = "0.0.0.0:50052")]
+    pub listen_addr: SocketAddr,
+    /// Where /metrics, /healthz and /readyz are served
+    #[arg(long, env = "METRICS_ADDR", default_value = "0.0.0.0:9102")]
+    pub metrics_addr: SocketAddr,
+    /// Lets grpcurl and its like ask what there is
+    #[arg(long, env = "GRPC_REFLECTION", default_value_t = false, action = clap::ArgAction::Set)]
+    pub grpc_reflection: bool,
+    /// The currency of all prices, an ISO 4217 code such as EUR
+    #[arg(long, env = "SHOP_CURRENCY", default_value = "EUR", value_parser = currency)]
+    pub shop_currency: String,
+}
+
+impl shoppee_kit::process::Settings for Settings {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+}
+
+fn currency(value: &str) -> Result<String, String> {
+    if value.len() == 3 && value.bytes().all(|byte| byte.is_ascii_uppercase()) {
+        Ok(value.to_owned())
+    } else {
+        Err("not an ISO 4217 code such as EUR".to_owned())
+    }
+}
+
+/// Wires the service and starts its tasks.
+pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
+    let Process { clock, tasks, readiness } = &process;
+    let auth = client::channel(&settings.auth_url)?;
+    let pool = pg::open("shoppee-product", &settings.postgres, &MIGRATIONS, tasks, readiness).await?;
+    ops::serve(settings.metrics_addr, tasks, readiness).await?;
+
+    let verifier = Verifier::new(clock.clone());
+    // Nobody holds sockets here: who ends is refused at the next call.
+    let (ended, _) = broadcast::channel(1);
+    keys::follow(tasks, readiness, auth, verifier.clone(), ended);
+
+    let holds = holds::Holds::start(pool.clone(), clock.clone(), tasks);
+    workers::start(&process, &pool, &holds);
+    let routes = grpc::routes(&pool, &process, holds, &settings.shop_currency);
+    server::serve(settings.listen_addr, routes, verifier, settings.grpc_reflection, &process).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::currency;
+
+    #[test]
+    fn a_currency_is_three_capitals() {
+        assert!(currency("EUR").is_ok());
+        for odd in ["", "eur", "EURO", "E1R", "€€€"] {
+            assert!(currency(odd).is_err(), "{odd}");
+        }
+    }
+}

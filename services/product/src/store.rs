@@ -1,0 +1,12 @@
+//! All SQL of the service. Plain functions over a connection; who calls owns the transaction.
+//!
+//! Locks are taken in one order everywhere: stock rows by product id ([`stock::lock`]), then holds
+//! ([`hold`]), then product rows by id ([`product`]).
+
+pub mod batch;
+pub mod category;
+pub mod hold;
+pub mod listing;
+pub mod product;
+pub mod search;
+pub mod stock;

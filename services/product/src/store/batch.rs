@@ -1,0 +1,111 @@
+//! Many products at once.
+
+use std::collections::BTreeMap;
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+
+use crate::{
+    batch::{Current, Update},
+    product::Status,
+};
+
+/// Ids and SKUs of the products that exist among these.
+pub async fn find(conn: &mut PgConnection, ids: &[i64], skus: &[String]) -> sqlx::Result<Vec<(i64, String)>> {
+    let rows = sqlx::query!(
+        r#"select id as "id!", sku as "sku!" from product.product where id = any($1)
+           union
+           select id, sku from product.product where sku = any($2)"#,
+        ids,
+        skus,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.sku)).collect())
+}
+
+/// The names of the categories that exist among these, none of which can change until the transaction ends.
+pub async fn categories(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeMap<i64, String>> {
+    let rows =
+        sqlx::query!("select id, name from product.category where id = any($1) order by id for share", ids)
+            .fetch_all(conn)
+            .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.name)).collect())
+}
+
+/// Locks products in the order of their ids, and tells how they are. A stock that is to be changed has to be
+/// locked before.
+pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeMap<i64, Current>> {
+    let rows = sqlx::query!(
+        "select p.id, p.version, p.name, p.description, p.price, p.category_id, p.status, s.available
+         from product.product p
+         join product.stock s on s.product_id = p.id
+         where p.id = any($1)
+         order by p.id
+         for no key update of p",
+        ids,
+    )
+    .fetch_all(conn)
+    .await?;
+    let products = rows.into_iter().map(|row| {
+        let current = Current {
+            version: row.version,
+            name: row.name,
+            description: row.description,
+            price: row.price,
+            category_id: row.category_id,
+            status: Status::of(&row.status),
+            available: row.available,
+        };
+        (row.id, current)
+    });
+    Ok(products.collect())
+}
+
+/// What is written of one product.
+#[derive(Clone, Debug)]
+pub struct Write {
+    pub id: i64,
+    pub update: Update,
+    /// Of the new category.
+    pub category_name: Option<String>,
+}
+
+/// Writes locked products, each as its next version, with one statement.
+pub async fn write(conn: &mut PgConnection, writes: &[Write], now: OffsetDateTime) -> sqlx::Result<()> {
+    let ids: Vec<i64> = writes.iter().map(|write| write.id).collect();
+    let names: Vec<Option<String>> = writes.iter().map(|write| write.update.name.clone()).collect();
+    let descriptions: Vec<Option<String>> =
+        writes.iter().map(|write| write.update.description.clone()).collect();
+    let prices: Vec<Option<i64>> = writes.iter().map(|write| write.update.price).collect();
+    let categories: Vec<Option<i64>> = writes.iter().map(|write| write.update.category_id).collect();
+    let category_names: Vec<Option<String>> =
+        writes.iter().map(|write| write.category_name.clone()).collect();
+    let statuses: Vec<Option<String>> =
+        writes.iter().map(|write| write.update.status.map(|status| status.word().to_owned())).collect();
+    sqlx::query!(
+        "update product.product p
+         set name = coalesce(c.name, p.name),
+             description = coalesce(c.description, p.description),
+             price = coalesce(c.price, p.price),
+             category_id = coalesce(c.category_id, p.category_id),
+             category_name = coalesce(c.category_name, p.category_name),
+             status = coalesce(c.status, p.status),
+             version = p.version + 1,
+             updated_at = $8
+         from unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::text[], $7::text[])
+              as c (id, name, description, price, category_id, category_name, status)
+         where p.id = c.id",
+        &ids,
+        &names as &[Option<String>],
+        &descriptions as &[Option<String>],
+        &prices as &[Option<i64>],
+        &categories as &[Option<i64>],
+        &category_names as &[Option<String>],
+        &statuses as &[Option<String>],
+        now,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}

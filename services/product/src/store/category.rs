@@ -1,0 +1,124 @@
+//! Categories.
+
+use sqlx::PgConnection;
+
+use crate::category::{Category, NewCategory};
+
+/// All categories, by slug.
+pub async fn all(conn: &mut PgConnection) -> sqlx::Result<Vec<Category>> {
+    sqlx::query_as!(
+        Category,
+        "select id, slug, name, parent_id from product.category order by slug collate \"C\""
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// A category and all below it, the ids; empty where there is no such slug.
+pub async fn with_descendants(conn: &mut PgConnection, slug: &str) -> sqlx::Result<Vec<i64>> {
+    sqlx::query_scalar!(
+        r#"with recursive below as (
+               select id from product.category where slug = $1
+               union
+               select c.id from product.category c join below on c.parent_id = below.id
+           )
+           select id as "id!" from below"#,
+        slug,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Lets nobody else change the tree until the transaction ends; products go on being put into categories.
+pub async fn lock_tree(conn: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query!("lock table product.category in share row exclusive mode").execute(conn).await?;
+    Ok(())
+}
+
+/// The name of a category, which cannot change until the transaction ends.
+pub async fn name(conn: &mut PgConnection, id: i64) -> sqlx::Result<Option<String>> {
+    sqlx::query_scalar!("select name from product.category where id = $1 for share", id)
+        .fetch_optional(conn)
+        .await
+}
+
+pub async fn insert(conn: &mut PgConnection, category: &NewCategory) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        "insert into product.category (slug, name, parent_id) values ($1, $2, $3) returning id",
+        category.slug.as_str(),
+        category.name.as_str(),
+        category.parent_id,
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Writes a category anew; [`rewrite`] will follow where the name is another.
+pub async fn update(conn: &mut PgConnection, category: &Category) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update product.category
+         set slug = $2, name = $3, parent_id = $4, renamed = renamed or name <> $3
+         where id = $1",
+        category.id,
+        category.slug,
+        category.name,
+        category.parent_id,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Whether there was one. Refused by the foreign keys while it has products or children.
+pub async fn delete(conn: &mut PgConnection, id: i64) -> sqlx::Result<bool> {
+    let deleted =
+        sqlx::query!("delete from product.category where id = $1", id).execute(conn).await?.rows_affected();
+    Ok(deleted > 0)
+}
+
+/// A category whose products are still found by an old name.
+pub async fn renamed(conn: &mut PgConnection) -> sqlx::Result<Option<i64>> {
+    sqlx::query_scalar!("select id from product.category where renamed order by id limit 1")
+        .fetch_optional(conn)
+        .await
+}
+
+/// Gives up to `most` products of a category its name; which. Those that are being changed are left for
+/// later.
+pub async fn rewrite(conn: &mut PgConnection, id: i64, most: i64) -> sqlx::Result<Vec<i64>> {
+    sqlx::query_scalar!(
+        "update product.product p
+         set category_name = c.name
+         from product.category c
+         where c.id = $1 and p.id in (
+             select q.id
+             from product.product q
+             where q.category_id = $1
+               and q.category_name <> (select name from product.category where id = $1)
+             order by q.id
+             limit $2
+             for no key update skip locked
+         )
+         returning p.id",
+        id,
+        most,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Notes that a category's products have its name, unless one does not yet; whether it could.
+pub async fn settle(conn: &mut PgConnection, id: i64) -> sqlx::Result<bool> {
+    let settled = sqlx::query!(
+        "update product.category c
+         set renamed = false
+         where c.id = $1 and not exists (
+             select from product.product p where p.category_id = c.id and p.category_name <> c.name
+         )",
+        id,
+    )
+    .execute(conn)
+    .await?
+    .rows_affected();
+    Ok(settled > 0)
+}

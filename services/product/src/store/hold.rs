@@ -1,0 +1,237 @@
+//! Holds and their lines.
+
+use std::collections::BTreeMap;
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::stock::{HeldLine, Hold, State};
+
+/// Locks the holds that these orders have, and tells them with their lines.
+pub async fn lock(conn: &mut PgConnection, order_ids: &[Uuid]) -> sqlx::Result<BTreeMap<Uuid, Hold>> {
+    let rows = sqlx::query!(
+        "select order_id, state, expires_at
+         from product.stock_hold
+         where order_id = any($1)
+         order by order_id
+         for update",
+        order_ids,
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    if rows.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let mut holds: BTreeMap<Uuid, Hold> = rows
+        .into_iter()
+        .map(|row| {
+            let hold = Hold { state: State::of(&row.state), expires_at: row.expires_at, lines: Vec::new() };
+            (row.order_id, hold)
+        })
+        .collect();
+    for (order_id, line) in lines(conn, order_ids).await? {
+        if let Some(hold) = holds.get_mut(&order_id) {
+            hold.lines.push(line);
+        }
+    }
+    Ok(holds)
+}
+
+/// What these orders hold or held, in the order of product ids. Lines never change, so nothing is locked.
+pub async fn lines(conn: &mut PgConnection, order_ids: &[Uuid]) -> sqlx::Result<Vec<(Uuid, HeldLine)>> {
+    let rows = sqlx::query!(
+        "select order_id, product_id, sku, name, unit_price, quantity
+         from product.hold_line
+         where order_id = any($1)
+         order by product_id",
+        order_ids,
+    )
+    .fetch_all(conn)
+    .await?;
+    let lines = rows.into_iter().map(|row| {
+        let line = HeldLine {
+            product_id: row.product_id,
+            sku: row.sku,
+            name: row.name,
+            unit_price: row.unit_price,
+            quantity: row.quantity,
+        };
+        (row.order_id, line)
+    });
+    Ok(lines.collect())
+}
+
+/// Writes holds with their lines; how many were new. One that exists by now, a tombstone among them, is left
+/// alone.
+pub async fn insert(
+    conn: &mut PgConnection,
+    holds: &[(Uuid, Hold)],
+    now: OffsetDateTime,
+) -> sqlx::Result<u64> {
+    let (order_ids, expiries): (Vec<Uuid>, Vec<OffsetDateTime>) =
+        holds.iter().map(|(order_id, hold)| (*order_id, hold.expires_at)).unzip();
+    let written = sqlx::query!(
+        "insert into product.stock_hold (order_id, state, expires_at, created_at, updated_at)
+         select order_id, 'held', expires_at, $3, $3
+         from unnest($1::uuid[], $2::timestamptz[]) as h (order_id, expires_at)
+         order by order_id
+         on conflict (order_id) do nothing",
+        &order_ids,
+        &expiries,
+        now,
+    )
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+
+    let (mut orders, mut products, mut quantities) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut skus, mut names, mut prices) = (Vec::new(), Vec::new(), Vec::new());
+    for (order_id, hold) in holds {
+        for line in &hold.lines {
+            orders.push(*order_id);
+            products.push(line.product_id);
+            quantities.push(line.quantity);
+            skus.push(line.sku.clone());
+            names.push(line.name.clone());
+            prices.push(line.unit_price);
+        }
+    }
+    sqlx::query!(
+        "insert into product.hold_line (order_id, product_id, quantity, sku, name, unit_price)
+         select order_id, product_id, quantity, sku, name, unit_price
+         from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[])
+              as l (order_id, product_id, quantity, sku, name, unit_price)
+         on conflict (order_id, product_id) do nothing",
+        &orders,
+        &products,
+        &quantities,
+        &skus,
+        &names,
+        &prices,
+    )
+    .execute(conn)
+    .await?;
+    Ok(written)
+}
+
+/// Lets locked holds live until these times.
+pub async fn prolong(
+    conn: &mut PgConnection,
+    holds: &[(Uuid, Hold)],
+    now: OffsetDateTime,
+) -> sqlx::Result<()> {
+    let (order_ids, expiries): (Vec<Uuid>, Vec<OffsetDateTime>) =
+        holds.iter().map(|(order_id, hold)| (*order_id, hold.expires_at)).unzip();
+    sqlx::query!(
+        "update product.stock_hold hold
+         set expires_at = h.expires_at, updated_at = $3
+         from unnest($1::uuid[], $2::timestamptz[]) as h (order_id, expires_at)
+         where hold.order_id = h.order_id",
+        &order_ids,
+        &expiries,
+        now,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Sells what a living hold holds, ledger and all, in one statement; whether there was one. Stock rows are
+/// not touched: what was held was not available before either.
+pub async fn commit(conn: &mut PgConnection, order_id: Uuid, now: OffsetDateTime) -> sqlx::Result<bool> {
+    let rows = sqlx::query!(
+        "with sold as (
+             update product.stock_hold
+             set state = 'committed', updated_at = $2
+             where order_id = $1 and state = 'held' and expires_at > $2
+             returning order_id
+         )
+         insert into product.stock_ledger (product_id, kind, quantity, order_id, at)
+         select line.product_id, 'sale', - line.quantity, line.order_id, $2
+         from product.hold_line line
+         join sold on sold.order_id = line.order_id",
+        order_id,
+        now,
+    )
+    .execute(conn)
+    .await?
+    .rows_affected();
+    Ok(rows > 0)
+}
+
+/// The state of an order's hold, past its time or not.
+pub async fn state(conn: &mut PgConnection, order_id: Uuid) -> sqlx::Result<Option<State>> {
+    let word = sqlx::query_scalar!("select state from product.stock_hold where order_id = $1", order_id)
+        .fetch_optional(conn)
+        .await?;
+    Ok(word.as_deref().map(State::of))
+}
+
+/// Remembers that an order was released before anything was held for it; whether that was new.
+pub async fn bury(conn: &mut PgConnection, order_id: Uuid, now: OffsetDateTime) -> sqlx::Result<bool> {
+    let written = sqlx::query!(
+        "insert into product.stock_hold (order_id, state, expires_at, created_at, updated_at)
+         values ($1, 'released', $2, $2, $2)
+         on conflict (order_id) do nothing",
+        order_id,
+        now,
+    )
+    .execute(conn)
+    .await?
+    .rows_affected();
+    Ok(written > 0)
+}
+
+/// Locks the holds among these that are past their time; those that somebody else has locked are left to
+/// them.
+pub async fn lock_overdue(
+    conn: &mut PgConnection,
+    order_ids: &[Uuid],
+    now: OffsetDateTime,
+) -> sqlx::Result<Vec<Uuid>> {
+    sqlx::query_scalar!(
+        "select order_id
+         from product.stock_hold
+         where order_id = any($1) and state = 'held' and expires_at <= $2
+         order by order_id
+         for update skip locked",
+        order_ids,
+        now,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Holds past their time, the oldest first. Nothing is locked yet: their stock has to be locked before them.
+pub async fn overdue(conn: &mut PgConnection, now: OffsetDateTime, most: i64) -> sqlx::Result<Vec<Uuid>> {
+    sqlx::query_scalar!(
+        "select order_id
+         from product.stock_hold
+         where state = 'held' and expires_at <= $1
+         order by expires_at
+         limit $2",
+        now,
+        most,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Ends locked holds.
+pub async fn end(
+    conn: &mut PgConnection,
+    order_ids: &[Uuid],
+    state: State,
+    now: OffsetDateTime,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update product.stock_hold set state = $2, updated_at = $3 where order_id = any($1)",
+        order_ids,
+        state.word(),
+        now,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}

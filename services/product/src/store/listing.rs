@@ -1,0 +1,115 @@
+//! Pages of the catalogue. Each order has its own query, and each query its index: `in_stock` leads the
+//! index, so a list of both kinds is merged from two scans, one of which is never started where only the
+//! other is wanted; and a category with its descendants is merged from the scans of each. No scan reads more
+//! rows than a page has, but for those that a price range leaves out.
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+
+use super::product::{Row, products};
+use crate::listing::{Filters, Key, Sort};
+
+/// Where a page begins.
+#[derive(Clone, Debug)]
+pub struct After {
+    pub key: Key,
+    pub id: i64,
+}
+
+/// Up to `limit` products behind `after`; within these categories, where some are given.
+pub async fn page(
+    conn: &mut PgConnection,
+    sort: Sort,
+    filters: &Filters,
+    categories: Option<&[i64]>,
+    after: &After,
+    limit: i64,
+) -> sqlx::Result<Vec<Row>> {
+    let (min, max) = (filters.min_price, filters.max_price);
+    let (in_stock, sold_out) = (filters.wants_in_stock(), filters.wants_sold_out());
+    // Arguments: $1, $2 the position, $3, $4 the prices, $5, $6 what is wanted, $7 the limit, $8 the
+    // categories.
+    macro_rules! page {
+        ($key:literal, $after:literal, $order:literal, $merged:literal, $price:literal; $position:expr) => {
+            match categories {
+                None => {
+                    products!(
+                        ["(select listed.id from (
+                               (select p.id, " $key " as key from product.product p
+                                where p.status = 'active' and p.in_stock and $5
+                                  and " $after " and " $price " order by " $order " limit $7)
+                               union all
+                               (select p.id, " $key " as key from product.product p
+                                where p.status = 'active' and not p.in_stock and $6
+                                  and " $after " and " $price " order by " $order " limit $7)
+                           ) listed order by " $merged " limit $7) chosen
+                          join product.product p on p.id = chosen.id"]
+                        ["order by " $order];
+                        $position, after.id, min, max, in_stock, sold_out, limit
+                    )
+                    .fetch_all(conn)
+                    .await
+                }
+                Some(categories) => {
+                    products!(
+                        ["(select listed.id from unnest($8::bigint[]) as wanted (id)
+                           cross join lateral (
+                               (select p.id, " $key " as key from product.product p
+                                where p.status = 'active' and p.in_stock and $5
+                                  and p.category_id = wanted.id and " $after " and " $price "
+                                order by " $order " limit $7)
+                               union all
+                               (select p.id, " $key " as key from product.product p
+                                where p.status = 'active' and not p.in_stock and $6
+                                  and p.category_id = wanted.id and " $after " and " $price "
+                                order by " $order " limit $7)
+                           ) listed order by " $merged " limit $7) chosen
+                          join product.product p on p.id = chosen.id"]
+                        ["order by " $order];
+                        $position, after.id, min, max, in_stock, sold_out, limit, categories
+                    )
+                    .fetch_all(conn)
+                    .await
+                }
+            }
+        };
+    }
+    match sort {
+        Sort::Newest => page!(
+            "p.created_at", "(p.created_at, p.id) < ($1, $2)", "p.created_at desc, p.id desc",
+            "listed.key desc, listed.id desc", "p.price between $3 and $4"; moment(&after.key)
+        ),
+        Sort::PriceAsc => page!(
+            "p.price", "(p.price, p.id) > ($1, $2)", "p.price, p.id",
+            "listed.key, listed.id", "p.price between $3 and $4"; number(&after.key)
+        ),
+        Sort::PriceDesc => page!(
+            "- p.price", "(- p.price, p.id) > ($1, $2)", "- p.price, p.id",
+            "listed.key, listed.id", "- p.price between - $4::bigint and - $3::bigint"; number(&after.key)
+        ),
+        Sort::Name => page!(
+            "p.name_key", "(p.name_key, p.id) > ($1, $2)", "p.name_key, p.id",
+            "listed.key, listed.id", "p.price between $3 and $4"; text(&after.key)
+        ),
+    }
+}
+
+fn number(key: &Key) -> i64 {
+    match key {
+        Key::Number(number) => *number,
+        Key::Text(_) => 0,
+    }
+}
+
+fn text(key: &Key) -> &str {
+    match key {
+        Key::Number(_) => "",
+        Key::Text(text) => text,
+    }
+}
+
+/// The time of a position, microseconds since the Unix epoch.
+fn moment(key: &Key) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(number(key)) * 1000)
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}

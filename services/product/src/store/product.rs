@@ -1,0 +1,161 @@
+//! Products, one by one.
+
+use serde_json::{Map, Value};
+use sqlx::{PgConnection, types::Json};
+use time::OffsetDateTime;
+
+use crate::product::{CategoryRef, NewProduct, Product, Status};
+
+/// A product with its category and its stock, as it is read everywhere.
+#[derive(Debug)]
+pub struct Row {
+    pub id: i64,
+    pub sku: String,
+    pub name: String,
+    pub name_key: String,
+    pub description: String,
+    pub price: i64,
+    pub image_url: Option<String>,
+    pub attributes: Json<Map<String, Value>>,
+    pub status: String,
+    pub version: i64,
+    pub created_at: OffsetDateTime,
+    pub updated_at: OffsetDateTime,
+    pub stock: i64,
+    pub category_id: Option<i64>,
+    pub category_slug: Option<String>,
+    pub category_name: Option<String>,
+}
+
+/// A query that reads products as [`Row`]s: `[where they come from, called p] [the rest]; arguments`, each
+/// text in one or more pieces.
+macro_rules! products {
+    ([$($from:literal)+] [$($rest:literal)+] $(; $($argument:expr),+)?) => {
+        sqlx::query_as!(
+            $crate::store::product::Row,
+            "select p.id, p.sku, p.name, p.name_key as \"name_key!\", p.description, p.price, p.image_url,
+                    p.attributes as \"attributes: _\", p.status, p.version, p.created_at, p.updated_at,
+                    s.available as stock,
+                    c.id as \"category_id?\", c.slug as \"category_slug?\", c.name as \"category_name?\"
+             from " $(+ $from)+
+            + " join product.stock s on s.product_id = p.id
+                left join product.category c on c.id = p.category_id "
+            $(+ $rest)+
+            $($(, $argument)+)?
+        )
+    };
+}
+pub(crate) use products;
+
+impl From<Row> for Product {
+    fn from(row: Row) -> Self {
+        let category = match (row.category_id, row.category_slug, row.category_name) {
+            (Some(id), Some(slug), Some(name)) => Some(CategoryRef { id, slug, name }),
+            (Some(_) | None, Some(_) | None, Some(_) | None) => None,
+        };
+        Self {
+            id: row.id,
+            sku: row.sku,
+            name: row.name,
+            description: row.description,
+            category,
+            price: row.price,
+            stock: row.stock,
+            status: Status::of(&row.status),
+            image_url: row.image_url,
+            attributes: row.attributes.0,
+            version: row.version,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        }
+    }
+}
+
+/// One product.
+pub async fn get(conn: &mut PgConnection, id: i64) -> sqlx::Result<Option<Product>> {
+    let row = products!(["product.product p"]["where p.id = $1"]; id).fetch_optional(conn).await?;
+    Ok(row.map(Product::from))
+}
+
+/// Those of the products that exist, in no order.
+pub async fn get_many(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<Vec<Product>> {
+    let rows = products!(["product.product p"]["where p.id = any($1)"]; ids).fetch_all(conn).await?;
+    Ok(rows.into_iter().map(Product::from).collect())
+}
+
+/// Locks products against other changes of theirs, in the order of their ids.
+pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<()> {
+    sqlx::query_scalar!(
+        "select id from product.product where id = any($1) order by id for no key update",
+        ids
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(())
+}
+
+/// Adds a product, for now without stock; its id.
+pub async fn insert(
+    conn: &mut PgConnection,
+    product: &NewProduct,
+    category_name: &str,
+    now: OffsetDateTime,
+) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        "insert into product.product (sku, name, description, category_id, category_name, price, image_url,
+                                      attributes, created_at, updated_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)
+         returning id",
+        product.sku.as_str(),
+        product.name.as_str(),
+        product.description.as_str(),
+        product.category_id,
+        category_name,
+        product.price.get(),
+        product.image_url.as_ref().map(crate::product::ImageUrl::as_str),
+        Json(&product.attributes) as _,
+        now,
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Writes everything of a locked product but its category and its stock, as its next version.
+pub async fn update(conn: &mut PgConnection, product: &Product, now: OffsetDateTime) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update product.product
+         set sku = $2, name = $3, description = $4, price = $5, image_url = $6, attributes = $7, status = $8,
+             version = version + 1, updated_at = $9
+         where id = $1",
+        product.id,
+        product.sku,
+        product.name,
+        product.description,
+        product.price,
+        product.image_url,
+        Json(&product.attributes) as _,
+        product.status.word(),
+        now,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Puts a locked product into a category, or out of all.
+pub async fn set_category(
+    conn: &mut PgConnection,
+    id: i64,
+    category_id: Option<i64>,
+    category_name: &str,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update product.product set category_id = $2, category_name = $3 where id = $1",
+        id,
+        category_id,
+        category_name,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}

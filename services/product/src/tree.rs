@@ -1,0 +1,80 @@
+//! The category tree: reading it, and what an admin does to it. Changes of the tree happen one at a time, so
+//! that two of them cannot make a circle together.
+
+use sqlx::PgPool;
+
+use crate::{
+    category::{Category, CategoryChanges, NewCategory, may_hang},
+    error::Error,
+    product::Fault,
+    store,
+};
+
+#[derive(Clone, Debug)]
+pub struct Tree {
+    pub pool: PgPool,
+}
+
+impl Tree {
+    /// All categories, by slug.
+    pub async fn all(&self) -> Result<Vec<Category>, Error> {
+        let mut conn = self.pool.acquire().await?;
+        Ok(store::category::all(&mut conn).await?)
+    }
+
+    pub async fn create(&self, new: &NewCategory) -> Result<Category, Error> {
+        let mut tx = self.pool.begin().await?;
+        store::category::lock_tree(&mut tx).await?;
+        if let Some(parent) = new.parent_id {
+            let all = store::category::all(&mut tx).await?;
+            may_hang(&all, None, parent).map_err(parent_id)?;
+        }
+        let id = store::category::insert(&mut tx, new).await?;
+        tx.commit().await?;
+        Ok(Category {
+            id,
+            slug: new.slug.as_str().to_owned(),
+            name: new.name.as_str().to_owned(),
+            parent_id: new.parent_id,
+        })
+    }
+
+    pub async fn update(&self, id: i64, changes: &CategoryChanges) -> Result<Category, Error> {
+        let mut tx = self.pool.begin().await?;
+        store::category::lock_tree(&mut tx).await?;
+        let all = store::category::all(&mut tx).await?;
+        let before = all.iter().find(|one| one.id == id).ok_or(Error::NotFound)?;
+        let mut after = before.clone();
+        if let Some(slug) = &changes.slug {
+            slug.as_str().clone_into(&mut after.slug);
+        }
+        if let Some(name) = &changes.name {
+            name.as_str().clone_into(&mut after.name);
+        }
+        if let Some(parent) = changes.parent_id {
+            if let Some(parent) = parent {
+                may_hang(&all, Some(id), parent).map_err(parent_id)?;
+            }
+            after.parent_id = parent;
+        }
+        if after != *before {
+            store::category::update(&mut tx, &after).await?;
+            tx.commit().await?;
+        }
+        Ok(after)
+    }
+
+    /// Refused while products, archived ones among them, or other categories are in it.
+    pub async fn delete(&self, id: i64) -> Result<(), Error> {
+        let mut tx = self.pool.begin().await?;
+        store::category::lock_tree(&mut tx).await?;
+        if !store::category::delete(&mut tx, id).await? {
+            return Err(Error::NotFound);
+        }
+        Ok(tx.commit().await?)
+    }
+}
+
+fn parent_id(fault: Fault) -> Error {
+    Error::invalid("parent_id", fault)
+}

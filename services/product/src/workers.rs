@@ -1,0 +1,139 @@
+//! What goes on without being asked. Any number of replicas may run these, and each may be killed anywhere:
+//! what they do is one transaction, or can be done again.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use shoppee_kit::process::Process;
+use sqlx::PgPool;
+use tokio::{sync::Mutex, time::Instant};
+
+use crate::{error::Error, holds::Holds, store};
+
+/// A hold is back on the shelf within about this after its time.
+const EXPIRY: Duration = Duration::from_secs(1);
+/// How often a slice of the books is looked at.
+const AUDIT: Duration = Duration::from_secs(5);
+/// Products of a slice.
+const SLICE: i64 = 1000;
+/// Violations that are remembered; one is too many.
+const REMEMBERED: usize = 10_000;
+/// A renamed category's products are found by the new name within about this.
+const RENAMING: Duration = Duration::from_secs(1);
+/// Products rewritten in one transaction.
+const REWRITTEN: i64 = 500;
+/// How soon the words of products that were loaded past the service begin to be read.
+const READING: Duration = Duration::from_secs(1);
+/// Products whose words are read in one transaction.
+const READ: i64 = 500;
+/// A worker that has nothing left to do rests this many times as long as its last step took, at least.
+const REST: u32 = 20;
+
+/// Starts all of them.
+pub fn start(process: &Process, pool: &PgPool, holds: &Holds) {
+    let holds = holds.clone();
+    repeat(process, "expiry", EXPIRY, move || {
+        let holds = holds.clone();
+        async move { Ok(holds.expire().await? > 0) }
+    });
+    let (books, audited) = (Arc::new(Mutex::new(Books::default())), pool.clone());
+    repeat(process, "audit", AUDIT, move || {
+        let (books, pool) = (books.clone(), audited.clone());
+        async move { books.lock().await.look(&pool).await }
+    });
+    let renamed = pool.clone();
+    repeat(process, "renaming", RENAMING, move || {
+        let pool = renamed.clone();
+        async move { rename(&pool).await }
+    });
+    let unread = pool.clone();
+    repeat(process, "reading", READING, move || {
+        let pool = unread.clone();
+        async move { read(&pool).await }
+    });
+}
+
+/// Takes one `step` after the other while the database is there; at once where the last says that there is
+/// more to do, else after a `pause`.
+fn repeat<S, F>(process: &Process, name: &'static str, pause: Duration, step: S)
+where
+    S: Fn() -> F + Send + 'static,
+    F: Future<Output = Result<bool, Error>> + Send + 'static,
+{
+    let (stopping, readiness) = (process.tasks.stopping(), process.readiness.clone());
+    process.tasks.spawn(name, async move {
+        while !stopping.is_cancelled() {
+            let began = Instant::now();
+            // Until the migrations have run, there is nothing to work on.
+            let more = if readiness.missing().contains(&"postgres") { Ok(false) } else { step().await };
+            match more {
+                Ok(true) => continue,
+                Ok(false) | Err(Error::Unavailable) => {}
+                Err(error) => tracing::warn!(worker = name, %error, "step failed"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause.max(began.elapsed() * REST)) => {}
+                () = stopping.cancelled() => {}
+            }
+        }
+        Ok(())
+    });
+}
+
+/// Goes round all products, slice by slice, and keeps count of those whose books do not balance.
+#[derive(Debug, Default)]
+struct Books {
+    after: i64,
+    violating: BTreeSet<i64>,
+}
+
+impl Books {
+    /// Looks at the next slice; never in a hurry.
+    async fn look(&mut self, pool: &PgPool) -> Result<bool, Error> {
+        let mut conn = pool.acquire().await?;
+        let found = store::stock::conservation(&mut conn, self.after, SLICE).await?;
+        let (first, last) = (self.after.saturating_add(1), found.last.unwrap_or(i64::MAX));
+        self.violating.retain(|id| !(first..=last).contains(id));
+        for id in found.violations {
+            tracing::error!(product.id = id, "supplied is not available + held + sold");
+            if self.violating.len() < REMEMBERED {
+                self.violating.insert(id);
+            }
+        }
+        // After the last product, the first again.
+        self.after = found.last.unwrap_or(0);
+        #[expect(clippy::cast_precision_loss, reason = "a few thousand at most")]
+        metrics::gauge!("stock_invariant_violations").set(self.violating.len() as f64);
+        Ok(false)
+    }
+}
+
+/// Lets some products of a renamed category follow; whether there are more.
+async fn rename(pool: &PgPool) -> Result<bool, Error> {
+    let mut conn = pool.acquire().await?;
+    let Some(category) = store::category::renamed(&mut conn).await? else {
+        return Ok(false);
+    };
+    let rewritten = store::category::rewrite(&mut conn, category, REWRITTEN).await?;
+    if rewritten.is_empty() {
+        // Where some are being changed right now, it is settled at the next step.
+        return Ok(store::category::settle(&mut conn, category).await?);
+    }
+    store::search::learn(&mut conn, &rewritten).await?;
+    Ok(true)
+}
+
+/// Reads the words of some products that are new; whether there are more.
+async fn read(pool: &PgPool) -> Result<bool, Error> {
+    let mut tx = pool.begin().await?;
+    let Some(place) = store::search::lock_place(&mut tx).await? else {
+        return Ok(false);
+    };
+    let unread = store::search::unread(&mut tx, place, READ).await?;
+    let Some(last) = unread.last() else {
+        return Ok(false);
+    };
+    store::search::learn(&mut tx, &unread).await?;
+    store::search::set_place(&mut tx, *last).await?;
+    tx.commit().await?;
+    Ok(true)
+}

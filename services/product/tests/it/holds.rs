@@ -1,0 +1,201 @@
+//! Hold, commit, release: in every order, at the same time, and past their time.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use shoppee_proto::product::v1::{ArchiveProductRequest, UpdateProductRequest};
+
+use crate::shop::{Shop, fields, order, reason};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_unit_goes_to_one_of_two_hundred() {
+    let shop = Shop::open().await;
+    let product = shop.product("last", 1).await.id;
+    let answers = join_all((0..200).map(|_| shop.hold(order(), [(product, 1)])));
+    let answers = answers.await;
+    let won = answers.iter().filter(|answer| answer.is_ok()).count();
+    assert_eq!(won, 1);
+    for answer in answers.into_iter().filter(Result::is_err) {
+        assert_eq!(reason(answer), "OUT_OF_STOCK");
+    }
+    assert_eq!(shop.stock_of(product).await, 0);
+    shop.balances().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exactly_the_stock_is_held_whatever_the_baskets() {
+    let shop = Shop::open().await;
+    let (a, b) = (shop.product("a", 300).await.id, shop.product("b", 300).await.id);
+    let baskets = [vec![(a, 1), (b, 1)], vec![(b, 1), (a, 1)], vec![(a, 2)]];
+    let wanted: Vec<_> = (0..600).map(|n| baskets[n % 3].clone()).collect();
+    let answers = join_all(wanted.iter().map(|basket| shop.hold(order(), basket.clone()))).await;
+    let (mut left_a, mut left_b) = (300, 300);
+    for (answer, basket) in answers.into_iter().zip(wanted) {
+        match answer {
+            Ok(got) => {
+                let taken =
+                    |id| got.lines.iter().find(|line| line.product_id == id).map_or(0, |l| l.quantity);
+                left_a -= taken(a);
+                left_b -= taken(b);
+                assert_eq!(got.lines.len(), basket.len(), "whole or not at all");
+            }
+            Err(status) => assert_eq!(reason(Err::<(), _>(status)), "OUT_OF_STOCK"),
+        }
+    }
+    assert_eq!((shop.stock_of(a).await, shop.stock_of(b).await), (left_a, left_b));
+    assert_eq!(left_a, 0, "more was wanted than there was");
+    let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
+    assert_eq!(shop.count(deadlocks).await, 0);
+    shop.balances().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn holding_again_is_the_same_hold() {
+    let shop = Shop::open().await;
+    let (a, b) = (shop.product("a", 10).await.id, shop.product("b", 10).await.id);
+    let ours = order();
+    let first = shop.hold(ours, [(b, 2), (a, 1)]).await.unwrap();
+    assert_eq!(first.lines.iter().map(|line| line.product_id).collect::<Vec<_>>(), [a, b]);
+    assert_eq!((first.lines[0].unit_price, first.currency.as_str()), (1000, "EUR"));
+
+    // The price moves; the hold does not.
+    let dearer = UpdateProductRequest {
+        id: a,
+        price: Some(2000),
+        update_mask: Some(mask(&["price"])),
+        ..UpdateProductRequest::default()
+    };
+    shop.products.clone().update_product(shop.admin(dearer)).await.unwrap();
+    let again = shop.hold(ours, [(a, 1), (b, 2)]).await.unwrap();
+    assert_eq!(again.lines, first.lines);
+    assert_eq!(shop.stock_of(b).await, 8);
+
+    assert_eq!(reason(shop.hold(ours, [(a, 1)]).await), "IDEMPOTENCY_KEY_REUSED");
+    assert_eq!(reason(shop.hold(ours, [(a, 1), (b, 3)]).await), "IDEMPOTENCY_KEY_REUSED");
+    // Many times at once, before anything of it is known.
+    let new = order();
+    let answers = join_all((0..50).map(|_| shop.hold(new, [(a, 3)]))).await;
+    assert!(answers.iter().all(|answer| answer.as_ref().is_ok_and(|hold| hold.lines[0].unit_price == 2000)));
+    assert_eq!(shop.stock_of(a).await, 6);
+    shop.balances().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_is_prolonged_never_shortened() {
+    let shop = Shop::open().await;
+    let product = shop.product("a", 10).await.id;
+    let ours = order();
+    let until = |hold: shoppee_proto::product::v1::HoldResponse| hold.expires_at.unwrap().seconds;
+    let first = until(shop.hold_for(ours, [(product, 1)], 60).await.unwrap());
+    let longer = until(shop.hold_for(ours, [], 600).await.unwrap());
+    assert!((539..=541).contains(&(longer - first)), "{first} {longer}");
+    let shorter = until(shop.hold_for(ours, [(product, 1)], 5).await.unwrap());
+    assert_eq!(shorter, longer);
+    assert_eq!(reason(shop.hold_for(order(), [], 60).await), "NOT_FOUND");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_three_can_be_repeated_in_every_order() {
+    let shop = Shop::open().await;
+    let product = shop.product("a", 10).await.id;
+    let one = [(product, 1)];
+
+    let sold = order();
+    shop.hold(sold, one).await.unwrap();
+    shop.commit(sold).await.unwrap();
+    shop.commit(sold).await.unwrap();
+    // A repeated hold of a sold order is answered as it was.
+    assert_eq!(shop.hold(sold, one).await.unwrap().lines[0].quantity, 1);
+    assert_eq!(shop.stock_of(product).await, 9);
+
+    let released = order();
+    shop.hold(released, one).await.unwrap();
+    shop.release(released).await.unwrap();
+    shop.release(released).await.unwrap();
+    assert_eq!(reason(shop.commit(released).await), "ORDER_EXPIRED");
+    assert_eq!(reason(shop.hold(released, one).await), "ORDER_EXPIRED");
+    assert_eq!(reason(shop.hold(released, []).await), "ORDER_EXPIRED");
+    assert_eq!(shop.stock_of(product).await, 9);
+
+    // What was sold comes back, once.
+    shop.release(sold).await.unwrap();
+    shop.release(sold).await.unwrap();
+    assert_eq!(reason(shop.commit(sold).await), "ORDER_EXPIRED");
+    assert_eq!(shop.stock_of(product).await, 10);
+    assert_eq!(reason(shop.commit(order()).await), "NOT_FOUND");
+    shop.balances().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_that_comes_after_its_release_is_refused() {
+    let shop = Shop::open().await;
+    let product = shop.product("a", 10).await.id;
+    let late = order();
+    shop.release(late).await.unwrap();
+    shop.release(late).await.unwrap();
+    assert_eq!(reason(shop.hold(late, [(product, 1)]).await), "ORDER_EXPIRED");
+    assert_eq!(reason(shop.commit(late).await), "ORDER_EXPIRED");
+    assert_eq!(shop.stock_of(product).await, 10);
+
+    // Both at the same moment: whoever comes first, nothing stays away.
+    for _ in 0..50 {
+        let ours = order();
+        let (held, released) = tokio::join!(shop.hold(ours, [(product, 1)]), shop.release(ours));
+        released.unwrap();
+        if let Err(status) = held {
+            assert_eq!(reason(Err::<(), _>(status)), "ORDER_EXPIRED");
+        }
+        assert_eq!(reason(shop.commit(ours).await), "ORDER_EXPIRED");
+    }
+    assert_eq!(shop.stock_of(product).await, 10);
+    shop.balances().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_out_comes_back_by_itself() {
+    let shop = Shop::open().await;
+    let product = shop.product("a", 700).await.id;
+    let orders: Vec<_> = (0..600).map(|_| order()).collect();
+    for held in join_all(orders.iter().map(|order| shop.hold_for(*order, [(product, 1)], 60))).await {
+        held.unwrap();
+    }
+    shop.commit(orders[0]).await.unwrap();
+    shop.hold_for(orders[1], [], 600).await.unwrap();
+    assert_eq!(shop.stock_of(product).await, 100);
+
+    shop.process.process.clock.advance(Duration::from_secs(61));
+    // Over at once, whether it was put back or not.
+    assert_eq!(reason(shop.commit(orders[2]).await), "ORDER_EXPIRED");
+    assert_eq!(reason(shop.hold(orders[3], [(product, 1)]).await), "ORDER_EXPIRED");
+    shop.release(orders[4]).await.unwrap();
+    shop.wait_until_stock_is(product, 698).await;
+    assert_eq!(reason(shop.commit(orders[5]).await), "ORDER_EXPIRED");
+    shop.release(orders[5]).await.unwrap();
+    shop.commit(orders[1]).await.unwrap();
+    assert_eq!(shop.stock_of(product).await, 698);
+    shop.balances().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_names_the_products() {
+    let shop = Shop::open().await;
+    let (few, gone) = (shop.product("few", 2).await.id, shop.product("gone", 5).await.id);
+    let archive = ArchiveProductRequest { id: gone, expected_version: None };
+    shop.products.clone().archive_product(shop.admin(archive)).await.unwrap();
+
+    let unavailable = || shop.hold(order(), [(few, 1), (gone, 1), (999, 1)]);
+    assert_eq!(reason(unavailable().await), "PRODUCT_UNAVAILABLE");
+    assert_eq!(fields(unavailable().await), [format!("items[{gone}]"), "items[999]".to_owned()]);
+    let short = || shop.hold(order(), [(few, 3)]);
+    assert_eq!(reason(short().await), "OUT_OF_STOCK");
+    assert_eq!(fields(short().await), [format!("items[{few}]")]);
+    for odd in [vec![(few, 0)], vec![(few, 1001)], vec![(few, 1), (few, 1)]] {
+        assert_eq!(reason(shop.hold(order(), odd).await), "VALIDATION_FAILED");
+    }
+    assert_eq!(reason(shop.hold_for(order(), [(few, 1)], 0).await), "VALIDATION_FAILED");
+    assert_eq!(shop.stock_of(few).await, 2);
+}
+
+fn mask(paths: &[&str]) -> prost_types::FieldMask {
+    prost_types::FieldMask { paths: paths.iter().map(|path| (*path).to_owned()).collect() }
+}

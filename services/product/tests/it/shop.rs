@@ -1,0 +1,242 @@
+//! A shop for a test: its own database, an auth service, a product service, and who calls.
+
+use std::{sync::Arc, time::Duration};
+
+use secrecy::SecretString;
+use shoppee_kit::{
+    client::{self, ServiceToken},
+    status,
+    testing::{Database, RedisServer, TestProcess, common, eventually, free_addr},
+};
+use shoppee_proto::{
+    auth::v1::{LoginRequest, RegisterRequest, auth_service_client::AuthServiceClient},
+    product::v1::{
+        AdjustStockRequest, CommitRequest, CreateProductRequest, GetProductRequest, HoldRequest,
+        HoldResponse, Product, ReleaseRequest, StockLine, product_service_client::ProductServiceClient,
+        stock_service_client::StockServiceClient,
+    },
+};
+use sqlx::{AssertSqlSafe, PgPool};
+use tonic::{Request, Status, transport::Channel};
+use uuid::Uuid;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const PASSWORD: &str = "correct horse battery staple";
+
+pub type Products = ProductServiceClient<Channel>;
+
+/// Everything stops when this is dropped.
+pub struct Shop {
+    pub products: Products,
+    pub stock: StockServiceClient<Channel>,
+    pub admin: Arc<SecretString>,
+    pub customer: Arc<SecretString>,
+    pub service: Arc<SecretString>,
+    pub pool: PgPool,
+    pub process: TestProcess,
+    _auth: TestProcess,
+    _redis: RedisServer,
+    _database: Database,
+}
+
+impl Shop {
+    pub async fn open() -> Self {
+        let (database, redis) = tokio::join!(Database::create(), RedisServer::start());
+        let (auth, process) = (TestProcess::default(), TestProcess::default());
+        let auth_addr = free_addr();
+        let settings = shoppee_auth::Settings {
+            common: common(),
+            postgres: database.settings("auth"),
+            redis: redis.settings(),
+            listen_addr: auth_addr,
+            metrics_addr: free_addr(),
+            grpc_reflection: false,
+            jwt_secret: SecretString::from(shoppee_auth::EXAMPLE_SECRET),
+            jwt_secret_previous: None,
+            access_token_ttl: Duration::from_hours(24),
+            refresh_token_ttl: Duration::from_hours(24),
+            admin_username: Some("boss".to_owned()),
+            admin_email: Some("boss@shop.example".to_owned()),
+            admin_password: Some(SecretString::from(PASSWORD)),
+            service_clients: Some(SecretString::from("order=a secret of the order service")),
+            password_hashes: None,
+        };
+        shoppee_auth::start(settings, auth.process.clone()).await.expect("auth starts");
+        let auth_url = format!("http://{auth_addr}");
+        let (listen_addr, pool) = (free_addr(), database.url("product"));
+        let settings = shoppee_product::Settings {
+            common: common(),
+            postgres: database.settings("product"),
+            auth_url: auth_url.clone(),
+            listen_addr,
+            metrics_addr: free_addr(),
+            grpc_reflection: false,
+            shop_currency: "EUR".to_owned(),
+        };
+        let (mut auth, mut process) = (auth, process);
+        auth.serves().await;
+        shoppee_product::start(settings, process.process.clone()).await.expect("product starts");
+        process.serves().await;
+
+        let channel = client::channel(&auth_url).expect("a URL");
+        let mut accounts = AuthServiceClient::new(channel.clone());
+        let register = RegisterRequest {
+            username: "ann".to_owned(),
+            email: "ann@example.com".to_owned(),
+            password: PASSWORD.to_owned(),
+        };
+        accounts.register(register).await.expect("ann registers");
+        let customer = sign_in(&mut accounts, "ann").await;
+        let admin = sign_in(&mut accounts, "boss").await;
+        let secret = SecretString::from("a secret of the order service");
+        let service =
+            ServiceToken::new(channel, "order".to_owned(), secret).get().await.expect("a service token");
+
+        let channel = client::channel(&format!("http://{listen_addr}")).expect("a URL");
+        Self {
+            products: ProductServiceClient::new(channel.clone()),
+            stock: StockServiceClient::new(channel),
+            admin,
+            customer,
+            service,
+            pool: PgPool::connect_lazy(&pool).expect("a URL"),
+            process,
+            _auth: auth,
+            _redis: redis,
+            _database: database,
+        }
+    }
+
+    /// A call by the admin.
+    pub fn admin<T>(&self, message: T) -> Request<T> {
+        client::request(message, Some(&self.admin), PATIENCE)
+    }
+
+    /// A call by the customer.
+    pub fn customer<T>(&self, message: T) -> Request<T> {
+        client::request(message, Some(&self.customer), PATIENCE)
+    }
+
+    /// A call by the order service.
+    pub fn service<T>(&self, message: T) -> Request<T> {
+        client::request(message, Some(&self.service), PATIENCE)
+    }
+
+    /// A product that costs 1000.
+    pub async fn product(&self, sku: &str, stock: i64) -> Product {
+        self.create(CreateProductRequest {
+            sku: sku.to_owned(),
+            name: format!("Product {sku}"),
+            price: 1000,
+            stock,
+            ..CreateProductRequest::default()
+        })
+        .await
+    }
+
+    pub async fn create(&self, request: CreateProductRequest) -> Product {
+        let created = self.products.clone().create_product(self.admin(request)).await;
+        created.expect("created").into_inner()
+    }
+
+    /// As the admin sees it.
+    pub async fn get(&self, id: i64) -> Product {
+        let request = self.admin(GetProductRequest { id });
+        self.products.clone().get_product(request).await.expect("exists").into_inner()
+    }
+
+    pub async fn stock_of(&self, id: i64) -> i64 {
+        self.get(id).await.stock
+    }
+
+    pub async fn hold(
+        &self,
+        order: Uuid,
+        lines: impl IntoIterator<Item = (i64, i64)>,
+    ) -> Result<HoldResponse, Status> {
+        self.hold_for(order, lines, 60).await
+    }
+
+    pub async fn hold_for(
+        &self,
+        order: Uuid,
+        lines: impl IntoIterator<Item = (i64, i64)>,
+        ttl_seconds: i64,
+    ) -> Result<HoldResponse, Status> {
+        let lines = lines.into_iter().map(|(product_id, quantity)| StockLine { product_id, quantity });
+        let request = HoldRequest { order_id: order.to_string(), lines: lines.collect(), ttl_seconds };
+        self.stock.clone().hold(self.service(request)).await.map(tonic::Response::into_inner)
+    }
+
+    pub async fn commit(&self, order: Uuid) -> Result<(), Status> {
+        let request = CommitRequest { order_id: order.to_string() };
+        self.stock.clone().commit(self.service(request)).await.map(drop)
+    }
+
+    pub async fn release(&self, order: Uuid) -> Result<(), Status> {
+        let request = ReleaseRequest { order_id: order.to_string() };
+        self.stock.clone().release(self.service(request)).await.map(drop)
+    }
+
+    pub async fn adjust(&self, id: i64, delta: i64) -> Result<Product, Status> {
+        let request = AdjustStockRequest { id, delta, reason: "count".to_owned() };
+        self.products.clone().adjust_stock(self.admin(request)).await.map(tonic::Response::into_inner)
+    }
+
+    /// Asserts that for every product supplied = available + held + sold, and that the ledger says so too.
+    pub async fn balances(&self) {
+        let odd: i64 = self
+            .count("select count(*) from product.conservation where supplied <> available + held + sold")
+            .await;
+        assert_eq!(odd, 0, "supplied is not available + held + sold");
+        let odd = self
+            .count(
+                "select count(*) from product.stock s where available <> (
+                     select coalesce(sum(quantity), 0) from product.stock_ledger l
+                     where l.product_id = s.product_id and l.kind <> 'sale')",
+            )
+            .await;
+        assert_eq!(odd, 0, "the ledger says something else is available");
+        let odd = self
+            .count(
+                "select count(*) from product.product p join product.stock s on s.product_id = p.id
+                 where p.in_stock <> (s.available > 0)",
+            )
+            .await;
+        assert_eq!(odd, 0, "the list does not know what is in stock");
+    }
+
+    pub async fn count(&self, sql: &str) -> i64 {
+        sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&self.pool).await.expect("counted")
+    }
+
+    /// Waits until the service has put back what ran out.
+    pub async fn wait_until_stock_is(&self, id: i64, stock: i64) {
+        eventually("the stock is back", || async { self.stock_of(id).await == stock }).await;
+    }
+}
+
+async fn sign_in(accounts: &mut AuthServiceClient<Channel>, username: &str) -> Arc<SecretString> {
+    let login = LoginRequest {
+        username: username.to_owned(),
+        password: PASSWORD.to_owned(),
+        user_agent: String::new(),
+    };
+    let tokens = accounts.login(login).await.expect("signs in").into_inner();
+    Arc::new(SecretString::from(tokens.access_token))
+}
+
+/// The REST code that a refusal stands for, in upper case.
+pub fn reason<T: std::fmt::Debug>(answer: Result<T, Status>) -> String {
+    status::read(&answer.expect_err("refused")).reason
+}
+
+/// The fields that a refusal complains about.
+pub fn fields<T: std::fmt::Debug>(answer: Result<T, Status>) -> Vec<String> {
+    let told = status::read(&answer.expect_err("refused"));
+    told.violations.into_iter().map(|(field, _)| field).collect()
+}
+
+pub fn order() -> Uuid {
+    Uuid::now_v7()
+}
