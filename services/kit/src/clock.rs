@@ -17,9 +17,12 @@ pub struct Clock {
 }
 
 impl Clock {
+    /// To the microsecond, which is what PostgreSQL keeps: a time is the same before and after it was stored.
     #[expect(clippy::disallowed_methods, reason = "the one place that asks the machine")]
     pub fn now(&self) -> OffsetDateTime {
-        OffsetDateTime::now_utc() + time::Duration::milliseconds(self.ahead_ms.load(Ordering::Relaxed))
+        let now =
+            OffsetDateTime::now_utc() + time::Duration::milliseconds(self.ahead_ms.load(Ordering::Relaxed));
+        now - time::Duration::nanoseconds(i64::from(now.nanosecond() % 1000))
     }
 
     /// Seconds since the Unix epoch.

@@ -1,5 +1,5 @@
-//! `--probe`: a process asks one with the same settings that runs already whether it can serve. It is the health check of
-//! a container image, in which there is neither a shell nor curl.
+//! `--probe`: a process asks one with the same settings that runs already whether it can serve. It is the
+//! health check of a container image, in which there is neither a shell nor curl.
 
 use std::{
     io::{Read as _, Write as _},
@@ -34,12 +34,14 @@ pub fn ask(addr: SocketAddr) -> anyhow::Result<()> {
 
 /// From this machine, a socket that listens on all addresses is reached by the loopback one.
 fn reachable(addr: SocketAddr) -> SocketAddr {
-    let ip = match addr.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
+    if !addr.ip().is_unspecified() {
+        return addr;
+    }
+    let loopback = match addr.ip() {
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     };
-    SocketAddr::new(ip, addr.port())
+    SocketAddr::new(loopback, addr.port())
 }
 
 #[cfg(test)]

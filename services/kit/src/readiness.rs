@@ -72,6 +72,7 @@ impl Readiness {
 
     /// Says how a dependency is, for those who learn of it by themselves.
     pub fn set(&self, name: &'static str, need: Need, up: bool) {
+        metrics::gauge!("dependency_up", "dependency" => name).set(if up { 1.0 } else { 0.0 });
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
         if checks.insert(name, Check { need, up }).is_some_and(|before| before.up != up) {
             if up {

@@ -4,6 +4,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -183,11 +184,19 @@ pub fn free_addr() -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))
 }
 
+/// Below the range from which Linux gives ports to outgoing connections, one of which would take it before it is used;
+/// and another one each time, also in tests that run beside this one.
 fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|free| free.local_addr())
-        .expect("a free port")
-        .port()
+    const FIRST: u16 = 12_000;
+    const COUNT: u16 = 20_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Processes that start one after the other begin far apart.
+    let own = std::process::id().wrapping_mul(7919);
+    let mut tried = (0..COUNT).map(|_| {
+        let number = own.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % u32::from(COUNT);
+        FIRST + u16::try_from(number).unwrap_or_default()
+    });
+    tried.find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()).expect("a free port")
 }
 
 /// Waits until `holds`, looking every 20 ms.

@@ -219,7 +219,9 @@ pub async fn do_stock_task(orders: &Orders, task: &StockTask) {
         Ok(()) => {}
         // The hold is gone: nothing to commit. For a paid order that cannot be, as paying prolongs the hold by more
         // than any outage; for one that was cancelled meanwhile it is as it should be.
-        Err(status) if status.code() == tonic::Code::FailedPrecondition => {
+        Err(status)
+            if status.code() == tonic::Code::FailedPrecondition || status.code() == tonic::Code::NotFound =>
+        {
             tracing::warn!(order.id = %task.order_id, step = task.step.word(), "no hold to settle");
         }
         Err(status) => {
