@@ -29,6 +29,8 @@ use crate::{
 const HOLD_MARGIN: Duration = Duration::from_mins(1);
 /// How long a request may have its key for itself; longer than it can take.
 const LEASE: Duration = Duration::from_secs(10);
+/// Between tries to release a hold; after the last it runs out by itself.
+const RELEASE_RETRY: Duration = Duration::from_secs(1);
 /// How often an order is tried anew because the cart, or the hold of an earlier try, had changed meanwhile.
 const TRIES: u32 = 3;
 
@@ -76,7 +78,10 @@ pub async fn place(orders: &Orders, wish: Wish) -> Result<(wire::Order, bool), E
 enum Again {
     /// The cart is no longer what it was.
     CartChanged,
+    /// Nothing was written.
     Failed(Error),
+    /// Whether it was written is not known: the answer to the commit did not come, or another writes the same order.
+    Unknown(Error),
 }
 
 impl<E: Into<Error>> From<E> for Again {
@@ -98,12 +103,11 @@ async fn hold_and_write(
             Ok(held) => match write(orders, wish, key, order_id, held).await {
                 Ok(order) => return Ok(order),
                 Err(Again::Failed(error)) => {
-                    // Not where it is unknown what became of the transaction: that hold may be an order's.
-                    if !matches!(error, Error::Database(_) | Error::InProgress | Error::Broken(_)) {
-                        release(orders, order_id);
-                    }
+                    release(orders, order_id);
                     return Err(error);
                 }
+                // The hold may be an order's: who comes back with the key finds out, and else it runs out.
+                Err(Again::Unknown(error)) => return Err(error),
                 Err(Again::CartChanged) => release(orders, order_id),
             },
             Err(NoHold::Refused(error)) => return Err(error),
@@ -127,15 +131,12 @@ async fn hold_and_write(
     Err(Error::InProgress)
 }
 
-/// The lines to hold. Refuses early what the transaction would refuse anyway.
+/// The lines to hold.
 async fn wanted(orders: &Orders, wish: &Wish) -> Result<Lines, Error> {
-    let mut conn = orders.pool.acquire().await?;
-    if store::count_unpaid(&mut conn, wish.user_id, orders.clock.now()).await? >= orders.max_unpaid {
-        return Err(Error::TooManyUnpaid);
-    }
     if let Some(lines) = &wish.lines {
         return Ok(lines.clone());
     }
+    let mut conn = orders.pool.acquire().await?;
     let cart = cart::lines(&mut conn, wish.user_id).await?;
     if cart.is_empty() {
         return Err(Error::CartEmpty);
@@ -148,8 +149,14 @@ async fn wanted(orders: &Orders, wish: &Wish) -> Result<Lines, Error> {
 fn release(orders: &Orders, order_id: Uuid) {
     let stock = orders.stock.clone();
     tokio::spawn(async move {
-        if let Err(status) = stock.release(order_id).await {
-            tracing::info!(code = ?status.code(), order.id = %order_id, "hold left to run out");
+        for _ in 0..TRIES {
+            match stock.release(order_id).await {
+                Ok(()) => return,
+                Err(status) => {
+                    tracing::info!(code = ?status.code(), order.id = %order_id, "hold not released");
+                }
+            }
+            tokio::time::sleep(RELEASE_RETRY).await;
         }
     });
 }
@@ -172,7 +179,7 @@ async fn write(
     if let Some(of) = key
         && !idempotency::keep(&mut tx, of, order_id, &Answer::Order(Box::new(shown.clone()))).await?
     {
-        return Err(Again::Failed(Error::InProgress));
+        return Err(Again::Unknown(Error::InProgress));
     }
     // From here on all that this user's orders do waits for this transaction.
     let seq = event::next_seq(&mut tx, row.user_id).await?;
@@ -189,7 +196,7 @@ async fn write(
     }
     store::insert(&mut tx, &row, &lines).await?;
     steps::tell(&mut tx, &row, seq, Taken { previous: None, actor: Actor::Customer, reason: None }).await?;
-    tx.commit().await?;
+    tx.commit().await.map_err(|error| Again::Unknown(error.into()))?;
     steps::told(orders, &row);
     Ok(shown)
 }

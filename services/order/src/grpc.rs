@@ -118,7 +118,7 @@ impl OrderService for Service {
         request: Request<ListOrderEventsRequest>,
     ) -> Result<Response<ListOrderEventsResponse>, Status> {
         let caller = caller::user(&request)?;
-        let id = order_id(&request.into_inner().order_id)?;
+        let id = order_id(&request.into_inner().id)?;
         let mut conn = self.orders.pool.acquire().await.map_err(Error::from)?;
         let (owner, _) = steps::owner_of(&mut conn, &caller, id).await?;
         let events = event::of_order(&mut conn, owner, id).await?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use shoppee_kit::clock::Clock;
 use shoppee_proto::order::v1 as wire;
 use sqlx::PgPool;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use shoppee_kit::{caller::Caller, status::Violations};
@@ -31,6 +32,8 @@ pub const INSUFFICIENT_FUNDS: &str = "there are not sufficient funds";
 
 /// How long the slow sandbox token takes.
 const SLOW: Duration = Duration::from_secs(3);
+/// A dead dependency is told of within 2.5 s at the edge.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// An attempt that is still open after this was left by a process that died: no caller waits that long.
 pub const LEFT_OPEN: Duration = Duration::from_secs(30);
 /// Before money moves, the hold is made to last longer than any outage, so that what is paid is never sold twice.
@@ -162,8 +165,54 @@ pub async fn pay(
     token: PaymentToken,
     key: Option<String>,
 ) -> Result<(wire::Order, bool), Error> {
+    let Opened { attempt, total, currency } =
+        match soon(prepare(orders.clone(), caller.clone(), id, token, key)).await? {
+            Prepared::Answered(order) => return Ok((*order, true)),
+            Prepared::Opened(opened) => opened,
+        };
+    let outcome = orders.provider.charge(attempt.id, total, &currency, token).await?;
+    let finishing = {
+        let orders = orders.clone();
+        async move { finish(&orders, &attempt, outcome).await }
+    };
+    Ok((soon(finishing).await?, false))
+}
+
+/// Only the provider may take its time; what we do ourselves is done soon, or something is away. The work goes on
+/// behind the answer, so that no transaction is cut in half.
+async fn soon<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::time::timeout(PATIENCE, tokio::spawn(work.in_current_span())).await {
+        Ok(Ok(done)) => done,
+        Ok(Err(_panicked)) => Err(Error::Broken("a payment")),
+        Err(_elapsed) => Err(Error::Unavailable),
+    }
+}
+
+enum Prepared {
+    /// Under the same key, before.
+    Answered(Box<wire::Order>),
+    Opened(Opened),
+}
+
+/// An attempt to be charged.
+struct Opened {
+    attempt: Attempt,
+    total: i64,
+    currency: String,
+}
+
+/// The first phase: the key is claimed, the attempt opened, and the hold made to last.
+async fn prepare(
+    orders: Orders,
+    caller: Caller,
+    id: Uuid,
+    token: PaymentToken,
+    key: Option<String>,
+) -> Result<Prepared, Error> {
     let mut conn = orders.pool.acquire().await?;
-    let (owner, asker) = steps::owner_of(&mut conn, caller, id).await?;
+    let (owner, asker) = steps::owner_of(&mut conn, &caller, id).await?;
     drop(conn);
     if !asker.owner {
         return Err(Error::Forbidden);
@@ -171,32 +220,29 @@ pub async fn pay(
     let key = key.map(|key| key_of(owner, id, key));
     if let Some(of) = &key {
         let meaning = idempotency::fingerprint(&format!("{token:?}"));
-        match idempotency::claim(orders, of, meaning, id, LEFT_OPEN).await? {
+        match idempotency::claim(&orders, of, meaning, id, LEFT_OPEN).await? {
             Turn::Ours(_) => {}
-            Turn::Done(Answer::Order(order)) => return Ok((*order, true)),
+            Turn::Done(Answer::Order(order)) => return Ok(Prepared::Answered(order)),
             Turn::Done(Answer::Declined(why)) => return Err(Error::PaymentDeclined { why, replayed: true }),
         }
     }
-    let paid = attempt(orders, (owner, id), asker, token, key.as_ref()).await;
-    match (&key, &paid) {
-        // A declined payment is an answer, and was kept.
-        (_, Ok(_) | Err(Error::PaymentDeclined { .. })) | (None, Err(_)) => {}
-        (Some(of), Err(error)) => idempotency::give_up(orders, of, error).await,
+    let opened = open(&orders, (owner, id), asker, key.as_ref()).await;
+    if let (Some(of), Err(error)) = (&key, &opened) {
+        idempotency::give_up(&orders, of, error).await;
     }
-    Ok((paid?, false))
+    opened.map(Prepared::Opened)
 }
 
 fn key_of(user_id: i64, order_id: Uuid, key: String) -> KeyOf {
     KeyOf { user_id, scope: format!("pay/{order_id}"), key }
 }
 
-async fn attempt(
+async fn open(
     orders: &Orders,
     (owner, id): (i64, Uuid),
     asker: Asker,
-    token: PaymentToken,
     key: Option<&KeyOf>,
-) -> Result<wire::Order, Error> {
+) -> Result<Opened, Error> {
     let now = orders.clock.now();
     let attempt =
         Attempt { user_id: owner, order_id: id, id: Uuid::now_v7(), key: key.map(|of| of.key.clone()) };
@@ -208,21 +254,20 @@ async fn attempt(
     }
     tx.commit().await?;
 
-    if let Err(no_hold) = orders.stock.prolong(id, HOLD_WHILE_PAYING).await {
-        let mut conn = orders.pool.acquire().await?;
-        attempts::advance(&mut conn, &attempt, "charging", "abandoned").await?;
-        return Err(match no_hold {
-            NoHold::Gone => {
-                // Most likely somebody has just cancelled the order.
-                let row = store::find(&mut conn, owner, id).await?.ok_or(Error::NotFound)?;
-                steps::check(Step::Pay, &row, asker, now).err().unwrap_or(Error::OrderExpired)
-            }
-            NoHold::Refused(error) => error,
-            NoHold::Differs | NoHold::Unavailable => Error::Unavailable,
-        });
-    }
-    let outcome = orders.provider.charge(attempt.id, row.total, &row.currency, token).await?;
-    finish(orders, &attempt, outcome).await
+    let Err(no_hold) = orders.stock.prolong(id, HOLD_WHILE_PAYING).await else {
+        return Ok(Opened { attempt, total: row.total, currency: row.currency });
+    };
+    let mut conn = orders.pool.acquire().await?;
+    attempts::advance(&mut conn, &attempt, "charging", "abandoned").await?;
+    Err(match no_hold {
+        NoHold::Gone => {
+            // Most likely somebody has just cancelled the order.
+            let row = store::find(&mut conn, owner, id).await?.ok_or(Error::NotFound)?;
+            steps::check(Step::Pay, &row, asker, now).err().unwrap_or(Error::OrderExpired)
+        }
+        NoHold::Refused(error) => error,
+        NoHold::Differs | NoHold::Unavailable => Error::Unavailable,
+    })
 }
 
 /// The third phase: what the provider said becomes the order's state, once.
@@ -267,7 +312,11 @@ async fn finish(orders: &Orders, attempt: &Attempt, outcome: Outcome) -> Result<
             // Cancelled while the provider was busy: the money goes back.
             tx.commit().await?;
             refund(orders, attempt).await;
-            Err(if row.expired { Error::OrderExpired } else { Error::InvalidTransition })
+            let refused = if row.expired { Error::OrderExpired } else { Error::InvalidTransition };
+            if let Some(of) = &key {
+                idempotency::give_up(orders, of, &refused).await;
+            }
+            Err(refused)
         }
         Outcome::Declined(why) => {
             if let Some(of) = &key {

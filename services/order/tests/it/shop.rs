@@ -322,7 +322,7 @@ impl Person {
     }
 
     pub async fn history(&self, id: &str) -> Result<Vec<OrderHistoryEvent>, Status> {
-        let request = self.with_token(ListOrderEventsRequest { order_id: id.to_owned() });
+        let request = self.with_token(ListOrderEventsRequest { id: id.to_owned() });
         Ok(self.order.clone().list_order_events(request).await?.into_inner().items)
     }
 
