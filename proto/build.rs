@@ -3,8 +3,6 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-use prost::Message as _;
-
 const FILES: [&str; 6] = [
     "shoppee/auth/v1/auth.proto",
     "shoppee/auth/v1/events.proto",
@@ -77,9 +75,11 @@ const OMITTED_WHERE_ABSENT: [&str; 4] = [
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=shoppee");
     println!("cargo:rerun-if-changed=google");
-    let descriptors = protox::compile(FILES, ["."])?;
+    let mut compiler = protox::Compiler::new(["."])?;
+    compiler.include_source_info(true).include_imports(true).open_files(FILES)?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    // Encoded by the compiler: only so are the google.api.http annotations among them.
+    fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
 
     let mut config = tonic_prost_build::configure()
         .extern_path(".google.protobuf.Timestamp", "crate::json::Timestamp")
@@ -107,6 +107,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     for field in OMITTED_WHERE_ABSENT {
         config = config.field_attribute(field, "#[serde(skip_serializing_if = \"Option::is_none\")]");
     }
-    config.compile_fds(descriptors)?;
+    config.compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

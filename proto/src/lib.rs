@@ -1,7 +1,8 @@
-//! The contract: what the services say to each other and to their callers. Everything but [`json`] is generated
+//! The contract: what the services say to each other and to their callers. Everything but [`json`] and [`streams`] is generated
 //! from `shoppee/**/*.proto`; to add a message or a method, write it there.
 
 pub mod json;
+pub mod streams;
 
 #[expect(
     clippy::pedantic,

@@ -6,8 +6,7 @@
 use std::net::SocketAddr;
 
 use anyhow::Context as _;
-use axum::{Router, extract::Query, http::StatusCode, response::IntoResponse, routing::get};
-use serde::Deserialize;
+use axum::{Router, extract::RawQuery, http::StatusCode, response::IntoResponse, routing::get};
 
 use crate::{readiness::Readiness, tasks::Tasks, telemetry};
 
@@ -37,24 +36,10 @@ async fn metrics() -> impl IntoResponse {
     ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], telemetry::metrics())
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Asked {
-    need: Option<Wanted>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Wanted {
-    Vital,
-}
-
 #[expect(clippy::unused_async, reason = "a handler")]
-async fn ready(Query(asked): Query<Asked>, readiness: Readiness) -> impl IntoResponse {
-    let missing = match asked.need {
-        Some(Wanted::Vital) => readiness.missing_vital(),
-        None => readiness.missing(),
-    };
+async fn ready(RawQuery(asked): RawQuery, readiness: Readiness) -> impl IntoResponse {
+    let vital = asked.is_some_and(|asked| asked == "need=vital");
+    let missing = if vital { readiness.missing_vital() } else { readiness.missing() };
     if missing.is_empty() {
         (StatusCode::OK, "ready\n".to_owned())
     } else {

@@ -1,0 +1,142 @@
+//! The table of routes, and the stack of layers they stand behind.
+
+use std::net::SocketAddr;
+
+use axum::{
+    Router,
+    extract::{ConnectInfo, MatchedPath, Request, State as Given},
+    middleware::{Next, from_fn, from_fn_with_state},
+    response::{IntoResponse as _, Response},
+    routing::{delete, get, patch, post, put},
+};
+use shoppee_kit::ops;
+
+use crate::{
+    auth,
+    error::Problem,
+    extract::no_query,
+    observe::{UserId, observe},
+    origin,
+    routes::{account, admin, cart, categories, docs, health, orders, products, ws},
+    state::State,
+};
+
+/// The whole gateway behind its socket. Each request needs a [`ConnectInfo`] with its peer's address.
+pub fn app(state: State) -> Router {
+    let (origins, readiness) = (state.origins.clone(), state.process.readiness.clone());
+    routes()
+        .fallback(health::not_found)
+        .method_not_allowed_fallback(health::method_not_allowed)
+        .layer(from_fn_with_state(state.clone(), admit))
+        .layer(from_fn_with_state(state.clone(), shed))
+        .with_state(state)
+        .merge(ops::router(readiness))
+        .method_not_allowed_fallback(health::method_not_allowed)
+        .layer(from_fn_with_state(origins, origin::cors))
+        .layer(from_fn(observe))
+}
+
+/// Each table becomes a router, and a list that the API's document is compared with.
+macro_rules! table {
+    ($router:ident, $list:ident: $($method:ident $path:literal => $handler:path,)*) => {
+        #[cfg(test)]
+        pub const $list: &[(&str, &str)] = &[$((stringify!($method), $path)),*];
+
+        fn $router() -> Router<State> {
+            Router::new()$(.route($path, $method($handler)))*
+        }
+    };
+}
+
+// Parameters of these queries are read by the handlers.
+table! { with_query, WITH_QUERY:
+    get    "/api/v1/admin/users"     => admin::list_users,
+    get    "/api/v1/admin/orders"    => admin::list_orders,
+    get    "/api/v1/products"        => products::list,
+    get    "/api/v1/products/search" => products::search,
+    get    "/api/v1/orders"          => orders::list,
+    get    "/ws"                     => ws::upgrade,
+}
+
+// A query is refused.
+table! { without_query, WITHOUT_QUERY:
+    post   "/api/v1/auth/register"           => account::register,
+    post   "/api/v1/auth/login"              => account::login,
+    post   "/api/v1/auth/refresh"            => account::refresh,
+    post   "/api/v1/auth/logout"             => account::logout,
+    post   "/api/v1/auth/logout-all"         => account::logout_all,
+    get    "/api/v1/auth/me"                 => account::me,
+    put    "/api/v1/auth/password"           => account::change_password,
+    get    "/api/v1/auth/sessions"           => account::list_sessions,
+    delete "/api/v1/auth/sessions/{id}"      => account::revoke_session,
+    post   "/api/v1/auth/ws-ticket"          => account::create_ws_ticket,
+    get    "/api/v1/admin/users/{id}"        => admin::show_user,
+    patch  "/api/v1/admin/users/{id}"        => admin::update_user,
+    post   "/api/v1/products"                => products::create,
+    post   "/api/v1/products/batch"          => products::update_batch,
+    get    "/api/v1/products/{id}"           => products::show,
+    patch  "/api/v1/products/{id}"           => products::update,
+    delete "/api/v1/products/{id}"           => products::archive,
+    post   "/api/v1/products/{id}/stock"     => products::adjust_stock,
+    get    "/api/v1/categories"              => categories::list,
+    post   "/api/v1/categories"              => categories::create,
+    patch  "/api/v1/categories/{id}"         => categories::update,
+    delete "/api/v1/categories/{id}"         => categories::remove,
+    get    "/api/v1/cart"                    => cart::show,
+    delete "/api/v1/cart"                    => cart::clear,
+    post   "/api/v1/cart/items"              => cart::add,
+    put    "/api/v1/cart/items/{product_id}" => cart::set,
+    delete "/api/v1/cart/items/{product_id}" => cart::remove,
+    post   "/api/v1/orders"                  => orders::create,
+    get    "/api/v1/orders/{id}"             => orders::show,
+    get    "/api/v1/orders/{id}/events"      => orders::list_events,
+    post   "/api/v1/orders/{id}/pay"         => orders::pay,
+    post   "/api/v1/orders/{id}/cancel"      => orders::cancel,
+    post   "/api/v1/orders/{id}/ship"        => orders::ship,
+    post   "/api/v1/orders/{id}/complete"    => orders::complete,
+    get    "/.well-known/jwks.json"          => health::jwks,
+    get    "/openapi.json"                   => docs::document,
+    get    "/docs"                           => docs::page_of_docs,
+    get    "/docs/{file}"                    => docs::file,
+}
+
+fn routes() -> Router<State> {
+    without_query().route_layer(from_fn(no_query)).merge(with_query())
+}
+
+/// Refuses at once what could only wait: latency stays what it is for those who are let in.
+async fn shed(Given(state): Given<State>, request: Request, next: Next) -> Response {
+    match state.room.try_acquire() {
+        Ok(_place) => next.run(request).await,
+        Err(_full) => {
+            metrics::counter!("http_requests_shed_total").increment(1);
+            Problem::unavailable().into_response()
+        }
+    }
+}
+
+/// Finds out who calls, and whether they may call so often.
+async fn admit(
+    Given(state): Given<State>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let identity = auth::identify(&state.verifier, request.headers());
+    let caller = identity.0.as_ref().ok().cloned();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map(MatchedPath::as_str);
+    let admission = state.limits.admit(route, caller.as_ref(), peer.ip(), request.headers()).await;
+    let mut response = match admission.check() {
+        Ok(()) => {
+            request.extensions_mut().insert(identity);
+            next.run(request).await
+        }
+        Err(problem) => problem.into_response(),
+    };
+    admission.write(response.headers_mut());
+    if let Some(caller) = caller {
+        response.extensions_mut().insert(UserId(caller.user_id()));
+    }
+    response
+}

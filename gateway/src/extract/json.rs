@@ -1,0 +1,263 @@
+//! JSON bodies, in and out.
+
+use std::time::Duration;
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{FromRequest, Request},
+    response::{IntoResponse, Response},
+};
+use http::{
+    HeaderMap, HeaderValue,
+    header::{CONTENT_ENCODING, CONTENT_TYPE},
+};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::strict;
+use crate::{
+    error::{Code, Problem},
+    state::State,
+};
+
+/// Every body but a batch.
+const SMALL: usize = 64 * 1024;
+/// A batch of 10 000 rows.
+pub const LARGE: usize = 8 * 1024 * 1024;
+/// How long the whole body may take to arrive, with slack below the 30 s in which a slow sender must be gone.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A body that is all of a `T` and nothing else; on its way out, any.
+#[derive(Clone, Copy, Debug)]
+pub struct Json<T, const LIMIT: usize = SMALL>(pub T);
+
+impl<T: DeserializeOwned, const LIMIT: usize> FromRequest<State> for Json<T, LIMIT> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &State) -> Result<Self, Problem> {
+        let (parts, body) = request.into_parts();
+        check_type(&parts.headers)?;
+        parse(&buffer(body, LIMIT).await?).map(Self)
+    }
+}
+
+/// The body of a request that needs none: nothing, or an empty object.
+#[derive(Clone, Copy, Debug)]
+pub struct NoBody;
+
+impl FromRequest<State> for NoBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &State) -> Result<Self, Problem> {
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Empty {}
+
+        OptionalJson::<Empty>::from_request(request, state).await.map(|_| Self)
+    }
+}
+
+/// A body all of whose fields may be absent: `None` where there is none.
+#[derive(Clone, Copy, Debug)]
+pub struct OptionalJson<T>(pub Option<T>);
+
+impl<T: DeserializeOwned> FromRequest<State> for OptionalJson<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &State) -> Result<Self, Problem> {
+        let (parts, body) = request.into_parts();
+        let body = buffer(body, SMALL).await?;
+        if body.is_empty() {
+            return Ok(Self(None));
+        }
+        check_type(&parts.headers)?;
+        parse(&body).map(|value| Self(Some(value)))
+    }
+}
+
+/// `application/json`, or a type that ends in `+json`, in UTF-8, as it is and not compressed.
+fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
+    let plain = headers.get_all(CONTENT_ENCODING).iter().all(|encoding| encoding == "identity");
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    let json = types.next().and_then(|value| value.to_str().ok()).is_some_and(is_json);
+    if plain && json && types.next().is_none() {
+        Ok(())
+    } else {
+        Err(Problem::new(Code::UnsupportedMediaType, "send application/json in UTF-8, not compressed"))
+    }
+}
+
+fn is_json(content_type: &str) -> bool {
+    let mut parts = content_type.split(';').map(str::trim);
+    let essence = parts.next().unwrap_or_default().to_ascii_lowercase();
+    let json = essence.strip_prefix("application/").is_some_and(|subtype| {
+        subtype == "json" || subtype.strip_suffix("+json").is_some_and(|vendor| !vendor.is_empty())
+    });
+    let utf_8 = parts.filter(|parameter| !parameter.is_empty()).all(|parameter| {
+        parameter.split_once('=').is_some_and(|(name, value)| {
+            !name.eq_ignore_ascii_case("charset") || value.trim_matches('"').eq_ignore_ascii_case("utf-8")
+        })
+    });
+    json && utf_8
+}
+
+async fn buffer(body: Body, limit: usize) -> Result<Bytes, Problem> {
+    let collected = tokio::time::timeout(PATIENCE, Limited::new(body, limit).collect()).await;
+    match collected {
+        Ok(Ok(whole)) => Ok(whole.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(Problem::new(Code::PayloadTooLarge, format!("the body may have {limit} bytes at most")))
+        }
+        Ok(Err(_broken)) => Err(Problem::malformed("body", "did not arrive whole")),
+        Err(_elapsed) => Err(Problem::new(Code::RequestTimeout, "the body did not arrive in time")),
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let value = strict::read(&mut deserializer).map_err(|wrong| {
+        let text = wrong.error.to_string();
+        if text.starts_with("recursion limit") {
+            Problem::malformed("body", "is nested too deeply")
+        } else if wrong.error.is_data() || text.starts_with("number out of range") {
+            wrong.problem("body")
+        } else {
+            Problem::malformed("body", "is not JSON")
+        }
+    })?;
+    deserializer.end().map_err(|_| Problem::malformed("body", "goes on after its end"))?;
+    Ok(value)
+}
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        match serde_json::to_vec(&self.0) {
+            Ok(body) => {
+                ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
+            }
+            Err(error) => {
+                tracing::error!(%error, "an answer does not serialise");
+                Problem::internal().into_response()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shoppee_proto::{
+        auth::v1::RegisterRequest,
+        order::v1::{Address, OrderLine},
+        product::v1::CreateProductRequest,
+    };
+
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Order {
+        #[expect(dead_code, reason = "only read")]
+        items: Vec<OrderLine>,
+        #[expect(dead_code, reason = "only read")]
+        shipping_address: Option<Address>,
+    }
+
+    fn wrong<T: DeserializeOwned + std::fmt::Debug>(body: &str) -> (String, String) {
+        let problem = parse::<T>(body.as_bytes()).unwrap_err();
+        assert_eq!(problem.code, Code::InvalidRequest);
+        let error = &problem.errors()[0];
+        (error.field.clone(), error.message.clone())
+    }
+
+    #[test]
+    fn the_field_that_is_wrong_is_named() {
+        for (body, field) in [
+            (r#"{"items":[{"product_id":1,"quantity":"x"}]}"#, "items[0].quantity"),
+            (
+                r#"{"items":[{"product_id":1,"quantity":1},{"product_id":1.5,"quantity":1}]}"#,
+                "items[1].product_id",
+            ),
+            (r#"{"items":[{"product_id":1}]}"#, "items[0].quantity"),
+            (r#"{"items":[{"product_id":1,"quantity":9223372036854775808}]}"#, "items[0].quantity"),
+            (r#"{"items":[{"product_id":1,"quantity":1e400}]}"#, "items[0].quantity"),
+            (r#"{"items":[{"product_id":1,"quantity":1,"price":1}]}"#, "items[0].price"),
+            (r#"{"items":[{"product_id":1,"product_id":1,"quantity":1}]}"#, "items[0].product_id"),
+            (r#"{"items":{}}"#, "items"),
+            (r#"{"items":[],"shipping_address":{"recipient":"A","line1":null}}"#, "shipping_address.line1"),
+            (r#"{"items":[],"items":[]}"#, "items"),
+            (r#"{"shipping_address":null}"#, "items"),
+            (r#"{"items":[],"":1}"#, "body"),
+            ("{}", "items"),
+            ("7", "body"),
+        ] {
+            assert_eq!(wrong::<Order>(body).0, field, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_list_is_no_object() {
+        assert_eq!(wrong::<RegisterRequest>(r#"["ann","ann@example.com","secret-secret"]"#).0, "body");
+        assert_eq!(wrong::<Order>(r#"{"items":[[1,2]]}"#), ("items[0]".into(), "must be an object".into()));
+    }
+
+    #[test]
+    fn what_is_not_json_says_so() {
+        for body in ["", " ", "{", "nul", "{\"items\":[}", "\u{feff}{}", "{'items':[]}", "{\"items\":[],}"] {
+            assert_eq!(wrong::<Order>(body), ("body".into(), "is not JSON".into()), "{body}");
+        }
+        assert_eq!(wrong::<Order>(r#"{"items":[]} {}"#).1, "goes on after its end");
+        let deep = format!(
+            r#"{{"sku":"a","name":"b","price":1,"stock":1,"attributes":{{"a":{}}}}}"#,
+            "[".repeat(100_000)
+        );
+        assert_eq!(wrong::<CreateProductRequest>(&deep).1, "is nested too deeply");
+        assert!(parse::<Order>(b"{\"items\":[],\"\xff\":1}").is_err());
+    }
+
+    #[test]
+    fn messages_do_not_repeat_what_was_sent() {
+        let (field, message) = wrong::<Order>(&format!(r#"{{"items":"{}"}}"#, "<script>".repeat(100)));
+        assert_eq!((field.as_str(), message.as_str()), ("items", "must be a list"));
+        let (field, _) = wrong::<Order>(&format!(r#"{{"{}\n":1}}"#, "x".repeat(10_000)));
+        assert!(field.len() <= 64, "{field}");
+    }
+
+    #[test]
+    fn attributes_may_be_anything_but_ambiguous() {
+        let body = |attributes: &str| {
+            format!(r#"{{"sku":"a","name":"b","price":1,"stock":1,"attributes":{attributes}}}"#)
+        };
+        assert!(parse::<CreateProductRequest>(body(r#"{"a":[1,{"b":null}],"c":1.5}"#).as_bytes()).is_ok());
+        assert_eq!(wrong::<CreateProductRequest>(&body(r#"{"a":{"b":1,"b":2}}"#)).0, "attributes.a.b");
+        assert!(wrong::<CreateProductRequest>(&body(r#"{"a":9007199254740993}"#)).1.contains("2^53"));
+        assert_eq!(
+            wrong::<CreateProductRequest>(&body("[]")),
+            ("attributes".into(), "must be an object".into())
+        );
+    }
+
+    #[test]
+    fn only_json_in_utf_8_is_json() {
+        for good in [
+            "application/json",
+            "Application/JSON; charset=UTF-8",
+            "application/merge-patch+json",
+            "application/json;charset=\"utf-8\"",
+            "application/json;",
+        ] {
+            assert!(is_json(good), "{good}");
+        }
+        for bad in [
+            "",
+            "text/json",
+            "application/x-www-form-urlencoded",
+            "application/json; charset=latin1",
+            "application/jsonp",
+            "application/+json",
+            "application/json; charset",
+            "text/plain+json",
+        ] {
+            assert!(!is_json(bad), "{bad}");
+        }
+    }
+}

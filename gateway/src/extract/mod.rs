@@ -1,0 +1,15 @@
+//! From a request to a handler's parameters. Whatever does not fit is a problem that names the field; nothing
+//! is guessed.
+
+mod json;
+mod key;
+mod path;
+mod precondition;
+mod query;
+mod strict;
+
+pub use json::{Json, LARGE, NoBody, OptionalJson};
+pub use key::IdempotencyKey;
+pub use path::{Id, Path, Uuid};
+pub use precondition::{IfMatch, IfNoneMatch, etag};
+pub use query::{Query, none as no_query, word};

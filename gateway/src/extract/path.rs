@@ -1,0 +1,86 @@
+//! Ids in the path. What is no id names nothing: 404.
+
+use std::{fmt, str::FromStr};
+
+use axum::extract::{FromRequestParts, RawPathParams};
+use http::request::Parts;
+
+use crate::{error::Problem, state::State};
+
+/// The one id in a path.
+#[derive(Clone, Copy, Debug)]
+pub struct Path<T>(pub T);
+
+/// Of a user, a product, a category: 1 or more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Id(i64);
+
+impl From<Id> for i64 {
+    fn from(id: Id) -> Self {
+        id.0
+    }
+}
+
+impl FromStr for Id {
+    type Err = ();
+
+    /// Digits as we write them: no sign, no leading zero.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let canonical =
+            text.starts_with(|c: char| matches!(c, '1'..='9')) && text.bytes().all(|b| b.is_ascii_digit());
+        if canonical { text.parse().map(Self).map_err(|_| ()) } else { Err(()) }
+    }
+}
+
+/// Of an order, of a session, in the form with hyphens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uuid(uuid::Uuid);
+
+impl fmt::Display for Uuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl From<Uuid> for String {
+    fn from(id: Uuid) -> Self {
+        id.to_string()
+    }
+}
+
+impl FromStr for Uuid {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        const HYPHENATED: usize = 36;
+        if text.len() == HYPHENATED { text.parse().map(Self).map_err(|_| ()) } else { Err(()) }
+    }
+}
+
+impl<T: FromStr> FromRequestParts<State> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+        let params =
+            RawPathParams::from_request_parts(parts, state).await.map_err(|_| Problem::not_found())?;
+        let id = params.iter().next().and_then(|(_, text)| text.parse().ok());
+        id.map(Self).ok_or_else(Problem::not_found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_written_in_one_way() {
+        assert_eq!("9223372036854775807".parse(), Ok(Id(i64::MAX)));
+        for odd in ["", "0", "-1", "+1", "01", "1.0", "9223372036854775808", "1 ", "1;drop", "٣", "abc"] {
+            assert!(odd.parse::<Id>().is_err(), "{odd}");
+        }
+        assert!("0198c3b4-0000-7000-8000-000000000001".parse::<Uuid>().is_ok());
+        for odd in ["", "1", "0198c3b400007000800000000000000112", "{0198c3b4-0000-7000-8000-00000000001}"] {
+            assert!(odd.parse::<Uuid>().is_err(), "{odd}");
+        }
+    }
+}

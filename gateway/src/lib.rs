@@ -1,0 +1,66 @@
+//! The shop's front: REST and WebSocket to the outside, gRPC to the three services behind.
+//!
+//! - [`app`] has the table of routes and the stack of layers; [`server`] the socket they are served on
+//! - [`routes`]: a handler each, which parses, calls and maps; [`extract`] parses, [`upstream`] calls
+//! - [`auth`]: who may call; [`limit`]: how often; [`origin`]: from which web pages
+//! - [`error`]: everything that can go wrong, as a client sees it; [`observe`]: as the log and the metrics do
+//! - [`realtime`]: the sockets, and the events that reach them
+
+mod app;
+mod auth;
+mod error;
+mod extract;
+mod limit;
+mod observe;
+mod openapi;
+mod origin;
+mod realtime;
+mod routes;
+mod server;
+mod settings;
+mod state;
+mod upstream;
+
+pub use limit::RateLimits;
+pub use origin::Origin;
+pub use settings::{Network, Settings};
+
+use shoppee_kit::{caller::Verifier, client, keys, process::Process, redis};
+use tokio::sync::{Semaphore, broadcast};
+
+use crate::{
+    limit::Limits,
+    origin::Origins,
+    realtime::Realtime,
+    routes::docs::Docs,
+    state::{Parts, State},
+    upstream::Upstream,
+};
+
+/// Ended sessions that may wait for the sockets to be closed; a reader that falls behind is told so.
+const ENDED_SESSIONS: usize = 4096;
+
+/// Wires the gateway, and spawns its tasks.
+pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
+    let upstream = Upstream::start(&settings, &process)?;
+    let verifier = Verifier::new(process.clock.clone());
+    let (ended, _) = broadcast::channel(ENDED_SESSIONS);
+    let auth = client::channel(&settings.auth_url)?;
+    keys::follow(&process.tasks, &process.readiness, auth, verifier.clone(), ended.clone());
+
+    let redis = redis::open(&settings.redis)?;
+    redis::watch(&redis, &process.tasks, &process.readiness);
+    let realtime = Realtime::start(&settings.redis, upstream.clone(), verifier.clone(), &ended, &process)?;
+
+    let state = State::from(Parts {
+        limits: Limits::new(&settings, redis),
+        origins: Origins::new(&settings.cors_origins),
+        room: Semaphore::new(usize::try_from(settings.max_requests)?),
+        process: process.clone(),
+        upstream,
+        verifier,
+        realtime,
+        docs: Docs::new()?,
+    });
+    server::serve(&settings, app::app(state), &process).await
+}

@@ -1,0 +1,129 @@
+//! Which web pages may use the gateway: the allow-list behind CORS (the Fetch standard) and behind the
+//! `Origin` check of sockets.
+
+use std::{str::FromStr, sync::Arc};
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{
+        ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+        ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, VARY,
+    },
+};
+
+/// What a page may send.
+const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE");
+const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
+    "authorization, content-type, idempotency-key, if-match, if-none-match, x-request-id, \
+     traceparent, tracestate",
+);
+/// What a page may read besides the body.
+const ANSWER_HEADERS: HeaderValue = HeaderValue::from_static(
+    "etag, location, retry-after, ratelimit, ratelimit-policy, x-request-id, idempotent-replayed",
+);
+/// How long a browser remembers the answer to a preflight. Seconds: the longest that Chromium honours.
+const REMEMBERED: HeaderValue = HeaderValue::from_static("7200");
+const VARIES: HeaderValue = HeaderValue::from_static("origin");
+
+/// A web origin as browsers send it: scheme, host and port; empty for a list without any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin(String);
+
+impl FromStr for Origin {
+    type Err = String;
+
+    fn from_str(value: &str) -> Result<Self, String> {
+        if value.is_empty() {
+            return Ok(Self(String::new()));
+        }
+        let sound = value.parse::<http::Uri>().is_ok_and(|uri| {
+            let rest = value.split_once("://").map_or("", |(_, rest)| rest);
+            matches!(uri.scheme_str(), Some("http" | "https"))
+                && uri.authority().is_some_and(|authority| authority.as_str() == rest)
+                && !rest.contains('@')
+        });
+        if sound {
+            Ok(Self(value.to_ascii_lowercase()))
+        } else {
+            Err("not an origin such as https://shop.example".to_owned())
+        }
+    }
+}
+
+/// The allow-list.
+#[derive(Clone, Debug)]
+pub struct Origins(Arc<[Origin]>);
+
+impl Origins {
+    pub fn new(allowed: &[Origin]) -> Self {
+        Self(allowed.iter().filter(|origin| !origin.0.is_empty()).cloned().collect())
+    }
+
+    /// Whether a page of this `Origin` may use the gateway. Compared byte by byte, as browsers do: `null`,
+    /// another port, a longer host are not on the list.
+    pub fn allows(&self, origin: &HeaderValue) -> bool {
+        self.0.iter().any(|allowed| allowed.0.as_bytes() == origin.as_bytes())
+    }
+}
+
+/// The CORS layer: answers preflights, and tells the browser which pages may read an answer.
+pub async fn cors(State(origins): State<Origins>, request: Request, next: Next) -> Response {
+    let Some(origin) = request.headers().get(ORIGIN).cloned() else {
+        return vary(next.run(request).await);
+    };
+    let preflight =
+        request.method() == Method::OPTIONS && request.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD);
+    let mut response =
+        if preflight { StatusCode::NO_CONTENT.into_response() } else { next.run(request).await };
+    if origins.allows(&origin) {
+        grant(response.headers_mut(), origin, preflight);
+    }
+    vary(response)
+}
+
+fn grant(headers: &mut HeaderMap, origin: HeaderValue, preflight: bool) {
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    if preflight {
+        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, METHODS);
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, REQUEST_HEADERS);
+        headers.insert(ACCESS_CONTROL_MAX_AGE, REMEMBERED);
+    } else {
+        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, ANSWER_HEADERS);
+    }
+}
+
+/// A cache must not hand one page's answer to another.
+fn vary(mut response: Response) -> Response {
+    response.headers_mut().append(VARY, VARIES);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_on_the_list_is_allowed() {
+        let origins = Origins::new(&["https://shop.example".parse().unwrap(), "".parse().unwrap()]);
+        assert!(origins.allows(&HeaderValue::from_static("https://shop.example")));
+        for hostile in [
+            "",
+            "null",
+            "http://shop.example",
+            "https://shop.example:444",
+            "https://shop.example.evil.example",
+            "https://evil-shop.example",
+            "https://shop.example/",
+            "https://SHOP.example",
+            "*",
+        ] {
+            assert!(!origins.allows(&HeaderValue::from_static(hostile)), "{hostile}");
+        }
+        assert!(!Origins::new(&[]).allows(&HeaderValue::from_static("")));
+    }
+}

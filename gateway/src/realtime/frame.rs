@@ -1,0 +1,191 @@
+//! What the server says on a socket: `{"type","content","user_id","time","seq"?}` (contract §4). An event is
+//! written out once and shared by all the sockets it goes to.
+
+use serde::Serialize;
+use shoppee_kit::telemetry;
+use shoppee_proto::{
+    Timestamp,
+    json::Word as _,
+    order::v1::{OrderEvent, OrderStatus},
+};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+use tracing::Span;
+
+/// An event, ready to be sent.
+#[derive(Debug)]
+pub struct Frame {
+    pub seq: i64,
+    pub text: Utf8Bytes,
+    /// When the step was committed.
+    committed: Timestamp,
+    /// From the arrival here until the last socket has it, in the trace of the request that took the step;
+    /// none in a replay.
+    _span: Span,
+}
+
+impl Frame {
+    /// `None` for an event that says nothing we understand.
+    pub fn of(event: &OrderEvent) -> Option<Self> {
+        Self::within(Span::none(), event)
+    }
+
+    /// The same, as a step of the trace the event carries.
+    pub fn live(event: &OrderEvent) -> Option<Self> {
+        let span = tracing::info_span!(
+            "event.deliver",
+            otel.kind = "consumer",
+            user.id = event.user_id,
+            event.seq = event.seq,
+            order.id = %event.order_id,
+        );
+        telemetry::continue_traceparent(&span, &event.traceparent);
+        Self::within(span, event)
+    }
+
+    /// Seconds since the commit.
+    pub fn age(&self, now: Timestamp) -> f64 {
+        let fraction = |time: Timestamp| f64::from(time.nanos) * 1e-9;
+        #[expect(clippy::cast_precision_loss, reason = "below 2^53 for millions of years")]
+        let seconds = now.seconds.saturating_sub(self.committed.seconds) as f64;
+        // The clock of another machine may be a little ahead.
+        (seconds + fraction(now) - fraction(self.committed)).max(0.0)
+    }
+
+    fn within(span: Span, event: &OrderEvent) -> Option<Self> {
+        let committed = event.at?;
+        let previous_status = match event.previous_status {
+            Some(previous) => Some(word(previous)?),
+            None => None,
+        };
+        let content = Content {
+            order_id: &event.order_id,
+            status: word(event.status)?,
+            previous_status,
+            total: event.total,
+            currency: &event.currency,
+            version: event.version,
+        };
+        let text = write("order", content, event.user_id, committed.seconds, Some(event.seq));
+        Some(Self { seq: event.seq, text, committed, _span: span })
+    }
+}
+
+fn word(status: i32) -> Option<String> {
+    let status = OrderStatus::try_from(status).ok()?;
+    (status != OrderStatus::Unspecified).then(|| status.word())
+}
+
+/// The first frame: where the client stands.
+pub fn ready(user_id: i64, now: i64, seq: i64, recovered: bool) -> Utf8Bytes {
+    write("ready", Ready { seq, recovered }, user_id, now, None)
+}
+
+/// The answer to a client's ping.
+pub fn pong(user_id: i64, now: i64) -> Utf8Bytes {
+    write("pong", Empty {}, user_id, now, None)
+}
+
+/// The answer to what cannot be understood or done; `code` is one of the problem codes of contract §1.
+pub fn error(user_id: i64, now: i64, code: &str) -> Utf8Bytes {
+    write("error", Error { code }, user_id, now, None)
+}
+
+#[derive(Serialize)]
+struct Content<'a> {
+    order_id: &'a str,
+    status: String,
+    previous_status: Option<String>,
+    total: i64,
+    currency: &'a str,
+    version: i64,
+}
+
+#[derive(Serialize)]
+struct Ready {
+    seq: i64,
+    recovered: bool,
+}
+
+#[derive(Serialize)]
+struct Empty {}
+
+#[derive(Serialize)]
+struct Error<'a> {
+    code: &'a str,
+}
+
+fn write(
+    kind: &'static str,
+    content: impl Serialize,
+    user_id: i64,
+    time: i64,
+    seq: Option<i64>,
+) -> Utf8Bytes {
+    #[derive(Serialize)]
+    struct Envelope<C> {
+        #[serde(rename = "type")]
+        kind: &'static str,
+        content: C,
+        user_id: i64,
+        time: i64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        seq: Option<i64>,
+    }
+
+    // Strings and numbers always serialise.
+    let text = serde_json::to_string(&Envelope { kind, content, user_id, time, seq });
+    Utf8Bytes::from(text.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event() -> OrderEvent {
+        OrderEvent {
+            user_id: 123,
+            seq: 42,
+            order_id: "0197a1f0-5b7c-7cc2-9d5f-0123456789ab".to_owned(),
+            status: OrderStatus::Paid.into(),
+            previous_status: Some(OrderStatus::Pending.into()),
+            total: 1999,
+            currency: "EUR".to_owned(),
+            version: 2,
+            at: Some(Timestamp { seconds: 1_702_886_400, nanos: 999_999_999 }),
+            traceparent: String::new(),
+        }
+    }
+
+    #[test]
+    fn frames_are_those_of_the_contract() {
+        assert_eq!(
+            Frame::of(&event()).unwrap().text.as_str(),
+            concat!(
+                r#"{"type":"order","content":{"order_id":"0197a1f0-5b7c-7cc2-9d5f-0123456789ab","#,
+                r#""status":"paid","previous_status":"pending","total":1999,"currency":"EUR","version":2},"#,
+                r#""user_id":123,"time":1702886400,"seq":42}"#,
+            )
+        );
+        assert_eq!(
+            ready(7, 1_702_886_400, 41, true).as_str(),
+            r#"{"type":"ready","content":{"seq":41,"recovered":true},"user_id":7,"time":1702886400}"#
+        );
+        assert_eq!(pong(7, 5).as_str(), r#"{"type":"pong","content":{},"user_id":7,"time":5}"#);
+        assert_eq!(
+            error(7, 5, "invalid_request").as_str(),
+            r#"{"type":"error","content":{"code":"invalid_request"},"user_id":7,"time":5}"#
+        );
+    }
+
+    #[test]
+    fn a_new_order_had_no_status_before() {
+        let created = OrderEvent { previous_status: None, ..event() };
+        assert!(Frame::of(&created).unwrap().text.contains(r#""previous_status":null"#));
+    }
+
+    #[test]
+    fn an_event_from_the_future_is_not_guessed_at() {
+        assert!(Frame::of(&OrderEvent { status: 99, ..event() }).is_none());
+        assert!(Frame::of(&OrderEvent { at: None, ..event() }).is_none());
+    }
+}

@@ -1,0 +1,44 @@
+//! `/cart`: what somebody is about to order.
+
+use http::StatusCode;
+use shoppee_proto::order::v1::{
+    AddCartItemRequest, Cart, ClearCartRequest, GetCartRequest, RemoveCartItemRequest, SetCartItemRequest,
+};
+
+use crate::{
+    auth::User,
+    error::Problem,
+    extract::{Id, Json, Path},
+    upstream::Upstream,
+};
+
+pub async fn show(user: User, shop: Upstream) -> Result<Json<Cart>, Problem> {
+    Ok(Json(shop.call(&user, GetCartRequest {}).await?))
+}
+
+pub async fn clear(user: User, shop: Upstream) -> Result<StatusCode, Problem> {
+    shop.call(&user, ClearCartRequest {}).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn add(
+    user: User,
+    shop: Upstream,
+    Json(item): Json<AddCartItemRequest>,
+) -> Result<Json<Cart>, Problem> {
+    Ok(Json(shop.call(&user, item).await?))
+}
+
+pub async fn set(
+    user: User,
+    shop: Upstream,
+    Path(product_id): Path<Id>,
+    Json(item): Json<SetCartItemRequest>,
+) -> Result<Json<Cart>, Problem> {
+    let product_id = product_id.into();
+    Ok(Json(shop.call(&user, SetCartItemRequest { product_id, ..item }).await?))
+}
+
+pub async fn remove(user: User, shop: Upstream, Path(product_id): Path<Id>) -> Result<Json<Cart>, Problem> {
+    Ok(Json(shop.call(&user, RemoveCartItemRequest { product_id: product_id.into() }).await?))
+}

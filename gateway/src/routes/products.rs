@@ -1,0 +1,251 @@
+//! `/products`: the catalogue, and what the shop's staff change in it.
+
+use axum::response::{IntoResponse, Response};
+use http::{
+    HeaderValue, StatusCode,
+    header::{CONTENT_TYPE, ETAG, LOCATION},
+};
+use serde::Deserialize;
+use shoppee_proto::{
+    Object,
+    product::v1::{
+        AdjustStockRequest, ArchiveProductRequest, BatchUpdateProductsRequest, BatchUpdateProductsResponse,
+        CreateProductRequest, GetProductRequest, ListProductsRequest, ListProductsResponse, Product,
+        ProductSort, ProductStatus, SearchProductsRequest, UpdateProductRequest,
+    },
+};
+
+use crate::{
+    auth::{Admin, MaybeUser},
+    error::Problem,
+    extract::{Id, IfMatch, IfNoneMatch, Json, LARGE, Path, Query, etag, word},
+    routes::{
+        batch::Batch,
+        cache::{Caching, catalogue},
+        page::{check, check_limit, of_query},
+        patch::{Mask, Nullable, given},
+    },
+    upstream::Upstream,
+};
+
+const LONGEST_SEARCH: usize = 200;
+/// No product has this version: a precondition that cannot hold.
+const NO_VERSION: i64 = 0;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct List {
+    category: Option<String>,
+    min_price: Option<i64>,
+    max_price: Option<i64>,
+    in_stock: Option<bool>,
+    #[serde(default, deserialize_with = "word")]
+    sort: Option<ProductSort>,
+    limit: Option<i32>,
+    cursor: Option<String>,
+}
+
+pub async fn list(
+    user: MaybeUser,
+    shop: Upstream,
+    Query(list): Query<List>,
+) -> Result<(Caching, Json<ListProductsResponse>), Problem> {
+    check_limit(list.limit)?;
+    check_prices(list.min_price, list.max_price)?;
+    let request = ListProductsRequest {
+        category: list.category,
+        min_price: list.min_price,
+        max_price: list.max_price,
+        in_stock: list.in_stock,
+        sort: list.sort.unwrap_or(ProductSort::Newest).into(),
+        limit: list.limit,
+        cursor: list.cursor,
+    };
+    Ok((catalogue(&user), Json(shop.call(&user, request).await.map_err(of_query)?)))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Search {
+    q: String,
+    category: Option<String>,
+    min_price: Option<i64>,
+    max_price: Option<i64>,
+    in_stock: Option<bool>,
+    limit: Option<i32>,
+    cursor: Option<String>,
+}
+
+pub async fn search(
+    user: MaybeUser,
+    shop: Upstream,
+    Query(search): Query<Search>,
+) -> Result<(Caching, Json<ListProductsResponse>), Problem> {
+    check((1..=LONGEST_SEARCH).contains(&search.q.chars().count()), "q", "must be 1 to 200 characters")?;
+    check_limit(search.limit)?;
+    check_prices(search.min_price, search.max_price)?;
+    let request = SearchProductsRequest {
+        q: search.q,
+        category: search.category,
+        min_price: search.min_price,
+        max_price: search.max_price,
+        in_stock: search.in_stock,
+        limit: search.limit,
+        cursor: search.cursor,
+    };
+    Ok((catalogue(&user), Json(shop.call(&user, request).await.map_err(of_query)?)))
+}
+
+fn check_prices(min: Option<i64>, max: Option<i64>) -> Result<(), Problem> {
+    check(min.is_none_or(|min| min >= 0), "min_price", "must not be negative")?;
+    check(max.is_none_or(|max| max >= 0), "max_price", "must not be negative")?;
+    check(min.zip(max).is_none_or(|(min, max)| min <= max), "min_price", "must not be above max_price")
+}
+
+pub async fn show(
+    user: MaybeUser,
+    shop: Upstream,
+    Path(id): Path<Id>,
+    known: IfNoneMatch,
+) -> Result<Response, Problem> {
+    let product = shop.call(&user, GetProductRequest { id: id.into() }).await?;
+    let Tagged { etag, body } = Tagged::new(&product)?;
+    if known.has(&etag) {
+        return Ok((StatusCode::NOT_MODIFIED, catalogue(&user), [(ETAG, etag)]).into_response());
+    }
+    Ok((catalogue(&user), Tagged { etag, body }).into_response())
+}
+
+pub async fn create(
+    admin: Admin,
+    shop: Upstream,
+    Json(product): Json<CreateProductRequest>,
+) -> Result<Response, Problem> {
+    let product = shop.call(&admin, product).await?;
+    let location = format!("/api/v1/products/{}", product.id);
+    Ok((StatusCode::CREATED, [(LOCATION, location)], Tagged::new(&product)?).into_response())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Patch {
+    #[serde(default, deserialize_with = "given")]
+    sku: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    name: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    price: Option<i64>,
+    #[serde(default, deserialize_with = "given")]
+    stock: Option<i64>,
+    #[serde(default)]
+    description: Nullable<String>,
+    #[serde(default)]
+    category_id: Nullable<i64>,
+    #[serde(default)]
+    image_url: Nullable<String>,
+    #[serde(default)]
+    attributes: Nullable<Object>,
+    #[serde(default, deserialize_with = "word")]
+    status: Option<ProductStatus>,
+}
+
+impl Patch {
+    fn of(self, id: Id, expected_version: Option<i64>) -> UpdateProductRequest {
+        let mut mask = Mask::default();
+        let mut request = UpdateProductRequest {
+            id: id.into(),
+            expected_version,
+            sku: mask.note("sku", self.sku),
+            name: mask.note("name", self.name),
+            price: mask.note("price", self.price),
+            stock: mask.note("stock", self.stock),
+            description: mask.note_nullable("description", self.description),
+            category_id: mask.note_nullable("category_id", self.category_id),
+            image_url: mask.note_nullable("image_url", self.image_url),
+            attributes: mask.note_nullable("attributes", self.attributes),
+            status: mask.note("status", self.status.map(Into::into)),
+            update_mask: None,
+        };
+        request.update_mask = Some(mask.into());
+        request
+    }
+}
+
+pub async fn update(
+    admin: Admin,
+    shop: Upstream,
+    Path(id): Path<Id>,
+    version: IfMatch,
+    Json(patch): Json<Patch>,
+) -> Result<Tagged, Problem> {
+    let expected_version = expected(&admin, &shop, id, version).await?;
+    Tagged::new(&shop.call(&admin, patch.of(id, expected_version)).await?)
+}
+
+pub async fn archive(
+    admin: Admin,
+    shop: Upstream,
+    Path(id): Path<Id>,
+    version: IfMatch,
+) -> Result<StatusCode, Problem> {
+    let expected_version = expected(&admin, &shop, id, version).await?;
+    shop.call(&admin, ArchiveProductRequest { id: id.into(), expected_version }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn adjust_stock(
+    admin: Admin,
+    shop: Upstream,
+    Path(id): Path<Id>,
+    Json(change): Json<AdjustStockRequest>,
+) -> Result<Tagged, Problem> {
+    Tagged::new(&shop.call(&admin, AdjustStockRequest { id: id.into(), ..change }).await?)
+}
+
+pub async fn update_batch(
+    admin: Admin,
+    shop: Upstream,
+    Json(batch): Json<Batch, LARGE>,
+) -> Result<Json<BatchUpdateProductsResponse>, Problem> {
+    let request: BatchUpdateProductsRequest = batch.try_into()?;
+    Ok(Json(shop.call(&admin, request).await?))
+}
+
+/// The version a write depends on. Of several that the client would take, it is the one the product has.
+async fn expected(admin: &Admin, shop: &Upstream, id: Id, version: IfMatch) -> Result<Option<i64>, Problem> {
+    match version {
+        IfMatch::Any => Ok(None),
+        IfMatch::Versions(versions) => match versions[..] {
+            [] => Ok(Some(NO_VERSION)),
+            [version] => Ok(Some(version)),
+            [..] => {
+                let current = shop.call(admin, GetProductRequest { id: id.into() }).await?.version;
+                Ok(Some(if versions.contains(&current) { current } else { NO_VERSION }))
+            }
+        },
+    }
+}
+
+/// A product as JSON, with its entity tag.
+#[derive(Debug)]
+pub struct Tagged {
+    etag: String,
+    body: Vec<u8>,
+}
+
+impl Tagged {
+    fn new(product: &Product) -> Result<Self, Problem> {
+        let body = serde_json::to_vec(product).map_err(|error| {
+            tracing::error!(%error, "a product does not serialise");
+            Problem::internal()
+        })?;
+        Ok(Self { etag: etag(product.version, &body), body })
+    }
+}
+
+impl IntoResponse for Tagged {
+    fn into_response(self) -> Response {
+        let json = HeaderValue::from_static("application/json");
+        ([(ETAG, self.etag)], [(CONTENT_TYPE, json)], self.body).into_response()
+    }
+}

@@ -1,0 +1,127 @@
+//! What an operator can set (contract §7): environment variables, also flags.
+
+use std::{net::SocketAddr, time::Duration};
+
+use clap::Parser;
+use ipnet::IpNet;
+use shoppee_kit::settings::{Common, Redis, duration};
+
+use crate::{limit::RateLimits, origin::Origin};
+
+/// The shop's REST and WebSocket gateway
+#[derive(Clone, Debug, Parser)]
+#[command(name = "shoppee-gateway", version)]
+pub struct Settings {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    pub redis: Redis,
+    /// Where REST and WebSocket clients connect
+    #[arg(long, env = "LISTEN_ADDR", default_value = "0.0.0.0:8080")]
+    pub listen_addr: SocketAddr,
+    /// Where the auth service answers gRPC; a name with several addresses is balanced over them
+    #[arg(long, env = "AUTH_URL", default_value = "http://127.0.0.1:50051", value_parser = service_url)]
+    pub auth_url: String,
+    /// Where the product service answers gRPC
+    #[arg(long, env = "PRODUCT_URL", default_value = "http://127.0.0.1:50052", value_parser = service_url)]
+    pub product_url: String,
+    /// Where the order service answers gRPC
+    #[arg(long, env = "ORDER_URL", default_value = "http://127.0.0.1:50053", value_parser = service_url)]
+    pub order_url: String,
+    /// Web pages that may call this API and open sockets, as in `https://shop.example`; none where empty
+    #[arg(long, env = "CORS_ORIGINS", value_delimiter = ',', default_value = "", value_parser = origin)]
+    pub cors_origins: Vec<Origin>,
+    /// Proxies whose X-Forwarded-For is believed, as CIDRs; none where empty
+    #[arg(long, env = "TRUSTED_PROXIES", value_delimiter = ',', default_value = "", value_parser = network)]
+    pub trusted_proxies: Vec<Network>,
+    /// Other limits than the built-in ones, as in `user=40/2s,anonymous=60/2s`; `off` lifts all of them
+    #[arg(long, env = "RATE_LIMITS", default_value = "")]
+    pub rate_limits: RateLimits,
+    /// HTTP connections held open at once; more wait to be accepted. WebSockets have a bound of their own
+    #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 20_000,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_connections: u32,
+    /// Requests worked on at once; more are answered 503
+    #[arg(long, env = "MAX_REQUESTS", default_value_t = 1_024,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_requests: u32,
+    /// How long a client may take to send the head of a request; also how long an idle connection is kept
+    #[arg(long, env = "HEADER_TIMEOUT", default_value = "10s", value_parser = duration)]
+    pub header_timeout: Duration,
+}
+
+impl shoppee_kit::process::Settings for Settings {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+}
+
+/// A CIDR, or nothing: an empty variable means an empty list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network(pub Option<IpNet>);
+
+fn network(value: &str) -> Result<Network, String> {
+    let value = value.trim();
+    if value.is_empty() {
+        return Ok(Network(None));
+    }
+    let net = value.parse().or_else(|_| value.parse().map(|ip: std::net::IpAddr| ip.into()));
+    net.map(|net| Network(Some(net))).map_err(|_| "not a CIDR such as 10.0.0.0/8".to_owned())
+}
+
+fn origin(value: &str) -> Result<Origin, String> {
+    value.trim().parse()
+}
+
+fn service_url(value: &str) -> Result<String, String> {
+    let uri: http::Uri = value.parse().map_err(|_| "not a URL".to_owned())?;
+    match (uri.scheme_str(), uri.host()) {
+        (Some("http"), Some(_)) if matches!(uri.path(), "" | "/") && uri.query().is_none() => {
+            Ok(value.trim_end_matches('/').to_owned())
+        }
+        _ => Err("not a URL such as http://127.0.0.1:50051".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Settings, String> {
+        let base = ["shoppee-gateway", "--redis-url", "redis://127.0.0.1:6379"];
+        Settings::try_parse_from(base.iter().chain(args)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn nothing_but_redis_must_be_set() {
+        let settings = parse(&[]).unwrap();
+        assert_eq!(settings.listen_addr.port(), 8080);
+        assert!(settings.trusted_proxies.iter().all(|network| network.0.is_none()));
+    }
+
+    #[test]
+    fn lists_have_commas() {
+        let proxies = parse(&["--trusted-proxies", "10.0.0.0/8, ::1"]).unwrap().trusted_proxies;
+        assert_eq!(proxies.iter().filter_map(|network| network.0).count(), 2);
+        let origins = parse(&["--cors-origins", "https://a.example,http://localhost:3000"]).unwrap();
+        assert_eq!(origins.cors_origins.len(), 2);
+    }
+
+    #[test]
+    fn wrong_values_are_refused() {
+        for wrong in [
+            ["--auth-url", "127.0.0.1:50051"],
+            ["--auth-url", "http://host/path"],
+            ["--trusted-proxies", "10.0.0.0/40"],
+            ["--cors-origins", "shop.example"],
+            ["--cors-origins", "https://shop.example/path"],
+            ["--rate-limits", "user=40"],
+            ["--rate-limits", "nobody=40/2s"],
+            ["--rate-limits", "user=0/2s"],
+            ["--max-connections", "0"],
+            ["--header-timeout", "soon"],
+        ] {
+            assert!(parse(&wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

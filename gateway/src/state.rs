@@ -1,0 +1,40 @@
+//! What every request may use.
+
+use std::{ops::Deref, sync::Arc};
+
+use shoppee_kit::{caller::Verifier, process::Process};
+use tokio::sync::Semaphore;
+
+use crate::{limit::Limits, origin::Origins, realtime::Realtime, routes::docs::Docs, upstream::Upstream};
+
+/// Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct State(Arc<Parts>);
+
+#[derive(Debug)]
+pub struct Parts {
+    pub process: Process,
+    /// The three services.
+    pub upstream: Upstream,
+    pub verifier: Arc<Verifier>,
+    pub limits: Limits,
+    pub origins: Origins,
+    pub realtime: Realtime,
+    pub docs: Docs,
+    /// A permit for each request that is worked on.
+    pub room: Semaphore,
+}
+
+impl From<Parts> for State {
+    fn from(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl Deref for State {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}

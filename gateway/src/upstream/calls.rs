@@ -1,0 +1,123 @@
+//! Every call the gateway makes: the message, its answer, the method, and what kind of call it is. To add
+//! one, add a line to the table.
+
+use std::time::Duration;
+
+use shoppee_proto::{
+    auth::v1::{
+        ChangePasswordRequest, CreateWsTicketRequest, GetUserInfoRequest, GetUserRequest,
+        ListSessionsRequest, ListSessionsResponse, ListUsersRequest, ListUsersResponse, LoginRequest,
+        LogoutAllRequest, LogoutRequest, RefreshRequest, RegisterRequest, RevokeSessionRequest, Tokens,
+        UpdateUserRequest, User, WsTicket,
+    },
+    order::v1::{
+        AddCartItemRequest, CancelOrderRequest, Cart, ClearCartRequest, CompleteOrderRequest,
+        CreateOrderRequest, GetCartRequest, GetOrderRequest, ListOrderEventsRequest, ListOrderEventsResponse,
+        ListOrdersRequest, ListOrdersResponse, Order, PayOrderRequest, RemoveCartItemRequest,
+        SetCartItemRequest, ShipOrderRequest,
+    },
+    product::v1::{
+        AdjustStockRequest, ArchiveProductRequest, BatchUpdateProductsRequest, BatchUpdateProductsResponse,
+        Category, CreateCategoryRequest, CreateProductRequest, DeleteCategoryRequest, GetProductRequest,
+        ListCategoriesRequest, ListCategoriesResponse, ListProductsRequest, ListProductsResponse, Product,
+        SearchProductsRequest, UpdateCategoryRequest, UpdateProductRequest,
+    },
+};
+use tonic::{Request, Response, Status};
+
+use super::Upstream;
+
+/// What kinds of calls there are.
+#[derive(Clone, Copy, Debug)]
+pub struct Class {
+    /// How long the answer may take, retry included; the service is told.
+    pub deadline: Duration,
+    /// Whether it changes anything, and so must not be broken off half-way.
+    pub changes: bool,
+}
+
+const READ: Class = Class { deadline: Duration::from_secs(2), changes: false };
+const WRITE: Class = Class { deadline: Duration::from_secs(2), changes: true };
+/// A password is hashed, and waits up to 1.5 s for its turn before.
+const SIGN_IN: Class = Class { deadline: Duration::from_millis(2400), changes: true };
+/// The payment provider takes its time.
+const PAY: Class = Class { deadline: Duration::from_secs(10), changes: true };
+/// Ten thousand rows.
+const BATCH: Class = Class { deadline: Duration::from_secs(30), changes: true };
+
+/// A request message that stands for the one method that takes it.
+pub trait Call: Clone + Send + Sync + 'static {
+    type Answer: Send + 'static;
+    const CLASS: Class;
+
+    /// Whether doing it twice is the same as once.
+    fn repeatable(&self) -> bool;
+
+    /// Sends it once.
+    fn send(
+        to: &Upstream,
+        request: Request<Self>,
+    ) -> impl Future<Output = Result<Response<Self::Answer>, Status>> + Send;
+}
+
+macro_rules! calls {
+    ($(
+        $message:ident => $answer:ty: $service:ident.$method:ident, $class:ident $(, keyed by $key:ident)?;
+    )*) => {$(
+        impl Call for $message {
+            type Answer = $answer;
+            const CLASS: Class = $class;
+
+            fn repeatable(&self) -> bool {
+                !Self::CLASS.changes $(|| self.$key.is_some())?
+            }
+
+            async fn send(to: &Upstream, request: Request<Self>) -> Result<Response<$answer>, Status> {
+                to.$service().$method(request).await
+            }
+        }
+    )*};
+}
+
+calls! {
+    RegisterRequest => User: auth.register, SIGN_IN;
+    LoginRequest => Tokens: auth.login, SIGN_IN;
+    RefreshRequest => Tokens: auth.refresh, WRITE;
+    LogoutRequest => (): auth.logout, WRITE;
+    LogoutAllRequest => (): auth.logout_all, WRITE;
+    GetUserInfoRequest => User: auth.get_user_info, READ;
+    ChangePasswordRequest => (): auth.change_password, SIGN_IN;
+    ListSessionsRequest => ListSessionsResponse: auth.list_sessions, READ;
+    RevokeSessionRequest => (): auth.revoke_session, WRITE;
+    CreateWsTicketRequest => WsTicket: auth.create_ws_ticket, WRITE;
+    ListUsersRequest => ListUsersResponse: auth.list_users, READ;
+    GetUserRequest => User: auth.get_user, READ;
+    UpdateUserRequest => User: auth.update_user, WRITE;
+
+    GetProductRequest => Product: product.get_product, READ;
+    ListProductsRequest => ListProductsResponse: product.list_products, READ;
+    SearchProductsRequest => ListProductsResponse: product.search_products, READ;
+    CreateProductRequest => Product: product.create_product, WRITE;
+    UpdateProductRequest => Product: product.update_product, WRITE;
+    ArchiveProductRequest => (): product.archive_product, WRITE;
+    AdjustStockRequest => Product: product.adjust_stock, WRITE;
+    BatchUpdateProductsRequest => BatchUpdateProductsResponse: product.batch_update_products, BATCH;
+    ListCategoriesRequest => ListCategoriesResponse: product.list_categories, READ;
+    CreateCategoryRequest => Category: product.create_category, WRITE;
+    UpdateCategoryRequest => Category: product.update_category, WRITE;
+    DeleteCategoryRequest => (): product.delete_category, WRITE;
+
+    GetCartRequest => Cart: order.get_cart, READ;
+    AddCartItemRequest => Cart: order.add_cart_item, WRITE;
+    SetCartItemRequest => Cart: order.set_cart_item, WRITE;
+    RemoveCartItemRequest => Cart: order.remove_cart_item, WRITE;
+    ClearCartRequest => (): order.clear_cart, WRITE;
+    CreateOrderRequest => Order: order.create_order, WRITE, keyed by idempotency_key;
+    GetOrderRequest => Order: order.get_order, READ;
+    ListOrdersRequest => ListOrdersResponse: order.list_orders, READ;
+    ListOrderEventsRequest => ListOrderEventsResponse: order.list_order_events, READ;
+    PayOrderRequest => Order: order.pay_order, PAY, keyed by idempotency_key;
+    CancelOrderRequest => Order: order.cancel_order, WRITE;
+    ShipOrderRequest => Order: order.ship_order, WRITE;
+    CompleteOrderRequest => Order: order.complete_order, WRITE;
+}

@@ -1,0 +1,176 @@
+//! Calls to the three services: which there are stands in [`calls`], over which connections they go in
+//! [`pool`]. A handler hands in a request message and gets the answer; deadline, retry and the caller's token
+//! are seen to here.
+
+mod calls;
+mod pool;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use secrecy::SecretString;
+use shoppee_kit::{client, process::Process, readiness::Need, tasks::Tasks};
+use shoppee_proto::{
+    auth::v1::auth_service_client::AuthServiceClient, order::v1::order_service_client::OrderServiceClient,
+    product::v1::product_service_client::ProductServiceClient,
+};
+use tokio::time::Instant;
+use tonic::{Code, Response, Status, transport::Channel};
+use tracing::Instrument as _;
+
+use crate::{Settings, auth::Credential, error::Problem};
+
+pub use calls::Call;
+use pool::Pool;
+
+/// The largest answer: 100 products with 10 000 characters of description and 16 KiB of attributes each.
+const LARGEST_ANSWER: usize = 16 * 1024 * 1024;
+/// Before the one retry: long enough for a restarted peer's socket to be there more often than not.
+const BACKOFF: Duration = Duration::from_millis(50);
+
+/// Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Upstream(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    auth: Arc<Pool>,
+    product: Arc<Pool>,
+    order: Arc<Pool>,
+    budget: Budget,
+    tasks: Tasks,
+}
+
+impl Upstream {
+    /// Connects when first used. Each service is asked every second how it is; `/readyz` tells.
+    pub fn start(settings: &Settings, process: &Process) -> anyhow::Result<Self> {
+        let pool = |name: &'static str, url: &str| -> anyhow::Result<Arc<Pool>> {
+            let pool = Arc::new(Pool::new(url)?);
+            let asked = pool.clone();
+            let ask = move || asked.clone().refresh();
+            process.readiness.watch(&process.tasks, name, Need::Useful, ask);
+            Ok(pool)
+        };
+        Ok(Self(Arc::new(Parts {
+            auth: pool("auth", &settings.auth_url)?,
+            product: pool("product", &settings.product_url)?,
+            order: pool("order", &settings.order_url)?,
+            budget: Budget::default(),
+            tasks: process.tasks.clone(),
+        })))
+    }
+
+    pub fn auth(&self) -> AuthServiceClient<Channel> {
+        AuthServiceClient::new(self.0.auth.channel())
+    }
+
+    pub fn product(&self) -> ProductServiceClient<Channel> {
+        ProductServiceClient::new(self.0.product.channel()).max_decoding_message_size(LARGEST_ANSWER)
+    }
+
+    pub fn order(&self) -> OrderServiceClient<Channel> {
+        OrderServiceClient::new(self.0.order.channel()).max_decoding_message_size(LARGEST_ANSWER)
+    }
+
+    /// Makes the call that `message` stands for, as `caller`.
+    pub async fn call<C: Call>(&self, caller: &impl Credential, message: C) -> Result<C::Answer, Problem> {
+        Ok(self.call_in_full(caller, message).await?.into_inner())
+    }
+
+    /// The same, with the metadata of the answer.
+    pub async fn call_in_full<C: Call>(
+        &self,
+        caller: &impl Credential,
+        message: C,
+    ) -> Result<Response<C::Answer>, Problem> {
+        let attempts = self.clone().attempts(caller.token(), message);
+        let outcome = if C::CLASS.changes {
+            // In a task of its own: what was begun is not broken off when the client hangs up.
+            let task = self.0.tasks.track(attempts.in_current_span());
+            task.await.map_err(|_panicked| Problem::internal())?
+        } else {
+            attempts.await
+        };
+        Ok(outcome?)
+    }
+
+    /// At most two tries within one deadline.
+    async fn attempts<C: Call>(
+        self,
+        token: Option<Arc<SecretString>>,
+        message: C,
+    ) -> Result<Response<C::Answer>, Status> {
+        let deadline = Instant::now() + C::CLASS.deadline;
+        let attempt = async |message: C| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            client::within(left, C::send(&self, client::request(message, token.as_deref(), left))).await
+        };
+        let repeatable = message.repeatable();
+        self.0.budget.earn();
+        match attempt(message.clone()).await {
+            Err(status) if repeatable && is_away(&status) && self.0.budget.spend() => {
+                tokio::time::sleep(BACKOFF).await;
+                attempt(message).await
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+/// Whether the peer could not be reached, or was lost: what it never said itself.
+pub fn is_away(status: &Status) -> bool {
+    let lost = std::error::Error::source(status).is_some();
+    status.code() == Code::Unavailable || (lost && matches!(status.code(), Code::Unknown | Code::Internal))
+}
+
+/// How many calls may be repeated: a fifth of all, so that retries cannot bury a service that is short of
+/// breath.
+#[derive(Debug)]
+struct Budget(AtomicI64);
+
+impl Budget {
+    /// What a call earns, in thousandths of a retry.
+    const EARNED: i64 = 200;
+    const PRICE: i64 = 1000;
+    /// Ten retries saved up, for a process that has just begun, or is idle.
+    const MOST: i64 = 10 * Self::PRICE;
+
+    fn earn(&self) {
+        self.change(|saved| Some((saved + Self::EARNED).min(Self::MOST)));
+    }
+
+    fn spend(&self) -> bool {
+        self.change(|saved| (saved >= Self::PRICE).then(|| saved - Self::PRICE))
+    }
+
+    fn change(&self, change: impl Fn(i64) -> Option<i64>) -> bool {
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).is_ok()
+    }
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(AtomicI64::new(Self::MOST))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_most_every_fifth_call_is_repeated() {
+        let budget = Budget::default();
+        while budget.spend() {}
+        let repeated = (0..1000).filter(|_| {
+            budget.earn();
+            budget.spend()
+        });
+        assert_eq!(repeated.count(), 200);
+    }
+}

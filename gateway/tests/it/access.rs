@@ -1,0 +1,149 @@
+//! Who may do what, and what the others see.
+
+use http::Method;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::shop::{Person, Shop, address, send, text};
+
+/// Every route that needs a token: method, path, a body that is sound.
+fn owned(order: &str, product: i64) -> Vec<(Method, String, Value)> {
+    vec![
+        (Method::POST, "/auth/logout".into(), Value::Null),
+        (Method::POST, "/auth/logout-all".into(), Value::Null),
+        (Method::GET, "/auth/me".into(), Value::Null),
+        (Method::PUT, "/auth/password".into(), json!({"current_password": "x", "new_password": "y"})),
+        (Method::GET, "/auth/sessions".into(), Value::Null),
+        (Method::DELETE, format!("/auth/sessions/{}", Uuid::new_v4()), Value::Null),
+        (Method::POST, "/auth/ws-ticket".into(), Value::Null),
+        (Method::GET, "/cart".into(), Value::Null),
+        (Method::DELETE, "/cart".into(), Value::Null),
+        (Method::POST, "/cart/items".into(), json!({"product_id": product, "quantity": 1})),
+        (Method::PUT, format!("/cart/items/{product}"), json!({"quantity": 1})),
+        (Method::DELETE, format!("/cart/items/{product}"), Value::Null),
+        (Method::POST, "/orders".into(), json!({"shipping_address": address()})),
+        (Method::GET, "/orders".into(), Value::Null),
+        (Method::GET, format!("/orders/{order}"), Value::Null),
+        (Method::GET, format!("/orders/{order}/events"), Value::Null),
+        (Method::POST, format!("/orders/{order}/pay"), json!({"payment_token": "tok_ok"})),
+        (Method::POST, format!("/orders/{order}/cancel"), json!({})),
+        (Method::POST, format!("/orders/{order}/complete"), Value::Null),
+    ]
+}
+
+/// Every route that only an admin may use.
+fn of_admins(order: &str, product: i64, user: i64) -> Vec<(Method, String, Value)> {
+    vec![
+        (Method::GET, "/admin/users".into(), Value::Null),
+        (Method::GET, format!("/admin/users/{user}"), Value::Null),
+        (Method::PATCH, format!("/admin/users/{user}"), json!({"role": "admin"})),
+        (Method::GET, "/admin/orders".into(), Value::Null),
+        (Method::POST, "/products".into(), json!({"sku": "S", "name": "N", "price": 1, "stock": 1})),
+        (Method::PATCH, format!("/products/{product}"), json!({"price": 1})),
+        (Method::DELETE, format!("/products/{product}"), Value::Null),
+        (Method::POST, format!("/products/{product}/stock"), json!({"delta": 1, "reason": "r"})),
+        (Method::POST, "/products/batch".into(), json!({"on_error": "abort", "items": []})),
+        (Method::POST, "/categories".into(), json!({"slug": "s", "name": "n"})),
+        (Method::PATCH, "/categories/1".into(), json!({"name": "n"})),
+        (Method::DELETE, "/categories/1".into(), Value::Null),
+        (Method::POST, format!("/orders/{order}/ship"), json!({"carrier": "c", "tracking_number": "t"})),
+    ]
+}
+
+async fn ask(person: &Person, (method, path, body): &(Method, String, Value)) -> crate::shop::Answer {
+    let request = person.request(method.clone(), path);
+    send(if body.is_null() { request } else { request.json(body) }).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_token_and_without_the_role_nothing_goes() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let product = shop.product(&admin, 100, 10).await;
+    let order = ann.orders(&product, 1).await.expect(201).body;
+    let (order_id, product_id) = (text(&order["id"]), product["id"].as_i64().unwrap());
+
+    let guest = shop.guest();
+    for route in owned(order_id, product_id).iter().chain(&of_admins(order_id, product_id, ann.id)) {
+        ask(&guest, route).await.problem(401, "unauthenticated");
+        ask(&guest.with_token("no.token.atall"), route).await.problem(401, "unauthenticated");
+    }
+    for route in &of_admins(order_id, product_id, ann.id) {
+        ask(&ann, route).await.problem(403, "forbidden");
+    }
+    let unchanged = guest.get(&format!("/products/{product_id}")).await.expect(200).body;
+    assert_eq!((&unchanged["price"], &unchanged["stock"]), (&json!(100), &json!(9)));
+    assert_eq!(ann.get(&format!("/orders/{order_id}")).await.expect(200).body, order);
+    admin
+        .post(&format!("/orders/{order_id}/pay"), &json!({"payment_token": "tok_ok"}))
+        .await
+        .problem(403, "forbidden");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_somebody_elses_is_not_there() {
+    let shop = Shop::open().await;
+    let admin = shop.admin().await;
+    let (ann, bob) = (shop.customer("ann").await, shop.customer("bob").await);
+    let product = shop.product(&admin, 100, 10).await;
+    let order = ann.orders(&product, 1).await.expect(201).body;
+    let (foreign, unknown) = (text(&order["id"]).to_owned(), Uuid::now_v7().to_string());
+    let same = |a: &crate::shop::Answer, b: &crate::shop::Answer| {
+        let without_id = |answer: &crate::shop::Answer| {
+            let mut body = answer.body.clone();
+            body.as_object_mut().unwrap().remove("request_id");
+            body
+        };
+        assert_eq!(without_id(a), without_id(b));
+    };
+    let of_orders =
+        |id: &str| owned(id, 1).into_iter().filter(|(_, path, _)| path.contains(id)).collect::<Vec<_>>();
+    for (theirs, nobodys) in of_orders(&foreign).iter().zip(&of_orders(&unknown)) {
+        let theirs = ask(&bob, theirs).await.problem(404, "not_found");
+        same(&theirs, &ask(&bob, nobodys).await.problem(404, "not_found"));
+    }
+    let sessions = ann.get("/auth/sessions").await.expect(200).body;
+    let session = text(&sessions["items"][0]["id"]).to_owned();
+    let theirs = bob.delete(&format!("/auth/sessions/{session}")).await.problem(404, "not_found");
+    same(&theirs, &bob.delete(&format!("/auth/sessions/{unknown}")).await.problem(404, "not_found"));
+    assert_eq!(bob.get("/orders").await.expect(200).body["items"], json!([]));
+    ann.get("/auth/me").await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_token_says_who_somebody_is() {
+    let shop = Shop::open().await;
+    let (ann, guest) = (shop.customer("ann").await, shop.guest());
+    for name in [
+        "x-user-id",
+        "x-user",
+        "x-role",
+        "x-forwarded-user",
+        "x-auth-request-user",
+        "grpc-metadata-authorization",
+    ] {
+        let request = guest.request(Method::GET, "/auth/me").header(name, "1");
+        send(request).await.problem(401, "unauthenticated");
+        let request = ann.request(Method::GET, "/admin/users").header(name, "admin");
+        send(request).await.problem(403, "forbidden");
+    }
+    let token = ann.token.clone().unwrap();
+    for odd in ["", "Bearer", "Bearer ", "Basic YTpi", &format!("Bearer {token}x"), &format!("Token {token}")]
+    {
+        let request = guest.request(Method::GET, "/auth/me").header("authorization", odd);
+        send(request).await.problem(401, "unauthenticated");
+    }
+    let twice = ann.request(Method::GET, "/auth/me").header("authorization", "Bearer other");
+    send(twice).await.problem(401, "unauthenticated");
+    let lower = guest.request(Method::GET, "/auth/me").header("authorization", format!("bearer {token}"));
+    send(lower).await.expect(200);
+    // On an open route a token is not needed, but a bad one is told of.
+    guest.get("/products").await.expect(200);
+    guest.with_token("bad").get("/products").await.problem(401, "unauthenticated");
+    // Signing in again must be possible with a bad one in hand.
+    let login = json!({"username": ann.name, "password": crate::shop::PASSWORD});
+    guest.with_token("bad").post("/auth/login", &login).await.expect(200);
+    // A ticket opens a socket, and nothing else.
+    let ticket = ann.post("/auth/ws-ticket", &json!({})).await.expect(201).body;
+    guest.with_token(text(&ticket["ticket"])).get("/auth/me").await.problem(401, "unauthenticated");
+}

@@ -1,0 +1,156 @@
+//! What stands on every answer: cache validators, idempotency, CORS, ids, security headers.
+
+use http::Method;
+use serde_json::json;
+
+use crate::shop::{Shop, address, send, text};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_product_is_sent_again_only_when_it_changed() {
+    let shop = Shop::open().await;
+    let (admin, guest) = (shop.admin().await, shop.guest());
+    let product = shop.product(&admin, 100, 10).await;
+    let path = format!("/products/{}", product["id"]);
+    let first = guest.get(&path).await.expect(200);
+    let etag = first.header("etag").to_owned();
+    assert!(etag.starts_with('"') && first.header("cache-control").contains("no-cache"));
+
+    for known in [etag.clone(), format!("W/{etag}"), format!("\"x\", {etag}"), "*".to_owned()] {
+        let again = send(guest.request(Method::GET, &path).header("if-none-match", &known)).await.expect(304);
+        assert_eq!((again.text.as_str(), again.header("etag")), ("", etag.as_str()));
+    }
+    let other = send(guest.request(Method::GET, &path).header("if-none-match", "\"x\"")).await.expect(200);
+    assert_eq!(other.header("etag"), etag);
+
+    // Stock is part of what is served, so a cache must see it move.
+    shop.customer("ann").await.orders(&product, 1).await.expect(201);
+    let moved = send(guest.request(Method::GET, &path).header("if-none-match", &etag)).await.expect(200);
+    assert_eq!(moved.body["stock"], 9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_on_top_of_another_is_refused() {
+    let shop = Shop::open().await;
+    let admin = shop.admin().await;
+    let product = shop.product(&admin, 100, 10).await;
+    let path = format!("/products/{}", product["id"]);
+    let etag = shop.guest().get(&path).await.expect(200).header("etag").to_owned();
+    let change = |tag: &str, price: i64| {
+        send(admin.request(Method::PATCH, &path).header("if-match", tag).json(&json!({"price": price})))
+    };
+    let changed = change(&etag, 200).await.expect(200);
+    assert_ne!(changed.header("etag"), etag);
+    for tag in [etag.as_str(), "\"nonsense\"", "nonsense", &format!("W/{}", changed.header("etag"))] {
+        change(tag, 300).await.problem(412, "version_mismatch");
+    }
+    change("*", 300).await.expect(200);
+    let etag = admin.get(&path).await.expect(200).header("etag").to_owned();
+    change(&format!("{}, {etag}", changed.header("etag")), 400).await.expect(200);
+    let gone = send(admin.request(Method::DELETE, &path).header("if-match", &etag)).await;
+    gone.problem(412, "version_mismatch");
+    let etag = admin.get(&path).await.expect(200).header("etag").to_owned();
+    send(admin.request(Method::DELETE, &path).header("if-match", &etag)).await.expect(204);
+    send(
+        admin.request(Method::PATCH, "/products/999999").header("if-match", &etag).json(&json!({"price": 1})),
+    )
+    .await
+    .problem(404, "not_found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_key_is_one_order() {
+    let shop = Shop::plan().gateways(2).open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let product = shop.product(&admin, 100, 10).await;
+    let first = ann.orders_with_key(&product, 2, "key-1").await.expect(201);
+    assert_eq!(first.header("idempotent-replayed"), "");
+    let again = ann.through(&shop, 1).orders_with_key(&product, 2, "key-1").await.expect(201);
+    assert_eq!((&again.body, again.header("location")), (&first.body, first.header("location")));
+    assert_eq!(again.header("idempotent-replayed"), "true");
+    // The same meaning in other words.
+    let other_words = format!(
+        r#" {{ "shipping_address": {}, "items": [ {{"quantity": 2, "product_id": {}}} ] }}"#,
+        address(),
+        product["id"]
+    );
+    let request = ann.request(Method::POST, "/orders").header("content-type", "application/json");
+    let again = send(request.header("idempotency-key", "key-1").body(other_words)).await.expect(201);
+    assert_eq!((&again.body["id"], again.header("idempotent-replayed")), (&first.body["id"], "true"));
+    ann.orders_with_key(&product, 3, "key-1").await.problem(422, "idempotency_key_reused");
+    let bob = shop.customer("bob").await;
+    let his = bob.orders_with_key(&product, 2, "key-1").await.expect(201);
+    assert_ne!(his.body["id"], first.body["id"]);
+    assert_eq!(ann.get(&format!("/products/{}", product["id"])).await.expect(200).body["stock"], 6);
+
+    let pay = |token: &str, key: &str| {
+        let path = format!("/orders/{}/pay", text(&first.body["id"]));
+        send(
+            ann.request(Method::POST, &path)
+                .header("idempotency-key", key)
+                .json(&json!({"payment_token": token})),
+        )
+    };
+    let declined = pay("tok_declined", "pay-1").await.problem(402, "payment_declined");
+    assert_eq!(declined.header("idempotent-replayed"), "");
+    let again = pay("tok_declined", "pay-1").await.problem(402, "payment_declined");
+    assert_eq!(again.header("idempotent-replayed"), "true");
+    assert_eq!(text(&pay("tok_ok", "pay-2").await.expect(200).body["status"]), "paid");
+    assert_eq!(pay("tok_ok", "pay-2").await.expect(200).header("idempotent-replayed"), "true");
+    pay("tok_ok", "pay-3").await.problem(409, "invalid_transition");
+    pay("tok_unknown", "pay-4").await.problem(422, "validation_failed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_pages_on_the_list_may_read_answers() {
+    let shop = Shop::plan().with("--cors-origins", "https://shop.example,http://localhost:3000").open().await;
+    let guest = shop.guest();
+    let ask = |origin: &'static str, method: Method| {
+        let request = guest.request(method.clone(), "/products").header("origin", origin);
+        send(if method == Method::OPTIONS {
+            request.header("access-control-request-method", "POST")
+        } else {
+            request
+        })
+    };
+    let preflight = ask("https://shop.example", Method::OPTIONS).await.expect(204);
+    assert_eq!(preflight.header("access-control-allow-origin"), "https://shop.example");
+    assert!(preflight.header("access-control-allow-methods").contains("POST"));
+    assert!(preflight.header("access-control-allow-headers").contains("idempotency-key"));
+    let answer = ask("http://localhost:3000", Method::GET).await.expect(200);
+    assert_eq!(answer.header("access-control-allow-origin"), "http://localhost:3000");
+    for exposed in ["etag", "location", "retry-after", "ratelimit", "x-request-id", "idempotent-replayed"] {
+        assert!(answer.header("access-control-expose-headers").contains(exposed), "{exposed}");
+    }
+    assert!(answer.headers.get_all("vary").iter().any(|vary| vary == "origin"));
+    for hostile in ["https://evil.example", "null", "https://shop.example.evil.example"] {
+        for method in [Method::OPTIONS, Method::GET] {
+            let answer = ask(hostile, method).await;
+            assert_eq!(answer.header("access-control-allow-origin"), "", "{hostile}");
+        }
+    }
+    // Errors too can be read by a page, even those that come before any handler.
+    let missing = guest.request(Method::GET, "/nothing").header("origin", "https://shop.example");
+    assert_eq!(
+        send(missing).await.problem(404, "not_found").header("access-control-allow-origin"),
+        "https://shop.example"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_is_sealed() {
+    let shop = Shop::open().await;
+    let (ann, guest) = (shop.customer("ann").await, shop.guest());
+    for answer in [
+        ann.get("/cart").await,
+        guest.get("/cart").await,
+        guest.get("/nothing").await,
+        guest.get("//healthz").await,
+    ] {
+        assert_eq!(answer.header("x-content-type-options"), "nosniff");
+        assert_eq!(answer.header("cache-control"), "no-store");
+        assert_eq!(answer.header("referrer-policy"), "no-referrer");
+        assert!(!answer.header("x-request-id").is_empty());
+    }
+    let head = send(ann.request(Method::HEAD, "/cart")).await.expect(200);
+    assert_eq!(head.text, "");
+}

@@ -1,0 +1,125 @@
+//! How often somebody may ask, over all gateways, with Redis and without.
+
+use std::time::{Duration, Instant};
+
+use http::Method;
+use serde_json::json;
+use shoppee_kit::testing::{RedisServer, eventually};
+
+use crate::shop::{Person, Shop, send};
+
+/// Asks steadily, through all gateways in turn, and counts who is let in.
+async fn steadily(shop: &Shop, person: &Person, a_second: u32, seconds: u32) -> usize {
+    let doors: Vec<Person> = (0..shop.gateways.len()).map(|gateway| person.through(shop, gateway)).collect();
+    let started = Instant::now();
+    let asked = (0..a_second * seconds).map(|number| {
+        let door = doors[number as usize % doors.len()].clone();
+        async move {
+            tokio::time::sleep_until((started + Duration::from_secs(1) * number / a_second).into()).await;
+            door.get("/cart").await.status
+        }
+    });
+    let answers = futures_util::future::join_all(asked).await;
+    assert!(answers.iter().all(|status| matches!(status, 200 | 429)), "{answers:?}");
+    answers.iter().filter(|status| **status == 200).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_times_the_limit_through_three_gateways() {
+    // 10 a second, in a burst of 20 at most.
+    let shop =
+        Shop::plan().gateways(3).with("--rate-limits", "user=20/2s,anonymous=1000/1s").alone().open().await;
+    let ann = shop.customer("ann").await;
+    let let_in = steadily(&shop, &ann, 30, 8).await;
+    let fair = 20 + 8 * 10;
+    assert!(let_in.abs_diff(fair) * 100 <= fair * 5, "{let_in} of {fair}");
+    shop.customer("bob").await.get("/cart").await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_refusal_says_is_true() {
+    let shop = Shop::plan().gateways(2).with("--rate-limits", "user=3/6s").alone().open().await;
+    let ann = shop.customer("ann").await;
+    let first = ann.get("/cart").await.expect(200);
+    assert_eq!(first.header("ratelimit-policy"), "\"user\";q=3;w=6");
+    assert_eq!(first.header("ratelimit"), "\"user\";r=2;t=2");
+    ann.get("/cart").await.expect(200);
+    ann.through(&shop, 1).get("/cart").await.expect(200);
+    let refused = ann.get("/cart").await.problem(429, "rate_limited");
+    let wait: u64 = refused.header("retry-after").parse().unwrap();
+    assert_eq!(refused.header("ratelimit"), format!("\"user\";r=0;t={wait}"));
+    assert!((1..=2).contains(&wait), "{wait}");
+    // Nobody gets round it by another address, another gateway, or another session.
+    let elsewhere = ann.through(&shop, 1).request(Method::GET, "/cart").header("x-forwarded-for", "9.9.9.9");
+    send(elsewhere).await.problem(429, "rate_limited");
+    let phone = shop.sign_in(&ann.name).await;
+    phone.get("/cart").await.problem(429, "rate_limited");
+    tokio::time::sleep(Duration::from_secs(wait)).await;
+    ann.get("/cart").await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_count_only_as_trusted_proxies_tell_them() {
+    let shop = Shop::plan()
+        .gateways(2)
+        .with("--trusted-proxies", "127.0.0.0/8,10.0.0.0/8")
+        .with("--rate-limits", "anonymous=2/60s")
+        .alone()
+        .open()
+        .await;
+    let guest = shop.guest();
+    let from = |address: &'static str| {
+        send(guest.request(Method::GET, "/products").header("x-forwarded-for", address))
+    };
+    from("203.0.113.1").await.expect(200);
+    from("9.9.9.9, 203.0.113.1").await.expect(200);
+    from("8.8.8.8, 203.0.113.1, 10.0.0.3").await.problem(429, "rate_limited");
+    from("203.0.113.2").await.expect(200);
+    from("2001:db8::1").await.expect(200);
+    from("2001:db8::2").await.expect(200);
+    from("2001:db8::3").await.problem(429, "rate_limited");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signing_in_is_limited_by_address_with_redis_and_without() {
+    let mut shop =
+        Shop::plan().gateways(3).with("--rate-limits", "login=9/60s,anonymous=1000/1s").alone().open().await;
+    let ann = shop.customer("ann").await;
+    let guess = async |shop: &Shop, number: usize| {
+        let account = json!({"username": format!("somebody{number}"), "password": "wrong password"});
+        shop.guest().through(shop, number % 3).post("/auth/login", &account).await
+    };
+    // One was used by ann.
+    for number in 0..8 {
+        guess(&shop, number).await.problem(401, "invalid_credentials");
+    }
+    let refused = guess(&shop, 8).await.problem(429, "too_many_attempts");
+    assert!(refused.header("ratelimit").contains("\"login\";r=0"));
+
+    let port = shop.redis.port();
+    shop.redis.kill();
+    // Each gateway counts for itself now, a third each: nine in all, and not one more.
+    let mut tried = 0;
+    for number in 0..30 {
+        let answer = guess(&shop, number).await;
+        if answer.status == 401 {
+            tried += 1;
+        } else {
+            answer.problem(429, "too_many_attempts");
+        }
+    }
+    assert_eq!(tried, 9);
+    let started = Instant::now();
+    ann.get("/products").await.expect(200);
+    ann.get("/auth/me").await.expect(200);
+    assert!(started.elapsed() < Duration::from_secs(2), "the shop goes on");
+
+    shop.redis = RedisServer::start_on(port).await;
+    let back = Instant::now();
+    // In the new Redis nobody was counted yet: it is asked again when a gateway lets in more than its third.
+    eventually("limits are global again", || async {
+        guess(&shop, 0).await.header("ratelimit").contains("\"login\";r=8")
+    })
+    .await;
+    assert!(back.elapsed() < Duration::from_secs(5), "{:?}", back.elapsed());
+}

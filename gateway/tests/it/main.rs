@@ -1,0 +1,15 @@
+//! Tests of the gateway through HTTP and WebSocket, with the real services behind it.
+
+mod access;
+mod edge;
+mod faults;
+mod hostile;
+mod limits;
+mod openapi;
+mod promises;
+mod realtime;
+mod realtime_edges;
+mod realtime_events;
+mod realtime_stage;
+mod routes;
+mod shop;

@@ -1,0 +1,397 @@
+//! What a socket refuses, and how it ends (contract §4; G1, G2, G3, G8 of the promises).
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use futures_util::SinkExt as _;
+use serde_json::json;
+use tokio::{
+    io::AsyncWriteExt as _,
+    time::{Instant, timeout},
+};
+use tokio_tungstenite::tungstenite::{
+    Message,
+    protocol::frame::{
+        Frame,
+        coding::{Data, OpCode},
+    },
+};
+
+use crate::realtime_stage::{SOON, Socket, Stage, signed};
+
+const ANN: i64 = 7;
+const BEN: i64 = 8;
+
+#[tokio::test]
+async fn a_token_or_a_ticket_opens_a_socket() {
+    let stage = Stage::set(1).await;
+    let gateway = &stage.gateways[0];
+
+    let bearer = format!("bearer {}", stage.token(ANN));
+    let (mut socket, answer) = gateway.open("", &[("authorization", &bearer)]).await.unwrap();
+    assert!(!answer.contains_key("sec-websocket-protocol"));
+    let ready = socket.json().await;
+    assert_eq!(ready["content"], json!({"seq": 0, "recovered": true}));
+    assert_eq!(ready["user_id"], ANN);
+    assert!((ready["time"].as_i64().unwrap() - stage.clock.unix()).abs() <= 2);
+    assert_eq!(ready.as_object().unwrap().len(), 4, "{ready}");
+
+    let protocols = format!("shoppee.v1, ticket.{}", stage.ticket(ANN));
+    let (mut socket, answer) = gateway.open("", &[("sec-websocket-protocol", &protocols)]).await.unwrap();
+    assert_eq!(answer["sec-websocket-protocol"], "shoppee.v1");
+    assert_eq!(socket.ready().await, (0, true));
+}
+
+#[tokio::test]
+async fn who_does_not_sign_in_is_refused_before_the_upgrade() {
+    let stage = Stage::set(1).await;
+    let gateway = &stage.gateways[0];
+    let (token, ticket) = (stage.token(ANN), stage.ticket(ANN));
+    let now = stage.clock.unix();
+    let sign = |typ: &str, changes: serde_json::Value| {
+        let mut claims = stage.claims(ANN);
+        for (name, value) in changes.as_object().unwrap() {
+            claims[name] = value.clone();
+        }
+        signed(typ, &claims)
+    };
+    let mut forged = token.clone().into_bytes();
+    let last = forged.len() - 2;
+    forged[last] = if forged[last] == b'A' { b'B' } else { b'A' };
+    let forged = String::from_utf8(forged).unwrap();
+
+    let mut refused: Vec<Vec<(&str, String)>> = vec![
+        vec![],
+        vec![("cookie", format!("access_token={token}"))],
+        vec![("x-user-id", ANN.to_string())],
+        vec![("authorization", format!("Bearer {token}")), ("authorization", format!("Bearer {token}"))],
+    ];
+    for authorization in [
+        String::new(),
+        "Bearer".to_owned(),
+        format!("Basic {token}"),
+        token.clone(),
+        format!("Bearer {forged}"),
+        format!("Bearer {ticket}"),
+        format!("Bearer {}", sign("JWT", json!({}))),
+        format!("Bearer {}", sign("at+jwt", json!({"exp": now, "iat": now - 10}))),
+        format!("Bearer {}", sign("at+jwt", json!({"user_id": BEN}))),
+        format!("Bearer {}", sign("at+jwt", json!({"iss": "other"}))),
+    ] {
+        refused.push(vec![("authorization", authorization)]);
+    }
+    for protocols in [
+        "shoppee.v1".to_owned(),
+        format!("ticket.{ticket}"),
+        format!("shoppee.v1, ticket.{token}"),
+        format!("shoppee.v1, ticket.{ticket}, ticket.{ticket}"),
+        format!("shoppee.v1, {ticket}"),
+        "shoppee.v1, ticket.".to_owned(),
+        format!("shoppee.v1, ticket.{}", sign("ws-ticket+jwt", json!({"iat": now - 31}))),
+    ] {
+        refused.push(vec![("sec-websocket-protocol", protocols)]);
+    }
+    for headers in refused {
+        let headers: Vec<(&str, &str)> =
+            headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        assert_eq!(gateway.open("", &headers).await.err(), Some(401), "{headers:?}");
+    }
+    for query in [format!("?token={token}"), format!("?access_token={token}"), format!("?ticket={ticket}")] {
+        assert_eq!(gateway.open(&query, &[]).await.err(), Some(401), "{query}");
+    }
+
+    let service = format!("Bearer {}", sign("at+jwt", json!({"user_id": 0, "sub": "0", "role": "service"})));
+    assert_eq!(gateway.open("", &[("authorization", &service)]).await.err(), Some(403));
+    // None of this used the ticket up.
+    let protocols = format!("shoppee.v1, ticket.{ticket}");
+    assert!(gateway.open("", &[("sec-websocket-protocol", &protocols)]).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_ticket_opens_one_socket_on_one_gateway_within_thirty_seconds() {
+    let mut stage = Stage::set(2).await;
+    let protocols = format!("shoppee.v1, ticket.{}", stage.ticket(ANN));
+    let headers = [("sec-websocket-protocol", protocols.as_str())];
+    assert!(stage.gateways[0].open("", &headers).await.is_ok());
+    assert_eq!(stage.gateways[0].open("", &headers).await.err(), Some(401));
+    assert_eq!(stage.gateways[1].open("", &headers).await.err(), Some(401));
+
+    let protocols = format!("shoppee.v1, ticket.{}", stage.ticket(ANN));
+    stage.clock.advance(Duration::from_secs(31));
+    let late = [("sec-websocket-protocol", protocols.as_str())];
+    assert_eq!(stage.gateways[0].open("", &late).await.err(), Some(401));
+
+    // Without Redis each gateway still lets it in once only.
+    stage.redis.kill();
+    let protocols = format!("shoppee.v1, ticket.{}", stage.ticket(ANN));
+    let headers = [("sec-websocket-protocol", protocols.as_str())];
+    assert!(stage.gateways[0].open("", &headers).await.is_ok());
+    assert_eq!(stage.gateways[0].open("", &headers).await.err(), Some(401));
+}
+
+#[tokio::test]
+async fn pages_of_other_origins_are_refused() {
+    let stage = Stage::set(1).await;
+    let bearer = format!("Bearer {}", stage.token(ANN));
+    for (origin, status) in [
+        ("https://shop.example", None),
+        ("http://localhost:3000", None),
+        ("null", Some(403)),
+        ("http://shop.example", Some(403)),
+        ("https://shop.example:8443", Some(403)),
+        ("https://shop.example.evil.example", Some(403)),
+        ("https://evil-shop.example", Some(403)),
+        ("https://sub.shop.example", Some(403)),
+        ("https://shop.example@evil.example", Some(403)),
+        ("https://shop.example/", Some(403)),
+        ("https://shop.example, https://evil.example", Some(403)),
+        ("http://localhost:3001", Some(403)),
+        ("file://", Some(403)),
+        ("*", Some(403)),
+    ] {
+        let headers = [("authorization", bearer.as_str()), ("origin", origin)];
+        assert_eq!(stage.gateways[0].open("", &headers).await.err(), status, "{origin}");
+    }
+}
+
+#[tokio::test]
+async fn a_resumption_that_makes_no_sense_is_refused() {
+    let stage = Stage::set(1).await;
+    let bearer = format!("Bearer {}", stage.token(ANN));
+    for query in
+        ["?after=x", "?after=-1", "?after=", "?after=1.0", "?after=1&after=2", "?seq=1", "?after=1&x=y"]
+    {
+        let refused = stage.gateways[0].open(query, &[("authorization", &bearer)]).await.err();
+        assert_eq!(refused, Some(400), "{query}");
+    }
+    let plain = reqwest::Client::new()
+        .get(stage.gateways[0].url.replace("ws://", "http://"))
+        .header("authorization", &bearer)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(plain.status(), 400);
+    assert_eq!(plain.headers()["content-type"], "application/problem+json");
+}
+
+#[tokio::test]
+async fn a_token_that_ends_ends_its_socket_unless_it_is_renewed() {
+    let stage = Stage::set(1).await;
+    let mut ends = stage.socket(0, ANN, "").await;
+    let mut renewed = stage.socket(0, ANN, "").await;
+    stage.clock.advance(Duration::from_secs(3500));
+    let auth = json!({"type": "auth", "content": {"access_token": stage.token(ANN)}});
+    renewed.say(auth.to_string()).await;
+    renewed.say(r#"{"type":"ping"}"#).await;
+    assert_eq!(renewed.json().await["type"], "pong");
+
+    stage.clock.advance(Duration::from_secs(101));
+    let began = Instant::now();
+    assert_eq!(ends.closed().await, 4005);
+    assert!(began.elapsed() < Duration::from_secs(5));
+    stage.steps(ANN, 1).await;
+    assert_eq!(renewed.seqs(1).await, [1]);
+}
+
+#[tokio::test]
+async fn only_the_same_user_may_go_on() {
+    let stage = Stage::set(1).await;
+    let mut socket = stage.socket(0, ANN, "").await;
+    for token in ["nonsense".to_owned(), stage.ticket(ANN)] {
+        socket.say(json!({"type": "auth", "content": {"access_token": token}}).to_string()).await;
+        let answer = socket.json().await;
+        assert_eq!(
+            (&answer["type"], &answer["content"]),
+            (&json!("error"), &json!({"code": "unauthenticated"}))
+        );
+    }
+    let other = json!({"type": "auth", "content": {"access_token": stage.token(BEN)}});
+    socket.say(other.to_string()).await;
+    assert_eq!(socket.closed().await, 4501);
+}
+
+#[tokio::test]
+async fn a_session_that_ends_ends_its_sockets_everywhere_within_a_second() {
+    let stage = Stage::set(2).await;
+    let claims = stage.claims(ANN);
+    let token = signed("at+jwt", &claims);
+    let (mut first, _) = stage.connected(0, &token, "").await;
+    let (mut second, _) = stage.connected(1, &token, "").await;
+    let mut other = stage.socket(1, ANN, "").await;
+    first.ready().await;
+    second.ready().await;
+
+    stage.end_session(&claims);
+    let began = Instant::now();
+    assert_eq!(first.closed().await, 4501);
+    assert_eq!(second.closed().await, 4501);
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    other.is_silent().await;
+    let bearer = format!("Bearer {token}");
+    assert_eq!(stage.gateways[0].open("", &[("authorization", &bearer)]).await.err(), Some(401));
+}
+
+#[tokio::test]
+async fn the_eleventh_socket_of_a_user_ends_the_oldest() {
+    let stage = Stage::set(1).await;
+    let mut sockets = Vec::new();
+    for _ in 0..10 {
+        sockets.push(stage.socket(0, ANN, "").await);
+    }
+    let mut others = stage.socket(0, BEN, "").await;
+    let mut eleventh = stage.socket(0, ANN, "").await;
+    assert_eq!(sockets[0].closed().await, 4504);
+    stage.steps(ANN, 1).await;
+    for socket in &mut sockets[1..] {
+        assert_eq!(socket.seqs(1).await, [1]);
+    }
+    assert_eq!(eleventh.seqs(1).await, [1]);
+    others.is_silent().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_stops_tells_everybody() {
+    let stage = Stage::set(1).await;
+    let mut first = stage.socket(0, ANN, "").await;
+    let mut second = stage.socket(0, BEN, "").await;
+    let process = stage.gateways[0].process.process.clone();
+    let stopping = tokio::spawn(async move { process.tasks.stop().await });
+    assert_eq!(first.closed().await, 1001);
+    assert_eq!(second.closed().await, 1001);
+    timeout(SOON, stopping).await.expect("the stop waits for sockets, not for ever").unwrap();
+}
+
+#[tokio::test]
+async fn what_is_not_understood_is_answered_but_not_for_ever() {
+    let stage = Stage::set(1).await;
+    // Said before the first frame has come, and answered after it.
+    stage.order.slow.store(300, Ordering::SeqCst);
+    let (mut socket, _) = stage.connected(0, &stage.token(ANN), "").await;
+    socket.say(r#"{"type":"ping"}"#).await;
+    assert_eq!(socket.ready().await, (0, true));
+    let pong = socket.json().await;
+    assert_eq!((&pong["type"], &pong["user_id"]), (&json!("pong"), &json!(ANN)));
+    for nonsense in ["", "x", "{}", "[]", r#"{"type":"pong"}"#, r#"{"type":"auth"}"#, "null", "7"] {
+        socket.say(nonsense).await;
+        let answer = socket.json().await;
+        assert_eq!(
+            (&answer["type"], &answer["content"]),
+            (&json!("error"), &json!({"code": "invalid_request"}))
+        );
+    }
+    socket.0.send(Message::binary(vec![0xff; 10])).await.unwrap();
+    assert_eq!(socket.json().await["type"], "error");
+    socket.say("the tenth").await;
+    assert_eq!(socket.closed().await, 4509);
+}
+
+/// A frame as a client would mask it.
+fn raw(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![first];
+    match payload.len() {
+        0..126 => bytes.push(0x80 | u8::try_from(payload.len()).expect("fits")),
+        126..65536 => {
+            bytes.push(0x80 | 0x7e);
+            bytes.extend(u16::try_from(payload.len()).expect("fits").to_be_bytes());
+        }
+        _ => {
+            bytes.push(0x80 | 0x7f);
+            bytes.extend((payload.len() as u64).to_be_bytes());
+        }
+    }
+    bytes.extend([0, 0, 0, 0]);
+    bytes.extend(payload);
+    bytes
+}
+
+#[tokio::test]
+async fn what_breaks_the_protocol_ends_the_socket_with_the_right_code() {
+    let stage = Stage::set(1).await;
+    let long = vec![b'x'; 16 * 1024 + 1];
+    let huge = vec![b'x'; 3_000_000];
+    let halves = [raw(0x01, &long[..9000]), raw(0x80, &long[..9000])].concat();
+    let drips = raw(0x01, b"x").into_iter().chain((0..100).flat_map(|_| raw(0x00, b""))).collect();
+    let pings = (0..21).flat_map(|_| raw(0x89, b"")).collect();
+    let cases: [(&str, Vec<u8>, u16); 14] = [
+        ("a frame of 16 KiB and one byte", raw(0x81, &long), 1009),
+        ("a binary one", raw(0x82, &long), 1009),
+        ("three megabytes", raw(0x81, &huge), 1009),
+        (
+            "a frame that says it has 2^62 bytes",
+            vec![0x81, 0xff, 0x40, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4],
+            1009,
+        ),
+        ("a message that is too long in all", halves, 1009),
+        ("text that is not UTF-8", raw(0x81, &[0xc3, 0x28]), 1007),
+        ("no mask", vec![0x81, 0x02, b'{', b'}'], 1002),
+        ("reserved bits", raw(0xf1, b"{}"), 1002),
+        ("an opcode that is none", raw(0x83, b"{}"), 1002),
+        ("a fragmented ping", raw(0x09, b""), 1002),
+        ("a ping of 126 bytes", raw(0x89, &long[..126]), 1002),
+        ("a continuation of nothing", raw(0x80, b"{}"), 1002),
+        ("empty fragments without end", drips, 4509),
+        ("21 pings", pings, 4509),
+    ];
+    for (what, bytes, code) in cases {
+        let mut socket = stage.socket(0, ANN, "").await;
+        let began = Instant::now();
+        // The server may hang up before it has read everything.
+        let _ = socket.0.get_mut().write_all(&bytes).await;
+        assert_eq!(socket.closed().await, code, "{what}");
+        assert!(began.elapsed() < Duration::from_secs(1), "{what}: {:?}", began.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn what_keeps_to_the_protocol_is_understood() {
+    let stage = Stage::set(1).await;
+    let mut socket = stage.socket(0, ANN, "").await;
+    // In three pieces, with a ping between them.
+    for (bytes, opcode, last) in [
+        (&b"{\"type\""[..], Data::Text, false),
+        (b":\"pi", Data::Continue, false),
+        (b"ng\"}", Data::Continue, true),
+    ] {
+        let frame = Frame::message(bytes.to_vec(), OpCode::Data(opcode), last);
+        socket.0.send(Message::Frame(frame)).await.unwrap();
+        socket.0.send(Message::Ping(b"still there?"[..].into())).await.unwrap();
+    }
+    assert_eq!(socket.json().await["type"], "pong");
+    // The longest message there may be: not understood, but let in.
+    socket.say("x".repeat(16 * 1024)).await;
+    assert_eq!(socket.json().await["type"], "error");
+}
+
+#[tokio::test]
+async fn a_flood_ends_the_socket_and_twenty_frames_do_not() {
+    let stage = Stage::set(1).await;
+    let mut socket = stage.socket(0, ANN, "").await;
+    for _ in 0..20 {
+        socket.say(r#"{"type":"ping"}"#).await;
+    }
+    for _ in 0..20 {
+        assert_eq!(socket.json().await["type"], "pong");
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for _ in 0..500 {
+        // It may end at any of them.
+        let _ = socket.0.feed(Message::text(r#"{"type":"ping"}"#)).await;
+    }
+    let _ = socket.0.flush().await;
+    let began = Instant::now();
+    assert_eq!(socket.closed().await, 4509);
+    assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+/// Sockets that are gone leave nothing behind: their user may have ten new ones.
+#[tokio::test]
+async fn a_client_that_hangs_up_is_forgotten() {
+    let stage = Stage::set(1).await;
+    let mut stays = stage.socket(0, ANN, "").await;
+    for _ in 0..30 {
+        let Socket(gone) = stage.socket(0, ANN, "").await;
+        drop(gone);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stage.steps(ANN, 1).await;
+    assert_eq!(stays.seqs(1).await, [1]);
+}

@@ -1,0 +1,447 @@
+//! A whole shop for a test: a database, a Redis, the three services and some gateways, all in this process,
+//! and the people who use it.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use clap::Parser;
+use http::{HeaderMap, Method};
+use serde_json::{Value, json};
+use shoppee_kit::testing::{Database, RedisServer, TestProcess, free_addr};
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+
+const ADMIN: &str = "admin";
+pub const PASSWORD: &str = "correct horse battery";
+
+/// Tells people and things of one test apart.
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+#[derive(Debug)]
+pub struct Shop {
+    database: Database,
+    pub redis: RedisServer,
+    urls: [String; 3],
+    auth: Service,
+    product: Service,
+    pub order: Service,
+    pub gateways: Vec<Service>,
+    http: reqwest::Client,
+    _turn: Turn,
+}
+
+static MACHINE: LazyLock<Arc<RwLock<()>>> = LazyLock::new(Arc::default);
+
+/// Held while the shop is open.
+#[derive(Debug)]
+enum Turn {
+    Alone(#[expect(dead_code, reason = "held")] OwnedRwLockWriteGuard<()>),
+    Shared(#[expect(dead_code, reason = "held")] OwnedRwLockReadGuard<()>),
+}
+
+/// A process of the shop, and where it answers.
+#[derive(Debug)]
+pub struct Service {
+    pub addr: SocketAddr,
+    pub process: TestProcess,
+}
+
+impl Service {
+    /// Stops as SIGTERM does it.
+    pub async fn stop(&self) {
+        self.process.stop().await;
+    }
+}
+
+/// How a shop is opened.
+#[derive(Debug, Default)]
+pub struct Plan {
+    gateways: usize,
+    gateway_args: Vec<String>,
+    alone: bool,
+    by_name: bool,
+}
+
+impl Plan {
+    pub fn gateways(mut self, count: usize) -> Self {
+        self.gateways = count;
+        self
+    }
+
+    /// Flags of the gateways.
+    pub fn with(mut self, flag: &str, value: &str) -> Self {
+        self.gateway_args.extend([flag.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// While no other test of this file's shops runs: for those that load the machine, or measure time.
+    pub fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
+    /// The gateways know the services by name, not by address.
+    pub fn by_name(mut self) -> Self {
+        self.by_name = true;
+        self
+    }
+
+    pub async fn open(self) -> Shop {
+        let shop = self.open_unready().await;
+        shop.ready().await;
+        shop
+    }
+
+    /// Without waiting for `/readyz`, where a part is missing.
+    pub async fn open_unready(self) -> Shop {
+        let turn = if self.alone {
+            Turn::Alone(MACHINE.clone().write_owned().await)
+        } else {
+            Turn::Shared(MACHINE.clone().read_owned().await)
+        };
+        let database = Database::create().await;
+        let redis = RedisServer::start().await;
+        let redis_url = format!("redis://127.0.0.1:{}", redis.port());
+        let [auth, product, order] = [free_addr(), free_addr(), free_addr()];
+        let urls = [auth, product, order].map(|addr| format!("http://{addr}"));
+        let names = [auth, product, order].map(|addr| format!("http://localhost:{}", addr.port()));
+
+        let auth = start_auth(auth, &database, &redis_url).await;
+        let product = start_product(product, &database, &redis_url, &urls).await;
+        let order = start_order(order, &database, &redis_url, &urls).await;
+        let mut gateways = Vec::new();
+        for _ in 0..self.gateways.max(1) {
+            gateways.push(
+                start_gateway(
+                    free_addr(),
+                    &redis_url,
+                    if self.by_name { &names } else { &urls },
+                    &self.gateway_args,
+                )
+                .await,
+            );
+        }
+        let mut shop = Shop {
+            database,
+            redis,
+            urls,
+            auth,
+            product,
+            order,
+            gateways,
+            http: reqwest::Client::new(),
+            _turn: turn,
+        };
+        shop.serves().await;
+        shop
+    }
+}
+
+fn settings<S: Parser>(common: &[&str], more: &[String]) -> S {
+    let common =
+        ["test", "--shoppee-env", "development", "--log", "warn"].into_iter().chain(common.iter().copied());
+    S::try_parse_from(common.map(str::to_owned).chain(more.iter().cloned())).expect("sound settings")
+}
+
+async fn start_auth(addr: SocketAddr, database: &Database, redis_url: &str) -> Service {
+    let process = TestProcess::default();
+    let args = [
+        ("--database-url", database.url("auth").as_str()),
+        ("--redis-url", redis_url),
+        ("--listen-addr", &addr.to_string()),
+        ("--metrics-addr", &free_addr().to_string()),
+        ("--jwt-secret", "a secret for tests, longer than thirty-two bytes"),
+        ("--admin-username", ADMIN),
+        ("--admin-email", "admin@shoppee.test"),
+        ("--admin-password", PASSWORD),
+        ("--service-clients", "order=order-secret"),
+    ]
+    .map(|(flag, value)| format!("{flag}={value}"));
+    let settings = settings(&["--database-pool-size", "8"], &args);
+    shoppee_auth::start(settings, process.process.clone()).await.expect("auth starts");
+    Service { addr, process }
+}
+
+async fn start_product(
+    addr: SocketAddr,
+    database: &Database,
+    _redis_url: &str,
+    urls: &[String; 3],
+) -> Service {
+    let process = TestProcess::default();
+    let args = [
+        ("--database-url", database.url("product").as_str()),
+        ("--listen-addr", &addr.to_string()),
+        ("--metrics-addr", &free_addr().to_string()),
+        ("--auth-url", &urls[0]),
+    ]
+    .map(|(flag, value)| format!("{flag}={value}"));
+    let settings = settings(&["--database-pool-size", "8"], &args);
+    shoppee_product::start(settings, process.process.clone()).await.expect("product starts");
+    Service { addr, process }
+}
+
+async fn start_order(addr: SocketAddr, database: &Database, redis_url: &str, urls: &[String; 3]) -> Service {
+    let process = TestProcess::default();
+    let args = [
+        ("--database-url", database.url("order").as_str()),
+        ("--redis-url", redis_url),
+        ("--listen-addr", &addr.to_string()),
+        ("--metrics-addr", &free_addr().to_string()),
+        ("--auth-url", &urls[0]),
+        ("--product-url", &urls[1]),
+        ("--service-client-id", "order"),
+        ("--service-client-secret", "order-secret"),
+    ]
+    .map(|(flag, value)| format!("{flag}={value}"));
+    let settings = settings(&["--database-pool-size", "8"], &args);
+    shoppee_order::start(settings, process.process.clone()).await.expect("order starts");
+    Service { addr, process }
+}
+
+async fn start_gateway(addr: SocketAddr, redis_url: &str, urls: &[String; 3], more: &[String]) -> Service {
+    let process = TestProcess::default();
+    let args = [
+        ("--redis-url", redis_url),
+        ("--listen-addr", &addr.to_string()),
+        ("--auth-url", &urls[0]),
+        ("--product-url", &urls[1]),
+        ("--order-url", &urls[2]),
+    ]
+    .map(|(flag, value)| format!("{flag}={value}"));
+    let own = |arg: &&String| !more.contains(&arg.split('=').next().unwrap_or_default().to_owned());
+    let mut args: Vec<String> = args.iter().filter(own).cloned().chain(more.iter().cloned()).collect();
+    if !more.iter().any(|flag| flag == "--rate-limits") {
+        args.push("--rate-limits=off".to_owned());
+    }
+    shoppee_gateway::start(settings(&[], &args), process.process.clone()).await.expect("gateway starts");
+    Service { addr, process }
+}
+
+impl Shop {
+    /// A shop with one gateway and no limits.
+    pub async fn open() -> Self {
+        Self::plan().open().await
+    }
+
+    pub fn plan() -> Plan {
+        Plan::default()
+    }
+
+    /// Waits until every process serves.
+    async fn serves(&mut self) {
+        for service in [&mut self.auth, &mut self.product, &mut self.order] {
+            service.process.serves().await;
+        }
+        for gateway in &mut self.gateways {
+            gateway.process.serves().await;
+        }
+    }
+
+    /// Waits until every gateway finds all it needs.
+    async fn ready(&self) {
+        for number in 0..self.gateways.len() {
+            let url = format!("{}/readyz", self.url(number));
+            shoppee_kit::testing::eventually("the gateway is ready", || async {
+                self.http.get(&url).send().await.is_ok_and(|answer| answer.status().is_success())
+            })
+            .await;
+        }
+    }
+
+    /// Stops the order service, for as long as `meanwhile` takes, and starts it again where it was.
+    pub async fn without_orders(&mut self, meanwhile: impl AsyncFnOnce(&Self)) {
+        self.order.stop().await;
+        meanwhile(self).await;
+        let redis_url = format!("redis://127.0.0.1:{}", self.redis.port());
+        self.order = start_order(self.order.addr, &self.database, &redis_url, &self.urls).await;
+    }
+
+    /// Where a gateway answers.
+    pub fn url(&self, gateway: usize) -> String {
+        format!("http://{}", self.gateways[gateway].addr)
+    }
+
+    /// Somebody who has not signed in.
+    pub fn guest(&self) -> Person {
+        Person { base: self.url(0), http: self.http.clone(), id: 0, name: String::new(), token: None }
+    }
+
+    /// Somebody who has just registered under a name like this one, and signed in.
+    pub async fn customer(&self, name: &str) -> Person {
+        let name = format!("{name}{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let account =
+            json!({"username": name, "email": format!("{name}@shoppee.test"), "password": PASSWORD});
+        self.guest().post("/auth/register", &account).await.expect(201);
+        self.sign_in(&name).await
+    }
+
+    pub async fn admin(&self) -> Person {
+        self.sign_in(ADMIN).await
+    }
+
+    /// Somebody who is registered.
+    pub async fn sign_in(&self, name: &str) -> Person {
+        let tokens = self.guest().post("/auth/login", &json!({"username": name, "password": PASSWORD})).await;
+        let tokens = tokens.expect(200).body;
+        Person {
+            id: tokens["user"]["id"].as_i64().expect("an id"),
+            name: name.to_owned(),
+            token: Some(text(&tokens["access_token"]).to_owned()),
+            ..self.guest()
+        }
+    }
+
+    /// Something to buy: the product as the shop shows it.
+    pub async fn product(&self, admin: &Person, price: i64, stock: i64) -> Value {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let (sku, name) = (format!("SKU-{number}"), format!("Thing {number}"));
+        let product = json!({"sku": sku, "name": name, "price": price, "stock": stock});
+        admin.post("/products", &product).await.expect(201).body
+    }
+}
+
+/// Where an order goes.
+pub fn address() -> Value {
+    json!({
+        "recipient": "Ann Example", "line1": "1 High Street",
+        "city": "Town", "postal_code": "12345", "country": "DE",
+    })
+}
+
+/// Somebody who uses the shop, through one gateway.
+#[derive(Clone, Debug)]
+pub struct Person {
+    pub id: i64,
+    pub name: String,
+    pub token: Option<String>,
+    base: String,
+    http: reqwest::Client,
+}
+
+impl Person {
+    /// The same, through another gateway.
+    pub fn through(&self, shop: &Shop, gateway: usize) -> Self {
+        Self { base: shop.url(gateway), ..self.clone() }
+    }
+
+    /// The same with another access token.
+    pub fn with_token(&self, token: &str) -> Self {
+        Self { token: Some(token.to_owned()), ..self.clone() }
+    }
+
+    /// A request to a path below `/api/v1`, or to one that begins with two slashes, as it is.
+    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let url = match path.strip_prefix("//") {
+            Some(path) => format!("{}/{path}", self.base),
+            None => format!("{}/api/v1{path}", self.base),
+        };
+        let request = self.http.request(method, url);
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        send(self.request(Method::GET, path)).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        send(self.request(Method::POST, path).json(body)).await
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) -> Answer {
+        send(self.request(Method::PUT, path).json(body)).await
+    }
+
+    pub async fn patch(&self, path: &str, body: &Value) -> Answer {
+        send(self.request(Method::PATCH, path).json(body)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        send(self.request(Method::DELETE, path)).await
+    }
+
+    /// Orders so many of one product.
+    pub async fn orders(&self, product: &Value, quantity: i64) -> Answer {
+        let items = json!([{"product_id": product["id"], "quantity": quantity}]);
+        self.post("/orders", &json!({"items": items, "shipping_address": address()})).await
+    }
+
+    /// The same under an idempotency key.
+    pub async fn orders_with_key(&self, product: &Value, quantity: i64, key: &str) -> Answer {
+        let items = json!([{"product_id": product["id"], "quantity": quantity}]);
+        let order = json!({"items": items, "shipping_address": address()});
+        send(self.request(Method::POST, "/orders").header("idempotency-key", key).json(&order)).await
+    }
+
+    pub async fn pays(&self, order: &Value) -> Answer {
+        self.post(&format!("/orders/{}/pay", text(&order["id"])), &json!({"payment_token": "tok_ok"})).await
+    }
+}
+
+/// A JSON string's text.
+pub fn text(value: &Value) -> &str {
+    value.as_str().expect("a string")
+}
+
+/// Sends a request; panics only where no answer came at all.
+pub async fn send(request: reqwest::RequestBuilder) -> Answer {
+    let response = request.send().await.expect("an answer");
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let text = response.text().await.expect("a body");
+    Answer { status, headers, body: serde_json::from_str(&text).unwrap_or_default(), text }
+}
+
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    /// Null where it is not JSON.
+    pub body: Value,
+    pub text: String,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    /// # Panics
+    /// With the whole answer, where the status is another.
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{}", self.text);
+        self
+    }
+
+    /// Checks that it is a problem as the contract has them, with this status and code.
+    #[track_caller]
+    pub fn problem(self, status: u16, code: &str) -> Self {
+        assert_eq!((self.status, self.body["code"].as_str()), (status, Some(code)), "{}", self.text);
+        assert_eq!(self.header("content-type"), "application/problem+json");
+        assert_eq!(self.body["status"], status);
+        assert_eq!(self.body["request_id"], self.header("x-request-id"));
+        for field in ["type", "title", "detail"] {
+            assert!(!text(&self.body[field]).is_empty(), "{field}: {}", self.text);
+        }
+        let known = ["type", "title", "status", "detail", "code", "request_id", "errors"];
+        let body = self.body.as_object().expect("an object");
+        assert!(body.keys().all(|field| known.contains(&field.as_str())), "{}", self.text);
+        let wants_errors = matches!(code, "invalid_request" | "validation_failed");
+        assert!(self.body["errors"].is_array() || !wants_errors, "{}", self.text);
+        assert_eq!(!self.header("retry-after").is_empty(), matches!(status, 429 | 503), "{}", self.text);
+        assert_eq!(!self.header("www-authenticate").is_empty(), status == 401, "{}", self.text);
+        self
+    }
+
+    /// The fields that a problem names.
+    pub fn fields(&self) -> Vec<&str> {
+        self.body["errors"].as_array().into_iter().flatten().map(|error| text(&error["field"])).collect()
+    }
+}
