@@ -259,9 +259,9 @@ impl From<Status> for Problem {
         if let Some(code) = Code::of_reason(&told.reason) {
             let errors = told.violations.into_iter().map(|(field, message)| FieldError { field, message });
             let retry_after = match code.status() {
-                StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
-                    Some(told.retry_after.unwrap_or(AGAIN))
-                }
+                StatusCode::SERVICE_UNAVAILABLE
+                | StatusCode::GATEWAY_TIMEOUT
+                | StatusCode::TOO_MANY_REQUESTS => Some(told.retry_after.unwrap_or(AGAIN)),
                 _ => told.retry_after,
             };
             let bad_token = matches!(code, Code::Unauthenticated | Code::TokenExpired | Code::SessionRevoked);

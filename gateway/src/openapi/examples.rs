@@ -1,0 +1,285 @@
+//! Examples. Answers are written as the messages they are, so that they cannot look different from real ones; bodies
+//! as a client writes them.
+
+use serde::Serialize;
+use shoppee_proto::{
+    Object as Attributes, Timestamp, auth::v1 as auth, order::v1 as order, product::v1 as product,
+};
+
+use super::json::Json;
+
+/// 2026-01-15T09:30:00Z.
+const MORNING: i64 = 1_768_469_400;
+const ORDER: &str = "019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44";
+pub const REQUEST_ID: &str = "019bc0e1-79fe-7d21-8a6b-5b0d3c9f1e02";
+
+fn at(minutes: i64) -> Timestamp {
+    Timestamp { seconds: MORNING + 60 * minutes, nanos: 0 }
+}
+
+/// What a client sends to an operation.
+pub fn body(operation: &str) -> Option<Json> {
+    let text = match operation {
+        "register" => {
+            r#"{"username": "ann", "email": "ann@example.com", "password": "correct horse battery"}"#
+        }
+        "login" => r#"{"username": "ann", "password": "correct horse battery"}"#,
+        "refresh" => r#"{"refresh_token": "nJ3v0cJ0y7o4bq2m9s8d1kQxw5zGh6TtLr-eUfVaXiY"}"#,
+        "changePassword" => {
+            r#"{"current_password": "correct horse battery", "new_password": "an even better staple"}"#
+        }
+        "updateUser" => r#"{"role": "admin"}"#,
+        "createProduct" => {
+            r#"{"sku": "TEE-RED-M", "name": "T-shirt, red, M", "price": 1999, "stock": 120,
+                "description": "Heavy cotton, cut straight.", "category_id": 3,
+                "image_url": "https://cdn.example.com/tee-red.jpg",
+                "attributes": {"colour": "red", "grams": 180}}"#
+        }
+        "updateProduct" => r#"{"price": 1799, "image_url": null}"#,
+        "adjustStock" => r#"{"delta": -3, "reason": "damaged in the warehouse"}"#,
+        "updateProducts" => {
+            r#"{"on_error": "continue", "items": [
+                {"id": 42, "price": 1799, "version": 7}, {"sku": "MUG-BLUE", "stock_delta": 50}]}"#
+        }
+        "createCategory" => r#"{"slug": "t-shirts", "name": "T-shirts", "parent_id": 1}"#,
+        "updateCategory" => r#"{"name": "T-shirts and tops"}"#,
+        "addCartItem" => r#"{"product_id": 42, "quantity": 2}"#,
+        "setCartItem" => r#"{"quantity": 1}"#,
+        "createOrder" => {
+            r#"{"items": [{"product_id": 42, "quantity": 2}],
+                "shipping_address": {"recipient": "Ann Miller", "line1": "12 High Street", "city": "Utrecht",
+                                     "postal_code": "3511 AB", "country": "NL"},
+                "expected_total": 3998}"#
+        }
+        "payOrder" => r#"{"payment_token": "tok_ok"}"#,
+        "cancelOrder" => r#"{"reason": "ordered twice"}"#,
+        "shipOrder" => r#"{"carrier": "PostNL", "tracking_number": "3SABCD012345678"}"#,
+        _ => return None,
+    };
+    serde_json::from_str(text).ok()
+}
+
+/// What an operation answers, where it answers with `message`.
+pub fn answer(operation: &str, message: &str) -> Option<Json> {
+    let admins = matches!(operation, "listUsers" | "showUser" | "updateUser");
+    match message {
+        "User" => json(&user(admins)),
+        "ListUsersResponse" => json(&auth::ListUsersResponse {
+            items: vec![user(true)],
+            next_cursor: Some("eyJpZCI6N30".to_owned()),
+        }),
+        "Tokens" => json(&tokens()),
+        "ListSessionsResponse" => json(&sessions()),
+        "WsTicket" => json(&auth::WsTicket { ticket: TICKET.to_owned(), expires_in: 30 }),
+        "Product" => json(&tee()),
+        "ListProductsResponse" => json(&product::ListProductsResponse {
+            items: vec![tee()],
+            next_cursor: Some("eyJvZiI6MX0".to_owned()),
+        }),
+        "BatchUpdateProductsResponse" => json(&batch()),
+        "Category" => json(&category()),
+        "ListCategoriesResponse" => {
+            json(&product::ListCategoriesResponse { items: vec![category()], next_cursor: None })
+        }
+        "Cart" => json(&cart()),
+        "Order" => json(&placed(state_after(operation))),
+        "ListOrdersResponse" => json(&order::ListOrdersResponse {
+            items: vec![placed(order::OrderStatus::Paid)],
+            next_cursor: None,
+        }),
+        "ListOrderEventsResponse" => json(&history()),
+        _ => None,
+    }
+}
+
+/// As it is sent.
+fn json(message: &impl Serialize) -> Option<Json> {
+    serde_json::from_str(&serde_json::to_string(message).ok()?).ok()
+}
+
+fn user(for_admin: bool) -> auth::User {
+    auth::User {
+        id: 7,
+        username: "ann".to_owned(),
+        email: "ann@example.com".to_owned(),
+        role: auth::Role::User.into(),
+        created_at: Some(at(0)),
+        disabled: for_admin.then_some(false),
+    }
+}
+
+const TOKEN: &str = "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJFZERTQSIsImtpZCI6ImsxIn0.eyJzdWIiOiI3In0.c2lnbmF0dXJl";
+const TICKET: &str =
+    "eyJ0eXAiOiJ3cy10aWNrZXQrand0IiwiYWxnIjoiRWREU0EiLCJraWQiOiJrMSJ9.eyJzdWIiOiI3In0.c2lnbmF0dXJl";
+
+fn tokens() -> auth::Tokens {
+    auth::Tokens {
+        access_token: TOKEN.to_owned(),
+        token_type: "Bearer".to_owned(),
+        expires_in: 86_400,
+        refresh_token: "nJ3v0cJ0y7o4bq2m9s8d1kQxw5zGh6TtLr-eUfVaXiY".to_owned(),
+        refresh_expires_in: 2_592_000,
+        user: Some(user(false)),
+    }
+}
+
+fn sessions() -> auth::ListSessionsResponse {
+    let session = auth::Session {
+        id: "019bc0e0-6c11-7b52-b1f4-7a3e9d2c4f10".to_owned(),
+        created_at: Some(at(0)),
+        last_used_at: Some(at(12)),
+        user_agent: "Mozilla/5.0 (X11; Linux x86_64)".to_owned(),
+        current: true,
+    };
+    auth::ListSessionsResponse { items: vec![session], next_cursor: None }
+}
+
+fn tee() -> product::Product {
+    let text = |text: &str| prost_types::Value {
+        kind: Some(prost_types::value::Kind::StringValue(text.to_owned())),
+    };
+    let grams = prost_types::Value { kind: Some(prost_types::value::Kind::NumberValue(180.0)) };
+    product::Product {
+        id: 42,
+        sku: "TEE-RED-M".to_owned(),
+        name: "T-shirt, red, M".to_owned(),
+        description: "Heavy cotton, cut straight.".to_owned(),
+        category: Some(product::CategoryRef {
+            id: 3,
+            slug: "t-shirts".to_owned(),
+            name: "T-shirts".to_owned(),
+        }),
+        price: 1999,
+        currency: "EUR".to_owned(),
+        stock: 117,
+        status: product::ProductStatus::Active.into(),
+        image_url: Some("https://cdn.example.com/tee-red.jpg".to_owned()),
+        attributes: Some(Attributes {
+            fields: [("colour".to_owned(), text("red")), ("grams".to_owned(), grams)].into(),
+        }),
+        version: 7,
+        created_at: Some(at(0)),
+        updated_at: Some(at(45)),
+    }
+}
+
+fn batch() -> product::BatchUpdateProductsResponse {
+    let result = |index, id, status: product::RowStatus, version, error| product::ProductChangeResult {
+        index,
+        id,
+        status: status.into(),
+        version,
+        error,
+    };
+    let unknown =
+        product::RowError { code: "not_found".to_owned(), message: "there is no such product".to_owned() };
+    product::BatchUpdateProductsResponse {
+        updated: 1,
+        failed: 1,
+        results: vec![
+            result(0, Some(42), product::RowStatus::Updated, Some(8), None),
+            result(1, None, product::RowStatus::Failed, None, Some(unknown)),
+        ],
+    }
+}
+
+fn category() -> product::Category {
+    product::Category { id: 3, slug: "t-shirts".to_owned(), name: "T-shirts".to_owned(), parent_id: Some(1) }
+}
+
+fn cart() -> order::Cart {
+    let item = order::CartItem {
+        product_id: 42,
+        sku: "TEE-RED-M".to_owned(),
+        name: "T-shirt, red, M".to_owned(),
+        unit_price: 1999,
+        quantity: 2,
+        line_total: 3998,
+        available: true,
+    };
+    order::Cart { items: vec![item], total: 3998, currency: "EUR".to_owned(), updated_at: Some(at(50)) }
+}
+
+/// The status an order has when an operation answers with it.
+fn state_after(operation: &str) -> order::OrderStatus {
+    match operation {
+        "payOrder" => order::OrderStatus::Paid,
+        "shipOrder" => order::OrderStatus::Shipped,
+        "completeOrder" => order::OrderStatus::Completed,
+        "cancelOrder" => order::OrderStatus::Cancelled,
+        _ => order::OrderStatus::Pending,
+    }
+}
+
+fn placed(status: order::OrderStatus) -> order::Order {
+    use order::OrderStatus::{Cancelled, Completed, Paid, Shipped};
+    let paid = matches!(status, Paid | Shipped | Completed);
+    let payment = if paid { order::PaymentStatus::Paid } else { order::PaymentStatus::Unpaid };
+    let shipment = order::Shipment {
+        carrier: "PostNL".to_owned(),
+        tracking_number: "3SABCD012345678".to_owned(),
+        shipped_at: Some(at(120)),
+    };
+    let item = order::OrderItem {
+        product_id: 42,
+        sku: "TEE-RED-M".to_owned(),
+        name: "T-shirt, red, M".to_owned(),
+        unit_price: 1999,
+        quantity: 2,
+        line_total: 3998,
+    };
+    order::Order {
+        id: ORDER.to_owned(),
+        user_id: 7,
+        status: status.into(),
+        items: vec![item],
+        total: 3998,
+        currency: "EUR".to_owned(),
+        shipping_address: Some(order::Address {
+            recipient: "Ann Miller".to_owned(),
+            line1: "12 High Street".to_owned(),
+            line2: None,
+            city: "Utrecht".to_owned(),
+            region: None,
+            postal_code: "3511 AB".to_owned(),
+            country: "NL".to_owned(),
+            phone: None,
+        }),
+        payment: Some(order::Payment {
+            status: payment.into(),
+            paid_at: paid.then(|| at(63)),
+            refunded_at: None,
+        }),
+        shipment: Some(shipment).filter(|_| matches!(status, Shipped | Completed)),
+        cancel_reason: (status == Cancelled).then(|| "ordered twice".to_owned()),
+        expires_at: Some(at(75)),
+        version: match status {
+            Completed => 4,
+            Shipped => 3,
+            Paid | Cancelled => 2,
+            order::OrderStatus::Unspecified | order::OrderStatus::Pending => 1,
+        },
+        created_at: Some(at(60)),
+        updated_at: Some(at(63)),
+    }
+}
+
+fn history() -> order::ListOrderEventsResponse {
+    let event = |seq, status: order::OrderStatus, previous: Option<order::OrderStatus>, minutes| {
+        order::OrderHistoryEvent {
+            seq,
+            status: status.into(),
+            previous_status: previous.map(Into::into),
+            at: Some(at(minutes)),
+            actor: order::Actor::Customer.into(),
+            reason: None,
+        }
+    };
+    order::ListOrderEventsResponse {
+        items: vec![
+            event(41, order::OrderStatus::Pending, None, 60),
+            event(42, order::OrderStatus::Paid, Some(order::OrderStatus::Pending), 63),
+        ],
+        next_cursor: None,
+    }
+}

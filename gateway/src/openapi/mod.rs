@@ -1,0 +1,152 @@
+//! The OpenAPI document, made from what answers: paths, bodies and descriptions come from the contract's descriptors
+//! ([`contract`]), problems from the table of codes, and what neither says from two tables, [`operations`] and
+//! [`rules`]. It is made and encoded once.
+
+mod contract;
+mod examples;
+mod json;
+mod operations;
+mod outside;
+mod paths;
+mod responses;
+mod rules;
+mod schemas;
+
+use anyhow::Context as _;
+
+use self::{
+    contract::Contract,
+    json::{Json, Object, list, object},
+    schemas::Schemas,
+};
+
+/// The document, as JSON.
+pub fn document() -> anyhow::Result<Vec<u8>> {
+    let contract = Contract::read().context("the contract's descriptors")?;
+    let mut schemas = Schemas::new(&contract);
+    let mut paths = Object::default();
+    paths::write(&mut paths, &contract, &mut schemas);
+    outside::write(&mut paths, &contract, &mut schemas);
+    let document = object! {
+        "openapi": "3.1.0",
+        "info": info(),
+        "tags": tags(),
+        "paths": paths,
+        "components": object! {
+            "schemas": schemas.finish(),
+            "responses": responses::shared(),
+            "parameters": paths::header_parameters(),
+            "headers": responses::headers(),
+            "securitySchemes": security_schemes(),
+        },
+    };
+    Ok(serde_json::to_vec(&Json::from(document))?)
+}
+
+fn info() -> Object {
+    object! {
+        "title": "Shoppee",
+        "version": env!("CARGO_PKG_VERSION"),
+        "summary": "The backend of an online shop: accounts, catalogue, cart, orders, and live events.",
+        "description": ABOUT,
+        "license": object! { "name": "Apache 2.0", "identifier": "Apache-2.0" },
+    }
+}
+
+const ABOUT: &str = "\
+People register, look for products, fill a cart, order, pay, and watch their order move, live, on every device.
+
+**A first order**: `POST /api/v1/auth/register`, then `POST /api/v1/auth/login`; use the `access_token` as \
+`Authorization: Bearer …` (here: the button *Authorize*). `GET /api/v1/products` shows what there is; put one into the \
+cart with `POST /api/v1/cart/items`, place the order with `POST /api/v1/orders`, pay it with \
+`POST /api/v1/orders/{id}/pay` and `{\"payment_token\": \"tok_ok\"}`.
+
+**Conventions**
+
+- Bodies are JSON in UTF-8, at most 64 KiB (a batch: 8 MiB). A request's shape is checked first: 400 `invalid_request` \
+for what is not JSON, for fields that are missing, unknown or given twice, for wrong types and bad query parameters. \
+Then its rules: 422 `validation_failed` for length, format, sign and range. Both say field by field what is wrong. An id \
+in the path that is no id is 404.
+- Money is an integer in minor units (`1999` is 19.99) beside an ISO 4217 `currency`. Times are RFC 3339 in UTC.
+- Lists answer `{\"items\": […], \"next_cursor\": \"…\"}`; the next page is the same question with `cursor`; `null` means that \
+there is none.
+- Things of another user look exactly like things that do not exist: 404.
+- Every answer carries `x-request-id`, and every error is `application/problem+json` (RFC 9457) with a `code`.
+- `Idempotency-Key` makes placing and paying an order safe to try again.
+- `RateLimit` and `RateLimit-Policy` say how often one may ask; over a limit it is 429, and `Retry-After` says how long \
+to wait. 503 and 504 may be tried again too.";
+
+fn tags() -> Json {
+    list(
+        [
+            ("auth", "Accounts, sessions, tokens."),
+            ("products", "The catalogue, and what the shop's staff change in it."),
+            ("categories", "The tree that products stand in."),
+            ("cart", "What somebody is about to order."),
+            (
+                "orders",
+                "Placing orders, and the steps of their lives: `pending` → `paid` → `shipped` → `completed`.",
+            ),
+            ("events", "Every step of every order, live."),
+            ("admin", "All users, all orders."),
+            ("tokens", "For whoever verifies access tokens."),
+            ("documentation", "What you are reading."),
+            ("operation", "For those who run the shop."),
+        ]
+        .map(|(name, description)| object! { "name": name, "description": description }),
+    )
+}
+
+fn security_schemes() -> Object {
+    object! {
+        "accessToken": object! {
+            "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
+            "description": "The `access_token` of `POST /api/v1/auth/login` or `/refresh`.",
+        },
+        "wsTicket": object! {
+            "type": "apiKey", "in": "header", "name": "Sec-WebSocket-Protocol",
+            "description": "`shoppee.v1, ticket.<ticket>`, with a ticket of `POST /api/v1/auth/ws-ticket`; only for `/ws`.",
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::app::{WITH_QUERY, WITHOUT_QUERY};
+
+    #[test]
+    fn the_document_has_every_route_of_the_router_and_no_other() {
+        let document: Value = serde_json::from_slice(&document().unwrap()).unwrap();
+        let documented: BTreeSet<_> = document["paths"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .flat_map(|(path, item)| {
+                item.as_object().unwrap().keys().map(|method| (method.clone(), path.clone()))
+            })
+            .collect();
+        // These every process has; kit::ops answers them.
+        let of_all = [("get", "/healthz"), ("get", "/readyz"), ("get", "/metrics")];
+        let routed: BTreeSet<_> = WITH_QUERY
+            .iter()
+            .chain(WITHOUT_QUERY)
+            .chain(&of_all)
+            .map(|(method, path)| ((*method).to_owned(), (*path).to_owned()))
+            .collect();
+        assert_eq!(documented, routed);
+    }
+
+    #[test]
+    fn every_method_with_a_route_is_in_the_table_of_operations() {
+        let contract = Contract::read().unwrap();
+        for operation in operations::OPERATIONS {
+            assert!(paths::route(&contract, operation).is_some(), "{} has no such route", operation.rpc);
+        }
+        assert_eq!(contract.routes.len(), operations::OPERATIONS.len());
+    }
+}

@@ -1,0 +1,204 @@
+//! The table of operations: what the document says of each route beyond what the contract's annotations and messages
+//! say already. A route that is added to the contract is added here.
+
+use Code::{
+    AccountDisabled, CartEmpty, CategoryInUse, EmailTaken, IdempotencyKeyReused, InvalidCredentials,
+    InvalidTransition, OrderExpired, OutOfStock, PaymentDeclined, PriceChanged, ProductUnavailable,
+    RequestInProgress, SkuTaken, SlugTaken, TooManyAttempts, TooManyUnpaidOrders, UsernameTaken,
+    ValidationFailed, VersionMismatch,
+};
+use Who::{Admin, Anybody, Nobody, User};
+
+use crate::error::Code;
+
+/// Who may call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// Open; a token makes no difference.
+    Nobody,
+    /// Open; whoever signs in may see more.
+    Anybody,
+    User,
+    Admin,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Operation {
+    /// `Service.Method`: the annotation says method and path, its messages the bodies.
+    pub rpc: &'static str,
+    /// Which of the method's routes it is.
+    pub binding: usize,
+    pub id: &'static str,
+    pub who: Who,
+    pub summary: &'static str,
+    pub about: &'static str,
+    /// Of success.
+    pub status: u16,
+    /// What it may be refused with, beside what every operation of its kind may.
+    pub codes: &'static [Code],
+    /// Whether the body may be left out.
+    pub body_may_be_absent: bool,
+}
+
+const fn op(rpc: &'static str, id: &'static str, who: Who, summary: &'static str) -> Operation {
+    let (about, codes) = ("", &[] as &[Code]);
+    Operation { rpc, binding: 0, id, who, summary, about, status: 200, codes, body_may_be_absent: false }
+}
+
+impl Operation {
+    const fn about(self, about: &'static str) -> Self {
+        Self { about, ..self }
+    }
+
+    const fn answers(self, status: u16) -> Self {
+        Self { status, ..self }
+    }
+
+    const fn or(self, codes: &'static [Code]) -> Self {
+        Self { codes, ..self }
+    }
+
+    const fn without_body(self) -> Self {
+        Self { body_may_be_absent: true, ..self }
+    }
+
+    const fn second_route(self) -> Self {
+        Self { binding: 1, ..self }
+    }
+}
+
+pub const OPERATIONS: &[Operation] = &[
+    op("AuthService.Register", "register", Nobody, "Open an account")
+        .about("A customer's. Signing in is a call of its own.")
+        .answers(201)
+        .or(&[UsernameTaken, EmailTaken, ValidationFailed]),
+    op("AuthService.Login", "login", Nobody, "Sign in")
+        .about(
+            "Begins a session. An account can be tried ten times a minute, wherever the tries come from; an unknown \
+             name and a wrong password look the same.",
+        )
+        .or(&[InvalidCredentials, AccountDisabled, ValidationFailed, TooManyAttempts]),
+    op("AuthService.Refresh", "refresh", Nobody, "Get new tokens")
+        .about(
+            "For a refresh token that has not been used. One that has ends its whole session: somebody has a copy. \
+             Where the answer was lost, the same token may be sent once more within 10 s and gets the same successor.",
+        )
+        .or(&[Code::Unauthenticated, Code::TokenExpired, Code::SessionRevoked]),
+    op("AuthService.Logout", "logout", User, "Sign out")
+        .about("Ends this session: its tokens and its sockets, on every gateway within a second.")
+        .answers(204),
+    op("AuthService.LogoutAll", "logoutAll", User, "Sign out everywhere")
+        .about("Ends every session of the caller, this one too.")
+        .answers(204),
+    op("AuthService.GetUserInfo", "showMe", User, "Who am I?"),
+    op("AuthService.ChangePassword", "changePassword", User, "Change the password")
+        .about("All other sessions end.")
+        .answers(204)
+        .or(&[InvalidCredentials, ValidationFailed, TooManyAttempts]),
+    op("AuthService.ListSessions", "listSessions", User, "List my sessions").about("Those that are open, newest first."),
+    op("AuthService.RevokeSession", "endSession", User, "End one of my sessions").answers(204),
+    op("AuthService.CreateWsTicket", "createWsTicket", User, "Get a ticket for a socket")
+        .about("What a browser opens `GET /ws` with, as it cannot set headers there. Good once, for 30 s.")
+        .answers(201),
+    op("AuthService.ListUsers", "listUsers", Admin, "List users").about("Newest first."),
+    op("AuthService.GetUser", "showUser", Admin, "Show a user"),
+    op("AuthService.UpdateUser", "updateUser", Admin, "Change a user's role, or disable the account")
+        .about("Either change ends the user's sessions within a second. The last admin stays one: 422.")
+        .or(&[ValidationFailed]),
+    op("ProductService.ListProducts", "listProducts", Anybody, "List the catalogue")
+        .about("Products that are sold. Ties are ordered by id."),
+    op("ProductService.SearchProducts", "searchProducts", Anybody, "Search the catalogue")
+        .about("By relevance: a word in the name counts more than one in the description. Typing slips are forgiven, \
+                and the last word may be unfinished."),
+    op("ProductService.GetProduct", "showProduct", Anybody, "Show a product")
+        .about("An archived one only to an admin. Keep the `ETag`, and ask again with `If-None-Match`."),
+    op("ProductService.CreateProduct", "createProduct", Admin, "Add a product")
+        .answers(201)
+        .or(&[SkuTaken, ValidationFailed]),
+    op("ProductService.UpdateProduct", "updateProduct", Admin, "Change a product")
+        .about(
+            "Changes the fields that are given. `null` empties `description` and `attributes`, and takes \
+             `category_id` and `image_url` away.",
+        )
+        .or(&[SkuTaken, VersionMismatch, ValidationFailed]),
+    op("ProductService.ArchiveProduct", "archiveProduct", Admin, "Take a product out of the shop")
+        .about("It stays in the orders that have it. Again is no error; `PATCH` with `status` brings it back.")
+        .answers(204)
+        .or(&[VersionMismatch]),
+    op("ProductService.AdjustStock", "adjustStock", Admin, "Correct a stock")
+        .about("Adds `delta` to what can be bought; never below zero.")
+        .or(&[OutOfStock, ValidationFailed]),
+    op("ProductService.BatchUpdateProducts", "updateProducts", Admin, "Change many products")
+        .about(
+            "Up to 10 000 rows, in a body of up to 8 MiB. A row that breaks a rule, or names a product a second time, \
+             fails alone; with `on_error: \"abort\"`, one that fails means that nothing is changed and the others \
+             are `skipped`.",
+        )
+        .or(&[ValidationFailed]),
+    op("ProductService.ListCategories", "listCategories", Anybody, "List the categories")
+        .about("All of them, by slug."),
+    op("ProductService.CreateCategory", "createCategory", Admin, "Add a category")
+        .answers(201)
+        .or(&[SlugTaken, ValidationFailed]),
+    op("ProductService.UpdateCategory", "updateCategory", Admin, "Change a category")
+        .about("Changes the fields that are given; `parent_id: null` makes it a root.")
+        .or(&[SlugTaken, ValidationFailed]),
+    op("ProductService.DeleteCategory", "deleteCategory", Admin, "Remove a category")
+        .about("Not while products, archived ones too, or other categories are in it.")
+        .answers(204)
+        .or(&[CategoryInUse]),
+    op("OrderService.GetCart", "showCart", User, "Show my cart").about("With the prices of this moment."),
+    op("OrderService.ClearCart", "clearCart", User, "Empty my cart").answers(204),
+    op("OrderService.AddCartItem", "addCartItem", User, "Put a product into my cart")
+        .about("Adds to its line where it is in the cart already. A cart has 100 lines at most.")
+        .or(&[ProductUnavailable, ValidationFailed]),
+    op("OrderService.SetCartItem", "setCartItem", User, "Set how many of a product are in my cart")
+        .about("0 removes the line.")
+        .or(&[ProductUnavailable, ValidationFailed]),
+    op("OrderService.RemoveCartItem", "removeCartItem", User, "Take a product out of my cart")
+        .about("One that is not in it is no error."),
+    op("OrderService.CreateOrder", "createOrder", User, "Place an order")
+        .about(
+            "Of `items`, at most 100 different products; without them, of the cart, which is empty afterwards. The \
+             stock is held until the order is paid or its time runs out (`expires_at`). With `expected_total`, an \
+             order that would cost something else is refused.",
+        )
+        .answers(201)
+        .or(&[
+            CartEmpty,
+            ProductUnavailable,
+            OutOfStock,
+            PriceChanged,
+            TooManyUnpaidOrders,
+            RequestInProgress,
+            ValidationFailed,
+            IdempotencyKeyReused,
+        ]),
+    op("OrderService.ListOrders", "listOrders", User, "List my orders").about("Newest first."),
+    op("OrderService.GetOrder", "showOrder", User, "Show an order").about("My own; to an admin, any."),
+    op("OrderService.ListOrderEvents", "listOrderEvents", User, "Show an order's history")
+        .about("Every step it took, oldest first. My own; to an admin, any."),
+    op("OrderService.PayOrder", "payOrder", User, "Pay my order")
+        .about("`pending` → `paid`. Only its owner pays an order.")
+        .or(&[
+            PaymentDeclined,
+            InvalidTransition,
+            OrderExpired,
+            RequestInProgress,
+            ValidationFailed,
+            IdempotencyKeyReused,
+        ]),
+    op("OrderService.CancelOrder", "cancelOrder", User, "Cancel an order")
+        .about("The owner while it is `pending`; an admin while it is `pending` or `paid`, and then the money goes back.")
+        .without_body()
+        .or(&[InvalidTransition, OrderExpired, ValidationFailed]),
+    op("OrderService.ShipOrder", "shipOrder", Admin, "Ship an order")
+        .about("`paid` → `shipped`.")
+        .or(&[InvalidTransition, OrderExpired, ValidationFailed]),
+    op("OrderService.CompleteOrder", "completeOrder", User, "Say that an order has arrived")
+        .about("`shipped` → `completed`. My own; an admin, any.")
+        .or(&[InvalidTransition, OrderExpired]),
+    op("OrderService.ListOrders", "listAllOrders", Admin, "List the orders of all users")
+        .about("Or of one of them. Newest first.")
+        .second_route(),
+];

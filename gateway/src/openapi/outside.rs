@@ -1,0 +1,249 @@
+//! What is not behind a gRPC method: the socket, the keys, the checks of operators, the documentation itself.
+
+use super::{
+    contract::Contract,
+    json::{Json, Object, list, object},
+    paths::token,
+    responses::{NOT_SIGNED_IN, header_references, problems, success},
+    schemas::Schemas,
+};
+use crate::error::Code;
+
+pub fn write(paths: &mut Object, contract: &Contract, schemas: &mut Schemas<'_>) {
+    paths.entry("/ws").set("get", socket());
+    paths.entry("/.well-known/jwks.json").set("get", jwks(contract, schemas));
+    paths.entry("/openapi.json").set("get", document());
+    paths.entry("/docs").set("get", docs());
+    paths.entry("/docs/{file}").set("get", file_of_docs());
+    paths.entry("/healthz").set("get", health());
+    paths.entry("/readyz").set("get", ready());
+    paths.entry("/metrics").set("get", metrics());
+}
+
+/// What every route behind the limits may refuse.
+const LIMITED: [Code; 4] = [Code::InvalidRequest, Code::RateLimited, Code::Internal, Code::Unavailable];
+
+fn socket() -> Object {
+    let headers = header_references(&["x-request-id", "RateLimit", "RateLimit-Policy"]);
+    let mut responses = object! {
+        "101": object! { "description": "The connection is a socket now; `ready` comes first.", "headers": headers },
+    };
+    let codes: Vec<_> = NOT_SIGNED_IN.into_iter().chain([Code::Forbidden]).chain(LIMITED).collect();
+    for (status, problem) in problems(&codes, true) {
+        responses.set(status.to_string(), problem);
+    }
+    let header = |name: &'static str, about: &'static str, schema: Object| {
+        object! { "name": name, "in": "header", "description": about, "required": false, "schema": schema }
+    };
+    object! {
+        "tags": list(["events"]),
+        "operationId": "openSocket",
+        "summary": "Open a socket for my events",
+        "description": SOCKET,
+        "security": list([token(&[]), object! { "wsTicket": Json::List(Vec::new()) }]),
+        "parameters": list([
+            object! {
+                "name": "after", "in": "query", "required": false,
+                "description": "The last `seq` that the client has: everything after it is replayed first.",
+                "schema": object! { "type": "integer", "format": "int64", "minimum": 0 },
+            },
+            header("Upgrade", "`websocket`, as in every handshake.", object! { "type": "string" }),
+            header("Sec-WebSocket-Protocol", "From a browser: `shoppee.v1, ticket.<ticket>`; the answer is `shoppee.v1`.",
+                   object! { "type": "string" }),
+            header("Origin", "Of a web page: must be one that the shop allows.", object! { "type": "string" }),
+        ]),
+        "responses": responses,
+    }
+}
+
+const SOCKET: &str = "\
+A WebSocket (RFC 6455) over HTTP/1.1. Every step of every order of the caller arrives on every socket of theirs, through \
+whichever gateway, in order and without a gap.
+
+Sign in with `Authorization: Bearer …`, or from a browser, which cannot set headers, with a ticket of \
+`POST /api/v1/auth/ws-ticket` as a subprotocol: `new WebSocket(url, [\"shoppee.v1\", \"ticket.\" + ticket])`.
+
+**Frames from the server** are `{\"type\",\"content\",\"user_id\",\"time\",\"seq\"?}`, with `time` in Unix seconds:
+
+- `{\"type\":\"ready\",\"content\":{\"seq\":41,\"recovered\":true}}` comes first. `recovered: false` means that what was \
+missed cannot be replayed whole: read the orders by REST and go on from `seq`.
+- `{\"type\":\"order\",\"content\":{\"order_id\",\"status\",\"previous_status\",\"total\",\"currency\",\"version\"},\
+\"user_id\":7,\"time\":1768469400,\"seq\":42}`. `seq` counts per user, from 1, without gaps; copies have the same one.
+- `{\"type\":\"pong\"}` answers a `ping`, and `{\"type\":\"error\",\"content\":{\"code\":\"invalid_request\"}}` whatever cannot \
+be understood.
+
+**Frames from the client** are `{\"type\":\"ping\"}`, and `{\"type\":\"auth\",\"content\":{\"access_token\":\"…\"}}` to go on past the \
+end of its token.
+
+**Closing codes**: 1001 the server goes away, 1009 a frame over 16 KiB. After 4000–4499 come back, with `after`: 4005 the \
+token has expired, 4008 too slow, 4010 resync, 4012 no pong. After 4500–4999 do not: 4501 the session has ended, 4504 \
+more than 10 sockets of one user, 4509 misbehaving (ten frames that make no sense, or more than 20 a second).";
+
+fn jwks(contract: &Contract, schemas: &mut Schemas<'_>) -> Object {
+    let key =
+        contract.messages.keys().find(|name| name.ends_with(".auth.v1.Jwk")).cloned().unwrap_or_default();
+    let keys = object! {
+        "type": "object",
+        "properties": object! { "keys": object! { "type": "array", "items": schemas.answer(&key) } },
+        "required": list(["keys"]),
+    };
+    let example = object! { "keys": list([object! {
+        "kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": "Xk3p0sQ",
+        "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+    }]) };
+    let headers = ["x-request-id", "RateLimit", "RateLimit-Policy", "Cache-Control"];
+    let answer = success("The keys.", &headers, Some(keys), Some(example.into()));
+    open(
+        "tokens",
+        "showKeys",
+        "Show the keys that access tokens are signed with",
+        "A JSON Web Key Set (RFC 7517), for whoever verifies tokens: EdDSA, `typ` `at+jwt`, `iss` `shoppee`, `aud` \
+          `shoppee-api`. During a rotation the previous key stands here too.",
+        with_problems(object! { "200": answer }, &LIMITED),
+    )
+}
+
+fn document() -> Object {
+    let headers = ["x-request-id", "RateLimit", "RateLimit-Policy", "ETag", "Cache-Control"];
+    let schema = object! { "type": "object", "required": list(["openapi", "info", "paths"]) };
+    let answer = success("The document.", &headers, Some(schema), None);
+    let mut described = open(
+        "documentation",
+        "showDocument",
+        "This document",
+        "OpenAPI 3.1, made from the code that answers.",
+        with_problems(object! { "200": answer, "304": kept() }, &LIMITED),
+    );
+    described.set("parameters", list([object! { "$ref": "#/components/parameters/If-None-Match" }]));
+    described
+}
+
+fn docs() -> Object {
+    let headers =
+        header_references(&["x-request-id", "RateLimit", "RateLimit-Policy", "ETag", "Cache-Control"]);
+    let answer = object! {
+        "description": "The page.", "headers": headers, "content": object! { "text/html": text() },
+    };
+    let mut described = open(
+        "documentation",
+        "showDocs",
+        "This page",
+        "Reads the document and tries operations out.",
+        with_problems(object! { "200": answer, "304": kept() }, &LIMITED),
+    );
+    described.set("parameters", list([object! { "$ref": "#/components/parameters/If-None-Match" }]));
+    described
+}
+
+fn file_of_docs() -> Object {
+    let headers =
+        header_references(&["x-request-id", "RateLimit", "RateLimit-Policy", "ETag", "Cache-Control"]);
+    let content = object! { "text/css": text(), "text/javascript": text() };
+    let answer = object! { "description": "The file.", "headers": headers, "content": content };
+    let codes: Vec<_> = LIMITED.into_iter().chain([Code::NotFound]).collect();
+    let mut described = open(
+        "documentation",
+        "showFileOfDocs",
+        "A file of this page",
+        "",
+        with_problems(object! { "200": answer, "304": kept() }, &codes),
+    );
+    let names = list(["swagger-ui.css", "swagger-ui-bundle.js", "docs.css", "docs.js"]);
+    described.set(
+        "parameters",
+        list([
+            object! {
+                "name": "file", "in": "path", "required": true, "schema": object! { "type": "string", "enum": names },
+            },
+            object! { "$ref": "#/components/parameters/If-None-Match" },
+        ]),
+    );
+    described
+}
+
+/// A 304 of the documentation.
+fn kept() -> Object {
+    let headers = ["x-request-id", "RateLimit", "RateLimit-Policy", "ETag", "Cache-Control"];
+    success("It is what the client has.", &headers, None, None)
+}
+
+fn health() -> Object {
+    operators(
+        "showHealth",
+        "Does the process live?",
+        "For a container's liveness probe; asks nobody else.",
+        object! { "200": plain("It lives.", "ok\n") },
+    )
+}
+
+fn ready() -> Object {
+    let responses = object! {
+        "200": plain("All that it depends on answers.", "ready\n"),
+        "503": plain("Something does not answer, or the process is about to stop.", "not ready: redis\n"),
+    };
+    let mut described = operators(
+        "showReadiness",
+        "Can the process do its work?",
+        "For people and alerts. A load balancer asks with `need=vital`: without Redis the shop is slower, and still a shop.",
+        responses,
+    );
+    described.set(
+        "parameters",
+        list([object! {
+            "name": "need", "in": "query", "required": false,
+            "description": "`vital`: only what nothing works without. Any other word: everything.",
+            "schema": object! { "type": "string", "examples": list(["vital"]) },
+        }]),
+    );
+    described
+}
+
+fn metrics() -> Object {
+    operators(
+        "showMetrics",
+        "The process's metrics",
+        "In Prometheus' text format.",
+        object! { "200": plain("The metrics.", "ws_connections 3\n") },
+    )
+}
+
+fn open(
+    tag: &'static str,
+    id: &'static str,
+    summary: &'static str,
+    description: &'static str,
+    responses: Object,
+) -> Object {
+    object! {
+        "tags": list([tag]), "operationId": id, "summary": summary, "description": description,
+        "security": Json::List(Vec::new()), "responses": responses,
+    }
+}
+
+fn operators(
+    id: &'static str,
+    summary: &'static str,
+    description: &'static str,
+    responses: Object,
+) -> Object {
+    open("operation", id, summary, description, responses)
+}
+
+fn with_problems(mut responses: Object, codes: &[Code]) -> Object {
+    for (status, problem) in problems(codes, true) {
+        responses.set(status.to_string(), problem);
+    }
+    responses
+}
+
+fn text() -> Object {
+    object! { "schema": object! { "type": "string" } }
+}
+
+fn plain(description: &'static str, example: &'static str) -> Object {
+    object! {
+        "description": description,
+        "headers": header_references(&["x-request-id"]),
+        "content": object! { "text/plain": text().with("example", example) },
+    }
+}

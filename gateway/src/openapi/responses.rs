@@ -1,0 +1,173 @@
+//! What operations answer with: success, with its headers, and every problem.
+
+use std::collections::BTreeMap;
+
+use super::{
+    examples::REQUEST_ID,
+    json::{Json, Object, list, object},
+    schemas::reference,
+};
+use crate::error::Code;
+
+/// A token that is not good, or none at all.
+pub const NOT_SIGNED_IN: [Code; 3] = [Code::Unauthenticated, Code::TokenExpired, Code::SessionRevoked];
+
+/// The headers of answers, by the names under which `components` has them.
+pub fn headers() -> Object {
+    let text = |about: &'static str, example: &'static str| {
+        object! { "description": about, "schema": object! { "type": "string" }, "example": example }
+    };
+    let mut request_id = text(
+        "The request's id: the client's own, where it sent a sane one (1..128 of A-Z a-z 0-9 . _ -), else a new one.",
+        REQUEST_ID,
+    );
+    request_id.set("required", true);
+    let seconds = object! {
+        "description": "Seconds after which to try again.",
+        "schema": object! { "type": "integer", "minimum": 1 },
+        "example": 1,
+    };
+    let replayed = object! {
+        "description": "`true` where this answer was given before, under the same `Idempotency-Key`.",
+        "schema": object! { "type": "string", "enum": list(["true"]) },
+        "example": "true",
+    };
+    object! {
+        "x-request-id": request_id,
+        "RateLimit": text("What is left of each limit (`r`), and the seconds until it is whole again (`t`).",
+                          "\"user\";r=39;t=1"),
+        "RateLimit-Policy": text("The limits that hold: so many requests (`q`) in so many seconds (`w`).",
+                                 "\"user\";q=40;w=2"),
+        "Retry-After": seconds,
+        "WWW-Authenticate": text("How to sign in (RFC 6750).", "Bearer realm=\"shoppee\""),
+        "ETag": text("Stands for this state of the product; for `If-None-Match` and `If-Match`.",
+                     "\"7-9f86d081884c7d65\""),
+        "Cache-Control": text("How long a cache may keep it.", "public, no-cache"),
+        "Location": text("Where the new thing is.", "/api/v1/products/42"),
+        "idempotent-replayed": replayed,
+    }
+}
+
+/// References to headers.
+pub fn header_references(names: &[&'static str]) -> Object {
+    names.iter().map(|name| (*name, object! { "$ref": format!("#/components/headers/{name}") })).collect()
+}
+
+/// A successful answer.
+pub fn success(
+    description: &'static str,
+    headers: &[&'static str],
+    schema: Option<Object>,
+    example: Option<Json>,
+) -> Object {
+    let mut response = object! { "description": description, "headers": header_references(headers) };
+    if let Some(schema) = schema {
+        let content = object! { "schema": schema }.with_some("example", example);
+        response.set("content", object! { "application/json": content });
+    }
+    response
+}
+
+/// The problems of an operation, by status. What many operations share stands in `components`.
+pub fn problems(codes: &[Code], limited: bool) -> BTreeMap<u16, Object> {
+    let mut by_status = BTreeMap::<u16, Vec<Code>>::new();
+    for code in codes {
+        let of_status = by_status.entry(code.status().as_u16()).or_default();
+        if !of_status.contains(code) {
+            of_status.push(*code);
+        }
+    }
+    let response = |(status, codes): (u16, Vec<Code>)| {
+        let shared = limited.then(|| shared_name(&codes)).flatten();
+        let response = match shared {
+            Some(name) => object! { "$ref": format!("#/components/responses/{name}") },
+            None => problem(&codes, limited),
+        };
+        (status, response)
+    };
+    by_status.into_iter().map(response).collect()
+}
+
+/// Every shared problem, by name.
+pub fn shared() -> Object {
+    let single = Code::ALL.iter().map(|code| vec![*code]);
+    let all = single.chain([NOT_SIGNED_IN.to_vec()]);
+    let mut shared: Vec<_> =
+        all.filter_map(|codes| Some((shared_name(&codes)?, problem(&codes, true)))).collect();
+    shared.sort_by(|a, b| a.0.cmp(&b.0));
+    shared.into_iter().collect()
+}
+
+/// Those that hardly any operation goes without.
+fn shared_name(codes: &[Code]) -> Option<String> {
+    const SHARED: [Code; 11] = [
+        Code::InvalidRequest,
+        Code::Forbidden,
+        Code::NotFound,
+        Code::RequestTimeout,
+        Code::PayloadTooLarge,
+        Code::UnsupportedMediaType,
+        Code::ValidationFailed,
+        Code::RateLimited,
+        Code::Internal,
+        Code::Unavailable,
+        Code::DeadlineExceeded,
+    ];
+    match codes {
+        [code] if SHARED.contains(code) => Some(code.as_str().to_owned()),
+        codes if codes == NOT_SIGNED_IN => Some("not_signed_in".to_owned()),
+        _ => None,
+    }
+}
+
+/// A response with one of `codes`, which all have one status.
+fn problem(codes: &[Code], limited: bool) -> Object {
+    let told: Vec<_> = codes.iter().map(|code| format!("`{}`: {}.", code.as_str(), code.title())).collect();
+    let mut headers = vec!["x-request-id"];
+    if limited {
+        headers.extend(["RateLimit", "RateLimit-Policy"]);
+    }
+    match codes.first().map(|code| code.status().as_u16()) {
+        Some(401) => headers.push("WWW-Authenticate"),
+        Some(402) => headers.push("idempotent-replayed"),
+        Some(429 | 503 | 504) => headers.push("Retry-After"),
+        _ => {}
+    }
+    let narrowed = object! {
+        "properties": object! { "code": object! { "enum": list(codes.iter().map(|code| code.as_str())) } }
+    };
+    let examples: Object =
+        codes.iter().map(|code| (code.as_str(), object! { "value": example(*code) })).collect();
+    let content = object! {
+        "schema": object! { "allOf": list([reference("Problem"), narrowed]) },
+        "examples": examples,
+    };
+    object! {
+        "description": told.join("\n\n"),
+        "headers": header_references(&headers),
+        "content": object! { "application/problem+json": content },
+    }
+}
+
+/// A problem as it may look.
+fn example(code: Code) -> Object {
+    let mut example = object! {
+        "type": format!("/docs#{}", code.as_str()),
+        "title": code.title(),
+        "status": i64::from(code.status().as_u16()),
+        "detail": code.title(),
+        "code": code.as_str(),
+        "request_id": REQUEST_ID,
+    };
+    let wrong = if code == Code::InvalidRequest {
+        Some(("quantity", "must be an integer of 64 bits"))
+    } else if code == Code::ValidationFailed {
+        Some(("quantity", "must be 1 to 1000"))
+    } else {
+        None
+    };
+    if let Some((field, message)) = wrong {
+        example.set("errors", list([object! { "field": field, "message": message }]));
+    }
+    example
+}

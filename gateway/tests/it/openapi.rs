@@ -1,0 +1,335 @@
+//! The document, the annotations of the contract and what really answers say the same.
+
+use std::collections::BTreeSet;
+
+use http::Method;
+use prost_reflect::{DescriptorPool, DynamicMessage};
+use serde_json::{Map, Value, json};
+
+use crate::shop::{Answer, Person, Shop, send, text};
+
+/// These end the caller's session.
+const LAST: [&str; 2] = ["logout", "logoutAll"];
+
+struct Document(Value);
+
+struct Operation<'a> {
+    id: &'a str,
+    method: Method,
+    path: &'a str,
+    it: &'a Value,
+}
+
+impl Document {
+    async fn of(shop: &Shop) -> Self {
+        Self(shop.guest().get("//openapi.json").await.expect(200).body)
+    }
+
+    /// The ones that end a session at the end.
+    fn operations(&self) -> Vec<Operation<'_>> {
+        let paths = self.0["paths"].as_object().expect("paths").iter();
+        let mut all: Vec<_> = paths
+            .flat_map(|(path, item)| {
+                item.as_object().expect("a path item").iter().map(move |one| (path, one))
+            })
+            .map(|(path, (method, it))| Operation {
+                id: text(&it["operationId"]),
+                method: method.to_uppercase().parse().expect("a method"),
+                path,
+                it,
+            })
+            .collect();
+        all.sort_by_key(|operation| LAST.iter().position(|last| *last == operation.id));
+        all
+    }
+
+    fn resolve<'a>(&'a self, value: &'a Value) -> &'a Value {
+        match value.get("$ref") {
+            Some(at) => {
+                self.0.pointer(text(at).trim_start_matches('#')).expect("a reference that leads somewhere")
+            }
+            None => value,
+        }
+    }
+
+    /// Whether `value` is what `schema` says and nothing more: a field that is not written down is wrong, as much as
+    /// one that lacks.
+    fn check(&self, schema: &Value, value: &Value) -> Result<(), String> {
+        let schema = self.resolve(schema);
+        for part in schema["allOf"].as_array().into_iter().flatten() {
+            let part = self.resolve(part);
+            // What narrows another names only some of the fields.
+            if part.get("type").is_some() {
+                self.check(part, value)?;
+            } else {
+                for (name, narrowed) in part["properties"].as_object().into_iter().flatten() {
+                    self.check(narrowed, &value[name])?;
+                }
+            }
+        }
+        if let Some(any) = schema["anyOf"].as_array() {
+            let tried: Vec<_> = any.iter().map(|one| self.check(one, value)).collect();
+            return if tried.iter().any(Result::is_ok) { Ok(()) } else { Err(format!("{tried:?}")) };
+        }
+        let kinds = schema["type"]
+            .as_array()
+            .cloned()
+            .unwrap_or_else(|| schema.get("type").cloned().into_iter().collect());
+        let kind = match value {
+            Value::Null => "null",
+            Value::Bool(_) => "boolean",
+            Value::Number(number) if number.is_i64() => "integer",
+            Value::Number(_) => "number",
+            Value::String(_) => "string",
+            Value::Array(_) => "array",
+            Value::Object(_) => "object",
+        };
+        if !kinds.is_empty() && !kinds.iter().any(|known| known == kind) {
+            return Err(format!("{value} is not {}", schema["type"]));
+        }
+        if schema["enum"].as_array().is_some_and(|words| !words.contains(value)) {
+            return Err(format!("{value} is not of {}", schema["enum"]));
+        }
+        let (least, most) = (schema["minimum"].as_i64(), schema["maximum"].as_i64());
+        let within =
+            |number| least.is_none_or(|least| least <= number) && most.is_none_or(|most| number <= most);
+        if !value.as_i64().is_none_or(within) {
+            return Err(format!("{value} is out of range"));
+        }
+        for (at, item) in value.as_array().into_iter().flatten().enumerate() {
+            self.check(&schema["items"], item).map_err(|wrong| format!("[{at}]: {wrong}"))?;
+        }
+        let none = Map::new();
+        let fields = schema["properties"].as_object().unwrap_or(&none);
+        if let Some(value) =
+            value.as_object().filter(|_| schema["additionalProperties"] != true && !fields.is_empty())
+        {
+            for name in schema["required"].as_array().into_iter().flatten() {
+                value.get(text(name)).ok_or(format!("{name} lacks"))?;
+            }
+            for (name, inner) in value {
+                let known = fields.get(name).ok_or(format!("{name} is not written down"))?;
+                self.check(known, inner).map_err(|wrong| format!("{name}: {wrong}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an answer is one that the document promises.
+    fn promises(&self, operation: &Operation<'_>, answer: &Answer) -> Result<(), String> {
+        let response = operation.it["responses"].get(answer.status.to_string());
+        let response = self.resolve(response.ok_or(format!("{} is not written down", answer.status))?);
+        for (name, header) in response["headers"].as_object().into_iter().flatten() {
+            if self.resolve(header)["required"] == true && answer.header(name).is_empty() {
+                return Err(format!("no {name}"));
+            }
+        }
+        let kind = answer.header("content-type").split(';').next().unwrap_or_default();
+        match response.get("content") {
+            None if answer.text.is_empty() => Ok(()),
+            None => Err(format!("has a body: {}", answer.text)),
+            Some(content) => {
+                let content = content.get(kind).ok_or(format!("{kind:?} is not written down"))?;
+                if kind.ends_with("json") { self.check(&content["schema"], &answer.body) } else { Ok(()) }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_operation_answers_as_the_document_says() {
+    let shop = Shop::open().await;
+    let document = Document::of(&shop).await;
+    let (ann, admin) = (shop.customer("ann").await, shop.admin().await);
+    let tee = shop.product(&admin, 1999, 100).await;
+    let category = admin.post("/categories", &json!({"slug": "tops", "name": "Tops"})).await.expect(201).body;
+
+    let mut seen = BTreeSet::new();
+    for caller in [&shop.guest(), &ann, &admin] {
+        // Ann's session is over when it is the admin's turn.
+        let buyer = if caller.id == admin.id { &admin } else { &ann };
+        for operation in document.operations() {
+            let id = match operation.path.split('/').nth(3).unwrap_or_default() {
+                "orders" => order_for(operation.id, buyer, &admin, &tee).await,
+                "categories" => category["id"].to_string(),
+                "admin" => ann.id.to_string(),
+                "auth" => "019bc0e0-6c11-7b52-b1f4-7a3e9d2c4f10".to_owned(),
+                _ if operation.path.starts_with("/docs/") => "docs.css".to_owned(),
+                _ => tee["id"].to_string(),
+            };
+            let answer = ask(caller, &operation, &id).await;
+            let (it, status) = (operation.id, answer.status);
+            document
+                .promises(&operation, &answer)
+                .unwrap_or_else(|wrong| panic!("{it}: {wrong}: {}", answer.text));
+            let well_formed = ![400, 405, 413, 415].contains(&status) || it == "openSocket";
+            assert!(well_formed, "the example of {it} is none: {}", answer.text);
+            assert!(status < 500, "{it}: {}", answer.text);
+            if status < 300 {
+                seen.insert(it.to_owned());
+            }
+        }
+    }
+    // Successes were seen, not only refusals; but not of what needs a secret, a handshake, or another order of things.
+    let refused = document.operations().into_iter().map(|one| one.id.to_owned());
+    let refused: BTreeSet<_> = refused.filter(|id| !seen.contains(id)).collect();
+    let expected = [
+        "addCartItem",
+        "createOrder",
+        "createProduct",
+        "deleteCategory",
+        "endSession",
+        "logoutAll",
+        "openSocket",
+        "refresh",
+    ];
+    assert_eq!(refused, expected.map(str::to_owned).into());
+}
+
+/// A new order, in the state that the operation is for.
+async fn order_for(operation: &str, buyer: &Person, admin: &Person, tee: &Value) -> String {
+    let order = buyer.orders(tee, 1).await.expect(201).body;
+    let id = text(&order["id"]).to_owned();
+    if matches!(operation, "shipOrder" | "completeOrder") {
+        buyer.pays(&order).await.expect(200);
+    }
+    if operation == "completeOrder" {
+        let parcel = json!({"carrier": "PostNL", "tracking_number": "1"});
+        admin.post(&format!("/orders/{id}/ship"), &parcel).await.expect(200);
+    }
+    id
+}
+
+/// Sends the example of an operation. A path has one parameter at most.
+async fn ask(caller: &Person, operation: &Operation<'_>, id: &str) -> Answer {
+    let parts = operation.path.split('/').map(|part| if part.starts_with('{') { id } else { part });
+    let path: Vec<_> = parts.collect();
+    let parameters = operation.it["parameters"].as_array().into_iter().flatten();
+    // Only one parameter of a query must be there: what is searched for.
+    let mut required = parameters.filter(|one| one["in"] == "query" && one["required"] == true);
+    let query = if required.next().is_some() { "?q=shirt" } else { "" };
+    let mut request = caller.request(operation.method.clone(), &format!("/{}{query}", path.join("/")));
+    if let Some(body) = operation.it.pointer("/requestBody/content/application~1json/example") {
+        request = request.json(body);
+    }
+    send(request).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_json_body_has_an_example_and_it_fits() {
+    let shop = Shop::open().await;
+    let document = Document::of(&shop).await;
+    for operation in document.operations() {
+        let id = operation.id;
+        let body = operation.it.pointer("/requestBody/content/application~1json");
+        let responses = operation.it["responses"].as_object().expect("responses").values();
+        let answers = responses.filter_map(|response| document.resolve(response)["content"].as_object());
+        let json = answers.flatten().filter(|(kind, _)| kind.ends_with("json")).map(|(_, content)| content);
+        for content in body.into_iter().chain(json).filter(|_| id != "showDocument" || body.is_some()) {
+            let named = content["examples"].as_object().into_iter().flatten();
+            let examples: Vec<_> =
+                content.get("example").into_iter().chain(named.map(|(_, one)| &one["value"])).collect();
+            assert!(!examples.is_empty(), "{id}: {content}");
+            for example in examples {
+                let fits = document.check(&content["schema"], example);
+                fits.unwrap_or_else(|wrong| panic!("the example of {id}: {wrong}: {example}"));
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_annotations_of_the_contract_are_the_routes_of_the_document() {
+    let shop = Shop::open().await;
+    let document = Document::of(&shop).await;
+    let documented: BTreeSet<_> = document
+        .operations()
+        .iter()
+        .filter(|operation| operation.path.starts_with("/api/v1/"))
+        .map(|operation| (operation.method.to_string(), operation.path.to_owned()))
+        .collect();
+    assert_eq!(annotated(), documented);
+}
+
+/// Every `google.api.http`, as method and path.
+fn annotated() -> BTreeSet<(String, String)> {
+    let pool = DescriptorPool::decode(shoppee_proto::DESCRIPTORS).expect("descriptors");
+    let http = pool.get_extension_by_name("google.api.http").expect("the annotation");
+    let mut routes = BTreeSet::new();
+    for service in pool.services() {
+        for method in service.methods().filter(|method| method.options().has_extension(&http)) {
+            let options = method.options();
+            let rule = options.get_extension(&http);
+            let rule = rule.as_message().expect("a rule");
+            routes.extend(route(rule));
+            let more = rule.get_field_by_name("additional_bindings").expect("a field");
+            let more = more.as_list().expect("a list").iter();
+            routes.extend(more.filter_map(|rule| route(rule.as_message()?)));
+        }
+    }
+    routes
+}
+
+fn route(rule: &DynamicMessage) -> Option<(String, String)> {
+    ["get", "put", "post", "delete", "patch"].into_iter().find_map(|verb| {
+        let path = rule.get_field_by_name(verb)?.as_str()?.to_owned();
+        (!path.is_empty()).then(|| (verb.to_uppercase(), path))
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_method_of_a_documented_path_is_left_out() {
+    let shop = Shop::open().await;
+    let document = Document::of(&shop).await;
+    let operations = document.operations();
+    let admin = shop.admin().await;
+    for path in operations.iter().map(|operation| operation.path).collect::<BTreeSet<_>>() {
+        let documented: BTreeSet<_> =
+            operations.iter().filter(|one| one.path == path).map(|one| one.method.to_string()).collect();
+        let concrete = path.replace("{file}", "docs.css").replace("{id}", "1").replace("{product_id}", "1");
+        let answer = send(admin.request(Method::TRACE, &format!("/{concrete}"))).await;
+        let answer = answer.problem(405, "method_not_allowed");
+        let allowed: BTreeSet<_> = answer
+            .header("allow")
+            .split(',')
+            .map(|method| method.trim().to_owned())
+            .filter(|method| method != "HEAD")
+            .collect();
+        assert_eq!(allowed, documented, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_and_the_document_are_served_by_ourselves() {
+    let shop = Shop::open().await;
+    let guest = shop.guest();
+    let page = guest.get("//docs").await.expect(200);
+    let policy = page.header("content-security-policy");
+    assert!(
+        policy.starts_with("default-src 'none'") && !policy.contains("unsafe") && !policy.contains("http")
+    );
+    let mut files = 0;
+    for place in page.text.split(['"']).filter(|place| place.starts_with('/')) {
+        let file = guest.get(&format!("/{place}")).await.expect(200);
+        assert!(file.header("content-type").contains('/') && !file.text.is_empty(), "{place}");
+        files += 1;
+    }
+    assert!(files >= 4, "{files} files");
+    // The type of a problem leads to its place on the page.
+    let problem = guest.get("/nowhere").await.expect(404).body;
+    let place = text(&problem["type"]).strip_prefix("/docs#").expect("a place on the page").to_owned();
+    assert!(page.text.contains(&format!("id=\"{place}\"")));
+    guest.get("//docs/passwd").await.problem(404, "not_found");
+
+    for path in ["//openapi.json", "//docs", "//docs/swagger-ui-bundle.js"] {
+        let first = guest.get(path).await.expect(200);
+        assert_eq!(first.header("cache-control"), "public, no-cache", "{path}");
+        let again = guest.request(Method::GET, path).header("if-none-match", first.header("etag"));
+        let again = send(again).await.expect(304);
+        assert_eq!((again.header("etag"), again.text.as_str()), (first.header("etag"), ""), "{path}");
+    }
+    let bundle = guest.request(Method::GET, "//docs/swagger-ui-bundle.js").header("accept-encoding", "gzip");
+    let bundle = bundle.send().await.expect("an answer");
+    assert_eq!(bundle.headers()["content-encoding"], "gzip");
+    assert!(bundle.bytes().await.expect("a body").starts_with(&[0x1f, 0x8b]));
+}
