@@ -52,6 +52,8 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     redis::watch(&redis, &process.tasks, &process.readiness);
     let realtime = Realtime::start(&settings.redis, upstream.clone(), verifier.clone(), &ended, &process)?;
 
+    // What never happened is 0 for those who watch, not absent.
+    metrics::counter!("http_requests_shed_total").increment(0);
     let state = State::from(Parts {
         limits: Limits::new(&settings, redis),
         origins: Origins::new(&settings.cors_origins),

@@ -54,6 +54,10 @@ impl shoppee_kit::process::Settings for Settings {
     fn common(&self) -> &Common {
         &self.common
     }
+
+    fn ops_addr(&self) -> Option<SocketAddr> {
+        Some(self.listen_addr)
+    }
 }
 
 /// A CIDR, or nothing: an empty variable means an empty list.

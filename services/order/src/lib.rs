@@ -91,6 +91,10 @@ impl shoppee_kit::process::Settings for Settings {
     fn common(&self) -> &Common {
         &self.common
     }
+
+    fn ops_addr(&self) -> Option<SocketAddr> {
+        Some(self.metrics_addr)
+    }
 }
 
 /// What the use cases work with; cheap to clone.

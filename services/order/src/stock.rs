@@ -146,7 +146,10 @@ impl Stock {
         let twice = async {
             match attempt().await {
                 Err(refused) if refused.code() == Code::Unauthenticated => self.token.forget().await,
-                Err(refused) if refused.code() == Code::Unavailable => tokio::time::sleep(PAUSE).await,
+                // A replica that stops breaks off what it had not begun.
+                Err(refused) if refused.code() == Code::Unavailable || refused.code() == Code::Cancelled => {
+                    tokio::time::sleep(PAUSE).await;
+                }
                 answered => return answered,
             }
             attempt().await

@@ -60,6 +60,10 @@ impl shoppee_kit::process::Settings for Settings {
     fn common(&self) -> &Common {
         &self.common
     }
+
+    fn ops_addr(&self) -> Option<SocketAddr> {
+        Some(self.metrics_addr)
+    }
 }
 
 fn currency(value: &str) -> Result<String, String> {
