@@ -286,7 +286,6 @@ async fn a_crowd_that_comes_back_is_served() {
 
 /// A tail that got lost without a trace is found by asking, now and then.
 #[tokio::test]
-#[ignore = "takes a minute"]
 async fn a_tail_lost_without_a_trace_is_found_within_a_minute_or_so() {
     let stage = Stage::set(1).await;
     let mut socket = stage.socket(0, ANN, "").await;
