@@ -58,9 +58,10 @@ def answered(url):
             if labels["status"].startswith("2"):
                 successes.add((labels["method"].lower(), labels["route"]))
     paths = json.loads(get(f"{url}/openapi.json"))["paths"]
-    operations = {(method, path): it["operationId"] for path, item in paths.items() for method, it in item.items()}
+    operations = {(method, path): it["operationId"] for path, of in paths.items() for method, it in of.items()}
     never = {name for key, name in operations.items() if key not in successes}
-    print(f"{len(operations) - len(never)} of {len(operations)} operations succeeded; never: {', '.join(sorted(never))}")
+    succeeded = len(operations) - len(never)
+    print(f"{succeeded} of {len(operations)} operations succeeded; never: {', '.join(sorted(never))}")
     sys.exit(bool(never - MAY_NEVER_SUCCEED))
 
 

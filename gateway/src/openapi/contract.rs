@@ -1,5 +1,5 @@
-//! What the `.proto` files say, read from their descriptors: the messages with their comments, and which method answers
-//! which route (`google.api.http`).
+//! What the `.proto` files say, read from their descriptors: the messages with their comments, and which
+//! method answers which route (`google.api.http`).
 
 use std::collections::HashMap;
 

@@ -1,5 +1,5 @@
-//! Examples. Answers are written as the messages they are, so that they cannot look different from real ones; bodies
-//! as a client writes them.
+//! Examples. Answers are written as the messages they are, so that they cannot look different from real ones;
+//! bodies as a client writes them.
 
 use serde::Serialize;
 use shoppee_proto::{

@@ -1,5 +1,5 @@
-//! JSON whose fields stay in the order they are written in: a reader finds `id` first. serde_json's own objects sort
-//! them, or keep their order for the whole workspace.
+//! JSON whose fields stay in the order they are written in: a reader finds `id` first. serde_json's own
+//! objects sort them, or keep their order for the whole workspace.
 
 use std::{borrow::Cow, fmt};
 

@@ -1,6 +1,6 @@
-//! The OpenAPI document, made from what answers: paths, bodies and descriptions come from the contract's descriptors
-//! ([`contract`]), problems from the table of codes, and what neither says from two tables, [`operations`] and
-//! [`rules`]. It is made and encoded once.
+//! The OpenAPI document, made from what answers: paths, bodies and descriptions come from the contract's
+//! descriptors ([`contract`]), problems from the table of codes, and what neither says from two tables,
+//! [`operations`] and [`rules`]. It is made and encoded once.
 
 mod contract;
 mod examples;
@@ -54,27 +54,30 @@ fn info() -> Object {
 }
 
 const ABOUT: &str = "\
-People register, look for products, fill a cart, order, pay, and watch their order move, live, on every device.
+People register, look for products, fill a cart, order, pay, and watch their order move, live, on every \
+device.
 
 **A first order**: `POST /api/v1/auth/register`, then `POST /api/v1/auth/login`; use the `access_token` as \
-`Authorization: Bearer …` (here: the button *Authorize*). `GET /api/v1/products` shows what there is; put one into the \
-cart with `POST /api/v1/cart/items`, place the order with `POST /api/v1/orders`, pay it with \
+`Authorization: Bearer …` (here: the button *Authorize*). `GET /api/v1/products` shows what there is; put \
+one into the cart with `POST /api/v1/cart/items`, place the order with `POST /api/v1/orders`, pay it with \
 `POST /api/v1/orders/{id}/pay` and `{\"payment_token\": \"tok_ok\"}`.
 
 **Conventions**
 
-- Bodies are JSON in UTF-8, at most 64 KiB (a batch: 8 MiB). A request's shape is checked first: 400 `invalid_request` \
-for what is not JSON, for fields that are missing, unknown or given twice, for wrong types and bad query parameters. \
-Then its rules: 422 `validation_failed` for length, format, sign and range. Both say field by field what is wrong. An id \
-in the path that is no id is 404.
-- Money is an integer in minor units (`1999` is 19.99) beside an ISO 4217 `currency`. Times are RFC 3339 in UTC.
-- Lists answer `{\"items\": […], \"next_cursor\": \"…\"}`; the next page is the same question with `cursor`; `null` means that \
-there is none.
+- Bodies are JSON in UTF-8, at most 64 KiB (a batch: 8 MiB). A request's shape is checked first: 400 \
+`invalid_request` for what is not JSON, for fields that are missing, unknown or given twice, for wrong \
+types and bad query parameters. Then its rules: 422 `validation_failed` for length, format, sign and \
+range. Both say field by field what is wrong. An id in the path that is no id is 404.
+- Money is an integer in minor units (`1999` is 19.99) beside an ISO 4217 `currency`. Times are RFC 3339 \
+in UTC.
+- Lists answer `{\"items\": […], \"next_cursor\": \"…\"}`; the next page is the same question with \
+`cursor`; `null` means that there is none.
 - Things of another user look exactly like things that do not exist: 404.
-- Every answer carries `x-request-id`, and every error is `application/problem+json` (RFC 9457) with a `code`.
+- Every answer carries `x-request-id`, and every error is `application/problem+json` (RFC 9457) with a \
+`code`.
 - `Idempotency-Key` makes placing and paying an order safe to try again.
-- `RateLimit` and `RateLimit-Policy` say how often one may ask; over a limit it is 429, and `Retry-After` says how long \
-to wait. 503 and 504 may be tried again too.";
+- `RateLimit` and `RateLimit-Policy` say how often one may ask; over a limit it is 429, and `Retry-After` \
+says how long to wait. 503 and 504 may be tried again too.";
 
 fn tags() -> Json {
     list(
@@ -105,7 +108,8 @@ fn security_schemes() -> Object {
         },
         "wsTicket": object! {
             "type": "apiKey", "in": "header", "name": "Sec-WebSocket-Protocol",
-            "description": "`shoppee.v1, ticket.<ticket>`, with a ticket of `POST /api/v1/auth/ws-ticket`; only for `/ws`.",
+            "description": "`shoppee.v1, ticket.<ticket>`, with a ticket of `POST /api/v1/auth/ws-ticket`; \
+                            only for `/ws`.",
         },
     }
 }
@@ -117,7 +121,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::app::{WITH_QUERY, WITHOUT_QUERY};
+    use crate::app::{COMPRESSED, WITH_QUERY, WITHOUT_QUERY};
 
     #[test]
     fn the_document_has_every_route_of_the_router_and_no_other() {
@@ -135,6 +139,7 @@ mod tests {
         let routed: BTreeSet<_> = WITH_QUERY
             .iter()
             .chain(WITHOUT_QUERY)
+            .chain(COMPRESSED)
             .chain(&of_all)
             .map(|(method, path)| ((*method).to_owned(), (*path).to_owned()))
             .collect();

@@ -1,5 +1,5 @@
-//! The table of operations: what the document says of each route beyond what the contract's annotations and messages
-//! say already. A route that is added to the contract is added here.
+//! The table of operations: what the document says of each route beyond what the contract's annotations and
+//! messages say already. A route that is added to the contract is added here.
 
 use Code::{
     AccountDisabled, CartEmpty, CategoryInUse, EmailTaken, IdempotencyKeyReused, InvalidCredentials,
@@ -74,14 +74,15 @@ pub const OPERATIONS: &[Operation] = &[
         .or(&[UsernameTaken, EmailTaken, ValidationFailed]),
     op("AuthService.Login", "login", Nobody, "Sign in")
         .about(
-            "Begins a session. An account can be tried ten times a minute, wherever the tries come from; an unknown \
-             name and a wrong password look the same.",
+            "Begins a session. An account can be tried ten times a minute, wherever the tries come from; \
+             an unknown name and a wrong password look the same.",
         )
         .or(&[InvalidCredentials, AccountDisabled, ValidationFailed, TooManyAttempts]),
     op("AuthService.Refresh", "refresh", Nobody, "Get new tokens")
         .about(
-            "For a refresh token that has not been used. One that has ends its whole session: somebody has a copy. \
-             Where the answer was lost, the same token may be sent once more within 10 s and gets the same successor.",
+            "For a refresh token that has not been used. One that has ends its whole session: somebody has \
+             a copy. Where the answer was lost, the same token may be sent once more within 10 s and gets \
+             the same successor.",
         )
         .or(&[Code::Unauthenticated, Code::TokenExpired, Code::SessionRevoked]),
     op("AuthService.Logout", "logout", User, "Sign out")
@@ -95,7 +96,8 @@ pub const OPERATIONS: &[Operation] = &[
         .about("All other sessions end.")
         .answers(204)
         .or(&[InvalidCredentials, ValidationFailed, TooManyAttempts]),
-    op("AuthService.ListSessions", "listSessions", User, "List my sessions").about("Those that are open, newest first."),
+    op("AuthService.ListSessions", "listSessions", User, "List my sessions")
+        .about("Those that are open, newest first."),
     op("AuthService.RevokeSession", "endSession", User, "End one of my sessions").answers(204),
     op("AuthService.CreateWsTicket", "createWsTicket", User, "Get a ticket for a socket")
         .about("What a browser opens `GET /ws` with, as it cannot set headers there. Good once, for 30 s.")
@@ -107,9 +109,10 @@ pub const OPERATIONS: &[Operation] = &[
         .or(&[ValidationFailed]),
     op("ProductService.ListProducts", "listProducts", Anybody, "List the catalogue")
         .about("Products that are sold. Ties are ordered by id."),
-    op("ProductService.SearchProducts", "searchProducts", Anybody, "Search the catalogue")
-        .about("By relevance: a word in the name counts more than one in the description. Typing slips are forgiven, \
-                and the last word may be unfinished."),
+    op("ProductService.SearchProducts", "searchProducts", Anybody, "Search the catalogue").about(
+        "By relevance: a word in the name counts more than one in the description. Typing slips are \
+                forgiven, and the last word may be unfinished.",
+    ),
     op("ProductService.GetProduct", "showProduct", Anybody, "Show a product")
         .about("An archived one only to an admin. Keep the `ETag`, and ask again with `If-None-Match`."),
     op("ProductService.CreateProduct", "createProduct", Admin, "Add a product")
@@ -122,7 +125,10 @@ pub const OPERATIONS: &[Operation] = &[
         )
         .or(&[SkuTaken, VersionMismatch, ValidationFailed]),
     op("ProductService.ArchiveProduct", "archiveProduct", Admin, "Take a product out of the shop")
-        .about("It stays in the orders that have it. Again is no error; `PATCH` with `status` brings it back.")
+        .about(
+            "It stays in the orders that have it. Again is no error; `PATCH` with `status` brings it \
+                back.",
+        )
         .answers(204)
         .or(&[VersionMismatch]),
     op("ProductService.AdjustStock", "adjustStock", Admin, "Correct a stock")
@@ -130,9 +136,9 @@ pub const OPERATIONS: &[Operation] = &[
         .or(&[OutOfStock, ValidationFailed]),
     op("ProductService.BatchUpdateProducts", "updateProducts", Admin, "Change many products")
         .about(
-            "Up to 10 000 rows, in a body of up to 8 MiB. A row that breaks a rule, or names a product a second time, \
-             fails alone; with `on_error: \"abort\"`, one that fails means that nothing is changed and the others \
-             are `skipped`.",
+            "Up to 10 000 rows, in a body of up to 8 MiB. A row that breaks a rule, or names a product a \
+             second time, fails alone; with `on_error: \"abort\"`, one that fails means that nothing is \
+             changed and the others are `skipped`.",
         )
         .or(&[ValidationFailed]),
     op("ProductService.ListCategories", "listCategories", Anybody, "List the categories")
@@ -159,9 +165,9 @@ pub const OPERATIONS: &[Operation] = &[
         .about("One that is not in it is no error."),
     op("OrderService.CreateOrder", "createOrder", User, "Place an order")
         .about(
-            "Of `items`, at most 100 different products; without them, of the cart, which is empty afterwards. The \
-             stock is held until the order is paid or its time runs out (`expires_at`). With `expected_total`, an \
-             order that would cost something else is refused.",
+            "Of `items`, at most 100 different products; without them, of the cart, which is empty \
+             afterwards. The stock is held until the order is paid or its time runs out (`expires_at`). \
+             With `expected_total`, an order that would cost something else is refused.",
         )
         .answers(201)
         .or(&[
@@ -189,12 +195,17 @@ pub const OPERATIONS: &[Operation] = &[
             IdempotencyKeyReused,
         ]),
     op("OrderService.CancelOrder", "cancelOrder", User, "Cancel an order")
-        .about("The owner while it is `pending`; an admin while it is `pending` or `paid`, and then the money goes back.")
+        .about(
+            "The owner while it is `pending`; an admin while it is `pending` or `paid`, and then the \
+                money goes back.",
+        )
         .without_body()
         .or(&[InvalidTransition, OrderExpired, ValidationFailed]),
-    op("OrderService.ShipOrder", "shipOrder", Admin, "Ship an order")
-        .about("`paid` → `shipped`.")
-        .or(&[InvalidTransition, OrderExpired, ValidationFailed]),
+    op("OrderService.ShipOrder", "shipOrder", Admin, "Ship an order").about("`paid` → `shipped`.").or(&[
+        InvalidTransition,
+        OrderExpired,
+        ValidationFailed,
+    ]),
     op("OrderService.CompleteOrder", "completeOrder", User, "Say that an order has arrived")
         .about("`shipped` → `completed`. My own; an admin, any.")
         .or(&[InvalidTransition, OrderExpired]),

@@ -26,7 +26,9 @@ const LIMITED: [Code; 4] = [Code::InvalidRequest, Code::RateLimited, Code::Inter
 fn socket() -> Object {
     let headers = header_references(&["x-request-id", "RateLimit", "RateLimit-Policy"]);
     let mut responses = object! {
-        "101": object! { "description": "The connection is a socket now; `ready` comes first.", "headers": headers },
+        "101": object! {
+            "description": "The connection is a socket now; `ready` comes first.", "headers": headers,
+        },
     };
     let codes: Vec<_> = NOT_SIGNED_IN.into_iter().chain([Code::Forbidden]).chain(LIMITED).collect();
     for (status, problem) in problems(&codes, true) {
@@ -48,36 +50,43 @@ fn socket() -> Object {
                 "schema": object! { "type": "integer", "format": "int64", "minimum": 0 },
             },
             header("Upgrade", "`websocket`, as in every handshake.", object! { "type": "string" }),
-            header("Sec-WebSocket-Protocol", "From a browser: `shoppee.v1, ticket.<ticket>`; the answer is `shoppee.v1`.",
+            header("Sec-WebSocket-Protocol", "From a browser: `shoppee.v1, ticket.<ticket>`; the answer is \
+                                              `shoppee.v1`.",
                    object! { "type": "string" }),
-            header("Origin", "Of a web page: must be one that the shop allows.", object! { "type": "string" }),
+            header("Origin", "Of a web page: one that the shop allows.", object! { "type": "string" }),
         ]),
         "responses": responses,
     }
 }
 
 const SOCKET: &str = "\
-A WebSocket (RFC 6455) over HTTP/1.1. Every step of every order of the caller arrives on every socket of theirs, through \
-whichever gateway, in order and without a gap.
+A WebSocket (RFC 6455) over HTTP/1.1. Every step of every order of the caller arrives on every socket of \
+theirs, through whichever gateway, in order and without a gap.
 
 Sign in with `Authorization: Bearer …`, or from a browser, which cannot set headers, with a ticket of \
-`POST /api/v1/auth/ws-ticket` as a subprotocol: `new WebSocket(url, [\"shoppee.v1\", \"ticket.\" + ticket])`.
+`POST /api/v1/auth/ws-ticket` as a subprotocol: `new WebSocket(url, [\"shoppee.v1\", \"ticket.\" + \
+ticket])`.
 
-**Frames from the server** are `{\"type\",\"content\",\"user_id\",\"time\",\"seq\"?}`, with `time` in Unix seconds:
+**Frames from the server** are `{\"type\",\"content\",\"user_id\",\"time\",\"seq\"?}`, with `time` in Unix \
+seconds:
 
-- `{\"type\":\"ready\",\"content\":{\"seq\":41,\"recovered\":true}}` comes first. `recovered: false` means that what was \
-missed cannot be replayed whole: read the orders by REST and go on from `seq`.
-- `{\"type\":\"order\",\"content\":{\"order_id\",\"status\",\"previous_status\",\"total\",\"currency\",\"version\"},\
-\"user_id\":7,\"time\":1768469400,\"seq\":42}`. `seq` counts per user, from 1, without gaps; copies have the same one.
-- `{\"type\":\"pong\"}` answers a `ping`, and `{\"type\":\"error\",\"content\":{\"code\":\"invalid_request\"}}` whatever cannot \
-be understood.
+- `{\"type\":\"ready\",\"content\":{\"seq\":41,\"recovered\":true}}` comes first. `recovered: false` means \
+that what was missed cannot be replayed whole: read the orders by REST and go on from `seq`.
+- \
+`{\"type\":\"order\",\"content\":{\"order_id\",\"status\",\"previous_status\",\"total\",\"currency\",\
+\"version\"},\
+\"user_id\":7,\"time\":1768469400,\"seq\":42}`. \
+`seq` counts per user, from 1, without gaps; copies have the same one.
+- `{\"type\":\"pong\"}` answers a `ping`, and \
+`{\"type\":\"error\",\"content\":{\"code\":\"invalid_request\"}}` whatever cannot be understood.
 
-**Frames from the client** are `{\"type\":\"ping\"}`, and `{\"type\":\"auth\",\"content\":{\"access_token\":\"…\"}}` to go on past the \
-end of its token.
+**Frames from the client** are `{\"type\":\"ping\"}`, and \
+`{\"type\":\"auth\",\"content\":{\"access_token\":\"…\"}}` to go on past the end of its token.
 
-**Closing codes**: 1001 the server goes away, 1009 a frame over 16 KiB. After 4000–4499 come back, with `after`: 4005 the \
-token has expired, 4008 too slow, 4010 resync, 4012 no pong. After 4500–4999 do not: 4501 the session has ended, 4504 \
-more than 10 sockets of one user, 4509 misbehaving (ten frames that make no sense, or more than 20 a second).";
+**Closing codes**: 1001 the server goes away, 1009 a frame over 16 KiB. After 4000–4499 come back, with \
+`after`: 4005 the token has expired, 4008 too slow, 4010 resync, 4012 no pong. After 4500–4999 do not: \
+4501 the session has ended, 4504 more than 10 sockets of one user, 4509 misbehaving (ten frames that make \
+no sense, or more than 20 a second).";
 
 fn jwks(contract: &Contract, schemas: &mut Schemas<'_>) -> Object {
     let key =
@@ -97,8 +106,8 @@ fn jwks(contract: &Contract, schemas: &mut Schemas<'_>) -> Object {
         "tokens",
         "showKeys",
         "Show the keys that access tokens are signed with",
-        "A JSON Web Key Set (RFC 7517), for whoever verifies tokens: EdDSA, `typ` `at+jwt`, `iss` `shoppee`, `aud` \
-          `shoppee-api`. During a rotation the previous key stands here too.",
+        "A JSON Web Key Set (RFC 7517), for whoever verifies tokens: EdDSA, `typ` `at+jwt`, `iss` \
+         `shoppee`, `aud` `shoppee-api`. During a rotation the previous key stands here too.",
         with_problems(object! { "200": answer }, &LIMITED),
     )
 }
@@ -153,7 +162,8 @@ fn file_of_docs() -> Object {
         "parameters",
         list([
             object! {
-                "name": "file", "in": "path", "required": true, "schema": object! { "type": "string", "enum": names },
+                "name": "file", "in": "path", "required": true,
+                "schema": object! { "type": "string", "enum": names },
             },
             object! { "$ref": "#/components/parameters/If-None-Match" },
         ]),
@@ -184,7 +194,8 @@ fn ready() -> Object {
     let mut described = operators(
         "showReadiness",
         "Can the process do its work?",
-        "For people and alerts. A load balancer asks with `need=vital`: without Redis the shop is slower, and still a shop.",
+        "For people and alerts. A load balancer asks with `need=vital`: without Redis the shop is slower, \
+         and still a shop.",
         responses,
     );
     described.set(

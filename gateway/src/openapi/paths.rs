@@ -10,7 +10,8 @@ use super::{
 };
 use crate::error::Code;
 
-/// From an answer to what can be done with it next: operation, which field of the answer names the thing, and where to.
+/// From an answer to what can be done with it next: operation, which field of the answer names the thing, and
+/// where to.
 const LINKS: [(&str, &str, &[&str]); 4] = [
     ("createProduct", "id", &["showProduct", "updateProduct", "adjustStock", "archiveProduct"]),
     ("createCategory", "id", &["updateCategory", "deleteCategory"]),
@@ -150,15 +151,15 @@ pub fn header_parameters() -> Object {
         ),
         "If-Match": header(
             "If-Match",
-            "The `ETag` of the product that the change is meant for: 412 where somebody else was quicker. Stock moves \
-             do not count as such.",
+            "The `ETag` of the product that the change is meant for: 412 where somebody else was quicker. \
+             Stock moves do not count as such.",
             text(),
             "\"7-9f86d081884c7d65\"",
         ),
         "Idempotency-Key": header(
             "Idempotency-Key",
-            "A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same \
-             body gets the same answer and has no further effect.",
+            "A word of the client's own choice that makes it safe to try again: for 24 h, the same key \
+             with the same body gets the same answer and has no further effect.",
             text().with("minLength", 1).with("maxLength", 255).with("pattern", "^[!-~]+$"),
             "checkout-8f14e45f",
         ),

@@ -18,7 +18,7 @@ pub fn headers() -> Object {
         object! { "description": about, "schema": object! { "type": "string" }, "example": example }
     };
     let mut request_id = text(
-        "The request's id: the client's own, where it sent a sane one (1..128 of A-Z a-z 0-9 . _ -), else a new one.",
+        "The client's own id where it sent a sane one (1..128 of A-Z a-z 0-9 . _ -), else a new one.",
         REQUEST_ID,
     );
     request_id.set("required", true);

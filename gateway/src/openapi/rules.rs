@@ -1,5 +1,5 @@
-//! The rules that the services hold fields to, for the document: one line a field. The services stay the judges; that
-//! both say the same is what `scripts/check-api` tries out.
+//! The rules that the services hold fields to, for the document: one line a field. The services stay the
+//! judges; that both say the same is what `scripts/check-api` tries out.
 
 use super::json::{Object, list, object};
 
@@ -30,7 +30,8 @@ pub enum Value {
 
 use Bound::{AtLeast, Default, Format, Items, Length, Not, Pattern, Range, Words};
 
-/// One line that says something. Control characters are refused too, which no pattern says that all engines know.
+/// One line that says something. Control characters are refused too, which no pattern says that all engines
+/// know.
 const fn line(longest: i64) -> [Bound; 2] {
     [Length(1, longest), Pattern(r"\S")]
 }
@@ -44,80 +45,90 @@ const STOCK: &[Bound] = &[Range(0, 1_000_000_000)];
 const MONEY: &[Bound] = &[AtLeast(0)];
 const ID: &[Bound] = &[AtLeast(1)];
 const UUID: &[Bound] = &[Format("uuid")];
+const IMAGE: &[Bound] = &[Length(1, 2048), Format("uri"), Pattern("^https?://")];
+const TOKENS: &[Bound] = &[Words(&["tok_ok", "tok_declined", "tok_insufficient_funds", "tok_slow"])];
+/// Messages whose `id` is an order's.
+const OF_AN_ORDER: &[&str] = &[
+    "Order",
+    "GetOrderRequest",
+    "ListOrderEventsRequest",
+    "PayOrderRequest",
+    "CancelOrderRequest",
+    "ShipOrderRequest",
+    "CompleteOrderRequest",
+];
 const CURRENCY: &[Bound] = &[Pattern("^[A-Z]{3}$")];
 const SLUG: &[Bound] = &[Length(1, 64), Pattern("^[a-z0-9-]+$")];
 
-/// Messages, a field of theirs (all that have it, where no message is named), its bounds. The first line that fits
-/// holds.
+/// Messages, a field of theirs (all that have it, where no message is named), its bounds. The first line that
+/// fits holds.
 #[rustfmt::skip]
 const RULES: &[(&[&str], &str, &[Bound])] = &[
-    (&["RegisterRequest"],                   "username",         &[Length(3, 32), Pattern("^[A-Za-z0-9_.-]+$")]),
-    (&["RegisterRequest"],                   "email",            &[Length(3, 254), Format("email")]),
-    (&["RegisterRequest"],                   "password",         &[Length(8, 256), Format("password")]),
-    (&["LoginRequest"],                      "username",         &line(254)),
-    (&["LoginRequest"],                      "password",         &[Length(1, 256), Format("password")]),
-    (&["RefreshRequest"],                    "refresh_token",    &[Format("password")]),
-    (&["ChangePasswordRequest"],             "current_password", &[Length(1, 256), Format("password")]),
-    (&["ChangePasswordRequest"],             "new_password",     &[Length(8, 256), Format("password")]),
-    (&["ListUsersRequest"],                  "q",                &[Length(1, 254)]),
+    (&["RegisterRequest"],             "username",         &[Length(3, 32), Pattern("^[A-Za-z0-9_.-]+$")]),
+    (&["RegisterRequest"],             "email",            &[Length(3, 254), Format("email")]),
+    (&["RegisterRequest"],             "password",         &[Length(8, 256), Format("password")]),
+    (&["LoginRequest"],                "username",         &line(254)),
+    (&["LoginRequest"],                "password",         &[Length(1, 256), Format("password")]),
+    (&["RefreshRequest"],              "refresh_token",    &[Format("password")]),
+    (&["ChangePasswordRequest"],       "current_password", &[Length(1, 256), Format("password")]),
+    (&["ChangePasswordRequest"],       "new_password",     &[Length(8, 256), Format("password")]),
+    (&["ListUsersRequest"],            "q",                &[Length(1, 254)]),
     (&["Session", "RevokeSessionRequest"],   "id",               UUID),
-    (&["User"],                              "email",            &[Format("email")]),
-    (&["Tokens"],                            "token_type",       &[Words(&["Bearer"])]),
+    (&["User"],                        "email",            &[Format("email")]),
+    (&["Tokens"],                      "token_type",       &[Words(&["Bearer"])]),
 
-    (&[NEW, PATCH],                     "sku",              &[Length(1, 64), Pattern("^[A-Za-z0-9_.-]+$")]),
-    (&[NEW, PATCH],                     "name",             &line(200)),
-    (&[NEW, PATCH],                     "description",      &[Length(0, 10_000)]),
-    (&[NEW, PATCH],                          "image_url",        &[Length(1, 2048), Format("uri"), Pattern("^https?://")]),
-    (&[NEW, PATCH, "Product"],          "price",            PRICE),
-    (&[NEW, PATCH, "Product"],          "stock",            STOCK),
-    (&["AdjustStockRequest"],                "delta",            &[Range(-1_000_000_000, 1_000_000_000), Not(0)]),
-    (&["AdjustStockRequest"],                "reason",           &line(500)),
-    (&["BatchUpdateProductsRequest"],        "items",            &[Items(0, 10_000)]),
+    (&[NEW, PATCH],                    "sku",              &[Length(1, 64), Pattern("^[A-Za-z0-9_.-]+$")]),
+    (&[NEW, PATCH],                    "name",             &line(200)),
+    (&[NEW, PATCH],                    "description",      &[Length(0, 10_000)]),
+    (&[NEW, PATCH],                    "image_url",        IMAGE),
+    (&[NEW, PATCH, "Product"],         "price",            PRICE),
+    (&[NEW, PATCH, "Product"],         "stock",            STOCK),
+    (&["AdjustStockRequest"],          "delta",            &[Range(-1_000_000_000, 1_000_000_000), Not(0)]),
+    (&["AdjustStockRequest"],          "reason",           &line(500)),
+    (&["BatchUpdateProductsRequest"],  "items",            &[Items(0, 10_000)]),
     (&["CreateCategoryRequest", "UpdateCategoryRequest"], "slug", SLUG),
     (&["CreateCategoryRequest", "UpdateCategoryRequest"], "name", &line(100)),
-    (&["SearchProductsRequest"],             "q",                &[Length(1, 200)]),
-    (&[],                                    "min_price",        MONEY),
-    (&[],                                    "max_price",        MONEY),
-    (&["ListProductsRequest"],               "sort",             &[Default(Value::Word("newest"))]),
+    (&["SearchProductsRequest"],       "q",                &[Length(1, 200)]),
+    (&[],                              "min_price",        MONEY),
+    (&[],                              "max_price",        MONEY),
+    (&["ListProductsRequest"],         "sort",             &[Default(Value::Word("newest"))]),
 
     (&["AddCartItemRequest", "OrderLine"],   "quantity",         &[Range(1, 1000)]),
-    (&["SetCartItemRequest"],                "quantity",         &[Range(0, 1000)]),
-    (&["CreateOrderRequest"],                "items",            &[Items(1, i64::MAX)]),
-    (&["CreateOrderRequest"],                "expected_total",   MONEY),
-    (&["PayOrderRequest"],                   "payment_token",    &[Words(&["tok_ok", "tok_declined", "tok_insufficient_funds", "tok_slow"])]),
-    (&["CancelOrderRequest"],                "reason",           &line(500)),
-    (&["ShipOrderRequest"],                  "carrier",          &line(100)),
-    (&["ShipOrderRequest"],                  "tracking_number",  &line(100)),
-    (&["Address"],                           "recipient",        &line(200)),
-    (&["Address"],                           "line1",            &line(200)),
-    (&["Address"],                           "line2",            &line(200)),
-    (&["Address"],                           "city",             &line(200)),
-    (&["Address"],                           "region",           &line(200)),
-    (&["Address"],                           "postal_code",      &line(20)),
-    (&["Address"],                           "phone",            &line(40)),
-    (&["Address"],                           "country",          &[Pattern("^[A-Z]{2}$")]),
-    (&["Order", "GetOrderRequest", "ListOrderEventsRequest", "PayOrderRequest", "CancelOrderRequest", "ShipOrderRequest", "CompleteOrderRequest"],
-                                             "id",               UUID),
-    (&["ListOrderEventsRequest"],            "id",               UUID),
+    (&["SetCartItemRequest"],          "quantity",         &[Range(0, 1000)]),
+    (&["CreateOrderRequest"],          "items",            &[Items(1, i64::MAX)]),
+    (&["CreateOrderRequest"],          "expected_total",   MONEY),
+    (&["PayOrderRequest"],             "payment_token",    TOKENS),
+    (&["CancelOrderRequest"],          "reason",           &line(500)),
+    (&["ShipOrderRequest"],            "carrier",          &line(100)),
+    (&["ShipOrderRequest"],            "tracking_number",  &line(100)),
+    (&["Address"],                     "recipient",        &line(200)),
+    (&["Address"],                     "line1",            &line(200)),
+    (&["Address"],                     "line2",            &line(200)),
+    (&["Address"],                     "city",             &line(200)),
+    (&["Address"],                     "region",           &line(200)),
+    (&["Address"],                     "postal_code",      &line(20)),
+    (&["Address"],                     "phone",            &line(40)),
+    (&["Address"],                     "country",          &[Pattern("^[A-Z]{2}$")]),
+    (OF_AN_ORDER,                      "id",               UUID),
 
-    (&[],                                    "limit",            &[Range(1, 100), Default(Value::Integer(20))]),
-    (&[],                                    "cursor",           &[Length(1, 2048), Pattern("^[A-Za-z0-9_-]+$")]),
-    (&[],                                    "id",               ID),
-    (&[],                                    "product_id",       ID),
-    (&[],                                    "category_id",      ID),
-    (&[],                                    "parent_id",        ID),
-    (&[],                                    "user_id",          ID),
-    (&[],                                    "version",          ID),
-    (&[],                                    "seq",              ID),
-    (&[],                                    "index",            MONEY),
-    (&[],                                    "updated",          MONEY),
-    (&[],                                    "failed",           MONEY),
-    (&[],                                    "unit_price",       MONEY),
-    (&[],                                    "line_total",       MONEY),
-    (&[],                                    "total",            MONEY),
-    (&[],                                    "currency",         CURRENCY),
-    (&[],                                    "expires_in",       MONEY),
-    (&[],                                    "refresh_expires_in", MONEY),
+    (&[],                              "limit",            &[Range(1, 100), Default(Value::Integer(20))]),
+    (&[],                              "cursor",           &[Length(1, 2048), Pattern("^[A-Za-z0-9_-]+$")]),
+    (&[],                              "id",               ID),
+    (&[],                              "product_id",       ID),
+    (&[],                              "category_id",      ID),
+    (&[],                              "parent_id",        ID),
+    (&[],                              "user_id",          ID),
+    (&[],                              "version",          ID),
+    (&[],                              "seq",              ID),
+    (&[],                              "index",            MONEY),
+    (&[],                              "updated",          MONEY),
+    (&[],                              "failed",           MONEY),
+    (&[],                              "unit_price",       MONEY),
+    (&[],                              "line_total",       MONEY),
+    (&[],                              "total",            MONEY),
+    (&[],                              "currency",         CURRENCY),
+    (&[],                              "expires_in",       MONEY),
+    (&[],                              "refresh_expires_in", MONEY),
 ];
 
 /// The bounds of a field.

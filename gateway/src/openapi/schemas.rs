@@ -41,8 +41,8 @@ const IN_OTHER_WORDS: [(&str, &str); 9] = [
     ("UpdateCategoryRequest", "What changes; a field that is absent stays as it is."),
     (
         "ProductChange",
-        "One row of a batch: the product, either by `id` or by `sku`, and what changes. The rules of the fields are \
-         those of a single change; a row that breaks one fails, and says so in the answer.",
+        "One row of a batch: the product, either by `id` or by `sku`, and what changes. The rules of the \
+         fields are those of a single change; a row that breaks one fails, and says so in the answer.",
     ),
     ("CreateOrderRequest.items", "Lines with the same product are one line. Absent or null: the cart."),
     (
@@ -67,7 +67,8 @@ pub fn short(message: &str) -> &str {
     message.rsplit('.').next().unwrap_or(message)
 }
 
-/// The same for a body: what is sent may lack what an answer always has, so that both are schemas of their own.
+/// The same for a body: what is sent may lack what an answer always has, so that both are schemas of their
+/// own.
 fn body_name(message: &str) -> String {
     let name = short(message);
     if name.ends_with("Request") { name.to_owned() } else { format!("{name}Input") }
@@ -265,7 +266,8 @@ fn problem() -> Object {
             },
             "errors": object! {
                 "type": "array",
-                "description": "Field by field; with `invalid_request` and `validation_failed`, and with some others.",
+                "description": "Field by field; with `invalid_request` and `validation_failed`, and with \
+                                some others.",
                 "items": reference("FieldError"),
             },
         },
@@ -280,7 +282,8 @@ fn field_error() -> Object {
         "properties": object! {
             "field": object! {
                 "type": "string",
-                "description": "Its path in the body, as in `items[0].quantity`, or the name of the parameter or header.",
+                "description": "Its path in the body, as in `items[0].quantity`, or the name of the \
+                                parameter or header.",
             },
             "message": object! { "type": "string" },
         },

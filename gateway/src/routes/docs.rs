@@ -1,5 +1,5 @@
-//! The API's documentation: `/openapi.json`, and `/docs`, a page that reads it and tries operations out. All of it is
-//! served from here, so that it works without any other host and under a policy that allows none.
+//! The API's documentation: `/openapi.json`, and `/docs`, a page that reads it and tries operations out. All
+//! of it is served from here, so that it works without any other host and under a policy that allows none.
 
 use std::{fmt::Write as _, sync::Arc};
 
@@ -149,13 +149,15 @@ pub async fn file(
 fn page() -> String {
     let mut page = String::from(concat!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n",
-        "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>Shoppee API</title>\n",
+        "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n",
+        "<title>Shoppee API</title>\n",
         "<link rel=\"icon\" href=\"data:,\">\n",
         "<link rel=\"stylesheet\" href=\"/docs/swagger-ui.css\">\n",
         "<link rel=\"stylesheet\" href=\"/docs/docs.css\">\n",
         "<script src=\"/docs/swagger-ui-bundle.js\" defer></script>\n",
         "<script src=\"/docs/docs.js\" defer></script>\n</head>\n<body>\n",
-        "<noscript><p>This page needs JavaScript; the document itself is <a href=\"/openapi.json\">/openapi.json</a>.",
+        "<noscript><p>This page needs JavaScript; the document itself is ",
+        "<a href=\"/openapi.json\">/openapi.json</a>.",
         "</p></noscript>\n<div id=\"api\"></div>\n",
         "<section id=\"problems\">\n<h2>Problems</h2>\n",
         "<table>\n<thead><tr><th>code</th><th>status</th><th>meaning</th></tr></thead>\n<tbody>\n",

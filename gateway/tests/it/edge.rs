@@ -154,3 +154,24 @@ async fn every_answer_is_sealed() {
     let head = send(ann.request(Method::HEAD, "/cart")).await.expect(200);
     assert_eq!(head.text, "");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_long_public_answers_are_compressed() {
+    let shop = Shop::open().await;
+    let (admin, guest) = (shop.admin().await, shop.guest());
+    for _ in 0..8 {
+        shop.product(&admin, 100, 10).await;
+    }
+    let compressed = async |path: &str| {
+        let answer =
+            send(guest.request(Method::GET, path).header("accept-encoding", "gzip, br")).await.expect(200);
+        let varies = answer.headers.get_all("vary").iter().any(|value| value == "accept-encoding");
+        (answer.header("content-encoding").to_owned(), varies)
+    };
+    assert_eq!(compressed("/products").await, ("gzip".to_owned(), true));
+    assert_eq!(compressed("/products?limit=1").await.0, "", "too short to be worth it");
+    let plain = guest.get("/products").await.expect(200);
+    assert_eq!((plain.header("content-encoding"), plain.body["items"].as_array().unwrap().len()), ("", 8));
+    let mine = admin.request(Method::GET, "/admin/users").header("accept-encoding", "gzip");
+    assert_eq!(send(mine).await.expect(200).header("content-encoding"), "");
+}

@@ -52,8 +52,8 @@ impl Document {
         }
     }
 
-    /// Whether `value` is what `schema` says and nothing more: a field that is not written down is wrong, as much as
-    /// one that lacks.
+    /// Whether `value` is what `schema` says and nothing more: a field that is not written down is wrong, as
+    /// much as one that lacks.
     fn check(&self, schema: &Value, value: &Value) -> Result<(), String> {
         let schema = self.resolve(schema);
         for part in schema["allOf"].as_array().into_iter().flatten() {
@@ -170,7 +170,8 @@ async fn every_operation_answers_as_the_document_says() {
             }
         }
     }
-    // Successes were seen, not only refusals; but not of what needs a secret, a handshake, or another order of things.
+    // Successes were seen, not only refusals; but not of what needs a secret, a handshake, or another order
+    // of things.
     let refused = document.operations().into_iter().map(|one| one.id.to_owned());
     let refused: BTreeSet<_> = refused.filter(|id| !seen.contains(id)).collect();
     let expected = [
