@@ -435,12 +435,8 @@ impl Answer {
         assert!(body.keys().all(|field| known.contains(&field.as_str())), "{}", self.text);
         let wants_errors = matches!(code, "invalid_request" | "validation_failed");
         assert!(self.body["errors"].is_array() || !wants_errors, "{}", self.text);
-        assert_eq!(
-            !self.header("retry-after").is_empty(),
-            matches!(status, 429 | 503 | 504),
-            "{}",
-            self.text
-        );
+        let come_back = matches!(status, 429 | 503 | 504);
+        assert_eq!(!self.header("retry-after").is_empty(), come_back, "{}", self.text);
         assert_eq!(!self.header("www-authenticate").is_empty(), status == 401, "{}", self.text);
         self
     }

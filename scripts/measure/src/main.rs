@@ -1,42 +1,5 @@
-//! The program behind `scripts/bench`: looks at the shop and at the limit of the machine in turns, and prints one table.
-
-mod bare;
-mod edge;
-mod load;
-mod table;
-
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-
-/// Measures a Shoppee that runs on this machine.
-#[derive(Debug, Parser)]
-#[command(name = "scripts/bench")]
-struct Command {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Debug, Subcommand)]
-enum What {
-    /// What the gateway's layers cost, against a bare axum handler with the same bytes
-    Edge(edge::Options),
-    /// The bare handler, in a process of its own
-    #[command(hide = true)]
-    Bare(bare::Options),
-}
-
-#[tokio::main]
-async fn main() -> ExitCode {
-    let outcome = match Command::parse().what {
-        What::Edge(options) => edge::run(options).await,
-        What::Bare(options) => bare::run(options).await,
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            table::say(&format!("{error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+fn main() -> ExitCode {
+    shoppee_measure::main()
 }

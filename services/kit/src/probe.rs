@@ -21,7 +21,8 @@ pub fn ask(addr: SocketAddr) -> anyhow::Result<()> {
         TcpStream::connect_timeout(&addr, PATIENCE).with_context(|| format!("nothing answers on {addr}"))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    write!(stream, "GET /readyz?need=vital HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n\r\n")?;
+    let request = format!("GET /readyz?need=vital HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     stream.take(LONGEST_ANSWER).read_to_end(&mut answer).with_context(|| format!("no answer from {addr}"))?;
     let answer = String::from_utf8_lossy(&answer);
