@@ -117,7 +117,8 @@ impl Problem {
             code,
             detail: detail.into(),
             errors: Vec::new(),
-            retry_after: None,
+            // 503 and 504 pass; a 429 knows better when.
+            retry_after: code.status().is_server_error().then_some(AGAIN).filter(|_| code != Code::Internal),
             bad_token: false,
             replayed: false,
         }
