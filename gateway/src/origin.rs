@@ -12,7 +12,8 @@ use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
     header::{
         ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-        ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, VARY,
+        ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, HOST, ORIGIN,
+        VARY,
     },
 };
 
@@ -71,6 +72,17 @@ impl Origins {
     }
 }
 
+/// Whether the page came from where the request goes: a page of our own, as RFC 6454 has the same origin. There is no
+/// cookie that a page under a borrowed name could ride on.
+pub fn is_our_own(origin: &HeaderValue, headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(HOST).iter();
+    let Some(host) = hosts.next().filter(|host| !host.is_empty() && hosts.next().is_none()) else {
+        return false;
+    };
+    let page = [b"http://".as_slice(), b"https://"].into_iter();
+    page.filter_map(|scheme| origin.as_bytes().strip_prefix(scheme)).any(|page| page == host.as_bytes())
+}
+
 /// The CORS layer: answers preflights, and tells the browser which pages may read an answer.
 pub async fn cors(State(origins): State<Origins>, request: Request, next: Next) -> Response {
     let Some(origin) = request.headers().get(ORIGIN).cloned() else {
@@ -125,5 +137,24 @@ mod tests {
             assert!(!origins.allows(&HeaderValue::from_static(hostile)), "{hostile}");
         }
         assert!(!Origins::new(&[]).allows(&HeaderValue::from_static("")));
+    }
+
+    #[test]
+    fn a_page_of_our_own_is_one_of_the_same_host_and_port() {
+        let headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static("shop.example:8080"))]);
+        let own = |origin: &'static str| is_our_own(&HeaderValue::from_static(origin), &headers);
+        assert!(own("http://shop.example:8080") && own("https://shop.example:8080"));
+        for other in [
+            "",
+            "null",
+            "shop.example:8080",
+            "http://shop.example",
+            "http://shop.example:8080/",
+            "http://evil@shop.example:8080",
+            "file://shop.example:8080",
+        ] {
+            assert!(!own(other), "{other}");
+        }
+        assert!(!is_our_own(&HeaderValue::from_static("http://"), &HeaderMap::new()));
     }
 }

@@ -18,6 +18,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use crate::{
     auth::identify,
     error::{Code, Problem},
+    origin::is_our_own,
     state::State,
 };
 
@@ -32,7 +33,8 @@ pub async fn upgrade(
     mut request: Request<axum::body::Body>,
 ) -> Result<Response, Problem> {
     let headers = request.headers();
-    if !headers.get_all(ORIGIN).iter().all(|origin| state.origins.allows(origin)) {
+    let allowed = |origin| state.origins.allows(origin) || is_our_own(origin, headers);
+    if !headers.get_all(ORIGIN).iter().all(allowed) {
         return Err(Problem::new(Code::Forbidden, "pages of this origin may not open sockets"));
     }
     let caller = caller(&state, headers)?;
