@@ -62,26 +62,37 @@ pub async fn count(
     Ok(Counted::Refused(Duration::try_from_secs_f64(free_in).unwrap_or(window).min(window)))
 }
 
-/// Uncounts the try made at this moment.
+/// Uncounts the try made at this moment. Locks the tries before it looks at them: two that go at once must not
+/// each take the other for the one that stays.
 pub async fn give_back(
     conn: &mut PgConnection,
     subject: &Subject,
     at: OffsetDateTime,
 ) -> Result<(), sqlx::Error> {
-    sqlx::query!(
-        "delete from auth.password_try where subject = $1 and tried_at = array[$2::timestamptz]",
-        subject,
-        at
-    )
-    .execute(&mut *conn)
-    .await?;
-    sqlx::query!(
-        "update auth.password_try set tried_at = array_remove(tried_at, $2) where subject = $1",
+    let is_only = sqlx::query_scalar!(
+        r#"select tried_at = array[$2::timestamptz] as "is_only!"
+           from auth.password_try where subject = $1 for update"#,
         subject,
         at,
     )
-    .execute(conn)
+    .fetch_optional(&mut *conn)
     .await?;
+    match is_only {
+        Some(true) => {
+            sqlx::query!("delete from auth.password_try where subject = $1", subject).execute(conn).await?
+        }
+        Some(false) => {
+            sqlx::query!(
+                "update auth.password_try set tried_at = array_remove(tried_at, $2) where subject = $1",
+                subject,
+                at,
+            )
+            .execute(conn)
+            .await?
+        }
+        // Old enough to be forgotten.
+        None => return Ok(()),
+    };
     Ok(())
 }
 

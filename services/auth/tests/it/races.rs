@@ -7,7 +7,7 @@ use shoppee_proto::auth::v1::LogoutAllRequest;
 use sqlx::Connection as _;
 use tonic::Code::{PermissionDenied, Unauthenticated};
 
-use crate::shop::{PASSWORD, Shop, refused};
+use crate::shop::{PASSWORD, Shop, refused, said};
 
 /// Waits until this many of the service's statements wait for a lock.
 async fn wait_for_locks(shop: &Shop, number: i64) {
@@ -72,16 +72,51 @@ async fn a_password_that_is_changed_while_it_is_hashed_lets_nobody_in() {
 }
 
 #[tokio::test]
+async fn two_devices_that_sign_in_at_once_are_both_let_in() {
+    let shop = Shop::open().await;
+    shop.registers("ann").await;
+    let (mut first, mut second) = (shop.connection().await, shop.connection().await);
+    let mut before_the_commit = first.begin().await.unwrap();
+    sqlx::query("lock table auth.refresh_token in share mode").execute(&mut *before_the_commit).await.unwrap();
+    let mut tries = second.begin().await.unwrap();
+    let (phone, laptop, ()) = tokio::join!(
+        shop.tries_to_sign_in("ann", PASSWORD),
+        shop.tries_to_sign_in("ann", PASSWORD),
+        async {
+            // Both are counted; now each finds the other's try beside its own when it gives it back.
+            wait_for_locks(&shop, 2).await;
+            sqlx::query("select from auth.password_try for update").execute(&mut *tries).await.unwrap();
+            before_the_commit.commit().await.unwrap();
+            wait_for_locks(&shop, 2).await;
+            tries.commit().await.unwrap();
+        },
+    );
+    phone.unwrap();
+    laptop.unwrap();
+    let counted: i64 = sqlx::query_scalar("select count(*) from auth.password_try")
+        .fetch_one(&mut shop.connection().await)
+        .await
+        .unwrap();
+    assert_eq!(counted, 0, "a right password counts as a try");
+}
+
+#[tokio::test]
 async fn ending_everything_from_everywhere_at_once_ends_everything() {
     let shop = Shop::open().await;
     let replica = shop.replica().await;
     shop.registers("ann").await;
-    let people = join_all((0..6).map(|_| shop.signs_in("ann"))).await;
-    join_all(people.iter().enumerate().map(|(number, person)| {
+    let mut people = Vec::new();
+    for _ in 0..6 {
+        people.push(shop.signs_in("ann").await);
+    }
+    let answers = join_all(people.iter().enumerate().map(|(number, person)| {
         let mut client = if number % 2 == 0 { &shop } else { &replica }.client.clone();
         async move { client.logout_all(person.asks(LogoutAllRequest {})).await }
     }))
     .await;
+    for ended_by_another in answers.into_iter().filter_map(Result::err) {
+        assert_eq!(said(&ended_by_another), (Unauthenticated, "SESSION_REVOKED".to_owned()));
+    }
     for person in &people {
         shop.refuses_within_a_second(person.token()).await;
         replica.refuses_within_a_second(person.token()).await;
