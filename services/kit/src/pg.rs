@@ -36,9 +36,7 @@ pub async fn open(
     tasks: &Tasks,
     readiness: &Readiness,
 ) -> anyhow::Result<PgPool> {
-    let Ok(options) = PgConnectOptions::from_str(settings.database_url.expose_secret()) else {
-        bail!("DATABASE_URL is not a PostgreSQL URL");
-    };
+    let options = connect_options(settings.database_url.expose_secret())?;
     let pool = PgPoolOptions::new()
         .max_connections(settings.database_pool_size)
         .acquire_timeout(ACQUIRE)
@@ -67,6 +65,19 @@ pub async fn open(
         Ok(())
     });
     Ok(pool)
+}
+
+/// sqlx takes the address of any server for one of PostgreSQL's.
+fn connect_options(url: &str) -> anyhow::Result<PgConnectOptions> {
+    let ours = url.split_once("://").is_some_and(|(scheme, _)| {
+        ["postgres", "postgresql"].iter().any(|ours| scheme.eq_ignore_ascii_case(ours))
+    });
+    match PgConnectOptions::from_str(url) {
+        Ok(options) if ours => Ok(options),
+        Ok(_) | Err(_) => {
+            bail!("DATABASE_URL is not a PostgreSQL URL (postgres://user:password@host:port/database)")
+        }
+    }
 }
 
 /// Whether the schema is up to date now; `false` while the server does not answer.
@@ -124,4 +135,27 @@ fn is_refusal(error: &sqlx::Error) -> bool {
 
 fn refusal(error: &sqlx::Error) -> String {
     error.as_database_error().map(|error| error.message().to_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_of_another_database_is_refused() {
+        for url in ["postgres://user:secret@host:5432/shop", "postgresql://host/shop"] {
+            assert!(connect_options(url).is_ok(), "{url}");
+        }
+        for url in [
+            "mysql://user:secret@host/shop",
+            "http://host",
+            "host:5432",
+            "postgres",
+            "",
+            "postgres://host:x/",
+        ] {
+            let error = connect_options(url).unwrap_err().to_string();
+            assert!(error.contains("DATABASE_URL") && !error.contains("secret@"), "{error}");
+        }
+    }
 }
