@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use shoppee_proto::auth::v1::{GetJwksRequest, auth_service_client::AuthServiceClient};
-use tokio::sync::broadcast;
+use tokio::{sync::broadcast, time::MissedTickBehavior};
 use tonic::transport::Channel;
 use uuid::Uuid;
 
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The end of a session must show within a second: this, a round trip, and room for a slow machine.
-const INTERVAL: Duration = Duration::from_millis(300);
+const INTERVAL: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Starts to follow; what ends is sent to `ended`.
@@ -35,7 +35,14 @@ pub fn follow(
     tasks.spawn("keys", async move {
         let mut auth = AuthServiceClient::new(auth);
         let mut watermark = None;
-        while !stop.is_cancelled() {
+        // Slow answers do not make it ask less often.
+        let mut turns = tokio::time::interval(INTERVAL);
+        turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            tokio::select! {
+                _ = turns.tick() => {}
+                () = stop.cancelled() => return Ok(()),
+            }
             let request = client::request(GetJwksRequest { watermark }, None, PATIENCE);
             match client::within(PATIENCE, auth.get_jwks(request)).await {
                 Ok(told) => {
@@ -49,11 +56,6 @@ pub fn follow(
                 }
                 Err(error) => tracing::debug!(code = ?error.code(), "keys not refreshed"),
             }
-            tokio::select! {
-                () = tokio::time::sleep(INTERVAL) => {}
-                () = stop.cancelled() => {}
-            }
         }
-        Ok(())
     });
 }
