@@ -32,7 +32,7 @@ async fn ended_sessions_and_old_tries_are_forgotten_after_a_while() {
         .await
         .unwrap();
     shop.time_passes(Duration::from_hours(25));
-    shop.tries_age(61.0).await;
+    shop.tries_were_made_ago(61.0).await;
     let later = shop.replica().await;
     eventually("it is forgotten", || async { rows(&shop).await == (1, 1, 0) }).await;
     refused(later.refreshes(&leaves.tokens.refresh_token).await, Unauthenticated, "UNAUTHENTICATED");

@@ -77,20 +77,20 @@ async fn two_devices_that_sign_in_at_once_are_both_let_in() {
     shop.registers("ann").await;
     let (mut first, mut second) = (shop.connection().await, shop.connection().await);
     let mut before_the_commit = first.begin().await.unwrap();
-    sqlx::query("lock table auth.refresh_token in share mode").execute(&mut *before_the_commit).await.unwrap();
+    sqlx::query("lock table auth.refresh_token in share mode")
+        .execute(&mut *before_the_commit)
+        .await
+        .unwrap();
     let mut tries = second.begin().await.unwrap();
-    let (phone, laptop, ()) = tokio::join!(
-        shop.tries_to_sign_in("ann", PASSWORD),
-        shop.tries_to_sign_in("ann", PASSWORD),
-        async {
+    let (phone, laptop, ()) =
+        tokio::join!(shop.tries_to_sign_in("ann", PASSWORD), shop.tries_to_sign_in("ann", PASSWORD), async {
             // Both are counted; now each finds the other's try beside its own when it gives it back.
             wait_for_locks(&shop, 2).await;
             sqlx::query("select from auth.password_try for update").execute(&mut *tries).await.unwrap();
             before_the_commit.commit().await.unwrap();
             wait_for_locks(&shop, 2).await;
             tries.commit().await.unwrap();
-        },
-    );
+        },);
     phone.unwrap();
     laptop.unwrap();
     let counted: i64 = sqlx::query_scalar("select count(*) from auth.password_try")

@@ -132,12 +132,11 @@ impl Shop {
         PgConnection::connect(&self.database.url("auth")).await.expect("connects")
     }
 
-    /// Lets time pass for the tries, which the database times itself.
-    pub async fn tries_age(&self, seconds: f64) {
+    /// Makes all tries ones of so many seconds ago, by the database's clock, which times them.
+    pub async fn tries_were_made_ago(&self, seconds: f64) {
         sqlx::query(
             "update auth.password_try set tried_at =
-                 (select array_agg(at - make_interval(secs => $1) order by at)
-                  from unnest(tried_at) as try (at))",
+                 array_fill(clock_timestamp() - make_interval(secs => $1), array[cardinality(tried_at)])",
         )
         .bind(seconds)
         .execute(&mut self.connection().await)

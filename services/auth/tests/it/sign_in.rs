@@ -1,6 +1,6 @@
 //! Signing in.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use shoppee_kit::caller::{Claims, Role};
@@ -58,17 +58,23 @@ async fn a_wrong_password_and_an_unknown_user_look_the_same() {
     assert_eq!(wrong.message(), unknown.message());
     assert_eq!(wrong.details(), unknown.details());
 
-    // The best of several: what it costs without what else the machine does.
-    let mut best = [Duration::MAX; 2];
-    for _ in 0..6 {
+    // The best of many: what it costs without what else the machine does.
+    let mut best = [f64::INFINITY; 2];
+    let mut alike = false;
+    for round in 1..=40 {
         for (name, best) in ["ann", "bob"].into_iter().zip(&mut best) {
             let started = Instant::now();
-            shop.tries_to_sign_in(name, "wrong horse").await.unwrap_err();
-            *best = started.elapsed().min(*best);
+            refused(shop.tries_to_sign_in(name, "wrong horse").await, Unauthenticated, "INVALID_CREDENTIALS");
+            *best = started.elapsed().as_secs_f64().min(*best);
         }
+        let [wrong, unknown] = best;
+        alike = (0.6..1.67).contains(&(unknown / wrong));
+        if alike && round >= 6 {
+            break;
+        }
+        shop.tries_were_made_ago(60.0).await;
     }
-    let [wrong, unknown] = best.map(|best| best.as_secs_f64());
-    assert!((0.6..1.67).contains(&(unknown / wrong)), "unknown {unknown} s, wrong {wrong} s");
+    assert!(alike, "wrong and unknown take {best:?} s");
 }
 
 #[tokio::test]
