@@ -2,13 +2,18 @@
 //!
 //! A hash takes 19 MiB and tens of milliseconds of one core, and cannot be interrupted: its permit travels
 //! with it, so that callers who hang up leave no more hashes running than there are permits. Who finds too
-//! many waiting is sent away at once.
+//! many waiting is sent away at once. The memory is kept for the next hash: given back, it would stay with the
+//! allocator, 19 MiB for each of the many threads that ever hashed.
 
-use std::{sync::Arc, thread::available_parallelism, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    thread::available_parallelism,
+    time::Duration,
+};
 
 use argon2::{
-    Algorithm, Argon2, Params, PasswordHash, PasswordHasher as _, PasswordVerifier as _, Version,
-    password_hash::{self, SaltString},
+    Algorithm, Argon2, Block, Params, PasswordHash, Version,
+    password_hash::{self, Output, ParamsString, Salt, SaltString},
 };
 use rand::{TryRngCore as _, rngs::OsRng};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -57,7 +62,12 @@ pub struct Hasher {
     permits: Arc<Semaphore>,
     /// Hashes that run or wait.
     places: Arc<Semaphore>,
+    /// What is not in use: together at most as many as there are permits.
+    memories: Arc<Mutex<Vec<Memory>>>,
 }
+
+/// What a hash is computed in; every word is written before it is read.
+type Memory = Vec<Block>;
 
 impl Hasher {
     /// As many hashes at once as `permits`; without, as many as there are cores: more would only take longer
@@ -68,57 +78,93 @@ impl Hasher {
         Self {
             permits: Arc::new(Semaphore::new(permits)),
             places: Arc::new(Semaphore::new(permits * (1 + WAITING_PER_PERMIT))),
+            memories: Arc::default(),
         }
     }
 
     /// The PHC string to store.
     pub async fn hash(&self, password: Password) -> Result<String, HashError> {
-        self.run(move || hash(&password)).await
+        self.run(move |memory| hash(memory, &password)).await
     }
 
     /// Whether `password` is the one that `stored` was made of. Costs the same where nothing is stored.
     pub async fn verify(&self, password: Password, stored: Option<String>) -> Result<Verdict, HashError> {
-        self.run(move || verify(&password, stored.as_deref())).await
+        self.run(move |memory| verify(memory, &password, stored.as_deref())).await
     }
 
     async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> Result<T, HashError> + Send + 'static,
+        work: impl FnOnce(&mut Memory) -> Result<T, HashError> + Send + 'static,
     ) -> Result<T, HashError> {
         let place = self.places.clone().try_acquire_owned().map_err(|_| HashError::Busy)?;
         let permit = tokio::time::timeout(LONGEST_WAIT, self.permits.clone().acquire_owned()).await;
         let held: (OwnedSemaphorePermit, OwnedSemaphorePermit) =
             (place, permit.map_err(|_| HashError::Busy)?.map_err(|_| HashError::Lost)?);
+        let memories = self.memories.clone();
         let hashed = tokio::task::spawn_blocking(move || {
             let _held = held;
-            work()
+            let free = || memories.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut memory = free().pop().unwrap_or_default();
+            let outcome = work(&mut memory);
+            free().push(memory);
+            outcome
         });
         hashed.await.map_err(|_| HashError::Lost)?
     }
 }
 
-fn argon2() -> Result<Argon2<'static>, HashError> {
-    let params = Params::new(MEMORY, PASSES, LANES, None).map_err(password_hash::Error::from)?;
-    Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
-}
-
-fn hash(password: &Password) -> Result<String, HashError> {
+fn hash(memory: &mut Memory, password: &Password) -> Result<String, HashError> {
     let mut salt = [0; SALT];
     OsRng.try_fill_bytes(&mut salt).map_err(|_| HashError::Random)?;
     let salt = SaltString::encode_b64(&salt)?;
-    Ok(argon2()?.hash_password(password.expose().as_bytes(), &salt)?.to_string())
+    let params = Params::new(MEMORY, PASSES, LANES, None).map_err(password_hash::Error::from)?;
+    let hashed = PasswordHash {
+        algorithm: Algorithm::Argon2id.ident(),
+        version: Some(Version::V0x13.into()),
+        params: ParamsString::try_from(&params)?,
+        salt: Some(salt.as_salt()),
+        hash: Some(output(memory, password, Algorithm::Argon2id, Version::V0x13, params, salt.as_salt())?),
+    };
+    Ok(hashed.to_string())
 }
 
-fn verify(password: &Password, stored: Option<&str>) -> Result<Verdict, HashError> {
+fn verify(memory: &mut Memory, password: &Password, stored: Option<&str>) -> Result<Verdict, HashError> {
     let known = PasswordHash::new(stored.unwrap_or(DUMMY))?;
+    let (Some(salt), Some(expected)) = (known.salt, known.hash) else {
+        return Ok(Verdict::Wrong);
+    };
     // With the parameters that the hash names, whatever they are today.
-    match argon2()?.verify_password(password.expose().as_bytes(), &known) {
-        Ok(()) if stored.is_none() => Ok(Verdict::Wrong),
-        Ok(()) if is_weak(&known)? => Ok(Verdict::RightButWeak(hash(password)?)),
-        Ok(()) => Ok(Verdict::Right),
-        Err(password_hash::Error::Password) => Ok(Verdict::Wrong),
-        Err(error) => Err(error.into()),
+    let algorithm = Algorithm::try_from(known.algorithm)?;
+    let version = known.version.map(Version::try_from).transpose().map_err(password_hash::Error::from)?;
+    let params = Params::try_from(&known)?;
+    // Outputs are compared in constant time.
+    let right = output(memory, password, algorithm, version.unwrap_or_default(), params, salt)? == expected;
+    Ok(match (right, stored) {
+        (false, _) | (_, None) => Verdict::Wrong,
+        (true, Some(_)) if is_weak(&known)? => Verdict::RightButWeak(hash(memory, password)?),
+        (true, Some(_)) => Verdict::Right,
+    })
+}
+
+fn output(
+    memory: &mut Memory,
+    password: &Password,
+    algorithm: Algorithm,
+    version: Version,
+    params: Params,
+    salt: Salt<'_>,
+) -> Result<Output, HashError> {
+    if memory.len() < params.block_count() {
+        memory.resize(params.block_count(), Block::new());
     }
+    let mut decoded = [0; Salt::MAX_LENGTH];
+    let salt = salt.decode_b64(&mut decoded)?;
+    let size = params.output_len().unwrap_or(Params::DEFAULT_OUTPUT_LEN);
+    let argon2 = Argon2::new(algorithm, version, params);
+    Ok(Output::init_with(size, |output| {
+        let password = password.expose().as_bytes();
+        Ok(argon2.hash_password_into_with_memory(password, salt, output, memory.as_mut_slice())?)
+    })?)
 }
 
 fn is_weak(known: &PasswordHash<'_>) -> Result<bool, HashError> {
@@ -133,6 +179,8 @@ fn is_weak(known: &PasswordHash<'_>) -> Result<bool, HashError> {
 mod tests {
     use std::time::Instant;
 
+    use argon2::PasswordHasher as _;
+
     use super::*;
 
     fn password(text: &str) -> Password {
@@ -141,11 +189,17 @@ mod tests {
 
     #[test]
     fn a_hash_says_how_it_was_made_and_is_salted() {
-        let hashed = hash(&password("correct horse")).unwrap();
+        let hashed = hash(&mut Memory::new(), &password("correct horse")).unwrap();
         assert!(hashed.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hashed}");
-        assert_ne!(hashed, hash(&password("correct horse")).unwrap());
-        assert_eq!(verify(&password("correct horse"), Some(&hashed)).unwrap(), Verdict::Right);
-        assert_eq!(verify(&password("Correct horse"), Some(&hashed)).unwrap(), Verdict::Wrong);
+        assert_ne!(hashed, hash(&mut Memory::new(), &password("correct horse")).unwrap());
+        assert_eq!(
+            verify(&mut Memory::new(), &password("correct horse"), Some(&hashed)).unwrap(),
+            Verdict::Right
+        );
+        assert_eq!(
+            verify(&mut Memory::new(), &password("Correct horse"), Some(&hashed)).unwrap(),
+            Verdict::Wrong
+        );
     }
 
     #[test]
@@ -153,11 +207,19 @@ mod tests {
         let weak = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(8, 1, 1, None).unwrap());
         let salt = SaltString::encode_b64(&[7; SALT]).unwrap();
         let stored = weak.hash_password(b"correct horse", &salt).unwrap().to_string();
-        let Verdict::RightButWeak(anew) = verify(&password("correct horse"), Some(&stored)).unwrap() else {
+        let Verdict::RightButWeak(anew) =
+            verify(&mut Memory::new(), &password("correct horse"), Some(&stored)).unwrap()
+        else {
             panic!("not found weak");
         };
-        assert_eq!(verify(&password("correct horse"), Some(&anew)).unwrap(), Verdict::Right);
-        assert_eq!(verify(&password("wrong horse"), Some(&stored)).unwrap(), Verdict::Wrong);
+        assert_eq!(
+            verify(&mut Memory::new(), &password("correct horse"), Some(&anew)).unwrap(),
+            Verdict::Right
+        );
+        assert_eq!(
+            verify(&mut Memory::new(), &password("wrong horse"), Some(&stored)).unwrap(),
+            Verdict::Wrong
+        );
     }
 
     #[test]
@@ -165,20 +227,51 @@ mod tests {
         let known = PasswordHash::new(DUMMY).unwrap();
         assert!(!is_weak(&known).unwrap());
         assert_eq!(known.hash.unwrap().len(), 32);
-        assert_eq!(verify(&password("anything"), None).unwrap(), Verdict::Wrong);
+        assert_eq!(verify(&mut Memory::new(), &password("anything"), None).unwrap(), Verdict::Wrong);
+    }
+
+    #[test]
+    fn memory_that_was_used_before_changes_nothing() {
+        // A hash made by the crate's own way, with memory of its own.
+        let salt = SaltString::encode_b64(&[7; SALT]).unwrap();
+        let known = Argon2::new(
+            Algorithm::Argon2id,
+            Version::V0x13,
+            Params::new(MEMORY, PASSES, LANES, None).unwrap(),
+        );
+        let known = known.hash_password(b"correct horse", &salt).unwrap().to_string();
+        let mut used = Memory::new();
+        for _ in 0..2 {
+            assert_eq!(verify(&mut used, &password("correct horse"), Some(&known)).unwrap(), Verdict::Right);
+            assert_eq!(verify(&mut used, &password("wrong horse"), Some(&known)).unwrap(), Verdict::Wrong);
+        }
+    }
+
+    #[tokio::test]
+    async fn there_is_as_much_memory_as_there_are_permits() {
+        let hasher = Hasher::new(Some(2));
+        let hashes = (0..12).map(|_| hasher.verify(password("anything"), None));
+        for verdict in futures_util::future::join_all(hashes).await {
+            assert_eq!(verdict.unwrap(), Verdict::Wrong);
+        }
+        let kept: Vec<usize> = hasher.memories.lock().unwrap().iter().map(Vec::len).collect();
+        assert!(kept.len() <= 2 && kept.iter().all(|blocks| *blocks == MEMORY as usize), "{kept:?}");
     }
 
     #[tokio::test]
     async fn a_hash_whose_caller_left_keeps_its_permit() {
         let hasher = Hasher::new(Some(1));
-        let started = Instant::now();
-        let left = hasher.run(|| {
-            std::thread::sleep(Duration::from_millis(200));
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let left = hasher.run(move |_| {
+            let _ = held.recv();
             Ok(())
         });
-        assert!(tokio::time::timeout(Duration::from_millis(20), left).await.is_err(), "hangs up");
-        hasher.run(|| Ok(())).await.unwrap();
-        assert!(started.elapsed() >= Duration::from_millis(200), "ran beside it");
+        let soon = Duration::from_millis(20);
+        assert!(tokio::time::timeout(soon, left).await.is_err(), "hangs up");
+        let second = tokio::time::timeout(soon, hasher.run(|_| Ok(()))).await;
+        assert!(!matches!(second, Ok(Ok(()))), "ran beside it");
+        drop(release);
+        hasher.run(|_| Ok(())).await.unwrap();
     }
 
     #[tokio::test]
@@ -188,7 +281,7 @@ mod tests {
         let mut waiting = tokio::task::JoinSet::new();
         let busy = hasher.clone();
         waiting.spawn(async move {
-            busy.run(move || {
+            busy.run(move |_| {
                 let _ = held.recv();
                 Ok(())
             })
@@ -196,13 +289,13 @@ mod tests {
         });
         for _ in 0..WAITING_PER_PERMIT {
             let busy = hasher.clone();
-            waiting.spawn(async move { busy.run(|| Ok(())).await });
+            waiting.spawn(async move { busy.run(|_| Ok(())).await });
         }
         while hasher.places.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
         let started = Instant::now();
-        assert!(matches!(hasher.run(|| Ok(())).await, Err(HashError::Busy)));
+        assert!(matches!(hasher.run(|_| Ok(())).await, Err(HashError::Busy)));
         assert!(started.elapsed() < LONGEST_WAIT / 2, "waited");
         drop(release);
         while let Some(outcome) = waiting.join_next().await {
