@@ -23,9 +23,9 @@ use shoppee_proto::{
         SearchProductsRequest, UpdateCategoryRequest, UpdateProductRequest,
     },
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, transport::Channel};
 
-use super::Upstream;
+use super::{Upstream, auth, order, pool::Pool, product};
 
 /// What kinds of calls there are.
 #[derive(Clone, Copy, Debug)]
@@ -53,9 +53,12 @@ pub trait Call: Clone + Send + Sync + 'static {
     /// Whether doing it twice is the same as once.
     fn repeatable(&self) -> bool;
 
+    /// The service that answers it.
+    fn pool(of: &Upstream) -> &Pool;
+
     /// Sends it once.
     fn send(
-        to: &Upstream,
+        over: Channel,
         request: Request<Self>,
     ) -> impl Future<Output = Result<Response<Self::Answer>, Status>> + Send;
 }
@@ -72,8 +75,12 @@ macro_rules! calls {
                 !Self::CLASS.changes $(|| self.$key.is_some())?
             }
 
-            async fn send(to: &Upstream, request: Request<Self>) -> Result<Response<$answer>, Status> {
-                to.$service().$method(request).await
+            fn pool(of: &Upstream) -> &Pool {
+                &of.0.$service
+            }
+
+            async fn send(over: Channel, request: Request<Self>) -> Result<Response<$answer>, Status> {
+                $service(over).$method(request).await
             }
         }
     )*};

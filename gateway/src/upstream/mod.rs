@@ -14,7 +14,7 @@ use std::{
 };
 
 use secrecy::SecretString;
-use shoppee_kit::{client, process::Process, readiness::Need, tasks::Tasks};
+use shoppee_kit::{client, process::Process, readiness::Need, status, tasks::Tasks};
 use shoppee_proto::{
     auth::v1::auth_service_client::AuthServiceClient, order::v1::order_service_client::OrderServiceClient,
     product::v1::product_service_client::ProductServiceClient,
@@ -26,12 +26,16 @@ use tracing::Instrument as _;
 use crate::{Settings, auth::Credential, error::Problem};
 
 pub use calls::Call;
-use pool::Pool;
+use pool::{Member, Pool};
 
 /// The largest answer: 100 products with 10 000 characters of description and 16 KiB of attributes each.
 const LARGEST_ANSWER: usize = 16 * 1024 * 1024;
 /// Before the one retry: long enough for a restarted peer's socket to be there more often than not.
 const BACKOFF: Duration = Duration::from_millis(50);
+/// Within this a service says that something it needs is away, or has shown that it lives.
+const SOON: Duration = Duration::from_secs(2);
+/// Within this a client hears that a part of the shop is away.
+const PROMISED: Duration = Duration::from_millis(2500);
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
@@ -65,16 +69,9 @@ impl Upstream {
         })))
     }
 
-    pub fn auth(&self) -> AuthServiceClient<Channel> {
-        AuthServiceClient::new(self.0.auth.channel())
-    }
-
-    pub fn product(&self) -> ProductServiceClient<Channel> {
-        ProductServiceClient::new(self.0.product.channel()).max_decoding_message_size(LARGEST_ANSWER)
-    }
-
+    /// The order service, for questions that no request asks.
     pub fn order(&self) -> OrderServiceClient<Channel> {
-        OrderServiceClient::new(self.0.order.channel()).max_decoding_message_size(LARGEST_ANSWER)
+        order(self.0.order.member().channel())
     }
 
     /// Makes the call that `message` stands for, as `caller`.
@@ -105,21 +102,51 @@ impl Upstream {
         token: Option<Arc<SecretString>>,
         message: C,
     ) -> Result<Response<C::Answer>, Status> {
-        let deadline = Instant::now() + C::CLASS.deadline;
+        let started = Instant::now();
+        let left = || C::CLASS.deadline.saturating_sub(started.elapsed());
         let attempt = async |message: C| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            client::within(left, C::send(&self, client::request(message, token.as_deref(), left))).await
+            let member = C::pool(&self).member();
+            let request = client::request(message, token.as_deref(), left());
+            tokio::select! {
+                answer = client::within(left(), C::send(member.channel(), request)) => answer,
+                () = is_lost(&member, started + SOON) => Err(status::unavailable().into()),
+            }
         };
         let repeatable = message.repeatable();
         self.0.budget.earn();
         match attempt(message.clone()).await {
-            Err(status) if repeatable && is_away(&status) && self.0.budget.spend() => {
+            // Only where both together are within what is promised.
+            Err(status)
+                if repeatable
+                    && is_away(&status)
+                    && started.elapsed() + left().min(SOON) <= PROMISED
+                    && self.0.budget.spend() =>
+            {
                 tokio::time::sleep(BACKOFF).await;
                 attempt(message).await
             }
             outcome => outcome,
         }
     }
+}
+
+/// Ends when a call that had until `soon` is at a service that says nothing at all any more, as a frozen process or a
+/// machine that was cut off: what takes its time is waited for only while its service lives.
+async fn is_lost(member: &Member, soon: Instant) {
+    tokio::time::sleep_until(soon).await;
+    member.falls_silent().await;
+}
+
+fn auth(over: Channel) -> AuthServiceClient<Channel> {
+    AuthServiceClient::new(over)
+}
+
+fn product(over: Channel) -> ProductServiceClient<Channel> {
+    ProductServiceClient::new(over).max_decoding_message_size(LARGEST_ANSWER)
+}
+
+fn order(over: Channel) -> OrderServiceClient<Channel> {
+    OrderServiceClient::new(over).max_decoding_message_size(LARGEST_ANSWER)
 }
 
 /// Whether the peer could not be reached, or was lost: what it never said itself.

@@ -1,5 +1,5 @@
 //! The connections to one service: one to each address its name has, in turn. An address that fails its
-//! health check, or a call, is left out until it is well again; where none is well, all are tried.
+//! health check is left out until it is well again; where none is well, all are tried.
 
 use std::{
     collections::BTreeSet,
@@ -16,7 +16,8 @@ use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use http::Uri;
 use shoppee_kit::client;
-use tonic::transport::Channel;
+use tokio::sync::watch;
+use tonic::{Code, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -30,31 +31,62 @@ const MOST_MEMBERS: usize = 64;
 pub struct Pool {
     url: Uri,
     /// Used until the name was looked up for the first time.
-    by_name: Channel,
+    by_name: Arc<Member>,
     members: ArcSwap<Vec<Arc<Member>>>,
     turn: AtomicUsize,
 }
 
+/// One connection.
 #[derive(Debug)]
-struct Member {
-    addr: SocketAddr,
+pub struct Member {
+    /// Absent for wherever the name leads.
+    addr: Option<SocketAddr>,
     channel: Channel,
     well: AtomicBool,
+    /// It was asked how it is, and said nothing at all; one that is about to stop still says that.
+    silent: watch::Sender<bool>,
+}
+
+impl Member {
+    fn new(addr: Option<SocketAddr>, channel: Channel) -> Arc<Self> {
+        Arc::new(Self { addr, channel, well: AtomicBool::new(true), silent: watch::Sender::new(false) })
+    }
+
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Ends when it is silent.
+    pub async fn falls_silent(&self) {
+        // It cannot fail: the sender lives in here.
+        let _ = self.silent.subscribe().wait_for(|silent| *silent).await;
+    }
+
+    /// Asks it how it is; whether it is well.
+    async fn ask(&self) -> bool {
+        let mut health = HealthClient::new(self.channel.clone());
+        let asked = client::within(PATIENCE, health.check(HealthCheckRequest::default())).await;
+        let silent = asked.as_ref().is_err_and(|error| error.code() == Code::DeadlineExceeded);
+        let well = asked.is_ok_and(|answer| answer.into_inner().status() == ServingStatus::Serving);
+        self.silent.send_if_modified(|before| std::mem::replace(before, silent) != silent);
+        self.well.store(well, Ordering::Relaxed);
+        well
+    }
 }
 
 impl Pool {
     pub fn new(url: &str) -> anyhow::Result<Self> {
         Ok(Self {
             url: url.parse().with_context(|| format!("not a URL: {url}"))?,
-            by_name: client::channel(url)?,
+            by_name: Member::new(None, client::channel(url)?),
             members: ArcSwap::default(),
             turn: AtomicUsize::new(0),
         })
     }
 
     /// The connection whose turn it is.
-    pub fn channel(&self) -> Channel {
-        self.in_turn().map_or_else(|| self.by_name.clone(), |member| member.channel.clone())
+    pub fn member(&self) -> Arc<Member> {
+        self.in_turn().unwrap_or_else(|| self.by_name.clone())
     }
 
     /// The next that is well; where none is, the next.
@@ -79,12 +111,7 @@ impl Pool {
     /// Asks every address how it is; whether any is well.
     async fn ask(&self) -> bool {
         let members = self.members.load_full();
-        let asked = join_all(members.iter().map(async |member| {
-            let well = is_well(member.channel.clone()).await;
-            member.well.store(well, Ordering::Relaxed);
-            well
-        }));
-        asked.await.contains(&true)
+        join_all(members.iter().map(|member| member.ask())).await.contains(&true)
     }
 
     async fn look_up(&self) -> std::io::Result<BTreeSet<SocketAddr>> {
@@ -96,25 +123,23 @@ impl Pool {
     /// Connections to addresses that are still there stay.
     fn keep(&self, found: &BTreeSet<SocketAddr>) {
         let before = self.members.load();
-        if found.is_empty() || before.iter().map(|member| member.addr).eq(found.iter().copied()) {
+        if found.is_empty() || before.iter().map(|member| member.addr).eq(found.iter().copied().map(Some)) {
             return;
         }
         let members = found.iter().filter_map(|addr| {
-            before.iter().find(|member| member.addr == *addr).cloned().or_else(|| self.connect(*addr).ok())
+            before
+                .iter()
+                .find(|member| member.addr == Some(*addr))
+                .cloned()
+                .or_else(|| self.connect(*addr).ok())
         });
         self.members.store(Arc::new(members.collect()));
     }
 
     fn connect(&self, addr: SocketAddr) -> anyhow::Result<Arc<Member>> {
         let endpoint = client::endpoint(&format!("http://{addr}"))?.origin(self.url.clone());
-        Ok(Arc::new(Member { addr, channel: endpoint.connect_lazy(), well: AtomicBool::new(true) }))
+        Ok(Member::new(Some(addr), endpoint.connect_lazy()))
     }
-}
-
-async fn is_well(channel: Channel) -> bool {
-    let mut health = HealthClient::new(channel);
-    let asked = client::within(PATIENCE, health.check(HealthCheckRequest::default())).await;
-    asked.is_ok_and(|answer| answer.into_inner().status() == ServingStatus::Serving)
 }
 
 #[cfg(test)]
@@ -143,14 +168,14 @@ mod tests {
         pool.keep(&BTreeSet::from([first, second, unwell, gone]));
         assert!(pool.ask().await);
         for _ in 0..20 {
-            assert!(is_well(pool.channel()).await, "a call went to one that is not well");
+            assert!(pool.member().ask().await, "a call went to one that is not well");
         }
-        let turns = (0..4).map(|_| pool.in_turn().unwrap().addr);
+        let turns = (0..4).map(|_| pool.member().addr.unwrap());
         assert_eq!(turns.collect::<BTreeSet<_>>(), BTreeSet::from([first, second]));
 
         pool.keep(&BTreeSet::from([gone]));
         assert!(!pool.ask().await);
-        assert_eq!(pool.in_turn().unwrap().addr, gone, "where none is well, all are tried");
+        assert_eq!(pool.member().addr, Some(gone), "where none is well, all are tried");
         pool.keep(&BTreeSet::new());
         assert_eq!(pool.members.load().len(), 1, "a name that is not found forgets nobody");
     }

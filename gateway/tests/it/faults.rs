@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use http::Method;
 use serde_json::json;
 use shoppee_kit::testing::eventually;
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use crate::shop::{Person, Shop};
+use crate::shop::{Person, Shop, send};
 
 /// A socket that accepts, and says nothing.
 async fn silence() -> (std::net::SocketAddr, JoinHandle<()>) {
@@ -72,6 +73,17 @@ async fn a_service_that_says_nothing_is_not_waited_for() {
     ann.get("/products").await.expect(200);
     let answer = ann.post("/cart/items", &json!({"product_id": 1, "quantity": 1})).await;
     assert!(matches!(answer.status, 503 | 504), "{}", answer.text);
+    // A payment may take its time, but only at a service that lives; with a key it could be repeated.
+    for key in [None, Some("a-key")] {
+        let path = "/orders/0199d5a8-0000-7000-8000-000000000000/pay";
+        let mut pay = ann.request(Method::POST, path).json(&json!({"payment_token": "tok_ok"}));
+        if let Some(key) = key {
+            pay = pay.header("idempotency-key", key);
+        }
+        let started = Instant::now();
+        send(pay).await.problem(503, "unavailable");
+        assert!(started.elapsed() < PROMISED, "{:?}", started.elapsed());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
