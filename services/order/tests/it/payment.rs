@@ -99,13 +99,22 @@ async fn an_order_cancelled_while_the_provider_is_busy_gets_its_money_back() {
         let (ann, id) = (ann.clone(), id.clone());
         tokio::spawn(async move { ann.pays_with(&id, "tok_slow", None).await })
     };
+    let look = shop.look().await;
+    eventually("the payment has begun", || async {
+        let begun: i64 =
+            sqlx::query_scalar("select count(*) from orders.payment_attempt where state = 'charging'")
+                .fetch_one(&look)
+                .await
+                .unwrap();
+        begun == 1
+    })
+    .await;
+    // Between that and the provider stands one call to product.
     tokio::time::sleep(Duration::from_millis(500)).await;
     ann.cancels(&id).await.unwrap();
     assert_eq!(refused(paying.await.unwrap()), "invalid_transition");
-    let outcome: String = sqlx::query_scalar("select outcome from orders.sandbox_charge")
-        .fetch_one(&shop.look().await)
-        .await
-        .unwrap();
+    let outcome: String =
+        sqlx::query_scalar("select outcome from orders.sandbox_charge").fetch_one(&look).await.unwrap();
     assert_eq!(outcome, "refunded");
     assert_eq!(admin.stock(tea).await, 10);
 }
