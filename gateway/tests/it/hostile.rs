@@ -286,8 +286,8 @@ async fn whoever_is_slow_is_let_go() {
     let heard = tell(&shop, both, soon).await.expect("closed");
     assert!(heard.matches("HTTP/1.1").count() <= 2, "{heard}");
     for hosts in ["", "Host: x\r\nHost: y\r\n"] {
-        let head = format!("GET /healthz HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n");
-        let heard = tell(&shop, head.as_bytes(), soon).await.expect("closed");
+        let request = format!("GET /healthz HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n");
+        let heard = tell(&shop, request.as_bytes(), soon).await.expect("closed");
         assert!(heard.starts_with("HTTP/1.1 400"), "{heard}");
     }
     shop.guest().get("//healthz").await.expect(200);

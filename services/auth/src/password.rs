@@ -250,8 +250,8 @@ mod tests {
     #[tokio::test]
     async fn there_is_as_much_memory_as_there_are_permits() {
         let hasher = Hasher::new(Some(2));
-        let hashes = (0..12).map(|_| hasher.verify(password("anything"), None));
-        for verdict in futures_util::future::join_all(hashes).await {
+        let attempts = (0..12).map(|_| hasher.verify(password("anything"), None));
+        for verdict in futures_util::future::join_all(attempts).await {
             assert_eq!(verdict.unwrap(), Verdict::Wrong);
         }
         let kept: Vec<usize> = hasher.memories.lock().unwrap().iter().map(Vec::len).collect();
