@@ -3,11 +3,12 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "shoppee/auth/v1/auth.proto",
     "shoppee/auth/v1/events.proto",
     "shoppee/product/v1/product.proto",
     "shoppee/product/v1/stock.proto",
+    "shoppee/product/v1/changes.proto",
     "shoppee/order/v1/order.proto",
     "google/api/annotations.proto",
 ];

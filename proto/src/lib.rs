@@ -42,6 +42,11 @@ pub mod order {
 
 pub use json::{Object, Timestamp};
 
+/// Metadata of answers that show a product, or say that it was changed: its revision, a decimal number that grows with
+/// everything that is shown differently, orders' moves of stock included. In a request for a product, the least that is
+/// good enough: who has seen a state is not shown an older one.
+pub const PRODUCT_REVISION: &str = "product-revision";
+
 /// The compiled contract, a `google.protobuf.FileDescriptorSet`: for server reflection, and for checks of the
 /// `google.api.http` annotations.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -5,13 +5,14 @@
 //! - [`settings`], [`telemetry`], [`clock`]: what a process starts with
 //! - [`caller`]: who calls, from a verified token; [`keys`] keeps what verifying needs up to date
 //! - [`grpc`]: the server's layers; [`client`]: calls to other services; [`status`]: errors that carry a reason
-//! - [`pg`], [`redis`], [`cursor`]: storage
+//! - [`pg`], [`redis`], [`cursor`]: storage; [`fold`]: many equal things as few
 //! - [`testing`] (feature `testing`): a database and a Redis of its own for each test
 
 pub mod caller;
 pub mod client;
 pub mod clock;
 pub mod cursor;
+pub mod fold;
 pub mod grpc;
 pub mod keys;
 pub mod ops;

@@ -6,7 +6,7 @@
 
 use std::{str::FromStr as _, time::Duration};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use secrecy::ExposeSecret as _;
 use sqlx::{
     PgPool,
@@ -36,14 +36,8 @@ pub async fn open(
     tasks: &Tasks,
     readiness: &Readiness,
 ) -> anyhow::Result<PgPool> {
-    let options = connect_options(settings.database_url.expose_secret())?;
-    let pool = PgPoolOptions::new()
-        .max_connections(settings.database_pool_size)
-        .acquire_timeout(ACQUIRE)
-        // A connection is tested when it is given back; once is enough.
-        .test_before_acquire(false)
-        .connect_lazy_with(options.application_name(service).options(GUARDS));
-
+    let pool = pool(service, settings.database_url.expose_secret(), settings.database_pool_size)
+        .context("DATABASE_URL")?;
     readiness.set("postgres", Need::Vital, false);
     if !migrate(&pool, migrations).await? {
         tracing::info!("waiting for PostgreSQL");
@@ -67,6 +61,17 @@ pub async fn open(
     Ok(pool)
 }
 
+/// A pool of up to so many connections, the first of which is made when it is used.
+pub fn pool(service: &'static str, url: &str, connections: u32) -> anyhow::Result<PgPool> {
+    let options = connect_options(url)?;
+    let pool = PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE)
+        // A connection is tested when it is given back; once is enough.
+        .test_before_acquire(false);
+    Ok(pool.connect_lazy_with(options.application_name(service).options(GUARDS)))
+}
+
 /// sqlx takes the address of any server for one of PostgreSQL's.
 fn connect_options(url: &str) -> anyhow::Result<PgConnectOptions> {
     let ours = url.split_once("://").is_some_and(|(scheme, _)| {
@@ -75,7 +80,7 @@ fn connect_options(url: &str) -> anyhow::Result<PgConnectOptions> {
     match PgConnectOptions::from_str(url) {
         Ok(options) if ours => Ok(options),
         Ok(_) | Err(_) => {
-            bail!("DATABASE_URL is not a PostgreSQL URL (postgres://user:password@host:port/database)")
+            bail!("not a PostgreSQL URL (postgres://user:password@host:port/database)")
         }
     }
 }
@@ -155,7 +160,7 @@ mod tests {
             "postgres://host:x/",
         ] {
             let error = connect_options(url).unwrap_err().to_string();
-            assert!(error.contains("DATABASE_URL") && !error.contains("secret@"), "{error}");
+            assert!(error.contains("not a PostgreSQL URL") && !error.contains("secret@"), "{error}");
         }
     }
 }

@@ -7,8 +7,8 @@ use fred::{
     clients::Client,
     interfaces::{ClientLike as _, EventInterface as _},
     types::{
-        Builder,
-        config::{Config, Options, ReconnectError, ReconnectPolicy, UnresponsiveConfig},
+        Builder, ConnectHandle,
+        config::{Config, ConnectionConfig, Options, ReconnectError, ReconnectPolicy, UnresponsiveConfig},
     },
 };
 use secrecy::ExposeSecret as _;
@@ -44,28 +44,39 @@ pub fn open_blocking(settings: &Redis) -> anyhow::Result<Client> {
     start(&client)
 }
 
+/// A connection that stays broken once it breaks, for whoever must know that nothing came in between; its end.
+pub async fn connect(settings: &Redis) -> anyhow::Result<(Client, ConnectHandle)> {
+    let mut once = Builder::from_config(builder(settings)?.get_config().context("no Redis")?.clone());
+    once.with_connection_config(limits);
+    let client = once.build().context("Redis client")?;
+    let over = client.init().await?;
+    Ok((client, over))
+}
+
 fn builder(settings: &Redis) -> anyhow::Result<Builder> {
     let config = Config::from_url(settings.redis_url.expose_secret())
         .map_err(|_| anyhow::anyhow!("REDIS_URL is not a Redis URL"))?;
     let mut builder = Builder::from_config(config);
     builder.set_policy(ReconnectPolicy::new_exponential(0, 50, MOST_BETWEEN_TRIES, 2));
-    builder.with_connection_config(|connection| {
-        connection.connection_timeout = CONNECT;
-        connection.internal_command_timeout = CONNECT;
-        connection.max_command_attempts = 1;
-        connection.max_command_buffer_len = MOST_WAITING;
-        connection.unresponsive =
-            UnresponsiveConfig { max_timeout: Some(UNRESPONSIVE), interval: Duration::from_secs(1) };
-        connection.tcp.nodelay = Some(true);
-        // A master that was demoted must be left for the new one.
-        connection.reconnect_errors = vec![
-            ReconnectError::ReadOnly,
-            ReconnectError::Loading,
-            ReconnectError::ClusterDown,
-            ReconnectError::MasterDown,
-        ];
-    });
+    builder.with_connection_config(limits);
     Ok(builder)
+}
+
+fn limits(connection: &mut ConnectionConfig) {
+    connection.connection_timeout = CONNECT;
+    connection.internal_command_timeout = CONNECT;
+    connection.max_command_attempts = 1;
+    connection.max_command_buffer_len = MOST_WAITING;
+    connection.unresponsive =
+        UnresponsiveConfig { max_timeout: Some(UNRESPONSIVE), interval: Duration::from_secs(1) };
+    connection.tcp.nodelay = Some(true);
+    // A master that was demoted must be left for the new one.
+    connection.reconnect_errors = vec![
+        ReconnectError::ReadOnly,
+        ReconnectError::Loading,
+        ReconnectError::ClusterDown,
+        ReconnectError::MasterDown,
+    ];
 }
 
 fn start(builder: &Builder) -> anyhow::Result<Client> {

@@ -44,6 +44,22 @@ impl Database {
         Self { host: admin.get_host().to_owned(), port: admin.get_port(), name }
     }
 
+    /// Lets nobody in any more, and throws out who is in.
+    ///
+    /// # Panics
+    /// Where the test server does not answer.
+    #[expect(clippy::disallowed_methods, reason = "where the test server is comes from scripts/test")]
+    pub async fn shut(&self) {
+        let server = std::env::var("SHOPPEE_TEST_POSTGRES").expect("run the tests by scripts/test");
+        let mut server = PgConnection::connect(&server).await.expect("test server answers");
+        let name = &self.name;
+        let shut = format!(
+            "alter database {name} with allow_connections false;
+             select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
+        );
+        server.execute(AssertSqlSafe(shut)).await.expect("shuts");
+    }
+
     /// The settings of the service called `service` (auth, product or order).
     pub fn settings(&self, service: &str) -> settings::Postgres {
         settings::Postgres { database_url: SecretString::from(self.url(service)), database_pool_size: 8 }

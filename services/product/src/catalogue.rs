@@ -1,15 +1,17 @@
 //! The catalogue: reading it, and what an admin does to one product.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 
 use shoppee_kit::{clock::Clock, status::Violations};
 use sqlx::{PgConnection, PgPool};
 
 use crate::{
+    cache::Cache,
     category::Slug,
     error::Error,
     listing::{Filters, Key, Page, Position, Sort},
-    product::{Changes, NewProduct, Product, Status},
+    product::{Changes, NewProduct, Product, Status, micros},
+    replicas::Replicas,
     stock::{AdjustError, Delta, Kind, Reason, Stock},
     store::{self, listing::After, stock::Movement},
 };
@@ -22,38 +24,35 @@ const SET: &str = "set by an admin";
 #[derive(Clone, Debug)]
 pub struct Catalogue {
     pub pool: PgPool,
+    pub replicas: Replicas,
     pub clock: Clock,
+    pub cache: Cache,
 }
 
 impl Catalogue {
-    /// A product; an archived one only where `archived` ones may be seen.
-    pub async fn get(&self, id: i64, archived: bool) -> Result<Product, Error> {
-        let mut conn = self.pool.acquire().await?;
-        store::product::get(&mut conn, id)
-            .await?
-            .filter(|product| archived || product.status == Status::Active)
-            .ok_or(Error::NotFound)
+    /// A product, not older than revision `at_least`; an archived one only where `archived` ones may be seen.
+    pub async fn get(&self, id: i64, at_least: i64, archived: bool) -> Result<Product, Error> {
+        let known = self.cache.get(id, at_least).await?;
+        known.product.as_ref().filter(|product| product.may_be_seen(archived)).cloned().ok_or(Error::NotFound)
     }
 
     /// Those of the products that exist, in the order asked for, each once.
     pub async fn get_many(&self, ids: &[i64], archived: bool) -> Result<Vec<Product>, Error> {
-        let mut conn = self.pool.acquire().await?;
-        let mut found: HashMap<i64, Product> = store::product::get_many(&mut conn, ids)
-            .await?
-            .into_iter()
-            .filter(|product| archived || product.status == Status::Active)
-            .map(|product| (product.id, product))
-            .collect();
-        Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
+        let mut seen = HashSet::new();
+        let ids: Vec<i64> = ids.iter().copied().filter(|id| seen.insert(*id)).collect();
+        let known = self.cache.get_many(&ids).await?;
+        let found = known.iter().filter_map(|known| known.product.as_ref());
+        Ok(found.filter(|product| product.may_be_seen(archived)).cloned().collect())
     }
 
-    /// A page of the active products.
+    /// A page of the active products; with `newest`, as they are after what was written just now.
     pub async fn list(
         &self,
         filters: &Filters,
         sort: Sort,
         limit: i64,
         cursor: Option<&str>,
+        newest: bool,
     ) -> Result<Page, Error> {
         let question = ("list", sort, filters);
         let after = match cursor {
@@ -70,20 +69,24 @@ impl Catalogue {
                 After { key, id }
             }
         };
-        let mut conn = self.pool.acquire().await?;
-        let Some(categories) = categories(&mut conn, filters).await? else {
-            return Ok(Page { items: Vec::new(), next_cursor: None });
+        let after = &after;
+        let read = move |pool: PgPool| async move {
+            let mut conn = pool.acquire().await?;
+            let Some(categories) = categories(&mut conn, filters).await? else {
+                return Ok(Vec::new());
+            };
+            // One more than the page shows whether there is another.
+            let categories = categories.as_deref();
+            Ok(store::listing::page(&mut conn, sort, filters, categories, after, limit + 1).await?)
         };
-        // One more than the page shows whether there is another.
-        let mut rows =
-            store::listing::page(&mut conn, sort, filters, categories.as_deref(), &after, limit + 1).await?;
+        let mut rows = self.replicas.read(newest, read).await?;
         let more = rows.len() > usize::try_from(limit).unwrap_or_default();
         if more {
             rows.pop();
         }
         let next_cursor = rows.last().filter(|_| more).map(|last| {
             let key = match sort {
-                Sort::Newest => Key::Number(micros(last.created_at)),
+                Sort::Newest => Key::Number(micros::of(last.created_at)),
                 Sort::PriceAsc => Key::Number(last.price),
                 Sort::PriceDesc => Key::Number(-last.price),
                 Sort::Name => Key::Text(last.name_key.clone()),
@@ -109,6 +112,7 @@ impl Catalogue {
         store::stock::apply(&mut tx, &[supply], now).await?;
         let created = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
         tx.commit().await?;
+        self.cache.wrote(&created).await;
         self.learn(&[id]).await;
         Ok(created)
     }
@@ -148,6 +152,7 @@ impl Catalogue {
         correct(&mut tx, id, correction, SET, now).await?;
         let updated = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
         tx.commit().await?;
+        self.cache.wrote(&updated).await;
         if before.name != updated.name || before.description != updated.description {
             self.learn(&[id]).await;
         }
@@ -155,9 +160,9 @@ impl Catalogue {
     }
 
     /// Takes a product out of the shop; doing it again changes nothing.
-    pub async fn archive(&self, id: i64, expected: Option<i64>) -> Result<(), Error> {
+    pub async fn archive(&self, id: i64, expected: Option<i64>) -> Result<Product, Error> {
         let changes = Changes { status: Some(Status::Archived), ..Changes::default() };
-        self.update(id, expected, &changes).await.map(drop)
+        self.update(id, expected, &changes).await
     }
 
     /// Corrects a product's stock, of an archived one too: what lies in the warehouse has to be counted.
@@ -178,6 +183,7 @@ impl Catalogue {
         correct(&mut tx, id, stock.get() - available, reason.as_str(), now).await?;
         let adjusted = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
         tx.commit().await?;
+        self.cache.wrote(&adjusted).await;
         Ok(adjusted)
     }
 }
@@ -233,8 +239,4 @@ async fn correct(
     let reason = Some(reason);
     let movement = Movement { product_id, kind: Kind::Adjustment, quantity, order_id: None, reason };
     Ok(store::stock::apply(conn, &[movement], now).await?)
-}
-
-fn micros(at: time::OffsetDateTime) -> i64 {
-    i64::try_from(at.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
 }

@@ -4,31 +4,40 @@
 mod batch;
 mod categories;
 mod convert;
+mod feed;
 mod products;
 mod stock;
 
 use shoppee_kit::process::Process;
 use shoppee_proto::product::v1::{
-    product_service_server::ProductServiceServer, stock_service_server::StockServiceServer,
+    change_feed_server::ChangeFeedServer, product_service_server::ProductServiceServer,
+    stock_service_server::StockServiceServer,
 };
-use sqlx::PgPool;
 use tonic::service::Routes;
 
-use crate::{batch::Batches, catalogue::Catalogue, holds::Holds, tree::Tree};
+use crate::{batch::Batches, catalogue::Catalogue, changes::Changes, holds::Holds, tree::Tree};
 
 /// The largest message that is read: a batch of 10 000 rows is 8 MiB of JSON at most, and smaller here.
 const LARGEST: usize = 8 * 1024 * 1024;
 
-pub fn routes(pool: &PgPool, process: &Process, holds: Holds, currency: &str) -> Routes {
-    let catalogue = Catalogue { pool: pool.clone(), clock: process.clock.clone() };
+pub fn routes(
+    catalogue: Catalogue,
+    process: &Process,
+    changes: Changes,
+    holds: Holds,
+    currency: &str,
+) -> Routes {
+    let Catalogue { pool, clock, cache, .. } = &catalogue;
+    let tree = Tree { pool: pool.clone(), clock: clock.clone(), cache: cache.clone() };
     let products = products::Products {
         batches: Batches::new(catalogue.clone()),
         catalogue,
         tasks: process.tasks.clone(),
-        tree: Tree { pool: pool.clone() },
+        tree,
         currency: currency.to_owned(),
     };
     let stock = stock::Stock { holds, currency: currency.to_owned() };
     Routes::new(ProductServiceServer::new(products).max_decoding_message_size(LARGEST))
         .add_service(StockServiceServer::new(stock))
+        .add_service(ChangeFeedServer::new(feed::Feed::new(changes, process)))
 }

@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::{
+    cache::Cache,
     error::Error,
     stock::{Basket, HeldLine, Hold, Kind, Refused, Round, State, Want},
     store::{self, stock::Movement},
@@ -40,17 +41,18 @@ pub struct Holds {
     pool: PgPool,
     clock: Clock,
     queue: mpsc::Sender<(Want, Answer)>,
+    cache: Cache,
 }
 
 impl Holds {
     /// Starts the workers, which end when the last clone of the result is gone.
-    pub fn start(pool: PgPool, clock: Clock, tasks: &Tasks) -> Self {
+    pub fn start(pool: PgPool, clock: Clock, cache: Cache, tasks: &Tasks) -> Self {
         let (queue, waiting) = mpsc::channel(WAITING);
         let waiting = Arc::new(Mutex::new(waiting));
         for _ in 0..WORKERS {
-            tasks.spawn("holds", work(pool.clone(), clock.clone(), waiting.clone()));
+            tasks.spawn("holds", work(pool.clone(), clock.clone(), cache.clone(), waiting.clone()));
         }
-        Self { pool, clock, queue }
+        Self { pool, clock, queue, cache }
     }
 
     /// Gives an order all it wants or nothing; the same order again gets the same.
@@ -95,7 +97,9 @@ impl Holds {
         };
         store::hold::end(&mut tx, &[order_id], State::Released, now).await?;
         store::stock::apply(&mut tx, &movements(&lines, kind, 1), now).await?;
-        Ok(tx.commit().await?)
+        tx.commit().await?;
+        self.cache.moved(products(&lines)).await;
+        Ok(())
     }
 
     /// Puts the stock of overdue holds back; how many there were, as far as one transaction goes.
@@ -113,6 +117,7 @@ impl Holds {
         store::hold::end(&mut tx, &ended, State::Expired, now).await?;
         store::stock::apply(&mut tx, &movements(&lines, Kind::Release, 1), now).await?;
         tx.commit().await?;
+        self.cache.moved(products(&lines)).await;
         Ok(ended.len())
     }
 
@@ -125,6 +130,7 @@ impl Holds {
 async fn work(
     pool: PgPool,
     clock: Clock,
+    cache: Cache,
     waiting: Arc<Mutex<mpsc::Receiver<(Want, Answer)>>>,
 ) -> anyhow::Result<()> {
     let mut round = Vec::with_capacity(ROUND);
@@ -135,6 +141,8 @@ async fn work(
         let (wants, answers): (Vec<Want>, Vec<Answer>) = round.drain(..).unzip();
         match decide(&pool, &wants, clock.now()).await {
             Ok(decided) => {
+                let moved = decided.iter().flatten().flat_map(|hold| &hold.lines);
+                cache.moved(moved.map(|line| line.product_id).collect::<BTreeSet<_>>()).await;
                 for (answer, decided) in answers.into_iter().zip(decided) {
                     // Nobody listens where the caller hung up; the hold stands, or runs out.
                     let _ = answer.send(decided.map_err(refusal));

@@ -5,22 +5,26 @@
 //! and the [`store`], where all SQL is.
 
 pub mod batch;
+mod cache;
 pub mod catalogue;
 pub mod category;
+mod changes;
 pub mod error;
 mod grpc;
 pub mod holds;
 pub mod listing;
 pub mod product;
+mod replicas;
 pub mod search;
 pub mod stock;
 mod store;
 pub mod tree;
 mod workers;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use clap::Parser;
+use secrecy::SecretString;
 use shoppee_kit::{
     caller::Verifier,
     client, grpc as server, keys, ops, pg,
@@ -29,6 +33,13 @@ use shoppee_kit::{
 };
 use sqlx::migrate::Migrator;
 use tokio::sync::broadcast;
+
+use crate::{
+    cache::{Cache, Lifetimes},
+    catalogue::Catalogue,
+    changes::Changes,
+    replicas::Replicas,
+};
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
@@ -39,6 +50,24 @@ pub struct Settings {
     pub common: Common,
     #[command(flatten)]
     pub postgres: settings::Postgres,
+    #[command(flatten)]
+    pub redis: settings::Redis,
+    /// Read replicas for lists and searches, URLs as in DATABASE_URL; none where empty. Each gets DATABASE_POOL_SIZE
+    /// connections
+    #[arg(
+        long,
+        env = "DATABASE_READ_URLS",
+        hide_env_values = true,
+        value_delimiter = ',',
+        default_value = ""
+    )]
+    pub database_read_urls: Vec<SecretString>,
+    /// How long a product is kept in this process' memory, though no longer than it is true; 0s: not at all
+    #[arg(long, env = "CACHE_L1_TTL", default_value = "5m", value_parser = settings::duration)]
+    pub cache_l1_ttl: Duration,
+    /// How long a product is kept in Redis, though no longer than it is true; 0s: not at all
+    #[arg(long, env = "CACHE_L2_TTL", default_value = "1h", value_parser = settings::duration)]
+    pub cache_l2_ttl: Duration,
     /// Where the auth service answers gRPC
     #[arg(long, env = "AUTH_URL", default_value = "http://127.0.0.1:50051")]
     pub auth_url: String,
@@ -86,9 +115,19 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let (ended, _) = broadcast::channel(1);
     keys::follow(tasks, readiness, auth, verifier.clone(), ended);
 
-    let holds = holds::Holds::start(pool.clone(), clock.clone(), tasks);
-    workers::start(&process, &pool, &holds);
-    let routes = grpc::routes(&pool, &process, holds, &settings.shop_currency);
+    let changes = Changes::default();
+    let lifetimes = Lifetimes { memory: settings.cache_l1_ttl, shared: settings.cache_l2_ttl };
+    let cache = Cache::start(&pool, &settings.redis, lifetimes, &changes, &process);
+    let holds = holds::Holds::start(pool.clone(), clock.clone(), cache.clone(), tasks);
+    workers::start(&process, &pool, &holds, lifetimes);
+    let size = settings.postgres.database_pool_size;
+    let catalogue = Catalogue {
+        replicas: Replicas::start(&pool, &settings.database_read_urls, size, &process)?,
+        pool,
+        clock: clock.clone(),
+        cache,
+    };
+    let routes = grpc::routes(catalogue, &process, changes, holds, &settings.shop_currency);
     server::serve(settings.listen_addr, routes, verifier, settings.grpc_reflection, &process).await
 }
 

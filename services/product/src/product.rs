@@ -1,6 +1,7 @@
 //! The rules of a product: what each of its fields may be. A field that has been parsed keeps its rule for
 //! ever; to add one, give it a type here.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
@@ -11,7 +12,7 @@ pub type Fault = &'static str;
 pub type Attributes = Map<String, Value>;
 
 /// A product as the catalogue shows it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Product {
     pub id: i64,
     pub sku: String,
@@ -26,18 +27,49 @@ pub struct Product {
     pub image_url: Option<String>,
     pub attributes: Attributes,
     pub version: i64,
+    /// Grows with everything that is shown differently, orders' moves of stock included: of two states of a product,
+    /// the one with the larger number is the newer.
+    pub revision: i64,
+    #[serde(with = "micros")]
     pub created_at: OffsetDateTime,
+    #[serde(with = "micros")]
     pub updated_at: OffsetDateTime,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Times in microseconds since the Unix epoch, which is what PostgreSQL keeps.
+pub(crate) mod micros {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+    use time::OffsetDateTime;
+
+    pub fn of(at: OffsetDateTime) -> i64 {
+        i64::try_from(at.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
+    }
+
+    pub fn serialize<S: Serializer>(at: &OffsetDateTime, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_i64(of(*at))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<OffsetDateTime, D::Error> {
+        let micros = i64::deserialize(from)?;
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000).map_err(D::Error::custom)
+    }
+}
+
+impl Product {
+    /// An archived one only where those may be seen.
+    pub fn may_be_seen(&self, archived: bool) -> bool {
+        archived || self.status == Status::Active
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CategoryRef {
     pub id: i64,
     pub slug: String,
     pub name: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Status {
     Active,
     /// Gone from the shop, kept in orders.

@@ -9,6 +9,7 @@ pub(crate) mod words;
 use std::collections::HashMap;
 
 use serde::Serialize;
+use sqlx::PgPool;
 
 use crate::{
     catalogue::{Catalogue, categories},
@@ -48,14 +49,15 @@ impl Query {
 }
 
 impl Catalogue {
-    /// A page of the active products that a query finds, the best first. The best thousand or so can be paged
-    /// through.
+    /// A page of the active products that a query finds, the best first; with `newest`, as they are after what was
+    /// written just now. The best thousand or so can be paged through.
     pub async fn search(
         &self,
         query: &Query,
         filters: &Filters,
         limit: i64,
         cursor: Option<&str>,
+        newest: bool,
     ) -> Result<Page, Error> {
         let question = ("search", query, filters);
         let after = match cursor {
@@ -67,29 +69,9 @@ impl Catalogue {
                 }
             },
         };
-        let nothing = Page { items: Vec::new(), next_cursor: None };
-        let mut tx = self.pool.begin().await?;
-        let Some(categories) = categories(&mut tx, filters).await? else {
-            return Ok(nothing);
-        };
-        let asked = store::search::words(&mut tx, query.as_str()).await?;
-        let Some(words) = Words::choose(asked, query.is_open()) else {
-            return Ok(nothing);
-        };
-
-        store::search::plan_anew(&mut tx).await?;
-        // One more than the page shows whether there is another; what is best is looked for first.
-        let wanted = limit + 1;
-        let missing = |found: &[(i64, i64)]| wanted - i64::try_from(found.len()).unwrap_or(wanted);
-        let (all, any) = (words.all(), words.any());
-        let within = store::search::Within { filters, categories: categories.as_deref(), after };
-        let mut found = store::search::names(&mut tx, &all, &within, wanted).await?;
-        if missing(&found) > 0 {
-            found.extend(store::search::texts(&mut tx, &all, &within, missing(&found)).await?);
-        }
-        if missing(&found) > 0 && all != any {
-            found.extend(store::search::some(&mut tx, &any, &all, &within, missing(&found)).await?);
-        }
+        // One more than the page shows whether there is another.
+        let look = move |pool: PgPool| async move { look(&pool, query, filters, after, limit + 1).await };
+        let mut found = self.replicas.read(newest, look).await?;
         let more = found.len() > usize::try_from(limit).unwrap_or_default();
         if more {
             found.pop();
@@ -97,14 +79,45 @@ impl Catalogue {
         let next_cursor = found
             .last()
             .filter(|_| more)
-            .map(|(id, score)| Position::new(&question, Key::Number(*score), *id).cursor());
-
-        let ids: Vec<i64> = found.iter().map(|(id, _)| *id).collect();
-        let read = store::product::get_many(&mut tx, &ids).await?;
-        tx.commit().await?;
-        let mut read: HashMap<i64, Product> = read.into_iter().map(|product| (product.id, product)).collect();
-        Ok(Page { items: ids.iter().filter_map(|id| read.remove(id)).collect(), next_cursor })
+            .map(|(product, score)| Position::new(&question, Key::Number(*score), product.id).cursor());
+        Ok(Page { items: found.into_iter().map(|(product, _)| product).collect(), next_cursor })
     }
+}
+
+/// Up to so many products behind a score and an id, the best first, each with its score.
+async fn look(
+    pool: &PgPool,
+    query: &Query,
+    filters: &Filters,
+    after: (i64, i64),
+    wanted: i64,
+) -> Result<Vec<(Product, i64)>, Error> {
+    let mut tx = pool.begin().await?;
+    let Some(categories) = categories(&mut tx, filters).await? else {
+        return Ok(Vec::new());
+    };
+    let asked = store::search::words(&mut tx, query.as_str()).await?;
+    let Some(words) = Words::choose(asked, query.is_open()) else {
+        return Ok(Vec::new());
+    };
+
+    store::search::plan_anew(&mut tx).await?;
+    // What is best is looked for first.
+    let missing = |found: &[(i64, i64)]| wanted - i64::try_from(found.len()).unwrap_or(wanted);
+    let (all, any) = (words.all(), words.any());
+    let within = store::search::Within { filters, categories: categories.as_deref(), after };
+    let mut found = store::search::names(&mut tx, &all, &within, wanted).await?;
+    if missing(&found) > 0 {
+        found.extend(store::search::texts(&mut tx, &all, &within, missing(&found)).await?);
+    }
+    if missing(&found) > 0 && all != any {
+        found.extend(store::search::some(&mut tx, &any, &all, &within, missing(&found)).await?);
+    }
+    let ids: Vec<i64> = found.iter().map(|(id, _)| *id).collect();
+    let read = store::product::get_many(&mut tx, &ids).await?;
+    tx.commit().await?;
+    let mut read: HashMap<i64, Product> = read.into_iter().map(|product| (product.id, product)).collect();
+    Ok(found.into_iter().filter_map(|(id, score)| Some((read.remove(&id)?, score))).collect())
 }
 
 #[cfg(test)]

@@ -5,8 +5,10 @@
 
 pub mod batch;
 pub mod category;
+pub mod change;
 pub mod hold;
 pub mod listing;
 pub mod product;
+pub mod replica;
 pub mod search;
 pub mod stock;

@@ -1,9 +1,11 @@
 //! The category tree: reading it, and what an admin does to it. Changes of the tree happen one at a time, so
 //! that two of them cannot make a circle together.
 
+use shoppee_kit::clock::Clock;
 use sqlx::PgPool;
 
 use crate::{
+    cache::Cache,
     category::{Category, CategoryChanges, NewCategory, may_hang},
     error::Error,
     product::Fault,
@@ -13,6 +15,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Tree {
     pub pool: PgPool,
+    pub clock: Clock,
+    pub cache: Cache,
 }
 
 impl Tree {
@@ -58,8 +62,9 @@ impl Tree {
             after.parent_id = parent;
         }
         if after != *before {
-            store::category::update(&mut tx, &after).await?;
+            store::category::update(&mut tx, &after, self.clock.now()).await?;
             tx.commit().await?;
+            self.cache.show().await;
         }
         Ok(after)
     }

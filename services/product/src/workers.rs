@@ -7,7 +7,7 @@ use shoppee_kit::process::Process;
 use sqlx::PgPool;
 use tokio::{sync::Mutex, time::Instant};
 
-use crate::{error::Error, holds::Holds, store};
+use crate::{cache::Lifetimes, error::Error, holds::Holds, store};
 
 /// A hold is back on the shelf within about this after its time.
 const EXPIRY: Duration = Duration::from_secs(1);
@@ -25,11 +25,17 @@ const REWRITTEN: i64 = 500;
 const READING: Duration = Duration::from_secs(1);
 /// Products whose words are read in one transaction.
 const READ: i64 = 500;
+/// How often old entries of the change log are deleted.
+const FORGETTING: Duration = Duration::from_mins(1);
+/// Longer than anything stays in Redis that an entry could make old.
+const LOGGED: Duration = Duration::from_hours(2);
+/// Entries deleted in one transaction.
+const FORGOTTEN: i64 = 10_000;
 /// A worker that has nothing left to do rests this many times as long as its last step took, at least.
 const REST: u32 = 20;
 
 /// Starts all of them.
-pub fn start(process: &Process, pool: &PgPool, holds: &Holds) {
+pub fn start(process: &Process, pool: &PgPool, holds: &Holds, lifetimes: Lifetimes) {
     let holds = holds.clone();
     repeat(process, "expiry", EXPIRY, move || {
         let holds = holds.clone();
@@ -44,6 +50,14 @@ pub fn start(process: &Process, pool: &PgPool, holds: &Holds) {
     repeat(process, "renaming", RENAMING, move || {
         let pool = renamed.clone();
         async move { rename(&pool).await }
+    });
+    let (logged, clock, kept) = (pool.clone(), process.clock.clone(), LOGGED.max(2 * lifetimes.shared));
+    repeat(process, "change log", FORGETTING, move || {
+        let (pool, before) = (logged.clone(), clock.now() - kept);
+        async move {
+            let mut conn = pool.acquire().await?;
+            Ok(store::change::forget(&mut conn, before, FORGOTTEN).await? > 0)
+        }
     });
     let unread = pool.clone();
     repeat(process, "reading", READING, move || {

@@ -83,6 +83,10 @@ impl Shop {
             shoppee_product::Settings {
                 common: common(),
                 postgres: database.settings("product"),
+                redis: redis.settings(),
+                database_read_urls: Vec::new(),
+                cache_l1_ttl: Duration::from_mins(5),
+                cache_l2_ttl: Duration::from_hours(1),
                 auth_url: auth_url.clone(),
                 listen_addr: product,
                 metrics_addr: free_addr(),

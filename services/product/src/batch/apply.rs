@@ -99,6 +99,10 @@ impl Batches {
         for (index, outcome) in done.outcomes {
             results[index].outcome = outcome;
         }
+        // Staff that look at what they have just changed see it.
+        if results.iter().any(|result| matches!(result.outcome, Outcome::Updated(_))) {
+            self.catalogue.cache.show().await;
+        }
         if !done.renamed.is_empty() {
             for chunk in done.renamed.chunks(CHUNK) {
                 self.catalogue.learn(chunk).await;

@@ -7,6 +7,7 @@ use shoppee_kit::{
     status::Violations,
     tasks::Tasks,
 };
+use shoppee_proto::PRODUCT_REVISION;
 use shoppee_proto::product::v1::{
     AdjustStockRequest, ArchiveProductRequest, BatchGetProductsRequest, BatchGetProductsResponse,
     BatchUpdateProductsRequest, BatchUpdateProductsResponse, Category, CreateCategoryRequest,
@@ -42,8 +43,21 @@ pub struct Products {
 
 impl Products {
     fn answer(&self, product: crate::product::Product) -> Response<Product> {
-        Response::new(convert::product(product, &self.currency))
+        let revision = product.revision;
+        at(revision, Response::new(convert::product(product, &self.currency)))
     }
+}
+
+/// Says in which state of the product an answer was true.
+fn at<T>(revision: i64, mut response: Response<T>) -> Response<T> {
+    response.metadata_mut().insert(PRODUCT_REVISION, revision.into());
+    response
+}
+
+/// The state that a caller has seen; 0 where it says none.
+fn at_least<T>(request: &Request<T>) -> i64 {
+    let seen = request.metadata().get(PRODUCT_REVISION).and_then(|value| value.to_str().ok());
+    seen.and_then(|seen| seen.parse().ok()).unwrap_or_default()
 }
 
 /// Archived products are shown to those who keep the shop, and to its other services.
@@ -52,6 +66,11 @@ fn sees_archived(caller: Option<&Caller>) -> bool {
         Role::Admin | Role::Service => true,
         Role::User => false,
     })
+}
+
+/// Who changes the catalogue sees the change in the next list.
+fn writes(caller: Option<&Caller>) -> bool {
+    caller.is_some_and(Caller::is_admin)
 }
 
 fn sort(number: i32) -> Result<Sort, Error> {
@@ -72,8 +91,8 @@ impl ProductService for Products {
 
     async fn get_product(&self, request: Request<GetProductRequest>) -> Result<Response<Product>, Status> {
         let caller = caller::anyone(&request)?;
-        let id = request.into_inner().id;
-        Ok(self.answer(self.catalogue.get(id, sees_archived(caller.as_ref())).await?))
+        let (at_least, id) = (at_least(&request), request.into_inner().id);
+        Ok(self.answer(self.catalogue.get(id, at_least, sees_archived(caller.as_ref())).await?))
     }
 
     async fn batch_get_products(
@@ -94,12 +113,13 @@ impl ProductService for Products {
         &self,
         request: Request<ListProductsRequest>,
     ) -> Result<Response<ListProductsResponse>, Status> {
-        caller::anyone(&request)?;
+        let newest = writes(caller::anyone(&request)?.as_ref());
         let asked = request.into_inner();
         let filters = Filters::parse(asked.category, asked.min_price, asked.max_price, asked.in_stock)
             .map_err(Error::Malformed)?;
         let limit = listing::limit(asked.limit).map_err(Error::Malformed)?;
-        let page = self.catalogue.list(&filters, sort(asked.sort)?, limit, asked.cursor.as_deref()).await?;
+        let (sort, cursor) = (sort(asked.sort)?, asked.cursor.as_deref());
+        let page = self.catalogue.list(&filters, sort, limit, cursor, newest).await?;
         Ok(Response::new(convert::page(page, &self.currency)))
     }
 
@@ -107,13 +127,13 @@ impl ProductService for Products {
         &self,
         request: Request<SearchProductsRequest>,
     ) -> Result<Response<ListProductsResponse>, Status> {
-        caller::anyone(&request)?;
+        let newest = writes(caller::anyone(&request)?.as_ref());
         let asked = request.into_inner();
         let query = Query::parse(asked.q)?;
         let filters = Filters::parse(asked.category, asked.min_price, asked.max_price, asked.in_stock)
             .map_err(Error::Malformed)?;
         let limit = listing::limit(asked.limit).map_err(Error::Malformed)?;
-        let page = self.catalogue.search(&query, &filters, limit, asked.cursor.as_deref()).await?;
+        let page = self.catalogue.search(&query, &filters, limit, asked.cursor.as_deref(), newest).await?;
         Ok(Response::new(convert::page(page, &self.currency)))
     }
 
@@ -140,8 +160,8 @@ impl ProductService for Products {
     async fn archive_product(&self, request: Request<ArchiveProductRequest>) -> Result<Response<()>, Status> {
         caller::admin(&request)?;
         let asked = request.into_inner();
-        self.catalogue.archive(asked.id, asked.expected_version).await?;
-        Ok(Response::new(()))
+        let archived = self.catalogue.archive(asked.id, asked.expected_version).await?;
+        Ok(at(archived.revision, Response::new(())))
     }
 
     async fn adjust_stock(&self, request: Request<AdjustStockRequest>) -> Result<Response<Product>, Status> {

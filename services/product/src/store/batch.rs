@@ -84,7 +84,10 @@ pub async fn write(conn: &mut PgConnection, writes: &[Write], now: OffsetDateTim
     let statuses: Vec<Option<String>> =
         writes.iter().map(|write| write.update.status.map(|status| status.word().to_owned())).collect();
     sqlx::query!(
-        "update product.product p
+        "with noted as (
+             insert into product.change (product_id, at) select id, $8 from unnest($1::bigint[]) as c (id)
+         )
+         update product.product p
          set name = coalesce(c.name, p.name),
              description = coalesce(c.description, p.description),
              price = coalesce(c.price, p.price),

@@ -1,6 +1,7 @@
 //! Categories.
 
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 
 use crate::category::{Category, NewCategory};
 
@@ -54,7 +55,17 @@ pub async fn insert(conn: &mut PgConnection, category: &NewCategory) -> sqlx::Re
 }
 
 /// Writes a category anew; [`rewrite`] will follow where the name is another.
-pub async fn update(conn: &mut PgConnection, category: &Category) -> sqlx::Result<()> {
+pub async fn update(conn: &mut PgConnection, category: &Category, now: OffsetDateTime) -> sqlx::Result<()> {
+    // Its products are shown differently. In statements of their own: the change log asks for it.
+    sqlx::query!("update product.tree set revision = revision + 1").execute(&mut *conn).await?;
+    sqlx::query!(
+        "insert into product.change (product_id, at)
+         select id, $2 from product.product where category_id = $1",
+        category.id,
+        now,
+    )
+    .execute(&mut *conn)
+    .await?;
     sqlx::query!(
         "update product.category
          set slug = $2, name = $3, parent_id = $4, renamed = renamed or name <> $3

@@ -22,6 +22,7 @@ pub struct Row {
     pub created_at: OffsetDateTime,
     pub updated_at: OffsetDateTime,
     pub stock: i64,
+    pub revision: i64,
     pub category_id: Option<i64>,
     pub category_slug: Option<String>,
     pub category_name: Option<String>,
@@ -36,6 +37,7 @@ macro_rules! products {
             "select p.id, p.sku, p.name, p.name_key as \"name_key!\", p.description, p.price, p.image_url,
                     p.attributes as \"attributes: _\", p.status, p.version, p.created_at, p.updated_at,
                     s.available as stock,
+                    p.version + s.revision + (select revision from product.tree) as \"revision!\",
                     c.id as \"category_id?\", c.slug as \"category_slug?\", c.name as \"category_name?\"
              from " $(+ $from)+
             + " join product.stock s on s.product_id = p.id
@@ -65,6 +67,7 @@ impl From<Row> for Product {
             image_url: row.image_url,
             attributes: row.attributes.0,
             version: row.version,
+            revision: row.revision,
             created_at: row.created_at,
             updated_at: row.updated_at,
         }
@@ -102,10 +105,14 @@ pub async fn insert(
     now: OffsetDateTime,
 ) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
-        "insert into product.product (sku, name, description, category_id, category_name, price, image_url,
-                                      attributes, created_at, updated_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)
-         returning id",
+        "with created as (
+             insert into product.product (sku, name, description, category_id, category_name, price, image_url,
+                                          attributes, created_at, updated_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)
+             returning id
+         ),
+         noted as (insert into product.change (product_id, at) select id, $9 from created)
+         select id from created",
         product.sku.as_str(),
         product.name.as_str(),
         product.description.as_str(),
@@ -123,7 +130,8 @@ pub async fn insert(
 /// Writes everything of a locked product but its category and its stock, as its next version.
 pub async fn update(conn: &mut PgConnection, product: &Product, now: OffsetDateTime) -> sqlx::Result<()> {
     sqlx::query!(
-        "update product.product
+        "with noted as (insert into product.change (product_id, at) values ($1, $9))
+         update product.product
          set sku = $2, name = $3, description = $4, price = $5, image_url = $6, attributes = $7, status = $8,
              version = version + 1, updated_at = $9
          where id = $1",

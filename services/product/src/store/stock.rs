@@ -70,7 +70,7 @@ pub async fn apply(
         let turned = sqlx::query_scalar!(
             r#"with moved as (
                    update product.stock s
-                   set available = s.available + c.delta
+                   set available = s.available + c.delta, revision = s.revision + 1
                    from unnest($1::bigint[], $2::bigint[]) as c (product_id, delta)
                    where s.product_id = c.product_id
                    returning s.product_id, s.available > 0 as now, s.available - c.delta > 0 as before

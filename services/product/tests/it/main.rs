@@ -1,11 +1,13 @@
 //! The service through its gRPC clients, on a real PostgreSQL, with tokens that a real auth service signed.
 
 mod batch;
+mod cache;
 mod callers;
 mod catalogue;
 mod categories;
 mod conservation;
 mod holds;
 mod listing;
+mod replicas;
 mod search;
 mod shop;

@@ -34,9 +34,16 @@ pub struct Shop {
     pub service: Arc<SecretString>,
     pub pool: PgPool,
     pub process: TestProcess,
+    pub redis: RedisServer,
+    settings: shoppee_product::Settings,
     _auth: TestProcess,
-    _redis: RedisServer,
-    _database: Database,
+    pub database: Database,
+}
+
+/// Another process of the product service, with the same database and Redis.
+pub struct Replica {
+    pub products: Products,
+    _process: TestProcess,
 }
 
 impl Shop {
@@ -67,6 +74,10 @@ impl Shop {
         let settings = shoppee_product::Settings {
             common: common(),
             postgres: database.settings("product"),
+            redis: redis.settings(),
+            database_read_urls: Vec::new(),
+            cache_l1_ttl: Duration::from_mins(5),
+            cache_l2_ttl: Duration::from_hours(1),
             auth_url: auth_url.clone(),
             listen_addr,
             metrics_addr: free_addr(),
@@ -75,7 +86,7 @@ impl Shop {
         };
         let (mut auth, mut process) = (auth, process);
         auth.serves().await;
-        shoppee_product::start(settings, process.process.clone()).await.expect("product starts");
+        shoppee_product::start(settings.clone(), process.process.clone()).await.expect("product starts");
         process.serves().await;
 
         let channel = client::channel(&auth_url).expect("a URL");
@@ -101,10 +112,27 @@ impl Shop {
             service,
             pool: PgPool::connect_lazy(&pool).expect("a URL"),
             process,
+            redis,
+            settings,
             _auth: auth,
-            _redis: redis,
-            _database: database,
+            database,
         }
+    }
+
+    pub async fn replica(&self) -> Replica {
+        self.replica_with(|_| {}).await
+    }
+
+    pub async fn replica_with(&self, change: impl FnOnce(&mut shoppee_product::Settings)) -> Replica {
+        let mut process = TestProcess::default();
+        let listen_addr = free_addr();
+        let mut settings =
+            shoppee_product::Settings { listen_addr, metrics_addr: free_addr(), ..self.settings.clone() };
+        change(&mut settings);
+        shoppee_product::start(settings, process.process.clone()).await.expect("product starts");
+        process.serves().await;
+        let channel = client::channel(&format!("http://{listen_addr}")).expect("a URL");
+        Replica { products: ProductServiceClient::new(channel), _process: process }
     }
 
     /// A call by the admin.

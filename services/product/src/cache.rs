@@ -1,0 +1,329 @@
+//! What the catalogue shows, on three levels: the memory of this process, Redis ([`shared`]), PostgreSQL.
+//!
+//! The memory is believed only while the log of changes is read to its end ([`crate::changes`]); a change drops what
+//! it outdates. Every answer has a revision, and an older one never takes the place of a newer one: the newest that
+//! was heard of lately is remembered, and what a slow read brings home below it is thrown away.
+
+mod shared;
+
+use std::{collections::HashMap, future::ready, sync::Arc, time::Duration};
+
+use moka::Expiry;
+use shoppee_kit::{clock::Clock, fold::Fold, process::Process, settings::Redis};
+use sqlx::PgPool;
+use time::OffsetDateTime;
+
+use crate::{
+    changes::Changes,
+    error::Error,
+    product::Product,
+    store::{self, change::Change},
+};
+use shared::Shared;
+
+/// The memory for products. Bytes.
+const ROOM: u64 = 64 * 1024 * 1024;
+/// What an entry takes beside its texts. Bytes.
+const OVERHEAD: usize = 1024;
+/// That there is no such product is remembered for so long.
+const ABSENT: Duration = Duration::from_secs(5);
+/// Without a look at the log for so long, memory is not believed: a change must show within a second.
+const TRUST: Duration = Duration::from_millis(600);
+/// What a read brings home is good for all who came within so long.
+const FLIGHT: Duration = Duration::from_millis(20);
+const MOST_FLIGHTS: u64 = 1000;
+/// How long the newest revision is remembered that was heard of: longer than any read takes.
+const FLOOR: Duration = Duration::from_secs(10);
+const MOST_FLOORS: u64 = 100_000;
+
+/// How long each level keeps what it has; zero for not at all.
+#[derive(Clone, Copy, Debug)]
+pub struct Lifetimes {
+    pub memory: Duration,
+    pub shared: Duration,
+}
+
+/// What is known of an id.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// `None` where there is no such product.
+    pub product: Option<Product>,
+    /// When PostgreSQL said so.
+    read_at: OffsetDateTime,
+}
+
+impl Known {
+    /// 0 where there is no such product.
+    pub fn revision(&self) -> i64 {
+        self.product.as_ref().map_or(0, |product| product.revision)
+    }
+
+    fn size(&self) -> usize {
+        let texts = self.product.as_ref().map_or(0, |product| {
+            let attributes = serde_json::to_vec(&product.attributes).map_or(0, |json| json.len());
+            product.name.len() + product.description.len() + 4 * attributes
+        });
+        OVERHEAD + texts
+    }
+}
+
+struct Lifetime(Duration);
+
+impl Expiry<i64, Arc<Known>> for Lifetime {
+    fn expire_after_create(&self, _: &i64, known: &Arc<Known>, _: std::time::Instant) -> Option<Duration> {
+        Some(if known.product.is_some() { self.0 } else { self.0.min(ABSENT) })
+    }
+
+    fn expire_after_update(
+        &self,
+        id: &i64,
+        known: &Arc<Known>,
+        at: std::time::Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        self.expire_after_create(id, known, at)
+    }
+}
+
+/// Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Cache(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    pool: PgPool,
+    clock: Clock,
+    changes: Changes,
+    /// `None` where it was set to keep nothing.
+    memory: Option<moka::future::Cache<i64, Arc<Known>>>,
+    /// While memory is not believed: for those who ask at the same moment.
+    flights: moka::future::Cache<i64, Arc<Known>>,
+    /// The newest revisions that were heard of.
+    floors: moka::sync::Cache<i64, i64>,
+    shared: Shared,
+    fold: Fold,
+}
+
+impl Cache {
+    /// Starts to connect to Redis, and to follow the log.
+    pub fn start(
+        pool: &PgPool,
+        redis: &Redis,
+        lifetimes: Lifetimes,
+        changes: &Changes,
+        process: &Process,
+    ) -> Self {
+        // What never happened is 0 for those who watch, not absent.
+        for (level, result) in [("memory", "hit"), ("memory", "miss"), ("memory", "bypass")]
+            .into_iter()
+            .chain([("redis", "hit"), ("redis", "miss"), ("redis", "error")])
+        {
+            count_many(level, result, 0);
+        }
+        let memory = (!lifetimes.memory.is_zero()).then(|| {
+            moka::future::Cache::builder()
+                .max_capacity(ROOM)
+                .weigher(|_, known: &Arc<Known>| u32::try_from(known.size()).unwrap_or(u32::MAX))
+                .expire_after(Lifetime(lifetimes.memory))
+                .build()
+        });
+        let cache = Self(Arc::new(Parts {
+            pool: pool.clone(),
+            clock: process.clock.clone(),
+            changes: changes.clone(),
+            memory,
+            flights: moka::future::Cache::builder().max_capacity(MOST_FLIGHTS).time_to_live(FLIGHT).build(),
+            floors: moka::sync::Cache::builder().max_capacity(MOST_FLOORS).time_to_live(FLOOR).build(),
+            shared: Shared::start(redis, lifetimes.shared, process),
+            fold: Fold::default(),
+        }));
+        changes.follow(pool.clone(), cache.clone(), process);
+        cache
+    }
+
+    /// What is known of an id; nothing older than revision `at_least`, which the caller has seen.
+    pub async fn get(&self, id: i64, at_least: i64) -> Result<Arc<Known>, Error> {
+        let Some(memory) = self.memory() else {
+            count("memory", "bypass");
+            let reading = self.0.flights.try_get_with(id, async { self.read(id).await.map(Arc::new) });
+            let known = reading.await.map_err(|error| (*error).clone())?;
+            let newest = self.floor(id).max(at_least);
+            return if known.revision() >= newest { Ok(known) } else { self.read(id).await.map(Arc::new) };
+        };
+        if let Some(known) = memory.get(&id).await {
+            if known.revision() >= at_least {
+                count("memory", "hit");
+                self.note_age("memory", &known);
+                return Ok(known);
+            }
+            memory.invalidate(&id).await;
+        }
+        count("memory", "miss");
+        // One asks, the others wait for what it gets.
+        let loading = memory.try_get_with(id, self.load(id, at_least));
+        let known = loading.await.map_err(|error| (*error).clone())?;
+        if known.revision() >= self.floor(id).max(at_least) {
+            return Ok(known);
+        }
+        // It changed while it was read.
+        memory.invalidate(&id).await;
+        let known = Arc::new(self.read(id).await?);
+        self.keep(id, known.clone()).await;
+        Ok(known)
+    }
+
+    /// What is known of several ids, in their order. Those that are not in memory are read together.
+    pub async fn get_many(&self, ids: &[i64]) -> Result<Vec<Arc<Known>>, Error> {
+        let mut known = Vec::with_capacity(ids.len());
+        for id in ids {
+            known.push(match self.memory() {
+                Some(memory) => memory.get(id).await,
+                None => None,
+            });
+        }
+        let missing: Vec<i64> =
+            ids.iter().zip(&known).filter(|(_, known)| known.is_none()).map(|(id, _)| *id).collect();
+        count_many("memory", "hit", ids.len() - missing.len());
+        count_many("memory", "miss", missing.len());
+        if missing.is_empty() {
+            return Ok(known.into_iter().flatten().collect());
+        }
+        let read_at = self.0.clock.now();
+        let mut conn = self.0.pool.acquire().await?;
+        let read = store::product::get_many(&mut conn, &missing).await?;
+        drop(conn);
+        let mut read: HashMap<i64, Product> = read.into_iter().map(|product| (product.id, product)).collect();
+        let mut complete = Vec::with_capacity(ids.len());
+        for (id, known) in ids.iter().zip(known) {
+            complete.push(if let Some(known) = known {
+                known
+            } else {
+                let known = Arc::new(Known { product: read.remove(id), read_at });
+                self.keep(*id, known.clone()).await;
+                known
+            });
+        }
+        Ok(complete)
+    }
+
+    /// A product as this process has just written it.
+    pub async fn wrote(&self, product: &Product) {
+        self.raise_floor(product.id, product.revision);
+        let known = Known { product: Some(product.clone()), read_at: self.0.clock.now() };
+        self.keep(product.id, Arc::new(known)).await;
+        self.0.changes.nudge();
+    }
+
+    /// Takes notice that this process has moved the stock of these products: whoever looks next is shown it, unless
+    /// there are many moves of one stock, of which a look at the log tells soon enough.
+    pub async fn moved(&self, ids: impl IntoIterator<Item = i64>) {
+        for id in ids {
+            let Some(memory) = self.0.memory.as_ref().filter(|_| self.0.fold.lets_through(id)) else {
+                continue;
+            };
+            // Whatever was known before is older than what is now.
+            let known = memory.get(&id).await.map_or(0, |known| known.revision()).max(self.floor(id));
+            if known > 0 {
+                self.raise_floor(id, known + 1);
+                memory.invalidate(&id).await;
+            }
+        }
+        self.0.changes.nudge();
+    }
+
+    /// Waits until what was just committed shows, but not for ever.
+    pub async fn show(&self) {
+        self.0.changes.show().await;
+    }
+
+    /// Drops what a change has made old in memory.
+    pub async fn outdate(&self, change: &Change) {
+        self.raise_floor(change.product_id, change.revision);
+        if let Some(memory) = &self.0.memory
+            && memory.get(&change.product_id).await.is_some_and(|known| known.revision() < change.revision)
+        {
+            memory.invalidate(&change.product_id).await;
+        }
+        let late = self.0.clock.now() - change.at;
+        metrics::histogram!("cache_invalidation_seconds", "level" => "memory")
+            .record(late.as_seconds_f64().max(0.0));
+    }
+
+    /// Drops what changes have made old in Redis, where the log is settled up to a number.
+    pub async fn outdate_shared(&self, changes: &[Change], settled: i64) {
+        self.0.shared.outdate(changes, settled).await;
+    }
+
+    /// From where Redis must be told of changes, where it knows less than we do.
+    pub fn shared_from(&self) -> Option<i64> {
+        self.0.shared.from()
+    }
+
+    /// The memory, where it may be believed.
+    fn memory(&self) -> Option<&moka::future::Cache<i64, Arc<Known>>> {
+        let fresh = self.0.changes.age().is_some_and(|age| age < TRUST);
+        self.0.memory.as_ref().filter(|_| fresh)
+    }
+
+    /// From Redis, where that knows something new enough, else from PostgreSQL.
+    async fn load(&self, id: i64, at_least: i64) -> Result<Arc<Known>, Error> {
+        let found = self.0.shared.get(id).await;
+        if let Some(known) = found.filter(|known| known.revision() >= self.floor(id).max(at_least)) {
+            count("redis", "hit");
+            self.note_age("redis", &known);
+            return Ok(Arc::new(known));
+        }
+        count("redis", "miss");
+        let known = Arc::new(self.read(id).await?);
+        self.0.shared.put(id, known.clone());
+        Ok(known)
+    }
+
+    async fn read(&self, id: i64) -> Result<Known, Error> {
+        let read_at = self.0.clock.now();
+        let mut conn = self.0.pool.acquire().await?;
+        Ok(Known { product: store::product::get(&mut conn, id).await?, read_at })
+    }
+
+    /// Puts it into memory, unless something newer is there or was heard of.
+    async fn keep(&self, id: i64, known: Arc<Known>) {
+        let Some(memory) = self.memory() else {
+            return;
+        };
+        let revision = known.revision();
+        let newest = |held: Option<moka::Entry<i64, Arc<Known>>>| {
+            let held = held.map(moka::Entry::into_value);
+            ready(held.filter(|held| held.revision() > revision).unwrap_or(known))
+        };
+        let kept = memory.entry(id).and_upsert_with(newest).await.into_value();
+        // Looked at last: whoever raises the floor now finds the entry.
+        if kept.revision() < self.floor(id) {
+            memory.invalidate(&id).await;
+        }
+    }
+
+    fn floor(&self, id: i64) -> i64 {
+        self.0.floors.get(&id).unwrap_or_default()
+    }
+
+    fn raise_floor(&self, id: i64, revision: i64) {
+        let higher = |held: Option<moka::Entry<i64, i64>>| {
+            held.map_or(revision, |held| held.into_value().max(revision))
+        };
+        self.0.floors.entry(id).and_upsert_with(higher);
+    }
+
+    fn note_age(&self, level: &'static str, known: &Known) {
+        let age = self.0.clock.now() - known.read_at;
+        metrics::histogram!("cache_age_seconds", "level" => level).record(age.as_seconds_f64().max(0.0));
+    }
+}
+
+fn count(level: &'static str, result: &'static str) {
+    count_many(level, result, 1);
+}
+
+fn count_many(level: &'static str, result: &'static str, number: usize) {
+    metrics::counter!("cache_requests_total", "level" => level, "result" => result)
+        .increment(u64::try_from(number).unwrap_or(u64::MAX));
+}

@@ -1,0 +1,242 @@
+//! What is kept in memory and in Redis is true: a change shows in every process within a second, whatever becomes of
+//! Redis, and nobody is shown an older state after a newer one.
+
+use std::time::{Duration, Instant};
+
+use fred::{
+    clients::Client,
+    interfaces::{ClientLike as _, HashesInterface as _, KeysInterface as _},
+};
+use futures_util::future::join_all;
+use rustix::process::{Pid, Signal, kill_process};
+use shoppee_kit::{redis, testing::eventually};
+use shoppee_proto::product::v1::{
+    CreateCategoryRequest, CreateProductRequest, GetProductRequest, Product, UpdateCategoryRequest,
+    UpdateProductRequest,
+};
+use tonic::{Code, Status};
+
+use crate::shop::{Products, Shop, order};
+
+/// In which a change must show.
+const SOON: Duration = Duration::from_secs(1);
+const UPDATES: i64 = 40;
+
+async fn look(products: &Products, id: i64) -> Result<Product, Status> {
+    products.clone().get_product(GetProductRequest { id }).await.map(tonic::Response::into_inner)
+}
+
+/// Looks until it is as wanted; the time until then, and every version that was seen on the way.
+async fn shows(products: &Products, id: i64, as_wanted: impl Fn(&Product) -> bool) -> (Duration, Vec<i64>) {
+    let (began, mut versions) = (Instant::now(), Vec::new());
+    loop {
+        let product = look(products, id).await.expect("is shown");
+        versions.push(product.version);
+        if as_wanted(&product) {
+            return (began.elapsed(), versions);
+        }
+        assert!(began.elapsed() < 5 * SOON, "never: {product:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+impl Shop {
+    async fn reprices(&self, products: &Products, id: i64, price: i64) {
+        let mask = prost_types::FieldMask { paths: vec!["price".to_owned()] };
+        let request = UpdateProductRequest {
+            id,
+            price: Some(price),
+            update_mask: Some(mask),
+            ..UpdateProductRequest::default()
+        };
+        products.clone().update_product(self.admin(request)).await.expect("updated");
+    }
+
+    async fn redis_client(&self) -> Client {
+        redis::connect(&self.redis.settings()).await.expect("connects").0
+    }
+}
+
+/// Changes a price again and again, here and there; each change is seen at once where it was made, and soon
+/// elsewhere.
+async fn stays_true(shop: &Shop, there: &Products, id: i64, prices: std::ops::Range<i64>) {
+    let mut newest = 0;
+    for price in prices {
+        let (writer, reader) = if price % 2 == 0 { (&shop.products, there) } else { (there, &shop.products) };
+        shop.reprices(writer, id, price).await;
+        assert_eq!(look(writer, id).await.expect("is shown").price, price, "where it was written");
+        let (after, versions) = shows(reader, id, |product| product.price == price).await;
+        assert!(after < SOON, "{price} showed after {after:?}");
+        assert!(versions.is_sorted() && versions[0] >= newest, "an older one after a newer: {versions:?}");
+        newest = versions[versions.len() - 1];
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_shows_everywhere_within_a_second() {
+    let shop = Shop::open().await;
+    let replica = shop.replica().await;
+    let there = replica.products.clone();
+    let id = shop.product("a", 10).await.id;
+    stays_true(&shop, &there, id, 0..UPDATES).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn also_while_redis_dies_and_comes_back_empty() {
+    let mut shop = Shop::open().await;
+    let replica = shop.replica().await;
+    let id = shop.product("a", 10).await.id;
+    stays_true(&shop, &replica.products, id, 0..10).await;
+    let port = shop.redis.port();
+    shop.redis.kill();
+    stays_true(&shop, &replica.products, id, 10..30).await;
+    shop.redis = shoppee_kit::testing::RedisServer::start_on(port).await;
+    stays_true(&shop, &replica.products, id, 30..60).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn also_while_redis_is_wiped() {
+    let shop = Shop::open().await;
+    let replica = shop.replica().await;
+    let id = shop.product("a", 10).await.id;
+    let redis = shop.redis_client().await;
+    for round in 0..6 {
+        stays_true(&shop, &replica.products, id, 10 * round..10 * round + 5).await;
+        let () = redis.flushall(false).await.unwrap();
+        stays_true(&shop, &replica.products, id, 10 * round + 5..10 * round + 10).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn also_while_redis_is_frozen() {
+    let shop = Shop::open().await;
+    let replica = shop.replica().await;
+    let id = shop.product("a", 10).await.id;
+    stays_true(&shop, &replica.products, id, 0..10).await;
+    let pid = Pid::from_raw(i32::try_from(shop.redis.pid()).unwrap()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    stays_true(&shop, &replica.products, id, 10..30).await;
+    kill_process(pid, Signal::CONT).unwrap();
+    stays_true(&shop, &replica.products, id, 30..50).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_remembers_an_older_state_is_put_right() {
+    let shop = Shop::open().await;
+    let id = shop.product("a", 10).await.id;
+    let redis = shop.redis_client().await;
+    let key = format!("product:{id}");
+    // Read from PostgreSQL by a process that has not seen it, and so kept in Redis.
+    let reader = shop.replica().await;
+    let kept = || async { redis.hget::<Option<String>, _, _>(&key, "answer").await.unwrap() };
+    eventually("it is kept in Redis", || async {
+        look(&reader.products, id).await.unwrap();
+        kept().await.is_some_and(|kept| !kept.is_empty())
+    })
+    .await;
+    let (old, position) = (kept().await, redis.get::<Option<i64>, _>("product:position").await.unwrap());
+    let revision: i64 = redis.hget(&key, "revision").await.unwrap();
+
+    shop.reprices(&shop.products, id, 77).await;
+    eventually("Redis hears of it", || async { kept().await != old }).await;
+    eventually("and how far it knows", || async {
+        redis.get::<Option<i64>, _>("product:position").await.unwrap() > position
+    })
+    .await;
+    // As after a restart from yesterday's snapshot.
+    let () =
+        redis.hset(&key, vec![("revision", revision.to_string()), ("answer", old.unwrap())]).await.unwrap();
+    let () = redis.set("product:position", position, None, None, false).await.unwrap();
+    let restarted = shop.replica().await;
+    assert_eq!(look(&restarted.products, id).await.unwrap().price, 77);
+    eventually("Redis is right again", || async {
+        redis.hget::<i64, _, _>(&key, "revision").await.unwrap() > revision
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_new_shows_where_it_was_looked_for_before() {
+    let shop = Shop::open().await;
+    let replica = shop.replica().await;
+    let there = replica.products.clone();
+    let next = shop.product("a", 1).await.id + 1;
+    for products in [&shop.products, &there] {
+        assert_eq!(look(products, next).await.unwrap_err().code(), Code::NotFound);
+    }
+    // Without stock: there is no movement to be noticed by.
+    assert_eq!(shop.product("b", 0).await.id, next);
+    assert!(look(&shop.products, next).await.is_ok());
+    let began = Instant::now();
+    while look(&there, next).await.is_err() {
+        assert!(began.elapsed() < SOON, "not there");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn moves_of_stock_and_names_of_categories_show_too() {
+    let shop = Shop::open().await;
+    let replica = shop.replica().await;
+    let there = replica.products.clone();
+    let category = CreateCategoryRequest { slug: "l".to_owned(), name: "Lamps".to_owned(), parent_id: None };
+    let category =
+        shop.products.clone().create_category(shop.admin(category)).await.expect("created").into_inner();
+    let request = CreateProductRequest {
+        sku: "a".to_owned(),
+        name: "A".to_owned(),
+        price: 1,
+        stock: 10,
+        category_id: Some(category.id),
+        ..CreateProductRequest::default()
+    };
+    let id = shop.create(request).await.id;
+    for products in [&shop.products, &there] {
+        assert_eq!(look(products, id).await.unwrap().stock, 10);
+    }
+    shop.hold(order(), [(id, 4)]).await.unwrap();
+    for products in [&shop.products, &there] {
+        let (after, _) = shows(products, id, |product| product.stock == 6).await;
+        assert!(after < SOON, "stock showed after {after:?}");
+    }
+    let renamed = UpdateCategoryRequest {
+        id: category.id,
+        name: Some("Lights".to_owned()),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["name".to_owned()] }),
+        ..UpdateCategoryRequest::default()
+    };
+    shop.products.clone().update_category(shop.admin(renamed)).await.expect("renamed");
+    for products in [&shop.products, &there] {
+        let named =
+            |product: &Product| product.category.as_ref().is_some_and(|category| category.name == "Lights");
+        let (after, _) = shows(products, id, named).await;
+        assert!(after < SOON, "name showed after {after:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_who_ask_for_one_product_ask_the_database_once() {
+    let shop = Shop::open().await;
+    let id = shop.product("a", 1).await.id;
+    let replica = shop.replica().await;
+    let cold = replica.products.clone();
+    let () = shop.redis_client().await.flushall(false).await.unwrap();
+    let mut holding = shop.pool.begin().await.unwrap();
+    // Of all that goes on, only what reads a product waits for this.
+    sqlx::query("lock table product.category in access exclusive mode").execute(&mut *holding).await.unwrap();
+    let all = join_all((0..1000).map(|_| look(&cold, id)));
+    let waiting = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let waiting: i64 = sqlx::query_scalar(
+            "select count(*) from pg_locks l join pg_database d on d.oid = l.database
+             where not l.granted and d.datname = current_database()",
+        )
+        .fetch_one(&mut *holding)
+        .await
+        .unwrap();
+        holding.commit().await.unwrap();
+        waiting
+    };
+    let (answers, waiting) = tokio::join!(all, waiting);
+    assert!(answers.iter().all(Result::is_ok));
+    assert_eq!(waiting, 1);
+}
