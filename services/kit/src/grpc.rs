@@ -21,12 +21,12 @@ use tonic::{
     transport::server::{Server, TcpIncoming},
 };
 use tower::{Layer, Service};
-use tracing::Instrument as _;
 
 use crate::{
     caller::{Identity, Kind, TokenError, Verifier, bearer},
     process::Process,
-    status, telemetry,
+    status,
+    telemetry::Trace,
 };
 
 /// How long a caller waits at most, where it names no shorter time: 503 within 2.5 s is promised at the edge.
@@ -137,7 +137,7 @@ where
             rpc.service = %service,
             rpc.method = %method,
         );
-        telemetry::continue_trace(&span, request.headers());
+        let trace = Trace::go_on(span, request.headers());
         let identity = identify(&self.layer.verifier, request.headers());
         request.extensions_mut().insert(Identity(identity));
 
@@ -145,7 +145,7 @@ where
         // The clone that was polled ready answers; what stays behind is polled again.
         let ready = self.inner.clone();
         let handler = std::mem::replace(&mut self.inner, ready).call(request);
-        let handler = self.layer.process.tasks.track(handler.instrument(span));
+        let handler = self.layer.process.tasks.track(trace.of(handler));
 
         Box::pin(async move {
             let response = match tokio::time::timeout(patience, handler).await {

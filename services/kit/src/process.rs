@@ -8,6 +8,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{clock::Clock, probe, readiness::Readiness, settings::Common, tasks::Tasks, telemetry};
 
+/// A request allocates a few hundred times; this one takes a third of the time for it, and gives memory back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// After the lag, how long requests and sockets may take to end. With the lag it stays below the 25 s that a
 /// rolling restart grants.
 const DRAIN: Duration = Duration::from_secs(18);
@@ -75,7 +79,10 @@ where
     let process = Process { clock: Clock::default(), tasks: tasks.clone(), readiness: Readiness::default() };
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
-    start(settings, process.clone()).await?;
+    if let Err(error) = start(settings, process.clone()).await {
+        telemetry.shut_down();
+        return Err(error);
+    }
 
     let outcome = tokio::select! {
         _ = term.recv() => Ok(()),

@@ -1,34 +1,56 @@
 //! Logs, traces and metrics of a process: one JSON line an event with the trace id in it, spans to an OTLP endpoint
 //! where one is set, Prometheus metrics for whoever asks.
 
-use std::sync::OnceLock;
+mod lines;
+
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicBool, Ordering},
+};
 
 use anyhow::Context as _;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::{
-    Context, global,
+    Context, TraceFlags, global,
     propagation::{Extractor, Injector},
-    trace::{TraceContextExt as _, TracerProvider as _},
+    trace::{
+        FutureExt as _, SpanContext, TraceContextExt as _, TraceState, TracerProvider as _, WithContext,
+    },
 };
 use opentelemetry_otlp::WithExportConfig as _;
-use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
-use tracing::Span;
+use opentelemetry_sdk::{
+    Resource,
+    propagation::TraceContextPropagator,
+    trace::{IdGenerator as _, RandomIdGenerator, SdkTracerProvider},
+};
+use tracing::{Instrument as _, Span, instrument::Instrumented};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::settings::{Common, LogFormat};
+use lines::{Lines, Writer};
 
 /// Upper bounds in seconds: from a memory hit to the longest deadline.
 const BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
+/// The same of what is kept: from an instant to the longest lifetime.
+const AGES: [f64; 7] = [0.1, 1.0, 10.0, 60.0, 300.0, 1200.0, 3600.0];
+
 static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+static EXPORTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether spans are sent anywhere. Where they are not, a trace is its ids alone, which cost a fraction.
+pub fn is_exported() -> bool {
+    EXPORTED.load(Ordering::Relaxed)
+}
 
 /// Keeps what must be flushed at the end.
 #[derive(Debug)]
 pub struct Telemetry {
     tracer: SdkTracerProvider,
+    log: Writer,
 }
 
 /// Starts logging, tracing and counting for the process called `name`. Once a process.
@@ -38,6 +60,7 @@ pub fn install(name: &'static str, settings: &Common) -> anyhow::Result<Telemetr
     global::set_text_map_propagator(TraceContextPropagator::new());
     let mut tracer =
         SdkTracerProvider::builder().with_resource(Resource::builder().with_service_name(name).build());
+    EXPORTED.store(settings.otel_exporter_otlp_endpoint.is_some(), Ordering::Relaxed);
     if let Some(endpoint) = &settings.otel_exporter_otlp_endpoint {
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_tonic()
@@ -48,22 +71,33 @@ pub fn install(name: &'static str, settings: &Common) -> anyhow::Result<Telemetr
     }
     let tracer = tracer.build();
 
-    let format = tracing_subscriber::fmt::layer().with_target(true);
+    let (lines, log) = Lines::start(std::io::stdout()).context("the log")?;
+    let format = tracing_subscriber::fmt::layer().with_target(true).with_writer(lines);
     let format = match settings.log_format {
         LogFormat::Json => format.json().flatten_event(true).with_span_list(false).boxed(),
         LogFormat::Pretty => format.compact().boxed(),
     };
     tracing_subscriber::registry()
         .with(filter)
-        .with(tracing_opentelemetry::layer().with_tracer(tracer.tracer(name)))
+        // Without what nobody asks a span for: where it is in the code, on which thread, how long it waited.
+        .with(is_exported().then(|| {
+            tracing_opentelemetry::layer()
+                .with_tracer(tracer.tracer(name))
+                .with_location(false)
+                .with_threads(false)
+                .with_tracked_inactivity(false)
+        }))
         .with(format)
         .try_init()
         .context("logging was started twice")?;
 
-    let metrics = PrometheusBuilder::new().set_buckets(&BUCKETS)?.install_recorder()?;
+    let metrics = PrometheusBuilder::new()
+        .set_buckets(&BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full("cache_age_seconds".to_owned()), &AGES)?
+        .install_recorder()?;
     METRICS.set(metrics).map_err(|_| anyhow::anyhow!("metrics were started twice"))?;
     metrics::gauge!("build_info", "service" => name, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-    Ok(Telemetry { tracer })
+    Ok(Telemetry { tracer, log })
 }
 
 impl Telemetry {
@@ -71,6 +105,7 @@ impl Telemetry {
     pub fn shut_down(self) {
         // An exporter that cannot be reached at the end has been complaining all along.
         let _ = self.tracer.shutdown();
+        self.log.close();
     }
 }
 
@@ -85,33 +120,76 @@ pub fn metrics() -> String {
         .unwrap_or_default()
 }
 
-/// The W3C trace id of a span, 32 hexadecimal digits.
-pub fn trace_id(span: &Span) -> Option<String> {
-    let context = span.context();
-    let id = context.span().span_context().trace_id();
-    (id != opentelemetry::TraceId::INVALID).then(|| id.to_string())
+/// What a piece of work belongs to: its span, and the trace it is part of.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    span: Span,
+    /// Where spans are exported, the span knows it.
+    context: Context,
 }
 
-/// The `traceparent` of the current span, empty without one.
+impl Trace {
+    /// Goes on with the trace that `headers` carry (W3C Trace Context), or begins one. The span must not have been
+    /// entered yet.
+    pub fn go_on(span: Span, headers: &HeaderMap) -> Self {
+        let parent = global::get_text_map_propagator(|propagator| propagator.extract(&HeadersRef(headers)));
+        if is_exported() {
+            set_parent(&span, parent);
+            return Self { span, context: Context::new() };
+        }
+        let context = if parent.span().span_context().is_valid() { parent } else { begin() };
+        Self { span, context }
+    }
+
+    /// What is being done right now.
+    pub fn current() -> Self {
+        Self { span: Span::current(), context: Context::current() }
+    }
+
+    /// Makes `work` part of it.
+    pub fn of<F>(&self, work: F) -> WithContext<Instrumented<F>> {
+        work.instrument(self.span.clone()).with_context(self.context.clone())
+    }
+
+    pub fn span(&self) -> &Span {
+        &self.span
+    }
+
+    /// 32 hexadecimal digits.
+    pub fn id(&self) -> String {
+        let context = if is_exported() { self.span.context() } else { self.context.clone() };
+        context.span().span_context().trace_id().to_string()
+    }
+}
+
+/// A trace of new ids, so that whoever exports spans further on does.
+fn begin() -> Context {
+    let ids = RandomIdGenerator::default();
+    let (trace, span) = (ids.new_trace_id(), ids.new_span_id());
+    let new = SpanContext::new(trace, span, TraceFlags::SAMPLED, true, TraceState::default());
+    Context::new().with_remote_span_context(new)
+}
+
+/// The `traceparent` of what is being done, empty where that is part of no trace.
 pub fn traceparent() -> String {
     let mut headers = HeaderMap::new();
     inject(&mut headers);
     headers.get("traceparent").and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
 }
 
-/// Puts the current span's context into the headers of a call.
+/// Puts the trace of what is being done into the headers of a call.
 pub fn inject(headers: &mut HeaderMap) {
-    let context = Span::current().context();
+    let context = if is_exported() { Span::current().context() } else { Context::current() };
     global::get_text_map_propagator(|propagator| propagator.inject_context(&context, &mut Headers(headers)));
 }
 
 /// Makes the trace that `headers` carry the parent of `span`, which must not have been entered yet.
-pub fn continue_trace(span: &Span, headers: &HeaderMap) {
+fn continue_trace(span: &Span, headers: &HeaderMap) {
     let parent = global::get_text_map_propagator(|propagator| propagator.extract(&HeadersRef(headers)));
     set_parent(span, parent);
 }
 
-/// The same from a `traceparent` that travelled with an event.
+/// Makes the trace of a `traceparent` that travelled with an event the parent of `span`.
 pub fn continue_traceparent(span: &Span, traceparent: &str) {
     if let Ok(value) = HeaderValue::from_str(traceparent) {
         continue_trace(span, &HeaderMap::from_iter([(HeaderName::from_static("traceparent"), value)]));

@@ -4,13 +4,10 @@
 
 use std::time::Duration;
 
-use shoppee_kit::clock::Clock;
+use shoppee_kit::{caller::Caller, clock::Clock, status::Violations, telemetry::Trace};
 use shoppee_proto::order::v1 as wire;
 use sqlx::PgPool;
-use tracing::Instrument as _;
 use uuid::Uuid;
-
-use shoppee_kit::{caller::Caller, status::Violations};
 
 use crate::{
     Orders,
@@ -183,7 +180,7 @@ pub async fn pay(
 async fn soon<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
-    match tokio::time::timeout(PATIENCE, tokio::spawn(work.in_current_span())).await {
+    match tokio::time::timeout(PATIENCE, tokio::spawn(Trace::current().of(work))).await {
         Ok(Ok(done)) => done,
         Ok(Err(_panicked)) => Err(Error::Broken("a payment")),
         Err(_elapsed) => Err(Error::Unavailable),
