@@ -16,8 +16,8 @@ use crate::{
     auth,
     error::Problem,
     extract::no_query,
-    observe::{UserId, observe},
-    origin,
+    observe::{Observed, UserId},
+    origin::Cors,
     routes::{account, admin, cart, categories, docs, health, orders, products, ws},
     state::State,
 };
@@ -27,17 +27,25 @@ const WORTH_COMPRESSING: u64 = 1400;
 
 /// The whole gateway behind its socket. Each request needs a [`ConnectInfo`] with its peer's address.
 pub fn app(state: State) -> Router {
-    let (origins, readiness) = (state.origins.clone(), state.process.readiness.clone());
     routes()
         .fallback(health::not_found)
+        .with_state(state.clone())
+        .merge(ops::router(state.process.readiness.clone()))
         .method_not_allowed_fallback(health::method_not_allowed)
-        .layer(from_fn_with_state(state.clone(), admit))
-        .layer(from_fn_with_state(state.clone(), shed))
-        .with_state(state)
-        .merge(ops::router(readiness))
-        .method_not_allowed_fallback(health::method_not_allowed)
-        .layer(from_fn_with_state(origins, origin::cors))
-        .layer(from_fn(observe))
+        // One layer for all: each of its own would cost every request a box and a copy of what is below it.
+        .layer(from_fn_with_state(state, edge))
+}
+
+/// What every request passes on its way in and every answer on its way out.
+async fn edge(Given(state): Given<State>, mut request: Request, next: Next) -> Response {
+    let observed = Observed::begin(&mut request);
+    let cors = Cors::of(&request);
+    let mut response = match cors.preflight() {
+        Some(answer) => answer,
+        None => observed.answered_by(admit(&state, request, next)).await,
+    };
+    cors.write(&state.origins, response.headers_mut());
+    observed.end(response)
 }
 
 /// Each table becomes a router, and a list that the API's document is compared with.
@@ -117,28 +125,28 @@ fn routes() -> Router<State> {
         .merge(compressed().route_layer(compression))
 }
 
-/// Refuses at once what could only wait: latency stays what it is for those who are let in.
-async fn shed(Given(state): Given<State>, request: Request, next: Next) -> Response {
-    match state.room.try_acquire() {
-        Ok(_place) => next.run(request).await,
-        Err(_full) => {
-            metrics::counter!("http_requests_shed_total").increment(1);
-            Problem::unavailable().into_response()
-        }
-    }
+/// Operators ask these, also of a gateway that is full.
+fn is_ops(route: Option<&str>) -> bool {
+    matches!(route, Some("/healthz" | "/readyz" | "/metrics"))
 }
 
-/// Finds out who calls, and whether they may call so often.
-async fn admit(
-    Given(state): Given<State>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    let identity = auth::identify(&state.verifier, request.headers());
-    let caller = identity.0.as_ref().ok().cloned();
+/// Refuses at once what could only wait: latency stays what it is for those who are let in. Then finds out who calls,
+/// and whether they may call so often.
+async fn admit(state: &State, mut request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map(MatchedPath::as_str);
+    if is_ops(route) {
+        return next.run(request).await;
+    }
+    let Ok(_place) = state.room.try_acquire() else {
+        metrics::counter!("http_requests_shed_total").increment(1);
+        return Problem::unavailable().into_response();
+    };
+    let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<SocketAddr>>().copied() else {
+        return Problem::internal().into_response();
+    };
+    let identity = auth::identify(&state.verifier, request.headers());
+    let caller = identity.0.as_ref().ok().cloned();
     let admission = state.limits.admit(route, caller.as_ref(), peer.ip(), request.headers()).await;
     let mut response = match admission.check() {
         Ok(()) => {

@@ -2,12 +2,14 @@
 //!
 //! - [`app`] has the table of routes and the stack of layers; [`server`] the socket they are served on
 //! - [`routes`]: a handler each, which parses, calls and maps; [`extract`] parses, [`upstream`] calls
+//! - [`catalogue`]: the products, kept as they are sent
 //! - [`auth`]: who may call; [`limit`]: how often; [`origin`]: from which web pages
 //! - [`error`]: everything that can go wrong, as a client sees it; [`observe`]: as the log and the metrics do
 //! - [`realtime`]: the sockets, and the events that reach them
 
 mod app;
 mod auth;
+mod catalogue;
 mod error;
 mod extract;
 mod limit;
@@ -29,6 +31,7 @@ use shoppee_kit::{caller::Verifier, client, keys, process::Process, redis};
 use tokio::sync::{Semaphore, broadcast};
 
 use crate::{
+    catalogue::Catalogue,
     limit::Limits,
     origin::Origins,
     realtime::Realtime,
@@ -54,8 +57,10 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
 
     // What never happened is 0 for those who watch, not absent.
     metrics::counter!("http_requests_shed_total").increment(0);
+    let catalogue = Catalogue::start(upstream.clone(), settings.cache_l1_ttl, &process);
     let state = State::from(Parts {
-        limits: Limits::new(&settings, redis),
+        catalogue,
+        limits: Limits::start(&settings, redis, &process.tasks),
         origins: Origins::new(&settings.cors_origins),
         room: Semaphore::new(usize::try_from(settings.max_requests)?),
         process: process.clone(),

@@ -2,11 +2,10 @@
 //! on every answer, and the body of every problem. Nothing a client sends gets into the log but an id that
 //! was checked.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::panic::AssertUnwindSafe;
 
 use axum::{
     extract::{MatchedPath, Request},
-    middleware::Next,
     response::{IntoResponse as _, Response},
 };
 use futures_util::FutureExt as _;
@@ -17,9 +16,9 @@ use http::{
         X_FRAME_OPTIONS,
     },
 };
-use shoppee_kit::telemetry;
+use shoppee_kit::telemetry::{self, Trace};
 use tokio::time::Instant;
-use tracing::Instrument as _;
+use tracing::Span;
 use uuid::Uuid;
 
 use crate::error::Problem;
@@ -33,63 +32,94 @@ const UNMATCHED: &str = "unmatched";
 #[derive(Clone, Copy, Debug)]
 pub struct UserId(pub i64);
 
-pub async fn observe(mut request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let id = request_id(request.headers_mut());
-    let method = known(request.method());
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let route: Arc<str> = route.as_ref().map_or(UNMATCHED, MatchedPath::as_str).into();
-    let span = tracing::info_span!(
-        "request",
-        otel.name = format!("{method} {route}"),
-        otel.kind = "server",
-        http.request.method = method,
-        http.route = %route,
-        http.response.status_code = tracing::field::Empty,
-    );
-    telemetry::continue_trace(&span, request.headers());
+/// A request on its way through the gateway.
+#[derive(Debug)]
+pub struct Observed {
+    started: Instant,
+    id: HeaderValue,
+    method: &'static str,
+    route: Option<MatchedPath>,
+    trace: Trace,
+}
 
-    let answered = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone()).await;
-    let mut response = answered.unwrap_or_else(|_panic| {
-        tracing::error!(parent: &span, %route, "handler panicked");
-        Problem::internal().into_response()
-    });
-    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
-        let told = problem.render(id.to_str().unwrap_or_default());
-        let (parts, body) = told.into_parts();
-        response.headers_mut().remove(CONTENT_LENGTH);
-        response.headers_mut().extend(parts.headers);
-        *response.body_mut() = body;
+impl Observed {
+    /// Gives the request an id and a trace.
+    pub fn begin(request: &mut Request) -> Self {
+        let started = Instant::now();
+        let id = request_id(request.headers_mut());
+        let method = known(request.method());
+        let route = request.extensions().get::<MatchedPath>().cloned();
+        let name = route.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
+        let span = if telemetry::is_exported() {
+            tracing::info_span!(
+                "request",
+                otel.name = format!("{method} {name}"),
+                otel.kind = "server",
+                http.request.method = method,
+                http.route = name,
+                http.response.status_code = tracing::field::Empty,
+            )
+        } else {
+            Span::none()
+        };
+        let trace = Trace::go_on(span, request.headers());
+        Self { started, id, method, route, trace }
     }
-    seal(response.headers_mut(), id.clone());
 
-    let (status, elapsed) = (response.status().as_u16(), started.elapsed());
-    span.record("http.response.status_code", status);
-    metrics::histogram!(
-        "http_server_request_duration_seconds",
-        "method" => method, "route" => route.to_string(), "status" => status.to_string()
-    )
-    .record(elapsed.as_secs_f64());
-    tracing::info!(
-        target: "access",
-        method,
-        route = &*route,
-        status,
-        duration_ms = elapsed.as_secs_f64() * 1000.0,
-        user_id = response.extensions().get::<UserId>().map(|user| user.0),
-        trace_id = telemetry::trace_id(&span),
-        request_id = id.to_str().unwrap_or_default(),
-        "request"
-    );
-    response
+    fn route(&self) -> &str {
+        self.route.as_ref().map_or(UNMATCHED, MatchedPath::as_str)
+    }
+
+    /// Lets `handling` answer; one that panics has answered too.
+    pub async fn answered_by(&self, handling: impl Future<Output = Response>) -> Response {
+        let answered = self.trace.of(AssertUnwindSafe(handling).catch_unwind()).await;
+        answered.unwrap_or_else(|_panic| {
+            tracing::error!(parent: self.trace.span(), route = self.route(), "handler panicked");
+            Problem::internal().into_response()
+        })
+    }
+
+    /// Writes problems out, seals the answer, and tells of it.
+    pub fn end(self, mut response: Response) -> Response {
+        if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+            let told = problem.render(self.id.to_str().unwrap_or_default());
+            let (parts, body) = told.into_parts();
+            response.headers_mut().remove(CONTENT_LENGTH);
+            response.headers_mut().extend(parts.headers);
+            *response.body_mut() = body;
+        }
+        seal(response.headers_mut(), self.id.clone());
+
+        let (status, elapsed) = (response.status().as_u16(), self.started.elapsed());
+        self.trace.span().record("http.response.status_code", status);
+        metrics::histogram!(
+            "http_server_request_duration_seconds",
+            "method" => self.method, "route" => self.route().to_owned(), "status" => status.to_string()
+        )
+        .record(elapsed.as_secs_f64());
+        tracing::info!(
+            target: "access",
+            method = self.method,
+            route = self.route(),
+            status,
+            duration_ms = elapsed.as_secs_f64() * 1000.0,
+            user_id = response.extensions().get::<UserId>().map(|user| user.0),
+            trace_id = self.trace.id(),
+            request_id = self.id.to_str().unwrap_or_default(),
+            "request"
+        );
+        response
+    }
 }
 
 /// The client's own id where it is one, else a new one; handlers find it where it came.
 fn request_id(headers: &mut HeaderMap) -> HeaderValue {
     let own = headers.get(REQUEST_ID).filter(|id| is_sane(id.as_bytes())).cloned();
     let id = own.unwrap_or_else(|| {
+        let mut text = Uuid::encode_buffer();
+        let text = Uuid::now_v7().hyphenated().encode_lower(&mut text);
         // Hexadecimal digits and hyphens are a header value.
-        HeaderValue::from_str(&Uuid::now_v7().to_string()).unwrap_or(HeaderValue::from_static("none"))
+        HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("none"))
     });
     headers.insert(REQUEST_ID, id.clone());
     id
@@ -102,18 +132,16 @@ fn is_sane(id: &[u8]) -> bool {
 
 /// The method as a label: those that HTTP knows, and one word for all that a client makes up.
 fn known(method: &Method) -> &'static str {
-    [
-        (Method::GET, "GET"),
-        (Method::HEAD, "HEAD"),
-        (Method::POST, "POST"),
-        (Method::PUT, "PUT"),
-        (Method::PATCH, "PATCH"),
-        (Method::DELETE, "DELETE"),
-        (Method::OPTIONS, "OPTIONS"),
-    ]
-    .into_iter()
-    .find_map(|(known, name)| (known == method).then_some(name))
-    .unwrap_or("other")
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
 }
 
 /// What stands on every answer. Nothing is kept by a cache unless its handler says so.

@@ -4,8 +4,7 @@
 use std::{str::FromStr, sync::Arc};
 
 use axum::{
-    extract::{Request, State},
-    middleware::Next,
+    extract::Request,
     response::{IntoResponse as _, Response},
 };
 use http::{
@@ -83,19 +82,35 @@ pub fn is_our_own(origin: &HeaderValue, headers: &HeaderMap) -> bool {
     page.filter_map(|scheme| origin.as_bytes().strip_prefix(scheme)).any(|page| page == host.as_bytes())
 }
 
-/// The CORS layer: answers preflights, and tells the browser which pages may read an answer.
-pub async fn cors(State(origins): State<Origins>, request: Request, next: Next) -> Response {
-    let Some(origin) = request.headers().get(ORIGIN).cloned() else {
-        return vary(next.run(request).await);
-    };
-    let preflight =
-        request.method() == Method::OPTIONS && request.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD);
-    let mut response =
-        if preflight { StatusCode::NO_CONTENT.into_response() } else { next.run(request).await };
-    if origins.allows(&origin) {
-        grant(response.headers_mut(), origin, preflight);
+/// What CORS asks of one request.
+#[derive(Debug)]
+pub struct Cors {
+    origin: Option<HeaderValue>,
+    preflight: bool,
+}
+
+impl Cors {
+    pub fn of(request: &Request) -> Self {
+        let origin = request.headers().get(ORIGIN).cloned();
+        let preflight = origin.is_some()
+            && request.method() == Method::OPTIONS
+            && request.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD);
+        Self { origin, preflight }
     }
-    vary(response)
+
+    /// The answer to a browser that asks whether it may ask.
+    pub fn preflight(&self) -> Option<Response> {
+        self.preflight.then(|| StatusCode::NO_CONTENT.into_response())
+    }
+
+    /// Tells the browser whether its page may read the answer.
+    pub fn write(self, origins: &Origins, headers: &mut HeaderMap) {
+        if let Some(origin) = self.origin.filter(|origin| origins.allows(origin)) {
+            grant(headers, origin, self.preflight);
+        }
+        // A cache must not hand one page's answer to another.
+        headers.append(VARY, VARIES);
+    }
 }
 
 fn grant(headers: &mut HeaderMap, origin: HeaderValue, preflight: bool) {
@@ -107,12 +122,6 @@ fn grant(headers: &mut HeaderMap, origin: HeaderValue, preflight: bool) {
     } else {
         headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, ANSWER_HEADERS);
     }
-}
-
-/// A cache must not hand one page's answer to another.
-fn vary(mut response: Response) -> Response {
-    response.headers_mut().append(VARY, VARIES);
-    response
 }
 
 #[cfg(test)]

@@ -45,6 +45,9 @@ pub struct Settings {
     #[arg(long, env = "MAX_REQUESTS", default_value_t = 1_024,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_requests: u32,
+    /// How long an answer about a product is kept in memory, though no longer than it is true; 0s: not at all
+    #[arg(long, env = "CACHE_L1_TTL", default_value = "5m", value_parser = duration)]
+    pub cache_l1_ttl: Duration,
     /// How long a client may take to send the head of a request; also how long an idle connection is kept
     #[arg(long, env = "HEADER_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub header_timeout: Duration,

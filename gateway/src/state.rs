@@ -5,7 +5,10 @@ use std::{ops::Deref, sync::Arc};
 use shoppee_kit::{caller::Verifier, process::Process};
 use tokio::sync::Semaphore;
 
-use crate::{limit::Limits, origin::Origins, realtime::Realtime, routes::docs::Docs, upstream::Upstream};
+use crate::{
+    catalogue::Catalogue, limit::Limits, origin::Origins, realtime::Realtime, routes::docs::Docs,
+    upstream::Upstream,
+};
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
@@ -16,6 +19,7 @@ pub struct Parts {
     pub process: Process,
     /// The three services.
     pub upstream: Upstream,
+    pub catalogue: Catalogue,
     pub verifier: Arc<Verifier>,
     pub limits: Limits,
     pub origins: Origins,

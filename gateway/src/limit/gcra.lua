@@ -1,33 +1,35 @@
--- The generic cell rate algorithm, for all policies of a request in one step: either each lets it in and
--- counts it, or none counts it. KEYS: one a policy. ARGV: for each, microseconds between two requests, and of
--- the window. Answers four numbers a policy: 1 if it lets in, how many more it would, microseconds until it
--- lets the next in, and until the quota is whole again.
+-- The generic cell rate algorithm for many callers in one step. KEYS: one for each policy of each group of equal
+-- requests. ARGV: for each group how many policies apply and how many requests there are; for each of its policies
+-- microseconds between two requests, and of the window. A request is let in, and counted, by all policies of its group
+-- or by none; the first of a group are let in first. Answers for each group how many of it; for each policy how many
+-- more it would let in, microseconds until it lets the next in, and until the quota is whole again.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
-local answer, due, let_in = {}, {}, true
+local answer, at, key = {}, 1, 0
 
-for i, key in ipairs(KEYS) do
-    local interval, window = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
+while at <= #ARGV do
+    local policies, requests = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+    at = at + 2
     -- When all that was let in so far will have been worked off, at the steady rate.
-    local before = math.max(tonumber(redis.call('GET', key)) or now, now)
-    local after = before + interval
-    if after - now > window then
-        let_in = false
-        due[i] = before
-        answer[4 * i - 3] = 0
-        answer[4 * i - 1] = after - now - window
-    else
-        due[i] = after
-        answer[4 * i - 3] = 1
-        answer[4 * i - 1] = 0
+    local before, let_in = {}, requests
+    for i = 1, policies do
+        local interval, window = tonumber(ARGV[at + 2 * i - 2]), tonumber(ARGV[at + 2 * i - 1])
+        before[i] = math.max(tonumber(redis.call('GET', KEYS[key + i])) or now, now)
+        let_in = math.min(let_in, math.floor((window - (before[i] - now)) / interval))
     end
-    answer[4 * i - 2] = math.floor((window - (due[i] - now)) / interval)
-    answer[4 * i] = due[i] - now
-end
-
-if let_in then
-    for i, key in ipairs(KEYS) do
-        redis.call('SET', key, string.format('%.0f', due[i]), 'PX', math.ceil((due[i] - now) / 1000))
+    let_in = math.max(let_in, 0)
+    answer[#answer + 1] = let_in
+    for i = 1, policies do
+        local interval, window = tonumber(ARGV[at + 2 * i - 2]), tonumber(ARGV[at + 2 * i - 1])
+        local due = before[i] + let_in * interval
+        if let_in > 0 then
+            redis.call('SET', KEYS[key + i], string.format('%.0f', due), 'PX', math.ceil((due - now) / 1000))
+        end
+        answer[#answer + 1] = math.floor((window - (due - now)) / interval)
+        answer[#answer + 1] = math.max(due + interval - now - window, 0)
+        answer[#answer + 1] = due - now
     end
+    at = at + 2 * policies
+    key = key + policies
 end
 return answer

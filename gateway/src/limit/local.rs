@@ -35,7 +35,7 @@ impl Default for Local {
 
 impl Local {
     /// `now` is on any clock that begins before the first request.
-    pub fn check(&self, policies: &[&Policy], subject: Subject, now: Duration) -> Vec<Verdict> {
+    pub fn check(&self, policies: &[Policy], subject: Subject, now: Duration) -> Vec<Verdict> {
         let shard = usize::try_from(self.hasher.hash_one(subject) % SHARDS as u64).unwrap_or_default();
         let mut entries = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
         let steps: Vec<(Verdict, Duration)> = policies
@@ -103,33 +103,33 @@ mod tests {
     #[test]
     fn a_burst_and_then_the_steady_rate() {
         let (local, policy) = (Local::default(), &POLICIES[0]);
-        let at = |now| (0..100).filter(|_| local.check(&[policy], user(1), now)[0].let_in).count();
+        let at = |now| (0..100).filter(|_| local.check(&[*policy], user(1), now)[0].let_in).count();
         let mut now = Duration::from_secs(100);
         assert_eq!(at(now), 40);
-        let refused = local.check(&[policy], user(1), now)[0];
+        let refused = local.check(&[*policy], user(1), now)[0];
         assert_eq!((refused.remaining, refused.next_in), (0, Duration::from_millis(50)));
         now += refused.next_in;
         assert_eq!(at(now), 1, "the time to wait was true");
         now += policy.quota.window;
         assert_eq!(at(now), 40);
-        assert!(local.check(&[policy], user(2), now)[0].let_in, "another user is not concerned");
+        assert!(local.check(&[*policy], user(2), now)[0].let_in, "another user is not concerned");
     }
 
     #[test]
     fn what_one_policy_refuses_no_other_counts() {
         let (local, anonymous, login) = (Local::default(), &POLICIES[1], &POLICIES[2]);
         let let_in = |_: &u32| {
-            local.check(&[anonymous, login], user(1), Duration::ZERO).iter().all(|verdict| verdict.let_in)
+            local.check(&[*anonymous, *login], user(1), Duration::ZERO).iter().all(|verdict| verdict.let_in)
         };
         assert_eq!((0..100).filter(let_in).count(), 10, "a guard's quota is shared by three gateways");
-        assert_eq!(local.check(&[anonymous], user(1), Duration::ZERO)[0].remaining, 60 - 10 - 1);
+        assert_eq!(local.check(&[*anonymous], user(1), Duration::ZERO)[0].remaining, 60 - 10 - 1);
     }
 
     #[test]
     fn memory_is_bounded() {
         let local = Local::default();
         for id in 0..400_000 {
-            local.check(&[&POLICIES[0]], user(id), Duration::ZERO);
+            local.check(&[POLICIES[0]], user(id), Duration::ZERO);
         }
         let held: usize = local.shards.iter().map(|shard| shard.lock().unwrap().len()).sum();
         assert!(held <= SHARDS * MOST_ENTRIES, "{held}");

@@ -9,13 +9,18 @@ mod policy;
 use std::{
     fmt::{self, Write as _},
     net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 
 use fred::clients::Client;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
-use shoppee_kit::caller::{Caller, Role};
+use metrics::{Counter, counter};
+use shoppee_kit::{
+    caller::{Caller, Role},
+    tasks::Tasks,
+};
 use tokio::time::Instant;
 
 pub use policy::RateLimits;
@@ -58,9 +63,37 @@ pub struct Verdict {
     pub whole_in: Duration,
 }
 
+/// Policies that apply together, and what is said of them on every answer.
+#[derive(Debug)]
+pub struct Set {
+    policies: Vec<Policy>,
+    quotas: HeaderValue,
+    /// How often each let somebody in, and refused.
+    counted: Vec<(Counter, Counter)>,
+}
+
+impl Set {
+    fn of(policies: &[Policy], applies: impl Fn(&Policy) -> bool) -> Option<Arc<Self>> {
+        let policies: Vec<Policy> = policies.iter().copied().filter(applies).collect();
+        let quotas = policies.iter().map(|Policy { name, quota, .. }| {
+            format!("\"{name}\";q={};w={}", quota.count, quota.window.as_secs())
+        });
+        let quotas = quotas.collect::<Vec<_>>().join(", ");
+        let count = |policy: &Policy, result: &'static str| counter!("rate_limit_decisions_total", "policy" => policy.name, "result" => result);
+        let counted =
+            policies.iter().map(|policy| (count(policy, "allowed"), count(policy, "refused"))).collect();
+        // Names and numbers are a header value.
+        let quotas = HeaderValue::from_str(&quotas).unwrap_or(HeaderValue::from_static(""));
+        (!policies.is_empty()).then(|| Arc::new(Self { policies, quotas, counted }))
+    }
+}
+
 #[derive(Debug)]
 pub struct Limits {
-    policies: Vec<Policy>,
+    user: Option<Arc<Set>>,
+    anonymous: Option<Arc<Set>>,
+    /// Of routes that have a policy of their own.
+    routes: Vec<(&'static str, Option<Arc<Set>>)>,
     trusted: Vec<IpNet>,
     global: global::Global,
     local: local::Local,
@@ -68,17 +101,28 @@ pub struct Limits {
 }
 
 impl Limits {
-    pub fn new(settings: &Settings, redis: Client) -> Self {
+    pub fn start(settings: &Settings, redis: Client, tasks: &Tasks) -> Self {
         let policies = settings.rate_limits.policies();
         if policies.is_empty() {
             tracing::warn!(
                 "RATE_LIMITS=off: nobody is held back but by the limit on password tries per account"
             );
         }
+        let routes = policies.iter().filter_map(|policy| match policy.scope {
+            Scope::Route(route) => Some(route),
+            Scope::User | Scope::Anonymous => None,
+        });
+        let with_own = |route: &'static str| {
+            Set::of(&policies, |policy| {
+                matches!(policy.scope, Scope::Anonymous) || policy.scope == Scope::Route(route)
+            })
+        };
         Self {
-            policies,
+            user: Set::of(&policies, |policy| policy.scope == Scope::User),
+            anonymous: Set::of(&policies, |policy| policy.scope == Scope::Anonymous),
+            routes: routes.map(|route| (route, with_own(route))).collect(),
             trusted: settings.trusted_proxies.iter().filter_map(|network| network.0).collect(),
-            global: global::Global::new(redis),
+            global: global::Global::start(redis, tasks),
             local: local::Local::default(),
             start: Instant::now(),
         }
@@ -92,54 +136,42 @@ impl Limits {
         peer: IpAddr,
         headers: &HeaderMap,
     ) -> Admission {
-        let (subject, policies) =
-            self.policies(route, caller, || address::client(peer, headers, &self.trusted));
-        if policies.is_empty() {
+        let address = || Subject::Address(address::network(address::client(peer, headers, &self.trusted)));
+        // A route with a policy of its own is counted by address, whoever calls: what it stands before is the same
+        // for all.
+        let own = self.routes.iter().find(|(own, _)| route == Some(own));
+        let (set, subject) = match (own, caller) {
+            (Some((_, set)), _) => (set, address()),
+            (None, Some(caller)) if caller.claims.role != Role::Service => {
+                (&self.user, Subject::User(caller.user_id()))
+            }
+            (None, _) => (&self.anonymous, address()),
+        };
+        let Some(set) = set else {
             return Admission::default();
-        }
-        let verdicts = match self.global.check(&policies, subject).await {
+        };
+        let verdicts = match self.global.check(set, subject).await {
             Some(verdicts) => verdicts,
-            None => self.local.check(&policies, subject, self.start.elapsed()),
+            None => self.local.check(&set.policies, subject, self.start.elapsed()),
         };
-        for (policy, verdict) in policies.iter().zip(&verdicts) {
-            let result = if verdict.let_in { "allowed" } else { "refused" };
-            metrics::counter!("rate_limit_decisions_total", "policy" => policy.name, "result" => result)
-                .increment(1);
+        for ((allowed, refused), verdict) in set.counted.iter().zip(&verdicts) {
+            if verdict.let_in { allowed } else { refused }.increment(1);
         }
-        Admission(policies.into_iter().copied().zip(verdicts).collect())
-    }
-
-    /// A route with a policy of its own is counted by address, whoever calls: what it stands before is the
-    /// same for all.
-    fn policies(
-        &self,
-        route: Option<&str>,
-        caller: Option<&Caller>,
-        address: impl Fn() -> IpAddr,
-    ) -> (Subject, Vec<&Policy>) {
-        let own = |policy: &Policy| matches!(policy.scope, Scope::Route(path) if route == Some(path));
-        let person = caller.filter(|_| !self.policies.iter().any(own));
-        let subject = match person {
-            Some(caller) if caller.claims.role != Role::Service => Subject::User(caller.user_id()),
-            _ => Subject::Address(address::network(address())),
-        };
-        let applies = |policy: &&Policy| match policy.scope {
-            Scope::User => matches!(subject, Subject::User(_)),
-            Scope::Anonymous => matches!(subject, Subject::Address(_)),
-            Scope::Route(_) => own(policy),
-        };
-        (subject, self.policies.iter().filter(applies).collect())
+        Admission(Some((set.clone(), verdicts)))
     }
 }
 
 /// What all policies together say to one request.
 #[derive(Debug, Default)]
-pub struct Admission(Vec<(Policy, Verdict)>);
+pub struct Admission(Option<(Arc<Set>, Vec<Verdict>)>);
 
 impl Admission {
     /// An error where one of them refuses.
     pub fn check(&self) -> Result<(), Problem> {
-        let refusals = self.0.iter().filter(|(_, verdict)| !verdict.let_in);
+        let Some((set, verdicts)) = &self.0 else {
+            return Ok(());
+        };
+        let refusals = set.policies.iter().zip(verdicts).filter(|(_, verdict)| !verdict.let_in);
         let Some((policy, verdict)) = refusals.max_by_key(|(_, verdict)| verdict.next_in) else {
             return Ok(());
         };
@@ -150,23 +182,19 @@ impl Admission {
 
     /// Tells the client how it stands, on every answer.
     pub fn write(&self, headers: &mut HeaderMap) {
-        if self.0.is_empty() {
+        let Some((set, verdicts)) = &self.0 else {
             return;
-        }
-        let (mut left, mut quotas) = (String::new(), String::new());
-        for (policy, verdict) in &self.0 {
+        };
+        let mut left = String::with_capacity(48);
+        for (policy, verdict) in set.policies.iter().zip(verdicts) {
             let comma = if left.is_empty() { "" } else { ", " };
             let until = if verdict.let_in { verdict.whole_in } else { verdict.next_in };
             let seconds = until.as_millis().div_ceil(1000).max(1);
             let _ = write!(left, "{comma}\"{}\";r={};t={seconds}", policy.name, verdict.remaining);
-            let quota = policy.quota;
-            let _ =
-                write!(quotas, "{comma}\"{}\";q={};w={}", policy.name, quota.count, quota.window.as_secs());
         }
-        for (name, value) in [(RATE_LIMIT, left), (RATE_LIMIT_POLICY, quotas)] {
-            if let Ok(value) = HeaderValue::from_str(&value) {
-                headers.insert(name, value);
-            }
+        if let Ok(left) = HeaderValue::try_from(left) {
+            headers.insert(RATE_LIMIT, left);
         }
+        headers.insert(RATE_LIMIT_POLICY, set.quotas.clone());
     }
 }

@@ -9,6 +9,7 @@ use shoppee_proto::product::v1::{
 
 use crate::{
     auth::{Admin, MaybeUser},
+    catalogue::Catalogue,
     error::Problem,
     extract::{Id, Json, Path},
     routes::{
@@ -47,6 +48,7 @@ pub struct Patch {
 pub async fn update(
     admin: Admin,
     shop: Upstream,
+    products: Catalogue,
     Path(id): Path<Id>,
     Json(patch): Json<Patch>,
 ) -> Result<Json<Category>, Problem> {
@@ -59,7 +61,10 @@ pub async fn update(
         update_mask: None,
     };
     request.update_mask = Some(mask.into());
-    Ok(Json(shop.call(&admin, request).await?))
+    let category = shop.call(&admin, request).await?;
+    // Its products show its name.
+    products.forget_all();
+    Ok(Json(category))
 }
 
 pub async fn remove(admin: Admin, shop: Upstream, Path(id): Path<Id>) -> Result<StatusCode, Problem> {

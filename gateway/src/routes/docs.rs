@@ -83,7 +83,7 @@ impl Docs {
 #[derive(Debug)]
 struct File {
     kind: HeaderValue,
-    etag: String,
+    etag: HeaderValue,
     content: Bytes,
     compressed: Option<Bytes>,
 }

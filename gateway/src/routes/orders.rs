@@ -10,6 +10,7 @@ use shoppee_proto::order::v1::{
 
 use crate::{
     auth::{Admin, User},
+    catalogue::Catalogue,
     error::Problem,
     extract::{IdempotencyKey, Json, NoBody, OptionalJson, Path, Query, Uuid, word},
     routes::{
@@ -46,10 +47,14 @@ impl NewOrder {
 pub async fn create(
     user: User,
     shop: Upstream,
+    products: Catalogue,
     IdempotencyKey(key): IdempotencyKey,
     Json(order): Json<NewOrder>,
 ) -> Result<(StatusCode, HeaderMap, [(HeaderName, String); 1], Json<Order>), Problem> {
     let (metadata, order, _) = shop.call_in_full(&user, order.with_key(key)?).await?.into_parts();
+    if !replay::is_replayed(&metadata) {
+        products.ordered(&order.items.iter().map(|line| line.product_id).collect::<Vec<_>>()).await;
+    }
     let location = format!("/api/v1/orders/{}", order.id);
     Ok((StatusCode::CREATED, replay::headers(&metadata), [(LOCATION, location)], Json(order)))
 }

@@ -1,24 +1,25 @@
 //! `/products`: the catalogue, and what the shop's staff change in it.
 
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse as _, Response};
 use http::{
-    HeaderValue, StatusCode,
-    header::{CONTENT_TYPE, ETAG, LOCATION},
+    StatusCode,
+    header::{ETAG, LOCATION},
 };
 use serde::Deserialize;
 use shoppee_proto::{
     Object,
     product::v1::{
         AdjustStockRequest, ArchiveProductRequest, BatchUpdateProductsRequest, BatchUpdateProductsResponse,
-        CreateProductRequest, GetProductRequest, ListProductsRequest, ListProductsResponse, Product,
-        ProductSort, ProductStatus, SearchProductsRequest, UpdateProductRequest,
+        CreateProductRequest, GetProductRequest, ListProductsRequest, ListProductsResponse, ProductSort,
+        ProductStatus, SearchProductsRequest, UpdateProductRequest,
     },
 };
 
 use crate::{
     auth::{Admin, MaybeUser},
+    catalogue::{Catalogue, Tagged},
     error::Problem,
-    extract::{Id, IfMatch, IfNoneMatch, Json, LARGE, Path, Query, etag, word},
+    extract::{Id, IfMatch, IfNoneMatch, Json, LARGE, Path, Query, word},
     routes::{
         batch::Batch,
         cache::{Caching, catalogue},
@@ -104,16 +105,15 @@ fn check_prices(min: Option<i64>, max: Option<i64>) -> Result<(), Problem> {
 
 pub async fn show(
     user: MaybeUser,
-    shop: Upstream,
+    products: Catalogue,
     Path(id): Path<Id>,
     known: IfNoneMatch,
 ) -> Result<Response, Problem> {
-    let product = shop.call(&user, GetProductRequest { id: id.into() }).await?;
-    let Tagged { etag, body } = Tagged::new(&product)?;
-    if known.has(&etag) {
-        return Ok((StatusCode::NOT_MODIFIED, catalogue(&user), [(ETAG, etag)]).into_response());
+    let product = products.product(&user, id.into()).await?;
+    if known.has(&product.etag) {
+        return Ok((StatusCode::NOT_MODIFIED, catalogue(&user), [(ETAG, product.etag)]).into_response());
     }
-    Ok((catalogue(&user), Tagged { etag, body }).into_response())
+    Ok((catalogue(&user), product).into_response())
 }
 
 pub async fn create(
@@ -174,41 +174,53 @@ impl Patch {
 pub async fn update(
     admin: Admin,
     shop: Upstream,
+    products: Catalogue,
     Path(id): Path<Id>,
     version: IfMatch,
     Json(patch): Json<Patch>,
 ) -> Result<Tagged, Problem> {
     let expected_version = expected(&admin, &shop, id, version).await?;
-    Tagged::new(&shop.call(&admin, patch.of(id, expected_version)).await?)
+    let answer = shop.call_in_full(&admin, patch.of(id, expected_version)).await?;
+    products.wrote(id.into(), answer.metadata()).await;
+    Tagged::new(answer.get_ref())
 }
 
 pub async fn archive(
     admin: Admin,
     shop: Upstream,
+    products: Catalogue,
     Path(id): Path<Id>,
     version: IfMatch,
 ) -> Result<StatusCode, Problem> {
     let expected_version = expected(&admin, &shop, id, version).await?;
-    shop.call(&admin, ArchiveProductRequest { id: id.into(), expected_version }).await?;
+    let request = ArchiveProductRequest { id: id.into(), expected_version };
+    let answer = shop.call_in_full(&admin, request).await?;
+    products.wrote(id.into(), answer.metadata()).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
 pub async fn adjust_stock(
     admin: Admin,
     shop: Upstream,
+    products: Catalogue,
     Path(id): Path<Id>,
     Json(change): Json<AdjustStockRequest>,
 ) -> Result<Tagged, Problem> {
-    Tagged::new(&shop.call(&admin, AdjustStockRequest { id: id.into(), ..change }).await?)
+    let answer = shop.call_in_full(&admin, AdjustStockRequest { id: id.into(), ..change }).await?;
+    products.wrote(id.into(), answer.metadata()).await;
+    Tagged::new(answer.get_ref())
 }
 
 pub async fn update_batch(
     admin: Admin,
     shop: Upstream,
+    products: Catalogue,
     Json(batch): Json<Batch, LARGE>,
 ) -> Result<Json<BatchUpdateProductsResponse>, Problem> {
     let request: BatchUpdateProductsRequest = batch.try_into()?;
-    Ok(Json(shop.call(&admin, request).await?))
+    let answer = shop.call(&admin, request).await?;
+    products.forget_all();
+    Ok(Json(answer))
 }
 
 /// The version a write depends on. Of several that the client would take, it is the one the product has.
@@ -223,29 +235,5 @@ async fn expected(admin: &Admin, shop: &Upstream, id: Id, version: IfMatch) -> R
                 Ok(Some(if versions.contains(&current) { current } else { NO_VERSION }))
             }
         },
-    }
-}
-
-/// A product as JSON, with its entity tag.
-#[derive(Debug)]
-pub struct Tagged {
-    etag: String,
-    body: Vec<u8>,
-}
-
-impl Tagged {
-    fn new(product: &Product) -> Result<Self, Problem> {
-        let body = serde_json::to_vec(product).map_err(|error| {
-            tracing::error!(%error, "a product does not serialise");
-            Problem::internal()
-        })?;
-        Ok(Self { etag: etag(product.version, &body), body })
-    }
-}
-
-impl IntoResponse for Tagged {
-    fn into_response(self) -> Response {
-        let json = HeaderValue::from_static("application/json");
-        ([(ETAG, self.etag)], [(CONTENT_TYPE, json)], self.body).into_response()
     }
 }

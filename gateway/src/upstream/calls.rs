@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use shoppee_proto::{
+    PRODUCT_REVISION,
     auth::v1::{
         ChangePasswordRequest, CreateWsTicketRequest, GetUserInfoRequest, GetUserRequest,
         ListSessionsRequest, ListSessionsResponse, ListUsersRequest, ListUsersResponse, LoginRequest,
@@ -61,6 +62,35 @@ pub trait Call: Clone + Send + Sync + 'static {
         over: Channel,
         request: Request<Self>,
     ) -> impl Future<Output = Result<Response<Self::Answer>, Status>> + Send;
+}
+
+/// A product, in no older state than one that was seen.
+#[derive(Clone, Copy, Debug)]
+pub struct ProductAsOf {
+    pub id: i64,
+    /// The least that is good enough; 0 for any.
+    pub revision: i64,
+}
+
+impl Call for ProductAsOf {
+    type Answer = Product;
+    const CLASS: Class = READ;
+
+    fn repeatable(&self) -> bool {
+        true
+    }
+
+    fn pool(of: &Upstream) -> &Pool {
+        &of.0.product
+    }
+
+    async fn send(over: Channel, request: Request<Self>) -> Result<Response<Product>, Status> {
+        let (mut metadata, extensions, Self { id, revision }) = request.into_parts();
+        if revision > 0 {
+            metadata.insert(PRODUCT_REVISION, revision.into());
+        }
+        product(over).get_product(Request::from_parts(metadata, extensions, GetProductRequest { id })).await
+    }
 }
 
 macro_rules! calls {

@@ -14,18 +14,18 @@ use std::{
 };
 
 use secrecy::SecretString;
-use shoppee_kit::{client, process::Process, readiness::Need, status, tasks::Tasks};
+use shoppee_kit::{client, process::Process, readiness::Need, status, tasks::Tasks, telemetry::Trace};
 use shoppee_proto::{
-    auth::v1::auth_service_client::AuthServiceClient, order::v1::order_service_client::OrderServiceClient,
-    product::v1::product_service_client::ProductServiceClient,
+    auth::v1::auth_service_client::AuthServiceClient,
+    order::v1::order_service_client::OrderServiceClient,
+    product::v1::{change_feed_client::ChangeFeedClient, product_service_client::ProductServiceClient},
 };
 use tokio::time::Instant;
 use tonic::{Code, Response, Status, transport::Channel};
-use tracing::Instrument as _;
 
 use crate::{Settings, auth::Credential, error::Problem};
 
-pub use calls::Call;
+pub use calls::{Call, ProductAsOf};
 use pool::{Member, Pool};
 
 /// The largest answer: 100 products with 10 000 characters of description and 16 KiB of attributes each.
@@ -69,6 +69,11 @@ impl Upstream {
         })))
     }
 
+    /// For those who keep copies of products.
+    pub fn changes(&self) -> ChangeFeedClient<Channel> {
+        ChangeFeedClient::new(self.0.product.member().channel())
+    }
+
     /// The order service, for questions that no request asks.
     pub fn order(&self) -> OrderServiceClient<Channel> {
         order(self.0.order.member().channel())
@@ -88,7 +93,7 @@ impl Upstream {
         let attempts = self.clone().attempts(caller.token(), message);
         let outcome = if C::CLASS.changes {
             // In a task of its own: what was begun is not broken off when the client hangs up.
-            let task = self.0.tasks.track(attempts.in_current_span());
+            let task = self.0.tasks.track(Trace::current().of(attempts));
             task.await.map_err(|_panicked| Problem::internal())?
         } else {
             attempts.await

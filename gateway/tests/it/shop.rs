@@ -30,6 +30,8 @@ pub struct Shop {
     product: Service,
     pub order: Service,
     pub gateways: Vec<Service>,
+    /// Beside those that every shop has.
+    more: Vec<Service>,
     http: reqwest::Client,
     _turn: Turn,
 }
@@ -133,6 +135,7 @@ impl Plan {
             product,
             order,
             gateways,
+            more: Vec::new(),
             http: reqwest::Client::new(),
             _turn: turn,
         };
@@ -169,12 +172,13 @@ async fn start_auth(addr: SocketAddr, database: &Database, redis_url: &str) -> S
 async fn start_product(
     addr: SocketAddr,
     database: &Database,
-    _redis_url: &str,
+    redis_url: &str,
     urls: &[String; 3],
 ) -> Service {
     let process = TestProcess::default();
     let args = [
         ("--database-url", database.url("product").as_str()),
+        ("--redis-url", redis_url),
         ("--listen-addr", &addr.to_string()),
         ("--metrics-addr", &free_addr().to_string()),
         ("--auth-url", &urls[0]),
@@ -259,6 +263,26 @@ impl Shop {
         meanwhile(self).await;
         let redis_url = format!("redis://127.0.0.1:{}", self.redis.port());
         self.order = start_order(self.order.addr, &self.database, &redis_url, &self.urls).await;
+    }
+
+    /// Starts another product service, and another gateway that asks that one.
+    pub async fn second_product_service(&mut self) {
+        let redis_url = format!("redis://127.0.0.1:{}", self.redis.port());
+        let mut urls = self.urls.clone();
+        let addr = free_addr();
+        let mut product = start_product(addr, &self.database, &redis_url, &self.urls).await;
+        product.process.serves().await;
+        self.more.push(product);
+        urls[1] = format!("http://{addr}");
+        self.gateways.push(start_gateway(free_addr(), &redis_url, &urls, &[]).await);
+        self.serves().await;
+        self.ready().await;
+    }
+
+    /// Lets Redis forget everything.
+    pub async fn wipe_redis(&self) {
+        let (redis, _) = shoppee_kit::redis::connect(&self.redis.settings()).await.expect("connects");
+        let () = fred::interfaces::ClientLike::flushall(&redis, false).await.expect("wipes");
     }
 
     /// Where a gateway answers.
