@@ -4,39 +4,32 @@
 //! rate alone. Who keeps less than one core busy could do more: then wrk is the limit.
 
 use std::{
-    fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::PathBuf,
-    process::Stdio,
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use clap::Args;
-use serde::Deserialize;
 use shoppee_kit::{
     caller::{Kind, Verifier},
     client,
     clock::Clock,
 };
-use shoppee_proto::auth::v1::{GetJwksRequest, LoginRequest, auth_service_client::AuthServiceClient};
-use tokio::process::{Child, Command};
+use shoppee_proto::auth::v1::{GetJwksRequest, auth_service_client::AuthServiceClient};
 
 use crate::{
-    load::{self, Seen, Target},
+    load::{self, Seen},
+    system::{FAR_LIMITS, Gateway, Running, Started},
     table,
 };
 
 const ROUTE: &str = "/.well-known/jwks.json";
-/// Never reached: what is measured is the counting.
-const FAR_LIMITS: &str = "user=1000000/1s,anonymous=1000000/1s";
 /// Looks at each server, in turns.
 const ROUNDS: usize = 3;
 /// Of the small loops inside this process.
 const REPEATS: usize = 200_000;
 /// Verifiers that have never seen the token.
 const FRESH: usize = 1000;
-const START: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -51,47 +44,9 @@ pub struct Options {
     seconds: u64,
 }
 
-/// The parts of run.json that matter here.
-#[derive(Debug, Deserialize)]
-struct Running {
-    services: Services,
-    redis: Server,
-    admin: SignIn,
-}
-
-#[derive(Debug, Deserialize)]
-struct Services {
-    auth: Service,
-    product: Service,
-    order: Service,
-}
-
-#[derive(Debug, Deserialize)]
-struct Service {
-    grpc: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Server {
-    url: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct SignIn {
-    username: String,
-    password: String,
-}
-
-/// A server that ends with this program.
-struct Started {
-    name: &'static str,
-    target: Target,
-    _process: Child,
-}
-
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    let running: Running = serde_json::from_str(&fs::read_to_string(&options.run)?)?;
-    let token = sign_in(&running).await?;
+    let running = Running::read(&options.run)?;
+    let token = running.sign_in().await?;
     let bearer = Some(format!("Authorization: Bearer {token}"));
     let variants = [
         ("gateway, no limits, no logs", "off", "off", None),
@@ -101,9 +56,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     ];
     let mut servers = Vec::new();
     for (name, limits, log, header) in variants {
-        servers.push(gateway(&options, &running, name, limits, log, header).await?);
+        let gateway = Gateway { binary: &options.gateway, limits, log, settings: &[] };
+        servers.push(gateway.start(&running, name, ROUTE, header).await?);
     }
-    servers.insert(0, bare(&servers[0].target.url).await?);
+    servers.insert(0, Started::bare(&servers[0].target.url).await?);
 
     let mut seen: Vec<Vec<Seen>> = vec![Vec::new(); servers.len()];
     for _ in 0..ROUNDS {
@@ -135,81 +91,6 @@ fn report(servers: &[Started], seen: Vec<Vec<Seen>>) -> anyhow::Result<()> {
     }
     table::print(&["", "requests/s", "of bare", "µs cpu each", "more", "cores busy", "p99 ms"], &rows);
     Ok(())
-}
-
-async fn sign_in(running: &Running) -> anyhow::Result<String> {
-    let request = LoginRequest {
-        username: running.admin.username.clone(),
-        password: running.admin.password.clone(),
-        user_agent: "scripts/bench".to_owned(),
-    };
-    let mut auth = AuthServiceClient::new(client::channel(&running.services.auth.grpc)?);
-    Ok(auth.login(request).await?.into_inner().access_token)
-}
-
-async fn gateway(
-    options: &Options,
-    running: &Running,
-    name: &'static str,
-    limits: &str,
-    log: &str,
-    header: Option<String>,
-) -> anyhow::Result<Started> {
-    let addr = free_addr()?;
-    let services = &running.services;
-    let process = Command::new(&options.gateway)
-        .env_clear()
-        .envs([("SHOPPEE_ENV", "development"), ("RATE_LIMITS", limits), ("LOG", log)])
-        .envs([("REDIS_URL", &running.redis.url), ("LISTEN_ADDR", &addr.to_string())])
-        .envs([("AUTH_URL", &services.auth.grpc), ("PRODUCT_URL", &services.product.grpc)])
-        .env("ORDER_URL", &services.order.grpc)
-        .stdout(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .context("the gateway")?;
-    started(name, format!("http://{addr}{ROUTE}"), process, header).await
-}
-
-async fn bare(url: &str) -> anyhow::Result<Started> {
-    let answer = reqwest::get(url).await?;
-    let mut headers = Vec::new();
-    for (name, value) in answer.headers() {
-        // These two the bare one writes itself.
-        if !["date", "content-length"].contains(&name.as_str()) {
-            headers.push(format!("--header={name}: {}", value.to_str()?));
-        }
-    }
-    let file = std::env::temp_dir().join(format!("shoppee-bench-{}", std::process::id()));
-    fs::write(&file, answer.bytes().await?)?;
-    let addr = free_addr()?;
-    let process = Command::new(std::env::current_exe()?)
-        .args(["bare", "--listen", &addr.to_string(), "--answer"])
-        .arg(&file)
-        .args(headers)
-        .kill_on_drop(true)
-        .spawn()?;
-    let started = started("a bare axum handler", format!("http://{addr}/"), process, None).await;
-    fs::remove_file(file)?;
-    started
-}
-
-async fn started(
-    name: &'static str,
-    url: String,
-    process: Child,
-    header: Option<String>,
-) -> anyhow::Result<Started> {
-    let pid = process.id().context("it ended at once")?;
-    let give_up = Instant::now() + START;
-    while !reqwest::get(&url).await.is_ok_and(|answer| answer.status().is_success()) {
-        anyhow::ensure!(Instant::now() < give_up, "{name} does not answer on {url}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(Started { name, target: Target { url, pid, header }, _process: process })
-}
-
-fn free_addr() -> anyhow::Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
 /// The small things, in loops of their own.

@@ -1,8 +1,11 @@
 //! The program behind `scripts/bench`: looks at the shop and at the limit of the machine in turns, and prints one table.
 
 mod bare;
+mod catalogue;
 mod edge;
+mod hop;
 mod load;
+mod system;
 mod table;
 
 use std::process::ExitCode;
@@ -21,6 +24,14 @@ struct Command {
 enum What {
     /// What the gateway's layers cost, against a bare axum handler with the same bytes
     Edge(edge::Options),
+    /// How fast the catalogue is, against bare handlers, bare SQL, and a small shop
+    Catalogue(catalogue::Options),
+    /// The bare gRPC service, in a process of its own
+    #[command(hide = true)]
+    BareService(hop::ServiceOptions),
+    /// The bare handler before it
+    #[command(hide = true)]
+    BareHop(hop::HopOptions),
     /// The bare handler, in a process of its own
     #[command(hide = true)]
     Bare(bare::Options),
@@ -31,6 +42,9 @@ pub fn main() -> ExitCode {
     let run = async {
         match command.what {
             What::Edge(options) => edge::run(options).await,
+            What::Catalogue(options) => catalogue::run(options).await,
+            What::BareService(options) => hop::serve(options).await,
+            What::BareHop(options) => hop::run(options).await,
             What::Bare(options) => bare::run(options).await,
         }
     };

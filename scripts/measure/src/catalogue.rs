@@ -1,0 +1,270 @@
+//! How fast the catalogue answers, and what ten thousand changes at once take, each beside the limit in the same run; how
+//! lists and searches grow from a small shop to a large one; what the caches hit, and what all of it takes at rest.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use clap::Args;
+use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
+
+use crate::{
+    load::{self, Seen},
+    system::{FAR_LIMITS, Gateway, Running, Started},
+    table,
+};
+
+/// Looks at each server, in turns.
+const ROUNDS: usize = 3;
+/// Rows of a batch.
+const ROWS: i64 = 10_000;
+/// Batches, and bare statements, in turns.
+const BATCHES: i64 = 5;
+/// Of each kind, in each shop.
+const QUESTIONS: usize = 600;
+
+#[derive(Debug, Args)]
+pub struct Options {
+    /// The gateway's binary
+    #[arg(long)]
+    gateway: PathBuf,
+    /// The run.json of a large shop that runs, of ten thousand products at least, with RATE_LIMITS=off
+    #[arg(long)]
+    run: PathBuf,
+    /// The run.json of a small one
+    #[arg(long)]
+    small: PathBuf,
+    /// How long each look lasts
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=60))]
+    seconds: u64,
+}
+
+/// A figure, its limit, and what their ratio has to be.
+struct Row {
+    what: &'static str,
+    ours: String,
+    limit: String,
+    ratio: f64,
+    goal: &'static str,
+}
+
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let (large, small) = (Running::read(&options.run)?, Running::read(&options.small)?);
+    let memory = memory(&large)?;
+    let mut rows = detail(&options, &large).await?;
+    let hits = hits(&large).await?;
+    rows.push(batch(&large).await?);
+    rows.extend(growth(&large, &small).await?);
+    let cells = rows.into_iter().map(|row| {
+        vec![row.what.to_owned(), row.ours, row.limit, format!("{:.2}", row.ratio), row.goal.to_owned()]
+    });
+    table::print(&["", "ours", "limit", "ratio", "goal"], &cells.collect::<Vec<_>>());
+    table::say("");
+    table::print(&["asked of the caches", "hit", "miss", "else"], &hits);
+    table::say("");
+    table::print(&["memory at rest", "MiB"], &memory);
+    Ok(())
+}
+
+/// A product that everybody looks at: from the gateway's memory, and from the service's.
+async fn detail(options: &Options, running: &Running) -> anyhow::Result<Vec<Row>> {
+    let route = "/api/v1/products/1";
+    let gateway = Gateway { binary: &options.gateway, limits: FAR_LIMITS, log: "info", settings: &[] };
+    let hot = gateway.start(running, "hot", route, None).await?;
+    let forgetful = Gateway { settings: &[("CACHE_L1_TTL", "0s")], ..gateway };
+    let through = forgetful.start(running, "through", route, None).await?;
+    let bare = Started::bare(&hot.target.url).await?;
+    let (hop, _service) = Started::bare_hop(&running.services.product.grpc, 1).await?;
+    let servers = [&bare, &hot, &hop, &through];
+    let mut seen: [Vec<Seen>; 4] = Default::default();
+    for _ in 0..ROUNDS {
+        for (server, seen) in servers.iter().zip(&mut seen) {
+            seen.push(load::look(&server.target, Duration::from_secs(options.seconds)).await?);
+        }
+    }
+    let rates: Vec<f64> = seen
+        .into_iter()
+        .map(|seen| load::median(seen).map(|seen| seen.rate))
+        .collect::<Option<_>>()
+        .context("no looks")?;
+    let row = |what, limit: f64, ours: f64, goal| Row {
+        what,
+        ours: format!("{ours:.0}/s"),
+        limit: format!("{limit:.0}/s"),
+        ratio: ours / limit,
+        goal,
+    };
+    Ok(vec![
+        row("product, hot: a bare axum handler", rates[0], rates[1], "≥ 0.6"),
+        row("product, by the service: a bare axum → tonic hop", rates[2], rates[3], "≥ 0.85"),
+    ])
+}
+
+/// Ten thousand prices: by the API, and by one statement.
+async fn batch(running: &Running) -> anyhow::Result<Row> {
+    let (token, http) = (running.sign_in().await?, reqwest::Client::new());
+    let url = format!("{}/api/v1/products/batch", running.gateway()?);
+    let mut conn = PgConnection::connect(&database(&running.postgres.url)).await?;
+    let ids: Vec<i64> = (1..=ROWS).collect();
+    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    for round in 0..BATCHES {
+        let items: Vec<Value> = ids.iter().map(|id| json!({"id": id, "price": 1000 + id + round})).collect();
+        let body = json!({"on_error": "continue", "items": items});
+        let began = Instant::now();
+        let answer = http.post(&url).bearer_auth(&token).json(&body).send().await?.error_for_status()?;
+        let answer: Value = answer.json().await?;
+        ours.push(began.elapsed().as_secs_f64());
+        anyhow::ensure!(answer["updated"] == ROWS, "not all were updated: {}", answer["updated"]);
+
+        let prices: Vec<i64> = ids.iter().map(|id| 500 + id + round).collect();
+        let began = Instant::now();
+        sqlx::query(
+            "update product.product p set price = c.price, version = p.version + 1, updated_at = now()
+             from unnest($1::bigint[], $2::bigint[]) as c (id, price) where p.id = c.id",
+        )
+        .bind(&ids)
+        .bind(&prices)
+        .execute(&mut conn)
+        .await?;
+        bare.push(began.elapsed().as_secs_f64());
+    }
+    let (ours, bare) = (middle(ours), middle(bare));
+    Ok(Row {
+        what: "batch of 10 000: one bare update … from unnest",
+        ours: format!("{:.0} ms", ours * 1e3),
+        limit: format!("{:.0} ms", bare * 1e3),
+        ratio: bare / ours,
+        goal: "≥ 0.5",
+    })
+}
+
+/// The shop's database, by the superuser's URL.
+fn database(url: &str) -> String {
+    let (server, _) = url.rsplit_once('/').unwrap_or((url, ""));
+    format!("{server}/shoppee")
+}
+
+/// The slowest of lists and searches in a large shop against a small one.
+async fn growth(large: &Running, small: &Running) -> anyhow::Result<Vec<Row>> {
+    let http = reqwest::Client::new();
+    let shops = [small.gateway()?, large.gateway()?];
+    let mut times = [[Vec::new(), Vec::new()], [Vec::new(), Vec::new()]];
+    let questions = [questions(&http, shops[0]).await?, questions(&http, shops[1]).await?];
+    for turn in 0..QUESTIONS {
+        for (shop, url) in shops.iter().enumerate() {
+            for kind in 0..2 {
+                let asked = &questions[shop][kind];
+                let url = format!("{url}/api/v1/products{}", asked[turn % asked.len()]);
+                let began = Instant::now();
+                http.get(url).send().await?.error_for_status()?.bytes().await?;
+                times[shop][kind].push(began.elapsed().as_secs_f64());
+            }
+        }
+    }
+    let [small, large] = times.map(|kinds| kinds.map(p99));
+    let row = |what, kind: usize| Row {
+        what,
+        ours: format!("{:.1} ms", large[kind] * 1e3),
+        limit: format!("{:.1} ms", small[kind] * 1e3),
+        ratio: large[kind] / small[kind],
+        goal: "≤ 2",
+    };
+    Ok(vec![row("list, p99: the same in a small shop", 0), row("search, p99: the same in a small shop", 1)])
+}
+
+/// Lists, and searches for words that this shop has: whole, begun, and misspelt.
+async fn questions(http: &reqwest::Client, shop: &str) -> anyhow::Result<[Vec<String>; 2]> {
+    let page: Value = http
+        .get(format!("{shop}/api/v1/products?limit=100"))
+        .send()
+        .await?
+        .error_for_status()?
+        .json()
+        .await?;
+    let items = page["items"].as_array().context("no products")?;
+    let mut words: Vec<&str> =
+        items.iter().filter_map(|item| item["name"].as_str()).flat_map(str::split_whitespace).collect();
+    words.retain(|word| word.len() > 4 && word.chars().all(|char| char.is_ascii_alphabetic()));
+    words.sort_unstable();
+    words.dedup();
+    let category = items.iter().find_map(|item| item["category"]["slug"].as_str()).context("no category")?;
+    let mut lists =
+        vec![String::new(), "?in_stock=true".to_owned(), "?min_price=500&max_price=3000".to_owned()];
+    for sort in ["newest", "price_asc", "price_desc", "name"] {
+        lists.push(format!("?sort={sort}"));
+        lists.push(format!("?sort={sort}&category={category}&in_stock=true&limit=50"));
+    }
+    let searches = words.iter().flat_map(|word| {
+        let slip = format!("{}{}", &word[..2], &word[3..]);
+        [format!("/search?q={word}"), format!("/search?q={}", &word[..3]), format!("/search?q={slip}")]
+    });
+    Ok([lists, searches.collect()])
+}
+
+fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+fn p99(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() * 99 / 100).copied().unwrap_or_default()
+}
+
+/// What the service's levels answered so far; the gateways that were measured have taken theirs with them.
+async fn hits(running: &Running) -> anyhow::Result<Vec<Vec<String>>> {
+    let text = reqwest::get(format!("{}/metrics", running.services.product.metrics)).await?.text().await?;
+    let of = |level: &str, wanted: &dyn Fn(&str) -> bool| -> f64 {
+        let counted = text.lines().filter_map(|line| {
+            let (labels, value) = line.strip_prefix("cache_requests_total{")?.split_once("} ")?;
+            let result = labels.split("result=\"").nth(1)?.split('"').next()?;
+            let counts = labels.contains(&format!("level=\"{level}\"")) && wanted(result);
+            value.parse::<f64>().ok().filter(|_| counts)
+        });
+        counted.sum()
+    };
+    let row = |level: &str| {
+        let (hit, miss) = (of(level, &|result| result == "hit"), of(level, &|result| result == "miss"));
+        let other = of(level, &|result| result != "hit" && result != "miss");
+        vec![
+            format!("product service, {level}"),
+            format!("{hit:.0}"),
+            format!("{miss:.0}"),
+            format!("{other:.0}"),
+        ]
+    };
+    Ok(vec![row("memory"), row("redis")])
+}
+
+/// What each process holds of the machine's memory.
+fn memory(running: &Running) -> anyhow::Result<Vec<Vec<String>>> {
+    let services = &running.services;
+    let gateway = running.gateways.first().and_then(|gateway| gateway.pid).context("no gateway")?;
+    let processes = [
+        ("auth", services.auth.pid),
+        ("product", services.product.pid),
+        ("order", services.order.pid),
+        ("gateway", gateway),
+    ];
+    let mut rows = Vec::new();
+    let mut all = 0.0;
+    for (name, pid) in processes {
+        let held = resident(pid)?;
+        all += held;
+        rows.push(vec![name.to_owned(), format!("{held:.0}")]);
+    }
+    rows.push(vec!["all four (at most 120)".to_owned(), format!("{all:.0}")]);
+    Ok(rows)
+}
+
+/// MiB.
+fn resident(pid: u32) -> anyhow::Result<f64> {
+    let status = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status"))?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: f64 = kib.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024.0)
+}

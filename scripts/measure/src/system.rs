@@ -1,0 +1,178 @@
+//! What is measured and what it is measured against, each a process that ends with this program.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use serde::Deserialize;
+use shoppee_kit::client;
+use shoppee_proto::auth::v1::{LoginRequest, auth_service_client::AuthServiceClient};
+use tokio::process::{Child, Command};
+
+use crate::load::Target;
+
+/// Never reached: what is measured is the counting.
+pub const FAR_LIMITS: &str = "user=1000000/1s,anonymous=1000000/1s";
+const START: Duration = Duration::from_secs(20);
+
+/// The parts of run.json that matter here.
+#[derive(Debug, Deserialize)]
+pub struct Running {
+    pub gateways: Vec<Server>,
+    pub services: Services,
+    pub postgres: Server,
+    pub redis: Server,
+    admin: SignIn,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Services {
+    pub auth: Service,
+    pub product: Service,
+    pub order: Service,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Service {
+    pub grpc: String,
+    pub metrics: String,
+    pub pid: u32,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Server {
+    pub url: String,
+    pub pid: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+struct SignIn {
+    username: String,
+    password: String,
+}
+
+impl Running {
+    pub fn read(file: &Path) -> anyhow::Result<Self> {
+        Ok(serde_json::from_str(&fs::read_to_string(file)?)?)
+    }
+
+    /// The admin's access token.
+    pub async fn sign_in(&self) -> anyhow::Result<String> {
+        let request = LoginRequest {
+            username: self.admin.username.clone(),
+            password: self.admin.password.clone(),
+            user_agent: "scripts/bench".to_owned(),
+        };
+        let mut auth = AuthServiceClient::new(client::channel(&self.services.auth.grpc)?);
+        Ok(auth.login(request).await?.into_inner().access_token)
+    }
+
+    /// The address of its first gateway.
+    pub fn gateway(&self) -> anyhow::Result<&str> {
+        Ok(&self.gateways.first().context("no gateway")?.url)
+    }
+}
+
+/// How a gateway of our own is started, beside a system that runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Gateway<'a> {
+    pub binary: &'a Path,
+    pub limits: &'a str,
+    pub log: &'a str,
+    pub settings: &'a [(&'a str, &'a str)],
+}
+
+impl Gateway<'_> {
+    pub async fn start(
+        self,
+        running: &Running,
+        name: &'static str,
+        route: &str,
+        header: Option<String>,
+    ) -> anyhow::Result<Started> {
+        let addr = free_addr()?;
+        let services = &running.services;
+        let process = Command::new(self.binary)
+            .env_clear()
+            .envs([("SHOPPEE_ENV", "development"), ("RATE_LIMITS", self.limits), ("LOG", self.log)])
+            .envs([("REDIS_URL", &running.redis.url), ("LISTEN_ADDR", &addr.to_string())])
+            .envs([("AUTH_URL", &services.auth.grpc), ("PRODUCT_URL", &services.product.grpc)])
+            .env("ORDER_URL", &services.order.grpc)
+            .envs(self.settings.iter().copied())
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .context("the gateway")?;
+        Started::wait(name, format!("http://{addr}{route}"), process, header).await
+    }
+}
+
+/// A server that ends with this program.
+#[derive(Debug)]
+pub struct Started {
+    pub name: &'static str,
+    pub target: Target,
+    _process: Child,
+}
+
+impl Started {
+    /// A bare handler that answers what `url` answers.
+    pub async fn bare(url: &str) -> anyhow::Result<Self> {
+        let answer = reqwest::get(url).await?;
+        let mut headers = Vec::new();
+        for (name, value) in answer.headers() {
+            // These two the bare one writes itself.
+            if !["date", "content-length"].contains(&name.as_str()) {
+                headers.push(format!("--header={name}: {}", value.to_str()?));
+            }
+        }
+        let file = std::env::temp_dir().join(format!("shoppee-bench-{}", std::process::id()));
+        fs::write(&file, answer.bytes().await?)?;
+        let addr = free_addr()?;
+        let process = own("bare", addr).arg("--answer").arg(&file).args(headers).spawn()?;
+        let started = Self::wait("a bare axum handler", format!("http://{addr}/"), process, None).await;
+        fs::remove_file(file)?;
+        started
+    }
+
+    /// A bare handler that asks a bare gRPC service, which answers the product that the real one has; both.
+    pub async fn bare_hop(product: &str, id: i64) -> anyhow::Result<(Self, Child)> {
+        let (service, front) = (free_addr()?, free_addr()?);
+        let behind =
+            own("bare-service", service).args(["--product-url", product, "--id", &id.to_string()]).spawn()?;
+        let upstream = format!("http://{service}");
+        let process = own("bare-hop", front).args(["--service-url", &upstream]).spawn()?;
+        Ok((Self::wait("a bare axum → tonic hop", format!("http://{front}/"), process, None).await?, behind))
+    }
+
+    async fn wait(
+        name: &'static str,
+        url: String,
+        process: Child,
+        header: Option<String>,
+    ) -> anyhow::Result<Self> {
+        let pid = process.id().context("it ended at once")?;
+        let give_up = Instant::now() + START;
+        while !reqwest::get(&url).await.is_ok_and(|answer| answer.status().is_success()) {
+            anyhow::ensure!(Instant::now() < give_up, "{name} does not answer on {url}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(Self { name, target: Target { url, pid, header }, _process: process })
+    }
+}
+
+/// This program, as one of the bare servers.
+fn own(what: &str, listen: SocketAddr) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap_or_default());
+    command.args([what, "--listen", &listen.to_string()]).kill_on_drop(true);
+    command
+}
+
+fn free_addr() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
