@@ -221,14 +221,9 @@ impl Catalogue {
 
     /// The same of an order, which has moved stocks; of many moves of one stock the service tells soon enough.
     pub async fn ordered(&self, ids: &[i64]) {
-        for id in ids.iter().copied() {
-            let Some(answers) = self.0.answers.as_ref().filter(|_| self.0.fold.lets_through(id)) else {
-                continue;
-            };
-            // Whatever was known before is older than what is now.
-            let known = answers.get(&id).await.map_or(0, |answer| answer.revision).max(self.seen(id));
-            if known > 0 {
-                self.outdate(id, known + 1).await;
+        if let Some(answers) = &self.0.answers {
+            for id in ids.iter().filter(|id| self.0.fold.lets_through(**id)) {
+                answers.invalidate(id).await;
             }
         }
     }

@@ -214,19 +214,26 @@ impl Cache {
         self.0.changes.nudge();
     }
 
-    /// Takes notice that this process has moved the stock of these products: whoever looks next is shown it, unless
-    /// there are many moves of one stock, of which a look at the log tells soon enough.
-    pub async fn moved(&self, ids: impl IntoIterator<Item = i64>) {
+    /// What is known of products whose stock this process is about to move. Of many moves of one stock a look at the
+    /// log tells soon enough: then it is left out.
+    pub async fn before_move(&self, ids: impl IntoIterator<Item = i64>) -> Vec<(i64, i64)> {
+        let mut before = Vec::new();
         for id in ids {
             let Some(memory) = self.0.memory.as_ref().filter(|_| self.0.fold.lets_through(id)) else {
                 continue;
             };
-            // Whatever was known before is older than what is now.
             let known = memory.get(&id).await.map_or(0, |known| known.revision()).max(self.floor(id));
             if known > 0 {
-                self.raise_floor(id, known + 1);
-                memory.invalidate(&id).await;
+                before.push((id, known));
             }
+        }
+        before
+    }
+
+    /// Takes notice that their stock was moved: whoever looks next is shown it.
+    pub async fn moved(&self, before: impl IntoIterator<Item = (i64, i64)>) {
+        for (id, revision) in before {
+            self.drop_below(id, revision + 1).await;
         }
         self.0.changes.nudge();
     }
@@ -238,15 +245,19 @@ impl Cache {
 
     /// Drops what a change has made old in memory.
     pub async fn outdate(&self, change: &Change) {
-        self.raise_floor(change.product_id, change.revision);
-        if let Some(memory) = &self.0.memory
-            && memory.get(&change.product_id).await.is_some_and(|known| known.revision() < change.revision)
-        {
-            memory.invalidate(&change.product_id).await;
-        }
+        self.drop_below(change.product_id, change.revision).await;
         let late = self.0.clock.now() - change.at;
         metrics::histogram!("cache_invalidation_seconds", "level" => "memory")
             .record(late.as_seconds_f64().max(0.0));
+    }
+
+    async fn drop_below(&self, id: i64, revision: i64) {
+        self.raise_floor(id, revision);
+        if let Some(memory) = &self.0.memory
+            && memory.get(&id).await.is_some_and(|known| known.revision() < revision)
+        {
+            memory.invalidate(&id).await;
+        }
     }
 
     /// Drops what changes have made old in Redis, where the log is settled up to a number.

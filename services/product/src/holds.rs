@@ -97,8 +97,9 @@ impl Holds {
         };
         store::hold::end(&mut tx, &[order_id], State::Released, now).await?;
         store::stock::apply(&mut tx, &movements(&lines, kind, 1), now).await?;
+        let before = self.cache.before_move(products(&lines)).await;
         tx.commit().await?;
-        self.cache.moved(products(&lines)).await;
+        self.cache.moved(before).await;
         Ok(())
     }
 
@@ -116,8 +117,9 @@ impl Holds {
         lines.retain(|(order_id, _)| ended.binary_search(order_id).is_ok());
         store::hold::end(&mut tx, &ended, State::Expired, now).await?;
         store::stock::apply(&mut tx, &movements(&lines, Kind::Release, 1), now).await?;
+        let before = self.cache.before_move(products(&lines)).await;
         tx.commit().await?;
-        self.cache.moved(products(&lines)).await;
+        self.cache.moved(before).await;
         Ok(ended.len())
     }
 
@@ -139,11 +141,13 @@ async fn work(
             return Ok(());
         }
         let (wants, answers): (Vec<Want>, Vec<Answer>) = round.drain(..).unzip();
+        let before = cache.before_move(wanted(&wants)).await;
         match decide(&pool, &wants, clock.now()).await {
-            Ok(decided) => {
-                let moved = decided.iter().flatten().flat_map(|hold| &hold.lines);
-                cache.moved(moved.map(|line| line.product_id).collect::<BTreeSet<_>>()).await;
-                for (answer, decided) in answers.into_iter().zip(decided) {
+            Ok(Decided { holds, moved }) => {
+                if !moved.is_empty() {
+                    cache.moved(before.into_iter().filter(|(id, _)| moved.contains(id))).await;
+                }
+                for (answer, decided) in answers.into_iter().zip(holds) {
                     // Nobody listens where the caller hung up; the hold stands, or runs out.
                     let _ = answer.send(decided.map_err(refusal));
                 }
@@ -157,7 +161,13 @@ async fn work(
     }
 }
 
-type Decided = Vec<Result<Hold, Refused>>;
+/// What became of a round.
+struct Decided {
+    /// One for each who wanted something.
+    holds: Vec<Result<Hold, Refused>>,
+    /// Products of which something was taken.
+    moved: BTreeSet<i64>,
+}
 
 /// Decides a round, and writes it down.
 async fn decide(pool: &PgPool, wants: &[Want], now: OffsetDateTime) -> Result<Decided, Error> {
@@ -178,19 +188,18 @@ async fn attempt(
     wants: &[Want],
     now: OffsetDateTime,
 ) -> Result<Option<Decided>, Error> {
-    let baskets = wants.iter().filter_map(|want| want.basket.as_ref());
-    let ids: BTreeSet<i64> = baskets.flat_map(Basket::lines).map(|line| line.product_id).collect();
-    let shelves = store::stock::lock(conn, &ids.into_iter().collect::<Vec<_>>()).await?;
+    let shelves = store::stock::lock(conn, &wanted(wants).into_iter().collect::<Vec<_>>()).await?;
     let orders: BTreeSet<Uuid> = wants.iter().map(|want| want.order_id).collect();
     let holds = store::hold::lock(conn, &orders.into_iter().collect::<Vec<_>>()).await?;
 
     let mut round = Round::new(now, shelves, holds);
-    let decided: Decided = wants.iter().map(|want| round.decide(want)).collect();
+    let holds = wants.iter().map(|want| round.decide(want)).collect();
 
     let of = |ids: &[Uuid]| -> Vec<(Uuid, Hold)> {
         ids.iter().filter_map(|id| Some((*id, round.hold(id)?.clone()))).collect()
     };
     let (taken, prolonged) = (of(&round.taken), of(&round.prolonged));
+    let moved = taken.iter().flat_map(|(_, hold)| &hold.lines).map(|line| line.product_id).collect();
     if !taken.is_empty() {
         if store::hold::insert(conn, &taken, now).await? < taken.len() as u64 {
             return Ok(None);
@@ -204,7 +213,13 @@ async fn attempt(
     if !prolonged.is_empty() {
         store::hold::prolong(conn, &prolonged, now).await?;
     }
-    Ok(Some(decided))
+    Ok(Some(Decided { holds, moved }))
+}
+
+/// The products that somebody wants, in the order of their ids.
+fn wanted(wants: &[Want]) -> BTreeSet<i64> {
+    let baskets = wants.iter().filter_map(|want| want.basket.as_ref());
+    baskets.flat_map(Basket::lines).map(|line| line.product_id).collect()
 }
 
 /// The products of some lines.

@@ -41,6 +41,8 @@ pub fn start(process: &Process, pool: &PgPool, holds: &Holds, lifetimes: Lifetim
         let holds = holds.clone();
         async move { Ok(holds.expire().await? > 0) }
     });
+    // As long as nothing was found; the first round takes a while.
+    metrics::gauge!("stock_invariant_violations").set(0.0);
     let (books, audited) = (Arc::new(Mutex::new(Books::default())), pool.clone());
     repeat(process, "audit", AUDIT, move || {
         let (books, pool) = (books.clone(), audited.clone());
