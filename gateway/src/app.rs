@@ -9,6 +9,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{delete, get, patch, post, put},
 };
+use http::{Version, header::HOST};
 use shoppee_kit::ops;
 use tower_http::compression::{CompressionLayer, predicate::SizeAbove};
 
@@ -133,6 +134,9 @@ fn is_ops(route: Option<&str>) -> bool {
 /// Refuses at once what could only wait: latency stays what it is for those who are let in. Then finds out who calls,
 /// and whether they may call so often.
 async fn admit(state: &State, mut request: Request, next: Next) -> Response {
+    if !names_its_host(&request) {
+        return Problem::malformed("host", "must be sent, and once").into_response();
+    }
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map(MatchedPath::as_str);
     if is_ops(route) {
@@ -160,4 +164,10 @@ async fn admit(state: &State, mut request: Request, next: Next) -> Response {
         response.extensions_mut().insert(UserId(caller.user_id()));
     }
     response
+}
+
+/// HTTP/1.1 wants the host once (RFC 9112 §3.2), or a proxy in between may take the request for another; hyper does not
+/// look.
+fn names_its_host<B>(request: &Request<B>) -> bool {
+    request.version() != Version::HTTP_11 || request.headers().get_all(HOST).iter().count() == 1
 }

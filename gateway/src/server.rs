@@ -6,7 +6,7 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::{Router, body::Body, extract::ConnectInfo};
-use http::{Request, Response, StatusCode, Version, header::HOST};
+use http::{Request, Response};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -149,18 +149,7 @@ async fn answer(
     request: Request<Incoming>,
     peer: SocketAddr,
 ) -> Result<Response<Body>, Infallible> {
-    if !names_its_host(&request) {
-        let mut refused = Response::new(Body::empty());
-        *refused.status_mut() = StatusCode::BAD_REQUEST;
-        return Ok(refused);
-    }
     let mut request = request.map(Body::new);
     request.extensions_mut().insert(ConnectInfo(peer));
     app.oneshot(request).await
-}
-
-/// HTTP/1.1 wants the host once (RFC 9112 §3.2), or a proxy in between may take the request for another; hyper does not
-/// look.
-fn names_its_host<B>(request: &Request<B>) -> bool {
-    request.version() != Version::HTTP_11 || request.headers().get_all(HOST).iter().count() == 1
 }

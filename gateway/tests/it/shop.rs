@@ -9,11 +9,14 @@ use std::{
     },
 };
 
-use clap::Parser;
 use http::{HeaderMap, Method};
 use serde_json::{Value, json};
 use shoppee_kit::testing::{Database, RedisServer, TestProcess, free_addr};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+
+mod processes;
+
+use processes::{start_auth, start_gateway, start_order, start_product};
 
 const ADMIN: &str = "admin";
 pub const PASSWORD: &str = "correct horse battery";
@@ -142,88 +145,6 @@ impl Plan {
         shop.serves().await;
         shop
     }
-}
-
-fn settings<S: Parser>(common: &[&str], more: &[String]) -> S {
-    let common =
-        ["test", "--shoppee-env", "development", "--log", "warn"].into_iter().chain(common.iter().copied());
-    S::try_parse_from(common.map(str::to_owned).chain(more.iter().cloned())).expect("sound settings")
-}
-
-async fn start_auth(addr: SocketAddr, database: &Database, redis_url: &str) -> Service {
-    let process = TestProcess::default();
-    let args = [
-        ("--database-url", database.url("auth").as_str()),
-        ("--redis-url", redis_url),
-        ("--listen-addr", &addr.to_string()),
-        ("--metrics-addr", &free_addr().to_string()),
-        ("--jwt-secret", "a secret for tests, longer than thirty-two bytes"),
-        ("--admin-username", ADMIN),
-        ("--admin-email", "admin@shoppee.test"),
-        ("--admin-password", PASSWORD),
-        ("--service-clients", "order=order-secret"),
-    ]
-    .map(|(flag, value)| format!("{flag}={value}"));
-    let settings = settings(&["--database-pool-size", "8"], &args);
-    shoppee_auth::start(settings, process.process.clone()).await.expect("auth starts");
-    Service { addr, process }
-}
-
-async fn start_product(
-    addr: SocketAddr,
-    database: &Database,
-    redis_url: &str,
-    urls: &[String; 3],
-) -> Service {
-    let process = TestProcess::default();
-    let args = [
-        ("--database-url", database.url("product").as_str()),
-        ("--redis-url", redis_url),
-        ("--listen-addr", &addr.to_string()),
-        ("--metrics-addr", &free_addr().to_string()),
-        ("--auth-url", &urls[0]),
-    ]
-    .map(|(flag, value)| format!("{flag}={value}"));
-    let settings = settings(&["--database-pool-size", "8"], &args);
-    shoppee_product::start(settings, process.process.clone()).await.expect("product starts");
-    Service { addr, process }
-}
-
-async fn start_order(addr: SocketAddr, database: &Database, redis_url: &str, urls: &[String; 3]) -> Service {
-    let process = TestProcess::default();
-    let args = [
-        ("--database-url", database.url("order").as_str()),
-        ("--redis-url", redis_url),
-        ("--listen-addr", &addr.to_string()),
-        ("--metrics-addr", &free_addr().to_string()),
-        ("--auth-url", &urls[0]),
-        ("--product-url", &urls[1]),
-        ("--service-client-id", "order"),
-        ("--service-client-secret", "order-secret"),
-    ]
-    .map(|(flag, value)| format!("{flag}={value}"));
-    let settings = settings(&["--database-pool-size", "8"], &args);
-    shoppee_order::start(settings, process.process.clone()).await.expect("order starts");
-    Service { addr, process }
-}
-
-async fn start_gateway(addr: SocketAddr, redis_url: &str, urls: &[String; 3], more: &[String]) -> Service {
-    let process = TestProcess::default();
-    let args = [
-        ("--redis-url", redis_url),
-        ("--listen-addr", &addr.to_string()),
-        ("--auth-url", &urls[0]),
-        ("--product-url", &urls[1]),
-        ("--order-url", &urls[2]),
-    ]
-    .map(|(flag, value)| format!("{flag}={value}"));
-    let own = |arg: &&String| !more.contains(&arg.split('=').next().unwrap_or_default().to_owned());
-    let mut args: Vec<String> = args.iter().filter(own).cloned().chain(more.iter().cloned()).collect();
-    if !more.iter().any(|flag| flag == "--rate-limits") {
-        args.push("--rate-limits=off".to_owned());
-    }
-    shoppee_gateway::start(settings(&[], &args), process.process.clone()).await.expect("gateway starts");
-    Service { addr, process }
 }
 
 impl Shop {
