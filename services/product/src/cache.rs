@@ -260,12 +260,12 @@ impl Cache {
         }
     }
 
-    /// Drops what changes have made old in Redis, where the log is settled up to a number.
-    pub async fn outdate_shared(&self, changes: &[Change], settled: i64) {
-        self.0.shared.outdate(changes, settled).await;
+    /// Drops what changes have made old in Redis: all behind `from`, the log being settled up to a number.
+    pub async fn outdate_shared(&self, changes: &[Change], from: i64, settled: i64) {
+        self.0.shared.outdate(changes, from, settled).await;
     }
 
-    /// From where Redis must be told of changes, where it knows less than we do.
+    /// From where Redis must be told of changes.
     pub fn shared_from(&self) -> Option<i64> {
         self.0.shared.from()
     }

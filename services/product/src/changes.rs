@@ -156,7 +156,7 @@ impl Reader {
         let Some(settled) = place.settled else {
             return Ok(None);
         };
-        // A Redis that came back may know less than we do.
+        // Redis may know less than we do.
         let from = cache.shared_from().map_or(settled, |from| from.min(settled));
         let mut changes = HashMap::new();
         let mut after = Some(from);
@@ -166,7 +166,7 @@ impl Reader {
             after = page.more_after;
         }
         let all: Vec<Change> = changes.into_values().collect();
-        cache.outdate_shared(&all, settled).await;
+        cache.outdate_shared(&all, from, settled).await;
         place.advance(change::newest(&mut conn).await?);
 
         let told = std::mem::take(&mut self.told);

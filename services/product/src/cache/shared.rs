@@ -120,20 +120,20 @@ impl Shared {
         }
     }
 
-    /// From where the log must be read, where this connection has not said anything yet.
+    /// From where the log must be read: from what Redis knows, so that nothing is missing in between.
     pub fn from(&self) -> Option<i64> {
         match self.0.link.load().as_deref()?.said() {
             Said::Nothing { known } => known,
-            Said::UpTo(_) => None,
+            Said::UpTo(said) => Some(said),
         }
     }
 
-    /// Reports changes that were read up to `settled`, and beyond.
-    pub async fn outdate(&self, changes: &[Change], settled: i64) {
+    /// Reports all changes behind `from`, the log being settled up to a number.
+    pub async fn outdate(&self, changes: &[Change], from: i64, settled: i64) {
         let Some(link) = self.0.link.load_full() else {
             return;
         };
-        match link.report(changes, settled).await {
+        match link.report(changes, from, settled).await {
             Ok(()) => link.say(Said::UpTo(settled)),
             Err(error) => {
                 tracing::debug!(%error, "shared cache not kept up to date");
@@ -193,7 +193,7 @@ impl Link {
         *self.said.lock().unwrap_or_else(PoisonError::into_inner) = said;
     }
 
-    async fn report(&self, changes: &[Change], settled: i64) -> anyhow::Result<()> {
+    async fn report(&self, changes: &[Change], from: i64, settled: i64) -> anyhow::Result<()> {
         for changes in changes.chunks(REPORTED) {
             // Sent one after the other, without waiting for each.
             let words = changes.iter().map(async |change| {
@@ -202,12 +202,10 @@ impl Link {
             });
             tokio::time::timeout(REPORT, try_join_all(words)).await??;
         }
-        let noted = self.position.evalsha(&self.client, POSITION, settled);
+        let noted = self.position.evalsha(&self.client, POSITION, vec![settled, from]);
         let before: i64 = tokio::time::timeout(REPORT, noted).await??;
-        if let Said::UpTo(said) = self.said() {
-            // A Redis that is empty has nothing that could be out of date.
-            anyhow::ensure!(before == EMPTY || before >= said, "Redis has an older state than before");
-        }
+        // A Redis that is empty has nothing that could be out of date.
+        anyhow::ensure!(before == EMPTY || before >= from, "Redis has an older state than before");
         Ok(())
     }
 
