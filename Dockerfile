@@ -37,6 +37,8 @@ RUN set -eu; \
         -p shoppee-proto -p shoppee-kit -p shoppee-auth -p shoppee-product -p shoppee-order -p shoppee-gateway
 
 FROM dependencies AS build
+# Docker's older builder hands no ARG on to the next stage.
+ARG PROFILE=release
 COPY . .
 RUN set -eu; \
     cargo build --locked --profile "$PROFILE" \
