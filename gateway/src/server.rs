@@ -48,6 +48,7 @@ pub async fn serve(settings: &Settings, app: Router, process: &Process) -> anyho
     let connections = Arc::new(Semaphore::new(usize::try_from(settings.max_connections)?));
     let patience = settings.header_timeout;
     let (builder, process) = (builder(patience), process.clone());
+    metrics::gauge!("http_connections").set(0.0);
     let stop = process.tasks.stopping();
     process.clone().tasks.spawn("http", async move {
         loop {

@@ -13,6 +13,8 @@ macro_rules! closings {
         pub enum Closing { $($(#[$doc])* $variant),* }
 
         impl Closing {
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
             pub const fn code(self) -> u16 {
                 match self { $(Self::$variant => $code),* }
             }

@@ -82,6 +82,7 @@ impl Realtime {
         let hub = Hub::new(process.clock.clone(), verifier.clone());
         hub.watch(&process.tasks, ended.subscribe());
         feed::follow(redis, &commands, &hub, &process.tasks)?;
+        socket::count_from_zero();
         Ok(Self(Arc::new(Parts {
             hub,
             resume: Resume::new(&commands, upstream),

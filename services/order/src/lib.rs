@@ -153,6 +153,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     )
     .await?;
 
+    steps::count_from_zero();
     let ready = readiness.serving();
     outbox::start(&orders, &redis, &tasks, ready.clone());
     registrations::start(&orders, &redis, &tasks, ready.clone());

@@ -62,6 +62,13 @@ pub fn told(orders: &Orders, order: &OrderRow) {
     metrics::counter!("orders_total", "status" => order.status.word()).increment(1);
 }
 
+/// What never happened is 0 for those who watch, not absent.
+pub fn count_from_zero() {
+    for status in Status::ALL {
+        metrics::counter!("orders_total", "status" => status.word()).increment(0);
+    }
+}
+
 /// Moves a locked order on and writes it.
 pub async fn advance(
     conn: &mut PgConnection,
