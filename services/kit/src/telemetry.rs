@@ -172,15 +172,26 @@ fn begin() -> Context {
 
 /// The `traceparent` of what is being done, empty where that is part of no trace.
 pub fn traceparent() -> String {
+    traceparent_of(&current())
+}
+
+fn traceparent_of(context: &Context) -> String {
     let mut headers = HeaderMap::new();
-    inject(&mut headers);
+    inject_context(context, &mut headers);
     headers.get("traceparent").and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
 }
 
 /// Puts the trace of what is being done into the headers of a call.
 pub fn inject(headers: &mut HeaderMap) {
-    let context = if is_exported() { Span::current().context() } else { Context::current() };
-    global::get_text_map_propagator(|propagator| propagator.inject_context(&context, &mut Headers(headers)));
+    inject_context(&current(), headers);
+}
+
+fn current() -> Context {
+    if is_exported() { Span::current().context() } else { Context::current() }
+}
+
+fn inject_context(context: &Context, headers: &mut HeaderMap) {
+    global::get_text_map_propagator(|propagator| propagator.inject_context(context, &mut Headers(headers)));
 }
 
 /// Makes the trace that `headers` carry the parent of `span`, which must not have been entered yet.
@@ -193,6 +204,14 @@ fn continue_trace(span: &Span, headers: &HeaderMap) {
 pub fn continue_traceparent(span: &Span, traceparent: &str) {
     if let Ok(value) = HeaderValue::from_str(traceparent) {
         continue_trace(span, &HeaderMap::from_iter([(HeaderName::from_static("traceparent"), value)]));
+    }
+}
+
+/// Makes `span` a step of the trace of a `traceparent`, which goes on from there; as it is where no span is exported.
+pub fn go_through(span: &Span, traceparent: &mut String) {
+    if is_exported() {
+        continue_traceparent(span, traceparent);
+        *traceparent = traceparent_of(&span.context());
     }
 }
 

@@ -161,6 +161,11 @@ fn release(orders: &Orders, order_id: Uuid) {
     });
 }
 
+#[tracing::instrument(
+    name = "order.write",
+    skip_all,
+    fields(otel.kind = "client", db.system.name = "postgresql")
+)]
 async fn write(
     orders: &Orders,
     wish: &Wish,

@@ -70,6 +70,11 @@ pub fn fingerprint(meaning: &impl serde::Serialize) -> Vec<u8> {
 }
 
 /// Claims a key for `lease`, or waits for whoever holds it.
+#[tracing::instrument(
+    name = "idempotency.claim",
+    skip_all,
+    fields(otel.kind = "client", db.system.name = "postgresql")
+)]
 pub async fn claim(
     orders: &Orders,
     of: &KeyOf,

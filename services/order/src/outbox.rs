@@ -19,11 +19,11 @@ use fred::{
     types::{SetOptions, Value},
 };
 use prost::Message as _;
-use shoppee_kit::tasks::Tasks;
+use shoppee_kit::{tasks::Tasks, telemetry};
 use shoppee_proto::{order::v1::OrderEvent, streams};
 use sqlx::PgConnection;
 use tokio::sync::{Notify, watch};
-use tracing::Instrument as _;
+use tracing::Span;
 use uuid::Uuid;
 
 use crate::{
@@ -108,6 +108,10 @@ async fn relay(
 }
 
 async fn publish_all(orders: &Orders, redis: &Client) -> Result<(), Error> {
+    // Nothing is read that cannot be told.
+    if !redis.is_connected() {
+        return Err(Error::Unavailable);
+    }
     let mut conn = orders.pool.acquire().await?;
     let mut lanes = waiting_lanes(&mut conn).await?;
     drop(conn);
@@ -138,13 +142,27 @@ async fn publish(orders: &Orders, redis: &Client, lane: i16) -> Result<Published
         return Ok(Published::All);
     }
     let count = i64::try_from(waiting.len()).unwrap_or(BATCH);
-    let span = tracing::debug_span!("outbox.publish", lane, events = count);
-    let (ids, events): (Vec<i64>, Vec<OrderEvent>) =
+    let (ids, mut events): (Vec<i64>, Vec<OrderEvent>) =
         waiting.iter().map(|(id, event)| (*id, view::event(event))).unzip();
-    send(redis, &events).instrument(span).await?;
+    let spans: Vec<Span> = events.iter_mut().map(trace).collect();
+    send(redis, &events).await?;
+    drop(spans);
     remove(&mut tx, lane, &ids).await?;
     tx.commit().await?;
     Ok(if count == BATCH { Published::Full } else { Published::All })
+}
+
+/// The publishing as a step of the event's own trace, which goes on from there in the gateways.
+fn trace(event: &mut OrderEvent) -> Span {
+    let span = tracing::info_span!(
+        "event.publish",
+        otel.kind = "producer",
+        user.id = event.user_id,
+        event.seq = event.seq,
+        order.id = %event.order_id,
+    );
+    telemetry::go_through(&span, &mut event.traceparent);
+    span
 }
 
 /// Puts events into Redis, each into its user's history before the stream all gateways read.

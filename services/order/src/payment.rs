@@ -85,6 +85,7 @@ impl Provider {
         Self::Sandbox(Sandbox { pool, clock })
     }
 
+    #[tracing::instrument(name = "payment.charge", skip_all)]
     async fn charge(
         &self,
         attempt: Uuid,
@@ -234,6 +235,11 @@ fn key_of(user_id: i64, order_id: Uuid, key: String) -> KeyOf {
     KeyOf { user_id, scope: format!("pay/{order_id}"), key }
 }
 
+#[tracing::instrument(
+    name = "payment.open",
+    skip_all,
+    fields(otel.kind = "client", db.system.name = "postgresql")
+)]
 async fn open(
     orders: &Orders,
     (owner, id): (i64, Uuid),
@@ -268,6 +274,11 @@ async fn open(
 }
 
 /// The third phase: what the provider said becomes the order's state, once.
+#[tracing::instrument(
+    name = "payment.finish",
+    skip_all,
+    fields(otel.kind = "client", db.system.name = "postgresql")
+)]
 async fn finish(orders: &Orders, attempt: &Attempt, outcome: Outcome) -> Result<wire::Order, Error> {
     let now = orders.clock.now();
     let (owner, id) = (attempt.user_id, attempt.order_id);

@@ -142,6 +142,11 @@ pub async fn complete(orders: &Orders, caller: &Caller, id: Uuid) -> Result<wire
     step(orders, caller, id, Step::Complete, None, |_, _| ()).await
 }
 
+#[tracing::instrument(
+    name = "order.step",
+    skip_all,
+    fields(otel.kind = "client", db.system.name = "postgresql")
+)]
 async fn step(
     orders: &Orders,
     caller: &Caller,
@@ -182,6 +187,11 @@ pub async fn expire(orders: &Orders, order: (i64, Uuid)) -> Result<wire::Order, 
     end(orders, order, Step::Expire, Asker::SYSTEM, Some(EXPIRED.to_owned())).await
 }
 
+#[tracing::instrument(
+    name = "order.end",
+    skip_all,
+    fields(otel.kind = "client", db.system.name = "postgresql")
+)]
 async fn end(
     orders: &Orders,
     (owner, id): (i64, Uuid),

@@ -56,6 +56,7 @@ impl Holds {
     }
 
     /// Gives an order all it wants or nothing; the same order again gets the same.
+    #[tracing::instrument(name = "stock.hold", skip_all)]
     pub async fn hold(&self, want: Want) -> Result<Hold, Error> {
         let (answer, decided) = oneshot::channel();
         self.queue.try_send((want, answer)).map_err(|_| Error::Unavailable)?;
@@ -63,6 +64,11 @@ impl Holds {
     }
 
     /// Sells what an order holds; selling it twice changes nothing.
+    #[tracing::instrument(
+        name = "stock.commit",
+        skip_all,
+        fields(otel.kind = "client", db.system.name = "postgresql")
+    )]
     pub async fn commit(&self, order_id: Uuid) -> Result<(), Error> {
         let mut conn = self.pool.acquire().await?;
         if store::hold::commit(&mut conn, order_id, self.clock.now()).await? {
@@ -77,6 +83,11 @@ impl Holds {
 
     /// Gives back what an order holds or was sold; giving it back twice changes nothing. An order that holds
     /// nothing yet never will.
+    #[tracing::instrument(
+        name = "stock.release",
+        skip_all,
+        fields(otel.kind = "client", db.system.name = "postgresql")
+    )]
     pub async fn release(&self, order_id: Uuid) -> Result<(), Error> {
         let now = self.clock.now();
         let mut tx = self.pool.begin().await?;
@@ -170,6 +181,11 @@ struct Decided {
 }
 
 /// Decides a round, and writes it down.
+#[tracing::instrument(
+    name = "stock.round",
+    skip_all,
+    fields(otel.kind = "client", db.system.name = "postgresql", orders = wants.len())
+)]
 async fn decide(pool: &PgPool, wants: &[Want], now: OffsetDateTime) -> Result<Decided, Error> {
     for _ in 0..TRIES {
         let mut tx = pool.begin().await?;

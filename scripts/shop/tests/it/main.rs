@@ -1,4 +1,5 @@
 //! What holds for the repository as a whole: its rules of structure, and that its scripts do what they say.
 
 mod rules;
+mod trace;
 mod whole;

@@ -16,14 +16,21 @@ const BACK: Duration = Duration::from_secs(5);
 /// Twice what is promised, as other tests run beside this one.
 const SECOND_START: Duration = Duration::from_secs(20);
 
-struct Checkout {
+pub struct Checkout {
     state: PathBuf,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Checkout {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let state = std::env::temp_dir().join(format!("shoppee-{name}-{}", std::process::id()));
-        Self { state }
+        Self { state, environment: Vec::new() }
+    }
+
+    /// The same, with a setting that scripts/up hands on.
+    pub fn with(mut self, name: &'static str, value: String) -> Self {
+        self.environment.push((name, value));
+        self
     }
 
     /// Runs a script with the binaries that were built for these tests.
@@ -37,11 +44,12 @@ impl Checkout {
             .env("SHOPPEE_BINARIES", binaries)
             .env_remove("DATABASE_URL")
             .env_remove("REDIS_URL")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .output()
             .expect("a script")
     }
 
-    fn succeeds(&self, name: &str, arguments: &[&str]) -> String {
+    pub fn succeeds(&self, name: &str, arguments: &[&str]) -> String {
         let output = self.script(name, arguments);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let complained = String::from_utf8_lossy(&output.stderr);
@@ -56,7 +64,7 @@ impl Checkout {
         String::from_utf8_lossy(&output.stderr).trim().to_owned()
     }
 
-    fn run_file(&self) -> Value {
+    pub fn run_file(&self) -> Value {
         let text = fs::read_to_string(self.state.join("run.json")).expect("run.json");
         serde_json::from_str(&text).expect("JSON")
     }
