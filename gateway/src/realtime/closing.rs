@@ -53,6 +53,17 @@ closings! {
     Misbehaving = 4509, "misbehaving";
 }
 
+/// RFC 6455's numbers for a goodbye, and for an end without one; as labels, like those of [`Closing`].
+pub const LEFT: &str = "1000";
+pub const GONE: &str = "1006";
+
+/// What never happened is 0 for those who watch, not absent.
+pub fn count_from_zero() {
+    for label in Closing::ALL.iter().map(|closing| closing.label()).chain([LEFT, GONE]) {
+        metrics::counter!("ws_closed_total", "code" => label).increment(0);
+    }
+}
+
 impl Closing {
     pub fn frame(self) -> CloseFrame {
         CloseFrame { code: CloseCode::from(self.code()), reason: Utf8Bytes::from_static(self.reason()) }

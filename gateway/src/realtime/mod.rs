@@ -82,7 +82,10 @@ impl Realtime {
         let hub = Hub::new(process.clock.clone(), verifier.clone());
         hub.watch(&process.tasks, ended.subscribe());
         feed::follow(redis, &commands, &hub, &process.tasks)?;
-        socket::count_from_zero();
+        // What never happened is 0 for those who watch, not absent.
+        closing::count_from_zero();
+        metrics::gauge!("ws_connections").set(0);
+        let _registered = metrics::histogram!("event_delivery_seconds");
         Ok(Self(Arc::new(Parts {
             hub,
             resume: Resume::new(&commands, upstream),

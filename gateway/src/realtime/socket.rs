@@ -20,7 +20,7 @@ use tokio_tungstenite::{
 
 use super::{
     Realtime,
-    closing::Closing,
+    closing::{Closing, GONE, LEFT},
     frame::{self, Frame},
     hub::{Seat, Seated},
     resume::{Away, Frames, Missed, Start},
@@ -58,10 +58,6 @@ const SLOW_GOODBYE: Duration = Duration::from_secs(10);
 /// long, and so much.
 const DRAIN: Duration = Duration::from_secs(1);
 const DRAINED: usize = 16 * 1024 * 1024;
-
-/// RFC 6455's numbers for a goodbye, and for an end without one; as labels, like those of [`Closing`].
-const LEFT: &str = "1000";
-const GONE: &str = "1006";
 
 /// How a socket ended.
 enum End {
@@ -116,15 +112,6 @@ pub async fn serve(wire: Wire, caller: Caller, after: Option<i64>, realtime: Rea
         End::Gone => GONE,
     };
     metrics::counter!("ws_closed_total", "code" => label).increment(1);
-}
-
-/// What never happened is 0 for those who watch, not absent.
-pub fn count_from_zero() {
-    for label in Closing::ALL.iter().map(|closing| closing.label()).chain([LEFT, GONE]) {
-        metrics::counter!("ws_closed_total", "code" => label).increment(0);
-    }
-    metrics::gauge!("ws_connections").set(0);
-    let _registered = metrics::histogram!("event_delivery_seconds");
 }
 
 /// Tells the client to go, and hangs up when it has understood, or had the time to.
