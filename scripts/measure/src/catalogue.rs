@@ -24,6 +24,8 @@ const ROUNDS: usize = 3;
 const ROWS: i64 = 10_000;
 /// Batches, and bare statements, in turns.
 const BATCHES: i64 = 5;
+/// Far above what anything costs, so that every row is a change.
+const NEW_PRICES: i64 = 1_000_000_000;
 /// Of each kind, in each shop.
 const QUESTIONS: usize = 600;
 
@@ -112,7 +114,8 @@ async fn batch(running: &Running) -> anyhow::Result<Row> {
     let ids: Vec<i64> = (1..=ROWS).collect();
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for round in 0..BATCHES {
-        let items: Vec<Value> = ids.iter().map(|id| json!({"id": id, "price": 1000 + id + round})).collect();
+        let items: Vec<Value> =
+            ids.iter().map(|id| json!({"id": id, "price": NEW_PRICES + id + round})).collect();
         let body = json!({"on_error": "continue", "items": items});
         let began = Instant::now();
         let answer = http.post(&url).bearer_auth(&token).json(&body).send().await?.error_for_status()?;
@@ -120,7 +123,7 @@ async fn batch(running: &Running) -> anyhow::Result<Row> {
         ours.push(began.elapsed().as_secs_f64());
         anyhow::ensure!(answer["updated"] == ROWS, "not all were updated: {}", answer["updated"]);
 
-        let prices: Vec<i64> = ids.iter().map(|id| 500 + id + round).collect();
+        let prices: Vec<i64> = ids.iter().map(|id| 2 * NEW_PRICES + id + round).collect();
         let began = Instant::now();
         sqlx::query(
             "update product.product p set price = c.price, version = p.version + 1, updated_at = now()
