@@ -1,4 +1,4 @@
-//! The table of routes, and the stack of layers they stand behind.
+//! The table of routes, and the one layer that every request passes on its way to them.
 
 use std::net::SocketAddr;
 

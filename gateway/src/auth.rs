@@ -78,7 +78,7 @@ impl FromRequestParts<State> for Upstream {
     }
 }
 
-/// What the admission layer found.
+/// What admission found.
 fn identity(parts: &Parts) -> Result<Caller, TokenError> {
     parts.extensions.get::<Identity>().map_or(Err(TokenError::Missing), |identity| identity.0.clone())
 }

@@ -1,6 +1,6 @@
 //! The shop's front: REST and WebSocket to the outside, gRPC to the three services behind.
 //!
-//! - [`app`] has the table of routes and the stack of layers; [`server`] the socket they are served on
+//! - [`app`] has the table of routes and the layer before them; [`server`] the socket they are served on
 //! - [`routes`]: a handler each, which parses, calls and maps; [`extract`] parses, [`upstream`] calls
 //! - [`catalogue`]: the products, kept as they are sent
 //! - [`auth`]: who may call; [`limit`]: how often; [`origin`]: from which web pages

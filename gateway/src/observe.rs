@@ -1,4 +1,4 @@
-//! The outermost layer: the request's id, its span and trace, one line in the log, its metrics, what stands
+//! What is seen of every request: its id, its span and trace, one line in the log, its metrics, what stands
 //! on every answer, and the body of every problem. Nothing a client sends gets into the log but an id that
 //! was checked.
 
