@@ -106,6 +106,12 @@ impl Credential for MaybeUser {
     }
 }
 
+impl Credential for Caller {
+    fn token(&self) -> Option<Arc<SecretString>> {
+        Some(self.token.clone())
+    }
+}
+
 impl Credential for Nobody {
     fn token(&self) -> Option<Arc<SecretString>> {
         None

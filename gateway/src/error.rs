@@ -9,13 +9,10 @@ use http::{
     header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use serde::Serialize;
-use shoppee_kit::{caller::TokenError, status};
+use shoppee_kit::{caller::TokenError, client::is_away, status};
 use tonic::{Code as Grpc, Status};
 
-use crate::{
-    routes::replay::{REPLAYED, YES, is_replayed},
-    upstream::is_away,
-};
+use crate::routes::replay::{REPLAYED, YES, is_replayed};
 
 /// What a client that is refused for load, or for a part that is away, is asked to wait.
 const AGAIN: Duration = Duration::from_secs(1);

@@ -27,7 +27,7 @@ pub use limit::RateLimits;
 pub use origin::Origin;
 pub use settings::{Network, Settings};
 
-use shoppee_kit::{caller::Verifier, client, keys, process::Process, redis};
+use shoppee_kit::{caller::Verifier, keys, process::Process, redis};
 use tokio::sync::{Semaphore, broadcast};
 
 use crate::{
@@ -48,7 +48,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let upstream = Upstream::start(&settings, &process)?;
     let verifier = Verifier::new(process.clock.clone());
     let (ended, _) = broadcast::channel(ENDED_SESSIONS);
-    let auth = client::channel(&settings.auth_url)?;
+    let auth = upstream.auth().clone();
     keys::follow(&process.tasks, &process.readiness, auth, verifier.clone(), ended.clone());
 
     let redis = redis::open(&settings.redis)?;

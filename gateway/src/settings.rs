@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use clap::Parser;
 use ipnet::IpNet;
-use shoppee_kit::settings::{Common, Redis, duration};
+use shoppee_kit::settings::{Common, Redis, duration, service_urls};
 
 use crate::{limit::RateLimits, origin::Origin};
 
@@ -19,14 +19,14 @@ pub struct Settings {
     /// Where REST and WebSocket clients connect
     #[arg(long, env = "LISTEN_ADDR", default_value = "0.0.0.0:8080")]
     pub listen_addr: SocketAddr,
-    /// Where the auth service answers gRPC; a name with several addresses is balanced over them
-    #[arg(long, env = "AUTH_URL", default_value = "http://127.0.0.1:50051", value_parser = service_url)]
+    /// Where the auth service answers gRPC; calls are balanced over a list with commas, and over all addresses of a name
+    #[arg(long, env = "AUTH_URL", default_value = "http://127.0.0.1:50051", value_parser = service_urls)]
     pub auth_url: String,
-    /// Where the product service answers gRPC
-    #[arg(long, env = "PRODUCT_URL", default_value = "http://127.0.0.1:50052", value_parser = service_url)]
+    /// Where the product service answers gRPC; a list, as above
+    #[arg(long, env = "PRODUCT_URL", default_value = "http://127.0.0.1:50052", value_parser = service_urls)]
     pub product_url: String,
-    /// Where the order service answers gRPC
-    #[arg(long, env = "ORDER_URL", default_value = "http://127.0.0.1:50053", value_parser = service_url)]
+    /// Where the order service answers gRPC; a list, as above
+    #[arg(long, env = "ORDER_URL", default_value = "http://127.0.0.1:50053", value_parser = service_urls)]
     pub order_url: String,
     /// Web pages that may call this API and open sockets, as in `https://shop.example`; none where empty
     #[arg(long, env = "CORS_ORIGINS", value_delimiter = ',', default_value = "", value_parser = origin)]
@@ -80,16 +80,6 @@ fn origin(value: &str) -> Result<Origin, String> {
     value.trim().parse()
 }
 
-fn service_url(value: &str) -> Result<String, String> {
-    let uri: http::Uri = value.parse().map_err(|_| "not a URL".to_owned())?;
-    match (uri.scheme_str(), uri.host()) {
-        (Some("http"), Some(_)) if matches!(uri.path(), "" | "/") && uri.query().is_none() => {
-            Ok(value.trim_end_matches('/').to_owned())
-        }
-        _ => Err("not a URL such as http://127.0.0.1:50051".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +102,8 @@ mod tests {
         assert_eq!(proxies.iter().filter_map(|network| network.0).count(), 2);
         let origins = parse(&["--cors-origins", "https://a.example,http://localhost:3000"]).unwrap();
         assert_eq!(origins.cors_origins.len(), 2);
+        let auth = parse(&["--auth-url", "http://a:1/, http://b:2"]).unwrap().auth_url;
+        assert_eq!(auth, "http://a:1,http://b:2");
     }
 
     #[test]
@@ -119,6 +111,7 @@ mod tests {
         for wrong in [
             ["--auth-url", "127.0.0.1:50051"],
             ["--auth-url", "http://host/path"],
+            ["--auth-url", "http://a:1,"],
             ["--trusted-proxies", "10.0.0.0/40"],
             ["--cors-origins", "shop.example"],
             ["--cors-origins", "https://shop.example/path"],

@@ -14,7 +14,7 @@ use fred::{
     interfaces::{ClientLike as _, StreamsInterface as _},
 };
 use prost::Message as _;
-use shoppee_kit::{caller::Caller, client, redis};
+use shoppee_kit::{caller::Caller, redis};
 use shoppee_proto::{
     order::v1::{ListEventsRequest, ListEventsResponse, OrderEvent},
     streams,
@@ -31,8 +31,6 @@ const REPLAYED: usize = 500;
 const CAUGHT_UP: usize = 5_000;
 /// Events asked for at once: the most that the order service gives.
 const PAGE: i32 = 500;
-/// How long the order service may take for a page.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// Questions to the order service at a time: after a Redis that lost its data every user has one, and orders
 /// must still get through.
 const AT_A_TIME: usize = 32;
@@ -193,11 +191,10 @@ impl Resume {
     async fn page(&self, caller: &Caller, after_seq: Option<i64>) -> Result<ListEventsResponse, Away> {
         let _turn = tokio::time::timeout(IN_TURN, self.turns.acquire()).await.map_err(|_| Away)?;
         let request = ListEventsRequest { after_seq, limit: Some(PAGE) };
-        let request = client::request(request, Some(&caller.token), PATIENCE);
-        match client::within(PATIENCE, self.upstream.order().list_events(request)).await {
-            Ok(page) => Ok(page.into_inner()),
-            Err(error) => {
-                tracing::debug!(code = ?error.code(), "the order service does not tell the events");
+        match self.upstream.call(caller, request).await {
+            Ok(page) => Ok(page),
+            Err(problem) => {
+                tracing::debug!(code = problem.code.as_str(), "the order service does not tell the events");
                 Err(Away)
             }
         }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use shoppee_kit::pool::Pool;
 use shoppee_proto::{
     PRODUCT_REVISION,
     auth::v1::{
@@ -13,9 +14,9 @@ use shoppee_proto::{
     },
     order::v1::{
         AddCartItemRequest, CancelOrderRequest, Cart, ClearCartRequest, CompleteOrderRequest,
-        CreateOrderRequest, GetCartRequest, GetOrderRequest, ListOrderEventsRequest, ListOrderEventsResponse,
-        ListOrdersRequest, ListOrdersResponse, Order, PayOrderRequest, RemoveCartItemRequest,
-        SetCartItemRequest, ShipOrderRequest,
+        CreateOrderRequest, GetCartRequest, GetOrderRequest, ListEventsRequest, ListEventsResponse,
+        ListOrderEventsRequest, ListOrderEventsResponse, ListOrdersRequest, ListOrdersResponse, Order,
+        PayOrderRequest, RemoveCartItemRequest, SetCartItemRequest, ShipOrderRequest,
     },
     product::v1::{
         AdjustStockRequest, ArchiveProductRequest, BatchUpdateProductsRequest, BatchUpdateProductsResponse,
@@ -26,7 +27,7 @@ use shoppee_proto::{
 };
 use tonic::{Request, Response, Status, transport::Channel};
 
-use super::{Upstream, auth, order, pool::Pool, product};
+use super::{Upstream, auth, order, product};
 
 /// What kinds of calls there are.
 #[derive(Clone, Copy, Debug)]
@@ -151,6 +152,7 @@ calls! {
     ClearCartRequest => (): order.clear_cart, WRITE;
     CreateOrderRequest => Order: order.create_order, WRITE, keyed by idempotency_key;
     GetOrderRequest => Order: order.get_order, READ;
+    ListEventsRequest => ListEventsResponse: order.list_events, READ;
     ListOrdersRequest => ListOrdersResponse: order.list_orders, READ;
     ListOrderEventsRequest => ListOrderEventsResponse: order.list_order_events, READ;
     PayOrderRequest => Order: order.pay_order, PAY, keyed by idempotency_key;

@@ -1,18 +1,18 @@
 //! Calls to other services: lazily connected channels, requests that carry the caller's token, the trace and the
-//! deadline, and the token a service calls with in its own name.
+//! deadline, what it means when a call fails, and the token a service calls with in its own name.
 
-use std::{sync::Arc, time::Duration};
+use std::{error::Error, iter::successors, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use shoppee_proto::auth::v1::{IssueServiceTokenRequest, auth_service_client::AuthServiceClient};
 use tokio::{sync::Mutex, time::Instant};
 use tonic::{
-    Request, Status,
+    Code, ConnectError, Request, Status,
     transport::{Channel, Endpoint},
 };
 
-use crate::{caller::authorize, status, telemetry};
+use crate::{caller::authorize, pool::Pool, status, telemetry};
 
 /// A peer on the same network that does not accept within this is not there.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -65,6 +65,26 @@ pub async fn within<T>(
     tokio::time::timeout(deadline, call).await.unwrap_or_else(|_| Err(late()))
 }
 
+/// Whether the service never saw the call: nobody accepted the connection, or it closed before the call's turn came.
+pub fn never_sent(status: &Status) -> bool {
+    successors(Error::source(status), |&error| error.source()).any(|error| {
+        error.is::<ConnectError>()
+            || error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
+    })
+}
+
+/// Whether the connection failed, and not the service.
+pub fn got_lost(status: &Status) -> bool {
+    let lost = Error::source(status).is_some();
+    never_sent(status)
+        || (lost && matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal))
+}
+
+/// Whether the service could not be reached, got lost, or said that it cannot answer now.
+pub fn is_away(status: &Status) -> bool {
+    status.code() == Code::Unavailable || got_lost(status)
+}
+
 fn late() -> Status {
     status::Refusal::new(tonic::Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "it took too long; try again")
         .into()
@@ -73,7 +93,7 @@ fn late() -> Status {
 /// The token a service calls others with, fetched when first needed and renewed before it ends.
 #[derive(Clone, Debug)]
 pub struct ServiceToken {
-    auth: Channel,
+    auth: Arc<Pool>,
     id: String,
     secret: SecretString,
     held: Arc<Mutex<Option<Held>>>,
@@ -86,7 +106,12 @@ struct Held {
 }
 
 impl ServiceToken {
+    /// Over one connection, for whoever has only that.
     pub fn new(auth: Channel, id: String, secret: SecretString) -> Self {
+        Self::over(Arc::new(Pool::of(auth)), id, secret)
+    }
+
+    pub fn over(auth: Arc<Pool>, id: String, secret: SecretString) -> Self {
         Self { auth, id, secret, held: Arc::default() }
     }
 
@@ -96,16 +121,18 @@ impl ServiceToken {
         if let Some(held) = held.as_ref().filter(|held| Instant::now() < held.renew_at) {
             return Ok(held.token.clone());
         }
-        let request = request(
-            IssueServiceTokenRequest {
-                client_id: self.id.clone(),
-                client_secret: self.secret.expose_secret().to_owned(),
+        let message = IssueServiceTokenRequest {
+            client_id: self.id.clone(),
+            client_secret: self.secret.expose_secret().to_owned(),
+        };
+        let issuing = self.auth.call(
+            || true,
+            |member| {
+                let request = request(message.clone(), None, CONNECT);
+                async move { AuthServiceClient::new(member.channel()).issue_service_token(request).await }
             },
-            None,
-            CONNECT,
         );
-        let mut auth = AuthServiceClient::new(self.auth.clone());
-        let issued = within(CONNECT, auth.issue_service_token(request)).await?.into_inner();
+        let issued = within(CONNECT, issuing).await?.into_inner();
         let life = Duration::from_secs(u64::try_from(issued.expires_in).unwrap_or_default());
         let token = Arc::new(SecretString::from(issued.access_token));
         *held = Some(Held { token: token.clone(), renew_at: Instant::now() + life / 2 });

@@ -7,12 +7,12 @@ use std::{sync::Arc, time::Duration};
 
 use shoppee_proto::auth::v1::{GetJwksRequest, auth_service_client::AuthServiceClient};
 use tokio::{sync::broadcast, time::MissedTickBehavior};
-use tonic::transport::Channel;
 use uuid::Uuid;
 
 use crate::{
     caller::Verifier,
     client,
+    pool::Pool,
     readiness::{Need, Readiness},
     tasks::Tasks,
 };
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub fn follow(
     tasks: &Tasks,
     readiness: &Readiness,
-    auth: Channel,
+    auth: Arc<Pool>,
     verifier: Arc<Verifier>,
     ended: broadcast::Sender<Uuid>,
 ) {
@@ -33,7 +33,6 @@ pub fn follow(
     // Without keys nothing can be verified; once they are here, auth may go and come.
     readiness.set("keys", Need::Vital, false);
     tasks.spawn("keys", async move {
-        let mut auth = AuthServiceClient::new(auth);
         let mut watermark = None;
         // Slow answers do not make it ask less often.
         let mut turns = tokio::time::interval(INTERVAL);
@@ -43,8 +42,14 @@ pub fn follow(
                 _ = turns.tick() => {}
                 () = stop.cancelled() => return Ok(()),
             }
-            let request = client::request(GetJwksRequest { watermark }, None, PATIENCE);
-            match client::within(PATIENCE, auth.get_jwks(request)).await {
+            let asking = auth.call(
+                || true,
+                |member| {
+                    let request = client::request(GetJwksRequest { watermark }, None, PATIENCE);
+                    async move { AuthServiceClient::new(member.channel()).get_jwks(request).await }
+                },
+            );
+            match client::within(PATIENCE, asking).await {
                 Ok(told) => {
                     let told = told.into_inner();
                     watermark = Some(told.watermark);

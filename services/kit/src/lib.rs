@@ -4,7 +4,8 @@
 //!   [`probe`] asks it
 //! - [`settings`], [`telemetry`], [`clock`]: what a process starts with
 //! - [`caller`]: who calls, from a verified token; [`keys`] keeps what verifying needs up to date
-//! - [`grpc`]: the server's layers; [`client`]: calls to other services; [`status`]: errors that carry a reason
+//! - [`grpc`]: the server's layers; [`client`]: calls to other services, over a [`pool`] of connections; [`status`]: errors
+//!   that carry a reason
 //! - [`pg`], [`redis`], [`cursor`]: storage; [`fold`]: many equal things as few
 //! - [`testing`] (feature `testing`): a database and a Redis of its own for each test
 
@@ -17,6 +18,7 @@ pub mod grpc;
 pub mod keys;
 pub mod ops;
 pub mod pg;
+pub mod pool;
 pub mod probe;
 pub mod process;
 pub mod readiness;

@@ -77,14 +77,27 @@ pub struct Redis {
 /// The credentials of a process that calls others in its own name.
 #[derive(Clone, Debug, Args)]
 pub struct ServiceClient {
-    /// Where the auth service answers gRPC
-    #[arg(long, env = "AUTH_URL", default_value = "http://127.0.0.1:50051")]
+    /// Where the auth service answers gRPC; calls are balanced over a list with commas, and over all addresses of a name
+    #[arg(long, env = "AUTH_URL", default_value = "http://127.0.0.1:50051", value_parser = service_urls)]
     pub auth_url: String,
     /// This service's name in the auth service's SERVICE_CLIENTS
     #[arg(long, env = "SERVICE_CLIENT_ID")]
     pub service_client_id: String,
     #[arg(long, env = "SERVICE_CLIENT_SECRET", hide_env_values = true, value_parser = secret)]
     pub service_client_secret: SecretString,
+}
+
+/// Where a service answers gRPC: `http://auth:50051`, or several of these with commas.
+pub fn service_urls(value: &str) -> Result<String, String> {
+    let urls = value.split(',').map(|url| {
+        let url = url.trim().trim_end_matches('/');
+        let uri: http::Uri = url.parse().map_err(|_| "not a URL".to_owned())?;
+        match (uri.scheme_str(), uri.host()) {
+            (Some("http"), Some(_)) if matches!(uri.path(), "" | "/") && uri.query().is_none() => Ok(url),
+            _ => Err("not a URL such as http://127.0.0.1:50051".to_owned()),
+        }
+    });
+    Ok(urls.collect::<Result<Vec<_>, String>>()?.join(","))
 }
 
 /// `5s`, `15m`, `24h`.

@@ -24,12 +24,13 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use clap::{Parser, ValueEnum};
 use shoppee_kit::{
     caller::Verifier,
-    client::{self, ServiceToken},
+    client::ServiceToken,
     clock::Clock,
     grpc as server, keys, ops, pg,
+    pool::Pool,
     process::Process,
     redis,
-    settings::{self, Common, duration},
+    settings::{self, Common, duration, service_urls},
 };
 use sqlx::{PgPool, migrate::Migrator};
 use tonic::service::Routes;
@@ -50,8 +51,8 @@ pub struct Settings {
     pub redis: settings::Redis,
     #[command(flatten)]
     pub service_client: settings::ServiceClient,
-    /// Where the product service answers gRPC
-    #[arg(long, env = "PRODUCT_URL", default_value = "http://127.0.0.1:50052")]
+    /// Where the product service answers gRPC; a list, as above
+    #[arg(long, env = "PRODUCT_URL", default_value = "http://127.0.0.1:50052", value_parser = service_urls)]
     pub product_url: String,
     /// Where gRPC is answered
     #[arg(long, env = "LISTEN_ADDR", default_value = "0.0.0.0:50053")]
@@ -114,8 +115,8 @@ pub(crate) struct Orders {
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let Process { clock, tasks, readiness } = process.clone();
     anyhow::ensure!(settings.order_ttl >= Duration::from_secs(1), "ORDER_TTL must be at least 1s");
-    let auth = client::channel(&settings.service_client.auth_url)?;
-    let product = client::channel(&settings.product_url)?;
+    let auth = Pool::start("auth", &settings.service_client.auth_url, &process)?;
+    let product = Pool::start("product", &settings.product_url, &process)?;
     let redis = redis::open(&settings.redis)?;
     let pool = pg::open("shoppee-order", &settings.postgres, &MIGRATIONS, &tasks, &readiness).await?;
     redis::watch(&redis, &tasks, &readiness);
@@ -124,7 +125,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let (ended, _) = tokio::sync::broadcast::channel(1);
     keys::follow(&tasks, &readiness, auth.clone(), Arc::clone(&verifier), ended);
 
-    let token = ServiceToken::new(
+    let token = ServiceToken::over(
         auth,
         settings.service_client.service_client_id,
         settings.service_client.service_client_secret,

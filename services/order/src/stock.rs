@@ -1,9 +1,10 @@
 //! Stock and catalogue as the product service has them, called in our own name.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use shoppee_kit::{
     client::{self, ServiceToken},
+    pool::{Member, Pool},
     status,
 };
 use shoppee_proto::product::v1::{
@@ -17,12 +18,10 @@ use crate::{error::Error, order::Lines};
 
 /// What the product service is given; the caller of ours has 2 s.
 const PATIENCE: Duration = Duration::from_millis(1500);
-/// A call that found nobody is tried once more after this; a service that restarts is back behind another address.
-const PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug)]
 pub struct Stock {
-    product: Channel,
+    product: Arc<Pool>,
     token: ServiceToken,
 }
 
@@ -40,7 +39,7 @@ pub enum NoHold {
 }
 
 impl Stock {
-    pub fn new(product: Channel, token: ServiceToken) -> Self {
+    pub fn new(product: Arc<Pool>, token: ServiceToken) -> Self {
         Self { product, token }
     }
 
@@ -131,8 +130,8 @@ impl Stock {
         }
     }
 
-    /// One call with our token. All of them are idempotent, so one that found nobody, or a token that is no longer
-    /// good, is tried a second time.
+    /// One call with our token. All of them are idempotent, so one that got lost, or whose token is no longer good, is
+    /// tried a second time.
     async fn call<M, R, F, Fut>(&self, message: M, method: F) -> Result<R, Status>
     where
         M: Clone,
@@ -141,15 +140,14 @@ impl Stock {
     {
         let attempt = async || {
             let token = self.token.get().await?;
-            method(self.product.clone(), client::request(message.clone(), Some(&token), PATIENCE)).await
+            let send = |member: Arc<Member>| {
+                method(member.channel(), client::request(message.clone(), Some(&token), PATIENCE))
+            };
+            self.product.call(|| true, send).await
         };
         let twice = async {
             match attempt().await {
                 Err(refused) if refused.code() == Code::Unauthenticated => self.token.forget().await,
-                // A replica that stops breaks off what it had not begun.
-                Err(refused) if refused.code() == Code::Unavailable || refused.code() == Code::Cancelled => {
-                    tokio::time::sleep(PAUSE).await;
-                }
                 answered => return answered,
             }
             attempt().await

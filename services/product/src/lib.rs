@@ -27,9 +27,10 @@ use clap::Parser;
 use secrecy::SecretString;
 use shoppee_kit::{
     caller::Verifier,
-    client, grpc as server, keys, ops, pg,
+    grpc as server, keys, ops, pg,
+    pool::Pool,
     process::Process,
-    settings::{self, Common},
+    settings::{self, Common, service_urls},
 };
 use sqlx::migrate::Migrator;
 use tokio::sync::broadcast;
@@ -68,8 +69,8 @@ pub struct Settings {
     /// How long a product is kept in Redis, though no longer than it is true; 0s: not at all
     #[arg(long, env = "CACHE_L2_TTL", default_value = "1h", value_parser = settings::duration)]
     pub cache_l2_ttl: Duration,
-    /// Where the auth service answers gRPC
-    #[arg(long, env = "AUTH_URL", default_value = "http://127.0.0.1:50051")]
+    /// Where the auth service answers gRPC; calls are balanced over a list with commas, and over all addresses of a name
+    #[arg(long, env = "AUTH_URL", default_value = "http://127.0.0.1:50051", value_parser = service_urls)]
     pub auth_url: String,
     /// Where gRPC is served
     #[arg(long, env = "LISTEN_ADDR", default_value = "0.0.0.0:50052")]
@@ -106,7 +107,7 @@ fn currency(value: &str) -> Result<String, String> {
 /// Wires the service and starts its tasks.
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let Process { clock, tasks, readiness } = &process;
-    let auth = client::channel(&settings.auth_url)?;
+    let auth = Pool::start("auth", &settings.auth_url, &process)?;
     let pool = pg::open("shoppee-product", &settings.postgres, &MIGRATIONS, tasks, readiness).await?;
     ops::serve(settings.metrics_addr, tasks, readiness).await?;
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use shoppee_kit::{caller::Verifier, keys, testing::TestProcess};
+use shoppee_kit::{caller::Verifier, keys, pool::Pool, testing::TestProcess};
 use shoppee_proto::auth::v1::{
     CreateWsTicketRequest, GetJwksRequest, LogoutAllRequest, RevokeSessionRequest, Role,
 };
@@ -126,7 +126,8 @@ async fn another_process_that_follows_the_keys_learns_of_it() {
     let mut gateway = TestProcess::default();
     let verifier = Verifier::new(gateway.process.clock.clone());
     let (ended, mut told) = broadcast::channel(16);
-    let auth = shoppee_kit::client::channel(&format!("http://{}", shop.settings.listen_addr)).unwrap();
+    let auth =
+        Pool::start("auth", &format!("http://{}", shop.settings.listen_addr), &gateway.process).unwrap();
     keys::follow(&gateway.process.tasks, &gateway.process.readiness, auth, verifier.clone(), ended);
     gateway.serves().await;
     let kind = shoppee_kit::caller::Kind::Access;
