@@ -135,6 +135,9 @@ impl Hub {
             let mut shards = (0..SHARDS).cycle();
             loop {
                 tokio::select! {
+                    // The stop before all else: it also ends those who tell of ended sessions, which is no fault
+                    // then, and every socket must hear of it.
+                    biased;
                     () = stop.cancelled() => break,
                     _ = sweep.tick() => {}
                     _ = patrol.tick() => {
