@@ -6,17 +6,17 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::{Router, body::Body, extract::ConnectInfo};
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use shoppee_kit::process::Process;
+use shoppee_kit::{process::Process, readiness::Readiness};
 use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Notify, Semaphore},
+    sync::Semaphore,
 };
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
@@ -38,6 +38,8 @@ const UNSENT: usize = 256 * 1024;
 const PING: Duration = Duration::from_secs(20);
 /// How long a client may leave what it is sent lying.
 const SLOW_READER: Duration = Duration::from_secs(25);
+/// After the stop, how long a request that is on its way to a connection may take to arrive.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
 /// After an error of `accept`, as when files run out.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -51,28 +53,40 @@ pub async fn serve(settings: &Settings, app: Router, process: &Process) -> anyho
     metrics::gauge!("http_connections").set(0.0);
     let stop = process.tasks.stopping();
     process.clone().tasks.spawn("http", async move {
-        loop {
-            // No more are accepted than can be held: the rest waits in the kernel's queue.
-            let place = connections.clone().acquire_owned().await?;
-            let (stream, peer) = tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        tracing::warn!(%error, "no connection accepted");
-                        tokio::time::sleep(PAUSE).await;
-                        continue;
-                    }
-                },
-                () = stop.cancelled() => return Ok(()),
-            };
-            let connection = connection(builder.clone(), stream, peer, app.clone(), patience, stop.clone());
+        let begin = |stream, peer, place| {
+            let connection =
+                connection(builder.clone(), stream, peer, app.clone(), patience, process.clone());
             process.tasks.track(async move {
                 metrics::gauge!("http_connections").increment(1.0);
                 connection.await;
                 metrics::gauge!("http_connections").decrement(1.0);
                 drop(place);
             });
+        };
+        loop {
+            // No more are accepted than can be held: the rest waits in the kernel's queue.
+            let accepting = async { (connections.clone().acquire_owned().await, listener.accept().await) };
+            let (place, accepted) = tokio::select! {
+                accepted = accepting => accepted,
+                () = stop.cancelled() => break,
+            };
+            match accepted {
+                Ok((stream, peer)) => begin(stream, peer, place?),
+                Err(error) => {
+                    tracing::warn!(%error, "no connection accepted");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
         }
+        // Whoever the kernel let in before would be hung up on together with the listener.
+        let listener = listener.into_std()?;
+        while let Ok((stream, peer)) = listener.accept()
+            && let Ok(place) = connections.clone().try_acquire_owned()
+        {
+            stream.set_nonblocking(true)?;
+            begin(TcpStream::from_std(stream)?, peer, place);
+        }
+        Ok(())
     });
     Ok(())
 }
@@ -105,43 +119,50 @@ async fn connection(
     peer: SocketAddr,
     app: Router,
     patience: Duration,
-    stop: CancellationToken,
+    process: Process,
 ) {
     // Small answers would wait for an acknowledgement otherwise, up to 45 ms.
     let _ = stream.set_nodelay(true);
     // The kernel gives up on a peer that takes nothing of what it is sent.
     let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(SLOW_READER));
-    let begun = Arc::new(Notify::new());
+    let begun = CancellationToken::new();
     let service = {
         let begun = begun.clone();
+        let readiness = process.readiness.clone();
         service_fn(move |request: Request<Incoming>| {
-            begun.notify_one();
-            answer(app.clone(), request, peer)
+            begun.cancel();
+            answer(app.clone(), request, peer, readiness.clone())
         })
     };
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
+    let stop = process.tasks.stopping();
 
     // hyper's own limit begins with the first byte of HTTP/1; this one covers a peer that says nothing at
     // all.
     let silent = async {
-        if tokio::time::timeout(patience, begun.notified()).await.is_ok() {
+        if tokio::time::timeout(patience, begun.cancelled()).await.is_ok() {
             std::future::pending::<()>().await;
         }
     };
     tokio::pin!(silent);
-    let mut stopping = false;
-    loop {
-        tokio::select! {
-            // An error is a client that went away or talked nonsense; hyper has answered what can be
-            // answered.
-            _ = &mut connection => return,
-            () = &mut silent => return,
-            () = stop.cancelled(), if !stopping => {
-                stopping = true;
-                connection.as_mut().graceful_shutdown();
-            }
-        }
+    // An error is a client that went away or talked nonsense; hyper has answered what can be answered.
+    tokio::select! {
+        _ = &mut connection => return,
+        () = &mut silent => return,
+        () = stop.cancelled() => {}
+    }
+    // hyper hangs up at once where it has read nothing yet: a proxy that has just connected could not send its request
+    // to anybody else any more.
+    tokio::select! {
+        _ = &mut connection => return,
+        () = begun.cancelled() => {}
+        () = tokio::time::sleep(ON_ITS_WAY) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        _ = &mut connection => {}
+        () = &mut silent => {}
     }
 }
 
@@ -149,8 +170,16 @@ async fn answer(
     app: Router,
     request: Request<Incoming>,
     peer: SocketAddr,
+    readiness: Readiness,
 ) -> Result<Response<Body>, Infallible> {
     let mut request = request.map(Body::new);
+    let is_http1 = request.version() <= Version::HTTP_11;
     request.extensions_mut().insert(ConnectInfo(peer));
-    app.oneshot(request).await
+    let mut response = app.oneshot(request).await?;
+    // Before the stop, clients that keep their connection are made to come back on another one, which a load balancer
+    // gives to another gateway.
+    if is_http1 && readiness.is_stopping() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
 }

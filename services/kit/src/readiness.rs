@@ -82,7 +82,7 @@ impl Readiness {
             }
         }
         let vital = checks.values().all(|check| check.up || check.need == Need::Useful);
-        let serving = vital && !*self.stopping.borrow();
+        let serving = vital && !self.is_stopping();
         self.serving.send_if_modified(|before| std::mem::replace(before, serving) != serving);
     }
 
@@ -90,6 +90,11 @@ impl Readiness {
     pub fn stop(&self) {
         self.stopping.send_replace(true);
         self.serving.send_replace(false);
+    }
+
+    /// Whether [`Self::stop`] was called.
+    pub fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
     }
 
     /// What stands in the way of being ready; empty when ready.
@@ -103,7 +108,7 @@ impl Readiness {
     }
 
     fn missing_where(&self, counts: impl Fn(Need) -> bool) -> Vec<&'static str> {
-        if *self.stopping.borrow() {
+        if self.is_stopping() {
             return vec!["stopping"];
         }
         let checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
