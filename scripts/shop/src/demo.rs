@@ -2,9 +2,6 @@
 //! another. Anything may be killed meanwhile: a request is repeated with its idempotency key, the socket comes back where
 //! it was.
 
-mod rest;
-mod socket;
-
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -14,13 +11,13 @@ use serde_json::{Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
+    rest::{self, Answer, Rest},
     run_file::RunFile,
     screen::{Ink, begin, ink, say},
     secrets::password,
+    socket::{Event, Watch},
     state::State,
 };
-use rest::{Answer, Rest};
-use socket::{Event, Watch};
 
 /// How much of the first page is looked at for something to buy, and how many of it are bought.
 const PAGE: usize = 50;
@@ -245,7 +242,7 @@ fn text<'a>(of: &'a Value, field: &str) -> anyhow::Result<&'a str> {
     of[field].as_str().with_context(|| format!("an answer without {field}"))
 }
 
-fn address() -> Value {
+pub fn address() -> Value {
     json!({
         "recipient": "Robin Demo",
         "line1": "1 Harbour Street",

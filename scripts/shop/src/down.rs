@@ -63,7 +63,8 @@ pub async fn clear(state: &State) -> anyhow::Result<usize> {
     Ok(postgres + leftovers::clear(state.folder()).await?)
 }
 
-fn wipe(state: &State) -> anyhow::Result<()> {
+/// Removes everything that is kept of a system.
+pub fn wipe(state: &State) -> anyhow::Result<()> {
     let postgres = state.of(postgres::NAME);
     if postgres.is_symlink()
         && let Ok(elsewhere) = postgres.canonicalize()

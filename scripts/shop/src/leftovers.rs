@@ -6,8 +6,15 @@ use std::{fs, path::Path, time::Duration};
 use anyhow::bail;
 use rustix::process::{Pid, Signal, kill_process};
 
-const OURS: [&str; 6] =
-    ["postgres", "redis-server", "shoppee-auth", "shoppee-product", "shoppee-order", "shoppee-gateway"];
+const OURS: [&str; 7] = [
+    "postgres",
+    "redis-server",
+    "nginx",
+    "shoppee-auth",
+    "shoppee-product",
+    "shoppee-order",
+    "shoppee-gateway",
+];
 /// A killed process is gone as soon as the kernel has freed its memory.
 const GOING: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(20);

@@ -1,7 +1,8 @@
-//! The program behind `scripts/up`, `scripts/down` and `scripts/demo`: keeps a whole Shoppee running on one machine,
-//! fills it with a demo shop, and shows an order's way through it.
+//! The program behind `scripts/up`, `scripts/down`, `scripts/demo` and `scripts/chaos`: keeps a whole Shoppee running on
+//! one machine, fills it with a demo shop, shows an order's way through it, and tries what it withstands.
 
 mod catalogue;
+mod chaos;
 mod demo;
 mod down;
 mod keeper;
@@ -12,10 +13,12 @@ mod postgres;
 mod program;
 mod ready;
 mod redis;
+mod rest;
 mod run_file;
 mod screen;
 mod secrets;
 mod seed;
+mod socket;
 mod state;
 mod up;
 
@@ -42,6 +45,8 @@ enum What {
     Down(down::Options),
     #[command(override_usage = "scripts/demo [OPTIONS]")]
     Demo(demo::Options),
+    #[command(override_usage = "scripts/chaos [OPTIONS] [FAULT]...")]
+    Chaos(chaos::Options),
 }
 
 pub fn main() -> ExitCode {
@@ -55,6 +60,7 @@ pub fn main() -> ExitCode {
         What::Up(options) => runtime.block_on(up::run(state, *options)),
         What::Down(options) => runtime.block_on(down::run(&state, &options)),
         What::Demo(options) => runtime.block_on(demo::run(&state, &options)),
+        What::Chaos(options) => runtime.block_on(chaos::run(state, &options)),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

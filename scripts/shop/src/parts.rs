@@ -14,8 +14,8 @@ use crate::{
 };
 
 pub const SERVICES: [&str; 3] = ["auth", "product", "order"];
-/// They end within 18 s of their own accord.
-const STOP: Stop = Stop { signal: Signal::TERM, name: "TERM", patience: std::time::Duration::from_secs(20) };
+/// They end of their own accord within 18 s after their SHUTDOWN_LAG, which is 5 s in production.
+const STOP: Stop = Stop { signal: Signal::TERM, name: "TERM", patience: std::time::Duration::from_secs(25) };
 /// The order service's name at the auth service, where the environment says no other.
 const ORDER_CLIENT: &str = "order";
 
@@ -33,7 +33,7 @@ const OWN: [(&str, &str); 10] = [
     ("DATABASE_URL", "no process: it is the superuser's"),
 ];
 
-/// Where a service answers.
+/// Where a replica of a service answers.
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses {
     pub grpc: u16,
@@ -43,38 +43,48 @@ pub struct Addresses {
 /// Who listens where; the same for as long as the system runs.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// In the order of [`SERVICES`].
-    pub services: [Addresses; 3],
+    /// The replicas of each service, in the order of [`SERVICES`].
+    pub services: [Vec<Addresses>; 3],
     pub gateways: Vec<u16>,
     pub postgres: u16,
     pub redis: u16,
 }
 
 impl Plan {
-    pub fn make(gateways: u16, first: Option<u16>) -> anyhow::Result<Self> {
+    pub fn make(gateways: u16, replicas: u16, first: Option<u16>) -> anyhow::Result<Self> {
         let mut ports = Ports::default();
         let mut listening = vec![ports.gateway(first)?];
         for _ in 1..gateways {
             listening.push(ports.free()?);
         }
-        let mut service = || anyhow::Ok(Addresses { grpc: ports.free()?, metrics: ports.free()? });
+        let mut replica = || anyhow::Ok(Addresses { grpc: ports.free()?, metrics: ports.free()? });
+        let mut service = || (0..replicas).map(|_| replica()).collect::<anyhow::Result<Vec<_>>>();
         let services = [service()?, service()?, service()?];
         Ok(Self { services, gateways: listening, postgres: ports.free()?, redis: ports.free()? })
     }
 
     /// Every process with the URL that tells whether it is ready.
     pub fn urls(&self) -> Vec<(String, String)> {
-        let services = SERVICES.iter().zip(&self.services);
+        let services = self.replicas().map(|(name, _, at)| (name, local(at.metrics)));
         let gateways = self.gateways.iter().enumerate();
-        services
-            .map(|(name, at)| ((*name).to_owned(), local(at.metrics)))
-            .chain(gateways.map(|(index, port)| (gateway_name(index), local(*port))))
-            .collect()
+        services.chain(gateways.map(|(index, port)| (gateway_name(index), local(*port)))).collect()
+    }
+
+    /// Every replica of every service: its name, which service, and where.
+    pub fn replicas(&self) -> impl Iterator<Item = (String, &'static str, Addresses)> {
+        SERVICES.into_iter().zip(&self.services).flat_map(|(service, replicas)| {
+            replicas.iter().enumerate().map(move |(index, at)| (replica_name(service, index), service, *at))
+        })
     }
 }
 
 pub fn gateway_name(index: usize) -> String {
     format!("gateway-{}", index + 1)
+}
+
+/// The first goes by the service's own name.
+fn replica_name(service: &str, index: usize) -> String {
+    if index == 0 { service.to_owned() } else { format!("{service}-{}", index + 1) }
 }
 
 pub fn local(port: u16) -> String {
@@ -96,12 +106,15 @@ pub struct Shop<'a> {
 
 impl Shop<'_> {
     pub fn programs(&self) -> anyhow::Result<Vec<Program>> {
-        let [auth, product, order] = self.plan.services;
-        let mut programs = vec![
-            self.service("auth", auth, &self.secrets.auth_role, self.auth())?,
-            self.service("product", product, &self.secrets.product_role, self.urls())?,
-            self.service("order", order, &self.secrets.order_role, self.order())?,
-        ];
+        let mut programs = Vec::new();
+        for (name, kind, at) in self.plan.replicas() {
+            let (password, with) = match kind {
+                "auth" => (&self.secrets.auth_role, self.auth()),
+                "product" => (&self.secrets.product_role, self.urls()),
+                _ => (&self.secrets.order_role, self.order()),
+            };
+            programs.push(self.service(&name, kind, at, password, with)?);
+        }
         for (index, port) in self.plan.gateways.iter().enumerate() {
             let mut with = self.urls();
             with.push(("LISTEN_ADDR", format!("127.0.0.1:{port}")));
@@ -113,16 +126,17 @@ impl Shop<'_> {
 
     fn service(
         &self,
-        name: &'static str,
+        name: &str,
+        kind: &'static str,
         at: Addresses,
         password: &str,
         mut with: Vec<(&'static str, String)>,
     ) -> anyhow::Result<Program> {
-        let database = postgres::for_role(self.postgres_url, &format!("shoppee_{name}"), password)?;
+        let database = postgres::for_role(self.postgres_url, &format!("shoppee_{kind}"), password)?;
         with.push(("DATABASE_URL", database));
         with.push(("LISTEN_ADDR", format!("127.0.0.1:{}", at.grpc)));
         with.push(("METRICS_ADDR", format!("127.0.0.1:{}", at.metrics)));
-        Ok(self.program(name, name, with, &[]))
+        Ok(self.program(name, kind, with, &[]))
     }
 
     fn program(
@@ -135,6 +149,7 @@ impl Shop<'_> {
         with.push(("REDIS_URL", self.redis_url.to_owned()));
         with.push(("SHOPPEE_ENV", self.settings.shoppee_env.clone()));
         with.push(("LOG_FORMAT", self.settings.log_format.clone()));
+        with.extend(self.settings.also.iter().cloned());
         let others = OWN.iter().filter(|(_, whose)| *whose != kind).map(|(name, _)| *name);
         Program {
             name: name.to_owned(),
@@ -153,12 +168,10 @@ impl Shop<'_> {
     }
 
     fn urls(&self) -> Vec<(&'static str, String)> {
-        let [auth, product, order] = self.plan.services;
-        vec![
-            ("AUTH_URL", local(auth.grpc)),
-            ("PRODUCT_URL", local(product.grpc)),
-            ("ORDER_URL", local(order.grpc)),
-        ]
+        let all =
+            |replicas: &[Addresses]| replicas.iter().map(|at| local(at.grpc)).collect::<Vec<_>>().join(",");
+        let [auth, product, order] = &self.plan.services;
+        vec![("AUTH_URL", all(auth)), ("PRODUCT_URL", all(product)), ("ORDER_URL", all(order))]
     }
 
     fn auth(&self) -> Vec<(&'static str, String)> {

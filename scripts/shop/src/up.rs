@@ -2,7 +2,7 @@
 
 mod background;
 mod summary;
-mod system;
+pub mod system;
 
 use std::path::PathBuf;
 
@@ -31,34 +31,37 @@ pub const AFTER_HELP: &str = "DATABASE_URL (a superuser's) and REDIS_URL in the 
 pub struct Options {
     /// Returns when everything is ready; scripts/down stops it
     #[arg(long)]
-    detach: bool,
+    pub detach: bool,
     /// How many gateways
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=32))]
-    gateways: u16,
+    pub gateways: u16,
+    /// How many replicas of each service
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=3))]
+    pub replicas: u16,
     /// The first gateway's port; 8080 or the next free one where none is asked for
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
-    port: Option<u16>,
+    pub port: Option<u16>,
     /// How many products the demo shop has in all
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
-    products: u32,
+    pub products: u32,
     /// Starts with an empty shop: no products, no customers
     #[arg(long)]
-    no_seed: bool,
+    pub no_seed: bool,
     /// How to build
     #[arg(long, default_value = "dev", value_parser = ["dev", "release"])]
-    profile: String,
+    pub profile: String,
     /// Where the binaries are
     #[arg(long, hide = true)]
-    binaries: PathBuf,
+    pub binaries: PathBuf,
     /// The half of --detach that stays
     #[arg(long, hide = true)]
-    background: bool,
+    pub background: bool,
     #[command(flatten)]
-    settings: Settings,
+    pub settings: Settings,
 }
 
 /// Settings of the processes that are looked at here; all others are handed on as they are.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct Settings {
     #[arg(long, env = "DATABASE_URL", hide = true, hide_env_values = true)]
     pub database_url: Option<String>,
@@ -82,6 +85,9 @@ pub struct Settings {
     pub admin_email: Option<String>,
     #[arg(long, env = "ADMIN_PASSWORD", hide = true, hide_env_values = true)]
     pub admin_password: Option<String>,
+    /// What every process is told besides.
+    #[arg(skip)]
+    pub also: Vec<(&'static str, String)>,
 }
 
 pub async fn run(state: State, options: Options) -> anyhow::Result<()> {

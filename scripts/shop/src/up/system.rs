@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Options, seconds, summary};
 use crate::{
     keeper::{Keeper, News, What},
-    parts::{Plan, SERVICES, Shop, gateway_name, local},
+    parts::{Plan, Shop, gateway_name, local},
     postgres,
     program::Program,
     ready, redis,
@@ -36,8 +36,8 @@ const SHOWN: usize = 200;
 pub struct System {
     pub state: State,
     options: Options,
-    plan: Plan,
-    secrets: Secrets,
+    pub plan: Plan,
+    pub secrets: Secrets,
     keepers: Vec<Keeper>,
     /// Stop without patience.
     pub hurry: CancellationToken,
@@ -51,7 +51,7 @@ pub struct System {
 
 impl System {
     pub fn plan(state: State, options: Options) -> anyhow::Result<Self> {
-        let plan = Plan::make(options.gateways, options.port)?;
+        let plan = Plan::make(options.gateways, options.replicas, options.port)?;
         let mut secrets = Secrets::open(&state)?;
         if let Some(username) = &options.settings.admin_username {
             secrets.admin.username.clone_from(username);
@@ -96,7 +96,7 @@ impl System {
     }
 
     /// From nothing to ready.
-    async fn boot(&mut self) -> anyhow::Result<()> {
+    pub async fn boot(&mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + READY_WITHIN;
         let client = reqwest::Client::builder().no_proxy().build()?;
 
@@ -133,7 +133,11 @@ impl System {
         }
         let gateways = self.plan.gateways.len();
         let plural = if gateways == 1 { "" } else { "s" };
-        done(&format!("three services and {gateways} gateway{plural}"), &seconds(began));
+        let services = match self.options.replicas {
+            1 => "three services".to_owned(),
+            replicas => format!("three services, {replicas} times each,"),
+        };
+        done(&format!("{services} and {gateways} gateway{plural}"), &seconds(began));
 
         if !self.options.no_seed {
             let began = Instant::now();
@@ -169,10 +173,23 @@ impl System {
         Ok(())
     }
 
-    fn keep(&mut self, programs: Vec<Program>) {
+    /// Starts these too, and keeps them running.
+    pub fn keep(&mut self, programs: Vec<Program>) {
         for program in programs {
             self.keepers.push(Keeper::keep(program, self.tell.clone(), self.hurry.clone()));
         }
+    }
+
+    /// What happens next to one of the processes.
+    pub async fn hear(&mut self) -> anyhow::Result<News> {
+        let news = self.news.recv().await.context("the keepers have ended")?;
+        self.note(&news);
+        Ok(news)
+    }
+
+    /// The process that bears the name now.
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        self.pids.get(name).copied()
     }
 
     /// Does it, unless a process ends meanwhile: at the start that is no mishap but a mistake. `None` when time is up.
@@ -228,9 +245,9 @@ impl System {
 
     fn run_file(&self) -> RunFile {
         let pid = |name: &str| self.pids.get(name).copied();
-        let services = SERVICES.iter().zip(&self.plan.services).map(|(name, at)| {
-            let service = Service { grpc: local(at.grpc), metrics: local(at.metrics), pid: pid(name) };
-            ((*name).to_owned(), service)
+        let services = self.plan.replicas().map(|(name, _, at)| {
+            let service = Service { grpc: local(at.grpc), metrics: local(at.metrics), pid: pid(&name) };
+            (name, service)
         });
         let gateways = self.plan.gateways.iter().enumerate();
         RunFile {
@@ -252,8 +269,8 @@ impl System {
         for keeper in self.keepers {
             let group = match keeper.name.as_str() {
                 postgres::NAME | redis::NAME => 2,
-                name if SERVICES.contains(&name) => 1,
-                _ => 0,
+                name if name.starts_with("gateway-") || name == "nginx" => 0,
+                _ => 1,
             };
             groups[group].push(keeper);
         }

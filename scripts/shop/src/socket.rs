@@ -33,6 +33,7 @@ pub struct Event {
     pub at: OffsetDateTime,
 }
 
+#[derive(Debug)]
 enum Heard {
     Ready { seq: i64, recovered: bool },
     Order(Event),
@@ -40,25 +41,44 @@ enum Heard {
 }
 
 /// What was heard so far, in order and each once.
+#[derive(Debug)]
 pub struct Watch {
     heard: mpsc::Receiver<Heard>,
     last: i64,
     pub seen: Vec<Event>,
     pub problems: Vec<String>,
     pub reconnects: u32,
+    /// Why a connection ended, each time one did.
+    pub losses: Vec<String>,
+    loud: bool,
 }
 
 impl Watch {
-    /// Opens the socket of the user with that token.
+    /// Opens the socket of the user with that token; tells on the screen what happens to it.
     pub async fn open(gateway: &str, token: &str) -> anyhow::Result<Self> {
+        Self::begin(gateway, token, true).await
+    }
+
+    /// The same, without a word.
+    pub async fn open_quietly(gateway: &str, token: &str) -> anyhow::Result<Self> {
+        Self::begin(gateway, token, false).await
+    }
+
+    /// The number of the last event.
+    pub fn last(&self) -> i64 {
+        self.last
+    }
+
+    async fn begin(gateway: &str, token: &str, loud: bool) -> anyhow::Result<Self> {
         let (tell, heard) = mpsc::channel(UNREAD);
         let url = format!("{}/ws", gateway.replacen("http", "ws", 1));
         tokio::spawn(listen(url, token.to_owned(), tell));
-        let mut watch = Self { heard, last: 0, seen: Vec::new(), problems: Vec::new(), reconnects: 0 };
+        let (seen, problems, losses) = (Vec::new(), Vec::new(), Vec::new());
+        let mut watch = Self { heard, last: 0, seen, problems, reconnects: 0, losses, loud };
         match tokio::time::timeout(PATIENCE, watch.first()).await {
             Ok(seq) => {
                 watch.last = seq?;
-                say(&format!("  {:<34} → ready, seq {}", "GET  /ws", watch.last));
+                watch.tell(&format!("  {:<34} → ready, seq {}", "GET  /ws", watch.last));
                 Ok(watch)
             }
             Err(_) => Err(anyhow!("GET /ws: not ready within {} s", PATIENCE.as_secs())),
@@ -69,7 +89,10 @@ impl Watch {
         loop {
             match self.heard.recv().await.context("the socket's task has ended")? {
                 Heard::Ready { seq, .. } => return Ok(seq),
-                Heard::Lost { why } => say(&ink(Ink::Notice, &format!("  GET  /ws: {why}; trying again"))),
+                Heard::Lost { why } => {
+                    self.tell(&ink(Ink::Notice, &format!("  GET  /ws: {why}; trying again")));
+                    self.losses.push(why);
+                }
                 Heard::Order(_) => return Err(anyhow!("an event before ready")),
             }
         }
@@ -81,7 +104,8 @@ impl Watch {
         waiting.map_err(|_| anyhow!("no frame within {} s", PATIENCE.as_secs()))?
     }
 
-    async fn next(&mut self) -> anyhow::Result<Event> {
+    /// The same, however long it takes.
+    pub async fn next(&mut self) -> anyhow::Result<Event> {
         loop {
             match self.heard.recv().await.context("the socket's task has ended")? {
                 // A copy of one that was seen.
@@ -99,26 +123,27 @@ impl Watch {
                     self.problems.push(format!("not recovered after {}: the server is at {seq}", self.last));
                 }
                 Heard::Lost { why } => {
-                    begin_line(&format!("  socket lost ({why}), coming back after {}", self.last));
+                    let lost = format!("  socket lost ({why}), coming back after {}", self.last);
+                    // A step's line may stand unfinished.
+                    self.tell(&format!("\n{}", ink(Ink::Notice, &lost)));
+                    self.losses.push(why);
                 }
             }
         }
     }
-}
 
-/// A step's line may stand unfinished.
-fn begin_line(text: &str) {
-    say("");
-    say(&ink(Ink::Notice, text));
+    fn tell(&self, line: &str) {
+        if self.loud {
+            say(line);
+        }
+    }
 }
 
 async fn listen(url: String, token: String, tell: mpsc::Sender<Heard>) {
     let mut after = None;
     loop {
-        let why = match follow(&url, &token, &mut after, &tell).await {
-            Ok(why) => why,
-            Err(_) => "connection broken".to_owned(),
-        };
+        let why = follow(&url, &token, &mut after, &tell).await;
+        let why = why.unwrap_or_else(|error| error.to_string());
         if tell.send(Heard::Lost { why }).await.is_err() {
             return;
         }
@@ -145,9 +170,10 @@ async fn follow(
     let url = after.map_or_else(|| url.to_owned(), |after| format!("{url}?after={after}"));
     let mut request = url.into_client_request()?;
     request.headers_mut().insert("authorization", HeaderValue::from_str(&format!("Bearer {token}"))?);
-    let (mut socket, _) = tokio::time::timeout(CONNECT, connect_async(request)).await??;
+    let connecting = tokio::time::timeout(CONNECT, connect_async(request)).await;
+    let (mut socket, _) = connecting.context("no answer in time")?.context("not let in")?;
     while let Some(message) = socket.next().await {
-        let text = match message? {
+        let text = match message.context("connection broken")? {
             Message::Text(text) => text,
             Message::Close(frame) => {
                 let code = frame.map_or(1005, |frame| u16::from(frame.code));

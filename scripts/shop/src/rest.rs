@@ -114,7 +114,8 @@ impl Request<'_> {
         }
     }
 
-    async fn once(&self) -> reqwest::Result<(StatusCode, Value)> {
+    /// A single try.
+    pub async fn once(&self) -> reqwest::Result<(StatusCode, Value)> {
         let mut request =
             self.rest.client.request(self.method.clone(), format!("{}{}", self.rest.base, self.path));
         if let Some(token) = &self.token {

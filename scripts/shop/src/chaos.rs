@@ -1,0 +1,109 @@
+//! `scripts/chaos`: a Shoppee of its own behind a real nginx, as it is deployed, is used and hurt at the same time; then
+//! what became of it is audited. To add a fault, add a [`Fault`] and a module.
+
+mod clingers;
+mod customers;
+mod nginx;
+mod rolling;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+use shoppee_kit::settings::duration;
+
+use crate::{
+    down, parts,
+    screen::{Ink, done, ink, say},
+    state::State,
+    up::{self, system::System},
+};
+
+/// Starts a system of its own, hurts it while customers use it, and fails where one of them would have noticed
+#[derive(Debug, Args)]
+pub struct Options {
+    /// What is done to it; everything where nothing is named
+    #[arg(value_enum)]
+    fault: Vec<Fault>,
+    /// A short form, a minute at most: fewer replicas, each kind of process once
+    #[arg(long)]
+    quick: bool,
+    /// What the customers' choices follow from; a run prints its own
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// How many customers, each with a socket
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=500))]
+    customers: u16,
+    /// The processes' SHUTDOWN_LAG; 5s, as in production, or 2s with --quick
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    lag: Option<Duration>,
+    /// Where the binaries are
+    #[arg(long, hide = true)]
+    binaries: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Fault {
+    /// Every gateway and every replica of every service is stopped with SIGTERM and started again, one after the other
+    Rolling,
+}
+
+pub async fn run(state: State, options: &Options) -> anyhow::Result<()> {
+    if let Some(missing) = parts::missing(&options.binaries) {
+        bail!("{} is not built", missing.display());
+    }
+    let Some(lock) = state.lock()? else { bail!("another run goes on in {}", state.folder().display()) };
+    down::clear(&state).await?;
+    down::wipe(&state)?;
+    drop(lock);
+    let state = State::open(state.folder())?;
+    let Some(_lock) = state.lock()? else { bail!("another run has just begun") };
+
+    let faults = if options.fault.is_empty() { Fault::value_variants() } else { &options.fault };
+    for fault in faults {
+        let seed = options.seed.unwrap_or_else(rand::random);
+        let name = format!("{fault:?}").to_lowercase();
+        say(&format!("{}  {name}, seed {seed}", ink(Ink::Bold, "chaos")));
+        let mut system = System::plan(state.clone(), system(options))?;
+        let outcome = tokio::select! {
+            outcome = async {
+                system.boot().await?;
+                match fault {
+                    Fault::Rolling => rolling::run(&mut system, options, seed).await,
+                }
+            } => outcome,
+            _ = tokio::signal::ctrl_c() => bail!("stopped"),
+        };
+        system.stop().await;
+        // The logs of one that failed stay.
+        outcome?;
+        done(&name, "passed");
+    }
+    down::wipe(&state)
+}
+
+/// The system that is hurt: as in production, but for the limits, which so few customers would meet.
+fn system(options: &Options) -> up::Options {
+    let lag = options.lag.unwrap_or(Duration::from_secs(if options.quick { 2 } else { 5 }));
+    up::Options {
+        detach: false,
+        gateways: if options.quick { 2 } else { 3 },
+        replicas: 2,
+        port: None,
+        products: 40,
+        no_seed: false,
+        profile: "dev".to_owned(),
+        binaries: options.binaries.clone(),
+        background: false,
+        settings: up::Settings {
+            shoppee_env: "production".to_owned(),
+            log_format: "json".to_owned(),
+            also: vec![
+                ("RATE_LIMITS", "off".to_owned()),
+                ("SHUTDOWN_LAG", format!("{}ms", lag.as_millis())),
+                ("TRUSTED_PROXIES", "127.0.0.1/32".to_owned()),
+            ],
+            ..up::Settings::default()
+        },
+    }
+}
