@@ -51,8 +51,10 @@ pub async fn run(system: &mut System, options: &Options, seed: u64) -> anyhow::R
 
     let customers = Customers::begin(&url, &system.secrets.admin, options.customers, seed).await?;
     done("customers", &format!("{} of them, each with a socket, behind nginx at {url}", options.customers));
-    for clinging in if options.quick { &[true][..] } else { &[false, true] } {
-        say(if *clinging { "  with half-sent requests, silent peers and unread sockets:" } else { "" });
+    for clinging in if options.quick { &[false][..] } else { &[false, true] } {
+        if *clinging {
+            say("  the same with half-sent requests, silent peers and unread sockets:");
+        }
         for target in targets(system, options.quick) {
             restart(system, &client, &customers, &target, *clinging).await?;
         }

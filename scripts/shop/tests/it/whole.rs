@@ -167,9 +167,16 @@ fn a_taken_port_is_one_clear_line() {
 }
 
 #[test]
+fn a_rolling_restart_is_noticed_by_nobody() {
+    let checkout = Checkout::new("rolling");
+    let said = checkout.succeeds("chaos", &["rolling", "--quick"]);
+    assert!(said.contains(" 0 failed") && said.contains(" 0 gone astray"), "{said}");
+}
+
+#[test]
 fn every_script_explains_itself() {
     let checkout = Checkout::new("help");
-    for script in ["up", "down", "demo"] {
+    for script in ["up", "down", "demo", "chaos"] {
         assert!(checkout.succeeds(script, &["--help"]).contains("--help"), "{script}");
     }
 }
