@@ -14,3 +14,4 @@ mod realtime_events;
 mod realtime_stage;
 mod routes;
 mod shop;
+mod start;

@@ -202,7 +202,7 @@ impl Shop {
 
     /// Lets Redis forget everything.
     pub async fn wipe_redis(&self) {
-        let (redis, _) = shoppee_kit::redis::connect(&self.redis.settings()).await.expect("connects");
+        let redis = self.redis.client().await;
         let () = fred::interfaces::ClientLike::flushall(&redis, false).await.expect("wipes");
     }
 

@@ -66,8 +66,17 @@ pub async fn open(
     Ok(pool)
 }
 
+/// A pool for `service` on a read replica, which may be away. An error where its settings cannot be right.
+pub async fn replica(service: &'static str, url: &str, connections: u32) -> anyhow::Result<PgPool> {
+    let pool = pool(service, url, connections)?;
+    match pool.acquire().await {
+        Err(error) if is_refusal(&error) => bail!("PostgreSQL refuses it: {}", refusal(&error)),
+        Ok(_) | Err(_) => Ok(pool),
+    }
+}
+
 /// A pool of up to so many connections, the first of which is made when it is used.
-pub fn pool(service: &'static str, url: &str, connections: u32) -> anyhow::Result<PgPool> {
+fn pool(service: &'static str, url: &str, connections: u32) -> anyhow::Result<PgPool> {
     let options = connect_options(url)?;
     let pool = PgPoolOptions::new()
         .max_connections(connections)

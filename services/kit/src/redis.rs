@@ -44,20 +44,34 @@ pub fn open_blocking(settings: &Redis) -> anyhow::Result<Client> {
     start(&client)
 }
 
-/// A connection that stays broken once it breaks, for whoever must know that nothing came in between; its end.
-pub async fn connect(settings: &Redis) -> anyhow::Result<(Client, ConnectHandle)> {
-    let mut once = Builder::from_config(builder(settings)?.get_config().context("no Redis")?.clone());
-    once.with_connection_config(limits);
-    let client = once.build().context("Redis client")?;
-    let over = client.init().await?;
-    Ok((client, over))
+/// Makes connections that stay broken once they break, for whoever must know that nothing came in between.
+#[derive(Debug)]
+pub struct Connector(Builder);
+
+impl Connector {
+    /// An error only for a URL that is none.
+    pub fn new(settings: &Redis) -> anyhow::Result<Self> {
+        once(settings).map(Self)
+    }
+
+    /// A connection, and its end.
+    pub async fn connect(&self) -> anyhow::Result<(Client, ConnectHandle)> {
+        let client = self.0.build().context("Redis client")?;
+        let over = client.init().await?;
+        Ok((client, over))
+    }
 }
 
 fn builder(settings: &Redis) -> anyhow::Result<Builder> {
+    let mut builder = once(settings)?;
+    builder.set_policy(ReconnectPolicy::new_exponential(0, 50, MOST_BETWEEN_TRIES, 2));
+    Ok(builder)
+}
+
+fn once(settings: &Redis) -> anyhow::Result<Builder> {
     let config = Config::from_url(settings.redis_url.expose_secret())
         .map_err(|_| anyhow::anyhow!("REDIS_URL is not a Redis URL"))?;
     let mut builder = Builder::from_config(config);
-    builder.set_policy(ReconnectPolicy::new_exponential(0, 50, MOST_BETWEEN_TRIES, 2));
     builder.with_connection_config(limits);
     Ok(builder)
 }

@@ -2,20 +2,24 @@
 //! `SHOPPEE_TEST_POSTGRES` names (a superuser's URL); each Redis is started here, so that a test may kill it.
 
 use std::{
+    io::Read as _,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use fred::clients::Client;
 use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, postgres::PgConnectOptions};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use crate::{clock::Clock, process::Process, readiness::Readiness, settings, tasks::Tasks};
+use crate::{clock::Clock, process::Process, readiness::Readiness, redis, settings, tasks::Tasks};
 
 const WAIT: Duration = Duration::from_secs(20);
+/// How long a process may take to find out that it cannot start.
+const REFUSAL: Duration = Duration::from_secs(10);
 
 /// A fresh database with the roles and schemas that `services/bootstrap.sql` makes.
 #[derive(Debug)]
@@ -127,6 +131,15 @@ impl RedisServer {
         settings::Redis { redis_url: SecretString::from(format!("redis://127.0.0.1:{}", self.port)) }
     }
 
+    /// A connection to it.
+    ///
+    /// # Panics
+    /// Where it does not answer.
+    pub async fn client(&self) -> Client {
+        let connector = redis::Connector::new(&self.settings()).expect("a URL");
+        connector.connect().await.expect("connects").0
+    }
+
     fn addr(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
     }
@@ -136,6 +149,42 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Runs `binary` with these settings and nothing else, which must end it in one line before it opens a port; the line.
+///
+/// # Panics
+/// Where it goes on, or says more or less than a line.
+pub fn refuses_to_start(binary: &str, settings: &[(&str, &str)]) -> String {
+    // Whoever opens a port before all settings were looked at trips over these.
+    let taken = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let (listen, metrics) = (taken(), taken());
+    let addr = |listener: &TcpListener| listener.local_addr().expect("bound").to_string();
+    let mut process = Command::new(binary)
+        .env_clear()
+        .envs([("DATABASE_URL", "postgres://nobody@127.0.0.1:1/none"), ("REDIS_URL", "redis://127.0.0.1:1")])
+        .envs([("LISTEN_ADDR", addr(&listen)), ("METRICS_ADDR", addr(&metrics))])
+        .envs(settings.iter().copied())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("runs");
+    let started = Instant::now();
+    let status = loop {
+        if let Some(status) = process.try_wait().expect("is waited for") {
+            break status;
+        }
+        if started.elapsed() > REFUSAL {
+            let _ = process.kill();
+            panic!("goes on with {settings:?}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert!(!status.success(), "{settings:?}");
+    let mut said = String::new();
+    process.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
+    assert_eq!(said.lines().count(), 1, "one line: {said}");
+    said
 }
 
 /// What a process of a test is made of; stops when dropped.

@@ -112,7 +112,7 @@ impl Cache {
         lifetimes: Lifetimes,
         changes: &Changes,
         process: &Process,
-    ) -> Self {
+    ) -> anyhow::Result<Self> {
         // What never happened is 0 for those who watch, not absent.
         for (level, result) in [("memory", "hit"), ("memory", "miss"), ("memory", "bypass")]
             .into_iter()
@@ -134,11 +134,11 @@ impl Cache {
             memory,
             flights: moka::future::Cache::builder().max_capacity(MOST_FLIGHTS).time_to_live(FLIGHT).build(),
             floors: moka::sync::Cache::builder().max_capacity(MOST_FLOORS).time_to_live(FLOOR).build(),
-            shared: Shared::start(redis, lifetimes.shared, process),
+            shared: Shared::start(redis, lifetimes.shared, process)?,
             fold: Fold::default(),
         }));
         changes.follow(pool.clone(), cache.clone(), process);
-        cache
+        Ok(cache)
     }
 
     /// What is known of an id; nothing older than revision `at_least`, which the caller has seen.

@@ -109,6 +109,12 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let Process { clock, tasks, readiness } = &process;
     let auth = Pool::start("auth", &settings.auth_url, &process)?;
     let pool = pg::open("shoppee-product", &settings.postgres, &MIGRATIONS, tasks, readiness).await?;
+    let replicas =
+        Replicas::start(&pool, &settings.database_read_urls, settings.postgres.database_pool_size, &process)
+            .await?;
+    let changes = Changes::default();
+    let lifetimes = Lifetimes { memory: settings.cache_l1_ttl, shared: settings.cache_l2_ttl };
+    let cache = Cache::start(&pool, &settings.redis, lifetimes, &changes, &process)?;
     ops::serve(settings.metrics_addr, tasks, readiness).await?;
 
     let verifier = Verifier::new(clock.clone());
@@ -116,18 +122,9 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let (ended, _) = broadcast::channel(1);
     keys::follow(tasks, readiness, auth, verifier.clone(), ended);
 
-    let changes = Changes::default();
-    let lifetimes = Lifetimes { memory: settings.cache_l1_ttl, shared: settings.cache_l2_ttl };
-    let cache = Cache::start(&pool, &settings.redis, lifetimes, &changes, &process);
     let holds = holds::Holds::start(pool.clone(), clock.clone(), cache.clone(), tasks);
     workers::start(&process, &pool, &holds, lifetimes);
-    let size = settings.postgres.database_pool_size;
-    let catalogue = Catalogue {
-        replicas: Replicas::start(&pool, &settings.database_read_urls, size, &process)?,
-        pool,
-        clock: clock.clone(),
-        cache,
-    };
+    let catalogue = Catalogue { replicas, pool, clock: clock.clone(), cache };
     let routes = grpc::routes(catalogue, &process, changes, holds, &settings.shop_currency);
     server::serve(settings.listen_addr, routes, verifier, settings.grpc_reflection, &process).await
 }

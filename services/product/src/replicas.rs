@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use futures_util::future::join_all;
 use secrecy::{ExposeSecret as _, SecretString};
 use shoppee_kit::{pg, process::Process};
 use sqlx::PgPool;
@@ -42,21 +43,23 @@ struct Replica {
 }
 
 impl Replicas {
-    /// Starts to watch how far behind each of the servers at `urls` is.
-    pub fn start(
+    /// Starts to watch how far behind each of the servers at `urls` is. An error for one that is no server's, or whose
+    /// server lets us not in.
+    pub async fn start(
         primary: &PgPool,
         urls: &[SecretString],
         connections: u32,
         process: &Process,
     ) -> anyhow::Result<Self> {
         let urls = urls.iter().map(|url| url.expose_secret().trim()).filter(|url| !url.is_empty());
-        let replicas = urls.map(|url| {
-            let pool = pg::pool("shoppee-product", url, connections).context("DATABASE_READ_URLS")?;
+        let replicas = join_all(urls.map(async |url| {
+            let pool =
+                pg::replica("shoppee-product", url, connections).await.context("DATABASE_READ_URLS")?;
             anyhow::Ok(Replica { pool, fresh_until: AtomicU64::new(0) })
-        });
+        }));
         let replicas = Self(Arc::new(Parts {
             primary: primary.clone(),
-            replicas: replicas.collect::<anyhow::Result<_>>()?,
+            replicas: replicas.await.into_iter().collect::<anyhow::Result<_>>()?,
             turn: AtomicUsize::new(0),
             start: Instant::now(),
         }));

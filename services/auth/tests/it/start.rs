@@ -9,7 +9,7 @@ use std::{
 };
 
 use shoppee_auth::EXAMPLE_SECRET;
-use shoppee_kit::testing::{Database, TestProcess, eventually, free_addr};
+use shoppee_kit::testing::{Database, TestProcess, eventually, free_addr, refuses_to_start};
 use shoppee_proto::auth::v1::{
     GetUserInfoRequest, LoginRequest, RegisterRequest, auth_service_client::AuthServiceClient,
 };
@@ -17,37 +17,8 @@ use sqlx::{Connection as _, PgConnection};
 
 use crate::shop::{PASSWORD, SECRET, settings, with};
 
-/// How long a process may take to find out that it cannot start, or to stop.
+/// How long a process may take to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The process with these settings and nothing else; what it said at its end.
-fn starts_with(settings: &[(&str, &str)]) -> String {
-    let mut process = Command::new(env!("CARGO_BIN_EXE_shoppee-auth"))
-        .env_clear()
-        .envs([("DATABASE_URL", "postgres://nobody@127.0.0.1:1/none"), ("REDIS_URL", "redis://127.0.0.1:1")])
-        .envs([("LISTEN_ADDR", "127.0.0.1:0"), ("METRICS_ADDR", "127.0.0.1:0")])
-        .envs(settings.iter().copied())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("runs");
-    let started = Instant::now();
-    let status = loop {
-        if let Some(status) = process.try_wait().expect("is waited for") {
-            break status;
-        }
-        if started.elapsed() > PATIENCE {
-            let _ = process.kill();
-            panic!("goes on with {settings:?}");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
-    assert!(!status.success(), "{settings:?}");
-    let mut said = String::new();
-    process.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
-    assert_eq!(said.lines().count(), 1, "one line: {said}");
-    said
-}
 
 #[test]
 fn wrong_settings_end_the_start_with_one_clear_line() {
@@ -64,7 +35,7 @@ fn wrong_settings_end_the_start_with_one_clear_line() {
         (vec![("JWT_SECRET", SECRET), ("DATABASE_URL", "no url")], "DATABASE_URL"),
         (vec![("JWT_SECRET", SECRET), ("REDIS_URL", "x")], "REDIS_URL"),
     ] {
-        let said = starts_with(&settings);
+        let said = refuses_to_start(env!("CARGO_BIN_EXE_shoppee-auth"), &settings);
         assert!(said.contains(clue), "{clue}: {said}");
         assert!(!said.contains(short) && !said.contains(SECRET), "shows a secret: {said}");
     }

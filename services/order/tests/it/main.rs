@@ -7,5 +7,6 @@ mod idempotency;
 mod payment;
 mod races;
 mod shop;
+mod start;
 mod steps;
 mod time;

@@ -21,7 +21,7 @@ use fred::{
 };
 use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
-use shoppee_kit::{process::Process, redis, settings::Redis, tasks::Tasks};
+use shoppee_kit::{process::Process, redis::Connector, settings::Redis, tasks::Tasks};
 use time::OffsetDateTime;
 use tokio::{sync::Notify, time::Instant};
 
@@ -72,31 +72,32 @@ struct Parts {
 
 impl Shared {
     /// Starts to connect, for as long as it takes, and again when that is over. Keeps nothing where `lifetime` is
-    /// zero.
-    pub fn start(settings: &Redis, lifetime: Duration, process: &Process) -> Self {
+    /// zero. An error only for a URL that is none.
+    pub fn start(settings: &Redis, lifetime: Duration, process: &Process) -> anyhow::Result<Self> {
+        let connector = Connector::new(settings)?;
         let (tasks, link, broken) = (process.tasks.clone(), ArcSwapOption::empty(), Notify::new());
         let shared = Self(Arc::new(Parts { lifetime, tasks, link, broken }));
         if lifetime.is_zero() {
-            return shared;
+            return Ok(shared);
         }
-        let (keeper, settings, stopping) = (shared.clone(), settings.clone(), process.tasks.stopping());
+        let (keeper, stopping) = (shared.clone(), process.tasks.stopping());
         process.tasks.spawn("shared cache", async move {
             while !stopping.is_cancelled() {
                 tokio::select! {
-                    () = keeper.connect(&settings) => {}
+                    () = keeper.connect(&connector) => {}
                     () = stopping.cancelled() => return Ok(()),
                 }
                 tokio::time::sleep(REST).await;
             }
             Ok(())
         });
-        shared
+        Ok(shared)
     }
 
     /// Connects, and returns when that is over.
-    async fn connect(&self, settings: &Redis) {
+    async fn connect(&self, connector: &Connector) {
         let connected = async {
-            let (client, over) = redis::connect(settings).await?;
+            let (client, over) = connector.connect().await?;
             let (newer, position) =
                 (Script::from_lua(include_str!("newer.lua")), Script::from_lua(include_str!("position.lua")));
             newer.load(&client).await?;

@@ -3,13 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use fred::{
-    clients::Client,
-    interfaces::{ClientLike as _, HashesInterface as _, KeysInterface as _},
-};
+use fred::interfaces::{ClientLike as _, HashesInterface as _, KeysInterface as _};
 use futures_util::future::join_all;
 use rustix::process::{Pid, Signal, kill_process};
-use shoppee_kit::{client, redis, testing::eventually};
+use shoppee_kit::{client, testing::eventually};
 use shoppee_proto::product::v1::{
     CreateCategoryRequest, CreateProductRequest, GetProductRequest, Product, UpdateCategoryRequest,
     UpdateProductRequest,
@@ -51,10 +48,6 @@ impl Shop {
             ..UpdateProductRequest::default()
         };
         products.clone().update_product(self.admin(request)).await.expect("updated");
-    }
-
-    async fn redis_client(&self) -> Client {
-        redis::connect(&self.redis.settings()).await.expect("connects").0
     }
 }
 
@@ -100,7 +93,7 @@ async fn also_while_redis_is_wiped() {
     let shop = Shop::open().await;
     let replica = shop.replica().await;
     let id = shop.product("a", 10).await.id;
-    let redis = shop.redis_client().await;
+    let redis = shop.redis.client().await;
     for round in 0..6 {
         stays_true(&shop, &replica.products, id, 10 * round..10 * round + 5).await;
         let () = redis.flushall(false).await.unwrap();
@@ -125,7 +118,7 @@ async fn also_while_redis_is_frozen() {
 async fn a_redis_that_remembers_an_older_state_is_put_right() {
     let shop = Shop::open().await;
     let id = shop.product("a", 10).await.id;
-    let redis = shop.redis_client().await;
+    let redis = shop.redis.client().await;
     let key = format!("product:{id}");
     // Read from PostgreSQL by a process that has not seen it, and so kept in Redis.
     let reader = shop.replica().await;
@@ -220,7 +213,7 @@ async fn a_thousand_who_ask_for_one_product_ask_the_database_once() {
     let id = shop.product("a", 1).await.id;
     let replica = shop.replica().await;
     let cold = replica.products.clone();
-    let () = shop.redis_client().await.flushall(false).await.unwrap();
+    let () = shop.redis.client().await.flushall(false).await.unwrap();
     let mut holding = shop.pool.begin().await.unwrap();
     // Of all that goes on, only what reads a product waits for this.
     sqlx::query("lock table product.category in access exclusive mode").execute(&mut *holding).await.unwrap();

@@ -11,3 +11,4 @@ mod listing;
 mod replicas;
 mod search;
 mod shop;
+mod start;

@@ -1,0 +1,19 @@
+//! Settings the process refuses, in one line and before anything else.
+
+use shoppee_kit::testing::refuses_to_start;
+
+#[test]
+fn wrong_settings_end_the_start_with_one_clear_line() {
+    for (name, value) in [
+        ("REDIS_URL", "x"),
+        ("AUTH_URL", "https://auth:50051"),
+        ("ORDER_URL", ""),
+        ("CORS_ORIGINS", "shop.example"),
+        ("TRUSTED_PROXIES", "everybody"),
+        ("RATE_LIMITS", "user=many"),
+        ("LISTEN_ADDR", "8080"),
+    ] {
+        let said = refuses_to_start(env!("CARGO_BIN_EXE_shoppee-gateway"), &[(name, value)]);
+        assert!(said.contains(name), "{name}: {said}");
+    }
+}
