@@ -1,6 +1,7 @@
 //! Logs, traces and metrics of a process: one JSON line an event with the trace id in it, spans to an OTLP endpoint
 //! where one is set, Prometheus metrics for whoever asks.
 
+mod format;
 mod lines;
 
 use std::sync::{
@@ -24,11 +25,15 @@ use opentelemetry_sdk::{
     propagation::TraceContextPropagator,
     trace::{IdGenerator as _, RandomIdGenerator, SdkTracerProvider},
 };
-use tracing::{Instrument as _, Span, instrument::Instrumented};
+use tracing::{Instrument as _, Span, Subscriber, instrument::Instrumented};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{
+    EnvFilter, Layer, fmt::MakeWriter, layer::SubscriberExt as _, registry::LookupSpan,
+    util::SubscriberInitExt as _,
+};
 
 use crate::settings::{Common, LogFormat};
+use format::Json;
 use lines::{Lines, Writer};
 
 /// Upper bounds in seconds: from a memory hit to the longest deadline.
@@ -72,10 +77,9 @@ pub fn install(name: &'static str, settings: &Common) -> anyhow::Result<Telemetr
     let tracer = tracer.build();
 
     let (lines, log) = Lines::start(std::io::stdout()).context("the log")?;
-    let format = tracing_subscriber::fmt::layer().with_target(true).with_writer(lines);
     let format = match settings.log_format {
-        LogFormat::Json => format.json().flatten_event(true).with_span_list(false).boxed(),
-        LogFormat::Pretty => format.compact().boxed(),
+        LogFormat::Json => json(lines).boxed(),
+        LogFormat::Pretty => tracing_subscriber::fmt::layer().with_writer(lines).compact().boxed(),
     };
     tracing_subscriber::registry()
         .with(filter)
@@ -98,6 +102,15 @@ pub fn install(name: &'static str, settings: &Common) -> anyhow::Result<Telemetr
     METRICS.set(metrics).map_err(|_| anyhow::anyhow!("metrics were started twice"))?;
     metrics::gauge!("build_info", "service" => name, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(Telemetry { tracer, log })
+}
+
+/// One JSON object a line.
+fn json<S, W>(to: W) -> impl Layer<S> + Send + Sync
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    tracing_subscriber::fmt::layer().event_format(Json).with_writer(to)
 }
 
 impl Telemetry {
