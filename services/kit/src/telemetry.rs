@@ -4,9 +4,12 @@
 mod format;
 mod lines;
 
-use std::sync::{
-    OnceLock,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -42,6 +45,9 @@ const BUCKETS: [f64; 14] =
 
 /// The same of what is kept: from an instant to the longest lifetime.
 const AGES: [f64; 7] = [0.1, 1.0, 10.0, 60.0, 300.0, 1200.0, 3600.0];
+
+/// How long the last spans may take to reach a collector: a part of what a process has for its end.
+const LAST_SPANS: Duration = Duration::from_secs(1);
 
 static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 static EXPORTED: AtomicBool = AtomicBool::new(false);
@@ -117,7 +123,7 @@ impl Telemetry {
     /// Sends what has not been sent yet.
     pub fn shut_down(self) {
         // An exporter that cannot be reached at the end has been complaining all along.
-        let _ = self.tracer.shutdown();
+        let _ = self.tracer.shutdown_with_timeout(LAST_SPANS);
         self.log.close();
     }
 }
