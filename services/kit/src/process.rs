@@ -4,6 +4,7 @@ use std::{fmt::Write as _, io::Write as _, net::SocketAddr, process::ExitCode, t
 
 use anyhow::Context as _;
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{clock::Clock, probe, readiness::Readiness, settings::Common, tasks::Tasks, telemetry};
@@ -54,6 +55,7 @@ where
         let asked = settings.ops_addr().context("answers no /readyz").and_then(probe::ask);
         return asked.map_or_else(|error| fail(name, &format!("{error:#}")), |()| ExitCode::SUCCESS);
     }
+    open_more_files();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(name, &error.to_string()),
@@ -65,6 +67,14 @@ where
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(name, &format!("{error:#}")),
     }
+}
+
+/// Lets this process open as many files as it may: each connection is one, and many systems start with 1024 for the sake of
+/// programs that use `select`.
+fn open_more_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it cannot be raised, connections are refused earlier.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 async fn run<S, F, Fut>(name: &'static str, settings: S, start: F) -> anyhow::Result<()>
