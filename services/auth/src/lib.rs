@@ -30,7 +30,7 @@ mod user;
 use std::{sync::Arc, time::Duration};
 
 use shoppee_kit::{caller::Verifier, clock::Clock, ops, pg, process::Process, redis};
-use sqlx::{PgPool, migrate::Migrator};
+use sqlx::PgPool;
 use tokio::sync::Notify;
 
 pub use crate::settings::{EXAMPLE_SECRET, Settings};
@@ -38,8 +38,6 @@ use crate::{
     password::Hasher, revocation::Revocations, service_client::ServiceClients, session::Lifetimes,
     token::Signer,
 };
-
-static MIGRATIONS: Migrator = sqlx::migrate!();
 
 /// How often a task that needs the database looks whether it is there at last.
 const DATABASE_POLL: Duration = Duration::from_millis(100);
@@ -68,7 +66,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let redis = redis::open(&settings.redis)?;
 
     let Process { tasks, readiness, clock } = &process;
-    let pool = pg::open("shoppee-auth", &settings.postgres, &MIGRATIONS, tasks, readiness).await?;
+    let pool = pg::open("shoppee-auth", &settings.postgres, sqlx::migrate!(), tasks, readiness).await?;
     redis::watch(&redis, tasks, readiness);
 
     let verifier = Verifier::new(clock.clone());

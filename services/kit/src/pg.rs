@@ -36,21 +36,23 @@ const RETRY: Duration = Duration::from_millis(500);
 pub async fn open(
     service: &'static str,
     settings: &Postgres,
-    migrations: &'static Migrator,
+    mut migrations: Migrator,
     tasks: &Tasks,
     readiness: &Readiness,
 ) -> anyhow::Result<PgPool> {
     let pool = pool(service, settings.database_url.expose_secret(), settings.database_pool_size)
         .context("DATABASE_URL")?;
     readiness.set("postgres", Need::Vital, false);
-    if !migrate(&pool, migrations).await? {
+    // A newer version may have been here, and be here again: what it added is expected to be none of our business.
+    migrations.set_ignore_missing(true);
+    if !migrate(&pool, &migrations).await? {
         tracing::info!("waiting for PostgreSQL");
     }
     let (tasks, readiness, waiting) = (tasks.clone(), readiness.clone(), pool.clone());
     let gauges = pool.clone();
     let stop = tasks.stopping();
     tasks.clone().spawn("postgres", async move {
-        while !stop.is_cancelled() && !migrate(&waiting, migrations).await? {
+        while !stop.is_cancelled() && !migrate(&waiting, &migrations).await? {
             tokio::time::sleep(RETRY).await;
         }
         warm_up(&waiting).await;
@@ -99,11 +101,20 @@ fn connect_options(url: &str) -> anyhow::Result<PgConnectOptions> {
     }
 }
 
-/// Whether the schema is up to date now; `false` while the server does not answer.
+/// Whether the schema is up to date now; `false` while the server does not answer, or a lock cannot be had.
 async fn migrate(pool: &PgPool, migrations: &Migrator) -> anyhow::Result<bool> {
-    match migrations.run(pool).await {
+    // A connection of its own: a large table takes longer than any request, and what fails must leave no lock behind. A
+    // lock is waited for no longer than otherwise, as requests wait behind it.
+    let unhurried = pool.connect_options().as_ref().clone().options([("statement_timeout", "0")]);
+    let own = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE).connect_lazy_with(unhurried);
+    let migrated = migrations.run(&own).await;
+    own.close().await;
+    match migrated {
         Ok(()) => Ok(true),
-        Err(MigrateError::Execute(error)) if is_away(&error) => Ok(false),
+        Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) if is_away(&error) => {
+            tracing::debug!(%error, "not migrated yet");
+            Ok(false)
+        }
         Err(MigrateError::Execute(error)) if is_refusal(&error) => {
             bail!("PostgreSQL refuses DATABASE_URL: {}", refusal(&error))
         }

@@ -32,12 +32,10 @@ use shoppee_kit::{
     redis,
     settings::{self, Common, duration, service_urls},
 };
-use sqlx::{PgPool, migrate::Migrator};
+use sqlx::PgPool;
 use tonic::service::Routes;
 
 use crate::{outbox::Relay, payment::Provider, stock::Stock};
-
-static MIGRATIONS: Migrator = sqlx::migrate!();
 
 /// The order service of Shoppee: carts, orders, payments and their events, by gRPC.
 #[derive(Clone, Debug, Parser)]
@@ -118,7 +116,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let auth = Pool::start("auth", &settings.service_client.auth_url, &process)?;
     let product = Pool::start("product", &settings.product_url, &process)?;
     let redis = redis::open(&settings.redis)?;
-    let pool = pg::open("shoppee-order", &settings.postgres, &MIGRATIONS, &tasks, &readiness).await?;
+    let pool = pg::open("shoppee-order", &settings.postgres, sqlx::migrate!(), &tasks, &readiness).await?;
     redis::watch(&redis, &tasks, &readiness);
 
     let verifier = Verifier::new(clock.clone());

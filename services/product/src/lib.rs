@@ -32,7 +32,6 @@ use shoppee_kit::{
     process::Process,
     settings::{self, Common, service_urls},
 };
-use sqlx::migrate::Migrator;
 use tokio::sync::broadcast;
 
 use crate::{
@@ -41,8 +40,6 @@ use crate::{
     changes::Changes,
     replicas::Replicas,
 };
-
-static MIGRATIONS: Migrator = sqlx::migrate!();
 
 /// The product service of Shoppee
 #[derive(Clone, Debug, Parser)]
@@ -108,7 +105,7 @@ fn currency(value: &str) -> Result<String, String> {
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let Process { clock, tasks, readiness } = &process;
     let auth = Pool::start("auth", &settings.auth_url, &process)?;
-    let pool = pg::open("shoppee-product", &settings.postgres, &MIGRATIONS, tasks, readiness).await?;
+    let pool = pg::open("shoppee-product", &settings.postgres, sqlx::migrate!(), tasks, readiness).await?;
     let replicas =
         Replicas::start(&pool, &settings.database_read_urls, settings.postgres.database_pool_size, &process)
             .await?;

@@ -59,6 +59,24 @@ async fn a_database_that_lets_nobody_in_ends_the_start() {
     }
 }
 
+#[tokio::test]
+async fn a_schema_that_a_newer_version_has_moved_on_is_no_obstacle() {
+    let database = Database::create().await;
+    let (mut before, mut after) = (TestProcess::default(), TestProcess::default());
+    shoppee_auth::start(settings(&database), before.process.clone()).await.expect("starts");
+    before.serves().await;
+    let mut conn = PgConnection::connect(&database.url("auth")).await.expect("connects");
+    sqlx::query(
+        "insert into auth._sqlx_migrations (version, description, success, checksum, execution_time)
+         values (99999, 'of tomorrow', true, 'x', 1)",
+    )
+    .execute(&mut conn)
+    .await
+    .expect("inserted");
+    shoppee_auth::start(settings(&database), after.process.clone()).await.expect("starts beside it");
+    after.serves().await;
+}
+
 /// A process that runs until the test ends, and then stops.
 struct Running(Child);
 
