@@ -2,13 +2,13 @@
 //!
 //! A hash takes 19 MiB and tens of milliseconds of one core, and cannot be interrupted: its permit travels
 //! with it, so that callers who hang up leave no more hashes running than there are permits. Who finds too
-//! many waiting is sent away at once. The memory is kept for the next hash: given back, it would stay with the
+//! many waiting is sent away at once. The memory is kept for the next hash: given back each time, it would stay with the
 //! allocator, 19 MiB for each of the many threads that ever hashed.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
     thread::available_parallelism,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use argon2::{
@@ -62,8 +62,8 @@ pub struct Hasher {
     permits: Arc<Semaphore>,
     /// Hashes that run or wait.
     places: Arc<Semaphore>,
-    /// What is not in use: together at most as many as there are permits.
-    memories: Arc<Mutex<Vec<Memory>>>,
+    /// What is not in use, and since when: together at most as many as there are permits.
+    memories: Arc<Mutex<Vec<(Memory, Instant)>>>,
 }
 
 /// What a hash is computed in; every word is written before it is read.
@@ -104,12 +104,18 @@ impl Hasher {
         let hashed = tokio::task::spawn_blocking(move || {
             let _held = held;
             let free = || memories.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut memory = free().pop().unwrap_or_default();
+            let (mut memory, _) = free().pop().unwrap_or_else(|| (Memory::new(), Instant::now()));
             let outcome = work(&mut memory);
-            free().push(memory);
+            free().push((memory, Instant::now()));
             outcome
         });
         hashed.await.map_err(|_| HashError::Lost)?
+    }
+
+    /// Gives back the memory that was not used for so long.
+    pub fn give_back_unused(&self, idle: Duration) {
+        let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
+        memories.retain(|(_, since)| since.elapsed() < idle);
     }
 }
 
@@ -254,8 +260,14 @@ mod tests {
         for verdict in futures_util::future::join_all(attempts).await {
             assert_eq!(verdict.unwrap(), Verdict::Wrong);
         }
-        let kept: Vec<usize> = hasher.memories.lock().unwrap().iter().map(Vec::len).collect();
-        assert!(kept.len() <= 2 && kept.iter().all(|blocks| *blocks == MEMORY as usize), "{kept:?}");
+        let kept =
+            || hasher.memories.lock().unwrap().iter().map(|(memory, _)| memory.len()).collect::<Vec<_>>();
+        hasher.give_back_unused(Duration::from_mins(1));
+        let there = kept();
+        assert!((1..=2).contains(&there.len()), "{there:?}");
+        assert!(there.iter().all(|blocks| *blocks == MEMORY as usize), "{there:?}");
+        hasher.give_back_unused(Duration::ZERO);
+        assert!(kept().is_empty());
     }
 
     #[tokio::test]
