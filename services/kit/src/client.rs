@@ -8,7 +8,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use shoppee_proto::auth::v1::{IssueServiceTokenRequest, auth_service_client::AuthServiceClient};
 use tokio::{sync::Mutex, time::Instant};
 use tonic::{
-    Code, ConnectError, Request, Status,
+    Code, ConnectError, Extensions, Request, Status,
+    metadata::MetadataMap,
     transport::{Channel, Endpoint},
 };
 
@@ -37,21 +38,12 @@ pub fn endpoint(url: &str) -> anyhow::Result<Endpoint> {
 
 /// A request with the current trace, its deadline and the caller's token.
 pub fn request<T>(message: T, token: Option<&SecretString>, deadline: Duration) -> Request<T> {
-    let mut request = Request::new(message);
+    let mut headers = http::HeaderMap::new();
+    telemetry::inject(&mut headers);
+    let mut request = Request::from_parts(MetadataMap::from_headers(headers), Extensions::new(), message);
     request.set_timeout(deadline);
     if let Some(token) = token {
         authorize(&mut request, token);
-    }
-    let mut headers = http::HeaderMap::new();
-    telemetry::inject(&mut headers);
-    for (name, value) in &headers {
-        if let (Ok(name), Ok(value)) = (
-            tonic::metadata::MetadataKey::from_bytes(name.as_str().as_bytes()),
-            value.to_str().unwrap_or_default().parse(),
-        ) {
-            let name: tonic::metadata::MetadataKey<tonic::metadata::Ascii> = name;
-            request.metadata_mut().insert(name, value);
-        }
     }
     request
 }

@@ -1,32 +1,38 @@
 //! The gRPC server every service runs: who calls, the trace, the metrics and the deadline of each call, health and
 //! reflection.
 //!
-//! A handler runs to its end in a task of its own, whatever becomes of its caller: what a client that hangs up, or a
-//! deadline, leaves behind is a whole transaction or none.
+//! A handler that has to wait runs to its end in a task of its own, whatever becomes of its caller: what a client that
+//! hangs up, or a deadline, leaves behind is a whole transaction or none.
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
+    panic::AssertUnwindSafe,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, LazyLock, PoisonError, RwLock},
     task::{Context, Poll},
     time::Duration,
 };
 
 use anyhow::Context as _;
+use futures_util::FutureExt as _;
 use http::{Request, Response};
+use metrics::Histogram;
 use tokio::time::Instant;
 use tonic::{
+    Code,
     body::Body,
     service::Routes,
     transport::server::{Server, TcpIncoming},
 };
 use tower::{Layer, Service};
+use tracing::Span;
 
 use crate::{
     caller::{Identity, Kind, TokenError, Verifier, bearer},
     process::Process,
     status,
-    telemetry::Trace,
+    telemetry::{self, Trace},
 };
 
 /// How long a caller waits at most, where it names no shorter time: 503 within 2.5 s is promised at the edge.
@@ -83,7 +89,7 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .http2_max_header_list_size(HEADERS)
-        .layer(CallLayer { verifier, process: process.clone() })
+        .layer(CallLayer { verifier, process: process.clone(), durations: Arc::default() })
         .add_routes(routes);
     let stop = process.tasks.stopping();
     process.tasks.spawn("grpc", async move {
@@ -97,6 +103,7 @@ pub async fn serve(
 struct CallLayer {
     verifier: Arc<Verifier>,
     process: Process,
+    durations: Arc<Durations>,
 }
 
 impl<S> Layer<S> for CallLayer {
@@ -130,13 +137,17 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let started = Instant::now();
         let (service, method) = name(request.uri().path());
-        let span = tracing::info_span!(
-            "rpc",
-            otel.name = %request.uri().path().trim_start_matches('/'),
-            otel.kind = "server",
-            rpc.service = %service,
-            rpc.method = %method,
-        );
+        let span = if telemetry::is_exported() {
+            tracing::info_span!(
+                "rpc",
+                otel.name = request.uri().path().trim_start_matches('/'),
+                otel.kind = "server",
+                rpc.service = service,
+                rpc.method = method,
+            )
+        } else {
+            Span::none()
+        };
         let trace = Trace::go_on(span, request.headers());
         let identity = identify(&self.layer.verifier, request.headers());
         request.extensions_mut().insert(Identity(identity));
@@ -145,26 +156,50 @@ where
         // The clone that was polled ready answers; what stays behind is polled again.
         let ready = self.inner.clone();
         let handler = std::mem::replace(&mut self.inner, ready).call(request);
-        let handler = self.layer.process.tasks.track(trace.of(handler));
+        let mut handler = Box::pin(AssertUnwindSafe(trace.of(handler)).catch_unwind());
+        let CallLayer { process, durations, .. } = self.layer.clone();
 
         Box::pin(async move {
-            let response = match tokio::time::timeout(patience, handler).await {
-                Ok(Ok(response)) => response?,
-                Ok(Err(_panicked)) => {
+            // What is in memory is answered at once, and needs no task.
+            let answered = match (&mut handler).now_or_never() {
+                Some(answered) => Some(answered),
+                None => match tokio::time::timeout(patience, process.tasks.track(handler)).await {
+                    Ok(finished) => Some(finished.unwrap_or_else(|lost| Err(Box::new(lost)))),
+                    Err(_elapsed) => None,
+                },
+            };
+            let response = match answered {
+                Some(Ok(response)) => response?,
+                Some(Err(_panic)) => {
                     tracing::error!(%service, %method, "handler panicked");
                     tonic::Status::from(status::internal()).into_http()
                 }
-                Err(_elapsed) => tonic::Status::from(status::unavailable()).into_http(),
+                None => tonic::Status::from(status::unavailable()).into_http(),
             };
-            let code = tonic::Status::from_header_map(response.headers())
-                .map_or(tonic::Code::Ok, |status| status.code());
-            metrics::histogram!(
-                "rpc_server_duration_seconds",
-                "service" => service, "method" => method, "code" => format!("{code:?}")
-            )
-            .record(started.elapsed().as_secs_f64());
+            let code =
+                tonic::Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
+            durations.of(service, method, code).record(started.elapsed().as_secs_f64());
             Ok(response)
         })
+    }
+}
+
+/// How long calls take. Each combination is looked up in the registry once: that costs as much as a small answer.
+#[derive(Debug, Default)]
+struct Durations(RwLock<HashMap<(&'static str, &'static str, Code), Histogram>>);
+
+impl Durations {
+    fn of(&self, service: &'static str, method: &'static str, code: Code) -> Histogram {
+        let key = (service, method, code);
+        if let Some(known) = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            return known.clone();
+        }
+        let new = metrics::histogram!(
+            "rpc_server_duration_seconds",
+            "service" => service, "method" => method, "code" => format!("{code:?}")
+        );
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(key, new.clone());
+        new
     }
 }
 
@@ -201,15 +236,14 @@ fn patience(headers: &http::HeaderMap) -> Duration {
 
 /// Service and method of a path, for labels: only names that the contract knows, so that nobody can make up more.
 fn name(path: &str) -> (&'static str, &'static str) {
-    static METHODS: std::sync::LazyLock<std::collections::HashMap<String, (&'static str, &'static str)>> =
-        std::sync::LazyLock::new(methods);
+    static METHODS: LazyLock<HashMap<String, (&'static str, &'static str)>> = LazyLock::new(methods);
     METHODS.get(path).copied().unwrap_or(("other", "other"))
 }
 
-fn methods() -> std::collections::HashMap<String, (&'static str, &'static str)> {
+fn methods() -> HashMap<String, (&'static str, &'static str)> {
     use prost::Message as _;
     let contract = prost_types::FileDescriptorSet::decode(shoppee_proto::DESCRIPTORS).unwrap_or_default();
-    let mut methods = std::collections::HashMap::new();
+    let mut methods = HashMap::new();
     for file in contract.file {
         for service in &file.service {
             let full: &'static str = format!("{}.{}", file.package(), service.name()).leak();
