@@ -2,6 +2,7 @@
 //! in Redis ([`global`]), and per gateway while Redis is away ([`local`]), never not at all.
 
 mod address;
+mod advance;
 mod global;
 mod local;
 mod policy;
