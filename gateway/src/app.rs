@@ -5,18 +5,18 @@ use std::net::SocketAddr;
 use axum::{
     Router,
     extract::{ConnectInfo, MatchedPath, Request, State as Given},
-    middleware::{Next, from_fn, from_fn_with_state},
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse as _, Response},
     routing::{delete, get, patch, post, put},
 };
-use http::{Version, header::HOST};
+use http::{Method, Version, header::HOST};
 use shoppee_kit::ops;
 use tower_http::compression::{CompressionLayer, predicate::SizeAbove};
 
 use crate::{
     auth,
     error::Problem,
-    extract::no_query,
+    extract::refuse_query,
     observe::{Observed, UserId},
     origin::Cors,
     routes::{account, admin, cart, categories, docs, health, orders, products, ws},
@@ -46,13 +46,13 @@ async fn edge(Given(state): Given<State>, mut request: Request, next: Next) -> R
         None => observed.answered_by(admit(&state, request, next)).await,
     };
     cors.write(&state.origins, response.headers_mut());
-    observed.end(response)
+    observed.end(&state.durations, response)
 }
 
 /// Each table becomes a router, and a list that the API's document is compared with.
 macro_rules! table {
-    ($router:ident, $list:ident: $($method:ident $path:literal => $handler:path,)*) => {
-        #[cfg(test)]
+    ($router:ident, $(#[$for:meta])? $list:ident: $($method:ident $path:literal => $handler:path,)*) => {
+        $(#[$for])?
         pub const $list: &[(&str, &str)] = &[$((stringify!($method), $path)),*];
 
         fn $router() -> Router<State> {
@@ -62,7 +62,7 @@ macro_rules! table {
 }
 
 // Parameters of these queries are read by the handlers.
-table! { with_query, WITH_QUERY:
+table! { with_query, #[cfg(test)] WITH_QUERY:
     get    "/api/v1/admin/users"     => admin::list_users,
     get    "/api/v1/admin/orders"    => admin::list_orders,
     get    "/api/v1/orders"          => orders::list,
@@ -71,12 +71,12 @@ table! { with_query, WITH_QUERY:
 
 // The same; the answers are long, and compressed for those who like. They hold nothing secret: beside something that a
 // client chose, the length of a compressed secret tells what it is (BREACH).
-table! { compressed, COMPRESSED:
+table! { compressed, #[cfg(test)] COMPRESSED:
     get    "/api/v1/products"        => products::list,
     get    "/api/v1/products/search" => products::search,
 }
 
-// A query is refused.
+// A query is refused before they are asked.
 table! { without_query, WITHOUT_QUERY:
     post   "/api/v1/auth/register"           => account::register,
     post   "/api/v1/auth/login"              => account::login,
@@ -120,10 +120,7 @@ table! { without_query, WITHOUT_QUERY:
 
 fn routes() -> Router<State> {
     let compression = CompressionLayer::new().compress_when(SizeAbove::new(WORTH_COMPRESSING));
-    without_query()
-        .route_layer(from_fn(no_query))
-        .merge(with_query())
-        .merge(compressed().route_layer(compression))
+    without_query().merge(with_query()).merge(compressed().route_layer(compression))
 }
 
 /// Operators ask these, also of a gateway that is full.
@@ -152,7 +149,7 @@ async fn admit(state: &State, mut request: Request, next: Next) -> Response {
     let identity = auth::identify(&state.verifier, request.headers());
     let caller = identity.0.as_ref().ok().cloned();
     let admission = state.limits.admit(route, caller.as_ref(), peer.ip(), request.headers()).await;
-    let mut response = match admission.check() {
+    let mut response = match admission.check().and_then(|()| check_query(route, &request)) {
         Ok(()) => {
             request.extensions_mut().insert(identity);
             next.run(request).await
@@ -164,6 +161,18 @@ async fn admit(state: &State, mut request: Request, next: Next) -> Response {
         response.extensions_mut().insert(UserId(caller.user_id()));
     }
     response
+}
+
+/// A parameter that nobody reads is a mistake of the client's.
+fn check_query(route: Option<&str>, request: &Request) -> Result<(), Problem> {
+    let (Some(route), Some(query)) = (route, request.uri().query()) else {
+        return Ok(());
+    };
+    // Whoever takes GET takes HEAD.
+    let method = if request.method() == Method::HEAD { "GET" } else { request.method().as_str() };
+    let known =
+        WITHOUT_QUERY.iter().any(|(of, without)| method.eq_ignore_ascii_case(of) && *without == route);
+    if known { refuse_query(query) } else { Ok(()) }
 }
 
 /// HTTP/1.1 wants the host once (RFC 9112 §3.2), or a proxy in between may take the request for another; hyper does not

@@ -52,8 +52,8 @@ const TRUST: Duration = Duration::from_millis(600);
 /// A service that says nothing for so long is left for another.
 const SILENCE: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_millis(200);
-/// How long the newest revision is remembered that was seen: longer than an answer can be on its way, and than a
-/// replica of the service may lag behind another.
+/// For so long at least the newest revision is remembered that was seen: longer than an answer can be on its way, and
+/// than a replica of the service may lag behind another.
 const SEEN: Duration = Duration::from_secs(10);
 const MOST_SEEN: u64 = 100_000;
 
@@ -102,7 +102,7 @@ struct Parts {
     /// `None` where it was set to keep nothing.
     answers: Option<moka::future::Cache<i64, Arc<Answer>>>,
     /// The newest revisions that were seen.
-    seen: moka::sync::Cache<i64, i64>,
+    seen: moka::sync::Cache<i64, Revision>,
     /// Grows each time that everything is forgotten.
     era: AtomicU64,
     start: Instant,
@@ -110,6 +110,13 @@ struct Parts {
     believed_until: AtomicU64,
     fold: Fold,
     watched: Watched,
+}
+
+/// The newest that was seen, and when.
+#[derive(Clone, Copy, Debug)]
+struct Revision {
+    number: i64,
+    at: Instant,
 }
 
 /// Looked up once: there is a hit with nearly every request.
@@ -151,7 +158,7 @@ impl Catalogue {
             upstream,
             clock: process.clock.clone(),
             answers,
-            seen: moka::sync::Cache::builder().max_capacity(MOST_SEEN).time_to_live(SEEN).build(),
+            seen: moka::sync::Cache::builder().max_capacity(MOST_SEEN).time_to_live(2 * SEEN).build(),
             era: AtomicU64::new(0),
             start: Instant::now(),
             believed_until: AtomicU64::new(0),
@@ -277,12 +284,19 @@ impl Catalogue {
     }
 
     fn seen(&self, id: i64) -> i64 {
-        self.0.seen.get(&id).unwrap_or_default()
+        self.0.seen.get(&id).map_or(0, |newest| newest.number)
     }
 
-    fn see(&self, id: i64, revision: i64) {
-        let newest = |held: Option<moka::Entry<i64, i64>>| {
-            held.map_or(revision, |held| held.into_value().max(revision))
+    fn see(&self, id: i64, number: i64) {
+        let now = Instant::now();
+        // Writing costs ten times as much as looking.
+        let known = |newest: Revision| newest.number >= number && now < newest.at + SEEN;
+        if self.0.seen.get(&id).is_some_and(known) {
+            return;
+        }
+        let newest = |held: Option<moka::Entry<i64, Revision>>| {
+            let held = held.map_or(0, |held| held.into_value().number);
+            Revision { number: held.max(number), at: now }
         };
         self.0.seen.entry(id).and_upsert_with(newest);
     }

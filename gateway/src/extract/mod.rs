@@ -12,4 +12,4 @@ pub use json::{Json, LARGE, NoBody, OptionalJson};
 pub use key::IdempotencyKey;
 pub use path::{Id, Path, Uuid};
 pub use precondition::{IfMatch, IfNoneMatch, etag};
-pub use query::{Query, none as no_query, word};
+pub use query::{Query, refuse as refuse_query, word};

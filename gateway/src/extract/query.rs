@@ -1,10 +1,6 @@
 //! Query parameters: each at most once, none that the route does not know, all of them in UTF-8.
 
-use axum::{
-    extract::{FromRequestParts, Request},
-    middleware::Next,
-    response::Response,
-};
+use axum::extract::FromRequestParts;
 use http::request::Parts;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use shoppee_proto::json::Word;
@@ -24,14 +20,13 @@ impl<T: DeserializeOwned> FromRequestParts<State> for Query<T> {
     }
 }
 
-/// For routes that know no parameter.
-pub async fn none(request: Request, next: Next) -> Result<Response, Problem> {
+/// For routes that know no parameter: an error wherever there is one.
+pub fn refuse(query: &str) -> Result<(), Problem> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct None {}
 
-    parse::<None>(request.uri().query().unwrap_or_default())?;
-    Ok(next.run(request).await)
+    parse::<None>(query).map(|None {}| ())
 }
 
 /// An enumeration's number from its word.

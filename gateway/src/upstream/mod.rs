@@ -82,7 +82,8 @@ impl Upstream {
             let task = self.0.tasks.track(Trace::current().of(attempts));
             task.await.map_err(|_panicked| Problem::internal())?
         } else {
-            attempts.await
+            // Large, and part of the answer to every request, also of those that need no call.
+            Box::pin(attempts).await
         };
         Ok(outcome?)
     }
