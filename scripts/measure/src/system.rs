@@ -140,14 +140,11 @@ impl Started {
         started
     }
 
-    /// A bare handler that asks a bare gRPC service, which answers the product that the real one has; both.
-    pub async fn bare_hop(product: &str, id: i64) -> anyhow::Result<(Self, Child)> {
-        let (service, front) = (free_addr()?, free_addr()?);
-        let behind =
-            own("bare-service", service).args(["--product-url", product, "--id", &id.to_string()]).spawn()?;
-        let upstream = format!("http://{service}");
-        let process = own("bare-hop", front).args(["--service-url", &upstream]).spawn()?;
-        Ok((Self::wait("a bare axum → tonic hop", format!("http://{front}/"), process, None).await?, behind))
+    /// A bare handler that asks the service at `service`.
+    pub async fn bare_hop(name: &'static str, service: &str) -> anyhow::Result<Self> {
+        let addr = free_addr()?;
+        let process = own("bare-hop", addr).args(["--service-url", service]).spawn()?;
+        Self::wait(name, format!("http://{addr}/"), process, None).await
     }
 
     async fn wait(
@@ -164,6 +161,14 @@ impl Started {
         }
         Ok(Self { name, target: Target { url, pid, header }, _process: process })
     }
+}
+
+/// A bare gRPC service that answers the product that the real one has, and its address.
+pub fn bare_service(product: &str, id: i64) -> anyhow::Result<(Child, String)> {
+    let addr = free_addr()?;
+    let process =
+        own("bare-service", addr).args(["--product-url", product, "--id", &id.to_string()]).spawn()?;
+    Ok((process, format!("http://{addr}")))
 }
 
 /// This program, as one of the bare servers.
