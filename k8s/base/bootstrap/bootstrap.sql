@@ -1,4 +1,5 @@
--- Once a database, by a superuser: each service gets a role of its own that owns its schema and can touch no other.
+-- Once a database, by a superuser or by its owner with `createrole`: each service gets a role of its own that owns its
+-- schema and can touch no other.
 -- psql variables: database, auth_password, product_password, order_password. Running it again changes the passwords.
 do $$
 begin
@@ -10,6 +11,8 @@ $$;
 alter role shoppee_auth password :'auth_password';
 alter role shoppee_product password :'product_password';
 alter role shoppee_order password :'order_password';
+-- Who is no superuser may give schemas to roles of its own only.
+grant shoppee_auth, shoppee_product, shoppee_order to current_user;
 
 revoke all on database :"database" from public;
 grant connect on database :"database" to shoppee_auth, shoppee_product, shoppee_order;

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Runs bootstrap.sql in PostgreSQL's own image: waits for the server, then makes the roles and schemas of the
-# services. Settings: PGHOST, PGPORT, PGDATABASE, PGUSER and PGPASSWORD of a superuser, and the passwords of
-# the three services. It may run any number of times, also several at once: they take turns.
+# services. Settings: PGHOST, PGPORT, PGDATABASE, PGUSER and PGPASSWORD of a superuser or of an owner who may
+# create roles, and the passwords of the three services. It may run any number of times, also several at once:
+# they take turns.
 set -eu
 : "${PGDATABASE:?}" "${AUTH_DATABASE_PASSWORD:?}" "${PRODUCT_DATABASE_PASSWORD:?}" "${ORDER_DATABASE_PASSWORD:?}"
 
