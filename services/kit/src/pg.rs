@@ -4,7 +4,10 @@
 //! are safe, as [`crate::grpc`] runs each to its end in a task of its own; never put a query into `select!` or
 //! `timeout`.
 
-use std::{str::FromStr as _, time::Duration};
+use std::{
+    str::FromStr as _,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, bail};
 use futures_util::future::join_all;
@@ -129,8 +132,13 @@ async fn warm_up(pool: &PgPool) {
     drop(held);
 }
 
+/// Asks the server for nothing; a sample of how long whoever needs a connection waits for one.
 async fn ping(pool: &PgPool) -> bool {
-    sqlx::query("select 1").execute(pool).await.is_ok()
+    let asked = Instant::now();
+    let acquired = pool.acquire().await;
+    metrics::histogram!("db_pool_wait_seconds").record(asked.elapsed());
+    let Ok(mut connection) = acquired else { return false };
+    sqlx::query("select 1").execute(&mut *connection).await.is_ok()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a pool has tens of connections")]

@@ -152,7 +152,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     )
     .await?;
 
-    steps::count_from_zero();
+    steps::count_from_zero(&orders.currency);
     let ready = readiness.serving();
     outbox::start(&orders, &redis, &tasks, ready.clone());
     registrations::start(&orders, &redis, &tasks, ready.clone());

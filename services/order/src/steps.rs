@@ -56,17 +56,29 @@ pub async fn tell(
     Ok(event::insert(conn, &event, outbox::lane(order.user_id)).await?)
 }
 
-/// After the commit: the relay goes to work at once, and the step is counted.
+/// After the commit: the relay goes to work at once, and the step is counted, with the money it is about.
 pub fn told(orders: &Orders, order: &OrderRow) {
     orders.relay.wake(order.user_id);
-    metrics::counter!("orders_total", "status" => order.status.word()).increment(1);
+    let refunded = order.status == Status::Cancelled && order.refunded_at.is_some();
+    // A total is never negative.
+    let total = u64::try_from(order.total).unwrap_or_default();
+    count(order.status, &order.currency, 1, total, if refunded { total } else { 0 });
 }
 
 /// What never happened is 0 for those who watch, not absent.
-pub fn count_from_zero() {
+pub fn count_from_zero(currency: &str) {
     for status in Status::ALL {
-        metrics::counter!("orders_total", "status" => status.word()).increment(0);
+        count(status, currency, 0, 0, 0);
     }
+}
+
+/// Orders that reached `status`, what they come to in minor units, and how much of that was paid and goes back.
+fn count(status: Status, currency: &str, orders: u64, amount: u64, refunded: u64) {
+    let (status, currency) = (status.word(), currency.to_owned());
+    metrics::counter!("orders_total", "status" => status).increment(orders);
+    metrics::counter!("orders_amount_total", "status" => status, "currency" => currency.clone())
+        .increment(amount);
+    metrics::counter!("orders_refunded_amount_total", "currency" => currency).increment(refunded);
 }
 
 /// Moves a locked order on and writes it.
