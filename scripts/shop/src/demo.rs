@@ -2,7 +2,10 @@
 //! another. Anything may be killed meanwhile: a request is repeated with its idempotency key, the socket comes back where
 //! it was.
 
-use std::time::Duration;
+mod shop;
+mod stock;
+
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
@@ -12,12 +15,11 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     rest::{self, Answer, Rest},
-    run_file::RunFile,
     screen::{Ink, begin, ink, say},
     secrets::password,
     socket::{Event, Watch},
-    state::State,
 };
+use shop::Shop;
 
 /// How much of the first page is looked at for something to buy, and how many of it are bought.
 const PAGE: usize = 50;
@@ -29,24 +31,50 @@ pub struct Options {
     /// Milliseconds between two steps, for whoever wants to kill something meanwhile
     #[arg(long, value_name = "MS", default_value_t = 0)]
     pause: u64,
+    /// Where the deployed shop is that is driven instead of the one of scripts/up, like https://shop.example; given
+    /// twice, the socket goes to the second
+    #[arg(long, value_name = "URL")]
+    url: Vec<String>,
+    /// Who ships the order in a deployed shop; the password is taken from ADMIN_PASSWORD
+    #[arg(long, value_name = "NAME", default_value = "admin", requires = "url")]
+    admin_user: String,
+    /// Creates a few products first, where nothing is in stock
+    #[arg(long)]
+    stock: bool,
 }
 
-pub async fn run(state: &State, options: &Options) -> anyhow::Result<()> {
-    if state.supervisor()?.is_none() {
-        bail!("no system of this checkout runs; scripts/up starts one");
-    }
-    let run = RunFile::read(state).context("the system is not ready yet")?;
-    let rest = Rest::new(&run.gateways[0].url)?;
-    // Through another gateway where there is one: events must reach every one of them.
-    let gateway = run.gateways.get(1).unwrap_or(&run.gateways[0]);
+pub const AFTER_HELP: &str = "Environment:
+  ADMIN_PASSWORD  of the admin of a deployed shop
+  SSL_CERT_FILE   authorities to trust instead of this host's
+
+A customer demo-… with one completed order is left in the shop, and what --stock created.";
+
+pub async fn run(state: &Path, options: &Options) -> anyhow::Result<()> {
+    let shop = if options.url.is_empty() {
+        Shop::of_this_checkout(state)?
+    } else {
+        Shop::deployed(&options.url, &options.admin_user).await?
+    };
+    let rest = Rest::new(&shop.rest)?;
     let pause = Duration::from_millis(options.pause);
 
-    say(&format!("{}  REST {}, socket {}", ink(Ink::Bold, "Shoppee"), run.gateways[0].url, gateway.url));
+    say(&format!("{}  REST {}, socket {}", ink(Ink::Bold, "Shoppee"), shop.rest, shop.socket));
     say("");
+    // First: whoever is no admin leaves nothing in the shop.
+    let (admin, role) = sign_in(&rest, &shop.admin.username, &shop.admin.password).await?;
+    if role != "admin" {
+        bail!("{} is not an admin of this shop: nobody could ship the order", shop.admin.username);
+    }
+    let mut goods = in_stock(&rest).await?;
+    if goods.is_empty() && options.stock {
+        goods = stock::create(&rest, &admin).await?;
+    }
+    if goods.is_empty() {
+        bail!("nothing is in stock in this shop; --stock creates a few products first");
+    }
     let customer = sign_up(&rest).await?;
-    let mut watch = Watch::open(&gateway.url, &customer).await?;
-    let total = fill_cart(&rest, &customer).await?;
-    let admin = sign_in(&rest, &run.admin.username, &run.admin.password).await?;
+    let mut watch = Watch::open(&shop.socket, &customer).await?;
+    let total = fill_cart(&rest, &customer, &goods).await?;
 
     let key = format!("demo-{:016x}", rand::random::<u64>());
     let request = rest
@@ -139,32 +167,34 @@ async fn sign_up(rest: &Rest) -> anyhow::Result<String> {
         answer.expect_success(&label)?;
     }
     say(&row(&label, &answer, &username));
-    sign_in(rest, &username, &password).await
+    let (token, _) = sign_in(rest, &username, &password).await?;
+    Ok(token)
 }
 
-async fn sign_in(rest: &Rest, username: &str, password: &str) -> anyhow::Result<String> {
+/// The access token and the role.
+async fn sign_in(rest: &Rest, username: &str, password: &str) -> anyhow::Result<(String, String)> {
     let request = rest.post("/auth/login").body(json!({"username": username, "password": password}));
     let label = request.label();
     let answer = request.send().await?;
     let tokens = answer.expect_success(&label)?;
     let role = tokens["user"]["role"].as_str().unwrap_or_default();
     say(&row(&label, &answer, &format!("{username}, {role}")));
-    Ok(text(tokens, "access_token")?.to_owned())
+    Ok((text(tokens, "access_token")?.to_owned(), role.to_owned()))
 }
 
-/// Puts a few things into the cart; returns what they cost.
-async fn fill_cart(rest: &Rest, customer: &str) -> anyhow::Result<i64> {
+async fn in_stock(rest: &Rest) -> anyhow::Result<Vec<Value>> {
     let request = rest.get(&format!("/products?in_stock=true&limit={PAGE}"));
     let label = request.label();
     let answer = request.send().await?;
     let found = answer.expect_success(&label)?["items"].as_array().cloned().unwrap_or_default();
     say(&row(&label, &answer, &format!("{} products", found.len())));
-    let wanted: Vec<&Value> = found.choose_multiple(&mut rand::rng(), LINES).collect();
-    if wanted.is_empty() {
-        bail!("the shop is empty: start it without --no-seed");
-    }
+    Ok(found)
+}
+
+/// Puts a few things into the cart; returns what they cost.
+async fn fill_cart(rest: &Rest, customer: &str, goods: &[Value]) -> anyhow::Result<i64> {
     let mut total = 0;
-    for product in wanted {
+    for product in goods.choose_multiple(&mut rand::rng(), LINES) {
         // Set, not added: it may be repeated.
         let request =
             rest.put(&format!("/cart/items/{}", product["id"])).by(customer).body(json!({"quantity": 1}));

@@ -21,6 +21,7 @@ mod seed;
 mod socket;
 mod state;
 mod up;
+mod wire;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -43,7 +44,7 @@ enum What {
     Up(Box<up::Options>),
     #[command(override_usage = "scripts/down [OPTIONS]")]
     Down(down::Options),
-    #[command(override_usage = "scripts/demo [OPTIONS]")]
+    #[command(override_usage = "scripts/demo [OPTIONS]", after_help = demo::AFTER_HELP)]
     Demo(demo::Options),
     #[command(override_usage = "scripts/chaos [OPTIONS] [FAULT]...")]
     Chaos(chaos::Options),
@@ -56,15 +57,19 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into()),
     };
-    let outcome = state::State::open(&command.state).and_then(|state| match command.what {
-        What::Up(options) => runtime.block_on(up::run(state, *options)),
-        What::Down(options) => runtime.block_on(down::run(&state, &options)),
-        What::Demo(options) => runtime.block_on(demo::run(&state, &options)),
-        What::Chaos(options) => runtime.block_on(chaos::run(state, &options)),
-    });
-    match outcome {
+    match runtime.block_on(run(command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    let state = || state::State::open(&command.state);
+    match command.what {
+        What::Up(options) => up::run(state()?, *options).await,
+        What::Down(options) => down::run(&state()?, &options).await,
+        What::Demo(options) => demo::run(&command.state, &options).await,
+        What::Chaos(options) => chaos::run(state()?, &options).await,
     }
 }
 

@@ -3,11 +3,17 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use reqwest::{Method, StatusCode, header};
+use bytes::Bytes;
+use http::{Method, StatusCode, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::time::{Instant, error::Elapsed};
 
-use crate::screen::{Ink, ink, say};
+use crate::{
+    screen::{Ink, ink, say},
+    wire::{self, Connector},
+};
 
 /// A process that was killed is back long before.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -17,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
 pub struct Rest {
-    client: reqwest::Client,
+    client: Client<Connector, Full<Bytes>>,
     base: String,
 }
 
@@ -44,7 +50,7 @@ pub struct Answer {
 
 impl Rest {
     pub fn new(gateway: &str) -> anyhow::Result<Self> {
-        let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build()?;
+        let client = Client::builder(TokioExecutor::new()).build(wire::connector(gateway)?);
         Ok(Self { client, base: format!("{gateway}/api/v1") })
     }
 
@@ -100,7 +106,7 @@ impl Request<'_> {
                 Ok((status, body)) => {
                     format!("{} {}", status.as_u16(), body["code"].as_str().unwrap_or_default())
                 }
-                Err(error) if error.is_timeout() => "no answer in time".to_owned(),
+                Err(error) if error.is::<Elapsed>() => "no answer in time".to_owned(),
                 Err(_) => "no connection".to_owned(),
             };
             if began.elapsed() > PATIENCE {
@@ -115,32 +121,38 @@ impl Request<'_> {
     }
 
     /// A single try.
-    pub async fn once(&self) -> reqwest::Result<(StatusCode, Value)> {
-        let mut request =
-            self.rest.client.request(self.method.clone(), format!("{}{}", self.rest.base, self.path));
+    pub async fn once(&self) -> anyhow::Result<(StatusCode, Value)> {
+        tokio::time::timeout(TIMEOUT, self.exchange()).await?
+    }
+
+    async fn exchange(&self) -> anyhow::Result<(StatusCode, Value)> {
+        let url = format!("{}{}", self.rest.base, self.path);
+        let mut request = http::Request::builder().method(self.method.clone()).uri(url);
         if let Some(token) = &self.token {
-            request = request.bearer_auth(token);
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
         if let Some(key) = &self.key {
             request = request.header("idempotency-key", key);
         }
-        if let Some(body) = &self.body {
-            request = request.json(body);
+        let mut body = Bytes::new();
+        if let Some(value) = &self.body {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+            body = value.to_string().into();
         }
-        let answer = request.send().await?;
+        let answer = self.rest.client.request(request.body(body.into())?).await?;
         let status = answer.status();
         let is_json = answer
             .headers()
             .get(header::CONTENT_TYPE)
             .and_then(|kind| kind.to_str().ok())
             .is_some_and(|kind| kind.contains("json"));
-        let body = if is_json { answer.json().await? } else { Value::Null };
-        Ok((status, body))
+        let body = answer.into_body().collect().await?.to_bytes();
+        Ok((status, if is_json { serde_json::from_slice(&body)? } else { Value::Null }))
     }
 }
 
 /// Whether another try may be answered otherwise.
-fn passing(status: StatusCode, body: &Value) -> bool {
+pub fn passing(status: StatusCode, body: &Value) -> bool {
     matches!(status.as_u16(), 429 | 502..=504) || body["code"] == "request_in_progress"
 }
 

@@ -9,11 +9,14 @@ use shoppee_kit::clock::Clock;
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio_tungstenite::{
-    connect_async,
+    client_async,
     tungstenite::{Message, client::IntoClientRequest as _, http::HeaderValue},
 };
 
-use crate::screen::{Ink, ink, say};
+use crate::{
+    screen::{Ink, ink, say},
+    wire::{self, Connector},
+};
 
 /// For an event, with all that may have to come back before it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,6 +53,8 @@ pub struct Watch {
     pub reconnects: u32,
     /// Why a connection ended, each time one did.
     pub losses: Vec<String>,
+    /// Lost, and not back yet.
+    away: bool,
     loud: bool,
 }
 
@@ -71,10 +76,11 @@ impl Watch {
 
     async fn begin(gateway: &str, token: &str, loud: bool) -> anyhow::Result<Self> {
         let (tell, heard) = mpsc::channel(UNREAD);
+        let way = Way { connector: wire::connector(gateway)?, gateway: gateway.parse()? };
         let url = format!("{}/ws", gateway.replacen("http", "ws", 1));
-        tokio::spawn(listen(url, token.to_owned(), tell));
+        tokio::spawn(listen(way, url, token.to_owned(), tell));
         let (seen, problems, losses) = (Vec::new(), Vec::new(), Vec::new());
-        let mut watch = Self { heard, last: 0, seen, problems, reconnects: 0, losses, loud };
+        let mut watch = Self { heard, last: 0, seen, problems, reconnects: 0, losses, away: false, loud };
         match tokio::time::timeout(PATIENCE, watch.first()).await {
             Ok(seq) => {
                 watch.last = seq?;
@@ -88,10 +94,12 @@ impl Watch {
     async fn first(&mut self) -> anyhow::Result<i64> {
         loop {
             match self.heard.recv().await.context("the socket's task has ended")? {
-                Heard::Ready { seq, .. } => return Ok(seq),
+                Heard::Ready { seq, .. } => {
+                    self.away = false;
+                    return Ok(seq);
+                }
                 Heard::Lost { why } => {
-                    self.tell(&ink(Ink::Notice, &format!("  GET  /ws: {why}; trying again")));
-                    self.losses.push(why);
+                    self.lost(why, |why| format!("  GET  /ws: {why}; trying again"));
                 }
                 Heard::Order(_) => return Err(anyhow!("an event before ready")),
             }
@@ -118,18 +126,30 @@ impl Watch {
                     self.seen.push(event.clone());
                     return Ok(event);
                 }
-                Heard::Ready { recovered: true, .. } => self.reconnects += 1,
+                Heard::Ready { recovered: true, .. } => {
+                    self.away = false;
+                    self.reconnects += 1;
+                }
                 Heard::Ready { recovered: false, seq } => {
+                    self.away = false;
                     self.problems.push(format!("not recovered after {}: the server is at {seq}", self.last));
                 }
                 Heard::Lost { why } => {
-                    let lost = format!("  socket lost ({why}), coming back after {}", self.last);
+                    let last = self.last;
                     // A step's line may stand unfinished.
-                    self.tell(&format!("\n{}", ink(Ink::Notice, &lost)));
-                    self.losses.push(why);
+                    self.lost(why, |why| format!("\n  socket lost ({why}), coming back after {last}"));
                 }
             }
         }
+    }
+
+    /// Told once until it is back: a proxy lets nobody in while the gateway behind it is away.
+    fn lost(&mut self, why: String, told: impl Fn(&str) -> String) {
+        if !self.away {
+            self.tell(&ink(Ink::Notice, &told(&why)));
+        }
+        self.away = true;
+        self.losses.push(why);
     }
 
     fn tell(&self, line: &str) {
@@ -139,29 +159,39 @@ impl Watch {
     }
 }
 
-async fn listen(url: String, token: String, tell: mpsc::Sender<Heard>) {
+/// To the gateway, whatever is asked of it there.
+#[derive(Debug)]
+struct Way {
+    connector: Connector,
+    gateway: http::Uri,
+}
+
+impl Way {
+    async fn connect(&self) -> anyhow::Result<wire::Wire> {
+        let connecting = wire::connect(&self.connector, &self.gateway);
+        tokio::time::timeout(CONNECT, connecting).await.context("no answer in time")?
+    }
+}
+
+async fn listen(way: Way, url: String, token: String, tell: mpsc::Sender<Heard>) {
     let mut after = None;
     loop {
-        let why = follow(&url, &token, &mut after, &tell).await;
+        let why = follow(&way, &url, &token, &mut after, &tell).await;
         let why = why.unwrap_or_else(|error| error.to_string());
         if tell.send(Heard::Lost { why }).await.is_err() {
             return;
         }
         // Quietly until it is back.
-        while !is_there(&url).await {
+        while way.connect().await.is_err() {
             tokio::time::sleep(PAUSE).await;
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-async fn is_there(url: &str) -> bool {
-    let address = url.trim_start_matches("ws://").trim_end_matches("/ws");
-    tokio::net::TcpStream::connect(address).await.is_ok()
-}
-
 /// One connection, to its end; returns why it ended.
 async fn follow(
+    way: &Way,
     url: &str,
     token: &str,
     after: &mut Option<i64>,
@@ -170,8 +200,9 @@ async fn follow(
     let url = after.map_or_else(|| url.to_owned(), |after| format!("{url}?after={after}"));
     let mut request = url.into_client_request()?;
     request.headers_mut().insert("authorization", HeaderValue::from_str(&format!("Bearer {token}"))?);
-    let connecting = tokio::time::timeout(CONNECT, connect_async(request)).await;
-    let (mut socket, _) = connecting.context("no answer in time")?.context("not let in")?;
+    let wire = way.connect().await?;
+    let opening = tokio::time::timeout(CONNECT, client_async(request, wire)).await;
+    let (mut socket, _) = opening.context("no answer in time")?.context("not let in")?;
     while let Some(message) = socket.next().await {
         let text = match message.context("connection broken")? {
             Message::Text(text) => text,

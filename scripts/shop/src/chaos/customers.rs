@@ -233,7 +233,7 @@ impl Customer {
                 return Some(body);
             }
             Ok((status, body)) => format!("{status} {body}"),
-            Err(error) => format!("{:#}", anyhow::Error::from(error)),
+            Err(error) => format!("{error:#}"),
         };
         let label = request.label();
         lock(&self.ledger.failed).push(format!("{sent:.3} s: {label}: {why}"));

@@ -58,7 +58,7 @@ impl Checkout {
     }
 
     /// Fails; returns its last words.
-    fn fails(&self, name: &str, arguments: &[&str]) -> String {
+    pub fn fails(&self, name: &str, arguments: &[&str]) -> String {
         let output = self.script(name, arguments);
         assert!(!output.status.success(), "scripts/{name} {arguments:?} should fail");
         String::from_utf8_lossy(&output.stderr).trim().to_owned()
