@@ -40,6 +40,8 @@ const PING: Duration = Duration::from_secs(20);
 const SLOW_READER: Duration = Duration::from_secs(25);
 /// After the stop, how long a request that is on its way to a connection may take to arrive.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
+/// How long a start may take until requests are answered, whatever is still missing.
+const STARTING: Duration = Duration::from_secs(1);
 /// After an error of `accept`, as when files run out.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -63,6 +65,13 @@ pub async fn serve(settings: &Settings, app: Router, process: &Process) -> anyho
                 drop(place);
             });
         };
+        // A proxy sends requests to whoever listens. While the keys of tokens are on their way, they wait in the kernel's
+        // queue; where auth is away, they are told so.
+        let mut serving = process.readiness.serving();
+        tokio::select! {
+            _ = tokio::time::timeout(STARTING, serving.wait_for(|serving| *serving)) => {}
+            () = stop.cancelled() => {}
+        }
         loop {
             // No more are accepted than can be held: the rest waits in the kernel's queue.
             let accepting = async { (connections.clone().acquire_owned().await, listener.accept().await) };

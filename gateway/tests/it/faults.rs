@@ -102,6 +102,15 @@ async fn redis_away_is_hardly_noticed() {
     eventually("/readyz tells", || async { ann.get("//readyz").await.status == 503 }).await;
 }
 
+/// A proxy sends requests to whoever listens: as little as one that stops may one that starts refuse them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_starts_answers_what_it_is_asked() {
+    let mut shop = Shop::open().await;
+    let ann = shop.customer("ann").await;
+    shop.gateway_far_from_auth(Duration::from_millis(300)).await;
+    ann.through(&shop, 1).get("/cart").await.expect(200);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_stops_answers_what_it_was_asked() {
     let shop = Shop::open().await;

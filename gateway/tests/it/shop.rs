@@ -7,12 +7,16 @@ use std::{
         Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use http::{HeaderMap, Method};
 use serde_json::{Value, json};
 use shoppee_kit::testing::{Database, RedisServer, TestProcess, free_addr};
-use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock},
+};
 
 mod processes;
 
@@ -184,6 +188,25 @@ impl Shop {
         meanwhile(self).await;
         let redis_url = format!("redis://127.0.0.1:{}", self.redis.port());
         self.order = start_order(self.order.addr, &self.database, &redis_url, &self.urls).await;
+    }
+
+    /// Starts another gateway, to which the auth service is so far away, and does not wait until it is ready.
+    pub async fn gateway_far_from_auth(&mut self, delay: Duration) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let (near, auth) = (listener.local_addr().expect("an address"), self.auth.addr);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    tokio::time::sleep(delay).await;
+                    let mut there = TcpStream::connect(auth).await.expect("auth is there");
+                    let _ = tokio::io::copy_bidirectional(&mut stream, &mut there).await;
+                });
+            }
+        });
+        let redis_url = format!("redis://127.0.0.1:{}", self.redis.port());
+        let [_, product, order] = self.urls.clone();
+        let urls = [format!("http://{near}"), product, order];
+        self.gateways.push(start_gateway(free_addr(), &redis_url, &urls, &[]).await);
     }
 
     /// Starts another product service, and another gateway that asks that one.
