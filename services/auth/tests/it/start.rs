@@ -123,7 +123,9 @@ async fn it_serves_counts_traces_keeps_silent_and_stops() {
         reads_on(running.0.stdout.take().expect("piped")),
         reads_on(running.0.stderr.take().expect("piped")),
     ];
-    eventually("it lives", || async { get(metrics, "/healthz").starts_with("HTTP/1.1 200") }).await;
+    let serves = || async { get(metrics, "/readyz?need=vital").starts_with("HTTP/1.1 200") };
+    eventually("it serves", serves).await;
+    assert!(get(metrics, "/healthz").starts_with("HTTP/1.1 200"));
 
     let channel = shoppee_kit::client::channel(&format!("http://{listen}")).expect("a URL");
     let mut client = AuthServiceClient::new(channel);
