@@ -46,7 +46,7 @@ async fn edge(Given(state): Given<State>, mut request: Request, next: Next) -> R
         None => observed.answered_by(admit(&state, request, next)).await,
     };
     cors.write(&state.origins, response.headers_mut());
-    observed.end(&state.durations, response)
+    observed.end(response)
 }
 
 /// Each table becomes a router, and a list that the API's document is compared with.

@@ -289,7 +289,7 @@ impl Catalogue {
 
     fn see(&self, id: i64, number: i64) {
         let now = Instant::now();
-        // Writing costs ten times as much as looking.
+        // Writing costs several times what looking does.
         let known = |newest: Revision| newest.number >= number && now < newest.at + SEEN;
         if self.0.seen.get(&id).is_some_and(known) {
             return;

@@ -33,7 +33,6 @@ use tokio::sync::{Semaphore, broadcast};
 use crate::{
     catalogue::Catalogue,
     limit::Limits,
-    observe::Durations,
     origin::Origins,
     realtime::Realtime,
     routes::docs::Docs,
@@ -69,7 +68,6 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         verifier,
         realtime,
         docs: Docs::new()?,
-        durations: Durations::default(),
     });
     server::serve(&settings, app::app(state), &process).await
 }

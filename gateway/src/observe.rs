@@ -2,11 +2,7 @@
 //! on every answer, and the body of every problem. Nothing a client sends gets into the log but an id that
 //! was checked.
 
-use std::{
-    collections::HashMap,
-    panic::AssertUnwindSafe,
-    sync::{PoisonError, RwLock},
-};
+use std::panic::AssertUnwindSafe;
 
 use axum::{
     extract::{MatchedPath, Request},
@@ -20,7 +16,6 @@ use http::{
         X_FRAME_OPTIONS,
     },
 };
-use metrics::Histogram;
 use shoppee_kit::telemetry::{self, Trace};
 use tokio::time::Instant;
 use tracing::Span;
@@ -85,7 +80,7 @@ impl Observed {
     }
 
     /// Writes problems out, seals the answer, and tells of it.
-    pub fn end(self, durations: &Durations, mut response: Response) -> Response {
+    pub fn end(self, mut response: Response) -> Response {
         if let Some(problem) = response.extensions_mut().remove::<Problem>() {
             let told = problem.render(self.id.to_str().unwrap_or_default());
             let (parts, body) = told.into_parts();
@@ -97,7 +92,11 @@ impl Observed {
 
         let (status, elapsed) = (response.status().as_u16(), self.started.elapsed());
         self.trace.span().record("http.response.status_code", status);
-        durations.of(self.method, self.route(), status).record(elapsed.as_secs_f64());
+        metrics::histogram!(
+            "http_server_request_duration_seconds",
+            "method" => self.method, "route" => self.route().to_owned(), "status" => status.to_string()
+        )
+        .record(elapsed.as_secs_f64());
         tracing::info!(
             target: "access",
             method = self.method,
@@ -110,30 +109,6 @@ impl Observed {
             "request"
         );
         response
-    }
-}
-
-/// How long requests take, by method, route and status. Each combination is looked up in the registry once: that costs as
-/// much as a small answer.
-#[derive(Debug, Default)]
-pub struct Durations(RwLock<HashMap<(&'static str, u16), ByRoute>>);
-
-type ByRoute = HashMap<String, Histogram>;
-
-impl Durations {
-    fn of(&self, method: &'static str, route: &str, status: u16) -> Histogram {
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = known.get(&(method, status)).and_then(|routes| routes.get(route)) {
-            return known.clone();
-        }
-        drop(known);
-        let new = metrics::histogram!(
-            "http_server_request_duration_seconds",
-            "method" => method, "route" => route.to_owned(), "status" => status.to_string()
-        );
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        known.entry((method, status)).or_default().insert(route.to_owned(), new.clone());
-        new
     }
 }
 

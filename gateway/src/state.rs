@@ -6,8 +6,8 @@ use shoppee_kit::{caller::Verifier, process::Process};
 use tokio::sync::Semaphore;
 
 use crate::{
-    catalogue::Catalogue, limit::Limits, observe::Durations, origin::Origins, realtime::Realtime,
-    routes::docs::Docs, upstream::Upstream,
+    catalogue::Catalogue, limit::Limits, origin::Origins, realtime::Realtime, routes::docs::Docs,
+    upstream::Upstream,
 };
 
 /// Cheap to clone.
@@ -25,7 +25,6 @@ pub struct Parts {
     pub origins: Origins,
     pub realtime: Realtime,
     pub docs: Docs,
-    pub durations: Durations,
     /// A permit for each request that is worked on.
     pub room: Semaphore,
 }

@@ -24,11 +24,6 @@ pub const LIFE: Duration = Duration::from_millis(50);
 /// Callers who are so busy at the same time; others are asked about one by one.
 const MOST: usize = 1024;
 
-/// How many to count in advance when so many equal requests wait.
-pub fn asked(set: &Set, waiting: usize) -> usize {
-    if is_large(set) && waiting >= SEVERAL { EXPECTED * waiting } else { 0 }
-}
-
 fn is_large(set: &Set) -> bool {
     set.policies.iter().all(|policy| policy.quota.count >= LARGE)
 }
@@ -68,6 +63,12 @@ pub struct Unused {
 }
 
 impl Advances {
+    /// How many to count in advance when so many equal requests wait.
+    pub fn asked(&self, set: &Set, waiting: usize) -> usize {
+        let expected = is_large(set) && waiting >= SEVERAL && self.lock().len() < MOST;
+        if expected { EXPECTED * waiting } else { 0 }
+    }
+
     /// Lets one in that was counted before; `None` where none is left.
     pub fn take(&self, set: &Arc<Set>, subject: Subject) -> Option<Vec<Verdict>> {
         if !is_large(set) {
@@ -91,7 +92,7 @@ impl Advances {
             }
             advance.left += decision.advance;
             (advance.last, advance.decision) = (now, decision.clone());
-        } else if known.len() < MOST {
+        } else {
             let (set, decision, left) = (set.clone(), decision.clone(), decision.advance);
             known.insert(who, Advance { set, decision, left, first: now, last: now });
         }
@@ -132,12 +133,11 @@ mod tests {
 
     #[test]
     fn only_large_quotas_of_busy_callers_are_counted_in_advance() {
-        assert_eq!(asked(&set(LARGE), SEVERAL), EXPECTED * SEVERAL);
-        assert_eq!(asked(&set(LARGE), SEVERAL - 1), 0);
-        assert!(
-            POLICIES.iter().all(|policy| asked(&set(policy.quota.count), 100) == 0),
-            "a person's is exact"
-        );
+        let advances = Advances::default();
+        let asked = |count, waiting| advances.asked(&set(count), waiting);
+        assert_eq!(asked(LARGE, SEVERAL), EXPECTED * SEVERAL);
+        assert_eq!(asked(LARGE, SEVERAL - 1), 0);
+        assert!(POLICIES.iter().all(|policy| asked(policy.quota.count, 100) == 0), "a person's is exact");
     }
 
     #[test]

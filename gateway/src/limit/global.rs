@@ -138,7 +138,7 @@ impl Link {
     async fn decide(&self, groups: &[Vec<Ask>]) -> Option<Vec<Decision>> {
         let questions = groups.iter().filter_map(|group| {
             let Ask { set, subject, .. } = group.first()?;
-            let (requests, advance) = (group.len(), advance::asked(set, group.len()));
+            let (requests, advance) = (group.len(), self.advances.asked(set, group.len()));
             Some(Question { set, subject: *subject, requests, advance, unused: 0, age: Duration::ZERO })
         });
         match self.ask(&questions.collect::<Vec<_>>()).await {

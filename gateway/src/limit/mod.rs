@@ -1,5 +1,6 @@
-//! Limits on how often somebody may ask: the policies stand in [`policy`]. They are counted over all gateways
-//! in Redis ([`global`]), and per gateway while Redis is away ([`local`]), never not at all.
+//! Limits on how often somebody may ask: the policies stand in [`policy`]. They are counted over all gateways in Redis
+//! ([`global`]), some of a large quota in advance ([`advance`]), and per gateway while Redis is away ([`local`]), never
+//! not at all.
 
 mod address;
 mod advance;

@@ -98,12 +98,7 @@ struct Held {
 }
 
 impl ServiceToken {
-    /// Over one connection, for whoever has only that.
-    pub fn new(auth: Channel, id: String, secret: SecretString) -> Self {
-        Self::over(Arc::new(Pool::of(auth)), id, secret)
-    }
-
-    pub fn over(auth: Arc<Pool>, id: String, secret: SecretString) -> Self {
+    pub fn new(auth: Arc<Pool>, id: String, secret: SecretString) -> Self {
         Self { auth, id, secret, held: Arc::default() }
     }
 

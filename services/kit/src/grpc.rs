@@ -9,7 +9,7 @@ use std::{
     net::SocketAddr,
     panic::AssertUnwindSafe,
     pin::Pin,
-    sync::{Arc, LazyLock, PoisonError, RwLock},
+    sync::{Arc, LazyLock},
     task::{Context, Poll},
     time::Duration,
 };
@@ -17,7 +17,6 @@ use std::{
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
 use http::{Request, Response};
-use metrics::Histogram;
 use tokio::time::Instant;
 use tonic::{
     Code,
@@ -89,7 +88,7 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .http2_max_header_list_size(HEADERS)
-        .layer(CallLayer { verifier, process: process.clone(), durations: Arc::default() })
+        .layer(CallLayer { verifier, process: process.clone() })
         .add_routes(routes);
     let stop = process.tasks.stopping();
     process.tasks.spawn("grpc", async move {
@@ -103,7 +102,6 @@ pub async fn serve(
 struct CallLayer {
     verifier: Arc<Verifier>,
     process: Process,
-    durations: Arc<Durations>,
 }
 
 impl<S> Layer<S> for CallLayer {
@@ -157,13 +155,13 @@ where
         let ready = self.inner.clone();
         let handler = std::mem::replace(&mut self.inner, ready).call(request);
         let mut handler = Box::pin(AssertUnwindSafe(trace.of(handler)).catch_unwind());
-        let CallLayer { process, durations, .. } = self.layer.clone();
+        let tasks = self.layer.process.tasks.clone();
 
         Box::pin(async move {
             // What is in memory is answered at once, and needs no task.
             let answered = match (&mut handler).now_or_never() {
                 Some(answered) => Some(answered),
-                None => match tokio::time::timeout(patience, process.tasks.track(handler)).await {
+                None => match tokio::time::timeout(patience, tasks.track(handler)).await {
                     Ok(finished) => Some(finished.unwrap_or_else(|lost| Err(Box::new(lost)))),
                     Err(_elapsed) => None,
                 },
@@ -178,28 +176,13 @@ where
             };
             let code =
                 tonic::Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
-            durations.of(service, method, code).record(started.elapsed().as_secs_f64());
+            metrics::histogram!(
+                "rpc_server_duration_seconds",
+                "service" => service, "method" => method, "code" => format!("{code:?}")
+            )
+            .record(started.elapsed().as_secs_f64());
             Ok(response)
         })
-    }
-}
-
-/// How long calls take. Each combination is looked up in the registry once: that costs as much as a small answer.
-#[derive(Debug, Default)]
-struct Durations(RwLock<HashMap<(&'static str, &'static str, Code), Histogram>>);
-
-impl Durations {
-    fn of(&self, service: &'static str, method: &'static str, code: Code) -> Histogram {
-        let key = (service, method, code);
-        if let Some(known) = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
-            return known.clone();
-        }
-        let new = metrics::histogram!(
-            "rpc_server_duration_seconds",
-            "service" => service, "method" => method, "code" => format!("{code:?}")
-        );
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(key, new.clone());
-        new
     }
 }
 

