@@ -3,7 +3,7 @@
 
 mod calls;
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 use shoppee_kit::{
@@ -19,7 +19,7 @@ use shoppee_proto::{
     order::v1::order_service_client::OrderServiceClient,
     product::v1::{change_feed_client::ChangeFeedClient, product_service_client::ProductServiceClient},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tonic::{Response, Status, transport::Channel};
 
 use crate::{Settings, auth::Credential, error::Problem};
@@ -97,26 +97,26 @@ impl Upstream {
         let started = Instant::now();
         let left = || C::CLASS.deadline.saturating_sub(started.elapsed());
         let attempt = |member: Arc<Member>| {
-            let left = left();
-            let request = client::request(message.clone(), token.as_deref(), left);
+            let request = client::request(message.clone(), token.as_deref(), left());
             async move {
+                let mut call = pin!(C::send(member.channel(), request));
+                if let Ok(answer) = timeout_at(started + C::CLASS.deadline.min(SOON), &mut call).await {
+                    return answer;
+                }
+                // What takes its time is waited for only while its service lives: one that says nothing at all any
+                // more is frozen, or was cut off.
                 tokio::select! {
-                    answer = client::within(left, C::send(member.channel(), request)) => answer,
-                    () = is_lost(&member, started + SOON) => Err(status::unavailable().into()),
+                    biased;
+                    () = member.falls_silent() => Err(status::unavailable().into()),
+                    answer = client::within(left(), call) => answer,
                 }
             }
         };
         // Only where both together are within what is promised.
-        let again = || message.repeatable() && started.elapsed() + left().min(SOON) <= PROMISED;
+        let in_time = || !left().is_zero() && started.elapsed() + left().min(SOON) <= PROMISED;
+        let again = || message.repeatable() && in_time();
         C::pool(&self).call(again, attempt).await
     }
-}
-
-/// Ends when a call that had until `soon` is at a service that says nothing at all any more, as a frozen process or a
-/// machine that was cut off: what takes its time is waited for only while its service lives.
-async fn is_lost(member: &Member, soon: Instant) {
-    tokio::time::sleep_until(soon).await;
-    member.falls_silent().await;
 }
 
 fn auth(over: Channel) -> AuthServiceClient<Channel> {
