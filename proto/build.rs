@@ -3,12 +3,13 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "shoppee/auth/v1/auth.proto",
     "shoppee/auth/v1/events.proto",
     "shoppee/product/v1/product.proto",
     "shoppee/product/v1/stock.proto",
     "shoppee/product/v1/changes.proto",
+    "shoppee/product/v1/cache.proto",
     "shoppee/order/v1/order.proto",
     "google/api/annotations.proto",
 ];

@@ -6,7 +6,12 @@
 
 mod shared;
 
-use std::{collections::HashMap, future::ready, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::ready,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use moka::Expiry;
 use shoppee_kit::{clock::Clock, fold::Fold, process::Process, settings::Redis};
@@ -23,7 +28,7 @@ use shared::Shared;
 
 /// The memory for products. Bytes.
 const ROOM: u64 = 64 * 1024 * 1024;
-/// What an entry takes beside its texts. Bytes.
+/// What an entry takes beside its texts and what it is rendered to. Bytes.
 const OVERHEAD: usize = 1024;
 /// That there is no such product is remembered for so long.
 const ABSENT: Duration = Duration::from_secs(5);
@@ -44,15 +49,25 @@ pub struct Lifetimes {
 }
 
 /// What is known of an id.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Known {
     /// `None` where there is no such product.
     pub product: Option<Product>,
     /// When PostgreSQL said so.
     read_at: OffsetDateTime,
+    rendered: OnceLock<Option<Box<[u8]>>>,
 }
 
 impl Known {
+    fn new(product: Option<Product>, read_at: OffsetDateTime) -> Self {
+        Self { product, read_at, rendered: OnceLock::new() }
+    }
+
+    /// The product as it is handed out, which `render` writes when that is first asked for.
+    pub fn rendered(&self, render: impl FnOnce(&Product) -> Option<Box<[u8]>>) -> Option<&[u8]> {
+        self.rendered.get_or_init(|| self.product.as_ref().and_then(render)).as_deref()
+    }
+
     /// 0 where there is no such product.
     pub fn revision(&self) -> i64 {
         self.product.as_ref().map_or(0, |product| product.revision)
@@ -60,8 +75,10 @@ impl Known {
 
     fn size(&self) -> usize {
         let texts = self.product.as_ref().map_or(0, |product| {
+            let image = product.image_url.as_deref().unwrap_or_default();
+            let rendered = serde_json::to_vec(product).map_or(0, |json| json.len());
             let attributes = serde_json::to_vec(&product.attributes).map_or(0, |json| json.len());
-            product.name.len() + product.description.len() + 4 * attributes
+            product.name.len() + product.description.len() + image.len() + 4 * attributes + rendered
         });
         OVERHEAD + texts
     }
@@ -150,13 +167,9 @@ impl Cache {
             let newest = self.floor(id).max(at_least);
             return if known.revision() >= newest { Ok(known) } else { self.read(id).await.map(Arc::new) };
         };
-        if let Some(known) = memory.get(&id).await {
-            if known.revision() >= at_least {
-                count("memory", "hit");
-                self.note_age("memory", &known);
-                return Ok(known);
-            }
-            memory.invalidate(&id).await;
+        if let Some(known) = fresh(memory, id, at_least).await {
+            self.note_hit(&known);
+            return Ok(known);
         }
         count("memory", "miss");
         // One asks, the others wait for what it gets.
@@ -170,6 +183,19 @@ impl Cache {
         let known = Arc::new(self.read(id).await?);
         self.keep(id, known.clone()).await;
         Ok(known)
+    }
+
+    /// The same without waiting, where a product is in memory that is as `wanted`.
+    pub async fn in_memory(
+        &self,
+        id: i64,
+        at_least: i64,
+        wanted: impl FnOnce(&Product) -> bool,
+    ) -> Option<Arc<Known>> {
+        let known = fresh(self.memory()?, id, at_least).await?;
+        known.product.as_ref().filter(|product| wanted(product))?;
+        self.note_hit(&known);
+        Some(known)
     }
 
     /// What is known of several ids, in their order. Those that are not in memory are read together.
@@ -198,7 +224,7 @@ impl Cache {
             complete.push(if let Some(known) = known {
                 known
             } else {
-                let known = Arc::new(Known { product: read.remove(id), read_at });
+                let known = Arc::new(Known::new(read.remove(id), read_at));
                 self.keep(*id, known.clone()).await;
                 known
             });
@@ -209,7 +235,7 @@ impl Cache {
     /// A product as this process has just written it.
     pub async fn wrote(&self, product: &Product) {
         self.raise_floor(product.id, product.revision);
-        let known = Known { product: Some(product.clone()), read_at: self.0.clock.now() };
+        let known = Known::new(Some(product.clone()), self.0.clock.now());
         self.keep(product.id, Arc::new(known)).await;
         self.0.changes.nudge();
     }
@@ -293,7 +319,7 @@ impl Cache {
     async fn read(&self, id: i64) -> Result<Known, Error> {
         let read_at = self.0.clock.now();
         let mut conn = self.0.pool.acquire().await?;
-        Ok(Known { product: store::product::get(&mut conn, id).await?, read_at })
+        Ok(Known::new(store::product::get(&mut conn, id).await?, read_at))
     }
 
     /// Puts it into memory, unless something newer is there or was heard of.
@@ -324,10 +350,25 @@ impl Cache {
         self.0.floors.entry(id).and_upsert_with(higher);
     }
 
+    fn note_hit(&self, known: &Known) {
+        count("memory", "hit");
+        self.note_age("memory", known);
+    }
+
     fn note_age(&self, level: &'static str, known: &Known) {
         let age = self.0.clock.now() - known.read_at;
         metrics::histogram!("cache_age_seconds", "level" => level).record(age.as_seconds_f64().max(0.0));
     }
+}
+
+/// What is in memory, unless it is older.
+async fn fresh(memory: &moka::future::Cache<i64, Arc<Known>>, id: i64, at_least: i64) -> Option<Arc<Known>> {
+    let known = memory.get(&id).await?;
+    if known.revision() < at_least {
+        memory.invalidate(&id).await;
+        return None;
+    }
+    Some(known)
 }
 
 fn count(level: &'static str, result: &'static str) {

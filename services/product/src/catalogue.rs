@@ -1,12 +1,12 @@
 //! The catalogue: reading it, and what an admin does to one product.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use shoppee_kit::{clock::Clock, status::Violations};
 use sqlx::{PgConnection, PgPool};
 
 use crate::{
-    cache::Cache,
+    cache::{Cache, Known},
     category::Slug,
     error::Error,
     listing::{Filters, Key, Page, Position, Sort},
@@ -19,7 +19,7 @@ use crate::{
 /// What the ledger says where a stock was set to a number.
 const SET: &str = "set by an admin";
 
-/// The products of the shop; cheap to clone. Every read goes through [`Catalogue::get`],
+/// The products of the shop; cheap to clone. Every read goes through [`Catalogue::get`], [`Catalogue::in_memory`],
 /// [`Catalogue::get_many`] or [`Catalogue::list`].
 #[derive(Clone, Debug)]
 pub struct Catalogue {
@@ -34,6 +34,11 @@ impl Catalogue {
     pub async fn get(&self, id: i64, at_least: i64, archived: bool) -> Result<Product, Error> {
         let known = self.cache.get(id, at_least).await?;
         known.product.as_ref().filter(|product| product.may_be_seen(archived)).cloned().ok_or(Error::NotFound)
+    }
+
+    /// What is in memory of a product that anybody may see; where there is nothing, [`Catalogue::get`] can tell.
+    pub async fn in_memory(&self, id: i64, at_least: i64) -> Option<Arc<Known>> {
+        self.cache.in_memory(id, at_least, |product| product.may_be_seen(false)).await
     }
 
     /// Those of the products that exist, in the order asked for, each once.

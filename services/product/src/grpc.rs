@@ -2,6 +2,7 @@
 //! calls one use case.
 
 mod batch;
+mod cache;
 mod categories;
 mod convert;
 mod feed;
@@ -10,8 +11,8 @@ mod stock;
 
 use shoppee_kit::process::Process;
 use shoppee_proto::product::v1::{
-    change_feed_server::ChangeFeedServer, product_service_server::ProductServiceServer,
-    stock_service_server::StockServiceServer,
+    change_feed_server::ChangeFeedServer, product_cache_server::ProductCacheServer,
+    product_service_server::ProductServiceServer, stock_service_server::StockServiceServer,
 };
 use tonic::service::Routes;
 
@@ -29,6 +30,7 @@ pub fn routes(
 ) -> Routes {
     let Catalogue { pool, clock, cache, .. } = &catalogue;
     let tree = Tree { pool: pool.clone(), clock: clock.clone(), cache: cache.clone() };
+    let memory = cache::Memory { catalogue: catalogue.clone(), currency: currency.to_owned() };
     let products = products::Products {
         batches: Batches::new(catalogue.clone()),
         catalogue,
@@ -40,4 +42,5 @@ pub fn routes(
     Routes::new(ProductServiceServer::new(products).max_decoding_message_size(LARGEST))
         .add_service(StockServiceServer::new(stock))
         .add_service(ChangeFeedServer::new(feed::Feed::new(changes, process)))
+        .add_service(ProductCacheServer::new(memory))
 }

@@ -153,7 +153,7 @@ impl Shared {
             return None;
         };
         let kept: Kept<'_> = serde_json::from_str(&answer?).ok()?;
-        Some(Known { product: Some(kept.product.into_owned()), read_at: kept.read_at })
+        Some(Known::new(Some(kept.product.into_owned()), kept.read_at))
     }
 
     /// Puts it there, behind the answer of whoever asked.

@@ -8,12 +8,12 @@ use futures_util::future::join_all;
 use rustix::process::{Pid, Signal, kill_process};
 use shoppee_kit::{client, testing::eventually};
 use shoppee_proto::product::v1::{
-    CreateCategoryRequest, CreateProductRequest, GetProductRequest, Product, UpdateCategoryRequest,
-    UpdateProductRequest,
+    ArchiveProductRequest, CachedProduct, CreateCategoryRequest, CreateProductRequest, GetProductRequest,
+    LookupRequest, Product, ProductAsOf, UpdateCategoryRequest, UpdateProductRequest,
 };
 use tonic::{Code, Status};
 
-use crate::shop::{Products, Shop, order};
+use crate::shop::{Memory, Products, Shop, order};
 
 /// In which a change must show.
 const SOON: Duration = Duration::from_secs(1);
@@ -237,4 +237,52 @@ async fn a_thousand_who_ask_for_one_product_ask_the_database_once() {
     let (answers, waiting) = tokio::join!(all, waiting);
     assert!(answers.iter().all(Result::is_ok));
     assert_eq!(waiting, 1);
+}
+
+async fn look_up(
+    memory: &Memory,
+    wanted: impl IntoIterator<Item = (i64, i64)>,
+) -> Result<Vec<CachedProduct>, Status> {
+    let products = wanted.into_iter().map(|(id, revision)| ProductAsOf { id, revision }).collect();
+    Ok(memory.clone().lookup(LookupRequest { products }).await?.into_inner().products)
+}
+
+/// Looks at a product until it is in memory, which is believed some moments after the start.
+async fn remembers(products: &Products, memory: &Memory, id: i64) {
+    eventually("it is in memory", || async {
+        look(products, id).await.expect("is shown");
+        look_up(memory, [(id, 0)]).await.is_ok_and(|found| found.len() == 1)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_are_looked_up_in_memory_and_in_nothing_else() {
+    let shop = Shop::open().await;
+    let replica = shop.replica().await;
+    let (one, other) = (shop.product("a", 10).await.id, shop.product("b", 10).await.id);
+    let (gone, unknown) = (shop.product("c", 10).await.id, other + 1000);
+    let archive = ArchiveProductRequest { id: gone, ..ArchiveProductRequest::default() };
+    shop.products.clone().archive_product(shop.admin(archive)).await.expect("archived");
+    look(&shop.products, unknown).await.expect_err("does not exist");
+    remembers(&shop.products, &shop.memory, one).await;
+    remembers(&shop.products, &shop.memory, other).await;
+
+    let all = [one, gone, other, unknown].map(|id| (id, 0));
+    let found = look_up(&shop.memory, all).await.expect("looked up");
+    let ids = |found: &[CachedProduct]| found.iter().map(|found| found.id).collect::<Vec<_>>();
+    assert_eq!(ids(&found), [one, other], "nothing that is archived, nothing that does not exist");
+    let shown = look(&shop.products, one).await.expect("is shown");
+    assert_eq!(found[0].version, shown.version);
+    assert_eq!(found[0].json, serde_json::to_vec(&shown).unwrap());
+    remembers(&replica.products, &replica.memory, one).await;
+    let there = look_up(&replica.memory, all).await.expect("looked up");
+    assert_eq!(ids(&there), [one], "it read what was not in memory");
+
+    let (newer, at) = (found[0].revision + 1, found[1].revision);
+    let found = look_up(&shop.memory, [(one, newer), (other, at)]).await.expect("looked up");
+    assert_eq!(ids(&found), [other], "who has seen a newer state is not shown this one");
+
+    let many = (1..=101).map(|id| (id, 0));
+    assert_eq!(look_up(&shop.memory, many).await.unwrap_err().code(), Code::InvalidArgument);
 }

@@ -13,8 +13,8 @@ use shoppee_proto::{
     auth::v1::{LoginRequest, RegisterRequest, auth_service_client::AuthServiceClient},
     product::v1::{
         AdjustStockRequest, CommitRequest, CreateProductRequest, GetProductRequest, HoldRequest,
-        HoldResponse, Product, ReleaseRequest, StockLine, product_service_client::ProductServiceClient,
-        stock_service_client::StockServiceClient,
+        HoldResponse, Product, ReleaseRequest, StockLine, product_cache_client::ProductCacheClient,
+        product_service_client::ProductServiceClient, stock_service_client::StockServiceClient,
     },
 };
 use sqlx::{AssertSqlSafe, PgPool};
@@ -25,10 +25,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PASSWORD: &str = "correct horse battery staple";
 
 pub type Products = ProductServiceClient<Channel>;
+pub type Memory = ProductCacheClient<Channel>;
 
 /// Everything stops when this is dropped.
 pub struct Shop {
     pub products: Products,
+    pub memory: Memory,
     pub stock: StockServiceClient<Channel>,
     pub admin: Arc<SecretString>,
     pub customer: Arc<SecretString>,
@@ -44,6 +46,7 @@ pub struct Shop {
 /// Another process of the product service, with the same database and Redis.
 pub struct Replica {
     pub products: Products,
+    pub memory: Memory,
     _process: TestProcess,
 }
 
@@ -108,6 +111,7 @@ impl Shop {
         let channel = client::channel(&format!("http://{listen_addr}")).expect("a URL");
         Self {
             products: ProductServiceClient::new(channel.clone()),
+            memory: ProductCacheClient::new(channel.clone()),
             stock: StockServiceClient::new(channel),
             admin,
             customer,
@@ -134,7 +138,11 @@ impl Shop {
         shoppee_product::start(settings, process.process.clone()).await.expect("product starts");
         process.serves().await;
         let channel = client::channel(&format!("http://{listen_addr}")).expect("a URL");
-        Replica { products: ProductServiceClient::new(channel), _process: process }
+        Replica {
+            products: ProductServiceClient::new(channel.clone()),
+            memory: ProductCacheClient::new(channel),
+            _process: process,
+        }
     }
 
     /// A call by the admin.
