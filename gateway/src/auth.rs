@@ -33,7 +33,7 @@ pub struct Admin(pub Caller);
 #[derive(Clone, Debug)]
 pub struct MaybeUser(pub Option<Caller>);
 
-/// For calls that carry their own credentials.
+/// For calls that carry their own credentials, or need none.
 #[derive(Clone, Copy, Debug)]
 pub struct Nobody;
 

@@ -6,6 +6,8 @@
 //! asks here is shown an older one than somebody was before: the newest that was seen lately is remembered, asked for
 //! as the least that will do, and what comes home below it is not kept.
 
+mod together;
+
 use std::{
     convert::Infallible,
     sync::{
@@ -29,19 +31,20 @@ use metrics::{Counter, Histogram, counter, histogram};
 use shoppee_kit::{caller::Role, client, clock::Clock, fold::Fold, process::Process};
 use shoppee_proto::{
     PRODUCT_REVISION,
-    product::v1::{Product, ProductStatus, WatchRequest, WatchResponse},
+    product::v1::{CachedProduct, Product, ProductAsOf, ProductStatus, WatchRequest, WatchResponse},
 };
 use time::OffsetDateTime;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
 use crate::{
-    auth::MaybeUser,
+    auth::{Credential, MaybeUser, Nobody},
     error::Problem,
     extract::etag,
     state::State,
-    upstream::{ProductAsOf, Upstream},
+    upstream::Upstream,
 };
+use together::Together;
 
 /// The memory for answers. Bytes.
 const ROOM: u64 = 64 * 1024 * 1024;
@@ -70,7 +73,12 @@ impl Tagged {
             tracing::error!(%error, "a product does not serialise");
             Problem::internal()
         })?;
-        Ok(Self { etag: etag(product.version, &body), body: body.into() })
+        Ok(Self::of(product.version, body))
+    }
+
+    /// That version of a product, as it is shown.
+    fn of(version: i64, body: Vec<u8>) -> Self {
+        Self { etag: etag(version, &body), body: body.into() }
     }
 }
 
@@ -91,6 +99,19 @@ struct Answer {
     at: Instant,
 }
 
+impl Answer {
+    fn new(product: &Product, revision: i64) -> Result<Self, Problem> {
+        let open = product.status == i32::from(ProductStatus::Active);
+        Ok(Self { tagged: Tagged::new(product)?, revision, open, at: Instant::now() })
+    }
+
+    /// What the service has in memory, which everybody may see.
+    fn cached(found: CachedProduct) -> Self {
+        let tagged = Tagged::of(found.version, found.json);
+        Self { tagged, revision: found.revision, open: true, at: Instant::now() }
+    }
+}
+
 /// Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Catalogue(Arc<Parts>);
@@ -98,6 +119,7 @@ pub struct Catalogue(Arc<Parts>);
 #[derive(Debug)]
 struct Parts {
     upstream: Upstream,
+    together: Together,
     clock: Clock,
     /// `None` where it was set to keep nothing.
     answers: Option<moka::future::Cache<i64, Arc<Answer>>>,
@@ -155,6 +177,7 @@ impl Catalogue {
                 .build()
         });
         let catalogue = Self(Arc::new(Parts {
+            together: Together::new(upstream.clone(), process.tasks.clone()),
             upstream,
             clock: process.clock.clone(),
             answers,
@@ -193,15 +216,14 @@ impl Catalogue {
             watched.ages.record(answer.at.elapsed().as_secs_f64());
             return Ok(answer.tagged.clone());
         }
-        if user.0.as_ref().is_some_and(|caller| caller.claims.role != Role::User) {
-            // Who may see more asks for itself.
+        if sees_more(user) {
             watched.bypasses.increment(1);
             return Ok(self.ask(user, id).await?.tagged);
         }
         watched.misses.increment(1);
         let era = self.0.era.load(Ordering::Acquire);
         // One asks, the others wait for what it gets.
-        let asked = answers.try_get_with(id, async { self.ask(&MaybeUser(None), id).await.map(Arc::new) });
+        let asked = answers.try_get_with(id, async { self.ask(user, id).await.map(Arc::new) });
         let answer = asked.await.map_err(|problem| (*problem).clone())?;
         let current = era == self.0.era.load(Ordering::Acquire) && answer.revision >= self.seen(id);
         if current && answer.open {
@@ -212,18 +234,26 @@ impl Catalogue {
     }
 
     async fn ask(&self, user: &MaybeUser, id: i64) -> Result<Answer, Problem> {
+        let answer = if sees_more(user) {
+            self.ask_alone(user, id).await?
+        } else if let Some(answer) = self.0.together.look_up(id, self.seen(id)).await {
+            answer
+        } else {
+            self.ask_alone(&Nobody, id).await?
+        };
+        self.see(id, answer.revision);
+        Ok(answer)
+    }
+
+    async fn ask_alone(&self, user: &impl Credential, id: i64) -> Result<Answer, Problem> {
         let asked = ProductAsOf { id, revision: self.seen(id) };
-        let response = self.0.upstream.call_in_full(user, asked).await?;
-        let (metadata, product, _) = response.into_parts();
-        let revision = revision(&metadata);
-        self.see(id, revision);
-        let open = product.status == i32::from(ProductStatus::Active);
-        Ok(Answer { tagged: Tagged::new(&product)?, revision, open, at: Instant::now() })
+        let (metadata, product, _) = self.0.upstream.call_in_full(user, asked).await?.into_parts();
+        Answer::new(&product, told_revision(&metadata))
     }
 
     /// Takes notice of a change that went through here: whoever asks next is shown it.
     pub async fn wrote(&self, id: i64, metadata: &MetadataMap) {
-        self.outdate(id, revision(metadata)).await;
+        self.outdate(id, told_revision(metadata)).await;
     }
 
     /// The same of an order, which has moved stocks; of many moves of one stock the service tells soon enough.
@@ -306,12 +336,17 @@ impl Catalogue {
     }
 }
 
+/// Whether `user` is shown what others are not, and so asks for itself.
+fn sees_more(user: &MaybeUser) -> bool {
+    user.0.as_ref().is_some_and(|caller| caller.claims.role != Role::User)
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Of an answer that says none: the oldest.
-fn revision(metadata: &MetadataMap) -> i64 {
+fn told_revision(metadata: &MetadataMap) -> i64 {
     let told = metadata.get(PRODUCT_REVISION).and_then(|value| value.to_str().ok());
     told.and_then(|told| told.parse().ok()).unwrap_or_default()
 }

@@ -21,13 +21,14 @@ use shoppee_proto::{
     product::v1::{
         AdjustStockRequest, ArchiveProductRequest, BatchUpdateProductsRequest, BatchUpdateProductsResponse,
         Category, CreateCategoryRequest, CreateProductRequest, DeleteCategoryRequest, GetProductRequest,
-        ListCategoriesRequest, ListCategoriesResponse, ListProductsRequest, ListProductsResponse, Product,
-        SearchProductsRequest, UpdateCategoryRequest, UpdateProductRequest,
+        ListCategoriesRequest, ListCategoriesResponse, ListProductsRequest, ListProductsResponse,
+        LookupRequest, LookupResponse, Product, ProductAsOf, SearchProductsRequest, UpdateCategoryRequest,
+        UpdateProductRequest,
     },
 };
 use tonic::{Request, Response, Status, transport::Channel};
 
-use super::{Upstream, auth, order, product};
+use super::{Upstream, auth, order, product, product_cache};
 
 /// What kinds of calls there are.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +39,8 @@ pub struct Class {
     pub changes: bool,
 }
 
+/// What is in memory is told at once, or asked for by a call of the next kind: together that is within 2.5 s.
+const AT_ONCE: Class = Class { deadline: Duration::from_millis(200), changes: false };
 const READ: Class = Class { deadline: Duration::from_secs(2), changes: false };
 const WRITE: Class = Class { deadline: Duration::from_secs(2), changes: true };
 /// A password is hashed, and waits up to 1.5 s for its turn before.
@@ -65,14 +68,6 @@ pub trait Call: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Response<Self::Answer>, Status>> + Send;
 }
 
-/// A product, in no older state than one that was seen.
-#[derive(Clone, Copy, Debug)]
-pub struct ProductAsOf {
-    pub id: i64,
-    /// The least that is good enough; 0 for any.
-    pub revision: i64,
-}
-
 impl Call for ProductAsOf {
     type Answer = Product;
     const CLASS: Class = READ;
@@ -91,6 +86,23 @@ impl Call for ProductAsOf {
             metadata.insert(PRODUCT_REVISION, revision.into());
         }
         product(over).get_product(Request::from_parts(metadata, extensions, GetProductRequest { id })).await
+    }
+}
+
+impl Call for LookupRequest {
+    type Answer = LookupResponse;
+    const CLASS: Class = AT_ONCE;
+
+    fn repeatable(&self) -> bool {
+        false
+    }
+
+    fn pool(of: &Upstream) -> &Pool {
+        &of.0.product
+    }
+
+    async fn send(over: Channel, request: Request<Self>) -> Result<Response<LookupResponse>, Status> {
+        product_cache(over).lookup(request).await
     }
 }
 

@@ -17,14 +17,17 @@ use shoppee_kit::{
 use shoppee_proto::{
     auth::v1::auth_service_client::AuthServiceClient,
     order::v1::order_service_client::OrderServiceClient,
-    product::v1::{change_feed_client::ChangeFeedClient, product_service_client::ProductServiceClient},
+    product::v1::{
+        change_feed_client::ChangeFeedClient, product_cache_client::ProductCacheClient,
+        product_service_client::ProductServiceClient,
+    },
 };
 use tokio::time::{Instant, timeout_at};
 use tonic::{Response, Status, transport::Channel};
 
 use crate::{Settings, auth::Credential, error::Problem};
 
-pub use calls::{Call, ProductAsOf};
+pub use calls::Call;
 
 /// The largest answer: 100 products with 10 000 characters of description and 16 KiB of attributes each.
 const LARGEST_ANSWER: usize = 16 * 1024 * 1024;
@@ -125,6 +128,10 @@ fn auth(over: Channel) -> AuthServiceClient<Channel> {
 
 fn product(over: Channel) -> ProductServiceClient<Channel> {
     ProductServiceClient::new(over).max_decoding_message_size(LARGEST_ANSWER)
+}
+
+fn product_cache(over: Channel) -> ProductCacheClient<Channel> {
+    ProductCacheClient::new(over).max_decoding_message_size(LARGEST_ANSWER)
 }
 
 fn order(over: Channel) -> OrderServiceClient<Channel> {

@@ -10,7 +10,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use crate::shop::{Person, Shop, send};
 
 /// A socket that accepts, and says nothing.
-async fn silence() -> (std::net::SocketAddr, JoinHandle<()>) {
+pub async fn silence() -> (std::net::SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let addr = listener.local_addr().expect("an address");
     let task = tokio::spawn(async move {
@@ -25,7 +25,7 @@ async fn silence() -> (std::net::SocketAddr, JoinHandle<()>) {
 /// How long an answer may take where a part is away.
 const PROMISED: Duration = Duration::from_millis(2500);
 
-async fn refused(person: &Person, path: &str) {
+pub async fn refused(person: &Person, path: &str) {
     let started = Instant::now();
     let answer = person.get(path).await;
     assert!(started.elapsed() < PROMISED, "{path} took {:?}", started.elapsed());

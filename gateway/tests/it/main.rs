@@ -15,3 +15,4 @@ mod realtime_stage;
 mod routes;
 mod shop;
 mod start;
+mod together;

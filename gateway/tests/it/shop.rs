@@ -190,6 +190,14 @@ impl Shop {
         self.order = start_order(self.order.addr, &self.database, &redis_url, &self.urls).await;
     }
 
+    /// The same of the product service.
+    pub async fn without_products(&mut self, meanwhile: impl AsyncFnOnce(&Self)) {
+        self.product.stop().await;
+        meanwhile(self).await;
+        let redis_url = format!("redis://127.0.0.1:{}", self.redis.port());
+        self.product = start_product(self.product.addr, &self.database, &redis_url, &self.urls).await;
+    }
+
     /// Starts another gateway, to which the auth service is so far away, and does not wait until it is ready.
     pub async fn gateway_far_from_auth(&mut self, delay: Duration) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
@@ -203,10 +211,20 @@ impl Shop {
                 });
             }
         });
+        self.another_gateway(&[("--auth-url", &format!("http://{near}"))]).await;
+    }
+
+    /// Starts another gateway, with these flags beside those that it needs.
+    pub async fn another_gateway(&mut self, flags: &[(&str, &str)]) {
         let redis_url = format!("redis://127.0.0.1:{}", self.redis.port());
-        let [_, product, order] = self.urls.clone();
-        let urls = [format!("http://{near}"), product, order];
-        self.gateways.push(start_gateway(free_addr(), &redis_url, &urls, &[]).await);
+        let flags: Vec<String> =
+            flags.iter().flat_map(|(flag, value)| [*flag, *value]).map(str::to_owned).collect();
+        self.gateways.push(start_gateway(free_addr(), &redis_url, &self.urls, &flags).await);
+    }
+
+    /// Where the product service answers.
+    pub fn product_service(&self) -> SocketAddr {
+        self.product.addr
     }
 
     /// Starts another product service, and another gateway that asks that one.

@@ -1,0 +1,163 @@
+//! Requests for products that come at the same moment go on together: each is answered as if it had come alone.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, copy},
+    net::{TcpListener, TcpStream},
+};
+
+use crate::{
+    faults::{refused, silence},
+    shop::{Person, Shop, text},
+};
+
+const PRODUCTS: usize = 30;
+/// Of each.
+const REQUESTS: usize = 20;
+
+/// A shop whose gateway keeps nothing, and what it sells.
+async fn shop() -> (Shop, Person, Vec<Value>) {
+    let shop = Shop::plan().with("--cache-l1-ttl", "0s").alone().open().await;
+    let admin = shop.admin().await;
+    let products = join_all((0..PRODUCTS).map(|_| shop.product(&admin, 100, 10))).await;
+    (shop, admin, products)
+}
+
+fn path(product: &Value) -> String {
+    format!("/products/{}", product["id"])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_gets_what_it_asked_for() {
+    let (shop, admin, products) = shop().await;
+    let (ann, guest) = (shop.customer("ann").await, shop.guest());
+    let (gone, unknown) = (path(&products[0]), "/products/999999999");
+    admin.delete(&gone).await.expect(204);
+
+    let shown = products[1..].iter().flat_map(|product| std::iter::repeat_n(product, REQUESTS));
+    let all_shown = join_all(shown.enumerate().map(async |(turn, product)| {
+        let answer = [&ann, &guest][turn % 2].get(&path(product)).await.expect(200);
+        assert_eq!(answer.body["sku"], product["sku"]);
+        assert!(!answer.header("etag").is_empty());
+    }));
+    let none_shown = join_all((0..REQUESTS).map(async |_| {
+        guest.get(&gone).await.problem(404, "not_found");
+        ann.get(unknown).await.problem(404, "not_found");
+        assert_eq!(text(&admin.get(&gone).await.expect(200).body["status"]), "archived");
+    }));
+    tokio::join!(all_shown, none_shown);
+}
+
+/// A way to a service on which the calls are counted.
+async fn counted(service: SocketAddr) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let (addr, calls) = (listener.local_addr().expect("an address"), Arc::new(AtomicUsize::new(0)));
+    let counter = calls.clone();
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let (far, calls) = (TcpStream::connect(service).await.expect("is there"), counter.clone());
+            let (from, mut back) = near.into_split();
+            let (mut answers, to) = far.into_split();
+            tokio::spawn(async move { copy(&mut answers, &mut back).await });
+            tokio::spawn(count(from, to, calls));
+        }
+    });
+    (addr, calls)
+}
+
+/// Hands frames on (RFC 9113, section 4.1); each call begins with one of type HEADERS.
+async fn count(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl tokio::io::AsyncWrite + Unpin,
+    calls: Arc<AtomicUsize>,
+) -> std::io::Result<()> {
+    let mut preface = [0; 24];
+    from.read_exact(&mut preface).await?;
+    to.write_all(&preface).await?;
+    loop {
+        let mut head = [0; 9];
+        from.read_exact(&mut head).await?;
+        let [a, b, c, kind, ..] = head;
+        let mut payload = vec![0; usize::try_from(u32::from_be_bytes([0, a, b, c])).expect("24 bits")];
+        from.read_exact(&mut payload).await?;
+        calls.fetch_add(usize::from(kind == 1), Ordering::Relaxed);
+        to.write_all(&[&head, &*payload].concat()).await?;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_requests_are_few_calls() {
+    let (mut shop, _, products) = shop().await;
+    let (addr, calls) = counted(shop.product_service()).await;
+    shop.another_gateway(&[("--product-url", &format!("http://{addr}")), ("--cache-l1-ttl", "0s")]).await;
+    let guest = shop.guest().through(&shop, shop.gateways.len() - 1);
+    shoppee_kit::testing::eventually("it serves", || async { guest.get("//readyz").await.status == 200 })
+        .await;
+    // The service's memory is believed some moments after the start, and a first crowd waits for connections.
+    shoppee_kit::testing::eventually("they are few", || async {
+        let before = calls.load(Ordering::Relaxed);
+        let requests = products.iter().flat_map(|product| std::iter::repeat_n(product, REQUESTS));
+        join_all(requests.map(async |product| guest.get(&path(product)).await.expect(200))).await;
+        calls.load(Ordering::Relaxed) - before < PRODUCTS * REQUESTS / 2
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_changed_is_seen_in_the_midst_of_many() {
+    let (shop, admin, products) = shop().await;
+    let guest = shop.guest();
+    let crowd = join_all((0..200).map(async |turn| {
+        for step in 0..20 {
+            guest.get(&path(&products[(turn + step) % PRODUCTS])).await.expect(200);
+        }
+    }));
+    let changes = async {
+        for price in 1..100 {
+            let product = &products[price % PRODUCTS];
+            admin.patch(&path(product), &serde_json::json!({"price": price})).await.expect(200);
+            assert_eq!(guest.get(&path(product)).await.expect(200).body["price"], price);
+        }
+    };
+    tokio::join!(crowd, changes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_service_is_away_nobody_is_kept_waiting() {
+    let (mut shop, _, products) = shop().await;
+    let guest = shop.guest();
+    shop.without_products(async |_| {
+        let answers = join_all((0..200).map(async |turn| {
+            let began = Instant::now();
+            let answer = guest.get(&path(&products[turn % PRODUCTS])).await;
+            assert!(began.elapsed() < Duration::from_millis(2500), "{:?}", began.elapsed());
+            answer.problem(503, "unavailable");
+        }));
+        answers.await;
+    })
+    .await;
+    shoppee_kit::testing::eventually("it goes on", || async {
+        guest.get(&path(&products[0])).await.status == 200
+    })
+    .await;
+    join_all((0..200).map(async |turn| guest.get(&path(&products[turn % PRODUCTS])).await.expect(200))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_service_says_nothing_nobody_is_kept_waiting_either() {
+    let (silent, _task) = silence().await;
+    let plan = Shop::plan().with("--product-url", &format!("http://{silent}")).with("--cache-l1-ttl", "0s");
+    let shop = plan.alone().open_unready().await;
+    let guest = shop.guest();
+    join_all((1..120).map(async |id| refused(&guest, &format!("/products/{id}")).await)).await;
+}
