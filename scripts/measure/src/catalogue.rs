@@ -20,6 +20,8 @@ use crate::{
 
 /// Looks at each server, in turns.
 const ROUNDS: usize = 3;
+/// Products that are asked for where the gateway keeps none: it asks once for what many want at the same moment.
+const DIFFERENT: u32 = 1000;
 /// Rows of a batch.
 const ROWS: i64 = 10_000;
 /// Batches, and bare statements, in turns.
@@ -42,6 +44,9 @@ pub struct Options {
     /// The run.json of a small one
     #[arg(long)]
     small: PathBuf,
+    /// Envoy's binary
+    #[arg(long)]
+    envoy: PathBuf,
     /// How long each look lasts
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=60))]
     seconds: u64,
@@ -60,35 +65,39 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (large, small) = (Running::read(&options.run)?, Running::read(&options.small)?);
     tokio::time::sleep(AT_REST).await;
     let memory = memory(&small)?;
-    let mut rows = detail(&options, &large).await?;
-    let hits = hits(&large).await?;
-    rows.push(batch(&large).await?);
+    let (mut rows, mut hit) = detail(&options, &large).await?;
+    let service = metrics(&large.services.product.metrics).await?;
+    hit.push(hits("product service, memory", "memory", &service));
+    hit.push(hits("product service, redis", "redis", &service));
     rows.extend(growth(&large, &small).await?);
+    // Last: PostgreSQL is busy for some time with what it leaves behind.
+    rows.push(batch(&large).await?);
     let cells = rows.into_iter().map(|row| {
         vec![row.what.to_owned(), row.ours, row.limit, format!("{:.2}", row.ratio), row.goal.to_owned()]
     });
     table::print(&["", "ours", "limit", "ratio", "goal"], &cells.collect::<Vec<_>>());
     table::say("");
-    table::print(&["asked of the caches", "hit", "miss", "else"], &hits);
+    table::print(&["asked of the caches", "hit", "miss", "else"], &hit);
     table::say("");
     table::print(&["memory at rest", "MiB"], &memory);
     Ok(())
 }
 
-/// A product that everybody looks at: from the gateway's memory, and from the service's.
-async fn detail(options: &Options, running: &Running) -> anyhow::Result<Vec<Row>> {
+/// Products that everybody looks at: from the gateway's memory, and from the service's. Also what the former had.
+async fn detail(options: &Options, running: &Running) -> anyhow::Result<(Vec<Row>, Vec<Vec<String>>)> {
     let route = "/api/v1/products/1";
     let gateway = Gateway { binary: &options.gateway, limits: FAR_LIMITS, log: "info", settings: &[] };
     let hot = gateway.start(running, "hot", route, None).await?;
     let forgetful = Gateway { settings: &[("CACHE_L1_TTL", "0s")], ..gateway };
-    let through = forgetful.start(running, "through", route, None).await?;
+    let through = forgetful.start(running, "through", route, None).await?.in_turn(DIFFERENT);
     let bare = Started::bare(&hot.target.url).await?;
     let service = &running.services.product.grpc;
     let (_bare_service, bare_service) = system::bare_service(service, 1)?;
     let hop = Started::bare_hop("a bare axum → tonic hop", &bare_service).await?;
     let to_ours = Started::bare_hop("a bare hop to the service", service).await?;
-    let servers = [&bare, &hot, &hop, &to_ours, &through];
-    let mut seen: [Vec<Seen>; 5] = Default::default();
+    let envoy = Started::envoy(&options.envoy, service, route).await?.in_turn(DIFFERENT);
+    let servers = [&bare, &hot, &hop, &to_ours, &through, &envoy];
+    let mut seen: [Vec<Seen>; 6] = Default::default();
     for _ in 0..ROUNDS {
         for (server, seen) in servers.iter().zip(&mut seen) {
             seen.push(load::look(&server.target, Duration::from_secs(options.seconds)).await?);
@@ -99,6 +108,8 @@ async fn detail(options: &Options, running: &Running) -> anyhow::Result<Vec<Row>
         .map(|seen| load::median(seen).map(|seen| seen.rate))
         .collect::<Option<_>>()
         .context("no looks")?;
+    let gateway = hot.target.url.strip_suffix(route).unwrap_or_default();
+    let hit = hits("gateway, memory", "gateway", &metrics(gateway).await?);
     let row = |what, limit: f64, ours: f64, goal| Row {
         what,
         ours: format!("{ours:.0}/s"),
@@ -106,11 +117,13 @@ async fn detail(options: &Options, running: &Running) -> anyhow::Result<Vec<Row>
         ratio: ours / limit,
         goal,
     };
-    Ok(vec![
+    let rows = vec![
         row("product, hot: a bare axum handler", rates[0], rates[1], "≥ 0.6"),
         row("product, the service in a bare axum → tonic hop", rates[2], rates[3], "≥ 0.85"),
         row("product, the gateway and the service: the bare hop", rates[2], rates[4], "≥ 0.85"),
-    ])
+        row("product, the gateway and the service: Envoy and the service", rates[5], rates[4], "≥ 2"),
+    ];
+    Ok((rows, vec![hit]))
 }
 
 /// Ten thousand prices: by the API, and by one statement.
@@ -225,29 +238,33 @@ fn p99(mut values: Vec<f64>) -> f64 {
     values.get(values.len() * 99 / 100).copied().unwrap_or_default()
 }
 
-/// What the service's levels answered so far; the gateways that were measured have taken theirs with them.
-async fn hits(running: &Running) -> anyhow::Result<Vec<Vec<String>>> {
-    let text = reqwest::get(format!("{}/metrics", running.services.product.metrics)).await?.text().await?;
-    let of = |level: &str, wanted: &dyn Fn(&str) -> bool| -> f64 {
-        let counted = text.lines().filter_map(|line| {
-            let (labels, value) = line.strip_prefix("cache_requests_total{")?.split_once("} ")?;
-            let result = labels.split("result=\"").nth(1)?.split('"').next()?;
-            let counts = labels.contains(&format!("level=\"{level}\"")) && wanted(result);
-            value.parse::<f64>().ok().filter(|_| counts)
-        });
-        counted.sum()
-    };
-    let row = |level: &str| {
-        let (hit, miss) = (of(level, &|result| result == "hit"), of(level, &|result| result == "miss"));
-        let other = of(level, &|result| result != "hit" && result != "miss");
-        vec![
-            format!("product service, {level}"),
-            format!("{hit:.0}"),
-            format!("{miss:.0}"),
-            format!("{other:.0}"),
-        ]
-    };
-    Ok(vec![row("memory"), row("redis")])
+/// What is told of a process at `/metrics` below `url`.
+async fn metrics(url: &str) -> anyhow::Result<String> {
+    Ok(reqwest::get(format!("{url}/metrics")).await?.error_for_status()?.text().await?)
+}
+
+/// What a level has answered so far: `who`, how often it had what was asked for, had it not, and was not believed or
+/// failed.
+fn hits(who: &str, level: &str, metrics: &str) -> Vec<String> {
+    let mut counted = [0.0; 3];
+    for line in metrics.lines() {
+        let Some((labels, value)) =
+            line.strip_prefix("cache_requests_total{").and_then(|line| line.split_once("} "))
+        else {
+            continue;
+        };
+        if labels.contains(&format!("level=\"{level}\"")) {
+            let kind = if labels.contains("result=\"hit\"") {
+                0
+            } else if labels.contains("result=\"miss\"") {
+                1
+            } else {
+                2
+            };
+            counted[kind] += value.parse::<f64>().unwrap_or_default();
+        }
+    }
+    std::iter::once(who.to_owned()).chain(counted.map(|number| format!("{number:.0}"))).collect()
 }
 
 /// What each process holds of the machine's memory.

@@ -3,6 +3,7 @@
 mod bare;
 mod catalogue;
 mod edge;
+mod envoy;
 mod hop;
 mod load;
 mod system;

@@ -10,12 +10,16 @@ const CONNECTIONS: u32 = 32;
 /// Of `/proc/<pid>/stat`: what the kernel counts times in, on every Linux that Rust runs on. Hertz.
 const TICKS: f64 = 100.0;
 
+const IN_TURN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/in_turn.lua");
+
 /// A server under load.
 #[derive(Clone, Debug)]
 pub struct Target {
     pub url: String,
     pub pid: u32,
     pub header: Option<String>,
+    /// Where the URL ends with a slash: from 1 up to this, the numbers that are asked for behind it, in turn.
+    pub numbers: Option<u32>,
 }
 
 /// What one look saw.
@@ -38,7 +42,12 @@ pub async fn look(target: &Target, time: Duration) -> anyhow::Result<Seen> {
     if let Some(header) = &target.header {
         wrk.args(["--header", header]);
     }
-    let output = wrk.arg(&target.url).output().await.context("wrk")?;
+    if let Some(numbers) = target.numbers {
+        wrk.args(["--script", IN_TURN, &target.url, "--", &numbers.to_string()]);
+    } else {
+        wrk.arg(&target.url);
+    }
+    let output = wrk.output().await.context("wrk")?;
     let spent = processor_seconds(target.pid)? - before;
     let text = String::from_utf8_lossy(&output.stdout);
     anyhow::ensure!(!text.contains("Non-2xx"), "not all was answered with 2xx:\n{text}");

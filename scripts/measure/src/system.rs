@@ -14,7 +14,7 @@ use shoppee_kit::client;
 use shoppee_proto::auth::v1::{LoginRequest, auth_service_client::AuthServiceClient};
 use tokio::process::{Child, Command};
 
-use crate::load::Target;
+use crate::{envoy, load::Target};
 
 /// Never reached: what is measured is the counting.
 pub const FAR_LIMITS: &str = "user=1000000/1s,anonymous=1000000/1s";
@@ -147,6 +147,26 @@ impl Started {
         Self::wait(name, format!("http://{addr}/"), process, None).await
     }
 
+    /// Envoy before the product service, asked for `route`.
+    pub async fn envoy(binary: &Path, service: &str, route: &str) -> anyhow::Result<Self> {
+        let addr = free_addr()?;
+        let file = std::env::temp_dir().join(format!("shoppee-bench-{}.descriptors", std::process::id()));
+        let process =
+            envoy::command(binary, addr, service, &file)?.kill_on_drop(true).spawn().context("Envoy")?;
+        let started = Self::wait("Envoy", format!("http://{addr}{route}"), process, None).await;
+        fs::remove_file(file)?;
+        started
+    }
+
+    /// Where it answers with a thing by its number: lets the load ask for those up to `numbers`, in turn.
+    pub fn in_turn(mut self, numbers: u32) -> Self {
+        if let Some((things, _)) = self.target.url.rsplit_once('/') {
+            self.target.url = format!("{things}/");
+        }
+        self.target.numbers = Some(numbers);
+        self
+    }
+
     async fn wait(
         name: &'static str,
         url: String,
@@ -159,7 +179,7 @@ impl Started {
             anyhow::ensure!(Instant::now() < give_up, "{name} does not answer on {url}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Ok(Self { name, target: Target { url, pid, header }, _process: process })
+        Ok(Self { name, target: Target { url, pid, header, numbers: None }, _process: process })
     }
 }
 
