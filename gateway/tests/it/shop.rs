@@ -222,9 +222,9 @@ impl Shop {
         self.gateways.push(start_gateway(free_addr(), &redis_url, &self.urls, &flags).await);
     }
 
-    /// Where the product service answers.
-    pub fn product_service(&self) -> SocketAddr {
-        self.product.addr
+    /// Where the product services answer.
+    pub fn product_services(&self) -> Vec<SocketAddr> {
+        std::iter::once(&self.product).chain(&self.more).map(|service| service.addr).collect()
     }
 
     /// Starts another product service, and another gateway that asks that one.
