@@ -58,14 +58,7 @@ pub async fn insert(conn: &mut PgConnection, category: &NewCategory) -> sqlx::Re
 pub async fn update(conn: &mut PgConnection, category: &Category, now: OffsetDateTime) -> sqlx::Result<()> {
     // Its products are shown differently. In statements of their own: the change log asks for it.
     sqlx::query!("update product.tree set revision = revision + 1").execute(&mut *conn).await?;
-    sqlx::query!(
-        "insert into product.change (product_id, at)
-         select id, $2 from product.product where category_id = $1",
-        category.id,
-        now,
-    )
-    .execute(&mut *conn)
-    .await?;
+    // Waits for those who are putting products into it, which are then among those that are noted.
     sqlx::query!(
         "update product.category
          set slug = $2, name = $3, parent_id = $4, renamed = renamed or name <> $3
@@ -74,6 +67,14 @@ pub async fn update(conn: &mut PgConnection, category: &Category, now: OffsetDat
         category.slug,
         category.name,
         category.parent_id,
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query!(
+        "insert into product.change (product_id, at)
+         select id, $2 from product.product where category_id = $1",
+        category.id,
+        now,
     )
     .execute(conn)
     .await?;
