@@ -35,13 +35,14 @@ const BODIES: [&str; 16] = [
     "shoppee.order.v1.ShipOrderRequest",
 ];
 
-/// Fields of bodies that come from elsewhere: the path, a header.
-const NOT_IN_BODY: [&str; 10] = [
+/// Fields of bodies that come from elsewhere, the path or a header, or go no further than the gateway.
+const NOT_IN_BODY: [&str; 11] = [
     "shoppee.auth.v1.LoginRequest.user_agent",
     "shoppee.auth.v1.UpdateUserRequest.id",
     "shoppee.product.v1.AdjustStockRequest.id",
     "shoppee.product.v1.UpdateProductRequest.update_mask",
     "shoppee.product.v1.UpdateCategoryRequest.update_mask",
+    "shoppee.product.v1.ProductChangeResult.revision",
     "shoppee.order.v1.SetCartItemRequest.product_id",
     "shoppee.order.v1.PayOrderRequest.id",
     "shoppee.order.v1.PayOrderRequest.idempotency_key",

@@ -33,6 +33,13 @@ pub struct Admin(pub Caller);
 #[derive(Clone, Debug)]
 pub struct MaybeUser(pub Option<Caller>);
 
+impl MaybeUser {
+    /// Whether they are shown what others are not.
+    pub fn sees_more(&self) -> bool {
+        self.0.as_ref().is_some_and(|caller| caller.claims.role != Role::User)
+    }
+}
+
 /// For calls that carry their own credentials, or need none.
 #[derive(Clone, Copy, Debug)]
 pub struct Nobody;

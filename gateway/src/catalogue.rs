@@ -2,17 +2,18 @@
 //! they are true.
 //!
 //! They are true while the product service, which reads the log of changes several times a second, tells of them
-//! ([`ChangeFeedClient`]); where it says nothing, every request goes to it. An answer has a revision, and nobody who
-//! asks here is shown an older one than somebody was before: the newest that was seen lately is remembered, asked for
-//! as the least that will do, and what comes home below it is not kept.
+//! ([`Belief`]); where it says nothing, every request goes to it. An answer has a revision, and nobody who asks here is
+//! shown an older one than somebody was before: the newest that was seen lately is remembered, asked for as the least
+//! that will do, and what comes home below it is not kept.
 
+mod belief;
 mod together;
 
 use std::{
     convert::Infallible,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -28,14 +29,19 @@ use http::{
     request::Parts as Request,
 };
 use metrics::{Counter, Histogram, counter, histogram};
-use shoppee_kit::{caller::Role, client, clock::Clock, fold::Fold, process::Process};
+use shoppee_kit::{client, clock::Clock, fold::Fold, process::Process};
 use shoppee_proto::{
     PRODUCT_REVISION,
-    product::v1::{CachedProduct, Product, ProductAsOf, ProductStatus, WatchRequest, WatchResponse},
+    product::v1::{
+        CachedProduct, Product, ProductAsOf, ProductChangeResult, ProductStatus, WatchRequest, WatchResponse,
+    },
 };
 use time::OffsetDateTime;
-use tokio::time::Instant;
-use tonic::metadata::MetadataMap;
+use tokio::{
+    task::coop::consume_budget,
+    time::{Instant, timeout},
+};
+use tonic::{Response as Told, Status, metadata::MetadataMap};
 
 use crate::{
     auth::{Credential, MaybeUser, Nobody},
@@ -44,14 +50,13 @@ use crate::{
     state::State,
     upstream::Upstream,
 };
+use belief::Belief;
 use together::Together;
 
 /// The memory for answers. Bytes.
 const ROOM: u64 = 64 * 1024 * 1024;
 /// What an answer takes beside its body. Bytes.
 const OVERHEAD: usize = 512;
-/// Answers are believed for so long after the service was heard: a change must show within a second.
-const TRUST: Duration = Duration::from_millis(600);
 /// A service that says nothing for so long is left for another.
 const SILENCE: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_millis(200);
@@ -59,6 +64,11 @@ const REST: Duration = Duration::from_millis(200);
 /// than a replica of the service may lag behind another.
 const SEEN: Duration = Duration::from_secs(10);
 const MOST_SEEN: u64 = 100_000;
+/// The revision of an answer that says none: older than all.
+const UNKNOWN: i64 = 0;
+/// Whoever waits for what another has asked for, and asks once more, does both within this; in 2.5 s a client hears that
+/// a part of the shop is away.
+const PATIENCE: Duration = Duration::from_millis(2400);
 
 /// A product as JSON, with its entity tag.
 #[derive(Clone, Debug)]
@@ -112,6 +122,18 @@ impl Answer {
     }
 }
 
+/// An answer in memory.
+#[derive(Debug)]
+struct Kept {
+    answer: Answer,
+    /// In which it was asked for.
+    era: u64,
+    /// Nothing newer was seen until it was here for all to find; since then whoever sees that drops it.
+    sound: AtomicBool,
+}
+
+type Answers = moka::future::Cache<i64, Arc<Kept>>;
+
 /// Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Catalogue(Arc<Parts>);
@@ -122,14 +144,12 @@ struct Parts {
     together: Together,
     clock: Clock,
     /// `None` where it was set to keep nothing.
-    answers: Option<moka::future::Cache<i64, Arc<Answer>>>,
+    answers: Option<Answers>,
     /// The newest revisions that were seen.
     seen: moka::sync::Cache<i64, Revision>,
     /// Grows each time that everything is forgotten.
     era: AtomicU64,
-    start: Instant,
-    /// Milliseconds since the start.
-    believed_until: AtomicU64,
+    belief: Belief,
     fold: Fold,
     watched: Watched,
 }
@@ -169,10 +189,10 @@ impl Catalogue {
     /// Starts to listen to the service. Keeps answers for `lifetime` at most; nothing where that is zero.
     pub fn start(upstream: Upstream, lifetime: Duration, process: &Process) -> Self {
         let answers = (!lifetime.is_zero()).then(|| {
-            let size = |answer: &Arc<Answer>| u32::try_from(OVERHEAD + answer.tagged.body.len());
+            let size = |kept: &Arc<Kept>| u32::try_from(OVERHEAD + kept.answer.tagged.body.len());
             moka::future::Cache::builder()
                 .max_capacity(ROOM)
-                .weigher(move |_, answer| size(answer).unwrap_or(u32::MAX))
+                .weigher(move |_, kept| size(kept).unwrap_or(u32::MAX))
                 .time_to_live(lifetime)
                 .build()
         });
@@ -183,8 +203,7 @@ impl Catalogue {
             answers,
             seen: moka::sync::Cache::builder().max_capacity(MOST_SEEN).time_to_live(2 * SEEN).build(),
             era: AtomicU64::new(0),
-            start: Instant::now(),
-            believed_until: AtomicU64::new(0),
+            belief: Belief::none(Instant::now()),
             fold: Fold::default(),
             watched: Watched::new(),
         }));
@@ -211,49 +230,88 @@ impl Catalogue {
             watched.bypasses.increment(1);
             return Ok(self.ask(user, id).await?.tagged);
         };
-        if let Some(answer) = answers.get(&id).await {
+        if let Some(kept) = answers.get(&id).await
+            && self.is_sound(id, &kept)
+        {
             watched.hits.increment(1);
-            watched.ages.record(answer.at.elapsed().as_secs_f64());
-            return Ok(answer.tagged.clone());
+            watched.ages.record(kept.answer.at.elapsed().as_secs_f64());
+            return Ok(kept.answer.tagged.clone());
         }
-        if sees_more(user) {
+        if user.sees_more() {
             watched.bypasses.increment(1);
             return Ok(self.ask(user, id).await?.tagged);
         }
         watched.misses.increment(1);
-        let era = self.0.era.load(Ordering::Acquire);
-        // One asks, the others wait for what it gets.
-        let asked = answers.try_get_with(id, async { self.ask(user, id).await.map(Arc::new) });
-        let answer = asked.await.map_err(|problem| (*problem).clone())?;
-        let current = era == self.0.era.load(Ordering::Acquire) && answer.revision >= self.seen(id);
-        if current && answer.open {
-            return Ok(answer.tagged.clone());
+        let shared = timeout(PATIENCE, self.ask_with_others(answers, id));
+        shared.await.unwrap_or_else(|_| Err(Problem::unavailable()))
+    }
+
+    /// One asks, the others wait for what it gets, and all who come later are told it too.
+    async fn ask_with_others(&self, answers: &Answers, id: i64) -> Result<Tagged, Problem> {
+        let ask = async {
+            let era = self.0.era.load(Ordering::Acquire);
+            let answer = self.ask_openly(id).await?;
+            Ok(Arc::new(Kept { answer, era, sound: AtomicBool::new(false) }))
+        };
+        let kept = answers.try_get_with(id, ask).await.map_err(|problem: Arc<Problem>| (*problem).clone())?;
+        if self.is_sound(id, &kept) {
+            return Ok(kept.answer.tagged.clone());
         }
         answers.invalidate(&id).await;
-        Ok(self.ask(user, id).await?.tagged)
+        Ok(self.ask_openly(id).await?.tagged)
+    }
+
+    /// Whether everybody may be shown what is in memory.
+    fn is_sound(&self, id: i64, kept: &Kept) -> bool {
+        if kept.sound.load(Ordering::Acquire) {
+            return true;
+        }
+        let current = kept.era == self.0.era.load(Ordering::Acquire);
+        let sound = current && kept.answer.open && kept.answer.revision >= self.seen(id);
+        kept.sound.store(sound, Ordering::Release);
+        sound
     }
 
     async fn ask(&self, user: &MaybeUser, id: i64) -> Result<Answer, Problem> {
-        let answer = if sees_more(user) {
-            self.ask_alone(user, id).await?
-        } else if let Some(answer) = self.0.together.look_up(id, self.seen(id)).await {
-            answer
-        } else {
-            self.ask_alone(&Nobody, id).await?
+        if user.sees_more() { self.ask_alone(user, id).await } else { self.ask_openly(id).await }
+    }
+
+    /// As anybody may see it.
+    async fn ask_openly(&self, id: i64) -> Result<Answer, Problem> {
+        let Some(answer) = self.0.together.look_up(id, self.seen(id)).await else {
+            return self.ask_alone(&Nobody, id).await;
         };
-        self.see(id, answer.revision);
+        self.outdate(id, answer.revision).await;
         Ok(answer)
     }
 
     async fn ask_alone(&self, user: &impl Credential, id: i64) -> Result<Answer, Problem> {
+        let told = self.newest(user, id).await?;
+        Answer::new(told.get_ref(), told_revision(told.metadata()))
+    }
+
+    /// A product in no older state than was seen here.
+    pub async fn newest(&self, user: &impl Credential, id: i64) -> Result<Told<Product>, Status> {
         let asked = ProductAsOf { id, revision: self.seen(id) };
-        let (metadata, product, _) = self.0.upstream.call_in_full(user, asked).await?.into_parts();
-        Answer::new(&product, told_revision(&metadata))
+        let told = self.0.upstream.call_in_full(user, asked).await;
+        // That it is not in the shop any more is a state as well.
+        let metadata = told.as_ref().map_or_else(Status::metadata, Told::metadata);
+        self.outdate(id, told_revision(metadata)).await;
+        told
     }
 
     /// Takes notice of a change that went through here: whoever asks next is shown it.
     pub async fn wrote(&self, id: i64, metadata: &MetadataMap) {
         self.outdate(id, told_revision(metadata)).await;
+    }
+
+    /// The same of many.
+    pub async fn wrote_many(&self, results: &[ProductChangeResult]) {
+        for result in results {
+            if let Some(id) = result.id {
+                self.outdate(id, result.revision).await;
+            }
+        }
     }
 
     /// The same of an order, which has moved stocks; of many moves of one stock the service tells soon enough.
@@ -273,10 +331,17 @@ impl Catalogue {
         }
     }
 
+    /// Takes notice of a revision: nobody is shown an older one any more.
     async fn outdate(&self, id: i64, revision: i64) {
+        if revision == UNKNOWN {
+            return;
+        }
+        // Of a large batch there are thousands: others have their turn in between.
+        consume_budget().await;
         self.see(id, revision);
+        // In this order: see `is_sound`.
         if let Some(answers) = &self.0.answers
-            && answers.get(&id).await.is_some_and(|answer| answer.revision < revision)
+            && answers.get(&id).await.is_some_and(|kept| kept.answer.revision < revision)
         {
             answers.invalidate(&id).await;
         }
@@ -296,7 +361,9 @@ impl Catalogue {
 
     async fn take_in(&self, news: WatchResponse) {
         if news.everything {
+            self.0.belief.end();
             self.forget_all();
+            return;
         }
         for changed in news.changed {
             self.outdate(changed.product_id, changed.revision).await;
@@ -305,12 +372,12 @@ impl Catalogue {
                 self.0.watched.delays.record(delay.as_seconds_f64().max(0.0));
             }
         }
-        self.0.believed_until.store(self.now() + millis(TRUST), Ordering::Release);
+        self.0.belief.renew(Instant::now(), Duration::from_millis(news.age_ms));
     }
 
     /// The answers, where they may be believed.
-    fn believed(&self) -> Option<&moka::future::Cache<i64, Arc<Answer>>> {
-        self.0.answers.as_ref().filter(|_| self.now() < self.0.believed_until.load(Ordering::Acquire))
+    fn believed(&self) -> Option<&Answers> {
+        self.0.answers.as_ref().filter(|_| self.0.belief.holds(Instant::now()))
     }
 
     fn seen(&self, id: i64) -> i64 {
@@ -330,25 +397,11 @@ impl Catalogue {
         };
         self.0.seen.entry(id).and_upsert_with(newest);
     }
-
-    fn now(&self) -> u64 {
-        millis(self.0.start.elapsed())
-    }
 }
 
-/// Whether `user` is shown what others are not, and so asks for itself.
-fn sees_more(user: &MaybeUser) -> bool {
-    user.0.as_ref().is_some_and(|caller| caller.claims.role != Role::User)
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Of an answer that says none: the oldest.
 fn told_revision(metadata: &MetadataMap) -> i64 {
     let told = metadata.get(PRODUCT_REVISION).and_then(|value| value.to_str().ok());
-    told.and_then(|told| told.parse().ok()).unwrap_or_default()
+    told.and_then(|told| told.parse().ok()).unwrap_or(UNKNOWN)
 }
 
 impl FromRequestParts<State> for Catalogue {

@@ -47,6 +47,10 @@ pub use json::{Object, Timestamp};
 /// good enough: who has seen a state is not shown an older one.
 pub const PRODUCT_REVISION: &str = "product-revision";
 
+/// What a replica of the product service tells is at most so old: without a look at the log of changes for so long, its
+/// memory is not believed. Changes must show within a second, in copies of what it tells too.
+pub const PRODUCT_LAG: std::time::Duration = std::time::Duration::from_millis(600);
+
 /// The compiled contract, a `google.protobuf.FileDescriptorSet`: for server reflection, and for checks of the
 /// `google.api.http` annotations.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -170,6 +170,7 @@ fn batch() -> product::BatchUpdateProductsResponse {
         status: status.into(),
         version,
         error,
+        revision: 0,
     };
     let unknown =
         product::RowError { code: "not_found".to_owned(), message: "there is no such product".to_owned() };

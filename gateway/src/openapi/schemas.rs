@@ -9,13 +9,14 @@ use super::{
 };
 use crate::error::Code;
 
-/// Fields of requests that come from a header or from the gateway itself.
-const NOT_FROM_CLIENT: [&str; 8] = [
+/// Fields of requests that come from a header or from the gateway itself, and of answers that are for the gateway.
+const NOT_FOR_CLIENTS: [&str; 9] = [
     "LoginRequest.user_agent",
     "UpdateProductRequest.update_mask",
     "UpdateProductRequest.expected_version",
     "ArchiveProductRequest.expected_version",
     "UpdateCategoryRequest.update_mask",
+    "ProductChangeResult.revision",
     "CreateOrderRequest.idempotency_key",
     "PayOrderRequest.idempotency_key",
     "ListOrdersRequest.everyone",
@@ -80,7 +81,7 @@ pub fn reference(name: &str) -> Object {
 
 /// Whether a client sends this field, in the query or in the body.
 pub fn from_client(message: &str, field: &str) -> bool {
-    !NOT_FROM_CLIENT.contains(&format!("{}.{field}", short(message)).as_str())
+    !NOT_FOR_CLIENTS.contains(&format!("{}.{field}", short(message)).as_str())
 }
 
 /// The schemas of the document, made as they are asked for.

@@ -10,8 +10,8 @@ use shoppee_proto::{
     Object,
     product::v1::{
         AdjustStockRequest, ArchiveProductRequest, BatchUpdateProductsRequest, BatchUpdateProductsResponse,
-        CreateProductRequest, GetProductRequest, ListProductsRequest, ListProductsResponse, ProductSort,
-        ProductStatus, SearchProductsRequest, UpdateProductRequest,
+        CreateProductRequest, ListProductsRequest, ListProductsResponse, ProductSort, ProductStatus,
+        SearchProductsRequest, UpdateProductRequest,
     },
 };
 
@@ -119,11 +119,14 @@ pub async fn show(
 pub async fn create(
     admin: Admin,
     shop: Upstream,
+    products: Catalogue,
     Json(product): Json<CreateProductRequest>,
 ) -> Result<Response, Problem> {
-    let product = shop.call(&admin, product).await?;
+    let answer = shop.call_in_full(&admin, product).await?;
+    let product = answer.get_ref();
+    products.wrote(product.id, answer.metadata()).await;
     let location = format!("/api/v1/products/{}", product.id);
-    Ok((StatusCode::CREATED, [(LOCATION, location)], Tagged::new(&product)?).into_response())
+    Ok((StatusCode::CREATED, [(LOCATION, location)], Tagged::new(product)?).into_response())
 }
 
 #[derive(Debug, Deserialize)]
@@ -179,7 +182,7 @@ pub async fn update(
     version: IfMatch,
     Json(patch): Json<Patch>,
 ) -> Result<Tagged, Problem> {
-    let expected_version = expected(&admin, &shop, id, version).await?;
+    let expected_version = expected(&admin, &products, id, version).await?;
     let answer = shop.call_in_full(&admin, patch.of(id, expected_version)).await?;
     products.wrote(id.into(), answer.metadata()).await;
     Tagged::new(answer.get_ref())
@@ -192,7 +195,7 @@ pub async fn archive(
     Path(id): Path<Id>,
     version: IfMatch,
 ) -> Result<StatusCode, Problem> {
-    let expected_version = expected(&admin, &shop, id, version).await?;
+    let expected_version = expected(&admin, &products, id, version).await?;
     let request = ArchiveProductRequest { id: id.into(), expected_version };
     let answer = shop.call_in_full(&admin, request).await?;
     products.wrote(id.into(), answer.metadata()).await;
@@ -219,19 +222,24 @@ pub async fn update_batch(
 ) -> Result<Json<BatchUpdateProductsResponse>, Problem> {
     let request: BatchUpdateProductsRequest = batch.try_into()?;
     let answer = shop.call(&admin, request).await?;
-    products.forget_all();
+    products.wrote_many(&answer.results).await;
     Ok(Json(answer))
 }
 
 /// The version a write depends on. Of several that the client would take, it is the one the product has.
-async fn expected(admin: &Admin, shop: &Upstream, id: Id, version: IfMatch) -> Result<Option<i64>, Problem> {
+async fn expected(
+    admin: &Admin,
+    products: &Catalogue,
+    id: Id,
+    version: IfMatch,
+) -> Result<Option<i64>, Problem> {
     match version {
         IfMatch::Any => Ok(None),
         IfMatch::Versions(versions) => match versions[..] {
             [] => Ok(Some(NO_VERSION)),
             [version] => Ok(Some(version)),
             [..] => {
-                let current = shop.call(admin, GetProductRequest { id: id.into() }).await?.version;
+                let current = products.newest(admin, id.into()).await?.get_ref().version;
                 Ok(Some(if versions.contains(&current) { current } else { NO_VERSION }))
             }
         },

@@ -73,22 +73,21 @@ impl Upstream {
         Ok(self.call_in_full(caller, message).await?.into_inner())
     }
 
-    /// The same, with the metadata of the answer.
+    /// The same, with the metadata of the answer or of the refusal.
     pub async fn call_in_full<C: Call>(
         &self,
         caller: &impl Credential,
         message: C,
-    ) -> Result<Response<C::Answer>, Problem> {
+    ) -> Result<Response<C::Answer>, Status> {
         let attempts = self.clone().attempts(caller.token(), message);
-        let outcome = if C::CLASS.changes {
+        if C::CLASS.changes {
             // In a task of its own: what was begun is not broken off when the client hangs up.
             let task = self.0.tasks.track(Trace::current().of(attempts));
-            task.await.map_err(|_panicked| Problem::internal())?
+            task.await.unwrap_or_else(|_panicked| Err(status::internal().into()))
         } else {
             // Large, and part of the answer to every request, also of those that need no call.
             Box::pin(attempts).await
-        };
-        Ok(outcome?)
+        }
     }
 
     /// At most two tries within one deadline.

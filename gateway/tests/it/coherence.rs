@@ -1,7 +1,13 @@
 //! Three gateways and two product services keep copies of the same products: a change through one shows through all
 //! within a second, and nobody is shown an older state after a newer one, whatever becomes of Redis meanwhile.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join_all;
 use rustix::process::{Pid, Signal, kill_process};
@@ -72,4 +78,143 @@ async fn it_shows_within_a_second_while_redis_is_wiped_frozen_and_killed() {
         shoppee_kit::testing::RedisServer::start_on(port).await
     };
     let (_redis, ()) = tokio::join!(faults, all_stay_true(&shop));
+}
+
+/// A shop of two product services, one behind each of its gateways, and products that both have in memory. The second
+/// learns of changes later.
+async fn two_services(count: usize) -> (Shop, Vec<Value>) {
+    let mut shop = Shop::plan().alone().open().await;
+    shop.second_product_service_far_from_its_database(Duration::from_millis(20)).await;
+    let admin = shop.admin().await;
+    let products = join_all((0..count).map(|_| shop.product(&admin, 100, 10))).await;
+    for gateway in [0, 1] {
+        shows(&shop.guest().through(&shop, gateway), &products).await;
+    }
+    (shop, products)
+}
+
+/// How products are shown, those of them that are.
+async fn shows(person: &Person, products: &[Value]) -> Vec<Value> {
+    let mut shown = Vec::new();
+    for product in products {
+        let answer = person.get(&format!("/products/{}", product["id"])).await;
+        shown.extend((answer.status == 200).then_some(answer.body));
+    }
+    shown
+}
+
+/// The services are asked in turn: others who ask meanwhile mix the turns up.
+async fn among_others(guest: &Person, meanwhile: impl Future<Output = ()>) {
+    let others = join_all((1..=4).map(async |other| {
+        loop {
+            guest.get(&format!("/products/{}", 1_000_000_000 + other)).await.expect(404);
+        }
+    }));
+    tokio::select! {
+        () = meanwhile => {}
+        _ = others => {}
+    }
+}
+
+/// The service that it listens to has told already what another does not know yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_has_just_come_keeps_nothing_old() {
+    let (mut shop, products) = two_services(100).await;
+    let (admin, all) = (shop.admin().await, products.len());
+    let changed = Arc::new(AtomicUsize::new(0));
+    let (changing, count) = (products.clone(), changed.clone());
+    let all_changes = tokio::spawn(async move {
+        for product in &changing {
+            admin.patch(&format!("/products/{}", product["id"]), &json!({"price": 200})).await.expect(200);
+            count.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let mut readers = Vec::new();
+    for _ in 0..8 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let gateway = shop.gateway_to_all().await;
+        let person = shop.guest().through(&shop, gateway);
+        let (changed, products) = (changed.clone(), products.clone());
+        readers.push(tokio::spawn(async move {
+            loop {
+                // Those that have just been changed.
+                let now = changed.load(Ordering::Relaxed);
+                shows(&person, &products[now.saturating_sub(20)..now]).await;
+                if now == all {
+                    break;
+                }
+            }
+            tokio::time::sleep(SOON).await;
+            shows(&person, &products).await
+        }));
+    }
+    assert!(!all_changes.is_finished());
+    all_changes.await.expect("done");
+    for reader in readers {
+        let shown = reader.await.expect("read");
+        let old = shown.iter().filter(|product| product["price"] != 200).count();
+        assert_eq!((shown.len(), old), (all, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_changed_many_sees_it_whichever_service_tells() {
+    let (mut shop, products) = two_services(20).await;
+    let gateway = shop.gateway_to_all().await;
+    let admin = shop.admin().await.through(&shop, gateway);
+    for price in 200..205 {
+        let items: Vec<Value> =
+            products.iter().map(|product| json!({"id": product["id"], "price": price})).collect();
+        let batch = json!({"on_error": "continue", "items": items});
+        assert_eq!(admin.post("/products/batch", &batch).await.expect(200).body["updated"], products.len());
+        for _ in 0..2 {
+            for product in shows(&shop.guest().through(&shop, gateway), &products).await {
+                assert_eq!(product["price"], price);
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_gone_does_not_come_back() {
+    let (mut shop, products) = two_services(20).await;
+    let gateway = shop.gateway_to_all().await;
+    let (admin, guest) = (shop.admin().await, shop.guest().through(&shop, gateway));
+    let all_go = async {
+        for product in &products {
+            let path = format!("/products/{}", product["id"]);
+            // Through a gateway of one of the services.
+            admin.delete(&path).await.expect(204);
+            let mut gone = false;
+            for _ in 0..20 {
+                let status = guest.get(&path).await.status;
+                assert!(status == 404 || !gone, "{status} after 404");
+                gone = status == 404;
+            }
+        }
+    };
+    among_others(&guest, all_go).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_just_been_made_is_there() {
+    let (mut shop, products) = two_services(1).await;
+    let gateway = shop.gateway_to_all().await;
+    let (admin, guest) = (shop.admin().await.through(&shop, gateway), shop.guest().through(&shop, gateway));
+    let all_come = async {
+        let mut last = products[0]["id"].as_i64().expect("an id");
+        for _ in 0..10 {
+            // Whoever is asked remembers for a while that there is no such product.
+            for _ in 0..6 {
+                guest.get(&format!("/products/{}", last + 1)).await.expect(404);
+            }
+            let made = shop.product(&admin, 100, 10).await;
+            last = made["id"].as_i64().expect("an id");
+            for _ in 0..6 {
+                guest.get(&format!("/products/{last}")).await.expect(200);
+            }
+        }
+    };
+    among_others(&guest, all_come).await;
 }

@@ -18,8 +18,10 @@ use tokio::{
     sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock},
 };
 
+mod far;
 mod processes;
 
+use far::far;
 use processes::{start_auth, start_gateway, start_order, start_product};
 
 const ADMIN: &str = "admin";
@@ -120,7 +122,7 @@ impl Plan {
         let names = [auth, product, order].map(|addr| format!("http://localhost:{}", addr.port()));
 
         let auth = start_auth(auth, &database, &redis_url).await;
-        let product = start_product(product, &database, &redis_url, &urls).await;
+        let product = start_product(product, &database.url("product"), &redis_url, &urls).await;
         let order = start_order(order, &database, &redis_url, &urls).await;
         let mut gateways = Vec::new();
         for _ in 0..self.gateways.max(1) {
@@ -195,7 +197,8 @@ impl Shop {
         self.product.stop().await;
         meanwhile(self).await;
         let redis_url = format!("redis://127.0.0.1:{}", self.redis.port());
-        self.product = start_product(self.product.addr, &self.database, &redis_url, &self.urls).await;
+        self.product =
+            start_product(self.product.addr, &self.database.url("product"), &redis_url, &self.urls).await;
     }
 
     /// Starts another gateway, to which the auth service is so far away, and does not wait until it is ready.
@@ -222,6 +225,13 @@ impl Shop {
         self.gateways.push(start_gateway(free_addr(), &redis_url, &self.urls, &flags).await);
     }
 
+    /// Starts another gateway that asks all product services; its number.
+    pub async fn gateway_to_all(&mut self) -> usize {
+        let urls = self.product_services().into_iter().map(|service| format!("http://{service}"));
+        self.another_gateway(&[("--product-url", &urls.collect::<Vec<_>>().join(","))]).await;
+        self.gateways.len() - 1
+    }
+
     /// Where the product services answer.
     pub fn product_services(&self) -> Vec<SocketAddr> {
         std::iter::once(&self.product).chain(&self.more).map(|service| service.addr).collect()
@@ -229,10 +239,16 @@ impl Shop {
 
     /// Starts another product service, and another gateway that asks that one.
     pub async fn second_product_service(&mut self) {
+        self.second_product_service_far_from_its_database(Duration::ZERO).await;
+    }
+
+    /// The same, from which every message to the database and back takes so long.
+    pub async fn second_product_service_far_from_its_database(&mut self, delay: Duration) {
         let redis_url = format!("redis://127.0.0.1:{}", self.redis.port());
         let mut urls = self.urls.clone();
-        let addr = free_addr();
-        let mut product = start_product(addr, &self.database, &redis_url, &self.urls).await;
+        let (addr, database) = (free_addr(), far(self.database.address().await, delay).await);
+        let database_url = self.database.url_at("product", &database.to_string());
+        let mut product = start_product(addr, &database_url, &redis_url, &self.urls).await;
         product.process.serves().await;
         self.more.push(product);
         urls[1] = format!("http://{addr}");

@@ -71,7 +71,21 @@ impl Database {
 
     /// The URL the service called `service` connects with.
     pub fn url(&self, service: &str) -> String {
-        format!("postgres://shoppee_{service}:{service}@{}:{}/{}", self.host, self.port, self.name)
+        self.url_at(service, &format!("{}:{}", self.host, self.port))
+    }
+
+    /// The same, where the server is met at another address.
+    pub fn url_at(&self, service: &str, address: &str) -> String {
+        format!("postgres://shoppee_{service}:{service}@{address}/{}", self.name)
+    }
+
+    /// Where the server is.
+    ///
+    /// # Panics
+    /// Where its name is not known.
+    pub async fn address(&self) -> SocketAddr {
+        let mut found = tokio::net::lookup_host((&*self.host, self.port)).await.expect("an address");
+        found.next().expect("an address")
     }
 }
 

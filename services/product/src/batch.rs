@@ -63,8 +63,11 @@ pub enum RowFault {
 /// What became of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// With the new version.
-    Updated(i64),
+    /// With the new version; nothing older than this revision shows it.
+    Updated {
+        version: i64,
+        revision: i64,
+    },
     /// With the version it has.
     Unchanged(i64),
     Failed(RowFault),
@@ -89,6 +92,7 @@ pub enum OnError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Current {
     pub version: i64,
+    pub revision: i64,
     pub name: String,
     pub description: String,
     pub price: i64,
@@ -156,6 +160,7 @@ mod tests {
     fn current() -> Current {
         Current {
             version: 3,
+            revision: 5,
             name: "Lamp".to_owned(),
             description: String::new(),
             price: 100,

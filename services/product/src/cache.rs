@@ -15,6 +15,7 @@ use std::{
 
 use moka::Expiry;
 use shoppee_kit::{clock::Clock, fold::Fold, process::Process, settings::Redis};
+use shoppee_proto::PRODUCT_LAG;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
@@ -32,8 +33,6 @@ const ROOM: u64 = 64 * 1024 * 1024;
 const OVERHEAD: usize = 1024;
 /// That there is no such product is remembered for so long.
 const ABSENT: Duration = Duration::from_secs(5);
-/// Without a look at the log for so long, memory is not believed: a change must show within a second.
-const TRUST: Duration = Duration::from_millis(600);
 /// What a read brings home is good for all who came within so long.
 const FLIGHT: Duration = Duration::from_millis(20);
 const MOST_FLIGHTS: u64 = 1000;
@@ -298,7 +297,7 @@ impl Cache {
 
     /// The memory, where it may be believed.
     fn memory(&self) -> Option<&moka::future::Cache<i64, Arc<Known>>> {
-        let fresh = self.0.changes.age().is_some_and(|age| age < TRUST);
+        let fresh = self.0.changes.age().is_some_and(|age| age < PRODUCT_LAG);
         self.0.memory.as_ref().filter(|_| fresh)
     }
 

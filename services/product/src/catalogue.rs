@@ -30,10 +30,9 @@ pub struct Catalogue {
 }
 
 impl Catalogue {
-    /// A product, not older than revision `at_least`; an archived one only where `archived` ones may be seen.
-    pub async fn get(&self, id: i64, at_least: i64, archived: bool) -> Result<Product, Error> {
-        let known = self.cache.get(id, at_least).await?;
-        known.product.as_ref().filter(|product| product.may_be_seen(archived)).cloned().ok_or(Error::NotFound)
+    /// What is known of a product, not older than revision `at_least`; whoever asks may not be allowed to see it.
+    pub async fn get(&self, id: i64, at_least: i64) -> Result<Arc<Known>, Error> {
+        self.cache.get(id, at_least).await
     }
 
     /// What is in memory of a product that anybody may see; where there is nothing, [`Catalogue::get`] can tell.

@@ -37,7 +37,11 @@ const PAGE: i64 = 10_000;
 const WAITING: usize = 256;
 
 /// What one look at the log found: nothing, mostly.
-pub type News = Arc<Vec<Change>>;
+#[derive(Debug)]
+pub struct News {
+    pub changes: Vec<Change>,
+    pub looked_at: Instant,
+}
 
 /// The log as it is read by this process; cheap to clone.
 #[derive(Clone, Debug)]
@@ -46,7 +50,7 @@ pub struct Changes(Arc<Parts>);
 #[derive(Debug)]
 struct Parts {
     start: Instant,
-    news: broadcast::Sender<News>,
+    news: broadcast::Sender<Arc<News>>,
     /// How many looks have begun,
     begun: AtomicU64,
     /// and how many have ended.
@@ -85,7 +89,7 @@ impl Changes {
     }
 
     /// What is found from now on.
-    pub fn watch(&self) -> broadcast::Receiver<News> {
+    pub fn watch(&self) -> broadcast::Receiver<Arc<News>> {
         self.0.news.subscribe()
     }
 
@@ -109,7 +113,10 @@ impl Changes {
                 // Until the migrations have run, there is nothing to read.
                 if !readiness.missing().contains(&"postgres") {
                     match reader.look(&pool, &cache).await {
-                        Ok(Some(news)) => changes.tell(news, &cache, began).await,
+                        Ok(Some(found)) => {
+                            let news = News { changes: found, looked_at: began };
+                            changes.tell(news, &cache).await;
+                        }
                         Ok(None) => {}
                         Err(error) => tracing::debug!(%error, "changes not read"),
                     }
@@ -125,11 +132,11 @@ impl Changes {
         });
     }
 
-    async fn tell(&self, news: Vec<Change>, cache: &Cache, began: Instant) {
-        for change in &news {
+    async fn tell(&self, news: News, cache: &Cache) {
+        for change in &news.changes {
             cache.outdate(change).await;
         }
-        let began = u64::try_from((began - self.0.start).as_millis()).unwrap_or(u64::MAX);
+        let began = u64::try_from((news.looked_at - self.0.start).as_millis()).unwrap_or(u64::MAX);
         self.0.looked_at.store(began.max(1), Ordering::Release);
         // Nobody watches: fine.
         let _ = self.0.news.send(Arc::new(news));

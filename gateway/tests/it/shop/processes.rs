@@ -34,13 +34,13 @@ pub async fn start_auth(addr: SocketAddr, database: &Database, redis_url: &str) 
 
 pub async fn start_product(
     addr: SocketAddr,
-    database: &Database,
+    database_url: &str,
     redis_url: &str,
     urls: &[String; 3],
 ) -> Service {
     let process = TestProcess::default();
     let args = [
-        ("--database-url", database.url("product").as_str()),
+        ("--database-url", database_url),
         ("--redis-url", redis_url),
         ("--listen-addr", &addr.to_string()),
         ("--metrics-addr", &free_addr().to_string()),

@@ -100,7 +100,7 @@ impl Batches {
             results[index].outcome = outcome;
         }
         // Staff that look at what they have just changed see it.
-        if results.iter().any(|result| matches!(result.outcome, Outcome::Updated(_))) {
+        if results.iter().any(|result| matches!(result.outcome, Outcome::Updated { .. })) {
             self.catalogue.cache.show().await;
         }
         if !done.renamed.is_empty() {
@@ -238,18 +238,18 @@ async fn decide(conn: &mut PgConnection, rows: &[Found]) -> Result<(Done, Vec<Wr
             Some(_) if !known => {
                 Err(RowFault::Invalid { field: "category_id", fault: "there is no such category" })
             }
-            Some(current) => change.decide(current).map(|update| (update, current.version)),
+            Some(current) => change.decide(current).map(|update| (update, current)),
         };
         let outcome = match decided {
             Err(fault) => Outcome::Failed(fault),
-            Ok((None, version)) => Outcome::Unchanged(version),
-            Ok((Some(update), version)) => {
+            Ok((None, current)) => Outcome::Unchanged(current.version),
+            Ok((Some(update), current)) => {
                 if update.name.is_some() || update.description.is_some() {
                     done.renamed.push(*id);
                 }
                 let category_name = update.category_id.and_then(|id| categories.get(&id).cloned());
                 writes.push(Write { id: *id, update, category_name });
-                Outcome::Updated(version + 1)
+                Outcome::Updated { version: current.version + 1, revision: current.revision + 1 }
             }
         };
         done.outcomes.push((*index, outcome));

@@ -106,19 +106,26 @@ fn parse(change: wire::ProductChange) -> Result<Change, RowFault> {
 fn response(results: Vec<RowResult>) -> wire::BatchUpdateProductsResponse {
     let (mut updated, mut failed) = (0, 0);
     let results = results.into_iter().zip(0..).map(|(row, index)| {
-        let (status, version, error) = match row.outcome {
-            Outcome::Updated(version) => {
+        let mut result = wire::ProductChangeResult { index, id: row.id, ..Default::default() };
+        match row.outcome {
+            Outcome::Updated { version, revision } => {
                 updated += 1;
-                (wire::RowStatus::Updated, Some(version), None)
+                result.set_status(wire::RowStatus::Updated);
+                result.version = Some(version);
+                result.revision = revision;
             }
-            Outcome::Unchanged(version) => (wire::RowStatus::Unchanged, Some(version), None),
+            Outcome::Unchanged(version) => {
+                result.set_status(wire::RowStatus::Unchanged);
+                result.version = Some(version);
+            }
             Outcome::Failed(fault) => {
                 failed += 1;
-                (wire::RowStatus::Failed, None, Some(error(&fault)))
+                result.set_status(wire::RowStatus::Failed);
+                result.error = Some(error(&fault));
             }
-            Outcome::Skipped => (wire::RowStatus::Skipped, None, None),
-        };
-        wire::ProductChangeResult { index, id: row.id, status: status.into(), version, error }
+            Outcome::Skipped => result.set_status(wire::RowStatus::Skipped),
+        }
+        result
     });
     let results = results.collect();
     wire::BatchUpdateProductsResponse { updated, failed, results }

@@ -31,13 +31,22 @@ impl Feed {
     }
 }
 
-fn message(news: &News) -> WatchResponse {
-    let changed = news.iter().map(|change| ProductRevision {
+/// What is told of some news, or of having missed some.
+fn message(news: Option<&News>) -> WatchResponse {
+    let Some(news) = news else {
+        return WatchResponse { changed: Vec::new(), everything: true, age_ms: 0 };
+    };
+    let changed = news.changes.iter().map(|change| ProductRevision {
         product_id: change.product_id,
         revision: change.revision,
         changed_at: Some(change.at.into()),
     });
-    WatchResponse { changed: changed.collect(), everything: false }
+    let age = news.looked_at.elapsed().as_millis();
+    WatchResponse {
+        changed: changed.collect(),
+        everything: false,
+        age_ms: age.try_into().unwrap_or(u64::MAX),
+    }
 }
 
 #[tonic::async_trait]
@@ -50,16 +59,19 @@ impl ChangeFeed for Feed {
         let (to, messages) = mpsc::channel(UNTAKEN);
         self.process.tasks.track(async move {
             let _place = place;
-            let mut next = WatchResponse { changed: Vec::new(), everything: true };
+            let mut next = None;
             loop {
                 tokio::select! {
-                    sent = to.send(Ok(next)) => if sent.is_err() { return },
+                    place = to.reserve() => match place {
+                        Ok(place) => place.send(Ok(message(next.as_deref()))),
+                        Err(_closed) => return,
+                    },
                     () = stopping.cancelled() => return,
                 }
                 next = tokio::select! {
                     found = news.recv() => match found {
-                        Ok(found) => message(&found),
-                        Err(RecvError::Lagged(_)) => WatchResponse { changed: Vec::new(), everything: true },
+                        Ok(found) => Some(found),
+                        Err(RecvError::Lagged(_)) => None,
                         Err(RecvError::Closed) => return,
                     },
                     () = to.closed() => return,

@@ -16,7 +16,7 @@ use shoppee_proto::product::v1::{
     SearchProductsRequest, UpdateCategoryRequest, UpdateProductRequest,
     product_service_server::ProductService,
 };
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{batch, categories, convert};
 use crate::{
@@ -48,10 +48,14 @@ impl Products {
     }
 }
 
-/// Says in which state of the product an answer was true.
 fn at<T>(revision: i64, mut response: Response<T>) -> Response<T> {
-    response.metadata_mut().insert(PRODUCT_REVISION, revision.into());
+    note(revision, response.metadata_mut());
     response
+}
+
+/// Says in which state of the product an answer was true.
+fn note(revision: i64, metadata: &mut MetadataMap) {
+    metadata.insert(PRODUCT_REVISION, revision.into());
 }
 
 /// The state that a caller has seen; 0 where it says none.
@@ -92,7 +96,14 @@ impl ProductService for Products {
     async fn get_product(&self, request: Request<GetProductRequest>) -> Result<Response<Product>, Status> {
         let caller = caller::anyone(&request)?;
         let (at_least, id) = (at_least(&request), request.into_inner().id);
-        Ok(self.answer(self.catalogue.get(id, at_least, sees_archived(caller.as_ref())).await?))
+        let known = self.catalogue.get(id, at_least).await?;
+        let archived = sees_archived(caller.as_ref());
+        let Some(product) = known.product.as_ref().filter(|product| product.may_be_seen(archived)) else {
+            let mut refusal = Status::from(Error::NotFound);
+            note(known.revision(), refusal.metadata_mut());
+            return Err(refusal);
+        };
+        Ok(self.answer(product.clone()))
     }
 
     async fn batch_get_products(

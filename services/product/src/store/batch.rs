@@ -37,12 +37,13 @@ pub async fn categories(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BT
 /// locked before.
 pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeMap<i64, Current>> {
     let rows = sqlx::query!(
-        "select p.id, p.version, p.name, p.description, p.price, p.category_id, p.status, s.available
+        r#"select p.id, p.version, p.name, p.description, p.price, p.category_id, p.status, s.available,
+                  p.version + s.revision + (select revision from product.tree) as "revision!"
          from product.product p
          join product.stock s on s.product_id = p.id
          where p.id = any($1)
          order by p.id
-         for no key update of p",
+         for no key update of p"#,
         ids,
     )
     .fetch_all(conn)
@@ -50,6 +51,7 @@ pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeMap
     let products = rows.into_iter().map(|row| {
         let current = Current {
             version: row.version,
+            revision: row.revision,
             name: row.name,
             description: row.description,
             price: row.price,
