@@ -110,7 +110,8 @@ impl Sort {
     /// The key of a position, where it is one of this order.
     pub fn fits(self, key: &Key) -> bool {
         match self {
-            Self::Name => matches!(key, Key::Text(_)),
+            // PostgreSQL knows no NUL, and no name has one.
+            Self::Name => matches!(key, Key::Text(name) if !name.contains('\0')),
             Self::Newest | Self::PriceAsc | Self::PriceDesc => matches!(key, Key::Number(_)),
         }
     }

@@ -108,8 +108,8 @@ fn text(key: &Key) -> &str {
     }
 }
 
-/// The time of a position, microseconds since the Unix epoch.
+/// The time of a position, microseconds since the Unix epoch; nothing is older than that.
 fn moment(key: &Key) -> OffsetDateTime {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(number(key)) * 1000)
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(number(key).max(0)) * 1000)
         .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use serde_json::{Value, json};
+use shoppee_kit::cursor;
 use shoppee_proto::product::v1::{
     CreateProductRequest, ListProductsRequest, ListProductsResponse, Product, ProductSort,
 };
@@ -180,6 +182,26 @@ async fn a_bad_question_is_not_well_formed() {
     ];
     for request in odd {
         assert_eq!(reason(shop.list(request.clone()).await), "INVALID_REQUEST", "{request:?}");
+    }
+    // A cursor of that list in which somebody has written something else.
+    for (sort, key) in
+        [(ProductSort::Name, json!("a\0b")), (ProductSort::Name, json!(7)), (ProductSort::Newest, json!("a"))]
+    {
+        let of = ListProductsRequest { limit: Some(1), ..by(sort) };
+        let cursor = shop.list(of.clone()).await.unwrap().next_cursor.expect("more");
+        let mut position: Value = cursor::decode(&cursor).unwrap();
+        position["key"] = key;
+        let cursor = Some(cursor::encode(&position));
+        assert_eq!(reason(shop.list(ListProductsRequest { cursor, ..of }).await), "INVALID_REQUEST");
+    }
+    for moment in [i64::MIN, -300_000_000_000_000_000, i64::MAX] {
+        let mut position: Value = cursor::decode(cursor.as_ref().expect("more")).unwrap();
+        position["key"] = json!(moment);
+        let cursor = Some(cursor::encode(&position));
+        assert!(
+            shop.list(ListProductsRequest { cursor, ..base() }).await.unwrap().items.is_empty(),
+            "{moment}"
+        );
     }
     // Another limit is the same list.
     assert_eq!(
