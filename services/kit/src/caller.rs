@@ -219,13 +219,20 @@ impl Verifier {
         if kind != wanted {
             return Err(TokenError::Invalid);
         }
-        if claims.exp <= self.clock.unix() {
+        let caller = Caller { claims, kind, token: Arc::new(SecretString::from(token)) };
+        self.holds(&caller)?;
+        Ok(caller)
+    }
+
+    /// Whether a caller may still call: a token ends, and so does a session.
+    pub fn holds(&self, caller: &Caller) -> Result<(), TokenError> {
+        if caller.claims.exp <= self.clock.unix() {
             return Err(TokenError::Expired);
         }
-        if self.has_ended(&claims.sid) {
+        if self.has_ended(&caller.claims.sid) {
             return Err(TokenError::Revoked);
         }
-        Ok(Caller { claims, kind, token: Arc::new(SecretString::from(token)) })
+        Ok(())
     }
 
     fn verify_signature(&self, token: &str) -> Result<(Arc<Claims>, Kind), TokenError> {

@@ -57,7 +57,10 @@ pub enum RowFault {
     VersionMismatch,
     OutOfStock,
     /// The database did not answer; other rows may have been done.
+    /// It was not done.
     Unavailable,
+    /// The database went away while it was being done.
+    Uncertain,
 }
 
 /// What became of a row.
@@ -93,6 +96,7 @@ pub enum OnError {
 pub struct Current {
     pub version: i64,
     pub revision: i64,
+    pub sku: String,
     pub name: String,
     pub description: String,
     pub price: i64,
@@ -111,6 +115,13 @@ pub struct Update {
     pub status: Option<Status>,
     /// What is added to the stock.
     pub correction: i64,
+}
+
+impl Update {
+    /// Whether the product is found by other words then.
+    pub fn rewords(&self) -> bool {
+        self.name.is_some() || self.description.is_some() || self.category_id.is_some()
+    }
 }
 
 impl Change {
@@ -161,6 +172,7 @@ mod tests {
         Current {
             version: 3,
             revision: 5,
+            sku: "lamp".to_owned(),
             name: "Lamp".to_owned(),
             description: String::new(),
             price: 100,

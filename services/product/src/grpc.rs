@@ -9,7 +9,9 @@ mod feed;
 mod products;
 mod stock;
 
-use shoppee_kit::process::Process;
+use std::sync::Arc;
+
+use shoppee_kit::{caller::Verifier, process::Process};
 use shoppee_proto::product::v1::{
     change_feed_server::ChangeFeedServer, product_cache_server::ProductCacheServer,
     product_service_server::ProductServiceServer, stock_service_server::StockServiceServer,
@@ -26,6 +28,7 @@ pub fn routes(
     process: &Process,
     changes: Changes,
     holds: Holds,
+    verifier: &Arc<Verifier>,
     currency: &str,
 ) -> Routes {
     let Catalogue { pool, clock, cache, .. } = &catalogue;
@@ -35,6 +38,7 @@ pub fn routes(
         batches: Batches::new(catalogue.clone()),
         catalogue,
         tasks: process.tasks.clone(),
+        verifier: verifier.clone(),
         tree,
         currency: currency.to_owned(),
     };

@@ -122,7 +122,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let holds = holds::Holds::start(pool.clone(), clock.clone(), cache.clone(), tasks);
     workers::start(&process, &pool, &holds, lifetimes);
     let catalogue = Catalogue { replicas, pool, clock: clock.clone(), cache };
-    let routes = grpc::routes(catalogue, &process, changes, holds, &settings.shop_currency);
+    let routes = grpc::routes(catalogue, &process, changes, holds, &verifier, &settings.shop_currency);
     server::serve(settings.listen_addr, routes, verifier, settings.grpc_reflection, &process).await
 }
 

@@ -18,6 +18,7 @@ use super::{Change, OnError, Outcome, Row, RowFault, RowResult, Target, Update};
 use crate::{
     catalogue::Catalogue,
     error::Error,
+    product::Sku,
     stock::Kind,
     store::{self, batch::Write, stock::Movement},
 };
@@ -44,14 +45,16 @@ pub struct Batches {
 struct Found {
     index: usize,
     id: i64,
+    /// Where it was named by that, which another product may have when its turn comes.
+    sku: Option<Sku>,
     change: Change,
 }
 
-/// What became of the rows of a chunk, and which products have other texts now.
+/// What became of the rows of a chunk, and which products are found by other words now.
 #[derive(Debug, Default)]
 struct Done {
     outcomes: Vec<(usize, Outcome)>,
-    renamed: Vec<i64>,
+    reworded: Vec<i64>,
 }
 
 impl Batches {
@@ -81,7 +84,11 @@ impl Batches {
                 (Err(fault), _) => Some(fault),
                 (Ok(_), None) => Some(RowFault::NotFound),
                 (Ok(change), Some(id)) => {
-                    found.push(Found { index, id, change });
+                    let sku = match row.target {
+                        Some(Target::Sku(sku)) => Some(sku),
+                        Some(Target::Id(_)) | None => None,
+                    };
+                    found.push(Found { index, id, sku, change });
                     None
                 }
             };
@@ -102,11 +109,15 @@ impl Batches {
         // Staff that look at what they have just changed see it.
         if results.iter().any(|result| matches!(result.outcome, Outcome::Updated { .. })) {
             self.catalogue.cache.show().await;
-        }
-        if !done.renamed.is_empty() {
-            for chunk in done.renamed.chunks(CHUNK) {
-                self.catalogue.learn(chunk).await;
+            for result in &mut results {
+                // Orders may have moved its stock while it was written.
+                if let (Some(id), Outcome::Updated { revision, .. }) = (result.id, &mut result.outcome) {
+                    *revision = self.catalogue.cache.floor(id).max(*revision);
+                }
             }
+        }
+        for chunk in done.reworded.chunks(CHUNK) {
+            self.catalogue.learn(chunk).await;
         }
         Ok(results)
     }
@@ -141,7 +152,7 @@ impl Batches {
         let failed = |outcome: &Outcome| matches!(outcome, Outcome::Failed(_));
         if !sound || done.outcomes.iter().any(|(_, outcome)| failed(outcome)) {
             tx.rollback().await?;
-            done.renamed.clear();
+            done.reworded.clear();
             for (_, outcome) in &mut done.outcomes {
                 if !failed(outcome) {
                     *outcome = Outcome::Skipped;
@@ -168,7 +179,7 @@ impl Batches {
                 Ok(Ok(chunk)) => {
                     any = true;
                     done.outcomes.extend(chunk.outcomes);
-                    done.renamed.extend(chunk.renamed);
+                    done.reworded.extend(chunk.reworded);
                 }
                 Ok(Err((chunk, why))) => {
                     let failed = |row: Found| (row.index, Outcome::Failed(RowFault::Unavailable));
@@ -189,11 +200,18 @@ impl Batches {
         let _turn = self.workers.acquire().await.map_err(|_| Error::Unavailable)?;
         let now = self.clock.now();
         let mut tx = self.pool.begin().await?;
-        let (done, writes) = decide(&mut tx, rows).await?;
+        let (mut done, writes) = decide(&mut tx, rows).await?;
         if !writes.is_empty() {
             write(&mut tx, &writes, now).await?;
         }
-        tx.commit().await?;
+        if let Err(error) = tx.commit().await {
+            tracing::warn!(%error, rows = writes.len(), "a part of a batch may be done or not");
+            for (_, outcome) in &mut done.outcomes {
+                if matches!(outcome, Outcome::Updated { .. }) {
+                    *outcome = Outcome::Failed(RowFault::Uncertain);
+                }
+            }
+        }
         Ok(done)
     }
 }
@@ -231,10 +249,13 @@ async fn decide(conn: &mut PgConnection, rows: &[Found]) -> Result<(Done, Vec<Wr
     let current = store::batch::lock(conn, &ids).await?;
 
     let (mut done, mut writes) = (Done::default(), Vec::new());
-    for Found { index, id, change } in rows {
+    for Found { index, id, sku, change } in rows {
         let known = change.category_id.is_none_or(|category| categories.contains_key(&category));
         let decided = match current.get(id) {
             None => Err(RowFault::NotFound),
+            Some(current) if sku.as_ref().is_some_and(|sku| sku.as_str() != current.sku) => {
+                Err(RowFault::NotFound)
+            }
             Some(_) if !known => {
                 Err(RowFault::Invalid { field: "category_id", fault: "there is no such category" })
             }
@@ -244,8 +265,8 @@ async fn decide(conn: &mut PgConnection, rows: &[Found]) -> Result<(Done, Vec<Wr
             Err(fault) => Outcome::Failed(fault),
             Ok((None, current)) => Outcome::Unchanged(current.version),
             Ok((Some(update), current)) => {
-                if update.name.is_some() || update.description.is_some() {
-                    done.renamed.push(*id);
+                if update.rewords() {
+                    done.reworded.push(*id);
                 }
                 let category_name = update.category_id.and_then(|id| categories.get(&id).cloned());
                 writes.push(Write { id: *id, update, category_name });

@@ -1,6 +1,12 @@
 //! Batches of changes.
 
-use shoppee_kit::tasks::Tasks;
+use std::sync::Arc;
+
+use shoppee_kit::{
+    caller::{Caller, Verifier},
+    status::{self, Refusal},
+    tasks::Tasks,
+};
 use shoppee_proto::product::v1 as wire;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -35,10 +41,12 @@ pub async fn update(
     Ok(response(batches.apply(on_error, rows).await?))
 }
 
-/// Answers one batch after the other, each in a task that a caller who hangs up does not stop half-way.
+/// Answers one batch after the other, each in a task that a caller who hangs up does not stop half-way. Whether `admin`
+/// is one still is looked at before each.
 pub fn stream(
     batches: Batches,
     tasks: &Tasks,
+    (admin, verifier): (Caller, Arc<Verifier>),
     mut requests: Streaming<wire::BatchUpdateProductsRequest>,
 ) -> ReceiverStream<Result<wire::BatchUpdateProductsResponse, Status>> {
     let (answers, stream) = mpsc::channel(ANSWERS);
@@ -47,13 +55,15 @@ pub fn stream(
         loop {
             let request = tokio::select! {
                 request = requests.message() => request,
-                () = stop.cancelled() => return,
+                // Not an end of the stream: the caller must not believe that all was read.
+                () = stop.cancelled() => Err(status::unavailable().into()),
                 () = answers.closed() => return,
             };
-            let answer = match request {
-                Ok(None) => return,
-                Ok(Some(request)) => update(&batches, request).await.map_err(Status::from),
-                Err(status) => Err(status),
+            let answer = match (request, verifier.holds(&admin)) {
+                (Ok(None), _) => return,
+                (Ok(Some(request)), Ok(())) => update(&batches, request).await.map_err(Status::from),
+                (Ok(Some(_)), Err(error)) => Err(Refusal::from(error).into()),
+                (Err(status), _) => Err(status),
             };
             let failed = answer.is_err();
             if answers.send(answer).await.is_err() || failed {
@@ -138,6 +148,7 @@ fn error(fault: &RowFault) -> wire::RowError {
         RowFault::VersionMismatch => ("version_mismatch", "the product has been changed since".to_owned()),
         RowFault::OutOfStock => ("out_of_stock", "there is not enough in stock".to_owned()),
         RowFault::Unavailable => ("unavailable", "was not done; try again".to_owned()),
+        RowFault::Uncertain => ("unavailable", "may have been done; look before trying again".to_owned()),
     };
     wire::RowError { code: code.to_owned(), message }
 }

@@ -1,9 +1,9 @@
 //! The catalogue: open to read, an admin's to change.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use shoppee_kit::{
-    caller::{self, Caller, Role},
+    caller::{self, Caller, Role, Verifier},
     status::Violations,
     tasks::Tasks,
 };
@@ -38,6 +38,8 @@ pub struct Products {
     pub tree: Tree,
     pub batches: Batches,
     pub tasks: Tasks,
+    /// For calls that last.
+    pub verifier: Arc<Verifier>,
     pub currency: String,
 }
 
@@ -199,8 +201,8 @@ impl ProductService for Products {
         &self,
         request: Request<Streaming<BatchUpdateProductsRequest>>,
     ) -> Result<Response<Answers>, Status> {
-        caller::admin(&request)?;
-        let answers = batch::stream(self.batches.clone(), &self.tasks, request.into_inner());
+        let admin = (caller::admin(&request)?, self.verifier.clone());
+        let answers = batch::stream(self.batches.clone(), &self.tasks, admin, request.into_inner());
         Ok(Response::new(Box::pin(answers)))
     }
 

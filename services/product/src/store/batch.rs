@@ -10,6 +10,10 @@ use crate::{
     product::Status,
 };
 
+/// Products whose texts one statement changes: taking apart the longest of them stays far below the limit for a
+/// statement.
+const REWORDED: usize = 50;
+
 /// Ids and SKUs of the products that exist among these.
 pub async fn find(conn: &mut PgConnection, ids: &[i64], skus: &[String]) -> sqlx::Result<Vec<(i64, String)>> {
     let rows = sqlx::query!(
@@ -37,7 +41,7 @@ pub async fn categories(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BT
 /// locked before.
 pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeMap<i64, Current>> {
     let rows = sqlx::query!(
-        r#"select p.id, p.version, p.name, p.description, p.price, p.category_id, p.status, s.available,
+        r#"select p.id, p.sku, p.version, p.name, p.description, p.price, p.category_id, p.status, s.available,
                   p.version + s.revision + (select revision from product.tree) as "revision!"
          from product.product p
          join product.stock s on s.product_id = p.id
@@ -52,6 +56,7 @@ pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeMap
         let current = Current {
             version: row.version,
             revision: row.revision,
+            sku: row.sku,
             name: row.name,
             description: row.description,
             price: row.price,
@@ -73,42 +78,60 @@ pub struct Write {
     pub category_name: Option<String>,
 }
 
-/// Writes locked products, each as its next version, with one statement.
+/// Writes locked products, each as its next version.
 pub async fn write(conn: &mut PgConnection, writes: &[Write], now: OffsetDateTime) -> sqlx::Result<()> {
     let ids: Vec<i64> = writes.iter().map(|write| write.id).collect();
-    let names: Vec<Option<String>> = writes.iter().map(|write| write.update.name.clone()).collect();
-    let descriptions: Vec<Option<String>> =
-        writes.iter().map(|write| write.update.description.clone()).collect();
     let prices: Vec<Option<i64>> = writes.iter().map(|write| write.update.price).collect();
-    let categories: Vec<Option<i64>> = writes.iter().map(|write| write.update.category_id).collect();
-    let category_names: Vec<Option<String>> =
-        writes.iter().map(|write| write.category_name.clone()).collect();
     let statuses: Vec<Option<String>> =
         writes.iter().map(|write| write.update.status.map(|status| status.word().to_owned())).collect();
     sqlx::query!(
         "with noted as (
-             insert into product.change (product_id, at) select id, $8 from unnest($1::bigint[]) as c (id)
+             insert into product.change (product_id, at) select id, $4 from unnest($1::bigint[]) as c (id)
          )
          update product.product p
-         set name = coalesce(c.name, p.name),
-             description = coalesce(c.description, p.description),
-             price = coalesce(c.price, p.price),
-             category_id = coalesce(c.category_id, p.category_id),
-             category_name = coalesce(c.category_name, p.category_name),
+         set price = coalesce(c.price, p.price),
              status = coalesce(c.status, p.status),
              version = p.version + 1,
-             updated_at = $8
-         from unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::text[], $7::text[])
-              as c (id, name, description, price, category_id, category_name, status)
+             updated_at = $4
+         from unnest($1::bigint[], $2::bigint[], $3::text[]) as c (id, price, status)
+         where p.id = c.id",
+        &ids,
+        &prices as &[Option<i64>],
+        &statuses as &[Option<String>],
+        now,
+    )
+    .execute(&mut *conn)
+    .await?;
+    let reworded: Vec<&Write> = writes.iter().filter(|write| write.update.rewords()).collect();
+    for some in reworded.chunks(REWORDED) {
+        reword(&mut *conn, some).await?;
+    }
+    Ok(())
+}
+
+/// A statement of its own: where any text is set, even to what it was, PostgreSQL takes all texts apart again.
+async fn reword(conn: &mut PgConnection, writes: &[&Write]) -> sqlx::Result<()> {
+    let ids: Vec<i64> = writes.iter().map(|write| write.id).collect();
+    let names: Vec<Option<String>> = writes.iter().map(|write| write.update.name.clone()).collect();
+    let descriptions: Vec<Option<String>> =
+        writes.iter().map(|write| write.update.description.clone()).collect();
+    let categories: Vec<Option<i64>> = writes.iter().map(|write| write.update.category_id).collect();
+    let category_names: Vec<Option<String>> =
+        writes.iter().map(|write| write.category_name.clone()).collect();
+    sqlx::query!(
+        "update product.product p
+         set name = coalesce(c.name, p.name),
+             description = coalesce(c.description, p.description),
+             category_id = coalesce(c.category_id, p.category_id),
+             category_name = coalesce(c.category_name, p.category_name)
+         from unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::text[])
+              as c (id, name, description, category_id, category_name)
          where p.id = c.id",
         &ids,
         &names as &[Option<String>],
         &descriptions as &[Option<String>],
-        &prices as &[Option<i64>],
         &categories as &[Option<i64>],
         &category_names as &[Option<String>],
-        &statuses as &[Option<String>],
-        now,
     )
     .execute(conn)
     .await?;

@@ -1,9 +1,15 @@
 //! Batches of changes.
 
+use std::time::{Duration, Instant};
+
+use shoppee_proto::auth::v1::LogoutAllRequest;
 use shoppee_proto::product::v1::{
     BatchUpdateProductsRequest, BatchUpdateProductsResponse, CreateProductRequest, OnError, ProductChange,
     ProductStatus, RowStatus,
 };
+use sqlx::AssertSqlSafe;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use crate::shop::{Shop, fields, order, reason};
@@ -199,4 +205,57 @@ async fn a_stream_answers_each_batch_in_turn() {
     let request = shop.admin(tokio_stream::iter(bad));
     let answers = shop.products.clone().batch_update_products_stream(request).await.unwrap();
     assert_eq!(reason(answers.into_inner().message().await), "INVALID_REQUEST");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_broken_off_says_so() {
+    let shop = Shop::open().await;
+    let (_batches, received) = mpsc::channel(1);
+    let request = shop.admin(ReceiverStream::new(received));
+    let answers = shop.products.clone().batch_update_products_stream(request).await.unwrap();
+    let (mut answers, stops) = (answers.into_inner(), shop.process.stop());
+    let (answer, ()) = tokio::join!(answers.message(), stops);
+    assert_eq!(reason(answer), "UNAVAILABLE");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_is_its_admins_for_as_long_as_that_is_one() {
+    let shop = Shop::open().await;
+    let id = shop.product("a", 5).await.id;
+    let (batches, received) = mpsc::channel(1);
+    let request = shop.admin(ReceiverStream::new(received));
+    let answers = shop.products.clone().batch_update_products_stream(request).await.unwrap();
+    let mut answers = answers.into_inner();
+    shop.accounts.clone().logout_all(shop.admin(LogoutAllRequest {})).await.expect("signs out");
+    let signed_out = Instant::now();
+    let refused = loop {
+        let items = vec![ProductChange { stock_delta: Some(1), ..row(id) }];
+        batches.send(BatchUpdateProductsRequest { on_error: OnError::Continue.into(), items }).await.unwrap();
+        match answers.message().await {
+            Ok(_) => assert!(signed_out.elapsed() < Duration::from_secs(1), "goes on"),
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!(reason(Err::<(), _>(refused)), "SESSION_REVOKED");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sku_is_the_product_that_has_it_when_the_row_is_done() {
+    let shop = Shop::open().await;
+    let (a, b) = (shop.product("x", 5).await.id, shop.product("z", 5).await.id);
+    let mut others = shop.pool.begin().await.unwrap();
+    for change in [
+        format!("update product.product set sku = 'y' where id = {a}"),
+        format!("update product.product set sku = 'x' where id = {b}"),
+    ] {
+        sqlx::query(AssertSqlSafe(change)).execute(&mut *others).await.unwrap();
+    }
+    // It was found, and waits for the lock.
+    let row = vec![ProductChange { price: Some(7), ..by_sku("x") }];
+    let (answer, ()) = tokio::join!(shop.batch(OnError::Continue, row), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        others.commit().await.unwrap();
+    });
+    assert_eq!(outcomes(&answer.unwrap()), [(RowStatus::Failed, "not_found")]);
+    assert_eq!(shop.get(a).await.price, 1000);
 }

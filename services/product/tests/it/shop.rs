@@ -29,6 +29,7 @@ pub type Memory = ProductCacheClient<Channel>;
 
 /// Everything stops when this is dropped.
 pub struct Shop {
+    pub accounts: AuthServiceClient<Channel>,
     pub products: Products,
     pub memory: Memory,
     pub stock: StockServiceClient<Channel>,
@@ -110,6 +111,7 @@ impl Shop {
 
         let channel = client::channel(&format!("http://{listen_addr}")).expect("a URL");
         Self {
+            accounts,
             products: ProductServiceClient::new(channel.clone()),
             memory: ProductCacheClient::new(channel.clone()),
             stock: StockServiceClient::new(channel),
