@@ -101,6 +101,8 @@ impl Expiry<i64, Arc<Known>> for Lifetime {
     }
 }
 
+type Memory = moka::future::Cache<i64, Arc<Known>>;
+
 /// Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Cache(Arc<Parts>);
@@ -111,9 +113,9 @@ struct Parts {
     clock: Clock,
     changes: Changes,
     /// `None` where it was set to keep nothing.
-    memory: Option<moka::future::Cache<i64, Arc<Known>>>,
+    memory: Option<Memory>,
     /// While memory is not believed: for those who ask at the same moment.
-    flights: moka::future::Cache<i64, Arc<Known>>,
+    flights: Memory,
     /// The newest revisions that were heard of.
     floors: moka::sync::Cache<i64, i64>,
     shared: Shared,
@@ -166,7 +168,7 @@ impl Cache {
             let newest = self.floor(id).max(at_least);
             return if known.revision() >= newest { Ok(known) } else { self.read(id).await.map(Arc::new) };
         };
-        if let Some(known) = fresh(memory, id, at_least).await {
+        if let Some(known) = self.fresh(memory, id, at_least).await {
             self.note_hit(&known);
             return Ok(known);
         }
@@ -191,7 +193,7 @@ impl Cache {
         at_least: i64,
         wanted: impl FnOnce(&Product) -> bool,
     ) -> Option<Arc<Known>> {
-        let known = fresh(self.memory()?, id, at_least).await?;
+        let known = self.fresh(self.memory()?, id, at_least).await?;
         known.product.as_ref().filter(|product| wanted(product))?;
         self.note_hit(&known);
         Some(known)
@@ -202,7 +204,7 @@ impl Cache {
         let mut known = Vec::with_capacity(ids.len());
         for id in ids {
             known.push(match self.memory() {
-                Some(memory) => memory.get(id).await,
+                Some(memory) => self.fresh(memory, *id, 0).await,
                 None => None,
             });
         }
@@ -296,9 +298,15 @@ impl Cache {
     }
 
     /// The memory, where it may be believed.
-    fn memory(&self) -> Option<&moka::future::Cache<i64, Arc<Known>>> {
+    fn memory(&self) -> Option<&Memory> {
         let fresh = self.0.changes.age().is_some_and(|age| age < PRODUCT_LAG);
         self.0.memory.as_ref().filter(|_| fresh)
+    }
+
+    /// What is in memory, unless something newer was heard of.
+    async fn fresh(&self, memory: &Memory, id: i64, at_least: i64) -> Option<Arc<Known>> {
+        let known = memory.get(&id).await?;
+        (known.revision() >= self.floor(id).max(at_least)).then_some(known)
     }
 
     /// From Redis, where that knows something new enough, else from PostgreSQL.
@@ -338,7 +346,8 @@ impl Cache {
         }
     }
 
-    fn floor(&self, id: i64) -> i64 {
+    /// The newest revision that was heard of lately; 0 where nothing was.
+    pub fn floor(&self, id: i64) -> i64 {
         self.0.floors.get(&id).unwrap_or_default()
     }
 
@@ -358,16 +367,6 @@ impl Cache {
         let age = self.0.clock.now() - known.read_at;
         metrics::histogram!("cache_age_seconds", "level" => level).record(age.as_seconds_f64().max(0.0));
     }
-}
-
-/// What is in memory, unless it is older.
-async fn fresh(memory: &moka::future::Cache<i64, Arc<Known>>, id: i64, at_least: i64) -> Option<Arc<Known>> {
-    let known = memory.get(&id).await?;
-    if known.revision() < at_least {
-        memory.invalidate(&id).await;
-        return None;
-    }
-    Some(known)
 }
 
 fn count(level: &'static str, result: &'static str) {

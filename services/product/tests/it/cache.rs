@@ -257,6 +257,16 @@ async fn remembers(products: &Products, memory: &Memory, id: i64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_can_empty_the_memory() {
+    let shop = Shop::open().await;
+    let id = shop.product("a", 1).await.id;
+    remembers(&shop.products, &shop.memory, id).await;
+    // Whoever says to have seen what is yet to come is told nothing, and others what there is.
+    assert_eq!(look_up(&shop.memory, [(id, i64::MAX)]).await.unwrap(), []);
+    assert_eq!(look_up(&shop.memory, [(id, 0)]).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_are_looked_up_in_memory_and_in_nothing_else() {
     let shop = Shop::open().await;
     let replica = shop.replica().await;
