@@ -131,9 +131,8 @@ impl Catalogue {
             Some(category_id) => Some((category_id, category_name(&mut tx, category_id).await?)),
             None => None,
         };
-        if changes.stock.is_some() {
-            store::stock::lock(&mut tx, &[id]).await?;
-        }
+        // Its stock too: no order moves it until this is done, and the revision is exact.
+        store::stock::lock(&mut tx, &[id]).await?;
         store::product::lock(&mut tx, &[id]).await?;
         let before = store::product::get(&mut tx, id).await?.ok_or(Error::NotFound)?;
         if expected.is_some_and(|expected| expected != before.version) {
@@ -157,7 +156,14 @@ impl Catalogue {
         let updated = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
         tx.commit().await?;
         self.cache.wrote(&updated).await;
-        if before.name != updated.name || before.description != updated.description {
+        let texts = |product: &Product| {
+            (
+                product.name.clone(),
+                product.description.clone(),
+                product.category.as_ref().map(|category| category.id),
+            )
+        };
+        if texts(&before) != texts(&updated) {
             self.learn(&[id]).await;
         }
         Ok(updated)
@@ -193,8 +199,8 @@ impl Catalogue {
 }
 
 impl Catalogue {
-    /// Lets the search know the words of products that were written. Without it a misspelt one of them is not
-    /// recognised: no reason to refuse what is done.
+    /// Lets the search know the words of products that were written. A worker does it where this does not: no reason to
+    /// refuse what is done.
     pub(crate) async fn learn(&self, ids: &[i64]) {
         let learnt: Result<(), Error> = async {
             let mut conn = self.pool.acquire().await?;

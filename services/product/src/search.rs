@@ -101,7 +101,7 @@ async fn look(
         return Ok(Vec::new());
     };
 
-    store::search::plan_anew(&mut tx).await?;
+    store::search::prepare(&mut tx).await?;
     // What is best is looked for first.
     let missing = |found: &[(i64, i64)]| wanted - i64::try_from(found.len()).unwrap_or(wanted);
     let (all, any) = (words.all(), words.any());

@@ -21,7 +21,7 @@ const REMEMBERED: usize = 10_000;
 const RENAMING: Duration = Duration::from_secs(1);
 /// Products rewritten in one transaction.
 const REWRITTEN: i64 = 500;
-/// How soon the words of products that were loaded past the service begin to be read.
+/// How soon words begin to be read that were not at once: of a load past the service, or where that went wrong.
 const READING: Duration = Duration::from_secs(1);
 /// Products whose words are read in one transaction.
 const READ: i64 = 500;
@@ -138,18 +138,8 @@ async fn rename(pool: &PgPool) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// Reads the words of some products that are new; whether there are more.
+/// Reads the words of some products that nobody has read yet; whether there are more.
 async fn read(pool: &PgPool) -> Result<bool, Error> {
-    let mut tx = pool.begin().await?;
-    let Some(place) = store::search::lock_place(&mut tx).await? else {
-        return Ok(false);
-    };
-    let unread = store::search::unread(&mut tx, place, READ).await?;
-    let Some(last) = unread.last() else {
-        return Ok(false);
-    };
-    store::search::learn(&mut tx, &unread).await?;
-    store::search::set_place(&mut tx, *last).await?;
-    tx.commit().await?;
-    Ok(true)
+    let mut conn = pool.acquire().await?;
+    Ok(store::search::learn_some(&mut conn, READ).await? > 0)
 }

@@ -1,7 +1,12 @@
 //! Which words a query is really about.
 
+use crate::store::search::{LONGER, LOOKED_UP};
+
 /// Words of a query that are looked for; the rest of a longer one is left out.
 const MOST: usize = 8;
+/// Characters of a beginning with which all words are found that begin so, where there are many: of a shorter one
+/// there may be so many that finding them takes long.
+const BEGINNING: usize = 3;
 /// Corrections of one word that are looked for.
 const CORRECTIONS: usize = 3;
 
@@ -24,7 +29,26 @@ pub struct Asked {
 
 /// For each word that counts, the words that will do for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Words(Vec<Vec<String>>);
+pub struct Words(Vec<Vec<Term>>);
+
+/// What will do for a word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Term {
+    Word(String),
+    /// All words that begin so.
+    Beginning(String),
+}
+
+impl Term {
+    /// As it stands in a tsquery, whatever it is made of.
+    fn quoted(&self) -> String {
+        let quote = |word: &str| word.replace('\\', "\\\\").replace('\'', "''");
+        match self {
+            Self::Word(word) => format!("'{}'", quote(word)),
+            Self::Beginning(word) => format!("'{}':*", quote(word)),
+        }
+    }
+}
 
 impl Words {
     /// Decides by what the catalogue knows, in the order of the query; where it is `open` its last word may
@@ -32,8 +56,10 @@ impl Words {
     /// that do. `None` where nothing is left.
     pub fn choose(asked: Vec<Asked>, open: bool) -> Option<Self> {
         let last = asked.len().saturating_sub(1);
+        // Of more words than were looked up, the last is not among them.
+        let open = open && asked.len() < LOOKED_UP as usize;
         let says_something = asked.iter().any(|asked| asked.stem.is_some());
-        let chosen: Vec<Vec<String>> = asked
+        let chosen: Vec<Vec<Term>> = asked
             .into_iter()
             .enumerate()
             .filter(|(at, asked)| asked.stem.is_some() || !says_something || (*at == last && open))
@@ -54,8 +80,8 @@ impl Words {
     }
 
     fn join(&self, operator: &str) -> String {
-        let one = |words: &Vec<String>| {
-            let quoted: Vec<String> = words.iter().map(|word| quote(word)).collect();
+        let one = |terms: &Vec<Term>| {
+            let quoted: Vec<String> = terms.iter().map(Term::quoted).collect();
             format!("({})", quoted.join(" | "))
         };
         self.0.iter().map(one).collect::<Vec<_>>().join(operator)
@@ -63,10 +89,15 @@ impl Words {
 }
 
 /// What will do for a word; `None` where nothing will.
-fn alternatives(asked: Asked, open: bool) -> Option<Vec<String>> {
-    let mut words = Vec::new();
+fn alternatives(asked: Asked, open: bool) -> Option<Vec<Term>> {
     // The catalogue's list has no words with digits: a SKU, a size.
-    if asked.known || asked.word.contains(|c: char| c.is_ascii_digit()) {
+    let has_digits = asked.word.contains(|c: char| c.is_ascii_digit());
+    let many_longer = has_digits || asked.longer.len() >= LONGER as usize;
+    if open && many_longer && asked.word.chars().count() >= BEGINNING {
+        return Some(vec![Term::Beginning(asked.word)]);
+    }
+    let mut words = Vec::new();
+    if asked.known || has_digits {
         words.push(asked.word.clone());
     }
     if asked.stem_known {
@@ -83,7 +114,7 @@ fn alternatives(asked: Asked, open: bool) -> Option<Vec<String>> {
         near.sort_by_key(|(slips, _)| *slips);
         words.extend(near.into_iter().take(CORRECTIONS).map(|(_, word)| word));
     }
-    (!words.is_empty()).then_some(words)
+    (!words.is_empty()).then(|| words.into_iter().map(Term::Word).collect())
 }
 
 fn allowed_slips(word: &str) -> usize {
@@ -116,11 +147,6 @@ fn slips(a: &str, b: &str) -> usize {
         }
     }
     rows[a.len()][b.len()]
-}
-
-/// A word inside a tsquery's text, whatever it is made of.
-fn quote(word: &str) -> String {
-    format!("'{}'", word.replace('\\', "\\\\").replace('\'', "''"))
 }
 
 #[cfg(test)]
@@ -160,6 +186,17 @@ mod tests {
         let sne = || Asked { longer: vec!["sneaker".to_owned(), "sneakers".to_owned()], ..word("sne") };
         assert_eq!(chosen(vec![known("red"), sne()], true), "('red') & ('sneaker' | 'sneakers')");
         assert_eq!(chosen(vec![known("red"), sne()], false), "('red')");
+        let many = (0..LONGER).map(|at| format!("back{at}")).collect();
+        assert_eq!(chosen(vec![Asked { longer: many, ..word("back") }], true), "('back':*)");
+    }
+
+    #[test]
+    fn what_was_not_looked_up_cannot_be_a_beginning() {
+        let mut asked = vec![known("red"); LOOKED_UP as usize];
+        asked[LOOKED_UP as usize - 1] = word("x20");
+        let words = Words::choose(asked[LOOKED_UP as usize - 2..].to_vec(), true).expect("words");
+        assert_eq!(words.all(), "('red') & ('x20':*)");
+        assert!(!Words::choose(asked, true).expect("words").all().contains('*'));
     }
 
     #[test]
@@ -186,11 +223,13 @@ mod tests {
 
     #[test]
     fn a_number_is_looked_for_as_it_is() {
-        assert_eq!(chosen(vec![word("x200")], true), "('x200')");
+        assert_eq!(chosen(vec![word("x200")], false), "('x200')");
+        assert_eq!(chosen(vec![word("x2")], true), "('x2')");
+        assert_eq!(chosen(vec![word("x20")], true), "('x20':*)");
     }
 
     #[test]
     fn no_word_gets_out_of_its_quotes() {
-        assert_eq!(chosen(vec![known("o'\\1")], true), r"('o''\\1')");
+        assert_eq!(chosen(vec![known("o'\\1")], true), r"('o''\\1':*)");
     }
 }

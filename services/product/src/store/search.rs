@@ -13,12 +13,14 @@ const RANKS: i64 = 999_999;
 /// them would take longer the larger the shop is. What a better part has found already is left out only then,
 /// so that no part looks at more.
 const CANDIDATES: i64 = 500;
-/// Words that a beginning is completed to.
-const LONGER: i64 = 16;
+/// Words that a beginning is completed to; where there are as many, there may be more.
+pub const LONGER: u32 = 16;
 /// Words that a slip may have meant, before counting letters.
 const SIMILAR: i64 = 16;
-/// A word longer than this is not corrected. Characters.
+/// A word longer than this is not corrected, nor completed: it is not among those the catalogue knows. Characters.
 const LONGEST_CORRECTED: i32 = 32;
+/// Words of a query that are looked up; of a longer one the rest is left out.
+pub const LOOKED_UP: u32 = 16;
 
 /// Takes a query apart as the products' texts were, in its order, and tells what the catalogue knows of each
 /// word.
@@ -26,7 +28,8 @@ pub async fn words(conn: &mut PgConnection, query: &str) -> sqlx::Result<Vec<Ask
     let rows = sqlx::query!(
         r#"select w.lexeme as "word!",
                   (ts_lexize('pg_catalog.english_stem', w.lexeme))[1] as stem,
-                  exists (select from product.word k where k.word = w.lexeme) as "known!",
+                  length(w.lexeme) > $4 or exists (select from product.word k where k.word = w.lexeme)
+                      as "known!",
                   exists (
                       select from product.word k
                       where k.word = (ts_lexize('pg_catalog.english_stem', w.lexeme))[1]
@@ -45,12 +48,17 @@ pub async fn words(conn: &mut PgConnection, query: &str) -> sqlx::Result<Vec<Ask
                       order by product.similarity(k.word, w.lexeme) desc, k.word
                       limit $3
                   ) as "similar!: Vec<String>"
-           from unnest(to_tsvector('pg_catalog.simple', product.plain($1))) w
+           from (
+               select lexeme, positions from unnest(to_tsvector('pg_catalog.simple', product.plain($1)))
+               order by positions[1]
+               limit $5
+           ) w
            order by w.positions[1]"#,
         query,
-        LONGER,
+        i64::from(LONGER),
         SIMILAR,
         LONGEST_CORRECTED,
+        i64::from(LOOKED_UP),
     )
     .fetch_all(conn)
     .await?;
@@ -74,9 +82,16 @@ pub struct Within<'a> {
 }
 
 /// Lets the searches of a transaction be planned for the words they are about: what is best for a rare one
-/// takes ten times as long for one that stands everywhere.
-pub async fn plan_anew(conn: &mut PgConnection) -> sqlx::Result<()> {
-    sqlx::query!("set local plan_cache_mode = force_custom_plan").execute(conn).await?;
+/// takes ten times as long for one that stands everywhere. And lets them find the same candidates each time, where
+/// there are more than are looked at: a scan of a large table would begin where the last one left off.
+pub async fn prepare(conn: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query!(
+        "select set_config('plan_cache_mode', 'force_custom_plan', true) as plans,
+                set_config('synchronize_seqscans', 'off', true) as scans,
+                set_config('max_parallel_workers_per_gather', '0', true) as workers"
+    )
+    .fetch_one(conn)
+    .await?;
     Ok(())
 }
 
@@ -235,45 +250,49 @@ pub async fn some(
     Ok(rows.into_iter().map(|row| (row.id, row.score)).collect())
 }
 
-/// Adds the words of these products, and their stems, to those the catalogue knows, in the order of words:
-/// two who add the same ones do not wait for each other in a circle.
+/// Adds the words of these products, and their stems, to those the catalogue knows, where they are not read yet.
 pub async fn learn(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<()> {
-    sqlx::query!(
-        "insert into product.word (word)
-         select distinct w.lexeme collate \"C\" as word
-         from product.product p
-         cross join lateral (
-             select product.plain(p.name || ' ' || p.description || ' ' || p.category_name) as text
-         ) t
-         cross join lateral unnest(
-             to_tsvector('pg_catalog.simple', t.text) || to_tsvector('pg_catalog.english', t.text)
-         ) w
-         where p.id = any($1) and length(w.lexeme) <= $2 and w.lexeme !~ '[0-9]'
-         order by word
-         on conflict (word) do nothing",
+    read(conn, Some(ids), i64::MAX).await?;
+    Ok(())
+}
+
+/// The same of up to `most` products, whichever are not read yet; how many there were.
+pub async fn learn_some(conn: &mut PgConnection, most: i64) -> sqlx::Result<i64> {
+    read(conn, None, most).await
+}
+
+/// In the order of words: two who add the same ones do not wait for each other in a circle.
+async fn read(conn: &mut PgConnection, ids: Option<&[i64]>, most: i64) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"with due as (
+               delete from product.words_unread
+               where ctid = any(array(
+                   select ctid from product.words_unread
+                   where $1::bigint[] is null or product_id = any($1)
+                   limit $2
+                   for update skip locked
+               ))
+               returning product_id
+           ),
+           learnt as (
+               insert into product.word (word)
+               select distinct w.lexeme collate "C" as word
+               from product.product p
+               cross join lateral (
+                   select product.plain(p.name || ' ' || p.description || ' ' || p.category_name) as text
+               ) t
+               cross join lateral unnest(
+                   to_tsvector('pg_catalog.simple', t.text) || to_tsvector('pg_catalog.english', t.text)
+               ) w
+               where p.id in (select product_id from due) and length(w.lexeme) <= $3 and w.lexeme !~ '[0-9]'
+               order by word
+               on conflict (word) do nothing
+           )
+           select count(*) as "count!" from due"#,
         ids,
+        most,
         LONGEST_CORRECTED,
     )
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-/// Locks the place up to which products have been read; `None` while another replica reads.
-pub async fn lock_place(conn: &mut PgConnection) -> sqlx::Result<Option<i64>> {
-    sqlx::query_scalar!("select upto from product.words_read for update skip locked")
-        .fetch_optional(conn)
-        .await
-}
-
-pub async fn set_place(conn: &mut PgConnection, upto: i64) -> sqlx::Result<()> {
-    sqlx::query!("update product.words_read set upto = $1", upto).execute(conn).await?;
-    Ok(())
-}
-
-/// The next products behind a place.
-pub async fn unread(conn: &mut PgConnection, place: i64, most: i64) -> sqlx::Result<Vec<i64>> {
-    sqlx::query_scalar!("select id from product.product where id > $1 order by id limit $2", place, most)
-        .fetch_all(conn)
-        .await
+    .fetch_one(conn)
+    .await
 }

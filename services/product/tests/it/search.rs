@@ -1,9 +1,14 @@
 //! Search: what is found, in which order, with slips and nonsense in the query.
 
+use std::collections::HashSet;
+
+use prost_types::FieldMask;
 use shoppee_kit::testing::eventually;
 use shoppee_proto::product::v1::{
-    CreateProductRequest, ListProductsResponse, SearchProductsRequest, UpdateCategoryRequest,
+    BatchUpdateProductsRequest, CreateProductRequest, ListProductsResponse, OnError, ProductChange,
+    SearchProductsRequest, UpdateCategoryRequest, UpdateProductRequest,
 };
+use sqlx::AssertSqlSafe;
 use tonic::Status;
 
 use crate::shop::{Shop, reason};
@@ -206,4 +211,107 @@ async fn a_renamed_category_is_found_by_its_new_name() {
         shop.count("select count(*) from product.category where renamed").await == 0
     })
     .await;
+}
+
+impl Shop {
+    async fn run(&self, sql: &str) {
+        sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await.expect(sql);
+    }
+
+    /// A product that is loaded past the service.
+    async fn load(&self, sku: &str, name: &str, description: &str, count: i32) {
+        self.run(&format!(
+            "with loaded as (
+                 insert into product.product (sku, name, description, price, in_stock, created_at, updated_at)
+                 select '{sku}-' || n, '{name}', {description}, 100, false, now(), now()
+                 from generate_series(1, {count}) n
+                 returning id
+             )
+             insert into product.stock (product_id, available) select id, 0 from loaded"
+        ))
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_word_is_known_whichever_way_it_came() {
+    let shop = shop().await;
+    // By a move into a category,
+    let attic = shop.category("attic", None).await.id;
+    let moved = shop.product("moved", 1).await.id;
+    let request = UpdateProductRequest {
+        id: moved,
+        category_id: Some(attic),
+        update_mask: Some(FieldMask { paths: vec!["category_id".to_owned()] }),
+        ..UpdateProductRequest::default()
+    };
+    shop.products.clone().update_product(shop.admin(request)).await.expect("moved");
+    assert_eq!(shop.find("attic").await, ["moved"]);
+    // by a batch,
+    let cellar = shop.category("cellar", None).await.id;
+    let change = ProductChange { id: Some(moved), category_id: Some(cellar), ..ProductChange::default() };
+    let request = BatchUpdateProductsRequest { on_error: OnError::Abort.into(), items: vec![change] };
+    shop.products.clone().batch_update_products(shop.admin(request)).await.expect("moved");
+    assert_eq!(shop.find("cellar").await, ["moved"]);
+    // by a load which commits after another one of higher ids,
+    let mut late = shop.pool.begin().await.unwrap();
+    let product = "insert into product.product (sku, name, price, created_at, updated_at)
+                   values ('late', 'Kaleidoscope', 1, now(), now())";
+    sqlx::query(product).execute(&mut *late).await.unwrap();
+    let stock = "insert into product.stock (product_id, available)
+                 select id, 0 from product.product where sku = 'late'";
+    sqlx::query(stock).execute(&mut *late).await.unwrap();
+    shop.load("early", "Gramophone", "''", 1).await;
+    eventually("the one is found", || async { shop.find("gramophone").await == ["early-1"] }).await;
+    late.commit().await.unwrap();
+    eventually("the other too", || async { shop.find("kaleidoscope").await == ["late"] }).await;
+    // by a service that was killed before it had read them.
+    shop.run("update product.product set name = 'Xylophone' where sku = 'late'").await;
+    eventually("the new name is found", || async { shop.find("xylophone").await == ["late"] }).await;
+    assert_eq!(shop.count("select count(*) from product.words_unread").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_beginning_finds_all_that_begins_so() {
+    let shop = shop().await;
+    let longest = "backpackersfavouritecompanion";
+    for letter in 'a'..='t' {
+        shop.stocked(&format!("back-{letter}"), &format!("Back{letter}"), "", None).await;
+    }
+    shop.stocked("pack", longest, "", None).await;
+    let found = shop.search(SearchProductsRequest { limit: Some(100), ..of("back") }).await.unwrap();
+    assert_eq!(found.items.len(), 21);
+    // What is too long for the list of words,
+    let monster = "donaudampfschifffahrtselektrizitaetenhauptbetriebswerkbauunterbeamtengesellschaft";
+    shop.stocked("long", monster, "", None).await;
+    assert_eq!(shop.find(monster).await, ["long"]);
+    // and a SKU while it is typed.
+    assert_eq!(shop.find("x20").await, ["tee-x200"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_common_word_the_same_is_found_each_time() {
+    let shop = shop().await;
+    // A table that PostgreSQL would go on scanning where it stopped the last time.
+    let words =
+        "'Common. ' || (select string_agg(md5((n * 100 + k)::text), ' ') from generate_series(1, 20) k)";
+    shop.load("thing", "Thing", words, 4000).await;
+    shop.run("analyze product.product").await;
+    let unread = "select count(*) from product.words_unread";
+    eventually("all words are read", || async { shop.count(unread).await == 0 }).await;
+    let pages = || async {
+        let (mut ids, mut cursor) = (Vec::new(), None);
+        for _ in 0..5 {
+            let page = SearchProductsRequest { limit: Some(100), cursor, ..of("common") };
+            let page = shop.search(page).await.unwrap();
+            ids.extend(page.items.into_iter().map(|product| product.id));
+            cursor = page.next_cursor;
+        }
+        ids
+    };
+    let first = pages().await;
+    assert_eq!(first.iter().collect::<HashSet<_>>().len(), 500);
+    for _ in 0..3 {
+        assert_eq!(pages().await, first);
+    }
 }
