@@ -9,6 +9,7 @@
 
 use std::{
     borrow::Cow,
+    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -49,6 +50,8 @@ struct Link {
     newer: Script,
     position: Script,
     said: Mutex<Said>,
+    /// Revisions of what the last look found: while a transaction lasts, each look finds all that came after it again.
+    reported: tokio::sync::Mutex<HashMap<i64, i64>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +107,8 @@ impl Shared {
             position.load(&client).await?;
             let known: Option<i64> = client.get(POSITION).await?;
             let said = Mutex::new(Said::Nothing { known });
-            anyhow::Ok((Arc::new(Link { client, newer, position, said }), over))
+            let reported = tokio::sync::Mutex::default();
+            anyhow::Ok((Arc::new(Link { client, newer, position, said, reported }), over))
         };
         match connected.await {
             Ok((link, over)) => {
@@ -195,6 +199,24 @@ impl Link {
     }
 
     async fn report(&self, changes: &[Change], from: i64, settled: i64) -> anyhow::Result<()> {
+        let mut reported = self.reported.lock().await;
+        let is_new =
+            |change: &&Change| reported.get(&change.product_id).is_none_or(|told| *told < change.revision);
+        self.give_word(changes.iter().filter(is_new)).await?;
+        let noted = self.position.evalsha(&self.client, POSITION, vec![settled, from]);
+        let before: i64 = tokio::time::timeout(REPORT, noted).await??;
+        // A Redis that is empty has nothing that could be out of date.
+        anyhow::ensure!(before == EMPTY || before >= from, "Redis has an older state than before");
+        if before == EMPTY {
+            // But somebody may be on the way to it with what was read before the changes.
+            self.give_word(changes.iter()).await?;
+        }
+        *reported = changes.iter().map(|change| (change.product_id, change.revision)).collect();
+        Ok(())
+    }
+
+    async fn give_word(&self, changes: impl Iterator<Item = &Change>) -> anyhow::Result<()> {
+        let changes: Vec<&Change> = changes.collect();
         for changes in changes.chunks(REPORTED) {
             // Sent one after the other, without waiting for each.
             let words = changes.iter().map(async |change| {
@@ -203,10 +225,6 @@ impl Link {
             });
             tokio::time::timeout(REPORT, try_join_all(words)).await??;
         }
-        let noted = self.position.evalsha(&self.client, POSITION, vec![settled, from]);
-        let before: i64 = tokio::time::timeout(REPORT, noted).await??;
-        // A Redis that is empty has nothing that could be out of date.
-        anyhow::ensure!(before == EMPTY || before >= from, "Redis has an older state than before");
         Ok(())
     }
 

@@ -3,7 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use fred::interfaces::{ClientLike as _, HashesInterface as _, KeysInterface as _};
+use fred::{
+    clients::Client,
+    interfaces::{ClientLike as _, HashesInterface as _, KeysInterface as _},
+    types::CustomCommand,
+};
 use futures_util::future::join_all;
 use rustix::process::{Pid, Signal, kill_process};
 use shoppee_kit::{client, testing::eventually};
@@ -147,6 +151,38 @@ async fn a_redis_that_remembers_an_older_state_is_put_right() {
         redis.hget::<i64, _, _>(&key, "revision").await.unwrap() > revision
     })
     .await;
+}
+
+/// How many scripts Redis has run.
+async fn scripts_run(redis: &Client) -> i64 {
+    let stats = CustomCommand::new_static("INFO", None, false);
+    let stats: String = redis.custom(stats, vec!["commandstats"]).await.expect("an answer");
+    let scripts = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+    scripts.and_then(|line| line.split(',').next()).expect("some").parse().expect("a number")
+}
+
+/// While it lasts, each look at the log finds again all that came after it began.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_transaction_is_no_work_for_redis() {
+    let shop = Shop::open().await;
+    let mut ids = Vec::new();
+    for at in 0..100 {
+        ids.push(shop.product(&format!("p{at}"), 10).await.id);
+    }
+    let mut long = shop.pool.begin().await.unwrap();
+    sqlx::query("select pg_current_xact_id()").execute(&mut *long).await.unwrap();
+    join_all(ids.iter().map(|id| shop.reprices(&shop.products, *id, 7))).await;
+    tokio::time::sleep(SOON).await;
+    let redis = shop.redis.client().await;
+    let before = scripts_run(&redis).await;
+    tokio::time::sleep(2 * SOON).await;
+    // Each look notes how far it went.
+    let run = scripts_run(&redis).await - before;
+    assert!((1..40).contains(&run), "{run}");
+    // Unless Redis has forgotten that it was told.
+    let () = redis.flushall(false).await.unwrap();
+    eventually("it is told again", || async { scripts_run(&redis).await - before > 100 }).await;
+    long.rollback().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
