@@ -33,7 +33,8 @@ use shoppee_kit::{client, clock::Clock, fold::Fold, process::Process};
 use shoppee_proto::{
     PRODUCT_REVISION,
     product::v1::{
-        CachedProduct, Product, ProductAsOf, ProductChangeResult, ProductStatus, WatchRequest, WatchResponse,
+        CachedProduct, Product, ProductAsOf, ProductChangeResult, ProductStatus, RowStatus, WatchRequest,
+        WatchResponse,
     },
 };
 use time::OffsetDateTime;
@@ -45,7 +46,7 @@ use tonic::{Response as Told, Status, metadata::MetadataMap};
 
 use crate::{
     auth::{Credential, MaybeUser, Nobody},
-    error::Problem,
+    error::{Code, Problem},
     extract::etag,
     state::State,
     upstream::Upstream,
@@ -226,6 +227,8 @@ impl Catalogue {
     /// A product as `user` may see it.
     pub async fn product(&self, user: &MaybeUser, id: i64) -> Result<Tagged, Problem> {
         let watched = &self.0.watched;
+        // Before it is looked at what is believed: when that ends, a new one has begun already.
+        let era = self.0.era.load(Ordering::Acquire);
         let Some(answers) = self.believed() else {
             watched.bypasses.increment(1);
             return Ok(self.ask(user, id).await?.tagged);
@@ -242,22 +245,24 @@ impl Catalogue {
             return Ok(self.ask(user, id).await?.tagged);
         }
         watched.misses.increment(1);
-        let shared = timeout(PATIENCE, self.ask_with_others(answers, id));
+        let shared = timeout(PATIENCE, self.ask_with_others(answers, era, id));
         shared.await.unwrap_or_else(|_| Err(Problem::unavailable()))
     }
 
     /// One asks, the others wait for what it gets, and all who come later are told it too.
-    async fn ask_with_others(&self, answers: &Answers, id: i64) -> Result<Tagged, Problem> {
+    async fn ask_with_others(&self, answers: &Answers, era: u64, id: i64) -> Result<Tagged, Problem> {
+        let seen = self.seen(id);
         let ask = async {
-            let era = self.0.era.load(Ordering::Acquire);
             let answer = self.ask_openly(id).await?;
             Ok(Arc::new(Kept { answer, era, sound: AtomicBool::new(false) }))
         };
-        let kept = answers.try_get_with(id, ask).await.map_err(|problem: Arc<Problem>| (*problem).clone())?;
-        if self.is_sound(id, &kept) {
-            return Ok(kept.answer.tagged.clone());
+        match answers.try_get_with::<_, Problem>(id, ask).await {
+            Ok(kept) if self.is_sound(id, &kept) => return Ok(kept.answer.tagged.clone()),
+            Ok(_) => answers.invalidate(&id).await,
+            // It may have been made since the one who asked did so.
+            Err(problem) if problem.code == Code::NotFound && self.seen(id) > seen => {}
+            Err(problem) => return Err(Problem::clone(&problem)),
         }
-        answers.invalidate(&id).await;
         Ok(self.ask_openly(id).await?.tagged)
     }
 
@@ -308,8 +313,13 @@ impl Catalogue {
     /// The same of many.
     pub async fn wrote_many(&self, results: &[ProductChangeResult]) {
         for result in results {
-            if let Some(id) = result.id {
-                self.outdate(id, result.revision).await;
+            match (result.id, result.status()) {
+                (Some(id), RowStatus::Updated) if result.revision > UNKNOWN => {
+                    self.outdate(id, result.revision).await;
+                }
+                (Some(_), RowStatus::Updated) => return self.forget_all(),
+                (_, RowStatus::Failed) if may_be_done(result) => return self.forget_all(),
+                (_, _) => {}
             }
         }
     }
@@ -397,6 +407,11 @@ impl Catalogue {
         };
         self.0.seen.entry(id).and_upsert_with(newest);
     }
+}
+
+/// Whether nobody knows if a row that failed was done even so.
+fn may_be_done(result: &ProductChangeResult) -> bool {
+    result.error.as_ref().is_some_and(|error| error.code == Code::Unavailable.as_str())
 }
 
 fn told_revision(metadata: &MetadataMap) -> i64 {

@@ -32,10 +32,12 @@ impl Belief {
         self.from.store(NEVER, Ordering::Release);
     }
 
-    /// Everything that was committed until `age` ago was told, but for what was before the belief ended.
+    /// Everything that was committed until `age` ago was told, but for what was before the belief ended. After a long
+    /// silence it is not known how long these news were on their way.
     pub fn renew(&self, now: Instant, age: Duration) {
         let now = now - self.start;
-        if self.from.load(Ordering::Acquire) == NEVER {
+        let silent = millis(now) >= self.until.load(Ordering::Acquire).saturating_add(millis(PRODUCT_LAG));
+        if self.from.load(Ordering::Acquire) == NEVER || silent {
             self.from.store(millis(now + PRODUCT_LAG), Ordering::Release);
         }
         self.until.store(millis((now + TRUST).saturating_sub(age)), Ordering::Release);
@@ -99,5 +101,16 @@ mod tests {
         assert!(!belief.holds(now));
         belief.renew(now + PRODUCT_LAG, FRESH);
         assert!(belief.holds(now + PRODUCT_LAG));
+    }
+    #[test]
+    fn it_begins_anew_after_a_long_silence() {
+        let (belief, now) = settled(FRESH);
+        let soon = now + TRUST + PRODUCT_LAG - MOMENT;
+        belief.renew(soon, FRESH);
+        assert!(belief.holds(soon));
+        // As of a process that stood still: the news may be as old as that.
+        let late = soon + TRUST + PRODUCT_LAG;
+        belief.renew(late, FRESH);
+        assert!(!belief.holds(late));
     }
 }

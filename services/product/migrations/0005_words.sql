@@ -1,8 +1,10 @@
 -- Which products' words are still to be read into product.word. Triggers note them, in the transaction of whoever
 -- writes: a load past the service is read too, whatever ids it gives and whenever it commits, and no crash loses a
--- word.
+-- word. (product.words_read stays for processes of the version before.)
 create table product.words_unread (
-    product_id bigint not null
+    id bigint generated always as identity,
+    product_id bigint not null,
+    constraint words_unread_pkey primary key (id)
 );
 
 create index words_unread_product_id_idx on product.words_unread (product_id);
@@ -23,7 +25,3 @@ create trigger product_reworded after update of name, description, category_name
     for each row
     when ((old.name, old.description, old.category_name) is distinct from (new.name, new.description, new.category_name))
     execute function product.note_words();
-
--- product.words_read stays for processes of the version before; this is what they have not come to.
-insert into product.words_unread (product_id)
-select id from product.product where id > (select upto from product.words_read);

@@ -56,8 +56,7 @@ pub enum RowFault {
     },
     VersionMismatch,
     OutOfStock,
-    /// The database did not answer; other rows may have been done.
-    /// It was not done.
+    /// The database did not answer, and it was not done; other rows may have been.
     Unavailable,
     /// The database went away while it was being done.
     Uncertain,

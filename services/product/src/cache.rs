@@ -176,11 +176,14 @@ impl Cache {
         // One asks, the others wait for what it gets.
         let loading = memory.try_get_with(id, self.load(id, at_least));
         let known = loading.await.map_err(|error| (*error).clone())?;
-        if known.revision() >= self.floor(id).max(at_least) {
+        let floor = self.floor(id);
+        if known.revision() >= floor.max(at_least) {
             return Ok(known);
         }
-        // It changed while it was read.
-        memory.invalidate(&id).await;
+        if known.revision() < floor {
+            // It changed while it was read.
+            memory.invalidate(&id).await;
+        }
         let known = Arc::new(self.read(id).await?);
         self.keep(id, known.clone()).await;
         Ok(known)

@@ -204,7 +204,10 @@ impl Catalogue {
     pub(crate) async fn learn(&self, ids: &[i64]) {
         let learnt: Result<(), Error> = async {
             let mut conn = self.pool.acquire().await?;
-            Ok(store::search::learn(&mut conn, ids).await?)
+            for some in ids.chunks(store::search::AT_ONCE.into()) {
+                store::search::learn(&mut conn, some).await?;
+            }
+            Ok(())
         }
         .await;
         if let Err(error) = learnt {

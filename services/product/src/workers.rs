@@ -23,8 +23,6 @@ const RENAMING: Duration = Duration::from_secs(1);
 const REWRITTEN: i64 = 500;
 /// How soon words begin to be read that were not at once: of a load past the service, or where that went wrong.
 const READING: Duration = Duration::from_secs(1);
-/// Products whose words are read in one transaction.
-const READ: i64 = 500;
 /// How often old entries of the change log are deleted.
 const FORGETTING: Duration = Duration::from_mins(1);
 /// Longer than anything stays in Redis that an entry could make old.
@@ -141,5 +139,7 @@ async fn rename(pool: &PgPool) -> Result<bool, Error> {
 /// Reads the words of some products that nobody has read yet; whether there are more.
 async fn read(pool: &PgPool) -> Result<bool, Error> {
     let mut conn = pool.acquire().await?;
-    Ok(store::search::learn_some(&mut conn, READ).await? > 0)
+    let unread = store::search::unread(&mut conn).await?;
+    store::search::learn(&mut conn, &unread).await?;
+    Ok(!unread.is_empty())
 }

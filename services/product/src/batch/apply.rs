@@ -107,7 +107,10 @@ impl Batches {
             results[index].outcome = outcome;
         }
         // Staff that look at what they have just changed see it.
-        if results.iter().any(|result| matches!(result.outcome, Outcome::Updated { .. })) {
+        let shows = |outcome: &Outcome| {
+            matches!(outcome, Outcome::Updated { .. } | Outcome::Failed(RowFault::Uncertain))
+        };
+        if results.iter().any(|result| shows(&result.outcome)) {
             self.catalogue.cache.show().await;
             for result in &mut results {
                 // Orders may have moved its stock while it was written.
@@ -116,8 +119,8 @@ impl Batches {
                 }
             }
         }
-        for chunk in done.reworded.chunks(CHUNK) {
-            self.catalogue.learn(chunk).await;
+        if !done.reworded.is_empty() {
+            self.catalogue.learn(&done.reworded).await;
         }
         Ok(results)
     }
@@ -163,8 +166,7 @@ impl Batches {
         for chunk in writes.chunks(CHUNK) {
             write(&mut tx, chunk, now).await?;
         }
-        tx.commit().await?;
-        Ok(done)
+        Ok(done.committed(tx.commit().await))
     }
 
     async fn continue_on_error(&self, rows: Vec<Found>) -> Result<Done, Error> {
@@ -200,19 +202,26 @@ impl Batches {
         let _turn = self.workers.acquire().await.map_err(|_| Error::Unavailable)?;
         let now = self.clock.now();
         let mut tx = self.pool.begin().await?;
-        let (mut done, writes) = decide(&mut tx, rows).await?;
+        let (done, writes) = decide(&mut tx, rows).await?;
         if !writes.is_empty() {
             write(&mut tx, &writes, now).await?;
         }
-        if let Err(error) = tx.commit().await {
-            tracing::warn!(%error, rows = writes.len(), "a part of a batch may be done or not");
-            for (_, outcome) in &mut done.outcomes {
+        Ok(done.committed(tx.commit().await))
+    }
+}
+
+impl Done {
+    /// What became of the rows in the end: where the database went away, it may have done all and not said so.
+    fn committed(mut self, answer: sqlx::Result<()>) -> Self {
+        if let Err(error) = answer {
+            tracing::warn!(%error, "rows of a batch may be done or not");
+            for (_, outcome) in &mut self.outcomes {
                 if matches!(outcome, Outcome::Updated { .. }) {
                     *outcome = Outcome::Failed(RowFault::Uncertain);
                 }
             }
         }
-        Ok(done)
+        self
     }
 }
 

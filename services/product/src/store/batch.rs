@@ -5,14 +5,11 @@ use std::collections::BTreeMap;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
+use super::search::AT_ONCE;
 use crate::{
     batch::{Current, Update},
     product::Status,
 };
-
-/// Products whose texts one statement changes: taking apart the longest of them stays far below the limit for a
-/// statement.
-const REWORDED: usize = 50;
 
 /// Ids and SKUs of the products that exist among these.
 pub async fn find(conn: &mut PgConnection, ids: &[i64], skus: &[String]) -> sqlx::Result<Vec<(i64, String)>> {
@@ -103,7 +100,7 @@ pub async fn write(conn: &mut PgConnection, writes: &[Write], now: OffsetDateTim
     .execute(&mut *conn)
     .await?;
     let reworded: Vec<&Write> = writes.iter().filter(|write| write.update.rewords()).collect();
-    for some in reworded.chunks(REWORDED) {
+    for some in reworded.chunks(AT_ONCE.into()) {
         reword(&mut *conn, some).await?;
     }
     Ok(())

@@ -19,6 +19,9 @@ pub const LONGER: u32 = 16;
 const SIMILAR: i64 = 16;
 /// A word longer than this is not corrected, nor completed: it is not among those the catalogue knows. Characters.
 const LONGEST_CORRECTED: i32 = 32;
+/// Products whose texts one statement takes apart: the longest of them, on a slow machine, stay far below the limit for
+/// a statement.
+pub const AT_ONCE: u8 = 50;
 /// Words of a query that are looked up; of a longer one the rest is left out.
 pub const LOOKED_UP: u32 = 16;
 
@@ -250,49 +253,43 @@ pub async fn some(
     Ok(rows.into_iter().map(|row| (row.id, row.score)).collect())
 }
 
-/// Adds the words of these products, and their stems, to those the catalogue knows, where they are not read yet.
+/// Adds the words of these products, and their stems, to those the catalogue knows, where they are not read yet. In the
+/// order of words: two who add the same ones do not wait for each other in a circle.
 pub async fn learn(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<()> {
-    read(conn, Some(ids), i64::MAX).await?;
+    sqlx::query!(
+        r#"with due as (
+               delete from product.words_unread
+               where id = any(array(
+                   select id from product.words_unread where product_id = any($1) order by id for update
+               ))
+               returning product_id
+           )
+           insert into product.word (word)
+           select distinct w.lexeme collate "C" as word
+           from product.product p
+           cross join lateral (
+               select product.plain(p.name || ' ' || p.description || ' ' || p.category_name) as text
+           ) t
+           cross join lateral unnest(
+               to_tsvector('pg_catalog.simple', t.text) || to_tsvector('pg_catalog.english', t.text)
+           ) w
+           where p.id = any($1) and p.id in (select product_id from due) and length(w.lexeme) <= $2 and w.lexeme !~ '[0-9]'
+           order by word
+           on conflict (word) do nothing"#,
+        ids,
+        LONGEST_CORRECTED,
+    )
+    .execute(conn)
+    .await?;
     Ok(())
 }
 
-/// The same of up to `most` products, whichever are not read yet; how many there were.
-pub async fn learn_some(conn: &mut PgConnection, most: i64) -> sqlx::Result<i64> {
-    read(conn, None, most).await
-}
-
-/// In the order of words: two who add the same ones do not wait for each other in a circle.
-async fn read(conn: &mut PgConnection, ids: Option<&[i64]>, most: i64) -> sqlx::Result<i64> {
+/// Some products whose words are not read yet: no more than [`AT_ONCE`].
+pub async fn unread(conn: &mut PgConnection) -> sqlx::Result<Vec<i64>> {
     sqlx::query_scalar!(
-        r#"with due as (
-               delete from product.words_unread
-               where ctid = any(array(
-                   select ctid from product.words_unread
-                   where $1::bigint[] is null or product_id = any($1)
-                   limit $2
-                   for update skip locked
-               ))
-               returning product_id
-           ),
-           learnt as (
-               insert into product.word (word)
-               select distinct w.lexeme collate "C" as word
-               from product.product p
-               cross join lateral (
-                   select product.plain(p.name || ' ' || p.description || ' ' || p.category_name) as text
-               ) t
-               cross join lateral unnest(
-                   to_tsvector('pg_catalog.simple', t.text) || to_tsvector('pg_catalog.english', t.text)
-               ) w
-               where p.id in (select product_id from due) and length(w.lexeme) <= $3 and w.lexeme !~ '[0-9]'
-               order by word
-               on conflict (word) do nothing
-           )
-           select count(*) as "count!" from due"#,
-        ids,
-        most,
-        LONGEST_CORRECTED,
+        "select product_id from product.words_unread order by id limit $1",
+        i64::from(AT_ONCE)
     )
-    .fetch_one(conn)
+    .fetch_all(conn)
     .await
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use shoppee_kit::testing::eventually;
 use shoppee_proto::auth::v1::LogoutAllRequest;
 use shoppee_proto::product::v1::{
     BatchUpdateProductsRequest, BatchUpdateProductsResponse, CreateProductRequest, OnError, ProductChange,
@@ -173,7 +174,7 @@ async fn ten_thousand_rows_while_orders_go_on() {
     shop.balances().await;
     // A worker has read the words, too: this one has a slip.
     let known = "select count(*) from product.word where word = 'gadget'";
-    shoppee_kit::testing::eventually("words are read", || async { shop.count(known).await == 1 }).await;
+    eventually("words are read", || async { shop.count(known).await == 1 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -252,8 +253,10 @@ async fn a_sku_is_the_product_that_has_it_when_the_row_is_done() {
     }
     // It was found, and waits for the lock.
     let row = vec![ProductChange { price: Some(7), ..by_sku("x") }];
+    let waits = "select count(*) from pg_stat_activity
+                 where datname = current_database() and wait_event_type = 'Lock'";
     let (answer, ()) = tokio::join!(shop.batch(OnError::Continue, row), async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        eventually("it waits", || async { shop.count(waits).await == 1 }).await;
         others.commit().await.unwrap();
     });
     assert_eq!(outcomes(&answer.unwrap()), [(RowStatus::Failed, "not_found")]);
