@@ -312,15 +312,18 @@ impl Catalogue {
 
     /// The same of many.
     pub async fn wrote_many(&self, results: &[ProductChangeResult]) {
+        let mut doubtful = false;
         for result in results {
             match (result.id, result.status()) {
                 (Some(id), RowStatus::Updated) if result.revision > UNKNOWN => {
                     self.outdate(id, result.revision).await;
                 }
-                (Some(_), RowStatus::Updated) => return self.forget_all(),
-                (_, RowStatus::Failed) if may_be_done(result) => return self.forget_all(),
-                (_, _) => {}
+                (Some(_), RowStatus::Updated) => doubtful = true,
+                (_, _) => doubtful |= may_be_done(result),
             }
+        }
+        if doubtful {
+            self.forget_all();
         }
     }
 

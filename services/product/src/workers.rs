@@ -7,7 +7,12 @@ use shoppee_kit::process::Process;
 use sqlx::PgPool;
 use tokio::{sync::Mutex, time::Instant};
 
-use crate::{cache::Lifetimes, error::Error, holds::Holds, store};
+use crate::{
+    cache::Lifetimes,
+    error::Error,
+    holds::Holds,
+    store::{self, search::AT_ONCE},
+};
 
 /// A hold is back on the shelf within about this after its time.
 const EXPIRY: Duration = Duration::from_secs(1);
@@ -19,8 +24,6 @@ const SLICE: i64 = 1000;
 const REMEMBERED: usize = 10_000;
 /// A renamed category's products are found by the new name within about this.
 const RENAMING: Duration = Duration::from_secs(1);
-/// Products rewritten in one transaction.
-const REWRITTEN: i64 = 500;
 /// How soon words begin to be read that were not at once: of a load past the service, or where that went wrong.
 const READING: Duration = Duration::from_secs(1);
 /// How often old entries of the change log are deleted.
@@ -127,7 +130,7 @@ async fn rename(pool: &PgPool) -> Result<bool, Error> {
     let Some(category) = store::category::renamed(&mut conn).await? else {
         return Ok(false);
     };
-    let rewritten = store::category::rewrite(&mut conn, category, REWRITTEN).await?;
+    let rewritten = store::category::rewrite(&mut conn, category, AT_ONCE.into()).await?;
     if rewritten.is_empty() {
         // Where some are being changed right now, it is settled at the next step.
         return Ok(store::category::settle(&mut conn, category).await?);

@@ -184,6 +184,7 @@ impl Batches {
                     done.reworded.extend(chunk.reworded);
                 }
                 Ok(Err((chunk, why))) => {
+                    tracing::warn!(error = %why, rows = chunk.len(), "rows of a batch not done");
                     let failed = |row: Found| (row.index, Outcome::Failed(RowFault::Unavailable));
                     done.outcomes.extend(chunk.into_iter().map(failed));
                     error = Some(why);
