@@ -6,7 +6,7 @@ use super::{
     json::{Json, Object, list, object},
     operations::{OPERATIONS, Operation, Who},
     responses::{NOT_SIGNED_IN, problems, success},
-    schemas::{EMPTY, Schemas, from_client, short},
+    schemas::{EMPTY, Schemas, for_clients, short},
 };
 use crate::error::Code;
 
@@ -104,7 +104,7 @@ fn parameters(
             parameter.set("required", true);
             parameters.push(parameter);
         } else if route.method == "get"
-            && from_client(&route.request, &field.name)
+            && for_clients(&route.request, &field.name)
             // Whose orders: only an admin chooses.
             && (field.name != "user_id" || operation.who == Who::Admin)
         {

@@ -79,8 +79,8 @@ pub fn reference(name: &str) -> Object {
     object! { "$ref": format!("#/components/schemas/{name}") }
 }
 
-/// Whether a client sends this field, in the query or in the body.
-pub fn from_client(message: &str, field: &str) -> bool {
+/// Whether a client sends this field, in the query or in the body, or is told it.
+pub fn for_clients(message: &str, field: &str) -> bool {
     !NOT_FOR_CLIENTS.contains(&format!("{}.{field}", short(message)).as_str())
 }
 
@@ -113,7 +113,7 @@ impl<'a> Schemas<'a> {
 
     /// A reference to the schema of an answer.
     pub fn answer(&mut self, message: &str) -> Object {
-        self.make(message, short(message), |all, of, field| Some(all.answer_field(of, field)), false)
+        self.make(message, short(message), Self::answer_field, false)
     }
 
     /// A reference to the schema of a body. `taken` fields stand in the path.
@@ -132,15 +132,15 @@ impl<'a> Schemas<'a> {
         &mut self,
         message: &str,
         name: &str,
-        field_schema: fn(&mut Self, &str, &Field) -> Option<(Object, bool)>,
+        field_schema: fn(&mut Self, &str, &Field) -> (Object, bool),
         closed: bool,
     ) -> Object {
         if self.begun.insert(name.to_owned())
             && let Some(found) = self.contract.messages.get(message)
         {
             let (mut properties, mut required) = (Object::default(), Vec::new());
-            for field in &found.fields {
-                let Some((mut schema, must)) = field_schema(self, short(message), field) else { continue };
+            for field in found.fields.iter().filter(|field| for_clients(message, &field.name)) {
+                let (mut schema, must) = field_schema(self, short(message), field);
                 if let Some(about) =
                     about(&format!("{}.{}", short(message), field.name), field.about.as_ref())
                 {
@@ -174,12 +174,9 @@ impl<'a> Schemas<'a> {
         (if null { or_null(schema) } else { schema }, !omitted)
     }
 
-    /// The schema of a field of a body, and whether it must be there; `None` for one that no client sends.
-    fn body_field(&mut self, message: &str, field: &Field) -> Option<(Object, bool)> {
+    /// The schema of a field of a body, and whether it must be there.
+    fn body_field(&mut self, message: &str, field: &Field) -> (Object, bool) {
         let name = format!("{message}.{}", field.name);
-        if !from_client(message, &field.name) {
-            return None;
-        }
         let patch = PATCHES.contains(&message);
         let is_message = matches!(field.kind, Kind::Message(_)) && !field.repeated;
         let may_be_absent = patch
@@ -187,7 +184,7 @@ impl<'a> Schemas<'a> {
             || (field.optional || is_message) && !REQUIRED.contains(&name.as_str());
         let null = if patch { CLEARED_BY_NULL.contains(&field.name.as_str()) } else { may_be_absent };
         let schema = self.value(message, field, |schemas, inner| schemas.body(inner, &[]));
-        Some((if null { or_null(schema) } else { schema }, !may_be_absent))
+        (if null { or_null(schema) } else { schema }, !may_be_absent)
     }
 
     /// The schema of a query parameter or of an id in the path.
