@@ -67,8 +67,8 @@ const SEEN: Duration = Duration::from_secs(10);
 const MOST_SEEN: u64 = 100_000;
 /// The revision of an answer that says none: older than all.
 const UNKNOWN: i64 = 0;
-/// Whoever waits for what another has asked for, and asks once more, does both within this; in 2.5 s a client hears that
-/// a part of the shop is away.
+/// Whoever waits for what another has asked for, and asks once more, does both within this; in 2.5 s a client hears
+/// that a part of the shop is away.
 const PATIENCE: Duration = Duration::from_millis(2400);
 
 /// A product as JSON, with its entity tag.

@@ -306,7 +306,7 @@ impl Cache {
         self.0.memory.as_ref().filter(|_| fresh)
     }
 
-    /// What is in memory, unless something newer was heard of.
+    /// What is in memory, unless something newer was heard of, or the caller has seen something newer.
     async fn fresh(&self, memory: &Memory, id: i64, at_least: i64) -> Option<Arc<Known>> {
         let known = memory.get(&id).await?;
         (known.revision() >= self.floor(id).max(at_least)).then_some(known)

@@ -156,13 +156,6 @@ impl Catalogue {
         let updated = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
         tx.commit().await?;
         self.cache.wrote(&updated).await;
-        let texts = |product: &Product| {
-            (
-                product.name.clone(),
-                product.description.clone(),
-                product.category.as_ref().map(|category| category.id),
-            )
-        };
         if texts(&before) != texts(&updated) {
             self.learn(&[id]).await;
         }
@@ -240,6 +233,11 @@ async fn category_name(conn: &mut PgConnection, id: Option<i64>) -> Result<Strin
             .await?
             .ok_or_else(|| Error::invalid("category_id", "there is no such category")),
     }
+}
+
+/// What the search finds a product by, and that may change.
+fn texts(product: &Product) -> (&str, &str, Option<i64>) {
+    (&product.name, &product.description, product.category.as_ref().map(|category| category.id))
 }
 
 async fn correct(

@@ -40,6 +40,7 @@ const WAITING: usize = 256;
 #[derive(Debug)]
 pub struct News {
     pub changes: Vec<Change>,
+    /// When the look began.
     pub looked_at: Instant,
 }
 

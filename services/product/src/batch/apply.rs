@@ -300,3 +300,21 @@ async fn write(conn: &mut PgConnection, writes: &[Write], now: OffsetDateTime) -
     });
     Ok(store::stock::apply(conn, &corrections.collect::<Vec<_>>(), now).await?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn done() -> Done {
+        let updated = Outcome::Updated { version: 2, revision: 3 };
+        Done { outcomes: vec![(0, updated), (1, Outcome::Unchanged(7))], reworded: Vec::new() }
+    }
+
+    #[test]
+    fn what_was_changed_is_uncertain_where_the_database_did_not_say_that_it_was() {
+        assert_eq!(done().committed(Ok(())).outcomes, done().outcomes);
+        let lost = done().committed(Err(sqlx::Error::WorkerCrashed));
+        let uncertain = Outcome::Failed(RowFault::Uncertain);
+        assert_eq!(lost.outcomes, [(0, uncertain), (1, Outcome::Unchanged(7))]);
+    }
+}

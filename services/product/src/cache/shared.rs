@@ -2,7 +2,7 @@
 //! revision.
 //!
 //! It is believed only over a connection on which this process itself has reported every change: each look at the log
-//! reports what it found, and how far that goes (`product:position`). A connection that breaks, or a report that
+//! reports what it found that was not reported yet, and how far that goes (`product:position`). A connection that breaks, or a report that
 //! fails, ends the belief; the next connection begins with a report of everything since the position that Redis
 //! knows. So whatever happens to Redis, wiped, restored, frozen or cut off, what it has is out of date for no longer
 //! than one look.

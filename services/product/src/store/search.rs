@@ -273,7 +273,8 @@ pub async fn learn(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<()> {
            cross join lateral unnest(
                to_tsvector('pg_catalog.simple', t.text) || to_tsvector('pg_catalog.english', t.text)
            ) w
-           where p.id = any($1) and p.id in (select product_id from due) and length(w.lexeme) <= $2 and w.lexeme !~ '[0-9]'
+           where p.id = any($1) and p.id in (select product_id from due)
+             and length(w.lexeme) <= $2 and w.lexeme !~ '[0-9]'
            order by word
            on conflict (word) do nothing"#,
         ids,

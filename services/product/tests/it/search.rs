@@ -36,6 +36,24 @@ impl Shop {
         };
         self.create(request).await;
     }
+
+    async fn run(&self, sql: &str) {
+        sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await.expect(sql);
+    }
+
+    /// Products that are loaded past the service.
+    async fn load(&self, sku: &str, name: &str, description: &str, count: i32) {
+        self.run(&format!(
+            "with loaded as (
+                 insert into product.product (sku, name, description, price, in_stock, created_at, updated_at)
+                 select '{sku}-' || n, '{name}', {description}, 100, false, now(), now()
+                 from generate_series(1, {count}) n
+                 returning id
+             )
+             insert into product.stock (product_id, available) select id, 0 from loaded"
+        ))
+        .await;
+    }
 }
 
 fn of(q: &str) -> SearchProductsRequest {
@@ -211,26 +229,6 @@ async fn a_renamed_category_is_found_by_its_new_name() {
         shop.count("select count(*) from product.category where renamed").await == 0
     })
     .await;
-}
-
-impl Shop {
-    async fn run(&self, sql: &str) {
-        sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await.expect(sql);
-    }
-
-    /// A product that is loaded past the service.
-    async fn load(&self, sku: &str, name: &str, description: &str, count: i32) {
-        self.run(&format!(
-            "with loaded as (
-                 insert into product.product (sku, name, description, price, in_stock, created_at, updated_at)
-                 select '{sku}-' || n, '{name}', {description}, 100, false, now(), now()
-                 from generate_series(1, {count}) n
-                 returning id
-             )
-             insert into product.stock (product_id, available) select id, 0 from loaded"
-        ))
-        .await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
