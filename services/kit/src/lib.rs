@@ -2,6 +2,7 @@
 //!
 //! - [`process`]: from `main` to the exit code; [`tasks`] are what runs until then, [`readiness`] whether it can serve,
 //!   [`probe`] asks it
+//! - [`worker`]: periodic work with the time of its last success; [`log_throttle`]: one line a minute of a lasting failure
 //! - [`settings`], [`telemetry`], [`clock`]: what a process starts with
 //! - [`caller`]: who calls, from a verified token; [`keys`] keeps what verifying needs up to date
 //! - [`grpc`]: the server's layers; [`client`]: calls to other services, over a [`pool`] of connections; [`status`]: errors
@@ -16,6 +17,7 @@ pub mod cursor;
 pub mod fold;
 pub mod grpc;
 pub mod keys;
+pub mod log_throttle;
 pub mod ops;
 pub mod pg;
 pub mod pool;
@@ -29,3 +31,4 @@ pub mod tasks;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod worker;
