@@ -10,7 +10,9 @@ use rustix::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{clock::Clock, probe, readiness::Readiness, settings::Common, tasks::Tasks, telemetry};
+use crate::{
+    clock::Clock, probe, readiness::Readiness, secret_files, settings::Common, tasks::Tasks, telemetry,
+};
 
 /// A request allocates a few hundred times; this one takes a third of the time for it, and gives memory back.
 #[global_allocator]
@@ -46,7 +48,7 @@ where
     F: FnOnce(S, Process) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
-    let settings = match S::try_parse() {
+    let settings: S = match secret_files::parse(std::env::args_os()) {
         Ok(settings) => settings,
         Err(error) if !error.use_stderr() => {
             let _ = error.print();
