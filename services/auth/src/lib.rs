@@ -65,7 +65,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let first_admin = settings.first_admin()?;
     let redis = redis::open(&settings.redis)?;
 
-    let Process { tasks, readiness, clock } = &process;
+    let Process { tasks, readiness, clock, .. } = &process;
     let pool = pg::open("shoppee-auth", &settings.postgres, sqlx::migrate!(), tasks, readiness).await?;
     redis::watch(&redis, tasks, readiness);
 
