@@ -69,8 +69,9 @@ fn builder(settings: &Redis) -> anyhow::Result<Builder> {
 }
 
 fn once(settings: &Redis) -> anyhow::Result<Builder> {
-    let config = Config::from_url(settings.redis_url.expose_secret())
-        .map_err(|_| anyhow::anyhow!("REDIS_URL is not a Redis URL"))?;
+    let (url, tls) = crate::tls::redis(settings, settings.redis_url.expose_secret())?;
+    let mut config = Config::from_url(&url).map_err(|_| anyhow::anyhow!("REDIS_URL is not a Redis URL"))?;
+    config.tls = tls;
     let mut builder = Builder::from_config(config);
     builder.with_connection_config(limits);
     Ok(builder)

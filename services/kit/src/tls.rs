@@ -3,6 +3,7 @@
 
 mod failure;
 pub(crate) mod incoming;
+mod redis;
 
 use std::{
     path::Path,
@@ -20,6 +21,7 @@ use rustls::{
 use tonic::transport::ClientTlsConfig;
 
 pub use failure::Failure;
+pub(crate) use redis::redis;
 
 use crate::{client, settings};
 
