@@ -17,7 +17,7 @@ use crate::{caller::authorize, pool::Pool, status, telemetry};
 
 /// A peer whose kernel does not accept within this is not there: the round trip takes a millisecond, and a call has time
 /// for a second address.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
 /// A handshake needs the processor of the peer, which may be busy.
 pub(crate) const TLS_TIMEOUT: Duration = Duration::from_secs(1);
 /// The longest a token is waited for.

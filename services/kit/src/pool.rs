@@ -35,6 +35,11 @@ const BACKOFF: Duration = Duration::from_millis(50);
 /// How long an address that has left is remembered: longer than name servers disagree.
 const DEPARTED_TTL: Duration = Duration::from_mins(1);
 
+const _: () = assert!(
+    2 * client::CONNECT_TIMEOUT.as_millis() + resolver::LOOK_UP_TIMEOUT.as_millis() <= 1000,
+    "a service whose two addresses fell silent at once is reached within a second"
+);
+
 #[derive(Debug)]
 pub struct Pool {
     urls: Vec<Uri>,

@@ -10,7 +10,7 @@ use super::member::host;
 
 /// A name server on the same network answers in milliseconds; those that are known are used until it does. With the time
 /// of a health check it is below the time that readiness waits.
-const LOOK_UP_TIMEOUT: Duration = Duration::from_millis(400);
+pub(super) const LOOK_UP_TIMEOUT: Duration = Duration::from_millis(400);
 /// More addresses than a service has replicas.
 const MAX_ADDRESSES: usize = 64;
 

@@ -176,7 +176,6 @@ async fn a_connection_of_an_address_that_returns_within_a_minute_is_the_one_it_h
     assert!(!Arc::ptr_eq(&before, &of(other.addr)));
 }
 
-/// Calls until the service answers is over a second where the names are looked up every second alone.
 #[tokio::test]
 async fn a_service_whose_addresses_all_changed_is_reached_by_the_next_call() {
     let (first, second) = (well().await, well().await);
@@ -196,7 +195,7 @@ async fn a_service_whose_addresses_all_changed_is_reached_by_the_next_call() {
 }
 
 #[tokio::test]
-async fn a_service_whose_addresses_all_fell_silent_is_reached_within_a_second() {
+async fn a_service_whose_addresses_all_fell_silent_is_reached_by_the_next_call() {
     let (first, second) = (swallowing().await, swallowing().await);
     let names = Names::default();
     names.lead(URL, &[first.addr, second.addr]);
@@ -207,9 +206,8 @@ async fn a_service_whose_addresses_all_fell_silent_is_reached_within_a_second() 
     }
     let new = well().await;
     names.lead(URL, &[first.addr, new.addr]);
-    let began = Instant::now();
     pool.call(|| false, ask_health).await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(pool.member().addr(), Some(new.addr));
 }
 
 #[tokio::test]
