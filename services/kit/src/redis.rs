@@ -104,11 +104,13 @@ impl Clients {
     async fn attempt(&self) -> anyhow::Result<()> {
         let client = builder(self.config.clone()).build().context("Redis client")?;
         match tokio::time::timeout(FIRST_ATTEMPT_TIMEOUT, client.init()).await {
+            Ok(Err(error)) if let Some(failure) = Class::tls_failure(&error) => {
+                if failure.is_lasting() {
+                    bail!("Redis at REDIS_URL: TLS: {failure}");
+                }
+            }
             Ok(Err(error)) if Class::of(&error).is_refusal() => {
                 bail!("Redis refuses REDIS_URL: {}", text(&error));
-            }
-            Ok(Err(error)) if Class::tls_failure(&error).is_some_and(tls::Failure::is_lasting) => {
-                bail!("Redis at REDIS_URL: TLS: {}", text(&error));
             }
             Ok(Ok(_)) => {
                 let _ = client.quit().await;

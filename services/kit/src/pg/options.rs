@@ -9,7 +9,7 @@ use std::str::FromStr as _;
 
 use anyhow::{bail, ensure};
 use sqlx::{
-    Connection as _, PgConnection,
+    Connection as _,
     postgres::{PgConnectOptions, PgSslMode},
 };
 
@@ -64,9 +64,14 @@ pub(super) fn parse(url: &str) -> anyhow::Result<PgConnectOptions> {
     })
 }
 
-/// Returns why the server cannot be spoken to in TLS as it is asked for, where that is why; it stays so until settings or
+/// The error in a line, without the words of the TLS library where there are ours.
+pub(super) fn text(error: &sqlx::Error) -> String {
+    Failure::find(error).map_or_else(|| error.to_string(), |failure| failure.to_string())
+}
+
+/// Returns why the server cannot be spoken to in TLS as it is asked for, where that stays so until settings or
 /// certificates change.
-pub(super) fn refusal(error: &sqlx::Error) -> Option<String> {
+pub(super) fn tls_refusal(error: &sqlx::Error) -> Option<String> {
     if let sqlx::Error::Tls(error) = error {
         return Some(format!("TLS: {error}"));
     }
@@ -80,7 +85,7 @@ pub(super) async fn log_plain_text(setting: &str, options: &PgConnectOptions) {
         return;
     }
     let required = options.clone().ssl_mode(PgSslMode::Require);
-    match PgConnection::connect_with(&required).await {
+    match super::connect(&required, super::FIRST_CONNECT_TIMEOUT).await {
         Err(sqlx::Error::Tls(_)) => tracing::info!(
             host = options.get_host(),
             "{setting}: PostgreSQL does not speak TLS, and is spoken to in plain text; sslmode=require refuses that"
