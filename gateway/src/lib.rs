@@ -51,16 +51,15 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let auth = upstream.auth().clone();
     keys::follow(&process.tasks, &process.readiness, auth, verifier.clone(), ended.clone());
 
-    let redis = redis::open(&settings.redis)?;
-    redis::watch(&redis, &process.tasks, &process.readiness);
-    let realtime = Realtime::start(&settings.redis, upstream.clone(), verifier.clone(), &ended, &process)?;
+    let redis = redis::Clients::open(&settings.redis, &process).await?;
+    let realtime = Realtime::start(&redis, upstream.clone(), verifier.clone(), &ended, &process)?;
 
     // What never happened is 0 for those who watch, not absent.
     metrics::counter!("http_requests_shed_total").increment(0);
     let catalogue = Catalogue::start(upstream.clone(), settings.cache_l1_ttl, &process);
     let state = State::from(Parts {
         catalogue,
-        limits: Limits::start(&settings, redis, &process.tasks),
+        limits: Limits::start(&settings, redis.client("limits")?, &process.tasks),
         origins: Origins::new(&settings.cors_origins),
         room: Semaphore::new(usize::try_from(settings.max_requests)?),
         process: process.clone(),

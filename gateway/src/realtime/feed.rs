@@ -18,7 +18,7 @@ use fred::{
     },
 };
 use prost::Message as _;
-use shoppee_kit::{redis, settings, tasks::Tasks};
+use shoppee_kit::{redis, tasks::Tasks};
 use shoppee_proto::{order::v1::OrderEvent, streams};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -38,7 +38,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Starts to feed the hub.
 pub fn follow(
-    settings: &settings::Redis,
+    clients: &redis::Clients,
     commands: &Client,
     hub: &Arc<Hub>,
     tasks: &Tasks,
@@ -46,7 +46,7 @@ pub fn follow(
     let patient = Options { timeout: Some(LOOK), ..redis::on_request_path() };
     for (shard, stream) in (0..).zip(streams::fan_outs()) {
         let feed = Feed {
-            reader: redis::open_blocking(settings)?,
+            reader: clients.blocking_client(&stream)?,
             commands: commands.with_options(&patient),
             hub: hub.clone(),
             shard,

@@ -22,7 +22,7 @@ use shoppee_kit::{
     caller::{Caller, Verifier},
     clock::Clock,
     process::Process,
-    redis, settings,
+    redis,
     tasks::Tasks,
 };
 use tokio::{
@@ -72,13 +72,13 @@ impl Realtime {
     /// Starts to follow the events. The streams are in `redis`; the order service behind `upstream` has the
     /// truth; `ended` tells of sessions that end.
     pub fn start(
-        redis: &settings::Redis,
+        redis: &redis::Clients,
         upstream: Upstream,
         verifier: Arc<Verifier>,
         ended: &broadcast::Sender<Uuid>,
         process: &Process,
     ) -> anyhow::Result<Self> {
-        let commands = redis::open(redis)?;
+        let commands = redis.client("tickets and histories")?;
         let hub = Hub::new(process.clock.clone(), verifier.clone());
         hub.watch(&process.tasks, ended.subscribe());
         feed::follow(redis, &commands, &hub, &process.tasks)?;

@@ -121,11 +121,8 @@ async fn a_browser_opens_a_socket_with_a_ticket_once() {
 
 /// Everything in Redis is gone.
 async fn forget_events(shop: &Shop) {
-    let redis = shoppee_kit::redis::open(&shop.redis.settings()).expect("a client");
-    eventually("flushed", || async {
-        fred::interfaces::ClientLike::flushall::<()>(&redis, false).await.is_ok()
-    })
-    .await;
+    let redis = shop.redis.client().await;
+    fred::interfaces::ClientLike::flushall::<()>(&redis, false).await.expect("flushed");
 }
 
 /// G6: whatever becomes of gateways and connections, a client that comes back with `after` misses nothing.

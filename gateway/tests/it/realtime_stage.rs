@@ -57,6 +57,7 @@ pub struct Stage {
     pub gateways: Vec<Gateway>,
     pub clock: Clock,
     relay: Client,
+    _relay_process: TestProcess,
     ended: Arc<Mutex<Vec<EndedSession>>>,
     _services: tokio::task::JoinSet<()>,
 }
@@ -85,8 +86,19 @@ impl Stage {
         let mut services = tokio::task::JoinSet::new();
         let auth_url = serve(&mut services, auth(&ended)).await;
         let order_url = serve(&mut services, Order::routes(&order)).await;
-        let relay = redis::open(&redis.settings()).expect("a client");
-        let mut stage = Self { redis, order, gateways: Vec::new(), clock, relay, ended, _services: services };
+        let relay_process = TestProcess::default();
+        let clients = redis::Clients::open(&redis.settings(), &relay_process.process).await.expect("a URL");
+        let relay = clients.client("relay").expect("a client");
+        let mut stage = Self {
+            redis,
+            order,
+            gateways: Vec::new(),
+            clock,
+            relay,
+            ended,
+            _relay_process: relay_process,
+            _services: services,
+        };
         stage.set_epoch().await;
         for _ in 0..gateways {
             let gateway = Gateway::start(&stage, &auth_url, &order_url).await;

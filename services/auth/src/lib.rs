@@ -63,11 +63,10 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let lifetimes = Lifetimes::from(settings.lifetimes()?);
     let clients = settings.service_clients()?;
     let first_admin = settings.first_admin()?;
-    let redis = redis::open(&settings.redis)?;
+    let redis = redis::Clients::open(&settings.redis, &process).await?;
 
     let Process { tasks, readiness, clock } = &process;
     let pool = pg::open("shoppee-auth", &settings.postgres, sqlx::migrate!(), tasks, readiness).await?;
-    redis::watch(&redis, tasks, readiness);
 
     let verifier = Verifier::new(clock.clone());
     let auth = Arc::new(Auth {
@@ -81,7 +80,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         registered: Arc::default(),
     });
     revocation::follow(auth.clone(), &process);
-    outbox::relay(pool.clone(), redis, auth.registered.clone(), &process);
+    outbox::relay(pool.clone(), redis.client("relay")?, auth.registered.clone(), &process);
     cleaning::clean(auth.clone(), &process);
     if let Some(admin) = first_admin {
         registration::make_first_admin(auth.clone(), admin, &process);

@@ -150,8 +150,9 @@ impl RedisServer {
     /// # Panics
     /// Where it does not answer.
     pub async fn client(&self) -> Client {
-        let connector = redis::Connector::new(&self.settings()).expect("a URL");
-        connector.connect().await.expect("connects").0
+        let clients =
+            redis::Clients::open(&self.settings(), &TestProcess::default().process).await.expect("a URL");
+        clients.connector("test").connect().await.expect("connects").0
     }
 
     fn addr(&self) -> SocketAddr {

@@ -115,9 +115,8 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     anyhow::ensure!(settings.order_ttl >= Duration::from_secs(1), "ORDER_TTL must be at least 1s");
     let auth = Pool::start("auth", &settings.service_client.auth_url, &process)?;
     let product = Pool::start("product", &settings.product_url, &process)?;
-    let redis = redis::open(&settings.redis)?;
+    let redis = redis::Clients::open(&settings.redis, &process).await?.client("relay")?;
     let pool = pg::open("shoppee-order", &settings.postgres, sqlx::migrate!(), &tasks, &readiness).await?;
-    redis::watch(&redis, &tasks, &readiness);
 
     let verifier = Verifier::new(clock.clone());
     let (ended, _) = tokio::sync::broadcast::channel(1);

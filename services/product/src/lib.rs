@@ -30,6 +30,7 @@ use shoppee_kit::{
     grpc as server, keys, ops, pg,
     pool::Pool,
     process::Process,
+    redis,
     settings::{self, Common, service_urls},
 };
 use tokio::sync::broadcast;
@@ -111,7 +112,8 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
             .await?;
     let changes = Changes::default();
     let lifetimes = Lifetimes { memory: settings.cache_l1_ttl, shared: settings.cache_l2_ttl };
-    let cache = Cache::start(&pool, &settings.redis, lifetimes, &changes, &process)?;
+    let redis = redis::Clients::open(&settings.redis, &process).await?;
+    let cache = Cache::start(&pool, &redis, lifetimes, &changes, &process);
     ops::serve(settings.metrics_addr, tasks, readiness).await?;
 
     let verifier = Verifier::new(clock.clone());

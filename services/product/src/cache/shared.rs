@@ -22,7 +22,11 @@ use fred::{
 };
 use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
-use shoppee_kit::{process::Process, redis::Connector, settings::Redis, tasks::Tasks};
+use shoppee_kit::{
+    process::Process,
+    redis::{Clients, Connector},
+    tasks::Tasks,
+};
 use time::OffsetDateTime;
 use tokio::{sync::Notify, time::Instant};
 
@@ -75,14 +79,14 @@ struct Parts {
 
 impl Shared {
     /// Starts to connect, for as long as it takes, and again when that is over. Keeps nothing where `lifetime` is
-    /// zero. An error only for a URL that is none.
-    pub fn start(settings: &Redis, lifetime: Duration, process: &Process) -> anyhow::Result<Self> {
-        let connector = Connector::new(settings)?;
+    /// zero.
+    pub fn start(redis: &Clients, lifetime: Duration, process: &Process) -> Self {
         let (tasks, link, broken) = (process.tasks.clone(), ArcSwapOption::empty(), Notify::new());
         let shared = Self(Arc::new(Parts { lifetime, tasks, link, broken }));
         if lifetime.is_zero() {
-            return Ok(shared);
+            return shared;
         }
+        let connector = redis.connector("shared cache");
         let (keeper, stopping) = (shared.clone(), process.tasks.stopping());
         process.tasks.spawn("shared cache", async move {
             while !stopping.is_cancelled() {
@@ -94,7 +98,7 @@ impl Shared {
             }
             Ok(())
         });
-        Ok(shared)
+        shared
     }
 
     /// Connects, and returns when that is over.
