@@ -65,7 +65,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let first_admin = settings.first_admin()?;
     let redis = redis::Clients::open(&settings.redis, &process).await?;
 
-    let Process { tasks, readiness, clock } = &process;
+    let Process { tasks, readiness, clock, .. } = &process;
     let pool = pg::open("shoppee-auth", &settings.postgres, sqlx::migrate!(), tasks, readiness).await?;
 
     let verifier = Verifier::new(clock.clone());

@@ -3,6 +3,7 @@
 //! - [`process`]: from `main` to the exit code; [`tasks`] are what runs until then, [`readiness`] whether it can serve,
 //!   [`probe`] asks it
 //! - [`worker`]: periodic work with the time of its last success; [`log_throttle`]: one line a minute of a lasting failure
+//! - [`secret_files`]: a secret setting by file; [`tls`]: certificates, and why a TLS connection fails
 //! - [`settings`], [`telemetry`], [`clock`]: what a process starts with
 //! - [`caller`]: who calls, from a verified token; [`keys`] keeps what verifying needs up to date
 //! - [`grpc`]: the server's layers; [`client`]: calls to other services, over a [`pool`] of connections; [`status`]: errors
@@ -25,10 +26,12 @@ pub mod probe;
 pub mod process;
 pub mod readiness;
 pub mod redis;
+pub mod secret_files;
 pub mod settings;
 pub mod status;
 pub mod tasks;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod tls;
 pub mod worker;

@@ -4,10 +4,9 @@
 //! are safe, as [`crate::grpc`] runs each to its end in a task of its own; never put a query into `select!` or
 //! `timeout`.
 
-use std::{
-    str::FromStr as _,
-    time::{Duration, Instant},
-};
+mod options;
+
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use futures_util::future::join_all;
@@ -15,7 +14,7 @@ use secrecy::ExposeSecret as _;
 use sqlx::{
     PgPool,
     migrate::{MigrateError, Migrator},
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::PgPoolOptions,
 };
 
 use crate::{
@@ -58,6 +57,7 @@ pub async fn open(
         while !stop.is_cancelled() && !migrate(&waiting, &migrations).await? {
             tokio::time::sleep(RETRY).await;
         }
+        options::log_plain_text("DATABASE_URL", &waiting.connect_options()).await;
         warm_up(&waiting).await;
         let asked = waiting.clone();
         readiness.watch(&tasks, "postgres", Need::Vital, move || {
@@ -76,32 +76,20 @@ pub async fn replica(service: &'static str, url: &str, connections: u32) -> anyh
     let pool = pool(service, url, connections)?;
     match pool.acquire().await {
         Err(error) if is_refusal(&error) => bail!("PostgreSQL refuses it: {}", refusal(&error)),
+        Err(error) if let Some(why) = options::refusal(&error) => bail!("PostgreSQL: {why}"),
         Ok(_) | Err(_) => Ok(pool),
     }
 }
 
 /// A pool of up to so many connections, the first of which is made when it is used.
 fn pool(service: &'static str, url: &str, connections: u32) -> anyhow::Result<PgPool> {
-    let options = connect_options(url)?;
+    let options = options::parse(url)?;
     let pool = PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE)
         // A connection is tested when it is given back; once is enough.
         .test_before_acquire(false);
     Ok(pool.connect_lazy_with(options.application_name(service).options(GUARDS)))
-}
-
-/// sqlx takes the address of any server for one of PostgreSQL's.
-fn connect_options(url: &str) -> anyhow::Result<PgConnectOptions> {
-    let ours = url.split_once("://").is_some_and(|(scheme, _)| {
-        ["postgres", "postgresql"].iter().any(|ours| scheme.eq_ignore_ascii_case(ours))
-    });
-    match PgConnectOptions::from_str(url) {
-        Ok(options) if ours => Ok(options),
-        Ok(_) | Err(_) => {
-            bail!("not a PostgreSQL URL (postgres://user:password@host:port/database)")
-        }
-    }
 }
 
 /// Whether the schema is up to date now; `false` while the server does not answer, or a lock cannot be had.
@@ -114,6 +102,9 @@ async fn migrate(pool: &PgPool, migrations: &Migrator) -> anyhow::Result<bool> {
     own.close().await;
     match migrated {
         Ok(()) => Ok(true),
+        Err(MigrateError::Execute(error)) if let Some(why) = options::refusal(&error) => {
+            bail!("PostgreSQL at DATABASE_URL: {why}")
+        }
         Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) if is_away(&error) => {
             tracing::debug!(%error, "not migrated yet");
             Ok(false)
@@ -180,27 +171,4 @@ fn is_refusal(error: &sqlx::Error) -> bool {
 
 fn refusal(error: &sqlx::Error) -> String {
     error.as_database_error().map(|error| error.message().to_owned()).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_url_of_another_database_is_refused() {
-        for url in ["postgres://user:secret@host:5432/shop", "postgresql://host/shop"] {
-            assert!(connect_options(url).is_ok(), "{url}");
-        }
-        for url in [
-            "mysql://user:secret@host/shop",
-            "http://host",
-            "host:5432",
-            "postgres",
-            "",
-            "postgres://host:x/",
-        ] {
-            let error = connect_options(url).unwrap_err().to_string();
-            assert!(error.contains("not a PostgreSQL URL") && !error.contains("secret@"), "{error}");
-        }
-    }
 }

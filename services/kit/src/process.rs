@@ -10,7 +10,16 @@ use rustix::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{clock::Clock, probe, readiness::Readiness, settings::Common, tasks::Tasks, telemetry};
+use crate::{
+    clock::Clock,
+    probe,
+    readiness::Readiness,
+    secret_files,
+    settings::Common,
+    tasks::Tasks,
+    telemetry,
+    tls::{self, GrpcTls},
+};
 
 /// A request allocates a few hundred times; this one takes a third of the time for it, and gives memory back.
 #[global_allocator]
@@ -26,6 +35,8 @@ pub struct Process {
     pub clock: Clock,
     pub tasks: Tasks,
     pub readiness: Readiness,
+    /// How gRPC is served, and spoken to other processes.
+    pub tls: GrpcTls,
 }
 
 /// Settings of a process.
@@ -46,7 +57,7 @@ where
     F: FnOnce(S, Process) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
-    let settings = match S::try_parse() {
+    let settings: S = match secret_files::parse(std::env::args_os()) {
         Ok(settings) => settings,
         Err(error) if !error.use_stderr() => {
             let _ = error.print();
@@ -95,9 +106,12 @@ where
     Fut: Future<Output = anyhow::Result<()>>,
 {
     let lag = settings.common().shutdown_lag();
+    tls::install_provider();
+    let tls = GrpcTls::load(&settings.common().grpc_tls)?;
     let telemetry = telemetry::install(name, settings.common())?;
     let (tasks, mut ended) = Tasks::new();
-    let process = Process { clock: Clock::default(), tasks: tasks.clone(), readiness: Readiness::default() };
+    let process =
+        Process { clock: Clock::default(), tasks: tasks.clone(), readiness: Readiness::default(), tls };
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
     if let Err(error) = start(settings, process.clone()).await {

@@ -182,8 +182,10 @@ impl Connector {
 
 /// The configuration that `settings` ask for.
 fn config(settings: &Redis) -> anyhow::Result<Config> {
-    Config::from_url(settings.redis_url.expose_secret())
-        .map_err(|_| anyhow::anyhow!("REDIS_URL is not a Redis URL"))
+    let (url, tls) = crate::tls::redis(settings, settings.redis_url.expose_secret())?;
+    let mut config = Config::from_url(&url).map_err(|_| anyhow::anyhow!("REDIS_URL is not a Redis URL"))?;
+    config.tls = tls;
+    Ok(config)
 }
 
 fn builder(config: Config) -> Builder {

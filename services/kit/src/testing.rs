@@ -15,7 +15,9 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, postgres
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use crate::{clock::Clock, process::Process, readiness::Readiness, redis, settings, tasks::Tasks};
+use crate::{
+    clock::Clock, process::Process, readiness::Readiness, redis, settings, tasks::Tasks, tls::GrpcTls,
+};
 
 const WAIT: Duration = Duration::from_secs(20);
 /// How long a process may take to find out that it cannot start.
@@ -142,7 +144,7 @@ impl RedisServer {
     }
 
     pub fn settings(&self) -> settings::Redis {
-        settings::Redis { redis_url: SecretString::from(format!("redis://127.0.0.1:{}", self.port)) }
+        settings::Redis::at(format!("redis://127.0.0.1:{}", self.port))
     }
 
     /// A connection to it.
@@ -212,7 +214,8 @@ pub struct TestProcess {
 impl Default for TestProcess {
     fn default() -> Self {
         let (tasks, ended) = Tasks::new();
-        Self { process: Process { clock: Clock::default(), tasks, readiness: Readiness::default() }, ended }
+        let (clock, readiness, tls) = (Clock::default(), Readiness::default(), GrpcTls::default());
+        Self { process: Process { clock, tasks, readiness, tls }, ended }
     }
 }
 
@@ -253,6 +256,7 @@ pub fn common() -> settings::Common {
         otel_exporter_otlp_endpoint: None,
         shutdown_lag: None,
         probe: false,
+        grpc_tls: settings::GrpcTls::default(),
     }
 }
 

@@ -91,12 +91,17 @@ fn record_success(name: &'static str, at: time::OffsetDateTime) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{clock::Clock, readiness::Readiness, tasks::Tasks};
+    use crate::{clock::Clock, readiness::Readiness, tasks::Tasks, tls::GrpcTls};
 
     #[tokio::test]
     async fn a_failed_round_is_tried_again_after_the_interval_and_a_full_batch_at_once() {
         let (tasks, _ended) = Tasks::new();
-        let process = Process { clock: Clock::default(), tasks, readiness: Readiness::default() };
+        let process = Process {
+            clock: Clock::default(),
+            tasks,
+            readiness: Readiness::default(),
+            tls: GrpcTls::default(),
+        };
         let (_up, ready) = watch::channel(true);
         let interval = Duration::from_millis(50);
         let (starts, mut started) = tokio::sync::mpsc::unbounded_channel();

@@ -111,7 +111,7 @@ pub(crate) struct Orders {
 
 /// Wires the service and starts it.
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
-    let Process { clock, tasks, readiness } = process.clone();
+    let Process { clock, tasks, readiness, .. } = process.clone();
     anyhow::ensure!(settings.order_ttl >= Duration::from_secs(1), "ORDER_TTL must be at least 1s");
     let auth = Pool::start("auth", &settings.service_client.auth_url, &process)?;
     let product = Pool::start("product", &settings.product_url, &process)?;

@@ -69,9 +69,12 @@ impl Stock {
             lines,
             ttl_seconds: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),
         };
-        let held =
-            self.call(message, |channel, request| async move {
-                StockServiceClient::new(channel).hold(request).await
+        let held = self
+            .call(message, |channel, request| async move {
+                StockServiceClient::new(channel)
+                    .max_decoding_message_size(client::MAX_ANSWER_BYTES)
+                    .hold(request)
+                    .await
             })
             .await;
         held.map_err(|refused| {
@@ -118,7 +121,10 @@ impl Stock {
         }
         let found = self
             .call(BatchGetProductsRequest { ids }, |channel, request| async move {
-                ProductServiceClient::new(channel).batch_get_products(request).await
+                ProductServiceClient::new(channel)
+                    .max_decoding_message_size(client::MAX_ANSWER_BYTES)
+                    .batch_get_products(request)
+                    .await
             })
             .await;
         match found {

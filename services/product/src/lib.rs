@@ -104,7 +104,7 @@ fn currency(value: &str) -> Result<String, String> {
 
 /// Wires the service and starts its tasks.
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
-    let Process { clock, tasks, readiness } = &process;
+    let Process { clock, tasks, readiness, .. } = &process;
     let auth = Pool::start("auth", &settings.auth_url, &process)?;
     let pool = pg::open("shoppee-product", &settings.postgres, sqlx::migrate!(), tasks, readiness).await?;
     let replicas =

@@ -29,7 +29,7 @@ pub struct Shop {
 
 /// Redis is away unless a test brings one: nothing but the outbox may notice.
 fn no_redis() -> Redis {
-    Redis { redis_url: SecretString::from("redis://127.0.0.1:1") }
+    Redis::at("redis://127.0.0.1:1")
 }
 
 impl Shop {

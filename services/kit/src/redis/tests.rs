@@ -7,7 +7,6 @@ use fred::{
     types::CustomCommand,
 };
 use rustix::process::{Pid, Signal, kill_process};
-use secrecy::SecretString;
 
 use super::*;
 use crate::testing::{RedisServer, TestProcess, eventually, free_addr};
@@ -26,7 +25,7 @@ struct Stage {
 impl Stage {
     async fn start(url: &str) -> anyhow::Result<Self> {
         let process = TestProcess::default();
-        let settings = Redis { redis_url: SecretString::from(url) };
+        let settings = Redis::at(url);
         let clients = Clients::open(&settings, &process.process).await?;
         let (commands, reads) = (clients.client("commands")?, clients.blocking_client("reads")?);
         let (connector, stop) = (clients.connector("cache"), process.process.tasks.stopping());
