@@ -2,8 +2,8 @@
 # redis-cli as the administrator (the user `default`), in Redis' own container.
 set -eu
 if [ -e /run/secrets/redis/default ]; then
-    # The newest password is the last.
-    REDISCLI_AUTH=$(tail -n 1 /run/secrets/redis/default)
+    # The oldest password is the first: Redis may not have loaded the new one yet.
+    read -r REDISCLI_AUTH _ </run/secrets/redis/default || true
 else
     REDISCLI_AUTH=$DEFAULT_REDIS_PASSWORD
 fi
