@@ -3,7 +3,7 @@
 //! - [`process`]: from `main` to the exit code; [`tasks`] are what runs until then, [`readiness`] whether it can serve,
 //!   [`probe`] asks it
 //! - [`worker`]: periodic work with the time of its last success; [`log_throttle`]: one line a minute of a lasting failure
-//! - [`settings`], [`telemetry`], [`clock`]: what a process starts with
+//! - [`settings`], [`telemetry`], [`clock`]: what a process starts with; [`resources`]: the memory it uses
 //! - [`caller`]: who calls, from a verified token; [`keys`] keeps what verifying needs up to date
 //! - [`grpc`]: the server's layers; [`client`]: calls to other services, over a [`pool`] of connections; [`status`]: errors
 //!   that carry a reason
@@ -25,6 +25,7 @@ pub mod probe;
 pub mod process;
 pub mod readiness;
 pub mod redis;
+pub mod resources;
 pub mod settings;
 pub mod status;
 pub mod tasks;

@@ -10,7 +10,9 @@ use rustix::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{clock::Clock, probe, readiness::Readiness, settings::Common, tasks::Tasks, telemetry};
+use crate::{
+    clock::Clock, probe, readiness::Readiness, resources, settings::Common, tasks::Tasks, telemetry,
+};
 
 /// A request allocates a few hundred times; this one takes a third of the time for it, and gives memory back.
 #[global_allocator]
@@ -100,6 +102,7 @@ where
     let process = Process { clock: Clock::default(), tasks: tasks.clone(), readiness: Readiness::default() };
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
+    resources::export(&process);
     if let Err(error) = start(settings, process.clone()).await {
         telemetry.shut_down();
         return Err(error);
