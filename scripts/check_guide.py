@@ -52,7 +52,7 @@ def commands(text: str, overlay: str):
         else:
             for one in re.findall(r"`((?:kubectl|docker compose) [^`]+)`", line):
                 # With an ellipsis it is half a command.
-                if "…" not in one and not re.search(r"\b(NAME|N|kustomize)\b", one):
+                if "…" not in one and not re.search(r"\b(NAME|N|POD|kustomize)\b", one):
                     yield number, one
 
 
@@ -80,6 +80,9 @@ def check(root: Path, tools: dict[str, Path], overlay: str) -> tuple[int, list[s
         for name in READERS:
             if not (checkout / name).exists():
                 shutil.copy(checkout / ("privkey.pem" if name.endswith("key") else "fullchain.pem"), checkout / name)
+        if overlay != "small":
+            example = (checkout / ".env.example").read_text()
+            (checkout / ".env").write_text(re.sub(r"^([A-Z_]+)=$", r"\1=0123456789abcdef", example, flags=re.M))
         state.write_text(json.dumps({"namespaces": ["default", "kube-system"], "objects": {}}))
         environment = os.environ | {
             "PATH": f"{bin}:{os.environ['PATH']}",
