@@ -4,7 +4,7 @@
 //!   [`probe`] asks it
 //! - [`worker`]: periodic work with the time of its last success; [`log_throttle`]: one line a minute of a lasting failure
 //! - [`secret_files`]: a secret setting by file; [`tls`]: certificates, and why a TLS connection fails
-//! - [`settings`], [`telemetry`], [`clock`]: what a process starts with
+//! - [`settings`], [`telemetry`], [`clock`]: what a process starts with; [`resources`]: the memory it uses
 //! - [`caller`]: who calls, from a verified token; [`keys`] keeps what verifying needs up to date
 //! - [`grpc`]: the server's layers; [`client`]: calls to other services, over a [`pool`] of connections; [`status`]: errors
 //!   that carry a reason
@@ -26,6 +26,7 @@ pub mod probe;
 pub mod process;
 pub mod readiness;
 pub mod redis;
+pub mod resources;
 pub mod secret_files;
 pub mod settings;
 pub mod status;

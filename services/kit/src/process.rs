@@ -14,6 +14,7 @@ use crate::{
     clock::Clock,
     probe,
     readiness::Readiness,
+    resources,
     secret_files,
     settings::Common,
     tasks::Tasks,
@@ -118,6 +119,7 @@ where
     telemetry::start_upkeep(&process);
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
+    resources::export(&process);
     if let Err(error) = start(settings, process.clone()).await {
         telemetry.shut_down();
         return Err(error);

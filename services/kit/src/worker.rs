@@ -1,7 +1,7 @@
 //! Periodic workers: a task that repeats a round of work, records when a round last succeeded, and logs its failures.
 //!
 //! Metrics of each: `worker_last_success_seconds` (Unix time), `worker_max_age_seconds` (a last success older than this
-//! raises the alert `WorkerLate`), `worker_failures_total`. A worker is late in every case: where its rounds fail, hang, or
+//! raises the alert `ShoppeeWorkerLate`), `worker_failures_total`. A worker is late in every case: where its rounds fail, hang, or
 //! wait for a dependency.
 
 use std::{fmt::Display, time::Duration};

@@ -49,6 +49,7 @@ pub struct System {
     pids: BTreeMap<String, u32>,
     /// The superuser's.
     postgres_url: String,
+    /// The administrator's, or of all where REDIS_URL is set.
     redis_url: String,
 }
 
@@ -123,7 +124,6 @@ impl System {
             secrets: &self.secrets,
             settings: &self.options.settings,
             postgres_url: &self.postgres_url,
-            redis_url: &self.redis_url,
         };
         let programs = shop.programs()?;
         self.keep(programs);
@@ -179,8 +179,8 @@ impl System {
         if let Some(url) = &self.options.settings.redis_url {
             self.redis_url.clone_from(url);
         } else {
-            self.redis_url = redis::url(self.plan.redis);
-            programs.push(redis::program(&self.state, self.plan.redis));
+            self.redis_url = redis::url(self.plan.redis, redis::ADMINISTRATOR, &self.secrets.redis);
+            programs.push(redis::program(&self.state, self.plan.redis, &self.secrets.redis)?);
         }
         self.keep(programs);
         Ok(())
