@@ -2,7 +2,7 @@
 //! has in common: the row changes, the event gets the user's next number, both reach the outbox, in one transaction.
 
 use shoppee_kit::{caller::Caller, telemetry};
-use shoppee_proto::order::v1 as wire;
+use shoppee_proto::{order::v1 as wire, product::v1::ReleaseReason};
 use sqlx::{Connection as _, PgConnection};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -242,7 +242,7 @@ async fn end(
 pub async fn do_stock_task(orders: &Orders, task: &StockTask) {
     let outcome = match task.step {
         StockStep::Commit => orders.stock.commit(task.order_id).await,
-        StockStep::Release => orders.stock.release(task.order_id).await,
+        StockStep::Release => orders.stock.release(task.order_id, ReleaseReason::OrderCancelled).await,
     };
     match outcome {
         Ok(()) => {}

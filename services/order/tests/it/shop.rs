@@ -51,6 +51,18 @@ impl Shop {
 
     /// With settings of the order service changed.
     pub async fn open_with(change: impl FnOnce(&mut shoppee_order::Settings)) -> Self {
+        Self::open_changed(async |settings| change(settings)).await
+    }
+
+    /// With something between the order service and the product service, which makes an address from a URL.
+    pub async fn open_behind(proxy: impl AsyncFnOnce(&str) -> String) -> Self {
+        Self::open_changed(async |settings| {
+            settings.product_url = format!("http://{}", proxy(&settings.product_url).await);
+        })
+        .await
+    }
+
+    async fn open_changed(change: impl AsyncFnOnce(&mut shoppee_order::Settings)) -> Self {
         let database = Database::create().await;
         let redis = RedisServer::start().await;
         let (mut auth_process, mut product_process) = (TestProcess::default(), TestProcess::default());
@@ -115,7 +127,7 @@ impl Shop {
             shop_currency: "EUR".to_owned(),
             payment_provider: shoppee_order::PaymentProvider::Sandbox,
         };
-        change(&mut order_settings);
+        change(&mut order_settings).await;
         let mut order_process = TestProcess::default();
         shoppee_order::start(order_settings.clone(), order_process.process.clone())
             .await
@@ -198,7 +210,12 @@ impl Shop {
 
     /// A look into the order service's tables.
     pub async fn look(&self) -> PgPool {
-        PgPool::connect(&self.database.url("order")).await.expect("connects")
+        self.look_at("order").await
+    }
+
+    /// A look into the tables of the service called `service`.
+    pub async fn look_at(&self, service: &str) -> PgPool {
+        PgPool::connect(&self.database.url(service)).await.expect("connects")
     }
 }
 
