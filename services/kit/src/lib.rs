@@ -25,10 +25,12 @@ pub mod probe;
 pub mod process;
 pub mod readiness;
 pub mod redis;
+mod revocation_list;
 pub mod settings;
 pub mod status;
 pub mod tasks;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod token_header;
 pub mod worker;
