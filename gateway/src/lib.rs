@@ -49,7 +49,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let verifier = Verifier::new(process.clock.clone());
     let (ended, _) = broadcast::channel(ENDED_SESSIONS);
     let auth = upstream.auth().clone();
-    keys::follow(&process.tasks, &process.readiness, auth, verifier.clone(), ended.clone());
+    keys::follow(&process, auth, verifier.clone(), ended.clone());
 
     let redis = redis::Clients::open(&settings.redis, &process).await?;
     let realtime = Realtime::start(&redis, upstream.clone(), verifier.clone(), &ended, &process)?;

@@ -32,6 +32,8 @@ pub enum Error {
     /// Never handed out, or so long ago that it is forgotten.
     #[error("the refresh token is not valid")]
     UnknownRefreshToken,
+    #[error("the ticket was used before")]
+    TicketUsed,
     #[error("the session has expired; sign in again")]
     SessionExpired,
     #[error("the session has ended; sign in again")]
@@ -67,7 +69,9 @@ impl From<Error> for Refusal {
             Error::TooManyAttempts { retry_after } => {
                 Self::new(Code::ResourceExhausted, "TOO_MANY_ATTEMPTS", told).retry_after(retry_after)
             }
-            Error::UnknownRefreshToken => Self::new(Code::Unauthenticated, "UNAUTHENTICATED", told),
+            Error::UnknownRefreshToken | Error::TicketUsed => {
+                Self::new(Code::Unauthenticated, "UNAUTHENTICATED", told)
+            }
             Error::SessionExpired => Self::new(Code::Unauthenticated, "TOKEN_EXPIRED", told),
             Error::SessionEnded => Self::new(Code::Unauthenticated, "SESSION_REVOKED", told),
             Error::NotFound(_) => Self::new(Code::NotFound, "NOT_FOUND", told),

@@ -123,8 +123,17 @@ impl AuthService for Api {
         request: Request<proto::CreateWsTicketRequest>,
     ) -> Answer<proto::WsTicket> {
         let caller = caller::user(&request)?;
-        let ticket = session::ticket(&self.0, &caller)?.expose_secret().to_owned();
-        Ok(Response::new(proto::WsTicket { ticket, expires_in: session::TICKET_LIFETIME }))
+        let (ticket, expires_in) = session::ticket(&self.0, &caller)?;
+        Ok(Response::new(proto::WsTicket { ticket: ticket.expose_secret().to_owned(), expires_in }))
+    }
+
+    async fn redeem_ws_ticket(
+        &self,
+        request: Request<proto::RedeemWsTicketRequest>,
+    ) -> Answer<proto::SocketToken> {
+        let ticket = caller::ticket(&request)?;
+        let (token, expires_in) = session::redeem_ticket(&self.0, &ticket).await?;
+        Ok(Response::new(proto::SocketToken { token: token.expose_secret().to_owned(), expires_in }))
     }
 
     async fn list_users(
@@ -163,7 +172,7 @@ impl AuthService for Api {
     }
 
     async fn get_jwks(&self, request: Request<proto::GetJwksRequest>) -> Answer<proto::GetJwksResponse> {
-        Ok(Response::new(revocation::told(&self.0, request.get_ref().watermark).await?))
+        Ok(Response::new(revocation::list(&self.0, request.get_ref().cursor.as_deref()).await?))
     }
 
     async fn issue_service_token(

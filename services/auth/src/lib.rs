@@ -31,7 +31,7 @@ use std::{sync::Arc, time::Duration};
 
 use shoppee_kit::{caller::Verifier, clock::Clock, ops, pg, process::Process, redis};
 use sqlx::PgPool;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 pub use crate::settings::{EXAMPLE_SECRET, Settings};
 use crate::{
@@ -101,4 +101,15 @@ pub(crate) fn database_ready(process: &Process) -> impl Future<Output = ()> + Se
             tokio::time::sleep(DATABASE_POLL).await;
         }
     }
+}
+
+/// Becomes true when [`database_ready`] ends, for periodic workers.
+pub(crate) fn database_up(process: &Process) -> watch::Receiver<bool> {
+    let (up, is_up) = watch::channel(false);
+    let ready = database_ready(process);
+    drop(process.tasks.track(async move {
+        ready.await;
+        up.send_replace(true);
+    }));
+    is_up
 }

@@ -5,7 +5,10 @@ use std::{collections::HashMap, net::SocketAddr, time::Duration};
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
 use secrecy::{ExposeSecret as _, SecretString};
-use shoppee_kit::settings::{self, Common, Environment};
+use shoppee_kit::{
+    caller::MAX_TOKEN_LIFETIME,
+    settings::{self, Common, Environment},
+};
 
 use crate::{
     account::{Email, Password, Username},
@@ -18,8 +21,10 @@ pub const EXAMPLE_SECRET: &str = "change-me-change-me-change-me-change-me";
 const SHORTEST_SECRET: usize = 32;
 /// Characters, outside development: beyond guessing at any rate.
 const SHORTEST_CLIENT_SECRET: usize = 16;
+/// Verifiers refuse a token that is good for longer.
+const MAX_ACCESS_TOKEN_TTL: Duration = Duration::from_secs(MAX_TOKEN_LIFETIME.unsigned_abs());
 /// Keeps every time that is computed from a lifetime within what a database can store.
-const LONGEST_LIFETIME: Duration = Duration::from_hours(10 * 366 * 24);
+const MAX_REFRESH_TOKEN_TTL: Duration = Duration::from_hours(10 * 366 * 24);
 
 /// Accounts, sessions and tokens of the shop
 #[derive(Clone, Debug, Parser)]
@@ -46,7 +51,7 @@ pub struct Settings {
     /// The JWT_SECRET before this one: what it signed stays good
     #[arg(long, env = "JWT_SECRET_PREVIOUS", hide_env_values = true)]
     pub jwt_secret_previous: Option<SecretString>,
-    /// How long an access token is good
+    /// How long an access token is good; at most 7d
     #[arg(long, env = "ACCESS_TOKEN_TTL", default_value = "24h", value_parser = settings::duration)]
     pub access_token_ttl: Duration,
     /// How long a session goes on without being refreshed
@@ -117,15 +122,15 @@ impl Settings {
 
     /// How long access and refresh tokens are good.
     pub fn lifetimes(&self) -> anyhow::Result<(time::Duration, time::Duration)> {
-        let lifetime = |name: &str, given: Duration| {
-            let sound = (Duration::from_secs(1)..=LONGEST_LIFETIME).contains(&given);
-            ensure!(sound, "{name} is not between 1s and 10 years");
+        let lifetime = |name: &str, given: Duration, max: Duration, max_text: &str| {
+            let is_valid = (Duration::from_secs(1)..=max).contains(&given);
+            ensure!(is_valid, "{name} is not between 1s and {max_text}");
             // Claims count whole seconds.
             time::Duration::try_from(Duration::from_secs(given.as_secs())).context(name.to_owned())
         };
         Ok((
-            lifetime("ACCESS_TOKEN_TTL", self.access_token_ttl)?,
-            lifetime("REFRESH_TOKEN_TTL", self.refresh_token_ttl)?,
+            lifetime("ACCESS_TOKEN_TTL", self.access_token_ttl, MAX_ACCESS_TOKEN_TTL, "7 days")?,
+            lifetime("REFRESH_TOKEN_TTL", self.refresh_token_ttl, MAX_REFRESH_TOKEN_TTL, "10 years")?,
         ))
     }
 
@@ -261,6 +266,7 @@ mod tests {
         assert_eq!((access.whole_seconds(), refresh.whole_days()), (90, 30));
         for (flag, value) in [
             ("--access-token-ttl", "0s"),
+            ("--access-token-ttl", "8d"),
             ("--refresh-token-ttl", "10ms"),
             ("--refresh-token-ttl", "99years"),
         ] {

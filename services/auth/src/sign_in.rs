@@ -128,7 +128,7 @@ async fn admit(
     let surplus = sessions::end_surplus(&mut tx, account.id, session::MOST).await?;
     tried.give_back(&mut tx).await?;
     tx.commit().await?;
-    auth.revocations.note(auth, &surplus);
+    auth.revocations.note(&surplus);
     if let Some(password_hash) = rehashed {
         let mut conn = auth.pool.acquire().await?;
         account::rehash(&mut conn, known.id, known.password_version, password_hash).await?;

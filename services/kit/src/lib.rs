@@ -29,6 +29,7 @@ pub mod process;
 pub mod readiness;
 pub mod redis;
 pub mod resources;
+mod revocation_list;
 pub mod secret_files;
 pub mod settings;
 pub mod status;
@@ -37,4 +38,5 @@ pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod tls;
+mod token_header;
 pub mod worker;

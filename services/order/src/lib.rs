@@ -123,7 +123,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
 
     let verifier = Verifier::new(clock.clone());
     let (ended, _) = tokio::sync::broadcast::channel(1);
-    keys::follow(&tasks, &readiness, auth.clone(), Arc::clone(&verifier), ended);
+    keys::follow(&process, auth.clone(), Arc::clone(&verifier), ended);
 
     let token = ServiceToken::new(
         auth,

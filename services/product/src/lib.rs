@@ -119,7 +119,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let verifier = Verifier::new(clock.clone());
     // Nobody holds sockets here: who ends is refused at the next call.
     let (ended, _) = broadcast::channel(1);
-    keys::follow(tasks, readiness, auth, verifier.clone(), ended);
+    keys::follow(&process, auth, verifier.clone(), ended);
 
     let holds = holds::Holds::start(pool.clone(), clock.clone(), cache.clone(), tasks);
     workers::start(&process, &pool, &holds, lifetimes);
