@@ -273,7 +273,7 @@ fn history() -> order::ListOrderEventsResponse {
             previous_status: previous.map(Into::into),
             at: Some(at(minutes)),
             actor: order::Actor::Customer.into(),
-            reason: None,
+            ..order::OrderHistoryEvent::default()
         }
     };
     order::ListOrderEventsResponse {

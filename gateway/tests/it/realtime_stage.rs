@@ -358,6 +358,8 @@ impl Order {
                 version: 1,
                 at: Some(Clock::default().now().into()),
                 traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned(),
+                status_word: "pending".to_owned(),
+                previous_status_word: String::new(),
             });
         }
         events[first - 1..].to_vec()

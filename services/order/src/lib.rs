@@ -157,8 +157,8 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
 
     steps::count_from_zero(&orders.currency);
     let ready = readiness.serving();
-    outbox::start(&orders, &redis, &tasks, ready.clone());
-    registrations::start(&orders, &redis, &tasks, ready.clone());
+    outbox::start(&orders, &redis, &process, &ready);
+    registrations::start(&orders, &redis, &process, &ready);
     workers::start(&orders, &tasks, &ready);
     Ok(())
 }

@@ -169,6 +169,18 @@ impl Shop {
         self.order_process = process;
     }
 
+    /// Another replica of the order service, and the way to it.
+    pub async fn another_order(&self) -> (TestProcess, Channel) {
+        let mut process = TestProcess::default();
+        process.process.clock = self.clock.clone();
+        let mut settings = self.order_settings.clone();
+        (settings.listen_addr, settings.metrics_addr) = (free_addr(), free_addr());
+        let url = format!("http://{}", settings.listen_addr);
+        shoppee_order::start(settings, process.process.clone()).await.expect("order starts");
+        process.serves().await;
+        (process, client::channel(&url).expect("a URL"))
+    }
+
     /// A user who has just registered and signed in.
     pub async fn customer(&self, name: &str) -> Person {
         let mut auth = AuthServiceClient::new(self.auth.clone());
@@ -286,6 +298,11 @@ impl Person {
 
     pub fn products(&self) -> (ProductServiceClient<Channel>, Arc<SecretString>) {
         (self.product.clone(), self.token.clone())
+    }
+
+    /// The same user at another replica of the order service.
+    pub fn at(&self, order: &Channel) -> Self {
+        Self { order: OrderServiceClient::new(order.clone()), ..self.clone() }
     }
 
     pub fn service(&self) -> OrderServiceClient<Channel> {
