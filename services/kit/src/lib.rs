@@ -2,7 +2,8 @@
 //!
 //! - [`process`]: from `main` to the exit code; [`tasks`] are what runs until then, [`readiness`] whether it can serve,
 //!   [`probe`] asks it
-//! - [`worker`]: periodic work with the time of its last success; [`log_throttle`]: one line a minute of a lasting failure
+//! - [`worker`]: periodic work with the time of its last success; [`age`]: the time since a success, as a gauge;
+//!   [`log_throttle`]: one line a minute of a lasting failure
 //! - [`settings`], [`telemetry`], [`clock`]: what a process starts with
 //! - [`caller`]: who calls, from a verified token; [`keys`] keeps what verifying needs up to date
 //! - [`grpc`]: the server's layers; [`client`]: calls to other services, over a [`pool`] of connections; [`status`]: errors
@@ -10,6 +11,7 @@
 //! - [`pg`], [`redis`], [`cursor`]: storage; [`fold`]: many equal things as few
 //! - [`testing`] (feature `testing`): a database and a Redis of its own for each test
 
+pub mod age;
 pub mod caller;
 pub mod client;
 pub mod clock;
