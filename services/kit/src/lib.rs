@@ -2,7 +2,8 @@
 //!
 //! - [`process`]: from `main` to the exit code; [`tasks`] are what runs until then, [`readiness`] whether it can serve,
 //!   [`probe`] asks it
-//! - [`worker`]: periodic work with the time of its last success; [`log_throttle`]: one line a minute of a lasting failure
+//! - [`worker`]: periodic work with the time of its last success; [`age`]: the time since a success, as a gauge;
+//!   [`log_throttle`]: one line a minute of a lasting failure
 //! - [`secret_files`]: a secret setting by file; [`tls`]: certificates, and why a TLS connection fails
 //! - [`settings`], [`telemetry`], [`clock`]: what a process starts with; [`resources`]: the memory it uses
 //! - [`idempotency`]: keys that make a write safe to repeat
@@ -12,6 +13,7 @@
 //! - [`pg`], [`redis`], [`cursor`]: storage; [`fold`]: many equal things as few
 //! - [`testing`] (feature `testing`): a database and a Redis of its own for each test
 
+pub mod age;
 pub mod caller;
 pub mod client;
 pub mod clock;

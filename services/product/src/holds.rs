@@ -118,7 +118,7 @@ impl Holds {
     }
 
     /// Puts the stock of overdue holds back; how many there were, as far as one transaction goes.
-    pub async fn expire(&self) -> Result<usize, Error> {
+    pub async fn expire(&self) -> sqlx::Result<usize> {
         let now = self.clock.now();
         let mut tx = self.pool.begin().await?;
         let overdue = store::hold::overdue(&mut tx, now, OVERDUE).await?;

@@ -189,8 +189,7 @@ impl Publisher {
         user_id: i64,
         waiting: &[Waiting],
     ) -> sqlx::Result<Option<Failure>> {
-        let missing: Vec<i64> =
-            waiting.iter().filter(|row| row.event.is_none()).map(|row| row.seq).collect();
+        let missing: Vec<i64> = waiting.iter().filter(|row| row.event.is_none()).map(|row| row.seq).collect();
         if !missing.is_empty() {
             let reason = "the event does not exist".to_owned();
             self.give_up(conn, user_id, &missing, Failure { cause: Cause::MissingEvent, reason }).await?;

@@ -94,11 +94,7 @@ pub async fn after(
 }
 
 /// What happened to one order, oldest first.
-pub async fn of_order(
-    conn: &mut PgConnection,
-    user_id: i64,
-    order_id: Uuid,
-) -> sqlx::Result<Vec<EventRow>> {
+pub async fn of_order(conn: &mut PgConnection, user_id: i64, order_id: Uuid) -> sqlx::Result<Vec<EventRow>> {
     sqlx::query_as!(
         EventRow,
         "select user_id, seq, order_id, status, previous_status, total, currency, version, actor, reason, at,

@@ -120,12 +120,7 @@ pub async fn owe_history(
 }
 
 /// Gives events up: they leave the outbox for the dead letters, with the reason.
-pub async fn give_up(
-    conn: &mut PgConnection,
-    user_id: i64,
-    seqs: &[i64],
-    reason: &str,
-) -> sqlx::Result<()> {
+pub async fn give_up(conn: &mut PgConnection, user_id: i64, seqs: &[i64], reason: &str) -> sqlx::Result<()> {
     sqlx::query!(
         "with given_up as (
              delete from orders.outbox where user_id = $1 and seq = any($2)
