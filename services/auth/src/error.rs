@@ -76,7 +76,7 @@ impl From<Error> for Refusal {
             Error::SessionEnded => Self::new(Code::Unauthenticated, "SESSION_REVOKED", told),
             Error::NotFound(_) => Self::new(Code::NotFound, "NOT_FOUND", told),
             Error::Hash(HashError::Busy) => unavailable(),
-            Error::Store(error) if pg::is_away(&error) => unavailable(),
+            Error::Store(error) if pg::is_unavailable(&error) => unavailable(),
             Error::Hash(HashError::Argon2(_) | HashError::Random | HashError::Lost)
             | Error::Token(_)
             | Error::Store(_) => {

@@ -73,7 +73,7 @@ pub fn make_first_admin(auth: Arc<Auth>, admin: FirstAdmin, process: &Process) {
                     readiness.set(NAME, Need::Vital, true);
                     stop.cancelled().await;
                 }
-                Err(Error::Store(error)) if pg::is_away(&error) => tokio::time::sleep(RETRY).await,
+                Err(Error::Store(error)) if pg::is_unavailable(&error) => tokio::time::sleep(RETRY).await,
                 Err(error) => return Err(error.into()),
             }
         }

@@ -129,7 +129,8 @@ impl Readiness {
                     Ok(Err(_)) => Err(Down::because("the check failed")),
                     Err(_) => {
                         pending = Some(asked);
-                        Err(Down::because("no answer in time"))
+                        // What is known of the cause says more than that it lasts.
+                        Err(readiness.last_down(name).unwrap_or_else(|| Down::because("no answer in time")))
                     }
                 };
                 readiness.report(name, need, outcome);
@@ -183,6 +184,14 @@ impl Readiness {
             }
         }
         self.update(&checks);
+    }
+
+    fn last_down(&self, name: &str) -> Option<Down> {
+        let checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        match &checks.get(name)?.state {
+            State::Down(down) => Some(down.clone()),
+            State::Starting | State::Up { .. } => None,
+        }
     }
 
     fn update(&self, checks: &BTreeMap<&'static str, Check>) {

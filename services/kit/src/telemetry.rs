@@ -310,7 +310,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::{clock::Clock, readiness::Readiness, tasks::Tasks};
+    use crate::{clock::Clock, readiness::Readiness, tasks::Tasks, tls::GrpcTls};
 
     #[derive(Parser)]
     struct Settings {
@@ -332,7 +332,7 @@ mod tests {
         let settings = Settings::parse_from(["test"]);
         let _telemetry = install("test", &settings.common).unwrap();
         let (tasks, _ended) = Tasks::new();
-        let process = Process { clock: Clock::default(), tasks, readiness: Readiness::default() };
+        let process = Process { clock: Clock::default(), tasks, readiness: Readiness::default(), tls: GrpcTls::default() };
         start_upkeep_every(INTERVAL, &process);
         let samples = metrics::histogram!("test_seconds");
         let mut first = None;

@@ -54,16 +54,28 @@ impl Database {
     ///
     /// # Panics
     /// Where the test server does not answer.
-    #[expect(clippy::disallowed_methods, reason = "where the test server is comes from scripts/test")]
     pub async fn shut(&self) {
-        let server = std::env::var("SHOPPEE_TEST_POSTGRES").expect("run the tests by scripts/test");
-        let mut server = PgConnection::connect(&server).await.expect("test server answers");
+        self.alter("with allow_connections false").await;
+    }
+
+    /// Runs `alter database … {how}` as a superuser, and ends all sessions.
+    ///
+    /// # Panics
+    /// Where the test server does not answer.
+    pub async fn alter(&self, how: &str) {
+        self.alter_for_new_sessions(how).await;
         let name = &self.name;
-        let shut = format!(
-            "alter database {name} with allow_connections false;
-             select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
-        );
-        server.execute(AssertSqlSafe(shut)).await.expect("shuts");
+        let end = format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'");
+        server().await.execute(AssertSqlSafe(end)).await.expect("ends");
+    }
+
+    /// Runs `alter database … {how}` as a superuser.
+    ///
+    /// # Panics
+    /// Where the test server does not answer.
+    pub async fn alter_for_new_sessions(&self, how: &str) {
+        let altered = format!("alter database {} {how}", self.name);
+        server().await.execute(AssertSqlSafe(altered)).await.expect("alters");
     }
 
     /// The settings of the service called `service` (auth, product or order).
@@ -89,6 +101,13 @@ impl Database {
         let mut found = tokio::net::lookup_host((&*self.host, self.port)).await.expect("an address");
         found.next().expect("an address")
     }
+}
+
+/// The test server, as a superuser.
+#[expect(clippy::disallowed_methods, reason = "where the test server is comes from scripts/test")]
+async fn server() -> PgConnection {
+    let server = std::env::var("SHOPPEE_TEST_POSTGRES").expect("run the tests by scripts/test");
+    PgConnection::connect(&server).await.expect("test server answers")
 }
 
 /// The bootstrap of all services in one database, each with its name as its role's password.

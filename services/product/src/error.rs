@@ -56,7 +56,7 @@ impl Error {
 /// error here.
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        if pg::is_away(&error) || is_undefined(&error) {
+        if pg::is_unavailable(&error) || is_undefined(&error) {
             tracing::debug!(error = %error, "database away");
             return Self::Unavailable;
         }

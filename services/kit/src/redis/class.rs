@@ -160,7 +160,7 @@ impl Class {
 
     /// Whether the settings cannot be right: the process refuses to start with them.
     pub const fn is_refusal(self) -> bool {
-        matches!(self, Self::Authentication | Self::Permission | Self::Configuration)
+        matches!(self, Self::Authentication | Self::Permission | Self::Configuration | Self::Tls)
     }
 }
 
