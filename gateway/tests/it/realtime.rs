@@ -106,7 +106,8 @@ async fn a_browser_opens_a_socket_with_a_ticket_once() {
     assert_eq!(ticket["expires_in"], 30);
     let protocols = format!("shoppee.v1, ticket.{}", text(&ticket["ticket"]));
     let headers = [("sec-websocket-protocol", protocols.as_str())];
-    let url = |gateway| format!("{}/ws?after=0", shop.url(gateway).replace("http://", "ws://"));
+    let urls = [0, 1].map(|gateway| shop.url(gateway).replace("http://", "ws://"));
+    let url = |gateway: usize| format!("{}/ws?after=0", urls[gateway]);
 
     // Redis knows nothing: the order service takes the ticket for its word.
     forget_events(&shop).await;
