@@ -4,6 +4,7 @@
 //!   [`probe`] asks it
 //! - [`worker`]: periodic work with the time of its last success; [`log_throttle`]: one line a minute of a lasting failure
 //! - [`settings`], [`telemetry`], [`clock`]: what a process starts with
+//! - [`idempotency`]: keys that make a write safe to repeat
 //! - [`caller`]: who calls, from a verified token; [`keys`] keeps what verifying needs up to date
 //! - [`grpc`]: the server's layers; [`client`]: calls to other services, over a [`pool`] of connections; [`status`]: errors
 //!   that carry a reason
@@ -16,6 +17,7 @@ pub mod clock;
 pub mod cursor;
 pub mod fold;
 pub mod grpc;
+pub mod idempotency;
 pub mod keys;
 pub mod log_throttle;
 pub mod ops;
