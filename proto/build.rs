@@ -35,9 +35,12 @@ const BODIES: [&str; 16] = [
     "shoppee.order.v1.ShipOrderRequest",
 ];
 
-/// Fields of bodies that come from elsewhere, the path or a header, or go no further than the gateway.
-const NOT_IN_BODY: [&str; 11] = [
+/// Fields of bodies that come from elsewhere or go elsewhere, the path or a header, or go no further than the gateway.
+const NOT_IN_BODY: [&str; 14] = [
+    "shoppee.auth.v1.RegisterRequest.idempotency_key",
     "shoppee.auth.v1.LoginRequest.user_agent",
+    "shoppee.auth.v1.LoginRequest.device_token",
+    "shoppee.auth.v1.Tokens.device_token",
     "shoppee.auth.v1.UpdateUserRequest.id",
     "shoppee.product.v1.AdjustStockRequest.id",
     "shoppee.product.v1.UpdateProductRequest.update_mask",

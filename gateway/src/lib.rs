@@ -27,7 +27,7 @@ pub use limit::RateLimits;
 pub use origin::Origin;
 pub use settings::{Network, Settings};
 
-use shoppee_kit::{caller::Verifier, keys, process::Process, redis};
+use shoppee_kit::{caller::Verifier, keys, process::Process, redis, settings::Environment};
 use tokio::sync::{Semaphore, broadcast};
 
 use crate::{
@@ -67,6 +67,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         verifier,
         realtime,
         docs: Docs::new()?,
+        secure_cookies: settings.common.shoppee_env == Environment::Production,
     });
     server::serve(&settings, app::app(state), &process).await
 }

@@ -130,7 +130,7 @@ macro_rules! calls {
 }
 
 calls! {
-    RegisterRequest => User: auth.register, SIGN_IN;
+    RegisterRequest => User: auth.register, SIGN_IN, keyed by idempotency_key;
     LoginRequest => Tokens: auth.login, SIGN_IN;
     RefreshRequest => Tokens: auth.refresh, WRITE;
     LogoutRequest => (): auth.logout, WRITE;

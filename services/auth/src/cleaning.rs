@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use shoppee_kit::{
+    idempotency::KEY_TTL,
     process::Process,
     worker::{self, Round},
 };
@@ -13,7 +14,7 @@ use crate::{
     Auth,
     error::Error,
     sign_in,
-    store::{password_try, session},
+    store::{password_try, registration_key, session},
 };
 
 const INTERVAL: std::time::Duration = std::time::Duration::from_mins(1);
@@ -48,6 +49,8 @@ async fn clean_once(auth: &Auth) -> Result<(), Error> {
     while session::forget_expired(&mut conn, now - KEPT, now, BATCH).await? == BATCH.unsigned_abs() {}
     let forgotten = now - crate::session::USED_TICKET_TTL;
     while session::delete_used_tickets(&mut conn, forgotten, BATCH).await? == BATCH.unsigned_abs() {}
+    let forgotten = now - KEY_TTL;
+    while registration_key::delete_old(&mut conn, forgotten, BATCH).await? == BATCH.unsigned_abs() {}
     // A token used so long ago has run out, whoever brings it back.
     let used_before = now - auth.lifetimes.refresh - KEPT;
     while session::forget_used_tokens(&mut conn, used_before, BATCH).await? == BATCH.unsigned_abs() {}

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use shoppee_kit::{
+    idempotency::KeyReused,
     pg,
     status::{Refusal, Violations, internal, unavailable},
 };
@@ -34,6 +35,8 @@ pub enum Error {
     UnknownRefreshToken,
     #[error("the ticket was used before")]
     TicketUsed,
+    #[error("{0}")]
+    KeyReused(#[from] KeyReused),
     #[error("the session has expired; sign in again")]
     SessionExpired,
     #[error("the session has ended; sign in again")]
@@ -72,6 +75,7 @@ impl From<Error> for Refusal {
             Error::UnknownRefreshToken | Error::TicketUsed => {
                 Self::new(Code::Unauthenticated, "UNAUTHENTICATED", told)
             }
+            Error::KeyReused(error) => error.into(),
             Error::SessionExpired => Self::new(Code::Unauthenticated, "TOKEN_EXPIRED", told),
             Error::SessionEnded => Self::new(Code::Unauthenticated, "SESSION_REVOKED", told),
             Error::NotFound(_) => Self::new(Code::NotFound, "NOT_FOUND", told),

@@ -46,6 +46,8 @@ pub struct Grant {
     pub access_for: Duration,
     pub refresh_token: SecretString,
     pub refresh_for: Duration,
+    /// After a sign-in alone.
+    pub device_token: Option<SecretString>,
 }
 
 /// Signs what `account` has earned at `now` in this session.
@@ -59,7 +61,8 @@ pub fn grant(
 ) -> Result<Grant, Error> {
     let access_token = auth.signer.sign(Kind::Access, &claims(&account, sid, now, auth.lifetimes.access))?;
     let refresh_token = refresh_token.text();
-    Ok(Grant { account, access_token, access_for: auth.lifetimes.access, refresh_token, refresh_for })
+    let access_for = auth.lifetimes.access;
+    Ok(Grant { account, access_token, access_for, refresh_token, refresh_for, device_token: None })
 }
 
 fn claims(account: &Account, sid: Uuid, now: OffsetDateTime, lifetime: Duration) -> Claims {

@@ -71,6 +71,7 @@ async fn a_bad_token_does_not_close_the_open_methods() {
         username: "ann".to_owned(),
         email: "ann@example.com".to_owned(),
         password: crate::shop::PASSWORD.to_owned(),
+        idempotency_key: None,
     };
     shop.client.clone().register(with("nonsense", request)).await.unwrap();
     shop.client.clone().get_jwks(with("nonsense", GetJwksRequest::default())).await.unwrap();

@@ -188,6 +188,7 @@ impl Shop {
             username: name.to_owned(),
             email: format!("{name}@shop.example"),
             password: PASSWORD.to_owned(),
+            ..RegisterRequest::default()
         };
         auth.register(request).await.expect("registers");
         self.sign_in(name).await
@@ -210,6 +211,7 @@ impl Shop {
             username: name.to_owned(),
             password: PASSWORD.to_owned(),
             user_agent: "test".to_owned(),
+            ..LoginRequest::default()
         };
         let tokens = AuthServiceClient::new(self.auth.clone()).login(request).await?.into_inner();
         Ok(Person {

@@ -101,6 +101,7 @@ impl Shop {
             username: "ann".to_owned(),
             email: "ann@example.com".to_owned(),
             password: PASSWORD.to_owned(),
+            ..RegisterRequest::default()
         };
         accounts.register(register).await.expect("ann registers");
         let customer = sign_in(&mut accounts, "ann").await;
@@ -265,7 +266,7 @@ async fn sign_in(accounts: &mut AuthServiceClient<Channel>, username: &str) -> A
     let login = LoginRequest {
         username: username.to_owned(),
         password: PASSWORD.to_owned(),
-        user_agent: String::new(),
+        ..LoginRequest::default()
     };
     let tokens = accounts.login(login).await.expect("signs in").into_inner();
     Arc::new(SecretString::from(tokens.access_token))
