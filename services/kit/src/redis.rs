@@ -26,6 +26,7 @@ use crate::{
     process::Process,
     readiness::{Down, Need},
     settings::Redis,
+    tls,
 };
 
 mod class;
@@ -64,7 +65,7 @@ pub struct Clients {
 
 impl Clients {
     /// Tries once to connect, and watches the clients that are made later. An error, before any client exists, where the
-    /// settings cannot be right: a URL that is none, credentials that Redis refuses. A Redis that does not answer is none.
+    /// settings cannot be right: a URL that is none, credentials that Redis refuses, a certificate that is wrong. A Redis that does not answer is none.
     pub async fn open(settings: &Redis, process: &Process) -> anyhow::Result<Self> {
         let clients =
             Self { config: config(settings)?, connections: Arc::default(), stop: process.tasks.stopping() };
@@ -105,6 +106,9 @@ impl Clients {
         match tokio::time::timeout(FIRST_ATTEMPT_TIMEOUT, client.init()).await {
             Ok(Err(error)) if Class::of(&error).is_refusal() => {
                 bail!("Redis refuses REDIS_URL: {}", text(&error));
+            }
+            Ok(Err(error)) if Class::tls_failure(&error).is_some_and(tls::Failure::is_lasting) => {
+                bail!("Redis at REDIS_URL: TLS: {}", text(&error));
             }
             Ok(Ok(_)) => {
                 let _ = client.quit().await;
@@ -182,7 +186,7 @@ impl Connector {
 
 /// The configuration that `settings` ask for.
 fn config(settings: &Redis) -> anyhow::Result<Config> {
-    let (url, tls) = crate::tls::redis(settings, settings.redis_url.expose_secret())?;
+    let (url, tls) = tls::redis(settings, settings.redis_url.expose_secret())?;
     let mut config = Config::from_url(&url).map_err(|_| anyhow::anyhow!("REDIS_URL is not a Redis URL"))?;
     config.tls = tls;
     Ok(config)

@@ -3,10 +3,15 @@
 
 use fred::error::{Error, ErrorKind};
 
+use crate::tls::Failure;
+
 /// Returns the part of an error's text that may be logged: Redis repeats the arguments of a command it does not know,
 /// which for `AUTH` are the credentials.
 pub fn text(error: &Error) -> &str {
     let text = error.details();
+    if let Some(failure) = Class::tls_failure(error) {
+        return failure.words();
+    }
     text.split(", with args").next().unwrap_or(text)
 }
 
@@ -72,6 +77,11 @@ impl Class {
             }
             ErrorKind::Unknown => Self::of_answer(error.details()).unwrap_or(Self::Unknown),
         }
+    }
+
+    /// What is wrong with TLS, where that is the cause.
+    pub fn tls_failure(error: &Error) -> Option<Failure> {
+        (Self::of(error) == Self::Tls).then(|| Failure::find_in_text(error.details())).flatten()
     }
 
     /// The client keeps no kind of an I/O error, only its text.

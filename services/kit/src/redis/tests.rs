@@ -25,8 +25,7 @@ struct Stage {
 impl Stage {
     async fn start(url: &str) -> anyhow::Result<Self> {
         let process = TestProcess::default();
-        let settings = Redis::at(url);
-        let clients = Clients::open(&settings, &process.process).await?;
+        let clients = Clients::open(&Redis::at(url), &process.process).await?;
         let (commands, reads) = (clients.client("commands")?, clients.blocking_client("reads")?);
         let (connector, stop) = (clients.connector("cache"), process.process.tasks.stopping());
         process.process.tasks.spawn("cache", async move {

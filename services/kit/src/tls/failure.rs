@@ -58,6 +58,20 @@ impl Failure {
         known.into_iter().find(|(name, _)| text.contains(name)).map(|(_, failure)| failure)
     }
 
+    /// The failure in a line about the peer.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::UnknownAuthority => "its certificate is not signed by an authority that is trusted here",
+            Self::Expired => "its certificate has expired",
+            Self::NotYetValid => "its certificate is not valid yet",
+            Self::WrongName => "its certificate is for another name",
+            Self::Certificate => "its certificate cannot be accepted",
+            Self::Refused => "it refuses the certificate of this process, or its absence",
+            Self::NotTls => "it does not speak TLS",
+            Self::Handshake => "the TLS handshake failed",
+        }
+    }
+
     /// Whether trying again can help only after the settings or a certificate have changed.
     pub fn is_lasting(self) -> bool {
         !matches!(self, Self::Handshake)
@@ -94,16 +108,7 @@ impl From<&rustls::Error> for Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::UnknownAuthority => "its certificate is not signed by an authority that is trusted here",
-            Self::Expired => "its certificate has expired",
-            Self::NotYetValid => "its certificate is not valid yet",
-            Self::WrongName => "its certificate is for another name",
-            Self::Certificate => "its certificate cannot be accepted",
-            Self::Refused => "it refuses the certificate of this process, or its absence",
-            Self::NotTls => "it does not speak TLS",
-            Self::Handshake => "the TLS handshake failed",
-        })
+        f.write_str(self.words())
     }
 }
 
