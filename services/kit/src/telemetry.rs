@@ -332,7 +332,12 @@ mod tests {
         let settings = Settings::parse_from(["test"]);
         let _telemetry = install("test", &settings.common).unwrap();
         let (tasks, _ended) = Tasks::new();
-        let process = Process { clock: Clock::default(), tasks, readiness: Readiness::default(), tls: GrpcTls::default() };
+        let process = Process {
+            clock: Clock::default(),
+            tasks,
+            readiness: Readiness::default(),
+            tls: GrpcTls::default(),
+        };
         start_upkeep_every(INTERVAL, &process);
         let samples = metrics::histogram!("test_seconds");
         let mut first = None;

@@ -133,7 +133,12 @@ mod tests {
     #[tokio::test]
     async fn the_first_round_starts_as_soon_as_the_worker_is_ready() {
         let (tasks, _ended) = Tasks::new();
-        let process = Process { clock: Clock::default(), tasks, readiness: Readiness::default(), tls: GrpcTls::default() };
+        let process = Process {
+            clock: Clock::default(),
+            tasks,
+            readiness: Readiness::default(),
+            tls: GrpcTls::default(),
+        };
         let (up, ready) = watch::channel(false);
         let (rounds, mut round) = tokio::sync::mpsc::unbounded_channel();
         spawn(&process, "test", Duration::from_hours(1), ready, move || {

@@ -57,12 +57,12 @@ async fn read(orders: &Orders, redis: &Client, skipped: &LogThrottle) -> anyhow:
     }
     match take_in(orders, &entries, skipped).await {
         Ok(()) => {}
-        Err(error) if pg::is_away(&error) => return Err(error.into()),
+        Err(error) if pg::is_unavailable(&error) => return Err(error.into()),
         // One of them is to blame, which the others need not wait for.
         Err(_) => {
             for entry in entries.chunks(1) {
                 if let Err(error) = take_in(orders, entry, skipped).await {
-                    if pg::is_away(&error) {
+                    if pg::is_unavailable(&error) {
                         return Err(error.into());
                     }
                     skip(skipped, &entry[0].0, &error.to_string());

@@ -135,7 +135,7 @@ impl Publisher {
             return (user_id, Outcome::Skipped);
         }
         let outcome = self.publish(user_id).await.unwrap_or_else(|error| {
-            away.database.fetch_or(shoppee_kit::pg::is_away(&error), Ordering::Relaxed);
+            away.database.fetch_or(shoppee_kit::pg::is_unavailable(&error), Ordering::Relaxed);
             let failure = Failure::from(error);
             self.failures.record(&failure, user_id, "orders.outbox");
             Outcome::Failed(failure)
