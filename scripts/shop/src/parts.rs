@@ -8,6 +8,7 @@ use crate::{
     ports::Ports,
     postgres,
     program::{Environment, Program, Stop},
+    redis,
     secrets::Secrets,
     state::State,
     up::Settings,
@@ -109,7 +110,6 @@ pub struct Shop<'a> {
     pub settings: &'a Settings,
     /// The superuser's.
     pub postgres_url: &'a str,
-    pub redis_url: &'a str,
 }
 
 impl Shop<'_> {
@@ -154,7 +154,8 @@ impl Shop<'_> {
         mut with: Vec<(&'static str, String)>,
         also_without: &[&'static str],
     ) -> Program {
-        with.push(("REDIS_URL", self.redis_url.to_owned()));
+        let private_redis = || redis::url(self.plan.redis, kind, &self.secrets.redis);
+        with.push(("REDIS_URL", self.settings.redis_url.clone().unwrap_or_else(private_redis)));
         with.push(("SHOPPEE_ENV", self.settings.shoppee_env.clone()));
         with.push(("LOG_FORMAT", self.settings.log_format.clone()));
         with.extend(self.settings.also.iter().cloned());

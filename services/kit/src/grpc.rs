@@ -28,7 +28,7 @@ use tower::{Layer, Service};
 use tracing::Span;
 
 use crate::{
-    caller::{Identity, Kind, TokenError, Verifier, bearer},
+    caller::{Identity, TokenError, Verifier, bearer},
     process::Process,
     status,
     telemetry::{self, Trace},
@@ -200,11 +200,7 @@ fn identify(verifier: &Verifier, headers: &http::HeaderMap) -> Result<crate::cal
         return Err(TokenError::Missing);
     };
     let token = value.to_str().ok().and_then(bearer).filter(|_| values.next().is_none());
-    let token = token.ok_or(TokenError::Invalid)?;
-    match verifier.verify(token, Kind::Access) {
-        Err(TokenError::Invalid) => verifier.verify(token, Kind::WsTicket),
-        identity => identity,
-    }
+    verifier.verify_any(token.ok_or(TokenError::Invalid)?)
 }
 
 /// How long the caller waits, as its `grpc-timeout` says: digits and a unit.

@@ -124,6 +124,7 @@ fn pool_options(connections: u32) -> PgPoolOptions {
         })
 }
 
+/// Parses a URL and names the process in it.
 fn connect_options(service: &str, url: &str) -> anyhow::Result<PgConnectOptions> {
     // PgBouncer refuses a session that starts with extra_float_digits; no column of ours is a float.
     Ok(options::parse(url)?.application_name(service).extra_float_digits(None))
@@ -133,6 +134,7 @@ fn connect_options(service: &str, url: &str) -> anyhow::Result<PgConnectOptions>
 fn check_refusal(setting: &str, error: &sqlx::Error) -> anyhow::Result<()> {
     let class = Class::of(error);
     if class == Class::Tls {
+        // It lasts where certificate or name is wrong; a server that restarts ends a handshake, too.
         if let Some(why) = options::tls_refusal(error) {
             bail!("PostgreSQL at {setting}: {why}");
         }

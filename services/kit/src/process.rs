@@ -1,6 +1,6 @@
 //! From `main` to the exit code: settings, logs, the run, the signal to stop, the deadline after it.
 
-use std::{fmt::Write as _, io::Write as _, net::SocketAddr, process::ExitCode, time::Duration};
+use std::{io::Write as _, net::SocketAddr, process::ExitCode, sync::mpsc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -14,7 +14,7 @@ use crate::{
     clock::Clock,
     probe,
     readiness::Readiness,
-    secret_files,
+    resources, secret_files,
     settings::Common,
     tasks::Tasks,
     telemetry,
@@ -28,6 +28,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// After the lag, how long requests and sockets may take to end. With the lag it stays below the 25 s that a
 /// rolling restart grants.
 const DRAIN: Duration = Duration::from_secs(18);
+
+/// The time that a process which ends in an error gives to the line that says so.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a process hands to its parts; cheap to clone.
 #[derive(Clone, Debug)]
@@ -112,8 +115,10 @@ where
     let (tasks, mut ended) = Tasks::new();
     let process =
         Process { clock: Clock::default(), tasks: tasks.clone(), readiness: Readiness::default(), tls };
+    telemetry::start_upkeep(&process);
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
+    resources::export(&process);
     if let Err(error) = start(settings, process.clone()).await {
         telemetry.shut_down();
         return Err(error);
@@ -136,11 +141,16 @@ where
     outcome
 }
 
-/// The last words of a process that cannot run: one line, on standard error.
+/// The last words of a process that cannot run: one line, on standard error. A standard error that takes nothing does not
+/// keep the process from its end.
 fn fail(name: &str, why: &str) -> ExitCode {
-    let mut line = String::new();
-    let _ = write!(line, "{name}: {why}");
-    let _ = writeln!(std::io::stderr(), "{}", line.replace('\n', " "));
+    let line = format!("{name}: {why}").replace('\n', " ");
+    let (written, writing) = mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = writeln!(std::io::stderr(), "{line}");
+        let _ = written.send(());
+    });
+    let _ = writing.recv_timeout(LAST_WORDS_TIMEOUT);
     ExitCode::FAILURE
 }
 

@@ -110,13 +110,18 @@ async fn server() -> PgConnection {
     PgConnection::connect(&server).await.expect("test server answers")
 }
 
-/// The bootstrap with each role's name as its password.
+/// The bootstrap of all services in one database, each with its name as its role's password.
 fn bootstrap(database: &str) -> String {
-    include_str!("../../bootstrap.sql")
-        .replace(":\"database\"", database)
-        .replace(":'auth_password'", "'auth'")
-        .replace(":'product_password'", "'product'")
-        .replace(":'order_password'", "'order'")
+    let of = |(service, schema): (&str, &str)| {
+        include_str!("../../bootstrap.sql")
+            .replace(":\"database\"", database)
+            .replace(":\"role\"", &format!("shoppee_{service}"))
+            .replace(":'role'", &format!("'shoppee_{service}'"))
+            .replace(":\"schema\"", schema)
+            .replace(":'schema'", &format!("'{schema}'"))
+            .replace(":'password'", &format!("'{service}'"))
+    };
+    [("auth", "auth"), ("product", "product"), ("order", "orders")].map(of).concat()
 }
 
 /// A Redis without persistence, gone when dropped.

@@ -33,6 +33,7 @@ use shoppee_kit::{
     settings::{self, Common, duration, service_urls},
 };
 use sqlx::PgPool;
+use tokio::sync::Semaphore;
 use tonic::service::Routes;
 
 use crate::{outbox::Relay, payment::Provider, stock::Stock};
@@ -107,6 +108,8 @@ pub(crate) struct Orders {
     pub order_ttl: Duration,
     pub max_unpaid: i64,
     pub currency: String,
+    /// One for each release of an abandoned checkout that is on its way.
+    pub releases: Arc<Semaphore>,
 }
 
 /// Wires the service and starts it.
@@ -120,7 +123,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
 
     let verifier = Verifier::new(clock.clone());
     let (ended, _) = tokio::sync::broadcast::channel(1);
-    keys::follow(&tasks, &readiness, auth.clone(), Arc::clone(&verifier), ended);
+    keys::follow(&process, auth.clone(), Arc::clone(&verifier), ended);
 
     let token = ServiceToken::new(
         auth,
@@ -138,6 +141,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         order_ttl: settings.order_ttl,
         max_unpaid: i64::from(settings.max_unpaid_orders),
         currency: settings.shop_currency,
+        releases: Arc::new(Semaphore::new(checkout::MAX_RELEASES)),
         pool,
     };
 
@@ -153,8 +157,8 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
 
     steps::count_from_zero(&orders.currency);
     let ready = readiness.serving();
-    outbox::start(&orders, &redis, &tasks, ready.clone());
-    registrations::start(&orders, &redis, &tasks, ready.clone());
+    outbox::start(&orders, &redis, &process, &ready);
+    registrations::start(&orders, &redis, &process, &ready);
     workers::start(&orders, &tasks, &ready);
     Ok(())
 }

@@ -4,11 +4,13 @@
 //! a use case owns its transaction and knows the rules ([`product`], [`category`], [`stock`], [`listing`])
 //! and the [`store`], where all SQL is.
 
+mod audit;
 pub mod batch;
 mod cache;
 pub mod catalogue;
 pub mod category;
 mod changes;
+mod engine;
 pub mod error;
 mod grpc;
 pub mod holds;
@@ -107,6 +109,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let Process { clock, tasks, readiness, .. } = &process;
     let auth = Pool::start("auth", &settings.auth_url, &process)?;
     let pool = pg::open("shoppee-product", &settings.postgres, sqlx::migrate!(), tasks, readiness).await?;
+    engine::check(&process, pool.clone());
     let replicas =
         Replicas::start(&pool, &settings.database_read_urls, settings.postgres.database_pool_size, &process)
             .await?;
@@ -119,10 +122,12 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let verifier = Verifier::new(clock.clone());
     // Nobody holds sockets here: who ends is refused at the next call.
     let (ended, _) = broadcast::channel(1);
-    keys::follow(tasks, readiness, auth, verifier.clone(), ended);
+    keys::follow(&process, auth, verifier.clone(), ended);
 
     let holds = holds::Holds::start(pool.clone(), clock.clone(), cache.clone(), tasks);
-    workers::start(&process, &pool, &holds, lifetimes);
+    let ready = readiness.serving();
+    workers::start(&process, &ready, &pool, &holds, lifetimes);
+    audit::start(&process, &ready, &pool, &changes);
     let catalogue = Catalogue { replicas, pool, clock: clock.clone(), cache };
     let routes = grpc::routes(catalogue, &process, changes, holds, &verifier, &settings.shop_currency);
     server::serve(settings.listen_addr, routes, verifier, settings.grpc_reflection, &process).await
