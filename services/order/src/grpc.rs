@@ -178,7 +178,9 @@ impl OrderService for Service {
         let mut conn = self.orders.pool.acquire().await.map_err(Error::from)?;
         let last_seq = event::last_seq(&mut conn, user_id).await.map_err(Error::from)?;
         let events = match asked.after_seq {
-            Some(after) => event::after(&mut conn, user_id, after.max(0), limit).await.map_err(Error::from)?,
+            Some(after) => {
+                event::after(&mut conn, user_id, after.max(0), limit).await.map_err(Error::from)?
+            }
             None => Vec::new(),
         };
         // One may have been committed between the two looks.

@@ -157,7 +157,11 @@ mod tests {
         let of = |kind, details: &str| Cause::of(&Error::new(kind, details.to_owned()));
         for (kind, details, cause) in [
             (ErrorKind::InvalidArgument, "WRONGTYPE Operation against a key", Cause::WrongType),
-            (ErrorKind::Unknown, "OOM command not allowed when used memory > 'maxmemory'.", Cause::OutOfMemory),
+            (
+                ErrorKind::Unknown,
+                "OOM command not allowed when used memory > 'maxmemory'.",
+                Cause::OutOfMemory,
+            ),
             (ErrorKind::Unknown, "READONLY You can't write against a read only replica.", Cause::ReadOnly),
             (ErrorKind::Cluster, "CLUSTERDOWN Hash slot not served", Cause::ClusterDown),
             (ErrorKind::Cluster, "MOVED 3999 127.0.0.1:6381", Cause::ClusterDown),

@@ -5,6 +5,7 @@ mod cart;
 mod events;
 mod idempotency;
 mod payment;
+mod plans;
 mod races;
 mod shop;
 mod start;
