@@ -141,6 +141,21 @@ impl Stage {
         self.publish_at(event, "*").await;
     }
 
+    /// Puts something else where the user's own stream should be.
+    pub async fn break_history(&self, user_id: i64) {
+        let history = streams::history(user_id);
+        let _: () = self.relay.set(history, "no stream", None, None, false).await.expect("set");
+    }
+
+    /// Puts entries into the user's fan-out stream that no relay writes: a field that is no text, and no message.
+    pub async fn publish_garbage(&self, user_id: i64) {
+        let stream = streams::fan_out(user_id);
+        let no_text = (b"\xff".as_slice(), b"\xff".as_slice());
+        let _: String = self.relay.xadd(&stream, false, None, "*", no_text).await.expect("fan-out");
+        let no_message = (streams::FIELD, "no message");
+        let _: String = self.relay.xadd(&stream, false, None, "*", no_message).await.expect("fan-out");
+    }
+
     /// Publishes under an id of another Redis.
     pub async fn publish_at(&self, event: &OrderEvent, id: &str) {
         let stream = streams::fan_out(event.user_id);

@@ -5,6 +5,8 @@ alter table orders.outbox
     alter column lane drop not null,
     -- The lag is measured by the clock of the database, so the database sets it.
     alter column created_at set default clock_timestamp(),
+    -- The event as it travels, so that a relay reads this table alone; the version before leaves it out.
+    add column message bytea,
     -- Refusals of the user's history in Redis that are the fault of that history alone.
     add column attempts smallint not null default 0,
     -- Set once the fan-out stream has the event and the user's history does not: when the history is tried again.

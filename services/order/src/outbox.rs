@@ -19,6 +19,7 @@ use fred::{
     interfaces::{ClientLike as _, KeysInterface as _},
     types::{SetOptions, Value},
 };
+use prost::Message as _;
 use shoppee_kit::{
     process::Process,
     worker::{self, Round},
@@ -32,7 +33,11 @@ use tokio::{
 use uuid::Uuid;
 
 use self::{cause::Failures, publish::Publisher};
-use crate::{Orders, store::outbox};
+use crate::{
+    Orders,
+    store::{event::EventRow, outbox},
+    view,
+};
 
 /// The time until a look finds an event that another process has left.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -48,10 +53,13 @@ const MAX_COUNTED: i64 = 100_000;
 const MAX_DUE_USERS: usize = 10_000;
 /// The wait after Redis, or PostgreSQL, took no event.
 const OUTAGE_RETRY: Duration = Duration::from_millis(250);
-/// The wait for a user whose events another relay is publishing, which takes a few milliseconds.
-const BUSY_RETRY: Duration = Duration::from_millis(20);
 /// The interval at which the epoch is kept.
 const EPOCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Returns an event as it travels.
+pub fn message(event: &EventRow) -> Vec<u8> {
+    view::event(event).encode_to_vec()
+}
 
 /// The users whose events this process has committed, for its relay; cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -119,16 +127,11 @@ async fn relay(
             continue;
         }
         let pass = publisher.pass(relay.take()).await;
-        let wait = if !pass.failed.is_empty() {
-            OUTAGE_RETRY
-        } else if !pass.busy.is_empty() {
-            BUSY_RETRY
-        } else {
-            continue;
-        };
-        relay.add(pass.failed.into_iter().chain(pass.busy));
-        relay.wake.notify_one();
-        stop.run_until_cancelled(tokio::time::sleep(wait)).await;
+        if !pass.failed.is_empty() {
+            relay.add(pass.failed);
+            relay.wake.notify_one();
+            stop.run_until_cancelled(tokio::time::sleep(OUTAGE_RETRY)).await;
+        }
     }
     // A rolling restart leaves nothing to wait for.
     publisher.pass(relay.take()).await;

@@ -11,6 +11,7 @@ use crate::{
     Orders,
     error::Error,
     order::{self, Actor, Asker, Refused, Shipment, Status, Step},
+    outbox,
     store::{
         event::{self, EventRow},
         order::{self as store, OrderRow},
@@ -52,7 +53,7 @@ pub async fn tell(
         at: order.updated_at,
         traceparent: telemetry::traceparent(),
     };
-    Ok(event::insert(conn, &event).await?)
+    Ok(event::insert(conn, &event, &outbox::message(&event)).await?)
 }
 
 /// After the commit: the relay goes to work at once, and the step is counted, with the money it is about.

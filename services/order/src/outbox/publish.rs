@@ -26,7 +26,10 @@ use tracing::Span;
 use super::cause::{Cause, Failure, Failures};
 use crate::{
     Orders,
-    store::outbox::{self, Waiting},
+    store::{
+        event,
+        outbox::{self, Waiting},
+    },
     view,
 };
 
@@ -56,9 +59,7 @@ pub struct Publisher {
 pub struct Pass {
     /// Users with events that were published.
     pub published: usize,
-    /// Users whose events another relay is publishing.
-    pub busy: Vec<i64>,
-    /// Users whose events wait because Redis, or PostgreSQL, takes none.
+    /// Users whose events wait: Redis, or PostgreSQL, takes none, or another relay has them for too long.
     pub failed: Vec<i64>,
     pub failure: Option<Failure>,
 }
@@ -67,9 +68,8 @@ enum Outcome {
     Published,
     /// Nothing waits, or nothing is due.
     Idle,
-    Busy,
     Failed(Failure),
-    /// Not tried, as another user's turn failed for a cause that is not the user's.
+    /// Another relay has the user's events, or another user's turn has failed for a cause that is not the user's.
     Skipped,
 }
 
@@ -119,7 +119,6 @@ impl Publisher {
             match outcome {
                 Outcome::Published => pass.published += 1,
                 Outcome::Idle => {}
-                Outcome::Busy => pass.busy.push(user_id),
                 Outcome::Skipped => pass.failed.push(user_id),
                 Outcome::Failed(failure) => {
                     pass.failed.push(user_id);
@@ -135,6 +134,9 @@ impl Publisher {
             return (user_id, Outcome::Skipped);
         }
         let outcome = self.publish(user_id).await.unwrap_or_else(|error| {
+            if is_locked(&error) {
+                return Outcome::Skipped;
+            }
             away.database.fetch_or(shoppee_kit::pg::is_unavailable(&error), Ordering::Relaxed);
             let failure = Failure::from(error);
             self.failures.record(&failure, user_id, "orders.outbox");
@@ -161,14 +163,8 @@ impl Publisher {
             let mut tx = self.pool.begin().await?;
             let waiting = outbox::claim(&mut tx, user_id, BATCH).await?;
             if waiting.is_empty() {
-                // Events that were committed after the other relay has read must not wait for a look.
-                let busy = !published && outbox::is_waiting(&mut tx, user_id).await?;
                 tx.rollback().await?;
-                return Ok(match (published, busy) {
-                    (true, _) => Outcome::Published,
-                    (false, true) => Outcome::Busy,
-                    (false, false) => Outcome::Idle,
-                });
+                return Ok(if published { Outcome::Published } else { Outcome::Idle });
             }
             let full = i64::try_from(waiting.len()).is_ok_and(|count| count == BATCH);
             let outage = self.publish_claimed(&mut tx, user_id, &waiting).await?;
@@ -189,21 +185,16 @@ impl Publisher {
         user_id: i64,
         waiting: &[Waiting],
     ) -> sqlx::Result<Option<Failure>> {
-        let missing: Vec<i64> = waiting.iter().filter(|row| row.event.is_none()).map(|row| row.seq).collect();
+        let (rows, missing) = self.with_events(conn, user_id, waiting).await?;
         if !missing.is_empty() {
             let reason = "the event does not exist".to_owned();
             self.give_up(conn, user_id, &missing, Failure { cause: Cause::MissingEvent, reason }).await?;
         }
-        let rows: Vec<(&Waiting, OrderEvent)> = waiting
-            .iter()
-            .filter_map(|row| row.event.as_ref().map(|event| (row, view::event(event))))
-            .collect();
-        let answers = self.send(user_id, rows).await;
+        let answers = self.send(user_id, &rows).await;
 
         let (mut done, mut refused, mut last, mut owed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut refusal, mut outage) = (None, None);
-        let sent = waiting.iter().filter(|row| row.event.is_some()).zip(answers);
-        for (row, Answers { history, fan_out }) in sent {
+        for ((row, _), Answers { history, fan_out }) in rows.into_iter().zip(answers) {
             if let Some(failure) = fan_out {
                 self.failures.record(&failure, user_id, &streams::fan_out(user_id));
                 outage = Some(failure);
@@ -255,14 +246,46 @@ impl Publisher {
         outbox::give_up(conn, user_id, seqs, &reason).await
     }
 
+    /// Decodes what waits, and reads the events of rows without a message; also returns the numbers of those that do not
+    /// exist.
+    async fn with_events<'w>(
+        &self,
+        conn: &mut PgConnection,
+        user_id: i64,
+        waiting: &'w [Waiting],
+    ) -> sqlx::Result<(Vec<(&'w Waiting, OrderEvent)>, Vec<i64>)> {
+        let decode = |row: &Waiting| OrderEvent::decode(row.message.as_deref()?).ok();
+        let mut events: Vec<Option<OrderEvent>> = waiting.iter().map(decode).collect();
+        let without = |events: &[Option<OrderEvent>]| -> Vec<i64> {
+            waiting.iter().zip(events).filter(|(_, event)| event.is_none()).map(|(row, _)| row.seq).collect()
+        };
+        let unread = without(&events);
+        if !unread.is_empty() {
+            for found in event::of_seqs(conn, user_id, &unread).await? {
+                if let Ok(at) = waiting.binary_search_by_key(&found.seq, |row| row.seq) {
+                    events[at] = Some(view::event(&found));
+                }
+            }
+        }
+        let missing = without(&events);
+        let rows = waiting.iter().zip(events).filter_map(|(row, event)| Some((row, event?))).collect();
+        Ok((rows, missing))
+    }
+
     /// Puts events of a user into Redis, all into the user's history before the stream that all gateways read.
-    async fn send(&self, user_id: i64, rows: Vec<(&Waiting, OrderEvent)>) -> Vec<Answers> {
+    async fn send(&self, user_id: i64, rows: &[(&Waiting, OrderEvent)]) -> Vec<Answers> {
         let mut spans: Vec<Span> = Vec::with_capacity(rows.len());
         let messages: Vec<(bool, i64, Vec<u8>)> = rows
-            .into_iter()
-            .map(|(row, mut event)| {
-                spans.push(trace(&mut event));
-                (row.fanned_out, row.seq, event.encode_to_vec())
+            .iter()
+            .map(|(row, event)| {
+                let mut traced = event.clone();
+                spans.push(trace(&mut traced));
+                // A message goes as it is, with what a newer version has put into it, unless its trace goes on here.
+                let message = match &row.message {
+                    Some(message) if traced.traceparent == event.traceparent => message.clone(),
+                    Some(_) | None => traced.encode_to_vec(),
+                };
+                (row.fanned_out, row.seq, message)
             })
             .collect();
         let pipeline = self.redis.pipeline();
@@ -311,6 +334,11 @@ async fn queue(
         let () = pipeline.xadd(&fan_out, false, kept, "*", field).await?;
     }
     Ok(())
+}
+
+/// Whether another transaction has had a lock for too long (SQLSTATE 55P03).
+fn is_locked(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
 }
 
 fn failure(result: Result<Value, RedisError>) -> Option<Failure> {

@@ -35,8 +35,8 @@ pub async fn next_seq(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<i64
     .await
 }
 
-/// Writes an event, and puts it into the outbox, in one statement.
-pub async fn insert(conn: &mut PgConnection, event: &EventRow) -> sqlx::Result<()> {
+/// Writes an event, and puts it into the outbox as the `message` that travels, in one statement.
+pub async fn insert(conn: &mut PgConnection, event: &EventRow, message: &[u8]) -> sqlx::Result<()> {
     // The lane is for relays of the version before, which may run beside this one.
     sqlx::query!(
         "with happened as (
@@ -45,8 +45,8 @@ pub async fn insert(conn: &mut PgConnection, event: &EventRow) -> sqlx::Result<(
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
              returning user_id, seq
          )
-         insert into orders.outbox (lane, user_id, seq)
-         select mod(happened.user_id, 8)::smallint, happened.user_id, happened.seq from happened",
+         insert into orders.outbox (lane, user_id, seq, message)
+         select mod(happened.user_id, 8)::smallint, happened.user_id, happened.seq, $13 from happened",
         event.user_id,
         event.seq,
         event.order_id,
@@ -58,7 +58,8 @@ pub async fn insert(conn: &mut PgConnection, event: &EventRow) -> sqlx::Result<(
         event.actor,
         event.reason.as_deref(),
         event.at,
-        event.traceparent
+        event.traceparent,
+        message
     )
     .execute(conn)
     .await?;
@@ -88,6 +89,20 @@ pub async fn after(
         user_id,
         seq,
         limit
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Those of a user's events that have these numbers.
+pub async fn of_seqs(conn: &mut PgConnection, user_id: i64, seqs: &[i64]) -> sqlx::Result<Vec<EventRow>> {
+    sqlx::query_as!(
+        EventRow,
+        "select user_id, seq, order_id, status, previous_status, total, currency, version, actor, reason, at,
+                traceparent
+         from orders.event where user_id = $1 and seq = any($2)",
+        user_id,
+        seqs
     )
     .fetch_all(conn)
     .await

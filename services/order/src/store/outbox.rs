@@ -5,8 +5,6 @@
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use super::event::EventRow;
-
 /// An event that waits.
 #[derive(Clone, Debug)]
 pub struct Waiting {
@@ -15,8 +13,8 @@ pub struct Waiting {
     pub fanned_out: bool,
     /// Times that the user's history refused it.
     pub attempts: i16,
-    /// `None` where the event that the row names does not exist.
-    pub event: Option<EventRow>,
+    /// The event as it travels; `None` in a row of the version before.
+    pub message: Option<Vec<u8>>,
 }
 
 /// A look for what waits.
@@ -30,61 +28,20 @@ pub struct Look {
     pub dead_letters: i64,
 }
 
-/// Locks the user's outbox until the transaction ends, and returns what waits in it and is due, in order. Empty where
-/// nothing is due, and where another relay has the lock.
+/// Returns what waits of a user and is due, in order, each row with its lock until the transaction ends.
 ///
-/// The lock is the one of the user's first row: each relay publishes from there on, so one that skips it has nothing to do.
+/// Of two relays the second waits for the first one's locks, from the user's first row on, and then finds what is left: a
+/// user's events are published by one relay at a time.
 pub async fn claim(conn: &mut PgConnection, user_id: i64, limit: i64) -> sqlx::Result<Vec<Waiting>> {
-    let rows = sqlx::query!(
-        r#"with head as materialized (
-             select seq from orders.outbox
-             where user_id = $1 and seq = (select min(seq) from orders.outbox where user_id = $1)
-             for update skip locked
-         )
-         select o.seq, o.attempts, o.retry_at is not null as "fanned_out!", e.order_id as "order_id?",
-                e.status as "status?", e.previous_status, e.total as "total?", e.currency as "currency?",
-                e.version as "version?", e.actor as "actor?", e.reason, e.at as "at?",
-                e.traceparent as "traceparent?"
-         from head
-         join orders.outbox as o on o.user_id = $1 and o.seq >= head.seq
-         left join orders.event as e on e.user_id = $1 and e.seq = o.seq
-         where o.retry_at is null or o.retry_at <= clock_timestamp()
-         order by o.seq limit $2"#,
+    sqlx::query_as!(
+        Waiting,
+        r#"select seq, retry_at is not null as "fanned_out!", attempts, message from orders.outbox
+           where user_id = $1 and (retry_at is null or retry_at <= clock_timestamp())
+           order by seq limit $2 for update"#,
         user_id,
         limit
     )
     .fetch_all(conn)
-    .await?;
-    let waiting = rows.into_iter().map(|row| {
-        let seq = row.seq;
-        let event = || {
-            Some(EventRow {
-                user_id,
-                seq,
-                order_id: row.order_id?,
-                status: row.status?,
-                previous_status: row.previous_status,
-                total: row.total?,
-                currency: row.currency?,
-                version: row.version?,
-                actor: row.actor?,
-                reason: row.reason,
-                at: row.at?,
-                traceparent: row.traceparent?,
-            })
-        };
-        Waiting { seq, fanned_out: row.fanned_out, attempts: row.attempts, event: event() }
-    });
-    Ok(waiting.collect())
-}
-
-/// Whether an event of the user waits that no relay has published.
-pub async fn is_waiting(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(
-        r#"select exists (select from orders.outbox where user_id = $1 and retry_at is null) as "waiting!""#,
-        user_id
-    )
-    .fetch_one(conn)
     .await
 }
 
@@ -180,7 +137,8 @@ pub async fn due(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<i64>> 
     .await
 }
 
-/// The time by the clock of the database, and what is out of the ordinary, each counted up to `limit`.
+/// The time by the clock of the database, and what is out of the ordinary, each counted up to `limit`. The order has the
+/// small index read, and not the table with its deleted rows.
 pub async fn look(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Look> {
     sqlx::query_as!(
         Look,
@@ -188,7 +146,8 @@ pub async fn look(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Look> {
                   (select count(*) from (select from orders.outbox_dead_letter limit $1) as dead)
                       as "dead_letters!"
          from (select count(*) as number, min(created_at) as oldest
-               from (select created_at from orders.outbox where retry_at is not null limit $1) as rows) as owed"#,
+               from (select created_at from orders.outbox where retry_at is not null
+                     order by retry_at limit $1) as rows) as owed"#,
         limit
     )
     .fetch_one(conn)

@@ -6,6 +6,7 @@ mod events;
 mod faults;
 mod idempotency;
 mod payment;
+mod plans;
 mod races;
 mod shop;
 mod start;
