@@ -2,20 +2,25 @@
 //!
 //! - [`process`]: from `main` to the exit code; [`tasks`] are what runs until then, [`readiness`] whether it can serve,
 //!   [`probe`] asks it
-//! - [`worker`]: periodic work with the time of its last success; [`log_throttle`]: one line a minute of a lasting failure
+//! - [`worker`]: periodic work with the time of its last success; [`age`]: the time since a success, as a gauge;
+//!   [`log_throttle`]: one line a minute of a lasting failure
+//! - [`secret_files`]: a secret setting by file; [`tls`]: certificates, and why a TLS connection fails
 //! - [`settings`], [`telemetry`], [`clock`]: what a process starts with; [`resources`]: the memory it uses
+//! - [`idempotency`]: keys that make a write safe to repeat
 //! - [`caller`]: who calls, from a verified token; [`keys`] keeps what verifying needs up to date
 //! - [`grpc`]: the server's layers; [`client`]: calls to other services, over a [`pool`] of connections; [`status`]: errors
 //!   that carry a reason
 //! - [`pg`], [`redis`], [`cursor`]: storage; [`fold`]: many equal things as few
 //! - [`testing`] (feature `testing`): a database and a Redis of its own for each test
 
+pub mod age;
 pub mod caller;
 pub mod client;
 pub mod clock;
 pub mod cursor;
 pub mod fold;
 pub mod grpc;
+pub mod idempotency;
 pub mod keys;
 pub mod log_throttle;
 pub mod ops;
@@ -26,10 +31,14 @@ pub mod process;
 pub mod readiness;
 pub mod redis;
 pub mod resources;
+mod revocation_list;
+pub mod secret_files;
 pub mod settings;
 pub mod status;
 pub mod tasks;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod tls;
+mod token_header;
 pub mod worker;

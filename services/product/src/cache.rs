@@ -9,15 +9,19 @@ mod shared;
 use std::{
     collections::HashMap,
     future::ready,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use moka::Expiry;
-use shoppee_kit::{clock::Clock, fold::Fold, process::Process, settings::Redis};
+use shoppee_kit::{age::Age, clock::Clock, fold::Fold, process::Process, redis::Clients};
 use shoppee_proto::PRODUCT_LAG;
 use sqlx::PgPool;
 use time::OffsetDateTime;
+use tokio::time::Instant;
 
 use crate::{
     changes::Changes,
@@ -39,6 +43,8 @@ const MOST_FLIGHTS: u64 = 1000;
 /// How long the newest revision is remembered that was heard of: longer than any read takes.
 const FLOOR: Duration = Duration::from_secs(10);
 const MOST_FLOORS: u64 = 100_000;
+/// How often it is looked at whether the levels are believed.
+const BYPASS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long each level keeps what it has; zero for not at all.
 #[derive(Clone, Copy, Debug)]
@@ -54,12 +60,15 @@ pub struct Known {
     pub product: Option<Product>,
     /// When PostgreSQL said so.
     read_at: OffsetDateTime,
+    /// What was read in an earlier generation than the present one is out of date ([`Cache::outdate_all`]).
+    generation: u64,
     rendered: OnceLock<Option<Box<[u8]>>>,
 }
 
 impl Known {
-    fn new(product: Option<Product>, read_at: OffsetDateTime) -> Self {
-        Self { product, read_at, rendered: OnceLock::new() }
+    /// `generation` is that of before it was read.
+    fn new(product: Option<Product>, read_at: OffsetDateTime, generation: u64) -> Self {
+        Self { product, read_at, generation, rendered: OnceLock::new() }
     }
 
     /// The product as it is handed out, which `render` writes when that is first asked for.
@@ -116,6 +125,8 @@ struct Parts {
     memory: Option<Memory>,
     /// While memory is not believed: for those who ask at the same moment.
     flights: Memory,
+    /// Grows each time that everything is dropped.
+    generation: AtomicU64,
     /// The newest revisions that were heard of.
     floors: moka::sync::Cache<i64, i64>,
     shared: Shared,
@@ -126,11 +137,11 @@ impl Cache {
     /// Starts to connect to Redis, and to follow the log.
     pub fn start(
         pool: &PgPool,
-        redis: &Redis,
+        redis: &Clients,
         lifetimes: Lifetimes,
         changes: &Changes,
         process: &Process,
-    ) -> anyhow::Result<Self> {
+    ) -> Self {
         // What never happened is 0 for those who watch, not absent.
         for (level, result) in [("memory", "hit"), ("memory", "miss"), ("memory", "bypass")]
             .into_iter()
@@ -151,12 +162,15 @@ impl Cache {
             changes: changes.clone(),
             memory,
             flights: moka::future::Cache::builder().max_capacity(MOST_FLIGHTS).time_to_live(FLIGHT).build(),
+            generation: AtomicU64::new(0),
             floors: moka::sync::Cache::builder().max_capacity(MOST_FLOORS).time_to_live(FLOOR).build(),
-            shared: Shared::start(redis, lifetimes.shared, process)?,
+            shared: Shared::new(lifetimes.shared, process),
             fold: Fold::default(),
         }));
+        cache.0.shared.follow(redis, &cache, pool, changes, process);
         changes.follow(pool.clone(), cache.clone(), process);
-        Ok(cache)
+        cache.watch_bypass(process);
+        cache
     }
 
     /// What is known of an id; nothing older than revision `at_least`, which the caller has seen.
@@ -165,8 +179,11 @@ impl Cache {
             count("memory", "bypass");
             let reading = self.0.flights.try_get_with(id, async { self.read(id).await.map(Arc::new) });
             let known = reading.await.map_err(|error| (*error).clone())?;
-            let newest = self.floor(id).max(at_least);
-            return if known.revision() >= newest { Ok(known) } else { self.read(id).await.map(Arc::new) };
+            return if self.is_good(&known, id, at_least) {
+                Ok(known)
+            } else {
+                self.read(id).await.map(Arc::new)
+            };
         };
         if let Some(known) = self.fresh(memory, id, at_least).await {
             self.note_hit(&known);
@@ -176,11 +193,10 @@ impl Cache {
         // One asks, the others wait for what it gets.
         let loading = memory.try_get_with(id, self.load(id, at_least));
         let known = loading.await.map_err(|error| (*error).clone())?;
-        let floor = self.floor(id);
-        if known.revision() >= floor.max(at_least) {
+        if self.is_good(&known, id, at_least) {
             return Ok(known);
         }
-        if known.revision() < floor {
+        if !self.is_good(&known, id, 0) {
             // It changed while it was read.
             memory.invalidate(&id).await;
         }
@@ -218,7 +234,7 @@ impl Cache {
         if missing.is_empty() {
             return Ok(known.into_iter().flatten().collect());
         }
-        let read_at = self.0.clock.now();
+        let (read_at, generation) = (self.0.clock.now(), self.generation());
         let mut conn = self.0.pool.acquire().await?;
         let read = store::product::get_many(&mut conn, &missing).await?;
         drop(conn);
@@ -228,7 +244,7 @@ impl Cache {
             complete.push(if let Some(known) = known {
                 known
             } else {
-                let known = Arc::new(Known::new(read.remove(id), read_at));
+                let known = Arc::new(Known::new(read.remove(id), read_at, generation));
                 self.keep(*id, known.clone()).await;
                 known
             });
@@ -239,7 +255,7 @@ impl Cache {
     /// A product as this process has just written it.
     pub async fn wrote(&self, product: &Product) {
         self.raise_floor(product.id, product.revision);
-        let known = Known::new(Some(product.clone()), self.0.clock.now());
+        let known = Known::new(Some(product.clone()), self.0.clock.now(), self.generation());
         self.keep(product.id, Arc::new(known)).await;
         self.0.changes.nudge();
     }
@@ -290,14 +306,49 @@ impl Cache {
         }
     }
 
-    /// Drops what changes have made old in Redis: all behind `from`, the log being settled up to a number.
-    pub async fn outdate_shared(&self, changes: &[Change], from: i64, settled: i64) {
-        self.0.shared.outdate(changes, from, settled).await;
+    /// Drops all that was read before now from memory, and whatever a read on its way brings home: for more changes than
+    /// are told one by one. The level in Redis is not believed until it has begun anew.
+    pub fn outdate_all(&self) {
+        self.0.generation.fetch_add(1, Ordering::AcqRel);
+        if let Some(memory) = &self.0.memory {
+            memory.invalidate_all();
+        }
     }
 
-    /// From where Redis must be told of changes.
-    pub fn shared_from(&self) -> Option<i64> {
-        self.0.shared.from()
+    /// The number of times that everything was dropped.
+    pub fn generation(&self) -> u64 {
+        self.0.generation.load(Ordering::Acquire)
+    }
+
+    /// Whether this is as new as what was heard of and what the caller has seen.
+    fn is_good(&self, known: &Known, id: i64, at_least: i64) -> bool {
+        known.generation == self.generation() && known.revision() >= self.floor(id).max(at_least)
+    }
+
+    /// Exports for how long each level was not believed: 0 while it is.
+    fn watch_bypass(&self, process: &Process) {
+        let level = |name: &'static str| {
+            let age = Age::default();
+            age.export(process, metrics::gauge!("cache_bypassed_seconds", "level" => name));
+            age
+        };
+        let (memory, shared) =
+            (self.0.memory.as_ref().map(|_| level("memory")), self.0.shared.is_on().then(|| level("redis")));
+        let (cache, stop) = (self.clone(), process.tasks.stopping());
+        process.tasks.spawn("cache bypass", async move {
+            while !stop.is_cancelled() {
+                let now = Instant::now();
+                if let Some(age) = memory.as_ref().filter(|_| cache.memory().is_some()) {
+                    age.reset(now);
+                }
+                if let Some(age) = shared.as_ref().filter(|_| cache.0.shared.is_believed(cache.generation()))
+                {
+                    age.reset(now);
+                }
+                stop.run_until_cancelled(tokio::time::sleep(BYPASS_INTERVAL)).await;
+            }
+            Ok(())
+        });
     }
 
     /// The memory, where it may be believed.
@@ -309,27 +360,36 @@ impl Cache {
     /// What is in memory, unless something newer was heard of, or the caller has seen something newer.
     async fn fresh(&self, memory: &Memory, id: i64, at_least: i64) -> Option<Arc<Known>> {
         let known = memory.get(&id).await?;
-        (known.revision() >= self.floor(id).max(at_least)).then_some(known)
+        self.is_good(&known, id, at_least).then_some(known)
     }
 
     /// From Redis, where that knows something new enough, else from PostgreSQL.
     async fn load(&self, id: i64, at_least: i64) -> Result<Arc<Known>, Error> {
-        let found = self.0.shared.get(id).await;
-        if let Some(known) = found.filter(|known| known.revision() >= self.floor(id).max(at_least)) {
-            count("redis", "hit");
-            self.note_age("redis", &known);
-            return Ok(Arc::new(known));
+        let generation = self.generation();
+        // Taken before anything is read: what is read now must not be kept where changes are told that it does not have.
+        let link = self.0.shared.believed(generation);
+        if let Some(link) = &link
+            && let Some((product, read_at)) = link.get(id).await
+        {
+            let known = Known::new(Some(product), read_at, generation);
+            if self.is_good(&known, id, at_least) {
+                count("redis", "hit");
+                self.note_age("redis", &known);
+                return Ok(Arc::new(known));
+            }
         }
         count("redis", "miss");
         let known = Arc::new(self.read(id).await?);
-        self.0.shared.put(id, known.clone());
+        if let Some(link) = link {
+            self.0.shared.put(link, id, known.clone());
+        }
         Ok(known)
     }
 
     async fn read(&self, id: i64) -> Result<Known, Error> {
-        let read_at = self.0.clock.now();
+        let (read_at, generation) = (self.0.clock.now(), self.generation());
         let mut conn = self.0.pool.acquire().await?;
-        Ok(Known::new(store::product::get(&mut conn, id).await?, read_at))
+        Ok(Known::new(store::product::get(&mut conn, id).await?, read_at, generation))
     }
 
     /// Puts it into memory, unless something newer is there or was heard of.
@@ -340,11 +400,13 @@ impl Cache {
         let revision = known.revision();
         let newest = |held: Option<moka::Entry<i64, Arc<Known>>>| {
             let held = held.map(moka::Entry::into_value);
-            ready(held.filter(|held| held.revision() > revision).unwrap_or(known))
+            let is_newer =
+                |held: &Arc<Known>| (held.generation, held.revision()) > (known.generation, revision);
+            ready(held.filter(is_newer).unwrap_or_else(|| known.clone()))
         };
         let kept = memory.entry(id).and_upsert_with(newest).await.into_value();
         // Looked at last: whoever raises the floor now finds the entry.
-        if kept.revision() < self.floor(id) {
+        if !self.is_good(&kept, id, 0) {
             memory.invalidate(&id).await;
         }
     }

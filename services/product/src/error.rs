@@ -30,6 +30,8 @@ pub enum Error {
     OrderExpired,
     #[error("the order holds something else")]
     OtherLines,
+    #[error("the hold was sold")]
+    HoldCommitted,
     /// A dependency does not answer, or more is asked than can be done.
     #[error("unavailable")]
     Unavailable,
@@ -54,7 +56,7 @@ impl Error {
 /// error here.
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        if pg::is_away(&error) || is_undefined(&error) {
+        if pg::is_unavailable(&error) || is_undefined(&error) {
             tracing::debug!(error = %error, "database away");
             return Self::Unavailable;
         }
@@ -115,6 +117,11 @@ impl From<Error> for Status {
                 Code::AlreadyExists,
                 "IDEMPOTENCY_KEY_REUSED",
                 "the order already holds something else",
+            ),
+            Error::HoldCommitted => Refusal::new(
+                Code::FailedPrecondition,
+                "HOLD_COMMITTED",
+                "the order's goods are sold; only a cancelled order gives them back",
             ),
             Error::Unavailable => status::unavailable(),
             Error::Internal => status::internal(),

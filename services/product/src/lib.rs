@@ -4,11 +4,13 @@
 //! a use case owns its transaction and knows the rules ([`product`], [`category`], [`stock`], [`listing`])
 //! and the [`store`], where all SQL is.
 
+mod audit;
 pub mod batch;
 mod cache;
 pub mod catalogue;
 pub mod category;
 mod changes;
+mod engine;
 pub mod error;
 mod grpc;
 pub mod holds;
@@ -30,6 +32,7 @@ use shoppee_kit::{
     grpc as server, keys, ops, pg,
     pool::Pool,
     process::Process,
+    redis,
     settings::{self, Common, service_urls},
 };
 use tokio::sync::broadcast;
@@ -103,24 +106,28 @@ fn currency(value: &str) -> Result<String, String> {
 
 /// Wires the service and starts its tasks.
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
-    let Process { clock, tasks, readiness } = &process;
+    let Process { clock, tasks, readiness, .. } = &process;
     let auth = Pool::start("auth", &settings.auth_url, &process)?;
     let pool = pg::open("shoppee-product", &settings.postgres, sqlx::migrate!(), tasks, readiness).await?;
+    engine::check(&process, pool.clone());
     let replicas =
         Replicas::start(&pool, &settings.database_read_urls, settings.postgres.database_pool_size, &process)
             .await?;
     let changes = Changes::default();
     let lifetimes = Lifetimes { memory: settings.cache_l1_ttl, shared: settings.cache_l2_ttl };
-    let cache = Cache::start(&pool, &settings.redis, lifetimes, &changes, &process)?;
+    let redis = redis::Clients::open(&settings.redis, &process).await?;
+    let cache = Cache::start(&pool, &redis, lifetimes, &changes, &process);
     ops::serve(settings.metrics_addr, tasks, readiness).await?;
 
     let verifier = Verifier::new(clock.clone());
     // Nobody holds sockets here: who ends is refused at the next call.
     let (ended, _) = broadcast::channel(1);
-    keys::follow(tasks, readiness, auth, verifier.clone(), ended);
+    keys::follow(&process, auth, verifier.clone(), ended);
 
     let holds = holds::Holds::start(pool.clone(), clock.clone(), cache.clone(), tasks);
-    workers::start(&process, &pool, &holds, lifetimes);
+    let ready = readiness.serving();
+    workers::start(&process, &ready, &pool, &holds, lifetimes);
+    audit::start(&process, &ready, &pool, &changes);
     let catalogue = Catalogue { replicas, pool, clock: clock.clone(), cache };
     let routes = grpc::routes(catalogue, &process, changes, holds, &verifier, &settings.shop_currency);
     server::serve(settings.listen_addr, routes, verifier, settings.grpc_reflection, &process).await

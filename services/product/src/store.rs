@@ -3,9 +3,11 @@
 //! Locks are taken in one order everywhere: stock rows by product id ([`stock::lock`]), then holds
 //! ([`hold`]), then product rows by id ([`product`]).
 
+pub mod audit;
 pub mod batch;
 pub mod category;
 pub mod change;
+pub mod engine;
 pub mod hold;
 pub mod listing;
 pub mod product;

@@ -3,6 +3,7 @@
 
 mod cart;
 mod events;
+mod faults;
 mod idempotency;
 mod payment;
 mod races;

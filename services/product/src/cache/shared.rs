@@ -1,66 +1,53 @@
-//! The level in Redis, shared by all processes, and warm when one of them starts: `product:{id}`, an answer and its
-//! revision.
+//! The level in Redis, shared by all processes, and warm when one of them starts: `product:{epoch}:{id}`, an answer and
+//! its revision, and `product:log`, the epoch and the number of the log up to which every change was reported to it.
 //!
-//! It is believed only over a connection on which this process itself has reported every change: each look at the log
-//! reports what it found that was not reported yet, and how far that goes (`product:position`). A connection that breaks, or a report that
-//! fails, ends the belief; the next connection begins with a report of everything since the position that Redis
-//! knows. So whatever happens to Redis, wiped, restored, frozen or cut off, what it has is out of date for no longer
-//! than one look.
+//! **What is in Redis is believed only while this process itself has reported every change to it**, over the present
+//! connection: those behind the position that Redis knew when the connection was made, read from the log a page at a
+//! time with the position saved after each page, and then what each look at the log finds. A look that was not reported
+//! yet is at most [`MAX_LAG`] old, and for longer than that the memory remembers the newest revision of what it found.
+//! A connection that breaks, a report that fails, a Redis that lost what was reported, end the belief.
+//!
+//! Where too many changes are missing, a new epoch begins instead: nothing of the old one is looked at again. It is
+//! entered before a product is read that is to be kept in it, so nothing older than its beginning gets into it.
+//!
+//! Reading the log for Redis is apart from reading it for the memory ([`crate::changes`]), which therefore is believed
+//! however slow Redis is.
+
+mod follower;
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
-use fred::{
-    clients::Client,
-    interfaces::{ClientLike as _, HashesInterface as _, KeysInterface as _},
-    types::scripts::Script,
-};
+use fred::{clients::Client, interfaces::HashesInterface as _, types::scripts::Script};
 use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
-use shoppee_kit::{process::Process, redis::Connector, settings::Redis, tasks::Tasks};
+use shoppee_kit::{process::Process, redis::Clients, tasks::Tasks};
+use sqlx::PgPool;
 use time::OffsetDateTime;
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 
-use super::{Known, count};
-use crate::{product::Product, store::change::Change};
+use self::follower::Follower;
+use super::{Cache, FLOOR, Known, count};
+use crate::{changes::Changes, product::Product, store::change::Change};
 
 /// A reader does not wait longer for Redis, which answers in under a millisecond; PostgreSQL knows as well.
-const PATIENCE: Duration = Duration::from_millis(50);
-/// Nor does a look at the log, so that memory is believed meanwhile.
-const REPORT: Duration = Duration::from_millis(300);
+const READ_TIMEOUT: Duration = Duration::from_millis(50);
+/// Of one command of a report: Redis is given up where it takes longer.
+const REPORT_TIMEOUT: Duration = Duration::from_millis(300);
 /// Changes reported at once.
 const REPORTED: usize = 500;
-/// Word of a change stays longer than anybody who read before it can still be on the way.
-const WORD: Duration = Duration::from_secs(30);
-/// Nobody comes later than this with what was read.
-const FRESH: Duration = Duration::from_secs(5);
-/// Before Redis is tried again.
-const REST: Duration = Duration::from_millis(500);
-const POSITION: &str = "product:position";
-
-/// A connection, and what has been said over it.
-#[derive(Debug)]
-struct Link {
-    client: Client,
-    newer: Script,
-    position: Script,
-    said: Mutex<Said>,
-    /// Revisions of what the last look found: while a transaction lasts, each look finds all that came after it again.
-    reported: tokio::sync::Mutex<HashMap<i64, i64>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Said {
-    /// Nothing yet; Redis knows all changes up to this number, if any.
-    Nothing { known: Option<i64> },
-    /// All changes up to this number at least.
-    UpTo(i64),
-}
+/// Word of a change stays longer than any read that began before it takes.
+const WORD_TTL: Duration = Duration::from_secs(30);
+/// What was read longer ago than this is not put there.
+const MAX_PUT_AGE: Duration = Duration::from_secs(5);
+/// Changes that were told to the memory longer ago than this must have been reported. The memory remembers them for
+/// twice as long.
+const MAX_LAG: Duration = Duration::from_secs(FLOOR.as_secs() / 2);
+const LOG: &str = "product:log";
 
 #[derive(Clone, Debug)]
 pub struct Shared(Arc<Parts>);
@@ -70,102 +57,60 @@ struct Parts {
     lifetime: Duration,
     tasks: Tasks,
     link: ArcSwapOption<Link>,
-    broken: Notify,
 }
 
 impl Shared {
-    /// Starts to connect, for as long as it takes, and again when that is over. Keeps nothing where `lifetime` is
-    /// zero. An error only for a URL that is none.
-    pub fn start(settings: &Redis, lifetime: Duration, process: &Process) -> anyhow::Result<Self> {
-        let connector = Connector::new(settings)?;
-        let (tasks, link, broken) = (process.tasks.clone(), ArcSwapOption::empty(), Notify::new());
-        let shared = Self(Arc::new(Parts { lifetime, tasks, link, broken }));
-        if lifetime.is_zero() {
-            return Ok(shared);
-        }
-        let (keeper, stopping) = (shared.clone(), process.tasks.stopping());
-        process.tasks.spawn("shared cache", async move {
-            while !stopping.is_cancelled() {
-                tokio::select! {
-                    () = keeper.connect(&connector) => {}
-                    () = stopping.cancelled() => return Ok(()),
-                }
-                tokio::time::sleep(REST).await;
-            }
-            Ok(())
-        });
-        Ok(shared)
+    /// Keeps nothing where `lifetime` is zero.
+    pub fn new(lifetime: Duration, process: &Process) -> Self {
+        let (tasks, link) = (process.tasks.clone(), ArcSwapOption::empty());
+        Self(Arc::new(Parts { lifetime, tasks, link }))
     }
 
-    /// Connects, and returns when that is over.
-    async fn connect(&self, connector: &Connector) {
-        let connected = async {
-            let (client, over) = connector.connect().await?;
-            let (newer, position) =
-                (Script::from_lua(include_str!("newer.lua")), Script::from_lua(include_str!("position.lua")));
-            newer.load(&client).await?;
-            position.load(&client).await?;
-            let known: Option<i64> = client.get(POSITION).await?;
-            let said = Mutex::new(Said::Nothing { known });
-            let reported = tokio::sync::Mutex::default();
-            anyhow::Ok((Arc::new(Link { client, newer, position, said, reported }), over))
-        };
-        match connected.await {
-            Ok((link, over)) => {
-                let client = link.client.clone();
-                self.0.link.store(Some(link));
-                tokio::select! {
-                    _ = over => {}
-                    () = self.0.broken.notified() => {}
-                }
-                self.0.link.store(None);
-                let _ = client.quit().await;
-            }
-            Err(error) => tracing::debug!(%error, "no shared cache"),
+    /// Whether anything is kept at all.
+    pub fn is_on(&self) -> bool {
+        !self.0.lifetime.is_zero()
+    }
+
+    /// Starts to connect, for as long as it takes, and again when that is over; over each connection reports what
+    /// changes.
+    pub fn follow(
+        &self,
+        redis: &Clients,
+        cache: &Cache,
+        pool: &PgPool,
+        changes: &Changes,
+        process: &Process,
+    ) {
+        if self.is_on() {
+            let follower = Follower {
+                connector: redis.connector("shared cache"),
+                shared: self.clone(),
+                cache: cache.clone(),
+                pool: pool.clone(),
+                changes: changes.clone(),
+            };
+            let stopping = process.tasks.stopping();
+            process.tasks.spawn("shared cache", async move {
+                follower.run(&stopping).await;
+                Ok(())
+            });
         }
     }
 
-    /// From where the log must be read: from what Redis knows, so that nothing is missing in between.
-    pub fn from(&self) -> Option<i64> {
-        match self.0.link.load().as_deref()?.said() {
-            Said::Nothing { known } => known,
-            Said::UpTo(said) => Some(said),
-        }
+    /// Whether what is in Redis is believed in this generation of the memory.
+    pub fn is_believed(&self, generation: u64) -> bool {
+        self.believed(generation).is_some()
     }
 
-    /// Reports all changes behind `from`, the log being settled up to a number.
-    pub async fn outdate(&self, changes: &[Change], from: i64, settled: i64) {
-        let Some(link) = self.0.link.load_full() else {
-            return;
-        };
-        match link.report(changes, from, settled).await {
-            Ok(()) => link.say(Said::UpTo(settled)),
-            Err(error) => {
-                tracing::debug!(%error, "shared cache not kept up to date");
-                self.0.link.store(None);
-                self.0.broken.notify_one();
-            }
-        }
+    /// The epoch, where what is in it is believed in this generation of the memory.
+    pub fn believed(&self, generation: u64) -> Option<Arc<Link>> {
+        self.0.link.load_full().filter(|link| link.is_believed(generation))
     }
 
-    pub async fn get(&self, id: i64) -> Option<Known> {
-        let link = self.believed()?;
-        let asked: Result<Result<Option<String>, _>, _> =
-            tokio::time::timeout(PATIENCE, link.client.hget(key(id), "answer")).await;
-        let Ok(Ok(answer)) = asked else {
-            count("redis", "error");
-            return None;
-        };
-        let kept: Kept<'_> = serde_json::from_str(&answer?).ok()?;
-        Some(Known::new(Some(kept.product.into_owned()), kept.read_at))
-    }
-
-    /// Puts it there, behind the answer of whoever asked.
-    pub fn put(&self, id: i64, known: Arc<Known>) {
-        let (Some(link), read) = (self.believed(), Instant::now()) else {
-            return;
-        };
-        let lifetime = self.0.lifetime;
+    /// Puts a product into the epoch `link`, which was believed before the product was read, behind the answer to the
+    /// request.
+    pub fn put(&self, link: Arc<Link>, id: i64, known: Arc<Known>) {
+        let (lifetime, read) = (self.0.lifetime, Instant::now());
         self.0.tasks.track(async move {
             // That a product does not exist is not kept here: anybody can ask for any number.
             let Some(product) = &known.product else {
@@ -175,71 +120,101 @@ impl Shared {
             let Ok(answer) = serde_json::to_string(&kept) else {
                 return;
             };
-            if read.elapsed() < FRESH
+            if read.elapsed() < MAX_PUT_AGE
                 && let Err(error) = link.put(id, known.revision(), lifetime, &answer).await
             {
                 tracing::debug!(%error, product.id = id, "not put into the shared cache");
             }
         });
     }
+}
 
-    /// The connection, where what comes from it can be believed.
-    fn believed(&self) -> Option<Arc<Link>> {
-        self.0.link.load_full().filter(|link| matches!(link.said(), Said::UpTo(_)))
+/// An epoch, and what was reported to it over a connection.
+#[derive(Debug)]
+pub struct Link {
+    client: Client,
+    scripts: Arc<Scripts>,
+    epoch: String,
+    /// `None` until all was reported that Redis did not know of.
+    reported: Mutex<Option<Reported>>,
+}
+
+#[derive(Debug)]
+struct Scripts {
+    newer: Script,
+    note: Script,
+    begin: Script,
+}
+
+/// How much was reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reported {
+    /// All that the log showed at this moment.
+    at: Instant,
+    /// The generation of the memory then.
+    generation: u64,
+}
+
+impl Reported {
+    /// Whether all that the memory may have forgotten by now was reported.
+    fn is_enough(self, generation: u64, now: Instant) -> bool {
+        self.generation == generation && now.duration_since(self.at) < MAX_LAG
     }
 }
 
 impl Link {
-    fn said(&self) -> Said {
-        *self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    fn is_believed(&self, generation: u64) -> bool {
+        let reported = *self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        reported.is_some_and(|reported| reported.is_enough(generation, Instant::now()))
     }
 
-    fn say(&self, said: Said) {
-        *self.said.lock().unwrap_or_else(PoisonError::into_inner) = said;
+    fn believe(&self, reported: Reported) {
+        *self.reported.lock().unwrap_or_else(PoisonError::into_inner) = Some(reported);
     }
 
-    async fn report(&self, changes: &[Change], from: i64, settled: i64) -> anyhow::Result<()> {
-        let mut reported = self.reported.lock().await;
-        let is_new =
-            |change: &&Change| reported.get(&change.product_id).is_none_or(|told| *told < change.revision);
-        self.give_word(changes.iter().filter(is_new)).await?;
-        let noted = self.position.evalsha(&self.client, POSITION, vec![settled, from]);
-        let before: i64 = tokio::time::timeout(REPORT, noted).await??;
-        // A Redis that is empty has nothing that could be out of date.
-        anyhow::ensure!(before == EMPTY || before >= from, "Redis has an older state than before");
-        if before == EMPTY {
-            // But somebody may be on the way to it with what was read before the changes.
-            self.give_word(changes.iter()).await?;
-        }
-        *reported = changes.iter().map(|change| (change.product_id, change.revision)).collect();
-        Ok(())
-    }
-
-    async fn give_word(&self, changes: impl Iterator<Item = &Change>) -> anyhow::Result<()> {
-        let changes: Vec<&Change> = changes.collect();
-        for changes in changes.chunks(REPORTED) {
-            // Sent one after the other, without waiting for each.
-            let words = changes.iter().map(async |change| {
-                let arguments = newer(change.revision, WORD, "");
-                self.newer.evalsha::<i64, _, _, _>(&self.client, key(change.product_id), arguments).await
-            });
-            tokio::time::timeout(REPORT, try_join_all(words)).await??;
-        }
-        Ok(())
+    /// A product, and when it was read.
+    pub async fn get(&self, id: i64) -> Option<(Product, OffsetDateTime)> {
+        let asked: Result<Result<Option<String>, _>, _> =
+            tokio::time::timeout(READ_TIMEOUT, self.client.hget(self.key(id), "answer")).await;
+        let Ok(Ok(answer)) = asked else {
+            count("redis", "error");
+            return None;
+        };
+        let kept: Kept<'_> = serde_json::from_str(&answer?).ok()?;
+        Some((kept.product.into_owned(), kept.read_at))
     }
 
     async fn put(&self, id: i64, revision: i64, lifetime: Duration, answer: &str) -> anyhow::Result<()> {
-        let put = self.newer.evalsha(&self.client, key(id), newer(revision, lifetime, answer));
-        let _: i64 = tokio::time::timeout(REPORT, put).await??;
+        let put = self.scripts.newer.evalsha(&self.client, self.key(id), newer(revision, lifetime, answer));
+        let _: i64 = tokio::time::timeout(REPORT_TIMEOUT, put).await??;
         Ok(())
     }
-}
 
-/// What position.lua says where there is none.
-const EMPTY: i64 = -1;
+    /// Gives word of changes: what is older is not kept any more.
+    async fn report(&self, changes: &[Change]) -> anyhow::Result<()> {
+        for changes in changes.chunks(REPORTED) {
+            // Sent one after the other, without waiting for each.
+            let words = changes.iter().map(async |change| {
+                let arguments = newer(change.revision, WORD_TTL, "");
+                let key = self.key(change.product_id);
+                self.scripts.newer.evalsha::<i64, _, _, _>(&self.client, key, arguments).await
+            });
+            tokio::time::timeout(REPORT_TIMEOUT, try_join_all(words)).await??;
+        }
+        Ok(())
+    }
 
-fn key(id: i64) -> String {
-    format!("product:{id}")
+    /// Notes that all changes up to `upto` were reported, by one who has reported all behind `from`. `false` where the
+    /// epoch is over, or Redis has lost something.
+    async fn note(&self, from: i64, upto: i64) -> anyhow::Result<bool> {
+        let arguments = vec![self.epoch.clone(), from.to_string(), upto.to_string()];
+        let noted = self.scripts.note.evalsha::<i64, _, _, _>(&self.client, LOG, arguments);
+        Ok(tokio::time::timeout(REPORT_TIMEOUT, noted).await?? == 1)
+    }
+
+    fn key(&self, id: i64) -> String {
+        format!("product:{}:{id}", self.epoch)
+    }
 }
 
 /// The arguments of newer.lua.
@@ -253,4 +228,19 @@ struct Kept<'a> {
     product: Cow<'a, Product>,
     #[serde(with = "crate::product::micros")]
     read_at: OffsetDateTime,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redis_is_believed_only_while_all_is_reported_that_the_memory_may_have_forgotten() {
+        let at = Instant::now();
+        let reported = Reported { at, generation: 3 };
+        assert!(reported.is_enough(3, at + MAX_LAG / 2));
+        assert!(!reported.is_enough(3, at + MAX_LAG), "a change may be older than what the memory remembers");
+        assert!(!reported.is_enough(4, at), "everything was dropped, and the epoch does not know");
+        assert!(2 * MAX_LAG <= FLOOR);
+    }
 }

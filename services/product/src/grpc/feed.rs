@@ -44,7 +44,7 @@ fn message(news: Option<&News>) -> WatchResponse {
     let age = news.looked_at.elapsed().as_millis();
     WatchResponse {
         changed: changed.collect(),
-        everything: false,
+        everything: news.everything,
         age_ms: age.try_into().unwrap_or(u64::MAX),
     }
 }

@@ -1,27 +1,27 @@
 //! The log of what changed in the catalogue: product.change, and the ledger of the stock.
 
+use std::collections::BTreeSet;
+
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-/// Which transactions were running at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Running {
-    /// All before this one have ended.
-    pub oldest: i64,
-    /// This one and all after it had not begun.
-    pub next: i64,
-}
-
-/// A snapshot says only up to where transactions have ended: one that runs may be behind that. So this takes a number
-/// itself, the next that there is.
-pub async fn running(conn: &mut PgConnection) -> sqlx::Result<Running> {
-    sqlx::query_as!(
-        Running,
-        r#"select pg_snapshot_xmin(pg_current_snapshot())::text::bigint as "oldest!",
-                  pg_current_xact_id()::text::bigint as "next!""#
+/// Returns the transactions that may have taken a number and not committed yet: those that hold a lock for writing on a
+/// table of the log. A transaction takes that lock before its first number and keeps it until its end is visible, so of
+/// the numbers given before this call those of other transactions can be read after it.
+///
+/// That is true of the locks of one PostgreSQL server, which has one list of them. An engine that spreads the tables over
+/// several servers would answer for one of them: [`crate::engine`] refuses to start there.
+pub async fn writers(conn: &mut PgConnection) -> sqlx::Result<BTreeSet<String>> {
+    let writers = sqlx::query_scalar!(
+        r#"select distinct virtualtransaction as "writer!"
+           from pg_catalog.pg_locks
+           where locktype = 'relation' and granted and mode = 'RowExclusiveLock'
+             and database = (select oid from pg_catalog.pg_database where datname = current_database())
+             and relation in ('product.stock_ledger'::regclass, 'product.change'::regclass)"#
     )
-    .fetch_one(conn)
-    .await
+    .fetch_all(conn)
+    .await?;
+    Ok(writers.into_iter().collect())
 }
 
 /// The highest number that was given so far.
@@ -43,45 +43,64 @@ pub struct Change {
     pub at: OffsetDateTime,
 }
 
+/// A part of the log: the numbers behind `after`, up to `upto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    pub after: i64,
+    pub upto: i64,
+}
+
 /// Some entries of the log.
 #[derive(Debug, Default)]
 pub struct Page {
     /// Each product once.
     pub changes: Vec<Change>,
-    /// The number of the last entry, where there may be more behind it.
-    pub more_after: Option<i64>,
+    /// The numbers of the entries, in order.
+    pub numbers: Vec<i64>,
 }
 
-/// The next `most` entries behind number `after`.
-pub async fn page(conn: &mut PgConnection, after: i64, most: i64) -> sqlx::Result<Page> {
+/// Returns the first `limit` entries in the ranges, which are in order and do not overlap.
+pub async fn page(conn: &mut PgConnection, ranges: &[Range], limit: i64) -> sqlx::Result<Page> {
+    let (afters, uptos): (Vec<i64>, Vec<i64>) = ranges.iter().map(|range| (range.after, range.upto)).unzip();
     let rows = sqlx::query!(
-        r#"select changed.product_id as "product_id!", changed.at as "at!", changed.last as "last!",
-                  changed.entries as "entries!", p.version + s.revision + tree.revision as "revision!"
+        r#"select changed.product_id as "product_id!", changed.at as "at!", changed.numbers as "numbers!",
+                  p.version + s.revision + tree.revision as "revision?"
            from (
-               select product_id, max(at) as at, max(id) as last, count(*) as entries
+               select product_id, max(at) as at, array_agg(id) as numbers
                from (
-                   (select id, product_id, at from product.stock_ledger where id > $1 order by id limit $2)
-                   union all
-                   (select id, product_id, at from product.change where id > $1 order by id limit $2)
-                   order by id limit $2
+                   select entry.id, entry.product_id, entry.at
+                   from unnest($1::bigint[], $2::bigint[]) as part (after, upto)
+                   cross join lateral (
+                       (select id, product_id, at from product.stock_ledger
+                        where id > part.after and id <= part.upto order by id limit $3)
+                       union all
+                       (select id, product_id, at from product.change
+                        where id > part.after and id <= part.upto order by id limit $3)
+                   ) entry
+                   order by entry.id
+                   limit $3
                ) log
                group by product_id
            ) changed
-           join product.product p on p.id = changed.product_id
-           join product.stock s on s.product_id = changed.product_id
+           left join product.product p on p.id = changed.product_id
+           left join product.stock s on s.product_id = changed.product_id
            cross join product.tree"#,
-        after,
-        most,
+        &afters,
+        &uptos,
+        limit,
     )
     .fetch_all(conn)
     .await?;
-    let entries: i64 = rows.iter().map(|row| row.entries).sum();
-    let last = rows.iter().map(|row| row.last).max();
-    let changes = rows
-        .into_iter()
-        .map(|row| Change { product_id: row.product_id, revision: row.revision, at: row.at })
-        .collect();
-    Ok(Page { changes, more_after: last.filter(|_| entries >= most) })
+    let mut page = Page::default();
+    for row in rows {
+        page.numbers.extend(row.numbers);
+        // An entry about a product that does not exist changes nothing that is shown.
+        if let Some(revision) = row.revision {
+            page.changes.push(Change { product_id: row.product_id, revision, at: row.at });
+        }
+    }
+    page.numbers.sort_unstable();
+    Ok(page)
 }
 
 /// Deletes the next `most` entries of product.change that are older than `before`; how many there were.

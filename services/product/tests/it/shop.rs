@@ -13,8 +13,9 @@ use shoppee_proto::{
     auth::v1::{LoginRequest, RegisterRequest, auth_service_client::AuthServiceClient},
     product::v1::{
         AdjustStockRequest, CommitRequest, CreateProductRequest, GetProductRequest, HoldRequest,
-        HoldResponse, Product, ReleaseRequest, StockLine, product_cache_client::ProductCacheClient,
-        product_service_client::ProductServiceClient, stock_service_client::StockServiceClient,
+        HoldResponse, Product, ReleaseReason, ReleaseRequest, StockLine,
+        product_cache_client::ProductCacheClient, product_service_client::ProductServiceClient,
+        stock_service_client::StockServiceClient,
     },
 };
 use sqlx::{AssertSqlSafe, PgPool};
@@ -100,6 +101,7 @@ impl Shop {
             username: "ann".to_owned(),
             email: "ann@example.com".to_owned(),
             password: PASSWORD.to_owned(),
+            ..RegisterRequest::default()
         };
         accounts.register(register).await.expect("ann registers");
         let customer = sign_in(&mut accounts, "ann").await;
@@ -214,7 +216,11 @@ impl Shop {
     }
 
     pub async fn release(&self, order: Uuid) -> Result<(), Status> {
-        let request = ReleaseRequest { order_id: order.to_string() };
+        self.release_for(order, ReleaseReason::Unspecified).await
+    }
+
+    pub async fn release_for(&self, order: Uuid, reason: ReleaseReason) -> Result<(), Status> {
+        let request = ReleaseRequest { order_id: order.to_string(), reason: reason.into() };
         self.stock.clone().release(self.service(request)).await.map(drop)
     }
 
@@ -260,7 +266,7 @@ async fn sign_in(accounts: &mut AuthServiceClient<Channel>, username: &str) -> A
     let login = LoginRequest {
         username: username.to_owned(),
         password: PASSWORD.to_owned(),
-        user_agent: String::new(),
+        ..LoginRequest::default()
     };
     let tokens = accounts.login(login).await.expect("signs in").into_inner();
     Arc::new(SecretString::from(tokens.access_token))

@@ -1,0 +1,88 @@
+//! Which database engines the service runs on: one PostgreSQL server, with one list of transactions and locks.
+//!
+//! The change log ([`crate::changes`]) and the audit of the stock ask the server which transactions may still write.
+//! An engine that spreads its tables over several servers, or copies rows from servers that write too, answers for one
+//! of them, and changes would be missed in silence.
+
+use anyhow::bail;
+use shoppee_kit::process::Process;
+use sqlx::PgPool;
+use tokio::time::Duration;
+
+use crate::store::engine::{self, Engine};
+
+/// The interval between two tries while the server does not answer.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+/// Words of `version()` of engines that speak PostgreSQL's protocol and keep several transaction counters.
+const REFUSED_VERSIONS: [&str; 6] =
+    ["-YB-", "Yugabyte", "CockroachDB", "Greenplum", "Postgres-XL", "openGauss"];
+/// Extensions that do the same to PostgreSQL.
+const REFUSED_EXTENSIONS: [&str; 3] = ["citus", "bdr", "spock"];
+
+/// Ends the process with one line where the engine is refused, as soon as the server answers.
+pub fn check(process: &Process, pool: PgPool) {
+    let stop = process.tasks.stopping();
+    process.tasks.spawn("engine", async move {
+        while !stop.is_cancelled() {
+            match engine::describe(&pool).await {
+                Ok(engine) => {
+                    if let Some(reason) = refusal(&engine) {
+                        bail!("DATABASE_URL names an engine that cannot be used: {reason}");
+                    }
+                    stop.cancelled().await;
+                }
+                // The pool says so already.
+                Err(error) => tracing::debug!(%error, "engine not known yet"),
+            }
+            stop.run_until_cancelled(tokio::time::sleep(RETRY_INTERVAL)).await;
+        }
+        Ok(())
+    });
+}
+
+/// Why an engine cannot be used; `None` where it can.
+fn refusal(engine: &Engine) -> Option<String> {
+    const WHY: &str =
+        "changes of the catalogue are found by the transactions of one server, and it has several";
+    let version = engine.version.split(" on ").next().unwrap_or_default();
+    if !version.starts_with("PostgreSQL ")
+        || REFUSED_VERSIONS.iter().any(|word| engine.version.contains(word))
+    {
+        return Some(format!("{version} is not PostgreSQL ({WHY})"));
+    }
+    let extension = engine.extensions.iter().find(|name| REFUSED_EXTENSIONS.contains(&name.as_str()))?;
+    Some(format!("the database has the extension {extension} ({WHY})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(version: &str, extensions: &[&str]) -> Option<String> {
+        let extensions = extensions.iter().map(|name| (*name).to_owned()).collect();
+        refusal(&Engine { version: version.to_owned(), extensions })
+    }
+
+    #[test]
+    fn one_postgresql_server_is_accepted() {
+        let debian =
+            "PostgreSQL 15.14 (Debian 15.14-0+deb12u1) on x86_64-pc-linux-gnu, compiled by gcc, 64-bit";
+        assert_eq!(refused(debian, &["plpgsql", "pg_trgm", "pg_stat_statements"]), None);
+        assert_eq!(refused("PostgreSQL 18.1 on aarch64-unknown-linux-musl", &[]), None);
+    }
+
+    #[test]
+    fn an_engine_with_several_transaction_counters_is_refused_with_its_name() {
+        for (version, extensions, name) in [
+            ("PostgreSQL 16.4 on x86_64-pc-linux-gnu", &["plpgsql", "citus"][..], "citus"),
+            ("PostgreSQL 15.6 on x86_64", &["bdr"], "bdr"),
+            ("PostgreSQL 16.1 on x86_64", &["spock"], "spock"),
+            ("PostgreSQL 15.2-YB-2.25.0.0-b0 on x86_64", &[], "-YB-"),
+            ("CockroachDB CCL v24.1.0 (x86_64-pc-linux-gnu)", &[], "CockroachDB"),
+            ("PostgreSQL 12.12 (Greenplum Database 7.1.0) on x86_64", &[], "Greenplum"),
+        ] {
+            let reason = refused(version, extensions).unwrap_or_else(|| panic!("{version} is accepted"));
+            assert!(reason.contains(name) && !reason.contains('\n'), "{reason}");
+        }
+    }
+}

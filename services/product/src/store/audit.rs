@@ -1,0 +1,273 @@
+//! The audit of the stock: balances of the ledger up to a checkpoint, and what is new behind it.
+//!
+//! No statement reads the ledger from its beginning. `fold` adds settled rows to the balances, `slice` and `held` compare
+//! the balances plus the rows behind the checkpoint with the stock and the holds, and `recount` adds up all of the ledger
+//! once more, a page at a time.
+
+use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+
+/// Begins a transaction whose statements read one snapshot, and returns it with the checkpoint.
+pub async fn snapshot(pool: &PgPool) -> sqlx::Result<(Transaction<'static, Postgres>, i64)> {
+    let mut tx = pool.begin_with("begin isolation level repeatable read read only").await?;
+    let ledger_id = checkpoint(&mut tx).await?;
+    Ok((tx, ledger_id))
+}
+
+/// Returns the number up to which the ledger is in the balances.
+pub async fn checkpoint(conn: &mut PgConnection) -> sqlx::Result<i64> {
+    sqlx::query_scalar!("select ledger_id from product.stock_checkpoint").fetch_one(conn).await
+}
+
+/// The row of product.stock_checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Checkpoint {
+    /// All rows of the ledger up to this one are in the balances.
+    pub ledger_id: i64,
+    /// Where the recount is.
+    pub recount: Recount,
+}
+
+/// Returns whether a recount is going on, and the time since the last one ended, in seconds.
+pub async fn recount_age(conn: &mut PgConnection) -> sqlx::Result<(bool, f64)> {
+    let row = sqlx::query!(
+        r#"select recount_product_id <> 0 or recount_ledger_id <> 0 as "running!",
+                  extract(epoch from clock_timestamp() - recounted_at)::double precision as "age!"
+           from product.stock_checkpoint"#
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok((row.running, row.age))
+}
+
+/// The place of a recount: a product, its last row that was added up, and the sums so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recount {
+    pub product_id: i64,
+    pub ledger_id: i64,
+    pub sums: Sums,
+}
+
+/// What the ledger says of a product.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    pub available: i64,
+    pub held: i64,
+}
+
+/// Locks the checkpoint; `None` where another replica has it.
+pub async fn lock(conn: &mut PgConnection) -> sqlx::Result<Option<Checkpoint>> {
+    let row = sqlx::query!(
+        "select ledger_id, recount_product_id, recount_ledger_id, recount_available, recount_held
+         from product.stock_checkpoint
+         for update skip locked"
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.map(|row| Checkpoint {
+        ledger_id: row.ledger_id,
+        recount: Recount {
+            product_id: row.recount_product_id,
+            ledger_id: row.recount_ledger_id,
+            sums: Sums { available: row.recount_available, held: row.recount_held },
+        },
+    }))
+}
+
+/// Adds up to `limit` rows of the ledger behind `after`, none above `settled`, to the balances, and moves the locked
+/// checkpoint. Returns whether there are more.
+pub async fn fold(conn: &mut PgConnection, after: i64, settled: i64, limit: i64) -> sqlx::Result<bool> {
+    let page = sqlx::query!(
+        r#"with page as materialized (
+               select id, product_id, kind, quantity
+               from product.stock_ledger
+               where id > $1 and id <= $2
+               order by id
+               limit $3
+           ),
+           folded as (
+               insert into product.stock_balance as balance (product_id, available, held)
+               select product_id,
+                      coalesce(sum(quantity) filter (where kind <> 'sale'), 0),
+                      coalesce(sum(quantity) filter (where kind = 'sale'), 0)
+                      - coalesce(sum(quantity) filter (where kind in ('hold', 'release')), 0)
+               from page
+               group by product_id
+               on conflict (product_id) do update
+               set available = balance.available + excluded.available, held = balance.held + excluded.held
+           )
+           select count(*) as "rows!", max(id) as last from page"#,
+        after,
+        settled,
+        limit,
+    )
+    .fetch_one(&mut *conn)
+    .await?;
+    let more = page.rows >= limit;
+    // Numbers are shared with product.change: behind the last row of the ledger there is nothing up to `settled`.
+    let ledger_id = page.last.filter(|_| more).unwrap_or(settled);
+    sqlx::query!("update product.stock_checkpoint set ledger_id = $1", ledger_id).execute(conn).await?;
+    Ok(more)
+}
+
+/// Some products whose books were looked at.
+#[derive(Debug)]
+pub struct Slice {
+    /// The last product; `None` where there are no more behind it.
+    pub last: Option<i64>,
+    /// Those whose books do not balance.
+    pub violations: Vec<i64>,
+}
+
+/// Compares the next `limit` products after `after` with the ledger, in the snapshot of `checkpoint`: what is available
+/// is the balance plus the rows behind the checkpoint, and the list knows what is in stock.
+pub async fn slice(conn: &mut PgConnection, checkpoint: i64, after: i64, limit: i64) -> sqlx::Result<Slice> {
+    let row = sqlx::query!(
+        r#"with slice as (
+               select product_id, available
+               from product.stock
+               where product_id > $2
+               order by product_id
+               limit $3
+           )
+           select max(slice.product_id) as last,
+                  count(*) as "products!",
+                  coalesce(array_agg(slice.product_id) filter (
+                      where slice.available <> coalesce(balance.available, 0) + new.available
+                         or product.in_stock <> (slice.available > 0)
+                  ), '{}') as "violations!"
+           from slice
+           join product.product product on product.id = slice.product_id
+           left join product.stock_balance balance on balance.product_id = slice.product_id
+           cross join lateral (
+               select coalesce(sum(quantity), 0) as available
+               from product.stock_ledger
+               where product_id = slice.product_id and id > $1 and kind <> 'sale'
+           ) new"#,
+        checkpoint,
+        after,
+        limit,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(Slice { last: row.last.filter(|_| row.products == limit), violations: row.violations })
+}
+
+/// Returns up to `limit` products of which the ledger says that something else is held than the living holds do, in the
+/// snapshot of `checkpoint`.
+pub async fn held(conn: &mut PgConnection, checkpoint: i64, limit: i64) -> sqlx::Result<Vec<i64>> {
+    // The lines of a hold are found by its key: `offset 0` keeps the planner from reading all lines of all times.
+    sqlx::query_scalar!(
+        r#"with books as (
+               select product_id, sum(held) as held
+               from (
+                   select product_id, held from product.stock_balance where held <> 0
+                   union all
+                   select product_id, case kind when 'sale' then quantity else - quantity end
+                   from product.stock_ledger
+                   where id > $1 and kind in ('hold', 'release', 'sale')
+               ) entries
+               group by product_id
+           ),
+           holds as (
+               select line.product_id, sum(line.quantity) as held
+               from product.stock_hold hold
+               cross join lateral (
+                   select product_id, quantity from product.hold_line where order_id = hold.order_id offset 0
+               ) line
+               where hold.state = 'held'
+               group by line.product_id
+           )
+           select product_id as "product_id!"
+           from books
+           full join holds using (product_id)
+           where coalesce(books.held, 0) <> coalesce(holds.held, 0)
+           order by product_id
+           limit $2"#,
+        checkpoint,
+        limit,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// The sums of some rows of one product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    pub product_id: i64,
+    pub last: i64,
+    pub rows: i64,
+    pub sums: Sums,
+}
+
+/// Adds up the next `limit` rows of the ledger behind `place`, none above `checkpoint`, by product and in the order of
+/// products.
+pub async fn count(
+    conn: &mut PgConnection,
+    place: Recount,
+    checkpoint: i64,
+    limit: i64,
+) -> sqlx::Result<Vec<Counted>> {
+    let rows = sqlx::query!(
+        r#"select product_id, max(id) as "last!", count(*) as "rows!",
+                  coalesce(sum(quantity) filter (where kind <> 'sale'), 0)::bigint as "available!",
+                  (coalesce(sum(quantity) filter (where kind = 'sale'), 0)
+                   - coalesce(sum(quantity) filter (where kind in ('hold', 'release')), 0))::bigint as "held!"
+           from (
+               select product_id, id, kind, quantity
+               from product.stock_ledger
+               where (product_id, id) > ($1, $2) and id <= $3
+               order by product_id, id
+               limit $4
+           ) page
+           group by product_id
+           order by product_id"#,
+        place.product_id,
+        place.ledger_id,
+        checkpoint,
+        limit,
+    )
+    .fetch_all(conn)
+    .await?;
+    let counted = rows.into_iter().map(|row| Counted {
+        product_id: row.product_id,
+        last: row.last,
+        rows: row.rows,
+        sums: Sums { available: row.available, held: row.held },
+    });
+    Ok(counted.collect())
+}
+
+/// Returns the balances of the products from `first` to `last`, in their order.
+pub async fn balances(conn: &mut PgConnection, first: i64, last: i64) -> sqlx::Result<Vec<(i64, Sums)>> {
+    let rows = sqlx::query!(
+        "select product_id, available, held
+         from product.stock_balance
+         where product_id between $1 and $2
+         order by product_id",
+        first,
+        last,
+    )
+    .fetch_all(conn)
+    .await?;
+    let balances =
+        rows.into_iter().map(|row| (row.product_id, Sums { available: row.available, held: row.held }));
+    Ok(balances.collect())
+}
+
+/// Saves how far the recount is; `None` where it has ended.
+pub async fn save_recount(conn: &mut PgConnection, place: Option<Recount>) -> sqlx::Result<()> {
+    let (at, ended) = (place.unwrap_or_default(), place.is_none());
+    sqlx::query!(
+        "update product.stock_checkpoint
+         set recount_product_id = $1, recount_ledger_id = $2, recount_available = $3, recount_held = $4,
+             recounted_at = case when $5 then clock_timestamp() else recounted_at end",
+        at.product_id,
+        at.ledger_id,
+        at.sums.available,
+        at.sums.held,
+        ended,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,23 @@
+//! What the server says of itself.
+
+use sqlx::PgPool;
+
+/// A database engine.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    /// As `version()` has it.
+    pub version: String,
+    /// The extensions of the database.
+    pub extensions: Vec<String>,
+}
+
+/// Asks the server.
+pub async fn describe(pool: &PgPool) -> sqlx::Result<Engine> {
+    let row = sqlx::query!(
+        r#"select version() as "version!",
+                  array(select extname::text from pg_catalog.pg_extension) as "extensions!: Vec<String>""#
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(Engine { version: row.version, extensions: row.extensions })
+}
