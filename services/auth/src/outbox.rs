@@ -12,13 +12,7 @@ use fred::{
 };
 use futures_util::future::join_all;
 use prost::Message as _;
-use shoppee_kit::{
-    log_throttle::LogThrottle,
-    process::Process,
-    redis::on_request_path,
-    telemetry,
-    worker::{self, Round},
-};
+use shoppee_kit::{process::Process, redis::on_request_path, telemetry};
 use shoppee_proto::{auth::v1::UserRegistered, streams};
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
@@ -43,25 +37,21 @@ pub async fn insert(conn: &mut PgConnection, user_id: i64, at: OffsetDateTime) -
     Ok(())
 }
 
-/// Starts the relay, which `written` wakes after a commit, and the worker that measures how far behind it is.
+/// Starts the relay; `written` wakes it after a commit.
 pub fn relay(pool: PgPool, redis: Client, written: Arc<Notify>, process: &Process) {
-    let stop = process.tasks.stopping();
-    let (ready, measured, clock) = (crate::database_ready(process), pool.clone(), process.clock.clone());
-    process.tasks.spawn("relay", async move {
-        let failures = LogThrottle::default();
+    let (stop, clock) = (process.tasks.stopping(), process.clock.clone());
+    let ready = crate::database_ready(process);
+    process.tasks.spawn("outbox", async move {
         ready.await;
         while !stop.is_cancelled() {
             match publish_some(&pool, &redis).await {
                 // There may be more.
                 Ok(published) if published == BATCH => continue,
-                Ok(_) => {
-                    failures.reset();
-                }
-                Err(error) => {
-                    if let Some(suppressed) = failures.admit() {
-                        tracing::warn!(%error, suppressed, "outbox not published");
-                    }
-                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, "outbox not published"),
+            }
+            if let Err(error) = observe(&pool, clock.now()).await {
+                tracing::debug!(%error, "outbox not measured");
             }
             tokio::select! {
                 () = written.notified() => {}
@@ -70,11 +60,6 @@ pub fn relay(pool: PgPool, redis: Client, written: Arc<Notify>, process: &Proces
             }
         }
         Ok(())
-    });
-    // Apart from the relay: what waits is known also where the relay hangs.
-    worker::spawn(process, "outbox", POLL, process.readiness.serving(), move || {
-        let (pool, clock) = (measured.clone(), clock.clone());
-        async move { observe(&pool, clock.now()).await.map(|()| Round::Done) }
     });
 }
 
