@@ -36,10 +36,13 @@ const BODIES: [&str; 16] = [
 ];
 
 /// Fields of bodies that come from elsewhere, the path or a header, or go no further than the gateway.
-const NOT_IN_BODY: [&str; 11] = [
+const NOT_IN_BODY: [&str; 14] = [
     "shoppee.auth.v1.LoginRequest.user_agent",
     "shoppee.auth.v1.UpdateUserRequest.id",
+    "shoppee.product.v1.CreateProductRequest.idempotency_key",
     "shoppee.product.v1.AdjustStockRequest.id",
+    "shoppee.product.v1.AdjustStockRequest.idempotency_key",
+    "shoppee.product.v1.CreateCategoryRequest.idempotency_key",
     "shoppee.product.v1.UpdateProductRequest.update_mask",
     "shoppee.product.v1.UpdateCategoryRequest.update_mask",
     "shoppee.product.v1.ProductChangeResult.revision",

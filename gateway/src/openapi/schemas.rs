@@ -10,13 +10,19 @@ use super::{
 use crate::error::Code;
 
 /// Fields of requests that come from a header or from the gateway itself, and of answers that are for the gateway.
-const NOT_FOR_CLIENTS: [&str; 9] = [
+const NOT_FOR_CLIENTS: [&str; 15] = [
     "LoginRequest.user_agent",
     "UpdateProductRequest.update_mask",
     "UpdateProductRequest.expected_version",
     "ArchiveProductRequest.expected_version",
     "UpdateCategoryRequest.update_mask",
     "ProductChangeResult.revision",
+    "CreateProductRequest.idempotency_key",
+    "UpdateProductRequest.idempotency_key",
+    "AdjustStockRequest.idempotency_key",
+    "BatchUpdateProductsRequest.idempotency_key",
+    "CreateCategoryRequest.idempotency_key",
+    "UpdateCategoryRequest.idempotency_key",
     "CreateOrderRequest.idempotency_key",
     "PayOrderRequest.idempotency_key",
     "ListOrdersRequest.everyone",

@@ -6,6 +6,7 @@ mod cache;
 mod categories;
 mod convert;
 mod feed;
+mod key;
 mod products;
 mod stock;
 
@@ -13,8 +14,8 @@ use std::sync::Arc;
 
 use shoppee_kit::{caller::Verifier, process::Process};
 use shoppee_proto::product::v1::{
-    change_feed_server::ChangeFeedServer, product_cache_server::ProductCacheServer,
-    product_service_server::ProductServiceServer, stock_service_server::StockServiceServer,
+    change_feed_server::ChangeFeedServer, product_cache_server::ProductCacheServer, product_service_server::ProductServiceServer,
+    stock_service_server::StockServiceServer,
 };
 use tonic::service::Routes;
 

@@ -14,6 +14,7 @@ mod engine;
 pub mod error;
 mod grpc;
 pub mod holds;
+mod idempotency;
 pub mod listing;
 pub mod product;
 mod replicas;

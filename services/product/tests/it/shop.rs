@@ -13,8 +13,8 @@ use shoppee_proto::{
     auth::v1::{LoginRequest, RegisterRequest, auth_service_client::AuthServiceClient},
     product::v1::{
         AdjustStockRequest, CommitRequest, CreateProductRequest, GetProductRequest, HoldRequest,
-        HoldResponse, Product, ReleaseRequest, StockLine, product_cache_client::ProductCacheClient,
-        product_service_client::ProductServiceClient, stock_service_client::StockServiceClient,
+        HoldResponse, Product, ReleaseRequest, StockLine, product_cache_client::ProductCacheClient, product_service_client::ProductServiceClient,
+        stock_service_client::StockServiceClient,
     },
 };
 use sqlx::{AssertSqlSafe, PgPool};
@@ -219,7 +219,7 @@ impl Shop {
     }
 
     pub async fn adjust(&self, id: i64, delta: i64) -> Result<Product, Status> {
-        let request = AdjustStockRequest { id, delta, reason: "count".to_owned() };
+        let request = AdjustStockRequest { id, delta, reason: "count".to_owned(), idempotency_key: None };
         self.products.clone().adjust_stock(self.admin(request)).await.map(tonic::Response::into_inner)
     }
 
