@@ -13,6 +13,7 @@ mod changes;
 mod engine;
 pub mod error;
 mod grpc;
+mod hold_audit;
 pub mod holds;
 mod idempotency;
 pub mod listing;

@@ -4,7 +4,8 @@ use secrecy::SecretString;
 use shoppee_kit::client;
 use shoppee_proto::product::v1::{
     AdjustStockRequest, ArchiveProductRequest, BatchGetProductsRequest, BatchUpdateProductsRequest,
-    CommitRequest, CreateCategoryRequest, CreateProductRequest, DeleteCategoryRequest, GetProductRequest, HoldRequest, ListCategoriesRequest, ListProductsRequest,
+    CommitRequest, CreateCategoryRequest, CreateProductRequest, DeleteCategoryRequest, GetHoldsRequest,
+    GetProductRequest, HoldRequest, ListCategoriesRequest, ListHoldsRequest, ListProductsRequest,
     ReleaseRequest, SearchProductsRequest, UpdateCategoryRequest, UpdateProductRequest,
 };
 use tonic::Code;
@@ -80,4 +81,6 @@ async fn only_a_service_holds_stock() {
     assert_eq!(answers!(shop, stock.hold(HoldRequest::default())), services);
     assert_eq!(answers!(shop, stock.commit(CommitRequest::default())), services);
     assert_eq!(answers!(shop, stock.release(ReleaseRequest::default())), services);
+    assert_eq!(answers!(shop, audit.get_holds(GetHoldsRequest::default())), services);
+    assert_eq!(answers!(shop, audit.list_holds(ListHoldsRequest::default())), services);
 }

@@ -13,7 +13,8 @@ use shoppee_proto::{
     auth::v1::{LoginRequest, RegisterRequest, auth_service_client::AuthServiceClient},
     product::v1::{
         AdjustStockRequest, CommitRequest, CreateProductRequest, GetProductRequest, HoldRequest,
-        HoldResponse, Product, ReleaseRequest, StockLine, product_cache_client::ProductCacheClient, product_service_client::ProductServiceClient,
+        HoldResponse, Product, ReleaseRequest, StockLine, hold_audit_client::HoldAuditClient,
+        product_cache_client::ProductCacheClient, product_service_client::ProductServiceClient,
         stock_service_client::StockServiceClient,
     },
 };
@@ -33,6 +34,7 @@ pub struct Shop {
     pub products: Products,
     pub memory: Memory,
     pub stock: StockServiceClient<Channel>,
+    pub audit: HoldAuditClient<Channel>,
     pub admin: Arc<SecretString>,
     pub customer: Arc<SecretString>,
     pub service: Arc<SecretString>,
@@ -114,7 +116,8 @@ impl Shop {
             accounts,
             products: ProductServiceClient::new(channel.clone()),
             memory: ProductCacheClient::new(channel.clone()),
-            stock: StockServiceClient::new(channel),
+            stock: StockServiceClient::new(channel.clone()),
+            audit: HoldAuditClient::new(channel),
             admin,
             customer,
             service,
