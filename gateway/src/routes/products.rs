@@ -234,7 +234,8 @@ pub async fn update_batch(
     IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(batch): Json<Batch, LARGE>,
 ) -> Result<(HeaderMap, Json<BatchUpdateProductsResponse>), Problem> {
-    let request = BatchUpdateProductsRequest { idempotency_key, ..batch.try_into()? };
+    let request: BatchUpdateProductsRequest = batch.try_into()?;
+    let request = BatchUpdateProductsRequest { idempotency_key, ..request };
     let (metadata, answer, _) = shop.call_in_full(&admin, request).await?.into_parts();
     products.wrote_many(&answer.results).await;
     Ok((replay::headers(&metadata), Json(answer)))
