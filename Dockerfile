@@ -3,7 +3,8 @@
 # (--probe).
 #
 # Where the registries cannot be reached, name base images of your own: RUST_IMAGE needs cargo and cc,
-# BASE_IMAGE glibc (of the same age or newer), libgcc and nothing else.
+# BASE_IMAGE glibc (of the same age or newer), libgcc and nothing else; the authorities that the world trusts come from
+# RUST_IMAGE, for PostgreSQL and Redis whose certificates are public.
 ARG RUST_IMAGE=rust:1.95-bookworm
 ARG BASE_IMAGE=gcr.io/distroless/cc-debian12:nonroot
 
@@ -55,6 +56,7 @@ LABEL org.opencontainers.image.title="Shoppee" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 # A number, so that Kubernetes can tell it is not root; the processes write no file, whoever they are.
 USER 10001:10001
 STOPSIGNAL SIGTERM

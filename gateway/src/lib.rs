@@ -27,7 +27,7 @@ pub use limit::RateLimits;
 pub use origin::Origin;
 pub use settings::{Network, Settings};
 
-use shoppee_kit::{caller::Verifier, keys, process::Process, redis};
+use shoppee_kit::{caller::Verifier, keys, process::Process, redis, settings::Environment};
 use tokio::sync::{Semaphore, broadcast};
 
 use crate::{
@@ -49,18 +49,17 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let verifier = Verifier::new(process.clock.clone());
     let (ended, _) = broadcast::channel(ENDED_SESSIONS);
     let auth = upstream.auth().clone();
-    keys::follow(&process.tasks, &process.readiness, auth, verifier.clone(), ended.clone());
+    keys::follow(&process, auth, verifier.clone(), ended.clone());
 
-    let redis = redis::open(&settings.redis)?;
-    redis::watch(&redis, &process.tasks, &process.readiness);
-    let realtime = Realtime::start(&settings.redis, upstream.clone(), verifier.clone(), &ended, &process)?;
+    let redis = redis::Clients::open(&settings.redis, &process).await?;
+    let realtime = Realtime::start(&redis, upstream.clone(), verifier.clone(), &ended, &process)?;
 
     // What never happened is 0 for those who watch, not absent.
     metrics::counter!("http_requests_shed_total").increment(0);
     let catalogue = Catalogue::start(upstream.clone(), settings.cache_l1_ttl, &process);
     let state = State::from(Parts {
         catalogue,
-        limits: Limits::start(&settings, redis, &process.tasks),
+        limits: Limits::start(&settings, redis.client("limits")?, &process.tasks),
         origins: Origins::new(&settings.cors_origins),
         room: Semaphore::new(usize::try_from(settings.max_requests)?),
         process: process.clone(),
@@ -68,6 +67,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         verifier,
         realtime,
         docs: Docs::new()?,
+        secure_cookies: settings.common.shoppee_env == Environment::Production,
     });
     server::serve(&settings, app::app(state), &process).await
 }

@@ -20,11 +20,12 @@ use http::{
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE");
 const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
     "authorization, content-type, idempotency-key, if-match, if-none-match, x-request-id, \
-     traceparent, tracestate",
+     traceparent, tracestate, device-token",
 );
 /// What a page may read besides the body.
 const ANSWER_HEADERS: HeaderValue = HeaderValue::from_static(
-    "etag, location, retry-after, ratelimit, ratelimit-policy, x-request-id, idempotent-replayed",
+    "etag, location, retry-after, ratelimit, ratelimit-policy, x-request-id, idempotent-replayed, \
+     device-token",
 );
 /// How long a browser remembers the answer to a preflight. Seconds: the longest that Chromium honours.
 const REMEMBERED: HeaderValue = HeaderValue::from_static("7200");
@@ -71,8 +72,8 @@ impl Origins {
     }
 }
 
-/// Whether the page came from where the request goes: a page of our own, as RFC 6454 has the same origin. There is no
-/// cookie that a page under a borrowed name could ride on.
+/// Whether the page came from where the request goes: a page of our own, as RFC 6454 has the same origin. No
+/// cookie signs anybody in, so that a page under a borrowed name has nothing to ride on.
 pub fn is_our_own(origin: &HeaderValue, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(HOST).iter();
     let Some(host) = hosts.next().filter(|host| !host.is_empty() && hosts.next().is_none()) else {

@@ -25,6 +25,8 @@ pub struct Parts {
     pub origins: Origins,
     pub realtime: Realtime,
     pub docs: Docs,
+    /// Whether cookies go over TLS alone.
+    pub secure_cookies: bool,
     /// A permit for each request that is worked on.
     pub room: Semaphore,
 }

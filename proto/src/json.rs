@@ -11,6 +11,8 @@ use serde::{
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+use crate::order::v1::{Actor, OrderHistoryEvent, OrderStatus};
+
 /// `google.protobuf.Timestamp`; in JSON a string as in RFC 3339, in UTC.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Message)]
 pub struct Timestamp {
@@ -249,6 +251,46 @@ words! {
     crate::order::v1::Actor = "ACTOR_",
 }
 
+/// Returns the word of an enumeration's number; of a number that this version does not know, `kept`, the word that came
+/// with it. `None` where there is neither.
+pub fn word_or<W: Word>(number: i32, kept: &str) -> Option<String> {
+    match W::try_from(number) {
+        Ok(value) if number != 0 => Some(value.word()),
+        Ok(_) | Err(_) => (!kept.is_empty()).then(|| kept.to_owned()),
+    }
+}
+
+/// `shoppee.order.v1.OrderHistoryEvent` in JSON, with words that this version does not know as they were kept.
+#[derive(Debug, Serialize)]
+pub struct HistoryEvent {
+    seq: i64,
+    status: String,
+    previous_status: Option<String>,
+    at: Option<Timestamp>,
+    actor: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+impl From<OrderHistoryEvent> for HistoryEvent {
+    fn from(event: OrderHistoryEvent) -> Self {
+        let status = |number, kept: &str| {
+            word_or::<OrderStatus>(number, kept).unwrap_or_else(|| OrderStatus::Unspecified.word())
+        };
+        Self {
+            seq: event.seq,
+            status: status(event.status, &event.status_word),
+            previous_status: event
+                .previous_status
+                .map(|previous| status(previous, &event.previous_status_word)),
+            at: event.at,
+            actor: word_or::<Actor>(event.actor, &event.actor_word)
+                .unwrap_or_else(|| Actor::Unspecified.word()),
+            reason: event.reason,
+        }
+    }
+}
+
 /// Serde's `with` for an enumeration's number.
 pub mod word {
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _, ser::Error as _};
@@ -296,7 +338,7 @@ pub mod word {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{auth::v1::UpdateUserRequest, order::v1::OrderStatus, product::v1::CreateProductRequest};
+    use crate::{auth::v1::UpdateUserRequest, product::v1::CreateProductRequest};
 
     #[test]
     fn times_are_rfc_3339() {
@@ -316,6 +358,35 @@ mod tests {
         for sent in [r#"{"a":1,"a":2}"#, r#"{"deep":[{"a":1,"a":2}]}"#] {
             assert!(serde_json::from_str::<Object>(sent).is_err(), "{sent}");
         }
+    }
+
+    #[test]
+    fn a_history_event_with_unknown_words_shows_them_as_they_were_kept() {
+        let known = OrderHistoryEvent {
+            seq: 1,
+            status: OrderStatus::Paid.into(),
+            actor: Actor::System.into(),
+            status_word: "paid".to_owned(),
+            actor_word: "system".to_owned(),
+            ..OrderHistoryEvent::default()
+        };
+        assert_eq!(
+            serde_json::to_string(&known).unwrap(),
+            r#"{"seq":1,"status":"paid","previous_status":null,"at":null,"actor":"system"}"#
+        );
+        let newer = OrderHistoryEvent {
+            status: 99,
+            previous_status: Some(0),
+            actor: 0,
+            status_word: "on_hold".to_owned(),
+            previous_status_word: "picked".to_owned(),
+            actor_word: "robot".to_owned(),
+            ..known
+        };
+        assert_eq!(
+            serde_json::to_string(&newer).unwrap(),
+            r#"{"seq":1,"status":"on_hold","previous_status":"picked","at":null,"actor":"robot"}"#
+        );
     }
 
     #[test]

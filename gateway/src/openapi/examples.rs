@@ -109,6 +109,9 @@ fn user(for_admin: bool) -> auth::User {
 }
 
 const TOKEN: &str = "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJFZERTQSIsImtpZCI6ImsxIn0.eyJzdWIiOiI3In0.c2lnbmF0dXJl";
+/// Seventy-two bytes in base64.
+pub const DEVICE_TOKEN: &str =
+    "AAAAAAAAAAcAAAAAAAAAAQAAAABlgBmAZ2NiYWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXowMTIzNDU2Nzg5QUJDREVGRw";
 const TICKET: &str =
     "eyJ0eXAiOiJ3cy10aWNrZXQrand0IiwiYWxnIjoiRWREU0EiLCJraWQiOiJrMSJ9.eyJzdWIiOiI3In0.c2lnbmF0dXJl";
 
@@ -120,6 +123,7 @@ fn tokens() -> auth::Tokens {
         refresh_token: "nJ3v0cJ0y7o4bq2m9s8d1kQxw5zGh6TtLr-eUfVaXiY".to_owned(),
         refresh_expires_in: 2_592_000,
         user: Some(user(false)),
+        device_token: None,
     }
 }
 
@@ -273,7 +277,7 @@ fn history() -> order::ListOrderEventsResponse {
             previous_status: previous.map(Into::into),
             at: Some(at(minutes)),
             actor: order::Actor::Customer.into(),
-            reason: None,
+            ..order::OrderHistoryEvent::default()
         }
     };
     order::ListOrderEventsResponse {

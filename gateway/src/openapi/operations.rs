@@ -69,13 +69,18 @@ impl Operation {
 
 pub const OPERATIONS: &[Operation] = &[
     op("AuthService.Register", "register", Nobody, "Open an account")
-        .about("A customer's. Signing in is a call of its own.")
+        .about(
+            "A customer's. Signing in is a call of its own. A repeat with the same `Idempotency-Key`, username, \
+             e-mail and password gets the same answer; with another password it counts as a try to sign in.",
+        )
         .answers(201)
-        .or(&[UsernameTaken, EmailTaken, ValidationFailed]),
+        .or(&[UsernameTaken, EmailTaken, ValidationFailed, IdempotencyKeyReused, TooManyAttempts]),
     op("AuthService.Login", "login", Nobody, "Sign in")
         .about(
-            "Begins a session. An account can be tried ten times a minute, wherever the tries come from; \
-             an unknown name and a wrong password look the same.",
+            "Begins a session. An account can be tried ten times a minute by all devices together that never \
+             signed in to it, and as often by each device that did: it is known by the cookie \
+             `shoppee_device`, or by the `device-token` of its last answer, until the password changes. An \
+             unknown name and a wrong password look the same.",
         )
         .or(&[InvalidCredentials, AccountDisabled, ValidationFailed, TooManyAttempts]),
     op("AuthService.Refresh", "refresh", Nobody, "Get new tokens")

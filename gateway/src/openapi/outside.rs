@@ -189,7 +189,7 @@ fn health() -> Object {
 fn ready() -> Object {
     let responses = object! {
         "200": plain("All that it depends on answers.", "ready\n"),
-        "503": plain("Something does not answer, or the process is about to stop.", "not ready: redis\n"),
+        "503": plain("Something does not answer, or the process is about to stop.", "not ready: redis (limits, tickets: connection refused)\n"),
     };
     let mut described = operators(
         "showReadiness",

@@ -119,7 +119,11 @@ fn parameters(
     if route.answer.ends_with(".Product") && route.method == "get" {
         parameters.push(header("If-None-Match"));
     }
-    for (field, name) in [("expected_version", "If-Match"), ("idempotency_key", "Idempotency-Key")] {
+    for (field, name) in [
+        ("expected_version", "If-Match"),
+        ("idempotency_key", "Idempotency-Key"),
+        ("device_token", "device-token"),
+    ] {
         if request.fields.iter().any(|known| known.name == field) {
             parameters.push(header(name));
         }
@@ -163,6 +167,13 @@ pub fn header_parameters() -> Object {
             text().with("minLength", 1).with("maxLength", 255).with("pattern", "^[!-~]+$"),
             "checkout-8f14e45f",
         ),
+        "device-token": header(
+            "device-token",
+            "The `device-token` of this device's last sign-in, from a client that keeps no cookies. One that \
+             is not valid is ignored.",
+            text(),
+            examples::DEVICE_TOKEN,
+        ),
     }
 }
 
@@ -186,6 +197,9 @@ fn responses(
     }
     if has_field(contract, &route.request, "idempotency_key") {
         headers.push("idempotent-replayed");
+    }
+    if has_field(contract, &route.request, "device_token") {
+        headers.extend(["device-token", "Set-Cookie"]);
     }
     let description = match operation.status {
         201 => "Created.",

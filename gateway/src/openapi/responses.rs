@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    examples::REQUEST_ID,
+    examples::{DEVICE_TOKEN, REQUEST_ID},
     json::{Json, Object, list, object},
     schemas::reference,
 };
@@ -45,6 +45,10 @@ pub fn headers() -> Object {
         "Cache-Control": text("How long a cache may keep it.", "public, no-cache"),
         "Location": text("Where the new thing is.", "/api/v1/products/42"),
         "idempotent-replayed": replayed,
+        "device-token": text("What this device is known by when it signs in again: for the header of the same name. \
+                              It lets nobody in.", DEVICE_TOKEN),
+        "Set-Cookie": text("The same for browsers, as the cookie `shoppee_device`.",
+                           "shoppee_device=…; Path=/api/v1/auth; HttpOnly; SameSite=Strict"),
     }
 }
 

@@ -10,8 +10,11 @@ use super::{
 use crate::error::Code;
 
 /// Fields of requests that come from a header or from the gateway itself, and of answers that are for the gateway.
-const NOT_FOR_CLIENTS: [&str; 15] = [
+const NOT_FOR_CLIENTS: &[&str] = &[
+    "RegisterRequest.idempotency_key",
     "LoginRequest.user_agent",
+    "LoginRequest.device_token",
+    "Tokens.device_token",
     "UpdateProductRequest.update_mask",
     "UpdateProductRequest.expected_version",
     "ArchiveProductRequest.expected_version",
@@ -26,6 +29,9 @@ const NOT_FOR_CLIENTS: [&str; 15] = [
     "CreateOrderRequest.idempotency_key",
     "PayOrderRequest.idempotency_key",
     "ListOrdersRequest.everyone",
+    "OrderHistoryEvent.status_word",
+    "OrderHistoryEvent.previous_status_word",
+    "OrderHistoryEvent.actor_word",
 ];
 
 /// Bodies in which a field that is absent stays as it is; those of [`CLEARED_BY_NULL`] may be null.

@@ -18,7 +18,7 @@ use fred::{
     },
 };
 use prost::Message as _;
-use shoppee_kit::{redis, settings, tasks::Tasks};
+use shoppee_kit::{log_throttle::LogThrottle, redis, tasks::Tasks};
 use shoppee_proto::{order::v1::OrderEvent, streams};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -38,7 +38,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Starts to feed the hub.
 pub fn follow(
-    settings: &settings::Redis,
+    clients: &redis::Clients,
     commands: &Client,
     hub: &Arc<Hub>,
     tasks: &Tasks,
@@ -46,7 +46,7 @@ pub fn follow(
     let patient = Options { timeout: Some(LOOK), ..redis::on_request_path() };
     for (shard, stream) in (0..).zip(streams::fan_outs()) {
         let feed = Feed {
-            reader: redis::open_blocking(settings)?,
+            reader: clients.blocking_client(&stream)?,
             commands: commands.with_options(&patient),
             hub: hub.clone(),
             shard,
@@ -79,6 +79,7 @@ struct Feed {
 
 impl Feed {
     async fn run(mut self) {
+        let failures = LogThrottle::default();
         let mut look_at = Instant::now();
         loop {
             let step = async {
@@ -89,7 +90,9 @@ impl Feed {
                 self.read().await
             };
             if let Err(error) = step.await {
-                tracing::debug!(%error, stream = self.stream, "events are not read");
+                if let Some(suppressed) = failures.admit() {
+                    tracing::warn!(%error, stream = self.stream, suppressed, "events not read");
+                }
                 look_at = Instant::now();
                 sleep(PAUSE).await;
             }
@@ -113,10 +116,10 @@ impl Feed {
                 return Err(error);
             }
         };
-        let mut streams: XReadResponse<String, String, String, Bytes> = news.into_xread_response()?;
+        let mut streams: XReadResponse<String, String, Bytes, Bytes> = news.into_xread_response()?;
         for (id, fields) in streams.remove(&self.stream).unwrap_or_default() {
             self.position = id.parse().ok().or(self.position);
-            if let Some(Ok(event)) = fields.get(streams::FIELD).cloned().map(OrderEvent::decode) {
+            if let Some(Ok(event)) = fields.get(streams::FIELD.as_bytes()).cloned().map(OrderEvent::decode) {
                 self.hub.deliver(&event);
             } else {
                 tracing::warn!(stream = self.stream, id, "not an event");
@@ -153,8 +156,8 @@ impl Feed {
     }
 }
 
-/// Entries of a stream with their ids.
-type Entries = Vec<XReadValue<String, String, Bytes>>;
+/// Entries of a stream with their ids. The fields may be anything: an entry of another shape must not stop those behind it.
+type Entries = Vec<XReadValue<String, Bytes, Bytes>>;
 
 fn id_of(entries: &Entries) -> Option<Id> {
     entries.first()?.0.parse().ok()

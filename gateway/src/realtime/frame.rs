@@ -5,7 +5,7 @@ use serde::Serialize;
 use shoppee_kit::telemetry;
 use shoppee_proto::{
     Timestamp,
-    json::Word as _,
+    json::word_or,
     order::v1::{OrderEvent, OrderStatus},
 };
 use tokio_tungstenite::tungstenite::Utf8Bytes;
@@ -54,12 +54,12 @@ impl Frame {
     fn within(span: Span, event: &OrderEvent) -> Option<Self> {
         let committed = event.at?;
         let previous_status = match event.previous_status {
-            Some(previous) => Some(word(previous)?),
+            Some(previous) => Some(word_or::<OrderStatus>(previous, &event.previous_status_word)?),
             None => None,
         };
         let content = Content {
             order_id: &event.order_id,
-            status: word(event.status)?,
+            status: word_or::<OrderStatus>(event.status, &event.status_word)?,
             previous_status,
             total: event.total,
             currency: &event.currency,
@@ -68,11 +68,6 @@ impl Frame {
         let text = write("order", content, event.user_id, committed.seconds, Some(event.seq));
         Some(Self { seq: event.seq, text, committed, _span: span })
     }
-}
-
-fn word(status: i32) -> Option<String> {
-    let status = OrderStatus::try_from(status).ok()?;
-    (status != OrderStatus::Unspecified).then(|| status.word())
 }
 
 /// The first frame: where the client stands.
@@ -153,6 +148,8 @@ mod tests {
             version: 2,
             at: Some(Timestamp { seconds: 1_702_886_400, nanos: 999_999_999 }),
             traceparent: String::new(),
+            status_word: String::new(),
+            previous_status_word: String::new(),
         }
     }
 
@@ -181,6 +178,21 @@ mod tests {
     fn a_new_order_had_no_status_before() {
         let created = OrderEvent { previous_status: None, ..event() };
         assert!(Frame::of(&created).unwrap().text.contains(r#""previous_status":null"#));
+    }
+
+    #[test]
+    fn a_status_of_a_newer_version_passes_through_as_its_word() {
+        for number in [0, 99] {
+            let event = OrderEvent {
+                status: number,
+                previous_status: Some(number),
+                status_word: "on_hold".to_owned(),
+                previous_status_word: "picked".to_owned(),
+                ..event()
+            };
+            let text = Frame::of(&event).unwrap().text;
+            assert!(text.contains(r#""status":"on_hold","previous_status":"picked""#), "{text}");
+        }
     }
 
     #[test]

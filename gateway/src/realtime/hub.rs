@@ -11,8 +11,7 @@ use std::{
 };
 
 use shoppee_kit::{
-    caller::{Caller, Verifier},
-    clock::Clock,
+    caller::{Caller, TokenError, Verifier},
     tasks::Tasks,
 };
 use shoppee_proto::order::v1::OrderEvent;
@@ -44,7 +43,6 @@ pub struct Hub {
     shards: Box<[Mutex<HashMap<i64, Seats>>]>,
     next_id: AtomicU64,
     stopped: AtomicBool,
-    clock: Clock,
     verifier: Arc<Verifier>,
 }
 
@@ -114,12 +112,11 @@ impl Drop for Seated {
 }
 
 impl Hub {
-    pub fn new(clock: Clock, verifier: Arc<Verifier>) -> Arc<Self> {
+    pub fn new(verifier: Arc<Verifier>) -> Arc<Self> {
         Arc::new(Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             next_id: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
-            clock,
             verifier,
         })
     }
@@ -232,18 +229,16 @@ impl Hub {
         }
     }
 
-    /// Closes the sockets whose token or session has ended.
+    /// Closes the sockets whose token or session has ended, or whose key was removed.
     fn sweep(&self) {
-        let now = self.clock.unix();
         self.each(|_, seat| {
-            let (sid, exp) = {
-                let caller = lock(&seat.caller);
-                (caller.claims.sid, caller.claims.exp)
-            };
-            if self.verifier.has_ended(&sid) {
-                seat.close(Closing::Revoked);
-            } else if exp <= now {
-                seat.close(Closing::TokenExpired);
+            let verdict = self.verifier.holds(&lock(&seat.caller));
+            match verdict {
+                Ok(()) => {}
+                Err(TokenError::Expired) => seat.close(Closing::TokenExpired),
+                Err(TokenError::Revoked | TokenError::Invalid | TokenError::Missing | TokenError::NoKeys) => {
+                    seat.close(Closing::Revoked);
+                }
             }
         });
     }

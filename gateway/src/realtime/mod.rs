@@ -12,7 +12,7 @@ mod hub;
 mod resume;
 mod said;
 mod socket;
-mod ticket;
+pub mod ticket;
 mod wire;
 
 use std::{sync::Arc, time::Duration};
@@ -22,7 +22,7 @@ use shoppee_kit::{
     caller::{Caller, Verifier},
     clock::Clock,
     process::Process,
-    redis, settings,
+    redis,
     tasks::Tasks,
 };
 use tokio::{
@@ -32,7 +32,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use self::{hub::Hub, resume::Resume, ticket::Tickets, wire::Wire};
+use self::{hub::Hub, resume::Resume, wire::Wire};
 use crate::upstream::Upstream;
 
 /// Sockets a process holds: at 8 KiB each, 160 MiB and twice what one is measured with.
@@ -47,7 +47,6 @@ pub struct Realtime(Arc<Parts>);
 pub struct Parts {
     hub: Arc<Hub>,
     resume: Resume,
-    pub tickets: Tickets,
     verifier: Arc<Verifier>,
     clock: Clock,
     tasks: Tasks,
@@ -72,14 +71,14 @@ impl Realtime {
     /// Starts to follow the events. The streams are in `redis`; the order service behind `upstream` has the
     /// truth; `ended` tells of sessions that end.
     pub fn start(
-        redis: &settings::Redis,
+        redis: &redis::Clients,
         upstream: Upstream,
         verifier: Arc<Verifier>,
         ended: &broadcast::Sender<Uuid>,
         process: &Process,
     ) -> anyhow::Result<Self> {
-        let commands = redis::open(redis)?;
-        let hub = Hub::new(process.clock.clone(), verifier.clone());
+        let commands = redis.client("tickets and histories")?;
+        let hub = Hub::new(verifier.clone());
         hub.watch(&process.tasks, ended.subscribe());
         feed::follow(redis, &commands, &hub, &process.tasks)?;
         // What never happened is 0 for those who watch, not absent.
@@ -89,7 +88,6 @@ impl Realtime {
         Ok(Self(Arc::new(Parts {
             hub,
             resume: Resume::new(&commands, upstream),
-            tickets: Tickets::new(&commands, process.clock.clone()),
             verifier,
             clock: process.clock.clone(),
             tasks: process.tasks.clone(),

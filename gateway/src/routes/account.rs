@@ -1,6 +1,13 @@
 //! `/auth`: accounts, sessions, tokens.
+//!
+//! A POST takes an `Idempotency-Key`, which registering alone needs: to repeat any other does no harm, as it begins a
+//! session or ends one, so that its key is checked and has no effect.
 
-use axum::http::{HeaderMap, StatusCode, header::USER_AGENT};
+use axum::extract;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, StatusCode,
+    header::{COOKIE, SET_COOKIE, USER_AGENT},
+};
 use shoppee_proto::auth::v1::{
     ChangePasswordRequest, CreateWsTicketRequest, GetUserInfoRequest, ListSessionsRequest,
     ListSessionsResponse, LoginRequest, LogoutAllRequest, LogoutRequest, RefreshRequest, RegisterRequest,
@@ -10,40 +17,89 @@ use shoppee_proto::auth::v1::{
 use crate::{
     auth::{Nobody, User},
     error::Problem,
-    extract::{Json, NoBody, Path, Uuid},
+    extract::{IdempotencyKey, Json, NoBody, Path, Uuid},
+    routes::replay,
+    state::State,
     upstream::Upstream,
 };
 
 /// What a session is listed under, at most.
 const LONGEST_USER_AGENT: usize = 200;
 
+/// The header by which a device is known that has signed in before, both ways: for clients without cookies.
+const DEVICE_TOKEN: HeaderName = HeaderName::from_static("device-token");
+/// The same for browsers.
+const DEVICE_COOKIE: &str = "shoppee_device";
+/// Seconds: 180 days, which is how long the auth service accepts it.
+const DEVICE_COOKIE_MAX_AGE: u32 = 180 * 24 * 60 * 60;
+/// Longer than any device token.
+const MAX_DEVICE_TOKEN_LEN: usize = 256;
+
 pub async fn register(
     shop: Upstream,
+    IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(account): Json<RegisterRequest>,
-) -> Result<(StatusCode, Json<Account>), Problem> {
-    Ok((StatusCode::CREATED, Json(shop.call(&Nobody, account).await?)))
+) -> Result<(StatusCode, HeaderMap, Json<Account>), Problem> {
+    let request = RegisterRequest { idempotency_key, ..account };
+    let (metadata, account, _) = shop.call_in_full(&Nobody, request).await?.into_parts();
+    Ok((StatusCode::CREATED, replay::headers(&metadata), Json(account)))
 }
 
 pub async fn login(
-    shop: Upstream,
+    extract::State(state): extract::State<State>,
+    _: IdempotencyKey,
     headers: HeaderMap,
     Json(login): Json<LoginRequest>,
-) -> Result<Json<Tokens>, Problem> {
+) -> Result<(HeaderMap, Json<Tokens>), Problem> {
     let user_agent = headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let user_agent = user_agent.chars().take(LONGEST_USER_AGENT).collect();
-    Ok(Json(shop.call(&Nobody, LoginRequest { user_agent, ..login }).await?))
+    let request = LoginRequest { user_agent, device_token: device_token(&headers), ..login };
+    let mut tokens = state.upstream.call(&Nobody, request).await?;
+    let device = tokens.device_token.take().map(|token| known_device(&token, state.secure_cookies));
+    Ok((device.unwrap_or_default(), Json(tokens)))
 }
 
-pub async fn refresh(shop: Upstream, Json(token): Json<RefreshRequest>) -> Result<Json<Tokens>, Problem> {
+/// What the device was given when it last signed in. What is not valid is the auth service's to ignore.
+fn device_token(headers: &HeaderMap) -> Option<String> {
+    let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let mut cookies = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|cookie| {
+        let (name, value) = cookie.trim().split_once('=')?;
+        (name == DEVICE_COOKIE).then_some(value)
+    });
+    let header = headers.get(DEVICE_TOKEN).and_then(|value| value.to_str().ok());
+    header.or_else(|| cookies.next()).filter(|token| token.len() <= MAX_DEVICE_TOKEN_LEN).map(str::to_owned)
+}
+
+/// The headers that make this device a known one.
+fn known_device(token: &str, secure: bool) -> HeaderMap {
+    let secure = if secure { "; Secure" } else { "" };
+    let cookie = format!(
+        "{DEVICE_COOKIE}={token}; Path=/api/v1/auth; Max-Age={DEVICE_COOKIE_MAX_AGE}; HttpOnly; \
+         SameSite=Strict{secure}"
+    );
+    let headers = [(SET_COOKIE, HeaderValue::try_from(cookie)), (DEVICE_TOKEN, HeaderValue::try_from(token))];
+    headers.into_iter().filter_map(|(name, value)| Some((name, value.ok()?))).collect()
+}
+
+pub async fn refresh(
+    shop: Upstream,
+    _: IdempotencyKey,
+    Json(token): Json<RefreshRequest>,
+) -> Result<Json<Tokens>, Problem> {
     Ok(Json(shop.call(&Nobody, token).await?))
 }
 
-pub async fn logout(user: User, shop: Upstream, _: NoBody) -> Result<StatusCode, Problem> {
+pub async fn logout(user: User, shop: Upstream, _: IdempotencyKey, _: NoBody) -> Result<StatusCode, Problem> {
     shop.call(&user, LogoutRequest {}).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub async fn logout_all(user: User, shop: Upstream, _: NoBody) -> Result<StatusCode, Problem> {
+pub async fn logout_all(
+    user: User,
+    shop: Upstream,
+    _: IdempotencyKey,
+    _: NoBody,
+) -> Result<StatusCode, Problem> {
     shop.call(&user, LogoutAllRequest {}).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -73,7 +129,40 @@ pub async fn revoke_session(user: User, shop: Upstream, Path(id): Path<Uuid>) ->
 pub async fn create_ws_ticket(
     user: User,
     shop: Upstream,
+    _: IdempotencyKey,
     _: NoBody,
 ) -> Result<(StatusCode, Json<WsTicket>), Problem> {
     Ok((StatusCode::CREATED, Json(shop.call(&user, CreateWsTicketRequest {}).await?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_known_by_its_header_or_its_cookie() {
+        let device = |headers: &[(HeaderName, &str)]| {
+            let headers = headers.iter().map(|(name, value)| (name.clone(), value.parse().unwrap()));
+            device_token(&headers.collect())
+        };
+        assert_eq!(device(&[]), None);
+        assert_eq!(device(&[(COOKIE, "a=b; shoppee_device=xyz; c=d")]).as_deref(), Some("xyz"));
+        assert_eq!(device(&[(DEVICE_TOKEN, "abc"), (COOKIE, "shoppee_device=xyz")]).as_deref(), Some("abc"));
+        for other in ["shoppee_device", "xshoppee_device=1", "shoppee_devices=1", "shoppee_device x=1"] {
+            assert_eq!(device(&[(COOKIE, other)]), None, "{other}");
+        }
+        let long = format!("shoppee_device={}", "x".repeat(257));
+        assert_eq!(device(&[(COOKIE, &long)]), None);
+    }
+
+    #[test]
+    fn a_device_cookie_is_for_signing_in_alone() {
+        let headers = known_device("xyz", true);
+        assert_eq!(headers[DEVICE_TOKEN], "xyz");
+        assert_eq!(
+            headers[SET_COOKIE],
+            "shoppee_device=xyz; Path=/api/v1/auth; Max-Age=15552000; HttpOnly; SameSite=Strict; Secure"
+        );
+        assert!(!known_device("xyz", false)[SET_COOKIE].to_str().unwrap().contains("Secure"));
+    }
 }

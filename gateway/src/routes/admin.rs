@@ -11,7 +11,7 @@ use shoppee_proto::{
 use crate::{
     auth::Admin,
     error::Problem,
-    extract::{Id, Json, Path, Query, word},
+    extract::{Id, IdempotencyKey, Json, Path, Query, word},
     routes::page::{check, check_limit, of_query},
     upstream::Upstream,
 };
@@ -45,6 +45,8 @@ pub async fn show_user(admin: Admin, shop: Upstream, Path(id): Path<Id>) -> Resu
 pub async fn update_user(
     admin: Admin,
     shop: Upstream,
+    // A repeat sets the same values: the key is checked and has no effect.
+    _: IdempotencyKey,
     Path(id): Path<Id>,
     Json(change): Json<UpdateUserRequest>,
 ) -> Result<Json<Account>, Problem> {

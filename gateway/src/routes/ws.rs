@@ -19,6 +19,7 @@ use crate::{
     auth::identify,
     error::{Code, Problem},
     origin::is_our_own,
+    realtime::ticket,
     state::State,
 };
 
@@ -47,9 +48,11 @@ pub async fn upgrade(
     let connection = request.extensions_mut().remove::<OnUpgrade>().ok_or_else(not_a_handshake)?;
     let room = state.realtime.room().ok_or_else(Problem::unavailable)?;
     // Last: a ticket is not used up by a request that is refused for something else.
-    if caller.kind == Kind::WsTicket {
-        state.realtime.tickets.claim(&caller).await?;
-    }
+    let caller = if caller.kind == Kind::WsTicket {
+        ticket::redeem(&state.upstream, &state.verifier, &caller).await?
+    } else {
+        caller
+    };
 
     state.realtime.open(connection, caller, after, room);
     let mut answer = (
@@ -76,7 +79,7 @@ fn caller(state: &State, headers: &HeaderMap) -> Result<Caller, TokenError> {
     match (tickets.next(), tickets.next()) {
         // Without the protocol's name there would be nothing to answer, and the browser would hang up.
         (Some(ticket), None) if protocols(headers).any(|offered| offered == PROTOCOL) => {
-            state.realtime.tickets.verify(&state.verifier, ticket)
+            state.verifier.verify(ticket, Kind::WsTicket)
         }
         (Some(_), _) => Err(TokenError::Invalid),
         (None, _) => Err(TokenError::Missing),

@@ -9,8 +9,8 @@ use shoppee_proto::{
     auth::v1::{
         ChangePasswordRequest, CreateWsTicketRequest, GetUserInfoRequest, GetUserRequest,
         ListSessionsRequest, ListSessionsResponse, ListUsersRequest, ListUsersResponse, LoginRequest,
-        LogoutAllRequest, LogoutRequest, RefreshRequest, RegisterRequest, RevokeSessionRequest, Tokens,
-        UpdateUserRequest, User, WsTicket,
+        LogoutAllRequest, LogoutRequest, RedeemWsTicketRequest, RefreshRequest, RegisterRequest,
+        RevokeSessionRequest, SocketToken, Tokens, UpdateUserRequest, User, WsTicket,
     },
     order::v1::{
         AddCartItemRequest, CancelOrderRequest, Cart, ClearCartRequest, CompleteOrderRequest,
@@ -130,7 +130,7 @@ macro_rules! calls {
 }
 
 calls! {
-    RegisterRequest => User: auth.register, SIGN_IN;
+    RegisterRequest => User: auth.register, SIGN_IN, keyed by idempotency_key;
     LoginRequest => Tokens: auth.login, SIGN_IN;
     RefreshRequest => Tokens: auth.refresh, WRITE;
     LogoutRequest => (): auth.logout, WRITE;
@@ -140,6 +140,7 @@ calls! {
     ListSessionsRequest => ListSessionsResponse: auth.list_sessions, READ;
     RevokeSessionRequest => (): auth.revoke_session, WRITE;
     CreateWsTicketRequest => WsTicket: auth.create_ws_ticket, WRITE;
+    RedeemWsTicketRequest => SocketToken: auth.redeem_ws_ticket, WRITE;
     ListUsersRequest => ListUsersResponse: auth.list_users, READ;
     GetUserRequest => User: auth.get_user, READ;
     UpdateUserRequest => User: auth.update_user, WRITE;

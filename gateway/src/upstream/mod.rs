@@ -29,8 +29,6 @@ use crate::{Settings, auth::Credential, error::Problem};
 
 pub use calls::Call;
 
-/// The largest answer: 100 products with 10 000 characters of description and 16 KiB of attributes each.
-const LARGEST_ANSWER: usize = 16 * 1024 * 1024;
 /// Within this a service says that something it needs is away, or has shown that it lives.
 const SOON: Duration = Duration::from_secs(2);
 /// Within this a client hears that a part of the shop is away.
@@ -126,13 +124,13 @@ fn auth(over: Channel) -> AuthServiceClient<Channel> {
 }
 
 fn product(over: Channel) -> ProductServiceClient<Channel> {
-    ProductServiceClient::new(over).max_decoding_message_size(LARGEST_ANSWER)
+    ProductServiceClient::new(over).max_decoding_message_size(client::MAX_ANSWER_BYTES)
 }
 
 fn product_cache(over: Channel) -> ProductCacheClient<Channel> {
-    ProductCacheClient::new(over).max_decoding_message_size(LARGEST_ANSWER)
+    ProductCacheClient::new(over).max_decoding_message_size(client::MAX_ANSWER_BYTES)
 }
 
 fn order(over: Channel) -> OrderServiceClient<Channel> {
-    OrderServiceClient::new(over).max_decoding_message_size(LARGEST_ANSWER)
+    OrderServiceClient::new(over).max_decoding_message_size(client::MAX_ANSWER_BYTES)
 }

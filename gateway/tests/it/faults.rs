@@ -27,7 +27,7 @@ const PROMISED: Duration = Duration::from_millis(2500);
 
 pub async fn refused(person: &Person, path: &str) {
     let started = Instant::now();
-    let answer = person.get(path).await;
+    let answer = person.without_retries().get(path).await;
     assert!(started.elapsed() < PROMISED, "{path} took {:?}", started.elapsed());
     if answer.status == 504 {
         answer.problem(504, "deadline_exceeded");
@@ -48,12 +48,13 @@ async fn a_service_that_is_gone_is_not_waited_for() {
     shop.without_orders(async |_| {
         refused(&ann, "/cart").await;
         let started = Instant::now();
-        ann.orders(&product, 1).await.problem(503, "unavailable");
+        ann.without_retries().orders(&product, 1).await.problem(503, "unavailable");
         assert!(started.elapsed() < PROMISED, "{:?}", started.elapsed());
         // The others are not concerned.
         ann.get(&format!("/products/{}", product["id"])).await.expect(200);
         ann.get("/auth/me").await.expect(200);
-        eventually("/readyz tells", || async { ann.get("//readyz").await.status == 503 }).await;
+        eventually("/readyz tells", || async { ann.without_retries().get("//readyz").await.status == 503 })
+            .await;
         ann.get("//healthz").await.expect(200);
     })
     .await;
@@ -71,7 +72,7 @@ async fn a_service_that_says_nothing_is_not_waited_for() {
     let ann = shop.customer("ann").await;
     refused(&ann, "/cart").await;
     ann.get("/products").await.expect(200);
-    let answer = ann.post("/cart/items", &json!({"product_id": 1, "quantity": 1})).await;
+    let answer = ann.without_retries().post("/cart/items", &json!({"product_id": 1, "quantity": 1})).await;
     assert!(matches!(answer.status, 503 | 504), "{}", answer.text);
     // A payment may take its time, but only at a service that lives; with a key it could be repeated.
     for key in [None, Some("a-key")] {
@@ -99,7 +100,7 @@ async fn redis_away_is_hardly_noticed() {
         ann.orders(&product, 1).await.expect(201);
     }
     assert!(started.elapsed() < PROMISED, "{:?}", started.elapsed());
-    eventually("/readyz tells", || async { ann.get("//readyz").await.status == 503 }).await;
+    eventually("/readyz tells", || async { ann.without_retries().get("//readyz").await.status == 503 }).await;
 }
 
 /// A proxy sends requests to whoever listens: as little as one that stops may one that starts refuse them.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use shoppee_kit::testing::{RedisServer, eventually};
+use shoppee_kit::testing::RedisServer;
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -97,7 +97,7 @@ async fn the_end_of_a_session_ends_its_sockets_on_every_gateway_within_a_second(
 
 #[tokio::test]
 async fn a_browser_opens_a_socket_with_a_ticket_once() {
-    let shop = Shop::plan().gateways(2).open().await;
+    let mut shop = Shop::plan().gateways(2).open().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let product = shop.product(&admin, 500, 10).await;
     order_and_cancel(&ann, &product).await;
@@ -106,26 +106,34 @@ async fn a_browser_opens_a_socket_with_a_ticket_once() {
     assert_eq!(ticket["expires_in"], 30);
     let protocols = format!("shoppee.v1, ticket.{}", text(&ticket["ticket"]));
     let headers = [("sec-websocket-protocol", protocols.as_str())];
-    let url = |gateway| format!("{}/ws?after=0", shop.url(gateway).replace("http://", "ws://"));
+    let urls = [0, 1].map(|gateway| format!("{}/ws?after=0", shop.url(gateway).replace("http://", "ws://")));
 
     // Redis knows nothing: the order service takes the ticket for its word.
     forget_events(&shop).await;
-    let (mut socket, answer) = open(&url(0), &headers).await.unwrap();
+    let (mut socket, answer) = open(&urls[0], &headers).await.unwrap();
     assert_eq!(answer["sec-websocket-protocol"], "shoppee.v1");
     assert_eq!(socket.ready().await, (2, true));
     assert_eq!(socket.seqs(2).await, [1, 2]);
-    assert_eq!(open(&url(1), &headers).await.err(), Some(401), "used");
+    assert_eq!(open(&urls[1], &headers).await.err(), Some(401), "used");
     order_and_cancel(&ann, &product).await;
     assert_eq!(socket.seqs(2).await, [3, 4]);
+
+    // Nor does a ticket work once at each gateway while Redis is away.
+    shop.redis.kill();
+    let ticket = ann.post("/auth/ws-ticket", &json!({})).await.expect(201).body;
+    let protocols = format!("shoppee.v1, ticket.{}", text(&ticket["ticket"]));
+    let headers = [("sec-websocket-protocol", protocols.as_str())];
+    let (mut socket, _) = open(&urls[1], &headers).await.unwrap();
+    assert_eq!(socket.ready().await, (4, true));
+    for url in &urls {
+        assert_eq!(open(url, &headers).await.err(), Some(401), "used");
+    }
 }
 
 /// Everything in Redis is gone.
 async fn forget_events(shop: &Shop) {
-    let redis = shoppee_kit::redis::open(&shop.redis.settings()).expect("a client");
-    eventually("flushed", || async {
-        fred::interfaces::ClientLike::flushall::<()>(&redis, false).await.is_ok()
-    })
-    .await;
+    let redis = shop.redis.client().await;
+    fred::interfaces::ClientLike::flushall::<()>(&redis, false).await.expect("flushed");
 }
 
 /// G6: whatever becomes of gateways and connections, a client that comes back with `after` misses nothing.

@@ -73,6 +73,9 @@ async fn who_does_not_sign_in_is_refused_before_the_upgrade() {
         format!("Bearer {forged}"),
         format!("Bearer {ticket}"),
         format!("Bearer {}", sign("JWT", json!({}))),
+        format!("Bearer {}", sign("ws-socket+jwt", json!({}))),
+        format!("Bearer {}", sign("at+jwt", json!({"nbf": now + 60}))),
+        format!("Bearer {}", sign("at+jwt", json!({"exp": now + 8 * 86_400}))),
         format!("Bearer {}", sign("at+jwt", json!({"exp": now, "iat": now - 10}))),
         format!("Bearer {}", sign("at+jwt", json!({"user_id": BEN}))),
         format!("Bearer {}", sign("at+jwt", json!({"iss": "other"}))),
@@ -86,7 +89,9 @@ async fn who_does_not_sign_in_is_refused_before_the_upgrade() {
         format!("shoppee.v1, ticket.{ticket}, ticket.{ticket}"),
         format!("shoppee.v1, {ticket}"),
         "shoppee.v1, ticket.".to_owned(),
-        format!("shoppee.v1, ticket.{}", sign("ws-ticket+jwt", json!({"iat": now - 31}))),
+        format!("shoppee.v1, ticket.{}", sign("ws-ticket+jwt", json!({"socket_exp": now + 3600}))),
+        format!("shoppee.v1, ticket.{}", sign("ws-ticket+jwt", json!({"exp": now + 30}))),
+        format!("shoppee.v1, ticket.{}", sign("ws-socket+jwt", json!({}))),
     ] {
         refused.push(vec![("sec-websocket-protocol", protocols)]);
     }
@@ -120,12 +125,29 @@ async fn a_ticket_opens_one_socket_on_one_gateway_within_thirty_seconds() {
     let late = [("sec-websocket-protocol", protocols.as_str())];
     assert_eq!(stage.gateways[0].open("", &late).await.err(), Some(401));
 
-    // Without Redis each gateway still lets it in once only.
+    // Redis has no say: without it a ticket that was used at one gateway is refused at the other too.
     stage.redis.kill();
+    for (first, second) in [(0, 1), (1, 0)] {
+        let protocols = format!("shoppee.v1, ticket.{}", stage.ticket(ANN));
+        let headers = [("sec-websocket-protocol", protocols.as_str())];
+        assert!(stage.gateways[first].open("", &headers).await.is_ok());
+        assert_eq!(stage.gateways[second].open("", &headers).await.err(), Some(401), "used at the other");
+        assert_eq!(stage.gateways[first].open("", &headers).await.err(), Some(401));
+    }
+}
+
+#[tokio::test]
+async fn a_socket_that_a_ticket_opened_lives_as_long_as_its_access_token() {
+    let stage = Stage::set(1).await;
     let protocols = format!("shoppee.v1, ticket.{}", stage.ticket(ANN));
     let headers = [("sec-websocket-protocol", protocols.as_str())];
-    assert!(stage.gateways[0].open("", &headers).await.is_ok());
-    assert_eq!(stage.gateways[0].open("", &headers).await.err(), Some(401));
+    let (mut socket, _) = stage.gateways[0].open("", &headers).await.unwrap();
+    socket.ready().await;
+    stage.clock.advance(Duration::from_secs(3_500));
+    stage.steps(ANN, 1).await;
+    assert_eq!(socket.seqs(1).await, [1]);
+    stage.clock.advance(Duration::from_secs(100));
+    assert_eq!(socket.closed().await, 4005);
 }
 
 #[tokio::test]

@@ -109,6 +109,35 @@ async fn a_history_in_redis_with_a_hole_is_not_believed() {
 }
 
 #[tokio::test]
+async fn a_history_that_is_no_stream_is_replaced_by_the_order_service() {
+    let stage = Stage::set(1).await;
+    let mut live = stage.socket(0, ANN, "").await;
+    stage.break_history(ANN).await;
+    let events = stage.order.commit(ANN, 4);
+    for event in &events {
+        // Of the third neither stream has anything: it became a dead letter.
+        if event.seq != 3 {
+            stage.publish_fan_out(event).await;
+        }
+    }
+    assert_eq!(live.seqs(4).await, [1, 2, 3, 4]);
+    let (mut socket, _) = stage.connected(0, &stage.token(ANN), "?after=1").await;
+    assert_eq!(socket.ready().await, (4, true));
+    assert_eq!(socket.seqs(3).await, [2, 3, 4]);
+    let (mut up_to_date, _) = stage.connected(0, &stage.token(ANN), "?after=4").await;
+    assert_eq!(up_to_date.ready().await, (4, true));
+}
+
+#[tokio::test]
+async fn an_entry_that_is_no_event_stops_none_behind_it() {
+    let stage = Stage::set(1).await;
+    let mut socket = stage.socket(0, ANN, "").await;
+    stage.publish_garbage(ANN).await;
+    stage.steps(ANN, 2).await;
+    assert_eq!(socket.seqs(2).await, [1, 2]);
+}
+
+#[tokio::test]
 async fn nothing_is_lost_or_doubled_between_the_replay_and_what_comes() {
     let stage = Stage::set(1).await;
     let before = stage.order.commit(ANN, 20);

@@ -3,7 +3,7 @@
 //! silent.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -28,7 +28,7 @@ use shoppee_kit::{
     testing::{RedisServer, TestProcess, eventually, free_addr},
 };
 use shoppee_proto::{
-    auth::v1::{EndedSession, GetJwksRequest, GetJwksResponse, Jwk},
+    auth::v1::{EndedSession, GetJwksRequest, GetJwksResponse, Jwk, RedeemWsTicketRequest, SocketToken},
     order::v1::{ListEventsRequest, ListEventsResponse, OrderEvent, OrderStatus},
     streams,
 };
@@ -57,6 +57,7 @@ pub struct Stage {
     pub gateways: Vec<Gateway>,
     pub clock: Clock,
     relay: Client,
+    _relay_process: TestProcess,
     ended: Arc<Mutex<Vec<EndedSession>>>,
     _services: tokio::task::JoinSet<()>,
 }
@@ -85,8 +86,19 @@ impl Stage {
         let mut services = tokio::task::JoinSet::new();
         let auth_url = serve(&mut services, auth(&ended)).await;
         let order_url = serve(&mut services, Order::routes(&order)).await;
-        let relay = redis::open(&redis.settings()).expect("a client");
-        let mut stage = Self { redis, order, gateways: Vec::new(), clock, relay, ended, _services: services };
+        let relay_process = TestProcess::default();
+        let clients = redis::Clients::open(&redis.settings(), &relay_process.process).await.expect("a URL");
+        let relay = clients.client("relay").expect("a client");
+        let mut stage = Self {
+            redis,
+            order,
+            gateways: Vec::new(),
+            clock,
+            relay,
+            ended,
+            _relay_process: relay_process,
+            _services: services,
+        };
         stage.set_epoch().await;
         for _ in 0..gateways {
             let gateway = Gateway::start(&stage, &auth_url, &order_url).await;
@@ -129,6 +141,21 @@ impl Stage {
         self.publish_at(event, "*").await;
     }
 
+    /// Puts something else where the user's own stream should be.
+    pub async fn break_history(&self, user_id: i64) {
+        let history = streams::history(user_id);
+        let _: () = self.relay.set(history, "no stream", None, None, false).await.expect("set");
+    }
+
+    /// Puts entries into the user's fan-out stream that no relay writes: a field that is no text, and no message.
+    pub async fn publish_garbage(&self, user_id: i64) {
+        let stream = streams::fan_out(user_id);
+        let no_text = (b"\xff".as_slice(), b"\xff".as_slice());
+        let _: String = self.relay.xadd(&stream, false, None, "*", no_text).await.expect("fan-out");
+        let no_message = (streams::FIELD, "no message");
+        let _: String = self.relay.xadd(&stream, false, None, "*", no_message).await.expect("fan-out");
+    }
+
     /// Publishes under an id of another Redis.
     pub async fn publish_at(&self, event: &OrderEvent, id: &str) {
         let stream = streams::fan_out(event.user_id);
@@ -169,7 +196,14 @@ impl Stage {
     }
 
     pub fn ticket(&self, user_id: i64) -> String {
-        signed("ws-ticket+jwt", &self.claims(user_id))
+        signed("ws-ticket+jwt", &self.ticket_claims(user_id))
+    }
+
+    pub fn ticket_claims(&self, user_id: i64) -> Value {
+        let mut claims = self.claims(user_id);
+        claims["socket_exp"] = claims["exp"].clone();
+        claims["exp"] = json!(self.clock.unix() + 30);
+        claims
     }
 
     pub fn claims(&self, user_id: i64) -> Value {
@@ -339,6 +373,8 @@ impl Order {
                 version: 1,
                 at: Some(Clock::default().now().into()),
                 traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned(),
+                status_word: "pending".to_owned(),
+                previous_status_word: String::new(),
             });
         }
         events[first - 1..].to_vec()
@@ -388,9 +424,13 @@ fn entry(event: &OrderEvent) -> (&'static str, fred::types::Value) {
 
 /// Whose token a call carries.
 fn subject<T>(request: &tonic::Request<T>) -> i64 {
+    presented(request)["user_id"].as_i64().expect("a user")
+}
+
+/// The claims of the token that a call carries.
+fn presented<T>(request: &tonic::Request<T>) -> Value {
     let token = request.metadata().get("authorization").expect("a token").to_str().expect("text");
-    let token = jsonwebtoken::dangerous::insecure_decode::<Value>(&token["Bearer ".len()..]).expect("claims");
-    token.claims["user_id"].as_i64().expect("a user")
+    jsonwebtoken::dangerous::insecure_decode::<Value>(&token["Bearer ".len()..]).expect("claims").claims
 }
 
 fn auth(ended: &Arc<Mutex<Vec<EndedSession>>>) -> Router {
@@ -410,14 +450,39 @@ fn auth(ended: &Arc<Mutex<Vec<EndedSession>>>) -> Router {
                         kid: word("stage"),
                         x: word(PUBLIC),
                     };
-                    Ok(Response::new(GetJwksResponse { keys: vec![key], ended_sessions, watermark: 0 }))
+                    Ok(Response::new(GetJwksResponse {
+                        keys: vec![key],
+                        ended_sessions,
+                        ..GetJwksResponse::default()
+                    }))
                 }
             });
             let codec = tonic_prost::ProstCodec::<GetJwksResponse, GetJwksRequest>::default();
             Grpc::new(codec).unary(method, request.map(Body::new)).await
         }
     };
-    Router::new().route("/shoppee.auth.v1.AuthService/GetJwks", post(jwks))
+    // Exchanges each ticket once.
+    let used = Arc::<Mutex<HashSet<String>>>::default();
+    let redeem = move |request: Request<axum::body::Body>| {
+        let used = used.clone();
+        async move {
+            let method = tower::service_fn(move |request: tonic::Request<RedeemWsTicketRequest>| {
+                let mut claims = presented(&request);
+                let is_new = used.lock().expect("sound").insert(claims["jti"].to_string());
+                claims["exp"] = claims["socket_exp"].take();
+                let token = signed("ws-socket+jwt", &claims);
+                async move {
+                    let answer = Response::new(SocketToken { token, ..SocketToken::default() });
+                    if is_new { Ok(answer) } else { Err(Status::unauthenticated("used")) }
+                }
+            });
+            let codec = tonic_prost::ProstCodec::<SocketToken, RedeemWsTicketRequest>::default();
+            Grpc::new(codec).unary(method, request.map(Body::new)).await
+        }
+    };
+    Router::new()
+        .route("/shoppee.auth.v1.AuthService/GetJwks", post(jwks))
+        .route("/shoppee.auth.v1.AuthService/RedeemWsTicket", post(redeem))
 }
 
 /// Serves gRPC on an address of its own.

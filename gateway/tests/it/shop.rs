@@ -7,7 +7,7 @@ use std::{
         Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use http::{HeaderMap, Method};
@@ -26,6 +26,10 @@ use processes::{start_auth, start_gateway, start_order, start_product};
 
 const ADMIN: &str = "admin";
 pub const PASSWORD: &str = "correct horse battery";
+
+/// For so long a client comes back to a shop that answers 503, and so often.
+const UNAVAILABLE_TIMEOUT: Duration = Duration::from_secs(20);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Tells people and things of one test apart.
 static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -270,7 +274,14 @@ impl Shop {
 
     /// Somebody who has not signed in.
     pub fn guest(&self) -> Person {
-        Person { base: self.url(0), http: self.http.clone(), id: 0, name: String::new(), token: None }
+        Person {
+            base: self.url(0),
+            http: self.http.clone(),
+            id: 0,
+            name: String::new(),
+            token: None,
+            retries_unavailable: true,
+        }
     }
 
     /// Somebody who has just registered under a name like this one, and signed in.
@@ -323,9 +334,16 @@ pub struct Person {
     pub token: Option<String>,
     base: String,
     http: reqwest::Client,
+    /// A shop that is short of processor time may answer 503 with `Retry-After`: a client comes back then.
+    retries_unavailable: bool,
 }
 
 impl Person {
+    /// The same, but taking the first answer, for tests about a part that is away.
+    pub fn without_retries(&self) -> Self {
+        Self { retries_unavailable: false, ..self.clone() }
+    }
+
     /// The same, through another gateway.
     pub fn through(&self, shop: &Shop, gateway: usize) -> Self {
         Self { base: shop.url(gateway), ..self.clone() }
@@ -350,23 +368,39 @@ impl Person {
     }
 
     pub async fn get(&self, path: &str) -> Answer {
-        send(self.request(Method::GET, path)).await
+        self.send(self.request(Method::GET, path)).await
     }
 
+    /// Under an idempotency key of its own, so that it may be sent again.
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
-        send(self.request(Method::POST, path).json(body)).await
+        let key = format!("test-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        self.send(self.request(Method::POST, path).header("idempotency-key", key).json(body)).await
     }
 
     pub async fn put(&self, path: &str, body: &Value) -> Answer {
-        send(self.request(Method::PUT, path).json(body)).await
+        self.send(self.request(Method::PUT, path).json(body)).await
     }
 
     pub async fn patch(&self, path: &str, body: &Value) -> Answer {
-        send(self.request(Method::PATCH, path).json(body)).await
+        self.send(self.request(Method::PATCH, path).json(body)).await
     }
 
     pub async fn delete(&self, path: &str) -> Answer {
-        send(self.request(Method::DELETE, path)).await
+        self.send(self.request(Method::DELETE, path)).await
+    }
+
+    /// Sends a request, again for as long as the shop asks for that.
+    async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
+        let deadline = Instant::now() + UNAVAILABLE_TIMEOUT;
+        loop {
+            let answer = send(request.try_clone().expect("a body in memory")).await;
+            let comes_back = answer.status == 503 && !answer.header("retry-after").is_empty();
+            if !comes_back || !self.retries_unavailable || Instant::now() > deadline {
+                return answer;
+            }
+            eprintln!("sent again: {}", answer.text);
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
     }
 
     /// Orders so many of one product.
@@ -379,7 +413,7 @@ impl Person {
     pub async fn orders_with_key(&self, product: &Value, quantity: i64, key: &str) -> Answer {
         let items = json!([{"product_id": product["id"], "quantity": quantity}]);
         let order = json!({"items": items, "shipping_address": address()});
-        send(self.request(Method::POST, "/orders").header("idempotency-key", key).json(&order)).await
+        self.send(self.request(Method::POST, "/orders").header("idempotency-key", key).json(&order)).await
     }
 
     pub async fn pays(&self, order: &Value) -> Answer {

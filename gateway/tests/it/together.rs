@@ -163,7 +163,7 @@ async fn what_was_changed_is_seen_in_the_midst_of_many() {
 #[tokio::test(flavor = "multi_thread")]
 async fn where_the_service_is_away_nobody_is_kept_waiting() {
     let (mut shop, products) = shop().await;
-    let guest = shop.guest();
+    let guest = shop.guest().without_retries();
     shop.without_products(async |_| {
         let answers = join_all((0..200).map(async |turn| {
             let began = Instant::now();

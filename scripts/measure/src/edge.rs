@@ -96,7 +96,7 @@ fn report(servers: &[Started], seen: Vec<Vec<Seen>>) -> anyhow::Result<()> {
 /// The small things, in loops of their own.
 async fn inside(running: &Running, token: &str) -> anyhow::Result<()> {
     let mut auth = AuthServiceClient::new(client::channel(&running.services.auth.grpc)?);
-    let keys = auth.get_jwks(GetJwksRequest { watermark: None }).await?.into_inner();
+    let keys = auth.get_jwks(GetJwksRequest::default()).await?.into_inner();
     let verifier = Verifier::new(Clock::default());
     verifier.update(keys.clone());
     verifier.verify(token, Kind::Access)?;

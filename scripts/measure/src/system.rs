@@ -67,6 +67,7 @@ impl Running {
             username: self.admin.username.clone(),
             password: self.admin.password.clone(),
             user_agent: "scripts/bench".to_owned(),
+            ..LoginRequest::default()
         };
         let mut auth = AuthServiceClient::new(client::channel(&self.services.auth.grpc)?);
         Ok(auth.login(request).await?.into_inner().access_token)

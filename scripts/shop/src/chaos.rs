@@ -1,23 +1,35 @@
 //! `scripts/chaos`: a Shoppee of its own behind a real nginx, as it is deployed, is used and hurt at the same time; then
 //! what became of it is audited. To add a fault, add a [`Fault`] and a module.
 
+mod audit;
+mod buyers;
 mod clingers;
 mod customers;
 mod nginx;
+mod random;
 mod rolling;
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use shoppee_kit::settings::duration;
+use tokio::time::timeout;
 
 use crate::{
-    down, parts,
+    down,
+    parts::{self, local},
+    ports::Ports,
+    ready,
     screen::{Ink, done, ink, say},
     state::State,
     up::{self, system::System},
 };
+
+/// The longest run.
+const MAX_RUN_TIME: Duration = Duration::from_hours(1);
+/// An nginx that was started answers within this.
+const PROXY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Starts a system of its own, hurts it while customers use it, and fails where one of them would have noticed
 #[derive(Debug, Args)]
@@ -34,6 +46,9 @@ pub struct Options {
     /// How many customers, each with a socket
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=500))]
     customers: u16,
+    /// How long random faults go on; at most an hour
+    #[arg(long, value_name = "TIME", default_value = "20m", value_parser = run_time)]
+    time: Duration,
     /// The processes' SHUTDOWN_LAG; 5s, as in production, or 2s with --quick
     #[arg(long, value_name = "TIME", value_parser = duration)]
     lag: Option<Duration>,
@@ -46,6 +61,14 @@ pub struct Options {
 enum Fault {
     /// Every gateway and every replica of every service is stopped with SIGTERM and started again, one after the other
     Rolling,
+    /// Processes, PostgreSQL and Redis are killed, frozen and cut off from their connections in turn, as a seed has it
+    Random,
+}
+
+/// Parses the length of a run, which is bounded.
+fn run_time(value: &str) -> Result<Duration, String> {
+    let time = duration(value)?;
+    if time <= MAX_RUN_TIME { Ok(time) } else { Err("longer than 1h".to_owned()) }
 }
 
 pub async fn run(state: State, options: &Options) -> anyhow::Result<()> {
@@ -70,6 +93,7 @@ pub async fn run(state: State, options: &Options) -> anyhow::Result<()> {
                 system.boot().await?;
                 match fault {
                     Fault::Rolling => rolling::run(&mut system, options, seed).await,
+                    Fault::Random => random::run(&mut system, options, seed).await,
                 }
             } => outcome,
             _ = tokio::signal::ctrl_c() => bail!("stopped"),
@@ -80,6 +104,16 @@ pub async fn run(state: State, options: &Options) -> anyhow::Result<()> {
         done(&name, "passed");
     }
     down::wipe(&state)
+}
+
+/// Starts an nginx in front of the gateways and returns its URL.
+async fn behind_nginx(system: &mut System, client: &reqwest::Client) -> anyhow::Result<String> {
+    let port = Ports::default().free()?;
+    let url = local(port);
+    system.keep(vec![nginx::program(&system.state, port, &system.plan.gateways)?]);
+    let answers = ready::until(|| async { client.get(format!("{url}/healthz")).send().await.is_ok() });
+    timeout(PROXY_TIMEOUT, answers).await.context("nginx does not answer")?;
+    Ok(url)
 }
 
 /// The system that is hurt: as in production, but for the limits, which so few customers would meet.
@@ -102,6 +136,7 @@ fn system(options: &Options) -> up::Options {
                 ("RATE_LIMITS", "off".to_owned()),
                 ("SHUTDOWN_LAG", format!("{}ms", lag.as_millis())),
                 ("TRUSTED_PROXIES", "127.0.0.1/32".to_owned()),
+                ("MAX_UNPAID_ORDERS", "1000".to_owned()),
             ],
             ..up::Settings::default()
         },

@@ -8,6 +8,7 @@ use crate::{
     ports::Ports,
     postgres,
     program::{Environment, Program, Stop},
+    redis,
     secrets::Secrets,
     state::State,
     up::Settings,
@@ -19,8 +20,8 @@ const STOP: Stop = Stop { signal: Signal::TERM, name: "TERM", patience: std::tim
 /// The order service's name at the auth service, where the environment says no other.
 const ORDER_CLIENT: &str = "order";
 
-/// Settings that belong to one process, and must not be seen by another.
-const OWN: [(&str, &str); 10] = [
+/// Settings that belong to one process, and must not be seen by another. What is set here comes from no file.
+const OWN: [(&str, &str); 18] = [
     ("JWT_SECRET", "auth"),
     ("JWT_SECRET_PREVIOUS", "auth"),
     ("SERVICE_CLIENTS", "auth"),
@@ -31,6 +32,14 @@ const OWN: [(&str, &str); 10] = [
     ("SERVICE_CLIENT_ID", "order"),
     ("SERVICE_CLIENT_SECRET", "order"),
     ("DATABASE_URL", "no process: it is the superuser's"),
+    ("JWT_SECRET_PREVIOUS_FILE", "auth"),
+    ("DATABASE_READ_URLS_FILE", "product"),
+    ("DATABASE_URL_FILE", "no process"),
+    ("REDIS_URL_FILE", "no process"),
+    ("JWT_SECRET_FILE", "no process"),
+    ("SERVICE_CLIENTS_FILE", "no process"),
+    ("SERVICE_CLIENT_SECRET_FILE", "no process"),
+    ("ADMIN_PASSWORD_FILE", "no process"),
 ];
 
 /// Where a replica of a service answers.
@@ -101,7 +110,6 @@ pub struct Shop<'a> {
     pub settings: &'a Settings,
     /// The superuser's.
     pub postgres_url: &'a str,
-    pub redis_url: &'a str,
 }
 
 impl Shop<'_> {
@@ -146,7 +154,8 @@ impl Shop<'_> {
         mut with: Vec<(&'static str, String)>,
         also_without: &[&'static str],
     ) -> Program {
-        with.push(("REDIS_URL", self.redis_url.to_owned()));
+        let private_redis = || redis::url(self.plan.redis, kind, &self.secrets.redis);
+        with.push(("REDIS_URL", self.settings.redis_url.clone().unwrap_or_else(private_redis)));
         with.push(("SHOPPEE_ENV", self.settings.shoppee_env.clone()));
         with.push(("LOG_FORMAT", self.settings.log_format.clone()));
         with.extend(self.settings.also.iter().cloned());
@@ -168,8 +177,11 @@ impl Shop<'_> {
     }
 
     fn urls(&self) -> Vec<(&'static str, String)> {
+        // A certificate is for a name.
+        let tls = self.settings.grpc_tls_cert_file.as_deref().is_some_and(|file| !file.is_empty());
+        let url = |port| if tls { format!("https://localhost:{port}") } else { local(port) };
         let all =
-            |replicas: &[Addresses]| replicas.iter().map(|at| local(at.grpc)).collect::<Vec<_>>().join(",");
+            |replicas: &[Addresses]| replicas.iter().map(|at| url(at.grpc)).collect::<Vec<_>>().join(",");
         let [auth, product, order] = &self.plan.services;
         vec![("AUTH_URL", all(auth)), ("PRODUCT_URL", all(product)), ("ORDER_URL", all(order))]
     }

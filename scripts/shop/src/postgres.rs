@@ -251,13 +251,25 @@ pub async fn bootstrap(url: &str, secrets: &Secrets) -> anyhow::Result<()> {
     connection.close().await?;
 
     // The passwords are our own, of hexadecimal digits.
-    let script = BOOTSTRAP
-        .replace(":\"database\"", &quoted)
-        .replace(":'auth_password'", &format!("'{}'", secrets.auth_role))
-        .replace(":'product_password'", &format!("'{}'", secrets.product_role))
-        .replace(":'order_password'", &format!("'{}'", secrets.order_role));
+    let services = [
+        ("shoppee_auth", "auth", &secrets.auth_role),
+        ("shoppee_product", "product", &secrets.product_role),
+        ("shoppee_order", "orders", &secrets.order_role),
+    ];
+    let script = services.map(|(role, schema, password)| {
+        BOOTSTRAP
+            .replace(":\"database\"", &quoted)
+            .replace(":\"role\"", role)
+            .replace(":'role'", &format!("'{role}'"))
+            .replace(":\"schema\"", schema)
+            .replace(":'schema'", &format!("'{schema}'"))
+            .replace(":'password'", &format!("'{password}'"))
+    });
     let mut connection = PgConnection::connect_with(&server).await?;
-    sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut connection).await.context("services/bootstrap.sql")?;
+    sqlx::raw_sql(AssertSqlSafe(script.concat()))
+        .execute(&mut connection)
+        .await
+        .context("services/bootstrap.sql")?;
     connection.close().await?;
     Ok(())
 }

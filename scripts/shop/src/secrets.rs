@@ -1,12 +1,15 @@
 //! Passwords and keys of this checkout's shop, made at its first start and kept in `.shoppee/secrets`.
 
-use std::fs;
+use std::{collections::BTreeMap, fs};
 
 use anyhow::Context as _;
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
 
-use crate::state::{self, State};
+use crate::{
+    redis,
+    state::{self, State},
+};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Secrets {
@@ -14,6 +17,9 @@ pub struct Secrets {
     pub auth_role: String,
     pub product_role: String,
     pub order_role: String,
+    /// The passwords of Redis' users, by name.
+    #[serde(default = "redis_passwords")]
+    pub redis: BTreeMap<String, String>,
     pub jwt_secret: String,
     /// What the order service signs in with at the auth service.
     pub order_client: String,
@@ -39,6 +45,7 @@ impl Secrets {
             auth_role: key(),
             product_role: key(),
             order_role: key(),
+            redis: redis_passwords(),
             jwt_secret: key(),
             order_client: key(),
             admin: SignIn::new("admin"),
@@ -57,6 +64,10 @@ impl SignIn {
     fn new(username: &str) -> Self {
         Self { username: username.to_owned(), password: password() }
     }
+}
+
+fn redis_passwords() -> BTreeMap<String, String> {
+    redis::users().map(|name| (name.to_owned(), key())).collect()
 }
 
 /// 256 bits, in hexadecimal digits.

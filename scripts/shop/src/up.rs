@@ -85,6 +85,9 @@ pub struct Settings {
     pub admin_email: Option<String>,
     #[arg(long, env = "ADMIN_PASSWORD", hide = true, hide_env_values = true)]
     pub admin_password: Option<String>,
+    /// With it, the processes speak TLS; it is for `localhost`.
+    #[arg(long, env = "GRPC_TLS_CERT_FILE", hide = true)]
+    pub grpc_tls_cert_file: Option<String>,
     /// What every process is told besides.
     #[arg(skip)]
     pub also: Vec<(&'static str, String)>,

@@ -3,14 +3,18 @@
 
 use std::sync::Arc;
 
-use shoppee_kit::process::Process;
+use shoppee_kit::{
+    idempotency::KEY_TTL,
+    process::Process,
+    worker::{self, Round},
+};
 use time::Duration;
 
 use crate::{
     Auth,
     error::Error,
     sign_in,
-    store::{password_try, session},
+    store::{password_try, registration_key, session},
 };
 
 const INTERVAL: std::time::Duration = std::time::Duration::from_mins(1);
@@ -31,20 +35,9 @@ pub fn clean(auth: Arc<Auth>, process: &Process) {
         }
         Ok(())
     });
-    let stop = process.tasks.stopping();
-    let ready = crate::database_ready(process);
-    process.tasks.spawn("cleaning", async move {
-        ready.await;
-        while !stop.is_cancelled() {
-            if let Err(error) = clean_once(&auth).await {
-                tracing::warn!(%error, "old rows not deleted");
-            }
-            tokio::select! {
-                () = tokio::time::sleep(INTERVAL) => {}
-                () = stop.cancelled() => {}
-            }
-        }
-        Ok(())
+    worker::spawn(process, "cleaning", INTERVAL, crate::database_up(process), move || {
+        let auth = auth.clone();
+        async move { clean_once(&auth).await.map(|()| Round::Done) }
     });
 }
 
@@ -52,7 +45,12 @@ async fn clean_once(auth: &Auth) -> Result<(), Error> {
     let now = auth.clock.now();
     let mut conn = auth.pool.acquire().await?;
     password_try::forget_old(&mut conn, sign_in::WINDOW).await?;
-    while session::forget_old(&mut conn, now - KEPT, now, BATCH).await? == BATCH.unsigned_abs() {}
+    while session::forget_ended(&mut conn, now - KEPT, now, BATCH).await? == BATCH.unsigned_abs() {}
+    while session::forget_expired(&mut conn, now - KEPT, now, BATCH).await? == BATCH.unsigned_abs() {}
+    let forgotten = now - crate::session::USED_TICKET_TTL;
+    while session::delete_used_tickets(&mut conn, forgotten, BATCH).await? == BATCH.unsigned_abs() {}
+    let forgotten = now - KEY_TTL;
+    while registration_key::delete_old(&mut conn, forgotten, BATCH).await? == BATCH.unsigned_abs() {}
     // A token used so long ago has run out, whoever brings it back.
     let used_before = now - auth.lifetimes.refresh - KEPT;
     while session::forget_used_tokens(&mut conn, used_before, BATCH).await? == BATCH.unsigned_abs() {}

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use shoppee_kit::{
+    idempotency::KeyReused,
     pg,
     status::{Refusal, Violations, internal, unavailable},
 };
@@ -32,6 +33,10 @@ pub enum Error {
     /// Never handed out, or so long ago that it is forgotten.
     #[error("the refresh token is not valid")]
     UnknownRefreshToken,
+    #[error("the ticket was used before")]
+    TicketUsed,
+    #[error("{0}")]
+    KeyReused(#[from] KeyReused),
     #[error("the session has expired; sign in again")]
     SessionExpired,
     #[error("the session has ended; sign in again")]
@@ -67,12 +72,15 @@ impl From<Error> for Refusal {
             Error::TooManyAttempts { retry_after } => {
                 Self::new(Code::ResourceExhausted, "TOO_MANY_ATTEMPTS", told).retry_after(retry_after)
             }
-            Error::UnknownRefreshToken => Self::new(Code::Unauthenticated, "UNAUTHENTICATED", told),
+            Error::UnknownRefreshToken | Error::TicketUsed => {
+                Self::new(Code::Unauthenticated, "UNAUTHENTICATED", told)
+            }
+            Error::KeyReused(error) => error.into(),
             Error::SessionExpired => Self::new(Code::Unauthenticated, "TOKEN_EXPIRED", told),
             Error::SessionEnded => Self::new(Code::Unauthenticated, "SESSION_REVOKED", told),
             Error::NotFound(_) => Self::new(Code::NotFound, "NOT_FOUND", told),
             Error::Hash(HashError::Busy) => unavailable(),
-            Error::Store(error) if pg::is_away(&error) => unavailable(),
+            Error::Store(error) if pg::is_unavailable(&error) => unavailable(),
             Error::Hash(HashError::Argon2(_) | HashError::Random | HashError::Lost)
             | Error::Token(_)
             | Error::Store(_) => {

@@ -5,7 +5,11 @@
 use std::sync::Arc;
 
 use secrecy::{ExposeSecret as _, SecretString};
-use shoppee_kit::{caller, status::Violations};
+use shoppee_kit::{
+    caller,
+    idempotency::{check_key, respond},
+    status::Violations,
+};
 use shoppee_proto::auth::v1 as proto;
 use shoppee_proto::auth::v1::auth_service_server::{AuthService, AuthServiceServer};
 use tonic::{Request, Response, Status, service::Routes};
@@ -46,8 +50,13 @@ impl AuthService for Api {
         let (Some(username), Some(email), Some(password)) = (username, email, password) else {
             return Err(Error::Invalid(wrong).into());
         };
-        let account = registration::register(&self.0, username, email, password).await?;
-        Ok(Response::new(user(account)))
+        let key = request.idempotency_key;
+        if let Some(key) = &key {
+            check_key(key).map_err(Error::Malformed)?;
+        }
+        let (account, is_repeat) =
+            registration::register(&self.0, username, email, password, key.as_deref()).await?;
+        Ok(respond(user(account), is_repeat))
     }
 
     async fn login(&self, request: Request<proto::LoginRequest>) -> Answer<proto::Tokens> {
@@ -59,7 +68,9 @@ impl AuthService for Api {
             return Err(Error::Invalid(wrong).into());
         };
         let user_agent = session::user_agent(&request.user_agent);
-        Ok(Response::new(tokens(sign_in::sign_in(&self.0, &name, password, &user_agent).await?)))
+        let device_token = request.device_token.as_deref();
+        let grant = sign_in::sign_in(&self.0, &name, password, &user_agent, device_token).await?;
+        Ok(Response::new(tokens(grant)))
     }
 
     async fn refresh(&self, request: Request<proto::RefreshRequest>) -> Answer<proto::Tokens> {
@@ -123,8 +134,17 @@ impl AuthService for Api {
         request: Request<proto::CreateWsTicketRequest>,
     ) -> Answer<proto::WsTicket> {
         let caller = caller::user(&request)?;
-        let ticket = session::ticket(&self.0, &caller)?.expose_secret().to_owned();
-        Ok(Response::new(proto::WsTicket { ticket, expires_in: session::TICKET_LIFETIME }))
+        let (ticket, expires_in) = session::ticket(&self.0, &caller)?;
+        Ok(Response::new(proto::WsTicket { ticket: ticket.expose_secret().to_owned(), expires_in }))
+    }
+
+    async fn redeem_ws_ticket(
+        &self,
+        request: Request<proto::RedeemWsTicketRequest>,
+    ) -> Answer<proto::SocketToken> {
+        let ticket = caller::ticket(&request)?;
+        let (token, expires_in) = session::redeem_ticket(&self.0, &ticket).await?;
+        Ok(Response::new(proto::SocketToken { token: token.expose_secret().to_owned(), expires_in }))
     }
 
     async fn list_users(
@@ -163,7 +183,7 @@ impl AuthService for Api {
     }
 
     async fn get_jwks(&self, request: Request<proto::GetJwksRequest>) -> Answer<proto::GetJwksResponse> {
-        Ok(Response::new(revocation::told(&self.0, request.get_ref().watermark).await?))
+        Ok(Response::new(revocation::list(&self.0, request.get_ref().cursor.as_deref()).await?))
     }
 
     async fn issue_service_token(
@@ -213,5 +233,6 @@ fn tokens(grant: session::Grant) -> proto::Tokens {
         refresh_token: grant.refresh_token.expose_secret().to_owned(),
         refresh_expires_in: grant.refresh_for.whole_seconds(),
         user: Some(user(grant.account)),
+        device_token: grant.device_token.map(|token| token.expose_secret().to_owned()),
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A call goes `grpc` → a use case → rules and `store`:
 //!
-//! - rules: [`account`] (names, addresses, passwords), [`token`] (keys, signatures), [`password`] (hashes)
+//! - rules: [`account`] (names, addresses, passwords), [`token`] (keys, signatures), [`password`] (hashes), [`device`]
+//!   (devices that have signed in before)
 //! - use cases: `registration`, `sign_in`, `refresh`, `session`, `user`, `service_client`
 //! - beside them: `revocation` tells every verifier, our own among them, which sessions have ended; `outbox`
 //!   tells the other services who registered; `cleaning` forgets what is old
@@ -12,6 +13,7 @@
 
 mod account;
 mod cleaning;
+mod device;
 mod error;
 mod grpc;
 mod outbox;
@@ -31,12 +33,12 @@ use std::{sync::Arc, time::Duration};
 
 use shoppee_kit::{caller::Verifier, clock::Clock, ops, pg, process::Process, redis};
 use sqlx::PgPool;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 pub use crate::settings::{EXAMPLE_SECRET, Settings};
 use crate::{
-    password::Hasher, revocation::Revocations, service_client::ServiceClients, session::Lifetimes,
-    token::Signer,
+    device::DeviceKeys, password::Hasher, revocation::Revocations, service_client::ServiceClients,
+    session::Lifetimes, token::Signer,
 };
 
 /// How often a task that needs the database looks whether it is there at last.
@@ -49,6 +51,7 @@ pub(crate) struct Auth {
     clock: Clock,
     hasher: Hasher,
     signer: Signer,
+    devices: DeviceKeys,
     clients: ServiceClients,
     lifetimes: Lifetimes,
     revocations: Revocations,
@@ -63,11 +66,10 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let lifetimes = Lifetimes::from(settings.lifetimes()?);
     let clients = settings.service_clients()?;
     let first_admin = settings.first_admin()?;
-    let redis = redis::open(&settings.redis)?;
+    let redis = redis::Clients::open(&settings.redis, &process).await?;
 
-    let Process { tasks, readiness, clock } = &process;
+    let Process { tasks, readiness, clock, .. } = &process;
     let pool = pg::open("shoppee-auth", &settings.postgres, sqlx::migrate!(), tasks, readiness).await?;
-    redis::watch(&redis, tasks, readiness);
 
     let verifier = Verifier::new(clock.clone());
     let auth = Arc::new(Auth {
@@ -75,13 +77,14 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         clock: clock.clone(),
         hasher: Hasher::new(settings.password_hashes),
         signer,
+        devices: DeviceKeys::new(&secrets.current, secrets.previous.as_ref()),
         clients,
         lifetimes,
         revocations: Revocations::new(verifier.clone()),
         registered: Arc::default(),
     });
     revocation::follow(auth.clone(), &process);
-    outbox::relay(pool.clone(), redis, auth.registered.clone(), &process);
+    outbox::relay(pool.clone(), redis.client("relay")?, auth.registered.clone(), &process);
     cleaning::clean(auth.clone(), &process);
     if let Some(admin) = first_admin {
         registration::make_first_admin(auth.clone(), admin, &process);
@@ -102,4 +105,15 @@ pub(crate) fn database_ready(process: &Process) -> impl Future<Output = ()> + Se
             tokio::time::sleep(DATABASE_POLL).await;
         }
     }
+}
+
+/// Becomes true when [`database_ready`] ends, for periodic workers.
+pub(crate) fn database_up(process: &Process) -> watch::Receiver<bool> {
+    let (up, is_up) = watch::channel(false);
+    let ready = database_ready(process);
+    drop(process.tasks.track(async move {
+        ready.await;
+        up.send_replace(true);
+    }));
+    is_up
 }

@@ -6,7 +6,10 @@
 //! allocator, 19 MiB for each of the many threads that ever hashed.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::available_parallelism,
     time::{Duration, Instant},
 };
@@ -87,9 +90,19 @@ impl Hasher {
         self.run(move |memory| hash(memory, &password)).await
     }
 
-    /// Whether `password` is the one that `stored` was made of. Costs the same where nothing is stored.
-    pub async fn verify(&self, password: Password, stored: Option<String>) -> Result<Verdict, HashError> {
-        self.run(move |memory| verify(memory, &password, stored.as_deref())).await
+    /// Whether `password` is the one that `stored` was made of. Costs the same where nothing is stored. `begun` becomes
+    /// true when it is compared.
+    pub async fn verify(
+        &self,
+        password: Password,
+        stored: Option<String>,
+        begun: Arc<AtomicBool>,
+    ) -> Result<Verdict, HashError> {
+        self.run(move |memory| {
+            begun.store(true, Ordering::Release);
+            verify(memory, &password, stored.as_deref())
+        })
+        .await
     }
 
     async fn run<T: Send + 'static>(
@@ -256,7 +269,7 @@ mod tests {
     #[tokio::test]
     async fn there_is_as_much_memory_as_there_are_permits() {
         let hasher = Hasher::new(Some(2));
-        let attempts = (0..12).map(|_| hasher.verify(password("anything"), None));
+        let attempts = (0..12).map(|_| hasher.verify(password("anything"), None, Arc::default()));
         for verdict in futures_util::future::join_all(attempts).await {
             assert_eq!(verdict.unwrap(), Verdict::Wrong);
         }

@@ -71,7 +71,7 @@ pub async fn refresh(auth: &Auth, presented: &str) -> Result<Grant, Error> {
         Worth::Retried { .. } | Worth::Reused => {
             let ended = sessions::end(&mut tx, account.id, sid, now).await?;
             tx.commit().await?;
-            auth.revocations.note(auth, ended.as_slice());
+            auth.revocations.note(ended.as_slice());
             tracing::warn!(user.id = account.id, session.id = %sid, "refresh token reused: session ended");
             return Err(Error::SessionEnded);
         }

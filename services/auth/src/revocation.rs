@@ -1,123 +1,160 @@
 //! What verifiers must know: the keys, and which sessions ended before their tokens did. Other processes ask
 //! for it a few times a second ([`shoppee_kit::keys`]); our own verifier is told by a task here, and at once
 //! of what this process ended itself.
+//!
+//! A reader is told what committed since it last read, whenever that was begun: by the snapshots of PostgreSQL, not by
+//! the clock, so that a transaction which commits late is not missed.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use shoppee_kit::{caller::Verifier, process::Process, readiness::Need};
+use shoppee_kit::{
+    caller::Verifier,
+    process::Process,
+    readiness::Need,
+    worker::{self, Round},
+};
 use shoppee_proto::auth::v1::{EndedSession, GetJwksResponse};
 use time::{Duration, OffsetDateTime};
-use tokio::time::MissedTickBehavior;
+use uuid::Uuid;
 
 use crate::{
     Auth,
     error::Error,
-    store::session::{self, Ended},
+    store::session::{self, Ended, Snapshot},
 };
 
 /// As often as the others ask: the end of a session shows everywhere within a second.
-const INTERVAL: std::time::Duration = std::time::Duration::from_millis(200);
-/// An end carries the time at which it was written, and shows only when its transaction commits: everything
-/// that ended so long before the last answer is told once more. A transaction lives for half of it at most,
-/// as the connection's idle_in_transaction_session_timeout (5 s) sees to.
-const OVERLAP: Duration = Duration::seconds(10);
-/// Ends told at once, about 50 bytes each: well below gRPC's 4 MiB. What is left comes with the next answer.
-const MOST: i64 = 50_000;
+const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(200);
+/// Sessions in one answer, about 50 bytes each: well below gRPC's 4 MiB.
+const PAGE_SIZE: i64 = 20_000;
 /// What verifiers let other clocks run ahead.
 const LEEWAY: Duration = Duration::seconds(5);
+/// A cursor names each transaction that was running, which are as many as the server has connections at most.
+const MAX_CURSOR_BYTES: usize = 32 * 1024;
 
-/// Our own verifier, which one at a time may change.
+/// Our own verifier.
 #[derive(Debug)]
 pub struct Revocations {
-    verifier: Mutex<Arc<Verifier>>,
+    verifier: Arc<Verifier>,
 }
 
 impl Revocations {
     pub fn new(verifier: Arc<Verifier>) -> Self {
-        Self { verifier: Mutex::new(verifier) }
+        Self { verifier }
     }
 
     /// Refuses these sessions here from now on; the others learn of it when they ask next.
-    pub fn note(&self, auth: &Auth, ended: &[Ended]) {
-        if ended.is_empty() {
-            return;
-        }
-        let ended_sessions = ended.iter().map(|ended| told_end(ended.id, ended.access_expires_at)).collect();
-        self.take_in(GetJwksResponse { keys: auth.signer.jwks().to_vec(), ended_sessions, watermark: 0 });
-    }
-
-    fn take_in(&self, told: GetJwksResponse) {
-        self.verifier.lock().unwrap_or_else(PoisonError::into_inner).update(told);
+    pub fn note(&self, ended: &[Ended]) {
+        let ended = ended.iter().map(|ended| message(ended.id, ended.access_expires_at)).collect();
+        self.verifier.end_sessions(ended);
     }
 }
 
-fn told_end(id: uuid::Uuid, access_expires_at: OffsetDateTime) -> EndedSession {
+fn message(id: Uuid, access_expires_at: OffsetDateTime) -> EndedSession {
     // A claim is a whole second, the end of its session need not be.
     EndedSession { sid: id.to_string(), forget_at: access_expires_at.unix_timestamp() + 1 }
 }
 
-/// The keys, and the sessions that ended since an answer with this watermark; all, without one.
-pub async fn told(auth: &Auth, watermark: Option<i64>) -> Result<GetJwksResponse, Error> {
+/// Up to where a reader has been told, as text `server/since` or `server/since/until/tx/session`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Cursor {
+    /// The run of the database server whose transactions these are.
+    server: i64,
+    /// The snapshot in which everything has been told; absent before the first list is complete.
+    since: Option<String>,
+    page: Option<Page>,
+}
+
+/// Up to where the list has been told that takes a reader on to another snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Page {
+    until: String,
+    after: (i64, Uuid),
+}
+
+impl Cursor {
+    /// `None` for what was never handed out.
+    fn parse(text: &str) -> Option<Self> {
+        if text.len() > MAX_CURSOR_BYTES {
+            return None;
+        }
+        let is_snapshot = |text: &&str| Snapshot::parse(text).is_some();
+        let mut parts = text.split('/');
+        let server = parts.next()?.parse().ok()?;
+        let since = match parts.next()? {
+            "" => None,
+            since => Some(Some(since).filter(is_snapshot)?.to_owned()),
+        };
+        let page = match parts.next() {
+            Some(until) => {
+                let until = Some(until).filter(is_snapshot)?.to_owned();
+                Some(Page { until, after: (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?) })
+            }
+            None => None,
+        };
+        parts.next().is_none().then_some(Self { server, since, page })
+    }
+
+    fn text(&self) -> String {
+        let Self { server, since, page } = self;
+        let since = since.as_deref().unwrap_or_default();
+        page.as_ref().map_or_else(
+            || format!("{server}/{since}"),
+            |Page { until, after: (tx, id) }| format!("{server}/{since}/{until}/{tx}/{id}"),
+        )
+    }
+}
+
+/// The keys, and the sessions that ended since an answer with this cursor; all, without one.
+pub async fn list(auth: &Auth, cursor: Option<&str>) -> Result<GetJwksResponse, Error> {
     let mut conn = auth.pool.acquire().await?;
-    let now = session::database_now(&mut conn).await?;
-    let since = match watermark {
-        Some(watermark) => from_watermark(watermark).min(now) - OVERLAP,
-        None => OffsetDateTime::UNIX_EPOCH,
+    let (server, snapshot) = session::snapshot(&mut conn).await?;
+    let cursor = cursor.and_then(Cursor::parse).filter(|cursor| cursor.server == server).unwrap_or(Cursor {
+        server,
+        since: None,
+        page: None,
+    });
+    let (until, after) = match &cursor.page {
+        Some(page) => (page.until.clone(), page.after),
+        None => (snapshot, (i64::MIN, Uuid::nil())),
     };
-    let ended = session::ended_since(&mut conn, since, auth.clock.now() - LEEWAY, MOST).await?;
-    // Where some are left, the next answer begins at the last of these, but never later than it would anyway.
-    let told_until = match ended.last() {
-        Some(last) if i64::try_from(ended.len()) == Ok(MOST) => (last.ended_at + OVERLAP).min(now),
-        Some(_) | None => now,
+    let ended = if cursor.since.as_ref() == Some(&until) {
+        // Nothing has been committed at all.
+        Vec::new()
+    } else {
+        let since = cursor.since.as_deref().and_then(Snapshot::parse).unwrap_or(Snapshot::EMPTY);
+        session::ended_since(&mut conn, &since, after, auth.clock.now() - LEEWAY, PAGE_SIZE).await?
+    };
+    let last = ended.last().filter(|_| i64::try_from(ended.len()) == Ok(PAGE_SIZE));
+    let next = match last {
+        Some(last) => Cursor { page: Some(Page { until, after: (last.tx, last.id) }), ..cursor },
+        None => Cursor { since: Some(until), page: None, ..cursor },
     };
     Ok(GetJwksResponse {
         keys: auth.signer.jwks().to_vec(),
-        ended_sessions: ended.iter().map(|ended| told_end(ended.id, ended.access_expires_at)).collect(),
-        watermark: to_watermark(told_until),
+        more: next.page.is_some(),
+        cursor: next.text(),
+        ended_sessions: ended.iter().map(|ended| message(ended.id, ended.access_expires_at)).collect(),
     })
 }
 
-/// Microseconds since the Unix epoch, by the database's clock.
-fn to_watermark(at: OffsetDateTime) -> i64 {
-    i64::try_from(at.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
-}
-
-/// Whatever number a caller sends is a time: one out of range is the nearest that is in it.
-fn from_watermark(watermark: i64) -> OffsetDateTime {
-    let nanos = i128::from(watermark.max(0)) * 1000;
-    OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap_or(LAST_YEAR)
-}
-
-/// 9999-01-01.
-const LAST_YEAR: OffsetDateTime = match OffsetDateTime::from_unix_timestamp(253_370_764_800) {
-    Ok(at) => at,
-    Err(_) => OffsetDateTime::UNIX_EPOCH,
-};
-
-/// Starts to keep our own verifier up to date; not ready before it once was.
+/// Starts to keep our own verifier up to date; not ready before it knows every session that ended.
 pub fn follow(auth: Arc<Auth>, process: &Process) {
-    let (stop, readiness) = (process.tasks.stopping(), process.readiness.clone());
+    let readiness = process.readiness.clone();
     readiness.set("keys", Need::Vital, false);
-    let ready = crate::database_ready(process);
-    process.tasks.spawn("revocation", async move {
-        ready.await;
-        let mut watermark = None;
-        // Slow answers do not make it ask less often.
-        let mut turns = tokio::time::interval(INTERVAL);
-        turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        loop {
-            tokio::select! {
-                _ = turns.tick() => {}
-                () = stop.cancelled() => return Ok(()),
+    let cursor = Arc::<Mutex<Option<String>>>::default();
+    worker::spawn(process, "revocation", POLL_INTERVAL, crate::database_up(process), move || {
+        let (auth, readiness, cursor) = (auth.clone(), readiness.clone(), cursor.clone());
+        async move {
+            let before = cursor.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let answer = list(&auth, before.as_deref()).await?;
+            *cursor.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer.cursor.clone());
+            let more = answer.more;
+            auth.revocations.verifier.update(answer);
+            if !more {
+                readiness.set("keys", Need::Vital, true);
             }
-            match told(&auth, watermark).await {
-                Ok(told) => {
-                    watermark = Some(told.watermark);
-                    auth.revocations.take_in(told);
-                    readiness.set("keys", Need::Vital, true);
-                }
-                Err(error) => tracing::debug!(%error, "ended sessions not read"),
-            }
+            Ok::<_, Error>(Round::more_if(more))
         }
     });
 }
@@ -127,11 +164,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_number_is_a_watermark() {
-        let at = OffsetDateTime::from_unix_timestamp_nanos(1_702_886_400_123_456_000).unwrap();
-        assert_eq!(from_watermark(to_watermark(at)), at);
-        assert_eq!(from_watermark(-1), OffsetDateTime::UNIX_EPOCH);
-        assert_eq!(from_watermark(i64::MIN), OffsetDateTime::UNIX_EPOCH);
-        assert_eq!(from_watermark(i64::MAX).year(), 9999);
+    fn a_cursor_comes_back_as_it_was_and_nonsense_does_not() {
+        let page = Page { until: "7:9:7,8".to_owned(), after: (7, Uuid::nil()) };
+        for since in [None, Some("5:6:".to_owned())] {
+            for page in [None, Some(page.clone())] {
+                let cursor = Cursor { server: 1_702_886_400_123_456, since: since.clone(), page };
+                assert_eq!(Cursor::parse(&cursor.text()), Some(cursor));
+            }
+        }
+        let long = format!("1/1:1:{}", "7,".repeat(MAX_CURSOR_BYTES));
+        for odd in ["", "1", "x/5:6:", "1/5:6", "1/5:6:/7:9:", "1/5:6:/7:9:/7/x", "1/5:6:/7:9:/7/", &long] {
+            assert_eq!(Cursor::parse(odd), None, "{odd}");
+        }
     }
 }

@@ -57,6 +57,8 @@ pub fn issue(auth: &Auth, id: &str, secret: &SecretString) -> Result<(SecretStri
         jti: Uuid::new_v4(),
         iat: now,
         exp: now + LIFETIME.whole_seconds(),
+        nbf: None,
+        socket_exp: None,
     };
     Ok((auth.signer.sign(Kind::Access, &claims)?, LIFETIME.whole_seconds()))
 }

@@ -18,8 +18,10 @@ use crate::{
 
 /// Active sessions of one user; one more ends the one that was not used for the longest time.
 pub const MOST: i64 = 100;
-/// How soon a ticket must be used, as the gateway sees to. Seconds.
-pub const TICKET_LIFETIME: i64 = 30;
+/// How soon a ticket must be used. Seconds.
+const TICKET_LIFETIME: i64 = 30;
+/// How long after its end a used ticket is remembered: the clocks of replicas may differ.
+pub const USED_TICKET_TTL: Duration = Duration::minutes(5);
 /// What is kept of a user agent. Characters.
 const LONGEST_USER_AGENT: usize = 256;
 
@@ -44,6 +46,8 @@ pub struct Grant {
     pub access_for: Duration,
     pub refresh_token: SecretString,
     pub refresh_for: Duration,
+    /// After a sign-in alone.
+    pub device_token: Option<SecretString>,
 }
 
 /// Signs what `account` has earned at `now` in this session.
@@ -57,7 +61,8 @@ pub fn grant(
 ) -> Result<Grant, Error> {
     let access_token = auth.signer.sign(Kind::Access, &claims(&account, sid, now, auth.lifetimes.access))?;
     let refresh_token = refresh_token.text();
-    Ok(Grant { account, access_token, access_for: auth.lifetimes.access, refresh_token, refresh_for })
+    let access_for = auth.lifetimes.access;
+    Ok(Grant { account, access_token, access_for, refresh_token, refresh_for, device_token: None })
 }
 
 fn claims(account: &Account, sid: Uuid, now: OffsetDateTime, lifetime: Duration) -> Claims {
@@ -76,6 +81,8 @@ fn claims(account: &Account, sid: Uuid, now: OffsetDateTime, lifetime: Duration)
         jti: Uuid::new_v4(),
         iat,
         exp: iat + lifetime.whole_seconds(),
+        nbf: None,
+        socket_exp: None,
     }
 }
 
@@ -98,7 +105,7 @@ pub async fn revoke(auth: &Auth, caller: &Caller, id: &str) -> Result<(), Error>
     let mut conn = auth.pool.acquire().await?;
     let ended = session::end(&mut conn, caller.user_id(), id, auth.clock.now()).await?;
     let ended = ended.ok_or(Error::NotFound("session"))?;
-    auth.revocations.note(auth, &[ended]);
+    auth.revocations.note(&[ended]);
     Ok(())
 }
 
@@ -107,7 +114,7 @@ pub async fn revoke(auth: &Auth, caller: &Caller, id: &str) -> Result<(), Error>
 pub async fn logout(auth: &Auth, caller: &Caller) -> Result<(), Error> {
     let mut conn = auth.pool.acquire().await?;
     let ended = session::end(&mut conn, caller.user_id(), caller.claims.sid, auth.clock.now()).await?;
-    auth.revocations.note(auth, ended.as_slice());
+    auth.revocations.note(ended.as_slice());
     Ok(())
 }
 
@@ -116,15 +123,42 @@ pub async fn logout(auth: &Auth, caller: &Caller) -> Result<(), Error> {
 pub async fn logout_all(auth: &Auth, caller: &Caller) -> Result<(), Error> {
     let mut conn = auth.pool.acquire().await?;
     let ended = session::end_all(&mut conn, caller.user_id(), None).await?;
-    auth.revocations.note(auth, &ended);
+    auth.revocations.note(&ended);
     Ok(())
 }
 
-/// A ticket that says what the caller's access token says, for as long, and opens a socket.
+/// A ticket for one socket, which may live for as long as the caller's access token, and how many seconds it is good.
 #[tracing::instrument(name = "auth.ws_ticket", skip_all)]
-pub fn ticket(auth: &Auth, caller: &Caller) -> Result<SecretString, Error> {
-    let claims = Claims { iat: auth.clock.unix(), jti: Uuid::new_v4(), ..(*caller.claims).clone() };
-    Ok(auth.signer.sign(Kind::WsTicket, &claims)?)
+pub fn ticket(auth: &Auth, caller: &Caller) -> Result<(SecretString, i64), Error> {
+    let (now, socket_exp) = (auth.clock.unix(), caller.claims.exp);
+    let exp = socket_exp.min(now + TICKET_LIFETIME);
+    let claims = Claims { exp, socket_exp: Some(socket_exp), ..reissued(caller, now) };
+    Ok((auth.signer.sign(Kind::WsTicket, &claims)?, exp - now))
+}
+
+/// Exchanges a ticket, once, for a token that reads its user's events, and how many seconds that is good. The database
+/// is the judge: a ticket that was used anywhere is refused everywhere.
+#[tracing::instrument(name = "auth.redeem_ws_ticket", skip_all)]
+pub async fn redeem_ticket(auth: &Auth, ticket: &Caller) -> Result<(SecretString, i64), Error> {
+    let now = auth.clock.now();
+    let exp = ticket.claims.socket_exp.unwrap_or_default();
+    if exp <= now.unix_timestamp() {
+        return Err(Error::SessionExpired);
+    }
+    let mut conn = auth.pool.acquire().await?;
+    // It was good a moment ago, and is not for longer than this.
+    let expires_at = now + Duration::seconds(TICKET_LIFETIME);
+    if !session::use_ticket(&mut conn, ticket.claims.jti, expires_at).await? {
+        return Err(Error::TicketUsed);
+    }
+    let iat = now.unix_timestamp();
+    let claims = Claims { exp, socket_exp: None, ..reissued(ticket, iat) };
+    Ok((auth.signer.sign(Kind::Socket, &claims)?, exp - iat))
+}
+
+/// The claims of a caller in another token.
+fn reissued(caller: &Caller, iat: i64) -> Claims {
+    Claims { iat, jti: Uuid::new_v4(), nbf: None, ..(*caller.claims).clone() }
 }
 
 #[cfg(test)]

@@ -5,7 +5,10 @@ use std::{collections::HashMap, net::SocketAddr, time::Duration};
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
 use secrecy::{ExposeSecret as _, SecretString};
-use shoppee_kit::settings::{self, Common, Environment};
+use shoppee_kit::{
+    caller::MAX_TOKEN_LIFETIME,
+    settings::{self, Common, Environment},
+};
 
 use crate::{
     account::{Email, Password, Username},
@@ -18,8 +21,14 @@ pub const EXAMPLE_SECRET: &str = "change-me-change-me-change-me-change-me";
 const SHORTEST_SECRET: usize = 32;
 /// Characters, outside development: beyond guessing at any rate.
 const SHORTEST_CLIENT_SECRET: usize = 16;
+/// Characters of the first admin's password, outside development: the account can do everything.
+const MIN_ADMIN_PASSWORD: usize = 12;
+/// What secrets of examples contain, in any case: refused outside development.
+const EXAMPLE_MARKS: [&str; 2] = ["change-me", "changeme"];
+/// Verifiers refuse a token that is good for longer.
+const MAX_ACCESS_TOKEN_TTL: Duration = Duration::from_secs(MAX_TOKEN_LIFETIME.unsigned_abs());
 /// Keeps every time that is computed from a lifetime within what a database can store.
-const LONGEST_LIFETIME: Duration = Duration::from_hours(10 * 366 * 24);
+const MAX_REFRESH_TOKEN_TTL: Duration = Duration::from_hours(10 * 366 * 24);
 
 /// Accounts, sessions and tokens of the shop
 #[derive(Clone, Debug, Parser)]
@@ -46,7 +55,7 @@ pub struct Settings {
     /// The JWT_SECRET before this one: what it signed stays good
     #[arg(long, env = "JWT_SECRET_PREVIOUS", hide_env_values = true)]
     pub jwt_secret_previous: Option<SecretString>,
-    /// How long an access token is good
+    /// How long an access token is good; at most 7d
     #[arg(long, env = "ACCESS_TOKEN_TTL", default_value = "24h", value_parser = settings::duration)]
     pub access_token_ttl: Duration,
     /// How long a session goes on without being refreshed
@@ -109,7 +118,7 @@ impl Settings {
         let secret = secret.expose_secret();
         ensure!(secret.len() >= SHORTEST_SECRET, "{name} is shorter than {SHORTEST_SECRET} bytes");
         ensure!(
-            secret != EXAMPLE_SECRET || self.is_development(),
+            !is_example(secret) || self.is_development(),
             "{name} is the example value; set one of your own, as from `openssl rand -base64 48`"
         );
         Ok(())
@@ -117,15 +126,15 @@ impl Settings {
 
     /// How long access and refresh tokens are good.
     pub fn lifetimes(&self) -> anyhow::Result<(time::Duration, time::Duration)> {
-        let lifetime = |name: &str, given: Duration| {
-            let sound = (Duration::from_secs(1)..=LONGEST_LIFETIME).contains(&given);
-            ensure!(sound, "{name} is not between 1s and 10 years");
+        let lifetime = |name: &str, given: Duration, max: Duration, max_text: &str| {
+            let is_valid = (Duration::from_secs(1)..=max).contains(&given);
+            ensure!(is_valid, "{name} is not between 1s and {max_text}");
             // Claims count whole seconds.
             time::Duration::try_from(Duration::from_secs(given.as_secs())).context(name.to_owned())
         };
         Ok((
-            lifetime("ACCESS_TOKEN_TTL", self.access_token_ttl)?,
-            lifetime("REFRESH_TOKEN_TTL", self.refresh_token_ttl)?,
+            lifetime("ACCESS_TOKEN_TTL", self.access_token_ttl, MAX_ACCESS_TOKEN_TTL, "7 days")?,
+            lifetime("REFRESH_TOKEN_TTL", self.refresh_token_ttl, MAX_REFRESH_TOKEN_TTL, "10 years")?,
         ))
     }
 
@@ -141,6 +150,14 @@ impl Settings {
                     "ADMIN_USERNAME, ADMIN_EMAIL and ADMIN_PASSWORD belong together: set all three or none"
                 ),
             };
+        if !self.is_development() {
+            let password = password.expose_secret();
+            ensure!(!is_example(password), "ADMIN_PASSWORD is the example value; set one of your own");
+            ensure!(
+                password.chars().count() >= MIN_ADMIN_PASSWORD,
+                "ADMIN_PASSWORD has less than {MIN_ADMIN_PASSWORD} characters"
+            );
+        }
         let wrong = |name: &'static str| move |why| anyhow::anyhow!("{name} {why}");
         Ok(Some(FirstAdmin {
             username: Username::parse(username).map_err(wrong("ADMIN_USERNAME"))?,
@@ -164,6 +181,10 @@ impl Settings {
                 secret.chars().count() >= SHORTEST_CLIENT_SECRET || self.is_development(),
                 "SERVICE_CLIENTS has a secret of less than {SHORTEST_CLIENT_SECRET} characters for {id}"
             );
+            ensure!(
+                !is_example(secret) || self.is_development(),
+                "SERVICE_CLIENTS has the example value as the secret of {id}; set one of your own"
+            );
             let before = secrets.insert(id.to_owned(), SecretString::from(secret));
             ensure!(before.is_none(), "SERVICE_CLIENTS names {id} twice");
         }
@@ -173,6 +194,11 @@ impl Settings {
     fn is_development(&self) -> bool {
         self.common.shoppee_env == Environment::Development
     }
+}
+
+fn is_example(secret: &str) -> bool {
+    let secret = secret.to_lowercase();
+    EXAMPLE_MARKS.iter().any(|mark| secret.contains(mark))
 }
 
 /// A variable that is set to nothing, as Compose does it, is not set.
@@ -233,8 +259,17 @@ mod tests {
         );
         assert!(with(&["--admin-username", "", "--admin-password", ""]).unwrap().is_none());
         assert!(with(&whole[..4]).unwrap_err().to_string().contains("belong together"));
-        let weak = with(&[&whole[..], &["horse"]].concat()).unwrap_err().to_string();
-        assert_eq!(weak, "ADMIN_PASSWORD must have 8 to 256 characters");
+        let refusal = |password, more: &[&str]| {
+            with(&[&whole[..], &[password], more].concat()).unwrap_err().to_string()
+        };
+        let development = ["--shoppee-env", "development"];
+        assert_eq!(refusal("horse", &development), "ADMIN_PASSWORD must have 8 to 256 characters");
+        assert_eq!(refusal("11 char pwd", &[]), "ADMIN_PASSWORD has less than 12 characters");
+        for example in ["change-me", "Change-Me-2026", "please changeme now"] {
+            let line = refusal(example, &[]);
+            assert_eq!(line, "ADMIN_PASSWORD is the example value; set one of your own", "{example}");
+            assert!(with(&[&whole[..], &[example], &development].concat()).is_ok(), "{example}");
+        }
     }
 
     #[test]
@@ -252,6 +287,8 @@ mod tests {
             assert!(error.starts_with("SERVICE_CLIENTS"), "{error}");
         }
         assert!(with("order=short", &["--shoppee-env", "development"]).is_ok());
+        let example = with("order=change-me-change-me", &[]).unwrap_err().to_string();
+        assert!(example.starts_with("SERVICE_CLIENTS has the example value"), "{example}");
     }
 
     #[test]
@@ -261,6 +298,7 @@ mod tests {
         assert_eq!((access.whole_seconds(), refresh.whole_days()), (90, 30));
         for (flag, value) in [
             ("--access-token-ttl", "0s"),
+            ("--access-token-ttl", "8d"),
             ("--refresh-token-ttl", "10ms"),
             ("--refresh-token-ttl", "99years"),
         ] {

@@ -1,75 +1,114 @@
 //! Signing in, and trying passwords at all.
 //!
 //! A try is counted before anything is hashed, and under the account, however its owner is spelt; an unknown
-//! name is counted and hashed like any other, so that nothing tells whether it exists.
+//! name is counted and hashed like any other, so that nothing tells whether it exists. A device that has signed in to
+//! the account before has tries of its own ([`crate::device`]): wrong passwords from elsewhere do not lock it out.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use sha2::{Digest as _, Sha256};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
     Auth,
     account::{LoginName, Password},
+    device::DeviceToken,
     error::Error,
     password::Verdict,
     session::{self, Grant},
     store::{
         account::{self, Credentials},
-        password_try::{self, Counted, Subject},
+        password_try::{self, Counted},
         session as sessions,
     },
     token::RefreshToken,
 };
 
-/// Tries of one account's password within [`WINDOW`] (contract §3).
-pub const MOST_TRIES: i64 = 10;
+/// Tries of an account's password within [`WINDOW`]: by all devices together that never signed in to it, and by each
+/// device that did (contract §3).
+pub const MAX_TRIES: i64 = 10;
 pub const WINDOW: Duration = Duration::from_mins(1);
+/// How often it is attempted to give a try back that was not made: for a part of [`WINDOW`], in which it counts.
+const GIVE_BACK_ATTEMPTS: u32 = 10;
+const GIVE_BACK_DELAY: Duration = Duration::from_secs(1);
 
-/// Begins a session.
+/// Begins a session. `device_token` is what an earlier sign-in gave this device.
 #[tracing::instrument(name = "auth.login", skip_all)]
 pub async fn sign_in(
     auth: &Auth,
     name: &LoginName,
     password: Password,
     user_agent: &str,
+    device_token: Option<&str>,
 ) -> Result<Grant, Error> {
-    let (known, tried) = {
+    let presented = device_token.and_then(|text| auth.devices.verify(text));
+    let (known, device, tried) = {
         let mut conn = auth.pool.acquire().await?;
         let known = account::credentials_of(&mut conn, name).await?;
-        let subject = known.as_ref().map_or_else(|| nobody(name), |known| somebody(known.id));
+        let device = presented
+            .filter(|token| known.as_ref().is_some_and(|known| token.is_valid_for(known, auth.clock.now())))
+            .map(|token| token.device);
+        let subject = match (&known, device) {
+            (Some(known), Some(device)) => Subject::device(known.id, device),
+            (Some(known), None) => Subject::account(known.id),
+            (None, _) => Subject::unknown(name),
+        };
         let tried = Try::count(&mut conn, subject).await?;
-        (known, tried)
+        (known, device, tried)
     };
     let stored = known.as_ref().map(|known| known.password_hash.clone());
-    let verdict = auth.hasher.verify(password, stored).await?;
-    match (known, verdict) {
-        (Some(known), Verdict::Right) => admit(auth, &known, &tried, None, user_agent).await,
-        (Some(known), Verdict::RightButWeak(anew)) => {
-            admit(auth, &known, &tried, Some(&anew), user_agent).await
-        }
-        (_, Verdict::Wrong) | (None, _) => Err(Error::InvalidCredentials),
-    }
+    let verdict = tried.verify(auth, password, stored).await?;
+    let (known, rehashed) = match (known, verdict) {
+        (Some(known), Verdict::Right) => (known, None),
+        (Some(known), Verdict::RightButWeak(anew)) => (known, Some(anew)),
+        (_, Verdict::Wrong) | (None, _) => return Err(Error::InvalidCredentials),
+    };
+    // A device stays the same one: signing in often earns it no more tries.
+    let device = device.unwrap_or_else(Uuid::new_v4);
+    admit(auth, &known, &tried, rehashed.as_deref(), user_agent, device).await
 }
 
 /// Counts a try of the caller's own password, then makes it. What was checked, where it was right, and the
-/// try to give back.
+/// try to give back. A caller who is signed in has ten tries apart from those of sign-ins.
 pub async fn try_own(auth: &Auth, user_id: i64, password: Password) -> Result<(Credentials, Try), Error> {
     let (known, tried) = {
         let mut conn = auth.pool.acquire().await?;
-        let tried = Try::count(&mut conn, somebody(user_id)).await?;
+        let tried = Try::count(&mut conn, Subject::signed_in(user_id)).await?;
         (account::credentials(&mut conn, user_id).await?.ok_or(Error::NotFound("user"))?, tried)
     };
-    match auth.hasher.verify(password, Some(known.password_hash.clone())).await? {
+    match tried.verify(auth, password, Some(known.password_hash.clone())).await? {
         Verdict::Right | Verdict::RightButWeak(_) => Ok((known, tried)),
         Verdict::Wrong => Err(Error::InvalidCredentials),
     }
 }
 
+/// Whether `password` is the one of an account that nobody has signed in to here. The try counts as one to sign in.
+pub async fn is_password_of(
+    auth: &Auth,
+    user_id: i64,
+    password: Password,
+    stored: String,
+) -> Result<bool, Error> {
+    let tried = Try::count(auth.pool.acquire().await?.as_mut(), Subject::account(user_id)).await?;
+    match tried.verify(auth, password, Some(stored)).await? {
+        Verdict::Right | Verdict::RightButWeak(_) => {
+            tried.give_back(auth.pool.acquire().await?.as_mut()).await?;
+            Ok(true)
+        }
+        Verdict::Wrong => Ok(false),
+    }
+}
+
 /// A try that was counted.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Try {
     subject: Subject,
     at: OffsetDateTime,
@@ -77,24 +116,87 @@ pub struct Try {
 
 impl Try {
     async fn count(conn: &mut PgConnection, subject: Subject) -> Result<Self, Error> {
-        match password_try::count(conn, &subject, MOST_TRIES, WINDOW).await? {
+        match password_try::count(conn, &subject.0, MAX_TRIES, WINDOW).await? {
             Counted::Let(at) => Ok(Self { subject, at }),
             Counted::Refused(retry_after) => Err(Error::TooManyAttempts { retry_after }),
         }
     }
 
+    /// Compares the password. A try that never came to be hashed, because too many were or the caller left, does not
+    /// count.
+    async fn verify(
+        &self,
+        auth: &Auth,
+        password: Password,
+        stored: Option<String>,
+    ) -> Result<Verdict, Error> {
+        let made = Arc::new(AtomicBool::new(false));
+        let _given_back =
+            GiveBackUnlessMade { made: made.clone(), tried: self.clone(), pool: auth.pool.clone() };
+        Ok(auth.hasher.verify(password, stored, made).await?)
+    }
+
     /// For one that was right.
     pub async fn give_back(&self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-        password_try::give_back(conn, &self.subject, self.at).await
+        password_try::give_back(conn, &self.subject.0, self.at).await
     }
 }
 
-fn somebody(user_id: i64) -> Subject {
-    Sha256::digest(format!("account {user_id}")).into()
+/// Gives a try back when dropped before it was made, also where the caller hung up.
+struct GiveBackUnlessMade {
+    made: Arc<AtomicBool>,
+    tried: Try,
+    pool: PgPool,
 }
 
-fn nobody(name: &LoginName) -> Subject {
-    Sha256::digest(format!("name {}", name.as_str())).into()
+impl Drop for GiveBackUnlessMade {
+    fn drop(&mut self) {
+        if self.made.load(Ordering::Acquire) {
+            return;
+        }
+        let (pool, tried) = (self.pool.clone(), self.tried.clone());
+        // Not in the caller's time: what sheds a hash may keep the database busy too.
+        tokio::spawn(async move {
+            for _ in 0..GIVE_BACK_ATTEMPTS {
+                let given_back = async { tried.give_back(pool.acquire().await?.as_mut()).await };
+                match given_back.await {
+                    Ok(()) => return,
+                    Err(error) => tracing::debug!(%error, "a try that was not made is not given back yet"),
+                }
+                tokio::time::sleep(GIVE_BACK_DELAY).await;
+            }
+        });
+    }
+}
+
+/// Whose tries are counted together.
+#[derive(Clone, Copy, Debug)]
+struct Subject([u8; 32]);
+
+impl Subject {
+    /// Devices that never signed in to the account, all of them together.
+    fn account(user_id: i64) -> Self {
+        Self::of(&format!("account {user_id}"))
+    }
+
+    /// A device that did.
+    fn device(user_id: i64, device: Uuid) -> Self {
+        Self::of(&format!("device {user_id} {device}"))
+    }
+
+    /// All sessions of the account.
+    fn signed_in(user_id: i64) -> Self {
+        Self::of(&format!("signed in {user_id}"))
+    }
+
+    /// A name that no account has.
+    fn unknown(name: &LoginName) -> Self {
+        Self::of(&format!("name {}", name.as_str()))
+    }
+
+    fn of(text: &str) -> Self {
+        Self(Sha256::digest(text).into())
+    }
 }
 
 /// Begins the session of somebody whose password was right, unless the account has changed since it was read.
@@ -104,6 +206,7 @@ async fn admit(
     tried: &Try,
     rehashed: Option<&str>,
     user_agent: &str,
+    device: Uuid,
 ) -> Result<Grant, Error> {
     let now = auth.clock.now();
     let (sid, refresh_token) = (Uuid::now_v7(), RefreshToken::random()?);
@@ -128,10 +231,17 @@ async fn admit(
     let surplus = sessions::end_surplus(&mut tx, account.id, session::MOST).await?;
     tried.give_back(&mut tx).await?;
     tx.commit().await?;
-    auth.revocations.note(auth, &surplus);
+    auth.revocations.note(&surplus);
     if let Some(password_hash) = rehashed {
         let mut conn = auth.pool.acquire().await?;
         account::rehash(&mut conn, known.id, known.password_version, password_hash).await?;
     }
-    session::grant(auth, account, sid, &refresh_token, auth.lifetimes.refresh, now)
+    let device_token = auth.devices.sign(&DeviceToken {
+        user_id: account.id,
+        password_version: account.password_version,
+        issued_at: now.unix_timestamp(),
+        device,
+    });
+    let grant = session::grant(auth, account, sid, &refresh_token, auth.lifetimes.refresh, now)?;
+    Ok(Grant { device_token: Some(device_token), ..grant })
 }

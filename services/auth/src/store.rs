@@ -5,4 +5,5 @@
 
 pub mod account;
 pub mod password_try;
+pub mod registration_key;
 pub mod session;

@@ -70,7 +70,7 @@ fn derive(secret: &SecretString) -> SigningKey {
 }
 
 /// HKDF-SHA256 (RFC 5869) to 32 bytes.
-fn expand(salt: Option<&[u8]>, secret: &[u8], info: &[u8]) -> [u8; 32] {
+pub fn expand(salt: Option<&[u8]>, secret: &[u8], info: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
     // It fails only for more than 255 times the hash's length.
     let expanded = Hkdf::<Sha256>::new(salt, secret).expand(info, &mut out);

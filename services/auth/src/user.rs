@@ -38,7 +38,7 @@ pub async fn change_password(
     let ended = session::end_all(&mut tx, known.id, Some(caller.claims.sid)).await?;
     tried.give_back(&mut tx).await?;
     tx.commit().await?;
-    auth.revocations.note(auth, &ended);
+    auth.revocations.note(&ended);
     Ok(())
 }
 
@@ -89,7 +89,7 @@ pub async fn update(auth: &Auth, id: i64, change: &Change) -> Result<Account, Er
     account::set_role_and_disabled(&mut tx, id, role, disabled).await?;
     let ended = session::end_all(&mut tx, id, None).await?;
     tx.commit().await?;
-    auth.revocations.note(auth, &ended);
+    auth.revocations.note(&ended);
     (account.role, account.disabled) = (role, disabled);
     Ok(account)
 }

@@ -15,12 +15,20 @@ use tonic::{
 
 use crate::{caller::authorize, pool::Pool, status, telemetry};
 
-/// A peer on the same network that does not accept within this is not there.
-const CONNECT: Duration = Duration::from_secs(1);
+/// A peer whose kernel does not accept within this is not there: the round trip takes a millisecond, and a call has time
+/// for a second address.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
+/// A handshake needs the processor of the peer, which may be busy.
+pub(crate) const TLS_TIMEOUT: Duration = Duration::from_secs(1);
+/// The longest a token is waited for.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(1);
+/// The largest answer a client takes: 100 products with 10 000 characters of description and 16 KiB of attributes each,
+/// which are above the 4 MiB of tonic.
+pub const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 /// How soon a peer that vanished without a word is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-/// A channel that connects when first used, and again when broken.
+/// A channel in plain text that connects when first used, and again when broken.
 pub fn channel(url: &str) -> anyhow::Result<Channel> {
     Ok(endpoint(url)?.connect_lazy())
 }
@@ -29,7 +37,7 @@ pub fn channel(url: &str) -> anyhow::Result<Channel> {
 pub fn endpoint(url: &str) -> anyhow::Result<Endpoint> {
     Ok(Endpoint::from_shared(url.to_owned())
         .with_context(|| format!("not a URL: {url}"))?
-        .connect_timeout(CONNECT)
+        .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .keep_alive_while_idle(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
@@ -115,11 +123,11 @@ impl ServiceToken {
         let issuing = self.auth.call(
             || true,
             |member| {
-                let request = request(message.clone(), None, CONNECT);
+                let request = request(message.clone(), None, TOKEN_TIMEOUT);
                 async move { AuthServiceClient::new(member.channel()).issue_service_token(request).await }
             },
         );
-        let issued = within(CONNECT, issuing).await?.into_inner();
+        let issued = within(TOKEN_TIMEOUT, issuing).await?.into_inner();
         let life = Duration::from_secs(u64::try_from(issued.expires_in).unwrap_or_default());
         let token = Arc::new(SecretString::from(issued.access_token));
         *held = Some(Held { token: token.clone(), renew_at: Instant::now() + life / 2 });

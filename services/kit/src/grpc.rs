@@ -28,10 +28,11 @@ use tower::{Layer, Service};
 use tracing::Span;
 
 use crate::{
-    caller::{Identity, Kind, TokenError, Verifier, bearer},
+    caller::{Identity, TokenError, Verifier, bearer},
     process::Process,
     status,
     telemetry::{self, Trace},
+    tls::incoming::incoming,
 };
 
 /// How long a caller waits at most, where it names no shorter time: 503 within 2.5 s is promised at the edge.
@@ -46,7 +47,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Metadata: a token, a trace, an idempotency key.
 const HEADERS: u32 = 16 * 1024;
 
-/// Starts to serve `routes` on `addr`; with `reflection`, grpcurl needs no `.proto` files.
+/// Starts to serve `routes` on `addr`, over TLS where the process has a certificate; with `reflection`, grpcurl needs no `.proto` files.
 pub async fn serve(
     addr: SocketAddr,
     routes: Routes,
@@ -56,8 +57,6 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let listener =
         tokio::net::TcpListener::bind(addr).await.with_context(|| format!("LISTEN_ADDR {addr}"))?;
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-
     let (health, health_service) = tonic_health::server::health_reporter();
     let mut serving = process.readiness.serving();
     let stop = process.tasks.stopping();
@@ -90,11 +89,20 @@ pub async fn serve(
         .http2_max_header_list_size(HEADERS)
         .layer(CallLayer { verifier, process: process.clone() })
         .add_routes(routes);
-    let stop = process.tasks.stopping();
-    process.tasks.spawn("grpc", async move {
-        server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await?;
-        Ok(())
-    });
+    let stop = process.tasks.stopping().cancelled_owned();
+    if let Some(config) = process.tls.server() {
+        let incoming = incoming(listener, config, &process.tasks);
+        process.tasks.spawn("grpc", async move {
+            server.serve_with_incoming_shutdown(incoming, stop).await?;
+            Ok(())
+        });
+    } else {
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        process.tasks.spawn("grpc", async move {
+            server.serve_with_incoming_shutdown(incoming, stop).await?;
+            Ok(())
+        });
+    }
     Ok(())
 }
 
@@ -192,11 +200,7 @@ fn identify(verifier: &Verifier, headers: &http::HeaderMap) -> Result<crate::cal
         return Err(TokenError::Missing);
     };
     let token = value.to_str().ok().and_then(bearer).filter(|_| values.next().is_none());
-    let token = token.ok_or(TokenError::Invalid)?;
-    match verifier.verify(token, Kind::Access) {
-        Err(TokenError::Invalid) => verifier.verify(token, Kind::WsTicket),
-        identity => identity,
-    }
+    verifier.verify_any(token.ok_or(TokenError::Invalid)?)
 }
 
 /// How long the caller waits, as its `grpc-timeout` says: digits and a unit.

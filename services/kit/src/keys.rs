@@ -3,64 +3,79 @@
 //! second; there is nothing between that could lose a message. While auth is away no session can end, and what was
 //! known stays in force.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use shoppee_proto::auth::v1::{GetJwksRequest, auth_service_client::AuthServiceClient};
-use tokio::{sync::broadcast, time::MissedTickBehavior};
+use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
 
 use crate::{
     caller::Verifier,
     client,
     pool::Pool,
+    process::Process,
     readiness::{Need, Readiness},
-    tasks::Tasks,
+    worker::{self, Round},
 };
 
 /// The end of a session must show within a second: this, a round trip, and room for a slow machine.
-const INTERVAL: Duration = Duration::from_millis(200);
-const PATIENCE: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+const POLL_TIMEOUT: Duration = Duration::from_secs(1);
+/// The same until the list is complete: a page of it is large.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Starts to follow; what ends is sent to `ended`.
-pub fn follow(
-    tasks: &Tasks,
-    readiness: &Readiness,
-    auth: Arc<Pool>,
-    verifier: Arc<Verifier>,
-    ended: broadcast::Sender<Uuid>,
-) {
-    let (stop, readiness) = (tasks.stopping(), readiness.clone());
-    // Without keys nothing can be verified; once they are here, auth may go and come.
-    readiness.set("keys", Need::Vital, false);
-    tasks.spawn("keys", async move {
-        let mut watermark = None;
-        // Slow answers do not make it ask less often.
-        let mut turns = tokio::time::interval(INTERVAL);
-        turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        loop {
-            tokio::select! {
-                _ = turns.tick() => {}
-                () = stop.cancelled() => return Ok(()),
-            }
-            let asking = auth.call(
-                || true,
-                |member| {
-                    let request = client::request(GetJwksRequest { watermark }, None, PATIENCE);
-                    async move { AuthServiceClient::new(member.channel()).get_jwks(request).await }
-                },
-            );
-            match client::within(PATIENCE, asking).await {
-                Ok(told) => {
-                    let told = told.into_inner();
-                    watermark = Some(told.watermark);
-                    for sid in verifier.update(told) {
-                        // No receiver: a process without sockets.
-                        let _ = ended.send(sid);
-                    }
-                    readiness.set("keys", Need::Vital, true);
-                }
-                Err(error) => tracing::debug!(code = ?error.code(), "keys not refreshed"),
-            }
-        }
+/// What the auth service has said so far.
+#[derive(Debug, Default)]
+struct Progress {
+    cursor: Option<String>,
+    /// Whether the list was complete once.
+    complete: bool,
+}
+
+/// Starts to follow; what ends is sent to `ended`. The process is not ready before it knows every session that ended.
+pub fn follow(process: &Process, auth: Arc<Pool>, verifier: Arc<Verifier>, ended: broadcast::Sender<Uuid>) {
+    // Once keys and sessions are here, auth may go and come.
+    process.readiness.set("keys", Need::Vital, false);
+    let (readiness, progress) = (process.readiness.clone(), Arc::<Mutex<Progress>>::default());
+    worker::spawn(process, "keys", POLL_INTERVAL, watch::channel(true).1, move || {
+        let (auth, verifier, ended) = (auth.clone(), verifier.clone(), ended.clone());
+        let (readiness, progress) = (readiness.clone(), progress.clone());
+        async move { poll(&auth, &verifier, &ended, &readiness, &progress).await }
     });
+}
+
+async fn poll(
+    auth: &Pool,
+    verifier: &Verifier,
+    ended: &broadcast::Sender<Uuid>,
+    readiness: &Readiness,
+    progress: &Mutex<Progress>,
+) -> Result<Round, tonic::Code> {
+    let (cursor, timeout) = {
+        let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+        (progress.cursor.clone(), if progress.complete { POLL_TIMEOUT } else { LOAD_TIMEOUT })
+    };
+    let asking = auth.call(
+        || true,
+        |member| {
+            let request = client::request(GetJwksRequest { cursor: cursor.clone() }, None, timeout);
+            async move { AuthServiceClient::new(member.channel()).get_jwks(request).await }
+        },
+    );
+    let answer = client::within(timeout, asking).await.map_err(|status| status.code())?.into_inner();
+    let (cursor, more) = (answer.cursor.clone(), answer.more);
+    for sid in verifier.update(answer) {
+        // No receiver: a process without sockets.
+        let _ = ended.send(sid);
+    }
+    let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+    progress.cursor = Some(cursor);
+    if !more && !progress.complete {
+        progress.complete = true;
+        readiness.set("keys", Need::Vital, true);
+    }
+    Ok(Round::more_if(more))
 }

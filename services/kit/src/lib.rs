@@ -4,7 +4,8 @@
 //!   [`probe`] asks it
 //! - [`worker`]: periodic work with the time of its last success; [`age`]: the time since a success, as a gauge;
 //!   [`log_throttle`]: one line a minute of a lasting failure
-//! - [`settings`], [`telemetry`], [`clock`]: what a process starts with
+//! - [`secret_files`]: a secret setting by file; [`tls`]: certificates, and why a TLS connection fails
+//! - [`settings`], [`telemetry`], [`clock`]: what a process starts with; [`resources`]: the memory it uses
 //! - [`idempotency`]: keys that make a write safe to repeat
 //! - [`caller`]: who calls, from a verified token; [`keys`] keeps what verifying needs up to date
 //! - [`grpc`]: the server's layers; [`client`]: calls to other services, over a [`pool`] of connections; [`status`]: errors
@@ -29,10 +30,15 @@ pub mod probe;
 pub mod process;
 pub mod readiness;
 pub mod redis;
+pub mod resources;
+mod revocation_list;
+pub mod secret_files;
 pub mod settings;
 pub mod status;
 pub mod tasks;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod tls;
+mod token_header;
 pub mod worker;

@@ -1,6 +1,6 @@
 //! What operators ask a process over HTTP: `/metrics`, `/healthz`, `/readyz`; of a service on METRICS_ADDR.
 //!
-//! `/readyz` is for people and alerts: 503 as soon as any dependency is away. A load balancer asks
+//! `/readyz` is for people and alerts: 503 as soon as any dependency is away, with the reason for each. A load balancer asks
 //! `/readyz?need=vital`: taking a process out because Redis is away would turn a slower shop into none.
 
 use std::net::SocketAddr;
@@ -39,7 +39,7 @@ async fn metrics() -> impl IntoResponse {
 #[expect(clippy::unused_async, reason = "a handler")]
 async fn ready(RawQuery(asked): RawQuery, readiness: Readiness) -> impl IntoResponse {
     let vital = asked.is_some_and(|asked| asked == "need=vital");
-    let missing = if vital { readiness.missing_vital() } else { readiness.missing() };
+    let missing = readiness.missing_with_reasons(vital);
     if missing.is_empty() {
         (StatusCode::OK, "ready\n".to_owned())
     } else {

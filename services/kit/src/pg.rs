@@ -5,33 +5,46 @@
 //! `timeout`.
 
 use std::{
-    str::FromStr as _,
-    time::{Duration, Instant},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
-use futures_util::future::join_all;
 use secrecy::ExposeSecret as _;
 use sqlx::{
-    PgPool,
+    AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection, PgPool,
     migrate::{MigrateError, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
 use crate::{
-    readiness::{Need, Readiness},
+    log_throttle::LogThrottle,
+    readiness::{Down, Need, Readiness},
     settings::Postgres,
     tasks::Tasks,
 };
 
+mod class;
+mod health;
+mod options;
+
+pub use class::{Class, Consequence};
+use health::{Demotion, Health};
+
 /// Acquiring must fail before the caller's deadline of 2 s does.
 const ACQUIRE: Duration = Duration::from_millis(1500);
-/// Set on each connection. No statement of ours takes a tenth of it; a lock is waited for as long as an answer may take.
-const GUARDS: [(&str, &str); 3] =
-    [("statement_timeout", "5s"), ("lock_timeout", "2s"), ("idle_in_transaction_session_timeout", "5s")];
-/// Opened before the process calls itself ready: a replica that comes into the rush would have callers wait while it opens
-/// them, and forty milliseconds of key stretching each, one for every call at once.
-const WARM: u32 = 4;
+/// Bounds the making of a connection that no request waits for. A process that is starved of CPU takes seconds; one whose
+/// packets were lost must begin anew within the 5 s in which it is ready again.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+/// Bounds the connection whose refusal ends the start. A server that answers nothing delays the start by this.
+const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// No statement of ours takes a tenth of it; a lock is waited for as long as an answer may take. Set by a statement: a
+/// pooler in between drops or refuses what is sent with the start of a session.
+const GUARDS: &str =
+    "set statement_timeout = '5s'; set lock_timeout = '2s'; set idle_in_transaction_session_timeout = '5s'";
+/// The same for migrations: a large table takes longer than any request.
+const MIGRATION_GUARDS: &str =
+    "set statement_timeout = 0; set lock_timeout = '2s'; set idle_in_transaction_session_timeout = '5s'";
 const RETRY: Duration = Duration::from_millis(500);
 
 /// A pool for `service`, whose schema `migrations` brings up to date as soon as the server answers; until then the
@@ -43,27 +56,44 @@ pub async fn open(
     tasks: &Tasks,
     readiness: &Readiness,
 ) -> anyhow::Result<PgPool> {
-    let pool = pool(service, settings.database_url.expose_secret(), settings.database_pool_size)
-        .context("DATABASE_URL")?;
-    readiness.set("postgres", Need::Vital, false);
+    let options = connect_options(service, settings.database_url.expose_secret()).context("DATABASE_URL")?;
+    let demotion = Arc::new(Demotion::default());
+    let leaves = demotion.clone();
+    let pool = pool_options(settings.database_pool_size)
+        .before_acquire(move |_, connection| {
+            let stays = !leaves.includes(connection.age);
+            Box::pin(async move { Ok(stays) })
+        })
+        .connect_lazy_with(options.clone());
+    for class in Class::ALL {
+        metrics::counter!("db_errors_total", "class" => class.name()).increment(0);
+    }
+    readiness.expect("postgres", Need::Vital);
     // A newer version may have been here, and be here again: what it added is expected to be none of our business.
     migrations.set_ignore_missing(true);
-    if !migrate(&pool, &migrations).await? {
-        tracing::info!("waiting for PostgreSQL");
+    let mut migrated = migrate(&options, &migrations, FIRST_CONNECT_TIMEOUT).await;
+    if let Err(NotMigrated::Database(error)) = &migrated {
+        check_refusal("DATABASE_URL", error)?;
     }
-    let (tasks, readiness, waiting) = (tasks.clone(), readiness.clone(), pool.clone());
-    let gauges = pool.clone();
+    let (tasks, readiness) = (tasks.clone(), readiness.clone());
+    let health = Arc::new(Health::new(pool.clone(), options.clone(), demotion));
     let stop = tasks.stopping();
     tasks.clone().spawn("postgres", async move {
-        while !stop.is_cancelled() && !migrate(&waiting, &migrations).await? {
-            tokio::time::sleep(RETRY).await;
+        while let Err(failure) = migrated {
+            let error = failure.temporary()?;
+            readiness.report("postgres", Need::Vital, Err(down(&error)));
+            tokio::select! {
+                () = tokio::time::sleep(RETRY) => {}
+                () = stop.cancelled() => return Ok(()),
+            }
+            migrated = migrate(&options, &migrations, CONNECT_TIMEOUT).await;
         }
-        warm_up(&waiting).await;
-        let asked = waiting.clone();
-        readiness.watch(&tasks, "postgres", Need::Vital, move || {
-            let pool = asked.clone();
-            observe(&gauges);
-            async move { ping(&pool).await }
+        options::log_plain_text("DATABASE_URL", &options).await;
+        let asked = health.clone();
+        readiness.watch(&tasks, "postgres", Need::Vital, move || asked.clone().check());
+        readiness.watch(&tasks, "postgres writes", Need::Useful, move || {
+            let writable = health.is_writable();
+            async move { if writable { Ok(()) } else { Err(Down::because(Class::ReadOnly.words())) } }
         });
         stop.cancelled().await;
         Ok(())
@@ -73,134 +103,124 @@ pub async fn open(
 
 /// A pool for `service` on a read replica, which may be away. An error where its settings cannot be right.
 pub async fn replica(service: &'static str, url: &str, connections: u32) -> anyhow::Result<PgPool> {
-    let pool = pool(service, url, connections)?;
+    let options = connect_options(service, url)?;
+    let pool = pool_options(connections).connect_lazy_with(options.clone());
     match pool.acquire().await {
-        Err(error) if is_refusal(&error) => bail!("PostgreSQL refuses it: {}", refusal(&error)),
-        Ok(_) | Err(_) => Ok(pool),
+        Ok(_) => options::log_plain_text("a read replica", &options).await,
+        Err(error) => check_refusal("its URL", &error)?,
     }
+    Ok(pool)
 }
 
-/// A pool of up to so many connections, the first of which is made when it is used.
-fn pool(service: &'static str, url: &str, connections: u32) -> anyhow::Result<PgPool> {
-    let options = connect_options(url)?;
-    let pool = PgPoolOptions::new()
+/// Options of a pool of up to so many connections, the first of which is made when it is used.
+fn pool_options(connections: u32) -> PgPoolOptions {
+    PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE)
         // A connection is tested when it is given back; once is enough.
-        .test_before_acquire(false);
-    Ok(pool.connect_lazy_with(options.application_name(service).options(GUARDS)))
+        .test_before_acquire(false)
+        .after_connect(|connection, _| {
+            Box::pin(async move { connection.execute(AssertSqlSafe(GUARDS)).await.map(drop) })
+        })
 }
 
-/// sqlx takes the address of any server for one of PostgreSQL's.
-fn connect_options(url: &str) -> anyhow::Result<PgConnectOptions> {
-    let ours = url.split_once("://").is_some_and(|(scheme, _)| {
-        ["postgres", "postgresql"].iter().any(|ours| scheme.eq_ignore_ascii_case(ours))
-    });
-    match PgConnectOptions::from_str(url) {
-        Ok(options) if ours => Ok(options),
-        Ok(_) | Err(_) => {
-            bail!("not a PostgreSQL URL (postgres://user:password@host:port/database)")
+/// Parses a URL and names the process in it.
+fn connect_options(service: &str, url: &str) -> anyhow::Result<PgConnectOptions> {
+    // PgBouncer refuses a session that starts with extra_float_digits; no column of ours is a float.
+    Ok(options::parse(url)?.application_name(service).extra_float_digits(None))
+}
+
+/// An error where the settings for the server at `setting` cannot be right, and that is why.
+fn check_refusal(setting: &str, error: &sqlx::Error) -> anyhow::Result<()> {
+    let class = Class::of(error);
+    if class == Class::Tls {
+        // It lasts where certificate or name is wrong; a server that restarts ends a handshake, too.
+        if let Some(why) = options::tls_refusal(error) {
+            bail!("PostgreSQL at {setting}: {why}");
+        }
+    } else if class.is_refusal() {
+        bail!("PostgreSQL refuses {setting}: {error}");
+    }
+    Ok(())
+}
+
+/// Makes a connection outside the pool, within `timeout`.
+async fn connect(options: &PgConnectOptions, timeout: Duration) -> Result<PgConnection, sqlx::Error> {
+    let late = |_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()));
+    tokio::time::timeout(timeout, options.connect()).await.unwrap_or_else(late)
+}
+
+/// Why the schema is not up to date.
+#[derive(Debug)]
+enum NotMigrated {
+    Database(sqlx::Error),
+    /// The migrations themselves are wrong.
+    Migrations(MigrateError),
+}
+
+impl NotMigrated {
+    /// The failure where trying again may help, and an error of the process where not.
+    fn temporary(self) -> anyhow::Result<sqlx::Error> {
+        match self {
+            Self::Database(error) if Class::of(&error).consequence() == Consequence::Temporary => Ok(error),
+            Self::Database(error) => Err(anyhow::Error::new(error).context("migrations")),
+            Self::Migrations(error) => Err(anyhow::Error::new(error).context("migrations")),
         }
     }
 }
 
-/// Whether the schema is up to date now; `false` while the server does not answer, or a lock cannot be had.
-async fn migrate(pool: &PgPool, migrations: &Migrator) -> anyhow::Result<bool> {
-    // A connection of its own: a large table takes longer than any request, and what fails must leave no lock behind. A
-    // lock is waited for no longer than otherwise, as requests wait behind it.
-    let unhurried = pool.connect_options().as_ref().clone().options([("statement_timeout", "0")]);
-    let own = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE).connect_lazy_with(unhurried);
-    let migrated = migrations.run(&own).await;
-    own.close().await;
-    match migrated {
-        Ok(()) => Ok(true),
-        Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) if is_away(&error) => {
-            tracing::debug!(%error, "not migrated yet");
-            Ok(false)
+/// Brings the schema up to date, on a connection of its own: what fails leaves no lock behind. A lock is waited for no
+/// longer than otherwise, as requests wait behind it.
+async fn migrate(
+    options: &PgConnectOptions,
+    migrations: &Migrator,
+    timeout: Duration,
+) -> Result<(), NotMigrated> {
+    let migrating = async {
+        let mut connection = connect(options, timeout).await?;
+        connection.execute(AssertSqlSafe(MIGRATION_GUARDS)).await?;
+        // `run` cannot borrow a connection in a task: its bound on lifetimes is too narrow.
+        migrations.run_direct(None, &mut connection, false).await?;
+        let _ = connection.close().await;
+        Ok(())
+    };
+    migrating.await.map_err(|error| {
+        if let MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) = error {
+            NotMigrated::Database(error)
+        } else {
+            NotMigrated::Migrations(error)
         }
-        Err(MigrateError::Execute(error)) if is_refusal(&error) => {
-            bail!("PostgreSQL refuses DATABASE_URL: {}", refusal(&error))
-        }
-        Err(error) => Err(anyhow::Error::new(error).context("migrations")),
-    }
+    })
 }
 
-/// Opens some connections, as far as that works.
-async fn warm_up(pool: &PgPool) {
-    let wanted = WARM.min(pool.options().get_max_connections());
-    let held = join_all((0..wanted).map(|_| pool.acquire())).await;
-    drop(held);
-}
-
-/// Asks the server for nothing; a sample of how long whoever needs a connection waits for one.
-async fn ping(pool: &PgPool) -> bool {
-    let asked = Instant::now();
-    let acquired = pool.acquire().await;
-    metrics::histogram!("db_pool_wait_seconds").record(asked.elapsed());
-    let Ok(mut connection) = acquired else { return false };
-    sqlx::query("select 1").execute(&mut *connection).await.is_ok()
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a pool has tens of connections")]
-fn observe(pool: &PgPool) {
-    let (open, idle) = (f64::from(pool.size()), pool.num_idle() as f64);
-    metrics::gauge!("db_pool_connections", "state" => "idle").set(idle);
-    metrics::gauge!("db_pool_connections", "state" => "used").set((open - idle).max(0.0));
-}
-
-/// The server is not there, or not in a state to answer; trying again will help.
-pub fn is_away(error: &sqlx::Error) -> bool {
-    // Class 08 connection, 53 resources, 57 shutdown, start-up or a cancelled statement, 40 serialisation and deadlock;
-    // 55P03 lock not available, 25P03 idle in transaction for too long.
-    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    let passing = code.is_some_and(|code| {
-        ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class))
-            || code == "55P03"
-            || code == "25P03"
-    });
-    passing
-        || matches!(
-            error,
-            sqlx::Error::Io(_)
-                | sqlx::Error::PoolTimedOut
-                | sqlx::Error::PoolClosed
-                | sqlx::Error::WorkerCrashed
-                | sqlx::Error::Protocol(_)
-                | sqlx::Error::Tls(_)
-        )
-}
-
-/// The server answers and does not let us in: class 28 (role, password), 3D000 (no such database).
-fn is_refusal(error: &sqlx::Error) -> bool {
-    error
-        .as_database_error()
-        .and_then(sqlx::error::DatabaseError::code)
-        .is_some_and(|code| code.starts_with("28") || code == "3D000")
-}
-
-fn refusal(error: &sqlx::Error) -> String {
-    error.as_database_error().map(|error| error.message().to_owned()).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_url_of_another_database_is_refused() {
-        for url in ["postgres://user:secret@host:5432/shop", "postgresql://host/shop"] {
-            assert!(connect_options(url).is_ok(), "{url}");
-        }
-        for url in [
-            "mysql://user:secret@host/shop",
-            "http://host",
-            "host:5432",
-            "postgres",
-            "",
-            "postgres://host:x/",
-        ] {
-            let error = connect_options(url).unwrap_err().to_string();
-            assert!(error.contains("not a PostgreSQL URL") && !error.contains("secret@"), "{error}");
+/// Whether a request that failed by `error` may succeed later. Counts the error by its class; one that passes is logged,
+/// once and then once a minute for each class.
+pub fn is_unavailable(error: &sqlx::Error) -> bool {
+    static THROTTLES: LazyLock<Mutex<std::collections::BTreeMap<Class, LogThrottle>>> =
+        LazyLock::new(Mutex::default);
+    let class = count(error);
+    let temporary = class.consequence() == Consequence::Temporary;
+    if temporary {
+        let mut throttles = THROTTLES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(suppressed) = throttles.entry(class).or_default().admit() {
+            tracing::warn!(class = class.words(), %error, suppressed, "PostgreSQL cannot do it now");
         }
     }
+    temporary
 }
+
+/// Counts an error by its class.
+fn count(error: &sqlx::Error) -> Class {
+    let class = Class::of(error);
+    metrics::counter!("db_errors_total", "class" => class.name()).increment(1);
+    class
+}
+
+/// Why a process that met `error` is not ready.
+fn down(error: &sqlx::Error) -> Down {
+    let class = count(error);
+    Down { class: class.words(), reason: class.words().to_owned(), detail: options::text(error) }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod server_tests;

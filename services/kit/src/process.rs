@@ -1,6 +1,6 @@
 //! From `main` to the exit code: settings, logs, the run, the signal to stop, the deadline after it.
 
-use std::{fmt::Write as _, io::Write as _, net::SocketAddr, process::ExitCode, time::Duration};
+use std::{io::Write as _, net::SocketAddr, process::ExitCode, sync::mpsc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -10,7 +10,16 @@ use rustix::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{clock::Clock, probe, readiness::Readiness, settings::Common, tasks::Tasks, telemetry};
+use crate::{
+    clock::Clock,
+    probe,
+    readiness::Readiness,
+    resources, secret_files,
+    settings::Common,
+    tasks::Tasks,
+    telemetry,
+    tls::{self, GrpcTls},
+};
 
 /// A request allocates a few hundred times; this one takes a third of the time for it, and gives memory back.
 #[global_allocator]
@@ -20,12 +29,17 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// rolling restart grants.
 const DRAIN: Duration = Duration::from_secs(18);
 
+/// The time that a process which ends in an error gives to the line that says so.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// What a process hands to its parts; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Process {
     pub clock: Clock,
     pub tasks: Tasks,
     pub readiness: Readiness,
+    /// How gRPC is served, and spoken to other processes.
+    pub tls: GrpcTls,
 }
 
 /// Settings of a process.
@@ -46,7 +60,7 @@ where
     F: FnOnce(S, Process) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
-    let settings = match S::try_parse() {
+    let settings: S = match secret_files::parse(std::env::args_os()) {
         Ok(settings) => settings,
         Err(error) if !error.use_stderr() => {
             let _ = error.print();
@@ -95,11 +109,16 @@ where
     Fut: Future<Output = anyhow::Result<()>>,
 {
     let lag = settings.common().shutdown_lag();
+    tls::install_provider();
+    let tls = GrpcTls::load(&settings.common().grpc_tls)?;
     let telemetry = telemetry::install(name, settings.common())?;
     let (tasks, mut ended) = Tasks::new();
-    let process = Process { clock: Clock::default(), tasks: tasks.clone(), readiness: Readiness::default() };
+    let process =
+        Process { clock: Clock::default(), tasks: tasks.clone(), readiness: Readiness::default(), tls };
+    telemetry::start_upkeep(&process);
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
+    resources::export(&process);
     if let Err(error) = start(settings, process.clone()).await {
         telemetry.shut_down();
         return Err(error);
@@ -122,11 +141,16 @@ where
     outcome
 }
 
-/// The last words of a process that cannot run: one line, on standard error.
+/// The last words of a process that cannot run: one line, on standard error. A standard error that takes nothing does not
+/// keep the process from its end.
 fn fail(name: &str, why: &str) -> ExitCode {
-    let mut line = String::new();
-    let _ = write!(line, "{name}: {why}");
-    let _ = writeln!(std::io::stderr(), "{}", line.replace('\n', " "));
+    let line = format!("{name}: {why}").replace('\n', " ");
+    let (written, writing) = mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = writeln!(std::io::stderr(), "{line}");
+        let _ = written.send(());
+    });
+    let _ = writing.recv_timeout(LAST_WORDS_TIMEOUT);
     ExitCode::FAILURE
 }
 

@@ -41,6 +41,26 @@ pub struct Common {
     /// 0 where it can; for the health checks of containers
     #[arg(long)]
     pub probe: bool,
+    #[command(flatten)]
+    pub grpc_tls: GrpcTls,
+}
+
+/// TLS of gRPC between processes. Files are PEM, and read at the start.
+#[derive(Clone, Debug, Default, Args)]
+pub struct GrpcTls {
+    /// The certificate chain of this process: a service answers gRPC over TLS with it, plain text without it; a process
+    /// that calls https:// services presents it to them
+    #[arg(long, env = "GRPC_TLS_CERT_FILE", value_name = "FILE")]
+    pub grpc_tls_cert_file: Option<String>,
+    /// The private key of GRPC_TLS_CERT_FILE
+    #[arg(long, env = "GRPC_TLS_KEY_FILE", value_name = "FILE")]
+    pub grpc_tls_key_file: Option<String>,
+    /// The authorities that sign the certificates of https:// services; the system's where not set
+    #[arg(long, env = "GRPC_TLS_CA_FILE", value_name = "FILE")]
+    pub grpc_tls_ca_file: Option<String>,
+    /// The authorities that sign the certificates of callers: with it, a service answers only callers that present one
+    #[arg(long, env = "GRPC_TLS_CLIENT_CA_FILE", value_name = "FILE")]
+    pub grpc_tls_client_ca_file: Option<String>,
 }
 
 /// How long, in production, Kubernetes takes to tell every proxy that an endpoint is gone.
@@ -58,7 +78,9 @@ impl Common {
 /// What a process with a schema of its own has.
 #[derive(Clone, Debug, Args)]
 pub struct Postgres {
-    /// postgres://role:password@host:port/database, with the service's own role
+    /// postgres://role:password@host:port/database, with the service's own role. TLS is asked for as in
+    /// ?sslmode=verify-full&sslrootcert=ca.pem; also sslmode=disable, prefer (the default), require, verify-ca, and
+    /// sslcert and sslkey for a client certificate
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_parser = secret)]
     pub database_url: SecretString,
     /// Connections this process opens at most; the sum over all processes must stay below the server's
@@ -69,9 +91,31 @@ pub struct Postgres {
 
 #[derive(Clone, Debug, Args)]
 pub struct Redis {
-    /// redis://[user:password@]host:port[/db]; also redis-sentinel:// and redis-cluster://
+    /// redis://[user:password@]host:port[/db], with TLS rediss://; also redis-sentinel:// and redis-cluster://, with TLS
+    /// rediss-sentinel:// and rediss-cluster://
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_parser = secret)]
     pub redis_url: SecretString,
+    /// The authorities that sign the certificate of Redis, PEM; the system's where not set
+    #[arg(long, env = "REDIS_CA_FILE", value_name = "FILE")]
+    pub redis_ca_file: Option<String>,
+    /// The certificate chain that this process presents to Redis, PEM
+    #[arg(long, env = "REDIS_CERT_FILE", value_name = "FILE")]
+    pub redis_cert_file: Option<String>,
+    /// The private key of REDIS_CERT_FILE
+    #[arg(long, env = "REDIS_KEY_FILE", value_name = "FILE")]
+    pub redis_key_file: Option<String>,
+}
+
+impl Redis {
+    /// The settings of a Redis at `url`, whose certificate, if any, an authority of the system signed.
+    pub fn at(url: impl Into<String>) -> Self {
+        Self {
+            redis_url: SecretString::from(url.into()),
+            redis_ca_file: None,
+            redis_cert_file: None,
+            redis_key_file: None,
+        }
+    }
 }
 
 /// The credentials of a process that calls others in its own name.
@@ -87,14 +131,16 @@ pub struct ServiceClient {
     pub service_client_secret: SecretString,
 }
 
-/// Where a service answers gRPC: `http://auth:50051`, or several of these with commas.
+/// Where a service answers gRPC: `http://auth:50051`, with TLS `https://auth:50051`, or several of these with commas.
 pub fn service_urls(value: &str) -> Result<String, String> {
     let urls = value.split(',').map(|url| {
         let url = url.trim().trim_end_matches('/');
         let uri: http::Uri = url.parse().map_err(|_| "not a URL".to_owned())?;
         match (uri.scheme_str(), uri.host()) {
-            (Some("http"), Some(_)) if matches!(uri.path(), "" | "/") && uri.query().is_none() => Ok(url),
-            _ => Err("not a URL such as http://127.0.0.1:50051".to_owned()),
+            (Some("http" | "https"), Some(_)) if matches!(uri.path(), "" | "/") && uri.query().is_none() => {
+                Ok(url)
+            }
+            _ => Err("not a URL such as http://127.0.0.1:50051 or https://auth:50051".to_owned()),
         }
     });
     Ok(urls.collect::<Result<Vec<_>, String>>()?.join(","))

@@ -15,7 +15,9 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, postgres
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use crate::{clock::Clock, process::Process, readiness::Readiness, redis, settings, tasks::Tasks};
+use crate::{
+    clock::Clock, process::Process, readiness::Readiness, redis, settings, tasks::Tasks, tls::GrpcTls,
+};
 
 const WAIT: Duration = Duration::from_secs(20);
 /// How long a process may take to find out that it cannot start.
@@ -52,16 +54,28 @@ impl Database {
     ///
     /// # Panics
     /// Where the test server does not answer.
-    #[expect(clippy::disallowed_methods, reason = "where the test server is comes from scripts/test")]
     pub async fn shut(&self) {
-        let server = std::env::var("SHOPPEE_TEST_POSTGRES").expect("run the tests by scripts/test");
-        let mut server = PgConnection::connect(&server).await.expect("test server answers");
+        self.alter("with allow_connections false").await;
+    }
+
+    /// Runs `alter database … {how}` as a superuser, and ends all sessions.
+    ///
+    /// # Panics
+    /// Where the test server does not answer.
+    pub async fn alter(&self, how: &str) {
+        self.alter_for_new_sessions(how).await;
         let name = &self.name;
-        let shut = format!(
-            "alter database {name} with allow_connections false;
-             select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
-        );
-        server.execute(AssertSqlSafe(shut)).await.expect("shuts");
+        let end = format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'");
+        server().await.execute(AssertSqlSafe(end)).await.expect("ends");
+    }
+
+    /// Runs `alter database … {how}` as a superuser.
+    ///
+    /// # Panics
+    /// Where the test server does not answer.
+    pub async fn alter_for_new_sessions(&self, how: &str) {
+        let altered = format!("alter database {} {how}", self.name);
+        server().await.execute(AssertSqlSafe(altered)).await.expect("alters");
     }
 
     /// The settings of the service called `service` (auth, product or order).
@@ -89,13 +103,25 @@ impl Database {
     }
 }
 
-/// The bootstrap with each role's name as its password.
+/// The test server, as a superuser.
+#[expect(clippy::disallowed_methods, reason = "where the test server is comes from scripts/test")]
+async fn server() -> PgConnection {
+    let server = std::env::var("SHOPPEE_TEST_POSTGRES").expect("run the tests by scripts/test");
+    PgConnection::connect(&server).await.expect("test server answers")
+}
+
+/// The bootstrap of all services in one database, each with its name as its role's password.
 fn bootstrap(database: &str) -> String {
-    include_str!("../../bootstrap.sql")
-        .replace(":\"database\"", database)
-        .replace(":'auth_password'", "'auth'")
-        .replace(":'product_password'", "'product'")
-        .replace(":'order_password'", "'order'")
+    let of = |(service, schema): (&str, &str)| {
+        include_str!("../../bootstrap.sql")
+            .replace(":\"database\"", database)
+            .replace(":\"role\"", &format!("shoppee_{service}"))
+            .replace(":'role'", &format!("'shoppee_{service}'"))
+            .replace(":\"schema\"", schema)
+            .replace(":'schema'", &format!("'{schema}'"))
+            .replace(":'password'", &format!("'{service}'"))
+    };
+    [("auth", "auth"), ("product", "product"), ("order", "orders")].map(of).concat()
 }
 
 /// A Redis without persistence, gone when dropped.
@@ -142,7 +168,7 @@ impl RedisServer {
     }
 
     pub fn settings(&self) -> settings::Redis {
-        settings::Redis { redis_url: SecretString::from(format!("redis://127.0.0.1:{}", self.port)) }
+        settings::Redis::at(format!("redis://127.0.0.1:{}", self.port))
     }
 
     /// A connection to it.
@@ -150,8 +176,9 @@ impl RedisServer {
     /// # Panics
     /// Where it does not answer.
     pub async fn client(&self) -> Client {
-        let connector = redis::Connector::new(&self.settings()).expect("a URL");
-        connector.connect().await.expect("connects").0
+        let clients =
+            redis::Clients::open(&self.settings(), &TestProcess::default().process).await.expect("a URL");
+        clients.connector("test").connect().await.expect("connects").0
     }
 
     fn addr(&self) -> SocketAddr {
@@ -211,7 +238,8 @@ pub struct TestProcess {
 impl Default for TestProcess {
     fn default() -> Self {
         let (tasks, ended) = Tasks::new();
-        Self { process: Process { clock: Clock::default(), tasks, readiness: Readiness::default() }, ended }
+        let (clock, readiness, tls) = (Clock::default(), Readiness::default(), GrpcTls::default());
+        Self { process: Process { clock, tasks, readiness, tls }, ended }
     }
 }
 
@@ -252,6 +280,7 @@ pub fn common() -> settings::Common {
         otel_exporter_otlp_endpoint: None,
         shutdown_lag: None,
         probe: false,
+        grpc_tls: settings::GrpcTls::default(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Periodic workers: a task that repeats a round of work, records when a round last succeeded, and logs its failures.
 //!
 //! Metrics of each: `worker_last_success_seconds` (Unix time), `worker_max_age_seconds` (a last success older than this
-//! raises the alert `WorkerLate`), `worker_failures_total`. A worker is late in every case: where its rounds fail, hang, or
+//! raises the alert `ShoppeeWorkerLate`), `worker_failures_total`. A worker is late in every case: where its rounds fail, hang, or
 //! wait for a dependency.
 
 use std::{fmt::Display, time::Duration};
@@ -39,7 +39,7 @@ pub fn spawn<F, Fut, E>(
     process: &Process,
     name: &'static str,
     interval: Duration,
-    ready: watch::Receiver<bool>,
+    mut ready: watch::Receiver<bool>,
     mut round: F,
 ) where
     F: FnMut() -> Fut + Send + 'static,
@@ -55,23 +55,26 @@ pub fn spawn<F, Fut, E>(
     process.tasks.spawn(name, async move {
         let failures = LogThrottle::default();
         while !stop.is_cancelled() {
+            if !*ready.borrow() {
+                // The first round starts when it can, not an interval later.
+                stop.run_until_cancelled(becomes_ready(&mut ready)).await;
+                continue;
+            }
             let started = Instant::now();
-            if *ready.borrow() {
-                match round().await {
-                    Ok(found) => {
-                        record_success(name, clock.now());
-                        if failures.reset() {
-                            tracing::info!(worker = name, "worker succeeds again");
-                        }
-                        if found == Round::More {
-                            continue;
-                        }
+            match round().await {
+                Ok(found) => {
+                    record_success(name, clock.now());
+                    if failures.reset() {
+                        tracing::info!(worker = name, "worker succeeds again");
                     }
-                    Err(error) => {
-                        metrics::counter!("worker_failures_total", "worker" => name).increment(1);
-                        if let Some(suppressed) = failures.admit() {
-                            tracing::warn!(worker = name, %error, suppressed, "worker failed");
-                        }
+                    if found == Round::More {
+                        continue;
+                    }
+                }
+                Err(error) => {
+                    metrics::counter!("worker_failures_total", "worker" => name).increment(1);
+                    if let Some(suppressed) = failures.admit() {
+                        tracing::warn!(worker = name, %error, suppressed, "worker failed");
                     }
                 }
             }
@@ -80,6 +83,13 @@ pub fn spawn<F, Fut, E>(
         }
         Ok(())
     });
+}
+
+async fn becomes_ready(ready: &mut watch::Receiver<bool>) {
+    if ready.wait_for(|ready| *ready).await.is_err() {
+        // The sender is gone, which leaves it as it is.
+        std::future::pending::<()>().await;
+    }
 }
 
 fn record_success(name: &'static str, at: time::OffsetDateTime) {
@@ -91,12 +101,17 @@ fn record_success(name: &'static str, at: time::OffsetDateTime) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{clock::Clock, readiness::Readiness, tasks::Tasks};
+    use crate::{clock::Clock, readiness::Readiness, tasks::Tasks, tls::GrpcTls};
 
     #[tokio::test]
     async fn a_failed_round_is_tried_again_after_the_interval_and_a_full_batch_at_once() {
         let (tasks, _ended) = Tasks::new();
-        let process = Process { clock: Clock::default(), tasks, readiness: Readiness::default() };
+        let process = Process {
+            clock: Clock::default(),
+            tasks,
+            readiness: Readiness::default(),
+            tls: GrpcTls::default(),
+        };
         let (_up, ready) = watch::channel(true);
         let interval = Duration::from_millis(50);
         let (starts, mut started) = tokio::sync::mpsc::unbounded_channel();
@@ -112,6 +127,28 @@ mod tests {
         assert!(second - first >= interval, "after a failure");
         assert!(third - second < fourth - third, "a full batch is followed at once");
         assert!(fourth - third >= interval, "after all work is done");
+        process.tasks.stop().await;
+    }
+
+    #[tokio::test]
+    async fn the_first_round_starts_as_soon_as_the_worker_is_ready() {
+        let (tasks, _ended) = Tasks::new();
+        let process = Process {
+            clock: Clock::default(),
+            tasks,
+            readiness: Readiness::default(),
+            tls: GrpcTls::default(),
+        };
+        let (up, ready) = watch::channel(false);
+        let (rounds, mut round) = tokio::sync::mpsc::unbounded_channel();
+        spawn(&process, "test", Duration::from_hours(1), ready, move || {
+            let _ = rounds.send(());
+            async { Ok::<_, &str>(Round::Done) }
+        });
+        tokio::task::yield_now().await;
+        assert!(round.try_recv().is_err(), "before it is ready");
+        up.send_replace(true);
+        tokio::time::timeout(Duration::from_secs(10), round.recv()).await.expect("at once").unwrap();
         process.tasks.stop().await;
     }
 }

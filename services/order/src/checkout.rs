@@ -1,13 +1,16 @@
 //! Placing an order: claim the key, hold the stock, then one transaction with the order, its event, the emptied cart
 //! and the kept answer. Where that does not happen the hold is released, or runs out by itself.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use shoppee_kit::idempotency::fingerprint;
 use shoppee_proto::{
     order::v1 as wire,
-    product::v1::{HeldLine, HoldResponse},
+    product::v1::{HeldLine, HoldResponse, ReleaseReason},
 };
+use sqlx::PgConnection;
 use time::OffsetDateTime;
+use tonic::Code;
 use uuid::Uuid;
 
 use crate::{
@@ -19,7 +22,7 @@ use crate::{
     stock::NoHold,
     store::{
         cart, event,
-        idempotency::KeyOf,
+        idempotency::{KeyOf, Lease},
         order::{self as store, LineRow, OrderRow},
     },
     view,
@@ -29,8 +32,12 @@ use crate::{
 const HOLD_MARGIN: Duration = Duration::from_mins(1);
 /// How long a request may have its key for itself; longer than it can take.
 const LEASE: Duration = Duration::from_secs(10);
-/// Between tries to release a hold; after the last it runs out by itself.
-const RELEASE_RETRY: Duration = Duration::from_secs(1);
+/// Before a release is tried again, doubled each time; after the last try the hold runs out by itself.
+const RELEASE_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// About a minute of tries: longer than product restarts, shorter than a hold lives.
+const MAX_RELEASE_TRIES: u32 = 7;
+/// Releases that may be tried at once. While product is away each refused order has one; what is more runs out.
+pub const MAX_RELEASES: usize = 1024;
 /// How often an order is tried anew because the cart, or the hold of an earlier try, had changed meanwhile.
 const TRIES: u32 = 3;
 
@@ -52,83 +59,143 @@ impl Wish {
             let pairs = lines.as_slice().iter().map(|line| (line.product_id, line.quantity.get()));
             pairs.collect::<Vec<_>>()
         });
-        idempotency::fingerprint(&(lines, &self.address, self.expected_total))
+        fingerprint(&(lines, &self.address, self.expected_total))
     }
 }
 
 /// Places an order; with whether the answer was given before.
 pub async fn place(orders: &Orders, wish: Wish) -> Result<(wire::Order, bool), Error> {
     let key = wish.key.clone().map(|key| KeyOf { user_id: wish.user_id, scope: "create".to_owned(), key });
-    let mut order_id = Uuid::now_v7();
+    let mut checkout =
+        Checkout { orders, wish: &wish, order_id: Uuid::now_v7(), lease: None, may_hold: false };
     if let Some(of) = &key {
-        match idempotency::claim(orders, of, wish.fingerprint(), order_id, LEASE).await? {
-            Turn::Ours(adopted) => order_id = adopted,
+        match idempotency::claim(orders, of, wish.fingerprint(), checkout.order_id, LEASE).await? {
+            Turn::Ours { lease, adopted } => {
+                checkout.order_id = lease.order_id;
+                checkout.lease = Some(lease);
+                checkout.may_hold = adopted;
+            }
             Turn::Done(Answer::Order(order)) => return Ok((*order, true)),
             Turn::Done(Answer::Declined(_)) => return Err(Error::Broken("an order that was declined")),
         }
     }
-    let placed = hold_and_write(orders, &wish, key.as_ref(), order_id).await;
-    if let (Some(of), Err(error)) = (&key, &placed) {
-        idempotency::give_up(orders, of, error).await;
+    match checkout.run().await {
+        Ok(order) => Ok((order, false)),
+        Err(failure) => Err(checkout.clean_up(failure).await),
     }
-    Ok((placed?, false))
 }
 
-/// One try came to nothing, but another may not.
-enum Again {
-    /// The cart is no longer what it was.
-    CartChanged,
-    /// Nothing was written.
-    Failed(Error),
-    /// Whether it was written is not known: the answer to the commit did not come, or another writes the same order.
+/// Why a checkout came to no order.
+enum Failure {
+    /// No transaction with the order's id was committed.
+    NothingWritten(Error),
+    /// Whether there is an order or a hold is not known: an answer did not come, or another request has the key.
     Unknown(Error),
 }
 
-impl<E: Into<Error>> From<E> for Again {
+impl<E: Into<Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self::Failed(error.into())
+        Self::NothingWritten(error.into())
     }
 }
 
-async fn hold_and_write(
-    orders: &Orders,
-    wish: &Wish,
-    key: Option<&KeyOf>,
-    mut order_id: Uuid,
-) -> Result<wire::Order, Error> {
-    for _ in 0..TRIES {
-        let lines = wanted(orders, wish).await?;
-        let ttl = orders.order_ttl + HOLD_MARGIN;
-        match orders.stock.hold(order_id, &lines, ttl).await {
-            Ok(held) => match write(orders, wish, key, order_id, held).await {
-                Ok(order) => return Ok(order),
-                Err(Again::Failed(error)) => {
-                    release(orders, order_id);
-                    return Err(error);
-                }
-                // The hold may be an order's: who comes back with the key finds out, and else it runs out.
-                Err(Again::Unknown(error)) => return Err(error),
-                Err(Again::CartChanged) => release(orders, order_id),
-            },
-            Err(NoHold::Refused(error)) => return Err(error),
-            // What an earlier try held is gone, or was for a cart that has changed since.
-            Err(NoHold::Gone) => {}
-            Err(NoHold::Differs) => release(orders, order_id),
-            Err(NoHold::Unavailable) => {
-                if key.is_none() {
-                    // Nobody will come back for it.
-                    release(orders, order_id);
-                }
-                return Err(Error::Unavailable);
-            }
-        }
-        order_id = Uuid::now_v7();
-        if let Some(of) = key {
-            let mut conn = orders.pool.acquire().await?;
-            crate::store::idempotency::change_order(&mut conn, of, order_id).await?;
-        }
+/// Why a transaction was not committed.
+enum NotWritten {
+    /// The cart is no longer what it was.
+    CartChanged,
+    Failed(Failure),
+}
+
+impl<E: Into<Error>> From<E> for NotWritten {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into().into())
     }
-    Err(Error::InProgress)
+}
+
+/// One request to place an order. An order id whose release may have been sent is never used again: the release may
+/// arrive at any later time. With a key, another request may adopt the id; so the key names another id first, or
+/// nothing, and only then the release is sent.
+struct Checkout<'a> {
+    orders: &'a Orders,
+    wish: &'a Wish,
+    order_id: Uuid,
+    /// With a key.
+    lease: Option<Lease>,
+    /// Whether product may hold something for `order_id`.
+    may_hold: bool,
+}
+
+impl Checkout<'_> {
+    async fn run(&mut self) -> Result<wire::Order, Failure> {
+        for _ in 0..TRIES {
+            let lines = wanted(self.orders, self.wish).await?;
+            let ttl = self.orders.order_ttl + HOLD_MARGIN;
+            match self.orders.stock.hold(self.order_id, &lines, ttl).await {
+                Ok(held) => {
+                    self.may_hold = true;
+                    match self.write(held).await {
+                        Ok(order) => return Ok(order),
+                        Err(NotWritten::Failed(failure)) => return Err(failure),
+                        Err(NotWritten::CartChanged) => {}
+                    }
+                }
+                Err(NoHold::Refused(error)) => {
+                    self.may_hold = false;
+                    return Err(error.into());
+                }
+                // What an earlier try held is gone, or was for a cart that has changed since.
+                Err(NoHold::Gone) => self.may_hold = false,
+                Err(NoHold::Differs) => self.may_hold = true,
+                Err(NoHold::Unavailable) => {
+                    self.may_hold = true;
+                    return Err(match self.lease {
+                        // The next request with the key adopts what is held.
+                        Some(_) => Failure::Unknown(Error::Unavailable),
+                        None => Failure::NothingWritten(Error::Unavailable),
+                    });
+                }
+            }
+            self.renew().await?;
+        }
+        Err(Error::InProgress.into())
+    }
+
+    /// Goes on with another order id, and lets the goods of the first go.
+    async fn renew(&mut self) -> Result<(), Failure> {
+        let next = Uuid::now_v7();
+        if let Some(lease) = &mut self.lease
+            && !idempotency::renew(self.orders, lease, next).await?
+        {
+            return Err(Failure::Unknown(Error::InProgress));
+        }
+        if std::mem::take(&mut self.may_hold) {
+            release(self.orders, self.order_id);
+        }
+        self.order_id = next;
+        Ok(())
+    }
+
+    /// Gives the key up, and the goods where no order can have them; the error to answer.
+    async fn clean_up(&self, failure: Failure) -> Error {
+        let (error, abandoned) = match (failure, &self.lease) {
+            (Failure::NothingWritten(error), None) => (error, true),
+            (Failure::NothingWritten(error), Some(lease)) => {
+                let retired = idempotency::retire(self.orders, lease, &error).await;
+                (error, retired)
+            }
+            // The next request with the key adopts what there is; else the hold runs out.
+            (Failure::Unknown(error), lease) => {
+                if let Some(lease) = lease {
+                    idempotency::give_up(self.orders, lease, &error).await;
+                }
+                (error, false)
+            }
+        };
+        if abandoned && self.may_hold {
+            release(self.orders, self.order_id);
+        }
+        error
+    }
 }
 
 /// The lines to hold.
@@ -145,65 +212,86 @@ async fn wanted(orders: &Orders, wish: &Wish) -> Result<Lines, Error> {
     Ok(Lines::merge(&pairs)?)
 }
 
-/// In the background: nobody waits for stock to come back from an order that was not placed.
+/// Releases a hold in the background: no request waits for the stock of an order that was not placed.
 fn release(orders: &Orders, order_id: Uuid) {
+    let Ok(permit) = Arc::clone(&orders.releases).try_acquire_owned() else {
+        tracing::debug!(order.id = %order_id, "hold left to run out");
+        return;
+    };
     let stock = orders.stock.clone();
     tokio::spawn(async move {
-        for _ in 0..TRIES {
-            match stock.release(order_id).await {
+        let _permit = permit;
+        for attempt in 0..MAX_RELEASE_TRIES {
+            match stock.release(order_id, ReleaseReason::CheckoutAbandoned).await {
                 Ok(()) => return,
+                Err(status) if status.code() == Code::FailedPrecondition => {
+                    tracing::error!(order.id = %order_id, "the hold of an order that was not placed is sold");
+                    return;
+                }
                 Err(status) => {
                     tracing::info!(code = ?status.code(), order.id = %order_id, "hold not released");
                 }
             }
-            tokio::time::sleep(RELEASE_RETRY).await;
+            tokio::time::sleep(RELEASE_RETRY_DELAY * 2_u32.pow(attempt)).await;
         }
     });
 }
 
-#[tracing::instrument(
-    name = "order.write",
-    skip_all,
-    fields(otel.kind = "client", db.system.name = "postgresql")
-)]
-async fn write(
-    orders: &Orders,
-    wish: &Wish,
-    key: Option<&KeyOf>,
-    order_id: Uuid,
-    held: HoldResponse,
-) -> Result<wire::Order, Again> {
-    let now = orders.clock.now();
-    let (row, lines) = compose(wish, order_id, held, now, orders.order_ttl)?;
-    let shown = view::order(&row, &lines)?;
-    if wish.expected_total.is_some_and(|expected| expected != row.total) {
-        return Err(Again::Failed(Error::PriceChanged(row.total)));
+impl Checkout<'_> {
+    #[tracing::instrument(
+        name = "order.write",
+        skip_all,
+        fields(otel.kind = "client", db.system.name = "postgresql")
+    )]
+    async fn write(&self, held: HoldResponse) -> Result<wire::Order, NotWritten> {
+        let Self { orders, wish, order_id, .. } = self;
+        let now = orders.clock.now();
+        let (row, lines) = compose(wish, *order_id, held, now, orders.order_ttl)?;
+        let shown = view::order(&row, &lines)?;
+        if wish.expected_total.is_some_and(|expected| expected != row.total) {
+            return Err(Error::PriceChanged(row.total).into());
+        }
+
+        let mut tx = orders.pool.begin().await?;
+        if let Err(not_written) = self.write_rows(&mut tx, &row, &lines, &shown).await {
+            // At once: what follows waits for the row of the key.
+            tx.rollback().await.unwrap_or_else(|error| tracing::debug!(%error, "not rolled back"));
+            return Err(not_written);
+        }
+        tx.commit().await.map_err(|error| NotWritten::Failed(Failure::Unknown(error.into())))?;
+        steps::told(orders, &row);
+        Ok(shown)
     }
 
-    let mut tx = orders.pool.begin().await?;
-    if let Some(of) = key
-        && !idempotency::keep(&mut tx, of, order_id, &Answer::Order(Box::new(shown.clone()))).await?
-    {
-        return Err(Again::Unknown(Error::InProgress));
-    }
-    // From here on all that this user's orders do waits for this transaction.
-    let seq = event::next_seq(&mut tx, row.user_id).await?;
-    if store::count_unpaid(&mut tx, row.user_id, now).await? >= orders.max_unpaid {
-        return Err(Again::Failed(Error::TooManyUnpaid));
-    }
-    if wish.lines.is_none() {
-        cart::touch(&mut tx, row.user_id, now).await?;
-        let (products, quantities): (Vec<_>, Vec<_>) =
-            lines.iter().map(|line| (line.product_id, line.quantity)).unzip();
-        if !cart::take(&mut tx, row.user_id, &products, &quantities).await? {
-            return Err(Again::CartChanged);
+    async fn write_rows(
+        &self,
+        tx: &mut PgConnection,
+        row: &OrderRow,
+        lines: &[LineRow],
+        shown: &wire::Order,
+    ) -> Result<(), NotWritten> {
+        if let Some(lease) = &self.lease
+            && !idempotency::keep(tx, &lease.of, row.id, &Answer::Order(Box::new(shown.clone()))).await?
+        {
+            return Err(NotWritten::Failed(Failure::Unknown(Error::InProgress)));
         }
+        // From here on all that this user's orders do waits for this transaction.
+        let seq = event::next_seq(tx, row.user_id).await?;
+        if store::count_unpaid(tx, row.user_id, row.created_at).await? >= self.orders.max_unpaid {
+            return Err(Error::TooManyUnpaid.into());
+        }
+        if self.wish.lines.is_none() {
+            cart::touch(tx, row.user_id, row.created_at).await?;
+            let (products, quantities): (Vec<_>, Vec<_>) =
+                lines.iter().map(|line| (line.product_id, line.quantity)).unzip();
+            if !cart::take(tx, row.user_id, &products, &quantities).await? {
+                return Err(NotWritten::CartChanged);
+            }
+        }
+        store::insert(tx, row, lines).await?;
+        let taken = Taken { previous: None, actor: Actor::Customer, reason: None };
+        Ok(steps::tell(tx, row, seq, taken).await?)
     }
-    store::insert(&mut tx, &row, &lines).await?;
-    steps::tell(&mut tx, &row, seq, Taken { previous: None, actor: Actor::Customer, reason: None }).await?;
-    tx.commit().await.map_err(|error| Again::Unknown(error.into()))?;
-    steps::told(orders, &row);
-    Ok(shown)
 }
 
 /// The order as it will be, at the prices it was held at.

@@ -104,10 +104,7 @@ impl From<Error> for Status {
                 "the same request is still being worked on; ask again in a moment",
             ),
             Error::Unavailable => status::unavailable(),
-            Error::Database(error) if pg::is_away(&error) => {
-                tracing::warn!(%error, "PostgreSQL does not answer");
-                status::unavailable()
-            }
+            Error::Database(error) if pg::is_unavailable(&error) => status::unavailable(),
             Error::Database(error) => {
                 tracing::error!(%error, "query failed");
                 status::internal()

@@ -121,7 +121,7 @@ impl OrderService for Service {
         let id = order_id(&request.into_inner().id)?;
         let mut conn = self.orders.pool.acquire().await.map_err(Error::from)?;
         let (owner, _) = steps::owner_of(&mut conn, &caller, id).await?;
-        let events = event::of_order(&mut conn, owner, id).await?;
+        let events = event::of_order(&mut conn, owner, id).await.map_err(Error::from)?;
         Ok(Response::new(ListOrderEventsResponse {
             items: events.into_iter().map(view::history_event).collect(),
             next_cursor: None,
@@ -178,7 +178,9 @@ impl OrderService for Service {
         let mut conn = self.orders.pool.acquire().await.map_err(Error::from)?;
         let last_seq = event::last_seq(&mut conn, user_id).await.map_err(Error::from)?;
         let events = match asked.after_seq {
-            Some(after) => event::after(&mut conn, user_id, after.max(0), limit).await?,
+            Some(after) => {
+                event::after(&mut conn, user_id, after.max(0), limit).await.map_err(Error::from)?
+            }
             None => Vec::new(),
         };
         // One may have been committed between the two looks.

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use prost::Message as _;
-use sha2::{Digest as _, Sha256};
+use shoppee_kit::idempotency::KEY_TTL;
 use shoppee_proto::order::v1::Order;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -14,11 +14,9 @@ use uuid::Uuid;
 use crate::{
     Orders,
     error::Error,
-    store::idempotency::{self as store, Claim, KeyOf},
+    store::idempotency::{self as store, Claim, KeyOf, Lease},
 };
 
-/// How long an answer is kept.
-pub const KEPT: Duration = Duration::from_hours(24);
 /// How long a second request waits for the first before it is told to come again.
 const WAIT: Duration = Duration::from_millis(1500);
 const LOOK: Duration = Duration::from_millis(25);
@@ -57,16 +55,10 @@ impl Answer {
 /// How a request with a key may go on.
 #[derive(Debug)]
 pub enum Turn {
-    /// It is ours to do, for this order id.
-    Ours(Uuid),
+    /// The request does the work, for the order that the lease names. It was begun before where `adopted`.
+    Ours { lease: Lease, adopted: bool },
     /// It was done.
     Done(Answer),
-}
-
-/// What a body means, whatever the order of its keys or its white space.
-pub fn fingerprint(meaning: &impl serde::Serialize) -> Vec<u8> {
-    // Strings and numbers always serialise.
-    Sha256::digest(serde_json::to_vec(meaning).unwrap_or_default()).to_vec()
 }
 
 /// Claims a key for `lease`, or waits for whoever holds it.
@@ -88,8 +80,10 @@ pub async fn claim(
         let mut conn = orders.pool.acquire().await?;
         let ours =
             Claim { fingerprint: fingerprint.clone(), order_id, claimed_until: now + lease, answer: None };
-        if store::claim(&mut conn, of, &ours, now, now - KEPT).await? {
-            return Ok(Turn::Ours(order_id));
+        let until = ours.claimed_until;
+        let lease_on = |order_id| Lease { of: of.clone(), order_id, until };
+        if store::claim(&mut conn, of, &ours, now, now - KEY_TTL).await? {
+            return Ok(Turn::Ours { lease: lease_on(order_id), adopted: false });
         }
         if let Some(theirs) = store::find(&mut conn, of).await? {
             if theirs.fingerprint != fingerprint {
@@ -99,9 +93,9 @@ pub async fn claim(
                 return Answer::decode(&answer).map(Turn::Done);
             }
             if theirs.claimed_until <= now
-                && store::take_over(&mut conn, of, theirs.claimed_until, now + lease).await?
+                && store::take_over(&mut conn, of, theirs.claimed_until, until).await?
             {
-                return Ok(Turn::Ours(theirs.order_id));
+                return Ok(Turn::Ours { lease: lease_on(theirs.order_id), adopted: true });
             }
         }
         drop(conn);
@@ -124,20 +118,48 @@ pub async fn keep(
 }
 
 /// After a failure: a refusal is forgotten, so that the key may try again; where it is not known what happened, the
-/// claim stays and the next try goes on with it at once.
-pub async fn give_up(orders: &Orders, of: &KeyOf, error: &Error) {
-    let given_up = async {
+/// claim stays, and the next try goes on with it at once.
+pub async fn give_up(orders: &Orders, lease: &Lease, error: &Error) {
+    if is_known(error) {
+        end(orders, lease, None).await;
+    } else {
+        end(orders, lease, Some(lease.order_id)).await;
+    }
+}
+
+/// Ends a claim under which nothing was committed, so that its order id is never adopted again. Only where this returns
+/// `true` may the order's stock be released: another request may have adopted, or committed, the order.
+pub async fn retire(orders: &Orders, lease: &Lease, error: &Error) -> bool {
+    // A refusal is forgotten; after a failure the next try goes on at once, with another order.
+    end(orders, lease, (!is_known(error)).then(Uuid::now_v7)).await
+}
+
+/// Goes on with another order under the key; `false` where another request has taken the key over.
+pub async fn renew(orders: &Orders, lease: &mut Lease, order_id: Uuid) -> Result<bool, Error> {
+    let mut conn = orders.pool.acquire().await?;
+    let renewed = store::replace_order(&mut conn, lease, order_id, lease.until).await?;
+    if renewed {
+        lease.order_id = order_id;
+    }
+    Ok(renewed)
+}
+
+/// Gives a key up: to the next request, with the order `next`, or for good. `false` where that is not certain.
+async fn end(orders: &Orders, lease: &Lease, next: Option<Uuid>) -> bool {
+    let ended = async {
         let mut conn = orders.pool.acquire().await?;
-        if is_known(error) {
-            store::forget(&mut conn, of).await
-        } else {
-            store::let_go(&mut conn, of, orders.clock.now()).await
+        match next {
+            Some(order_id) => {
+                store::replace_order(&mut conn, lease, order_id, orders.clock.now().min(lease.until)).await
+            }
+            None => store::forget(&mut conn, lease).await,
         }
     };
-    if let Err(error) = given_up.await {
+    ended.await.unwrap_or_else(|error| {
         // The claim's time ends by itself.
         tracing::debug!(%error, "claim not given up");
-    }
+        false
+    })
 }
 
 /// Whether an error says for certain that nothing was done.
@@ -163,7 +185,7 @@ fn is_known(error: &Error) -> bool {
 /// Forgets keys older than a day; how many.
 pub async fn sweep(orders: &Orders, now: OffsetDateTime, limit: i64) -> Result<u64, Error> {
     let mut conn = orders.pool.acquire().await?;
-    Ok(store::sweep(&mut conn, now - KEPT, limit).await?)
+    Ok(store::sweep(&mut conn, now - KEY_TTL, limit).await?)
 }
 
 #[cfg(test)]

@@ -34,6 +34,7 @@ use shoppee_kit::{
     settings::{self, Common, duration, service_urls},
 };
 use sqlx::PgPool;
+use tokio::sync::Semaphore;
 use tonic::service::Routes;
 
 use crate::{outbox::Relay, payment::Provider, stock::Stock};
@@ -108,21 +109,22 @@ pub(crate) struct Orders {
     pub order_ttl: Duration,
     pub max_unpaid: i64,
     pub currency: String,
+    /// One for each release of an abandoned checkout that is on its way.
+    pub releases: Arc<Semaphore>,
 }
 
 /// Wires the service and starts it.
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
-    let Process { clock, tasks, readiness } = process.clone();
+    let Process { clock, tasks, readiness, .. } = process.clone();
     anyhow::ensure!(settings.order_ttl >= Duration::from_secs(1), "ORDER_TTL must be at least 1s");
     let auth = Pool::start("auth", &settings.service_client.auth_url, &process)?;
     let product = Pool::start("product", &settings.product_url, &process)?;
-    let redis = redis::open(&settings.redis)?;
+    let redis = redis::Clients::open(&settings.redis, &process).await?.client("relay")?;
     let pool = pg::open("shoppee-order", &settings.postgres, sqlx::migrate!(), &tasks, &readiness).await?;
-    redis::watch(&redis, &tasks, &readiness);
 
     let verifier = Verifier::new(clock.clone());
     let (ended, _) = tokio::sync::broadcast::channel(1);
-    keys::follow(&tasks, &readiness, auth.clone(), Arc::clone(&verifier), ended);
+    keys::follow(&process, auth.clone(), Arc::clone(&verifier), ended);
 
     let token = ServiceToken::new(
         auth,
@@ -140,6 +142,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         order_ttl: settings.order_ttl,
         max_unpaid: i64::from(settings.max_unpaid_orders),
         currency: settings.shop_currency,
+        releases: Arc::new(Semaphore::new(checkout::MAX_RELEASES)),
         pool,
     };
 
@@ -155,8 +158,8 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
 
     steps::count_from_zero(&orders.currency);
     let ready = readiness.serving();
-    outbox::start(&orders, &redis, &tasks, ready.clone());
-    registrations::start(&orders, &redis, &tasks, ready.clone());
+    outbox::start(&orders, &redis, &process, &ready);
+    registrations::start(&orders, &redis, &process, &ready);
     workers::start(&orders, &tasks, &ready);
     audit::start(&orders, &process, &ready);
     Ok(())

@@ -1,300 +1,240 @@
-//! The outbox and its relay: events leave PostgreSQL for Redis in order, at least once.
+//! The outbox and its relay: events leave PostgreSQL for Redis, in order for each user, at least once.
 //!
-//! A user's events are in one lane, and a lane is published by one relay at a time, under the lock of its row; the lock
-//! goes with its holder, so a relay may be killed anywhere. Whoever commits an event wakes its own relay; what another
-//! replica has left is found by looking a few times a second. An entry of the user's history has the event's number as
-//! its id, so publishing twice changes nothing there; in the fan-out streams gateways drop the copy.
+//! The relay publishes user by user ([`publish`]): an error stays with its user. A commit wakes the relay of its own
+//! process; what another process has left is found by a look each second. A relay that is killed anywhere leaves its
+//! lock and its events to the others. An entry of the user's history has the event's number as its id, so publishing twice
+//! changes nothing there; gateways drop the copy in a fan-out stream.
+
+mod cause;
+mod publish;
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
-    },
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use fred::{
-    clients::{Client, Pipeline},
-    interfaces::{ClientLike as _, KeysInterface as _, StreamsInterface as _},
+    clients::Client,
+    interfaces::{ClientLike as _, KeysInterface as _},
     types::{SetOptions, Value},
 };
 use prost::Message as _;
-use shoppee_kit::{tasks::Tasks, telemetry};
-use shoppee_proto::{order::v1::OrderEvent, streams};
-use sqlx::PgConnection;
-use tokio::sync::{Notify, watch};
-use tracing::Span;
+use shoppee_kit::{
+    process::Process,
+    worker::{self, Round},
+};
+use shoppee_proto::streams;
+use time::OffsetDateTime;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use uuid::Uuid;
 
+use self::{cause::Failures, publish::Publisher};
 use crate::{
     Orders,
-    error::Error,
-    store::event::{Columns, EventRow},
+    store::{event::EventRow, outbox},
     view,
 };
 
-/// A lane a bit of [`Relay::dirty`]; as many rows are in orders.outbox_lane.
-const LANES: i64 = 8;
-/// Published in one go: one transaction, one pipeline.
-const BATCH: i64 = 500;
-/// How long an event may lie that no replica has been woken for.
-const LOOK: Duration = Duration::from_millis(200);
-/// After Redis did not take an event.
-const BACK_OFF: Duration = Duration::from_millis(250);
-/// How often the epoch is renewed and the outbox measured.
-const CHECK: Duration = Duration::from_secs(1);
+/// The time until a look finds an event that another process has left.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Events that a look takes at most; where there are more, the next look follows at once.
+const LOOK_LIMIT: i64 = 1_000;
+/// A look begins this long before the last one: an event may be committed so much later than it was created.
+const LOOK_MARGIN: Duration = Duration::from_secs(10);
+/// The interval of looks at the whole outbox. They find what was committed later still, or while a clock went back.
+const WHOLE_LOOK_INTERVAL: Duration = Duration::from_mins(1);
+/// Rows that the gauges count at most, so that a long outage does not make each look slower.
+const MAX_COUNTED: i64 = 100_000;
+/// Users that wait for the relay of this process; a look finds the events of more.
+const MAX_DUE_USERS: usize = 10_000;
+/// The wait after Redis, or PostgreSQL, took no event.
+const OUTAGE_RETRY: Duration = Duration::from_millis(250);
+/// The interval at which the epoch is kept.
+const EPOCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The lane of a user's events.
-pub fn lane(user_id: i64) -> i16 {
-    // Below 8.
-    i16::try_from(user_id.rem_euclid(LANES)).unwrap_or_default()
+/// Returns an event as it travels.
+pub fn message(event: &EventRow) -> Vec<u8> {
+    view::event(event).encode_to_vec()
 }
 
-/// Wakes this replica's relay; cheap to clone.
+/// The users whose events this process has committed, for its relay; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Relay {
-    dirty: Arc<AtomicU8>,
+    due: Arc<Mutex<HashSet<i64>>>,
     wake: Arc<Notify>,
 }
 
 impl Relay {
-    /// An event of this user was committed.
+    /// Wakes the relay: an event of this user was committed.
     pub fn wake(&self, user_id: i64) {
-        self.mark(lane(user_id));
+        self.add([user_id]);
         self.wake.notify_one();
     }
 
-    fn mark(&self, lane: i16) {
-        self.dirty.fetch_or(1 << lane, Ordering::AcqRel);
-    }
-
-    fn take_dirty(&self) -> Vec<i16> {
-        let dirty = self.dirty.swap(0, Ordering::AcqRel);
-        (0..8).filter(|lane| dirty & (1 << lane) != 0).collect()
-    }
-}
-
-/// Starts the relay, and the task that keeps the epoch and measures the outbox.
-pub fn start(orders: &Orders, redis: &Client, tasks: &Tasks, ready: watch::Receiver<bool>) {
-    tasks.spawn("relay", relay(orders.clone(), redis.clone(), tasks.clone(), ready.clone()));
-    tasks.spawn("outbox", watch_over(orders.clone(), redis.clone(), tasks.clone(), ready));
-}
-
-async fn relay(
-    orders: Orders,
-    redis: Client,
-    tasks: Tasks,
-    mut ready: watch::Receiver<bool>,
-) -> anyhow::Result<()> {
-    let stop = tasks.stopping();
-    while !stop.is_cancelled() {
-        tokio::select! {
-            () = orders.relay.wake.notified() => {}
-            () = tokio::time::sleep(LOOK) => {}
-            // What is still here is published by another replica, or at the next start.
-            () = stop.cancelled() => break,
-        }
-        if !*ready.borrow_and_update() {
-            continue;
-        }
-        if let Err(error) = publish_all(&orders, &redis).await {
-            tracing::debug!(%error, "not published");
-            tokio::time::sleep(BACK_OFF).await;
-        }
-    }
-    // A last look, so that a rolling restart leaves nothing to wait for.
-    let _ = publish_all(&orders, &redis).await;
-    Ok(())
-}
-
-async fn publish_all(orders: &Orders, redis: &Client) -> Result<(), Error> {
-    // Nothing is read that cannot be told.
-    if !redis.is_connected() {
-        return Err(Error::Unavailable);
-    }
-    let mut conn = orders.pool.acquire().await?;
-    let mut lanes = waiting_lanes(&mut conn).await?;
-    drop(conn);
-    lanes.extend(orders.relay.take_dirty());
-    lanes.sort_unstable();
-    lanes.dedup();
-    for lane in lanes {
-        while publish(orders, redis, lane).await? == Published::Full {}
-    }
-    Ok(())
-}
-
-#[derive(PartialEq, Eq)]
-enum Published {
-    /// There may be more.
-    Full,
-    All,
-}
-
-async fn publish(orders: &Orders, redis: &Client, lane: i16) -> Result<Published, Error> {
-    let mut tx = orders.pool.begin().await?;
-    if !lock_lane(&mut tx, lane).await? {
-        // Another relay is at it, and it looks again before it rests.
-        return Ok(Published::All);
-    }
-    let waiting = next(&mut tx, lane, BATCH).await?;
-    if waiting.is_empty() {
-        return Ok(Published::All);
-    }
-    let count = i64::try_from(waiting.len()).unwrap_or(BATCH);
-    let (ids, mut events): (Vec<i64>, Vec<OrderEvent>) =
-        waiting.iter().map(|(id, event)| (*id, view::event(event))).unzip();
-    let spans: Vec<Span> = events.iter_mut().map(trace).collect();
-    send(redis, &events).await?;
-    drop(spans);
-    remove(&mut tx, lane, &ids).await?;
-    tx.commit().await?;
-    Ok(if count == BATCH { Published::Full } else { Published::All })
-}
-
-/// The publishing as a step of the event's own trace, which goes on from there in the gateways.
-fn trace(event: &mut OrderEvent) -> Span {
-    let span = tracing::info_span!(
-        "event.publish",
-        otel.kind = "producer",
-        user.id = event.user_id,
-        event.seq = event.seq,
-        order.id = %event.order_id,
-    );
-    telemetry::go_through(&span, &mut event.traceparent);
-    span
-}
-
-/// Puts events into Redis, each into its user's history before the stream all gateways read.
-async fn send(redis: &Client, events: &[OrderEvent]) -> Result<(), Error> {
-    let pipeline = redis.pipeline();
-    for event in events {
-        queue(&pipeline, event).await.map_err(|_| Error::Unavailable)?;
-    }
-    for outcome in pipeline.try_all::<Value>().await {
-        match outcome {
-            Ok(_) => {}
-            // XADD's refusal of an id that is not above the last one: the event is there already.
-            Err(error) if error.details().contains("equal or smaller") => {}
-            Err(error) => {
-                tracing::debug!(%error, "Redis does not take events");
-                return Err(Error::Unavailable);
+    fn add(&self, users: impl IntoIterator<Item = i64>) {
+        let mut due = self.lock();
+        for user_id in users {
+            if due.len() < MAX_DUE_USERS {
+                due.insert(user_id);
             }
         }
     }
-    Ok(())
+
+    fn take(&self) -> Vec<i64> {
+        self.lock().drain().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<i64>> {
+        // A set is whole after a panic too.
+        self.due.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-async fn queue(pipeline: &Pipeline<Client>, event: &OrderEvent) -> Result<(), fred::error::Error> {
-    let history = streams::history(event.user_id);
-    let message = event.encode_to_vec();
-    let fields = || (streams::FIELD, message.as_slice());
-    let kept = ("MAXLEN", "~", i64::try_from(streams::HISTORY_KEPT).unwrap_or(i64::MAX));
-    let () = pipeline.xadd(&history, false, kept, format!("{}-0", event.seq), fields()).await?;
-    let () = pipeline.expire(&history, streams::HISTORY_TTL, None).await?;
-    let kept = ("MAXLEN", "~", i64::try_from(streams::FAN_OUT_KEPT).unwrap_or(i64::MAX));
-    pipeline.xadd(streams::fan_out(event.user_id), false, kept, "*", fields()).await
+/// Starts the relay, its looks, and the worker that keeps the epoch.
+pub fn start(orders: &Orders, redis: &Client, process: &Process, ready: &watch::Receiver<bool>) {
+    let publisher = Publisher::new(orders, redis, Arc::new(Failures::new()));
+    let relay = relay(orders.relay.clone(), publisher.clone(), process.clone(), ready.clone());
+    process.tasks.spawn("relay", relay);
+
+    let since = Arc::new(Mutex::new(Since::default()));
+    worker::spawn(process, "outbox", LOOK_INTERVAL, ready.clone(), move || {
+        look(publisher.clone(), since.clone())
+    });
+
+    let redis = redis.clone();
+    worker::spawn(process, "epoch", EPOCH_INTERVAL, ready.clone(), move || keep_epoch(redis.clone()));
 }
 
-/// Keeps the word in Redis whose loss tells gateways that Redis lost its data, and measures the outbox.
-async fn watch_over(
-    orders: Orders,
-    redis: Client,
-    tasks: Tasks,
+/// Publishes what this process commits.
+async fn relay(
+    relay: Relay,
+    publisher: Publisher,
+    process: Process,
     ready: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let stop = tasks.stopping();
+    let stop = process.tasks.stopping();
     while !stop.is_cancelled() {
-        let redis = redis.with_options(&shoppee_kit::redis::on_request_path());
-        let word = Uuid::new_v4().to_string();
-        let kept: Result<Value, _> = redis.set(streams::EPOCH, word, None, Some(SetOptions::NX), false).await;
-        if let Err(error) = kept {
-            tracing::debug!(%error, "epoch not kept");
-        }
-        if *ready.borrow() {
-            match measure(&orders).await {
-                Ok((pending, lag)) => {
-                    metrics::gauge!("outbox_pending").set(pending);
-                    metrics::gauge!("outbox_lag_seconds").set(lag);
-                }
-                Err(error) => tracing::debug!(%error, "outbox not measured"),
-            }
-        }
         tokio::select! {
-            () = tokio::time::sleep(CHECK) => {}
-            () = stop.cancelled() => {}
+            () = relay.wake.notified() => {}
+            () = stop.cancelled() => break,
+        }
+        if !*ready.borrow() {
+            // A look finds the events once PostgreSQL is back.
+            continue;
+        }
+        let pass = publisher.pass(relay.take()).await;
+        if !pass.failed.is_empty() {
+            relay.add(pass.failed);
+            relay.wake.notify_one();
+            stop.run_until_cancelled(tokio::time::sleep(OUTAGE_RETRY)).await;
         }
     }
+    // A rolling restart leaves nothing to wait for.
+    publisher.pass(relay.take()).await;
     Ok(())
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a gauge")]
-async fn measure(orders: &Orders) -> Result<(f64, f64), Error> {
-    let mut conn = orders.pool.acquire().await?;
-    let row = sqlx::query!(r#"select count(*) as "pending!", min(created_at) as oldest from orders.outbox"#)
-        .fetch_one(&mut *conn)
-        .await?;
-    let lag = row.oldest.map_or(0.0, |oldest| (orders.clock.now() - oldest).as_seconds_f64().max(0.0));
-    Ok((row.pending as f64, lag))
+/// From when on a look reads the outbox: before that time nothing waits.
+#[derive(Debug)]
+struct Since {
+    at: OffsetDateTime,
+    whole_look_at: Instant,
 }
 
-/// Lanes with events in them.
-async fn waiting_lanes(conn: &mut PgConnection) -> sqlx::Result<Vec<i16>> {
-    sqlx::query_scalar!(
-        "select lane from orders.outbox_lane as l where exists (select from orders.outbox as o where o.lane = l.lane)"
-    )
-    .fetch_all(conn)
-    .await
+impl Default for Since {
+    fn default() -> Self {
+        Self { at: OffsetDateTime::UNIX_EPOCH, whole_look_at: Instant::now() }
+    }
 }
 
-/// Makes this the only relay of a lane until the transaction ends; `false` where another is.
-async fn lock_lane(conn: &mut PgConnection, lane: i16) -> sqlx::Result<bool> {
-    let locked = sqlx::query_scalar!(
-        "select lane from orders.outbox_lane where lane = $1 for update skip locked",
-        lane
-    )
-    .fetch_optional(conn)
-    .await?;
-    Ok(locked.is_some())
+impl Since {
+    /// Returns the time from which the next look reads.
+    fn next(&mut self, now: Instant) -> OffsetDateTime {
+        if now >= self.whole_look_at {
+            self.whole_look_at = now + WHOLE_LOOK_INTERVAL;
+            self.at = OffsetDateTime::UNIX_EPOCH;
+        }
+        self.at
+    }
+
+    /// Notes what a look at the time `now` of the database found: its oldest event, if any.
+    fn looked(&mut self, now: OffsetDateTime, oldest: Option<OffsetDateTime>) {
+        let settled = now - LOOK_MARGIN;
+        self.at = oldest.map_or(settled, |oldest| oldest.min(settled));
+    }
 }
 
-/// The next events of a lane, in order.
-async fn next(conn: &mut PgConnection, lane: i16, limit: i64) -> Result<Vec<(i64, EventRow)>, Error> {
-    let rows = sqlx::query!(
-        "select o.id, e.user_id, e.seq, e.order_id, e.status, e.previous_status, e.total, e.currency, e.version,
-                e.actor, e.reason, e.at, e.traceparent
-         from orders.outbox as o
-         join orders.event as e on e.user_id = o.user_id and e.seq = o.seq
-         where o.lane = $1 order by o.id limit $2",
-        lane,
-        limit
-    )
-    .fetch_all(conn)
-    .await?;
-    rows.into_iter()
-        .map(|row| {
-            let event = Columns {
-                user_id: row.user_id,
-                seq: row.seq,
-                order_id: row.order_id,
-                status: row.status,
-                previous_status: row.previous_status,
-                total: row.total,
-                currency: row.currency,
-                version: row.version,
-                actor: row.actor,
-                reason: row.reason,
-                at: row.at,
-                traceparent: row.traceparent,
-            };
-            Ok((row.id, event.try_into()?))
-        })
-        .collect()
+/// Looks for events that wait, measures them, and publishes them.
+#[expect(clippy::cast_precision_loss, reason = "gauges of at most 100 000 rows")]
+async fn look(publisher: Publisher, since: Arc<Mutex<Since>>) -> anyhow::Result<Round> {
+    let from = since.lock().unwrap_or_else(PoisonError::into_inner).next(Instant::now());
+    let mut conn = publisher.acquire().await?;
+    let look = outbox::look(&mut conn, MAX_COUNTED).await?;
+    let waiting = outbox::waiting(&mut conn, from, LOOK_LIMIT).await?;
+    let found = i64::try_from(waiting.len()).unwrap_or(LOOK_LIMIT);
+    let full = found == LOOK_LIMIT;
+    let count = if full { outbox::count_waiting(&mut conn, from, MAX_COUNTED).await? } else { found };
+    let oldest = waiting.first().map(|(_, created_at)| *created_at);
+    let mut users: Vec<i64> = waiting.into_iter().map(|(user_id, _)| user_id).collect();
+    if look.owed > 0 {
+        users.extend(outbox::due(&mut conn, LOOK_LIMIT).await?);
+    }
+    drop(conn);
+    since.lock().unwrap_or_else(PoisonError::into_inner).looked(look.now, oldest);
+
+    let lag = oldest.into_iter().chain(look.owed_since).min().map_or(0.0, |oldest| {
+        // The clock of a process of the version before may be ahead.
+        (look.now - oldest).as_seconds_f64().max(0.0)
+    });
+    metrics::gauge!("outbox_pending").set((count + look.owed) as f64);
+    metrics::gauge!("outbox_lag_seconds").set(lag);
+    metrics::gauge!("outbox_dead_letters").set(look.dead_letters as f64);
+
+    let mut seen = HashSet::new();
+    users.retain(|user_id| seen.insert(*user_id));
+    let pass = publisher.pass(users).await;
+    if let Some(failure) = pass.failure {
+        anyhow::bail!("{} events wait, the oldest for {lag:.1} s: {failure}", count + look.owed);
+    }
+    Ok(Round::more_if(full && pass.published > 0))
 }
 
-async fn remove(conn: &mut PgConnection, lane: i16, ids: &[i64]) -> sqlx::Result<()> {
-    sqlx::query!("delete from orders.outbox where lane = $1 and id = any($2)", lane, ids)
-        .execute(conn)
-        .await?;
-    Ok(())
+/// Keeps the word in Redis whose loss tells gateways that Redis lost its data.
+async fn keep_epoch(redis: Client) -> Result<Round, fred::error::Error> {
+    let redis = redis.with_options(&shoppee_kit::redis::on_request_path());
+    let word = Uuid::new_v4().to_string();
+    let _kept: Value = redis.set(streams::EPOCH, word, None, Some(SetOptions::NX), false).await?;
+    Ok(Round::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn a_look_begins_where_nothing_waited_before_and_at_times_at_the_beginning() {
+        let (start, now) = (Instant::now(), datetime!(2026-01-01 12:00 UTC));
+        let mut since = Since::default();
+        assert_eq!(since.next(start), OffsetDateTime::UNIX_EPOCH);
+        since.looked(now, None);
+        assert_eq!(since.next(start), now - LOOK_MARGIN);
+        let oldest = now - time::Duration::minutes(5);
+        since.looked(now, Some(oldest));
+        assert_eq!(since.next(start), oldest, "what still waits is found again");
+        assert_eq!(since.next(start + WHOLE_LOOK_INTERVAL), OffsetDateTime::UNIX_EPOCH);
+    }
+
+    #[test]
+    fn the_relay_forgets_users_beyond_its_bound() {
+        let relay = Relay::default();
+        relay.add(0..20_000);
+        assert_eq!(relay.take().len(), MAX_DUE_USERS);
+        assert!(relay.take().is_empty());
+    }
 }

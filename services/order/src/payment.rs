@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use shoppee_kit::{caller::Caller, clock::Clock, status::Violations, telemetry::Trace};
+use shoppee_kit::{
+    caller::Caller, clock::Clock, idempotency::fingerprint, status::Violations, telemetry::Trace,
+};
 use shoppee_proto::order::v1 as wire;
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -17,7 +19,7 @@ use crate::{
     steps,
     stock::NoHold,
     store::{
-        idempotency::KeyOf,
+        idempotency::{KeyOf, forget_unanswered},
         order as store,
         payment::{self as attempts, Attempt},
         stock_task::{self, StockStep, StockTask},
@@ -216,17 +218,18 @@ async fn prepare(
         return Err(Error::Forbidden);
     }
     let key = key.map(|key| key_of(owner, id, key));
+    let mut held = None;
     if let Some(of) = &key {
-        let meaning = idempotency::fingerprint(&format!("{token:?}"));
+        let meaning = fingerprint(&format!("{token:?}"));
         match idempotency::claim(&orders, of, meaning, id, LEFT_OPEN).await? {
-            Turn::Ours(_) => {}
+            Turn::Ours { lease, .. } => held = Some(lease),
             Turn::Done(Answer::Order(order)) => return Ok(Prepared::Answered(order)),
             Turn::Done(Answer::Declined(why)) => return Err(Error::PaymentDeclined { why, replayed: true }),
         }
     }
     let opened = open(&orders, (owner, id), asker, key.as_ref()).await;
-    if let (Some(of), Err(error)) = (&key, &opened) {
-        idempotency::give_up(&orders, of, error).await;
+    if let (Some(lease), Err(error)) = (&held, &opened) {
+        idempotency::give_up(&orders, lease, error).await;
     }
     opened.map(Prepared::Opened)
 }
@@ -318,13 +321,12 @@ async fn finish(orders: &Orders, attempt: &Attempt, outcome: Outcome) -> Result<
         }
         Outcome::Approved => {
             // Cancelled while the provider was busy: the money goes back.
+            if let Some(of) = &key {
+                forget_unanswered(&mut tx, of, id).await?;
+            }
             tx.commit().await?;
             refund(orders, attempt).await;
-            let refused = if row.expired { Error::OrderExpired } else { Error::InvalidTransition };
-            if let Some(of) = &key {
-                idempotency::give_up(orders, of, &refused).await;
-            }
-            Err(refused)
+            Err(if row.expired { Error::OrderExpired } else { Error::InvalidTransition })
         }
         Outcome::Declined(why) => {
             if let Some(of) = &key {

@@ -1,70 +1,101 @@
-//! Gives each user who registers a cart, from the stream the auth service tells of registrations on. How far it was
-//! read is kept beside the carts, in the same transaction; a registration that Redis loses costs nothing, as a cart is
-//! made at its first use too.
+//! Gives each user who registers a cart, from the stream of registrations that the auth service writes. The position in
+//! the stream is kept beside the carts, in the same transaction. A registration that is lost costs nothing, as a cart is
+//! made at its first use too; so an entry that cannot be taken in is skipped, and never stops those behind it.
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use fred::{clients::Client, interfaces::StreamsInterface as _, types::streams::XReadValue};
 use prost::Message as _;
-use shoppee_kit::tasks::Tasks;
+use shoppee_kit::{
+    log_throttle::LogThrottle,
+    pg,
+    process::Process,
+    worker::{self, Round},
+};
 use shoppee_proto::{auth::v1::UserRegistered, streams};
 use tokio::sync::watch;
 
 use crate::{
     Orders,
-    error::Error,
     store::{cart, stream},
 };
 
+/// Entries that are read at a time.
 const BATCH: u64 = 200;
-const LOOK: Duration = Duration::from_millis(500);
+/// The time until a registration that no other process has read is seen.
+const READ_INTERVAL: Duration = Duration::from_millis(500);
 /// Before the first entry.
 const BEGINNING: &str = "0-0";
 
-pub fn start(orders: &Orders, redis: &Client, tasks: &Tasks, ready: watch::Receiver<bool>) {
-    let (orders, redis, stop) = (orders.clone(), redis.clone(), tasks.stopping());
-    tasks.spawn("registrations", async move {
-        while !stop.is_cancelled() {
-            let read = if *ready.borrow() { read(&orders, &redis).await } else { Ok(0) };
-            match read {
-                Ok(count) if count == BATCH => continue,
-                Ok(_) => {}
-                Err(error) => tracing::debug!(%error, "registrations not read"),
-            }
-            tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
-                () = stop.cancelled() => {}
-            }
-        }
-        Ok(())
+/// An entry of the stream; its fields may be anything.
+type Entry = XReadValue<String, Vec<u8>, Vec<u8>>;
+
+/// Starts the worker that reads the stream.
+pub fn start(orders: &Orders, redis: &Client, process: &Process, ready: &watch::Receiver<bool>) {
+    metrics::counter!("registrations_skipped_total").absolute(0);
+    let (orders, redis) = (orders.clone(), redis.clone());
+    let skipped = std::sync::Arc::new(LogThrottle::default());
+    worker::spawn(process, "registrations", READ_INTERVAL, ready.clone(), move || {
+        let (orders, redis, skipped) = (orders.clone(), redis.clone(), skipped.clone());
+        async move { read(&orders, &redis, &skipped).await }
     });
 }
 
-/// Reads what is new; how many.
-async fn read(orders: &Orders, redis: &Client) -> Result<u64, Error> {
+/// Reads what is new.
+async fn read(orders: &Orders, redis: &Client, skipped: &LogThrottle) -> anyhow::Result<Round> {
     let mut conn = orders.pool.acquire().await?;
     let position = stream::position(&mut conn, streams::USERS).await?;
     drop(conn);
     let position = position.unwrap_or_else(|| BEGINNING.to_owned());
-    let entries: Vec<XReadValue<String, String, Vec<u8>>> = redis
+    let entries: Vec<Entry> = redis
         .xrange_values(streams::USERS, format!("({position}"), "+", Some(BATCH))
         .await
-        .map_err(|_| Error::Unavailable)?;
-    let Some((last, _)) = entries.last() else {
-        return Ok(0);
-    };
-
-    let now = orders.clock.now();
-    let mut tx = orders.pool.begin().await?;
-    for (id, fields) in &entries {
-        let message = fields.get(streams::FIELD).map(|bytes| UserRegistered::decode(bytes.as_slice()));
-        if let Some(Ok(registered)) = message {
-            cart::create(&mut tx, registered.user_id, now).await?;
-        } else {
-            tracing::warn!(id, "an entry of another shape on the stream of users");
+        .with_context(|| format!("the stream {}", streams::USERS))?;
+    if entries.is_empty() {
+        return Ok(Round::Done);
+    }
+    match take_in(orders, &entries, skipped).await {
+        Ok(()) => {}
+        Err(error) if pg::is_unavailable(&error) => return Err(error.into()),
+        // One of them is to blame, which the others need not wait for.
+        Err(_) => {
+            for entry in entries.chunks(1) {
+                if let Err(error) = take_in(orders, entry, skipped).await {
+                    if pg::is_unavailable(&error) {
+                        return Err(error.into());
+                    }
+                    skip(skipped, &entry[0].0, &error.to_string());
+                    let mut conn = orders.pool.acquire().await?;
+                    stream::set_position(&mut conn, streams::USERS, &entry[0].0).await?;
+                }
+            }
         }
     }
-    stream::set_position(&mut tx, streams::USERS, last).await?;
-    tx.commit().await?;
-    Ok(u64::try_from(entries.len()).unwrap_or(BATCH))
+    Ok(Round::more_if(u64::try_from(entries.len()).is_ok_and(|count| count == BATCH)))
+}
+
+/// Makes the carts and moves the position behind the last entry.
+async fn take_in(orders: &Orders, entries: &[Entry], skipped: &LogThrottle) -> sqlx::Result<()> {
+    let now = orders.clock.now();
+    let mut tx = orders.pool.begin().await?;
+    for (id, fields) in entries {
+        let message = fields.get(streams::FIELD.as_bytes());
+        match message.map(|bytes| UserRegistered::decode(bytes.as_slice())) {
+            Some(Ok(registered)) => cart::create(&mut tx, registered.user_id, now).await?,
+            Some(Err(error)) => skip(skipped, id, &error.to_string()),
+            None => skip(skipped, id, "without the field of the message"),
+        }
+    }
+    if let Some((last, _)) = entries.last() {
+        stream::set_position(&mut tx, streams::USERS, last).await?;
+    }
+    tx.commit().await
+}
+
+fn skip(skipped: &LogThrottle, id: &str, reason: &str) {
+    metrics::counter!("registrations_skipped_total").increment(1);
+    if let Some(suppressed) = skipped.admit() {
+        tracing::warn!(id, reason, suppressed, "registration skipped");
+    }
 }

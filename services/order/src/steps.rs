@@ -2,7 +2,7 @@
 //! has in common: the row changes, the event gets the user's next number, both reach the outbox, in one transaction.
 
 use shoppee_kit::{caller::Caller, telemetry};
-use shoppee_proto::order::v1 as wire;
+use shoppee_proto::{order::v1 as wire, product::v1::ReleaseReason};
 use sqlx::{Connection as _, PgConnection};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -43,17 +43,17 @@ pub async fn tell(
         user_id: order.user_id,
         seq,
         order_id: order.id,
-        status: order.status,
-        previous_status: taken.previous,
+        status: order.status.word().to_owned(),
+        previous_status: taken.previous.map(|previous| previous.word().to_owned()),
         total: order.total,
         currency: order.currency.clone(),
         version: order.version,
-        actor: taken.actor,
+        actor: taken.actor.word().to_owned(),
         reason: taken.reason.map(str::to_owned),
         at: order.updated_at,
         traceparent: telemetry::traceparent(),
     };
-    Ok(event::insert(conn, &event, outbox::lane(order.user_id)).await?)
+    Ok(event::insert(conn, &event, &outbox::message(&event)).await?)
 }
 
 /// After the commit: the relay goes to work at once, and the step is counted, with the money it is about.
@@ -242,7 +242,7 @@ async fn end(
 pub async fn do_stock_task(orders: &Orders, task: &StockTask) {
     let outcome = match task.step {
         StockStep::Commit => orders.stock.commit(task.order_id).await,
-        StockStep::Release => orders.stock.release(task.order_id).await,
+        StockStep::Release => orders.stock.release(task.order_id, ReleaseReason::OrderCancelled).await,
     };
     match outcome {
         Ok(()) => {}

@@ -8,8 +8,9 @@ use shoppee_kit::{
     status,
 };
 use shoppee_proto::product::v1::{
-    BatchGetProductsRequest, CommitRequest, HoldRequest, HoldResponse, Product, ReleaseRequest, StockLine,
-    product_service_client::ProductServiceClient, stock_service_client::StockServiceClient,
+    BatchGetProductsRequest, CommitRequest, HoldRequest, HoldResponse, Product, ReleaseReason,
+    ReleaseRequest, StockLine, product_service_client::ProductServiceClient,
+    stock_service_client::StockServiceClient,
 };
 use tonic::{Code, Request, Status, transport::Channel};
 use uuid::Uuid;
@@ -69,9 +70,12 @@ impl Stock {
             lines,
             ttl_seconds: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),
         };
-        let held =
-            self.call(message, |channel, request| async move {
-                StockServiceClient::new(channel).hold(request).await
+        let held = self
+            .call(message, |channel, request| async move {
+                StockServiceClient::new(channel)
+                    .max_decoding_message_size(client::MAX_ANSWER_BYTES)
+                    .hold(request)
+                    .await
             })
             .await;
         held.map_err(|refused| {
@@ -101,9 +105,9 @@ impl Stock {
         .map(|_| ())
     }
 
-    /// The order's goods go back.
-    pub async fn release(&self, order_id: Uuid) -> Result<(), Status> {
-        let message = ReleaseRequest { order_id: order_id.to_string() };
+    /// The order's goods go back; what was sold only where `reason` allows it.
+    pub async fn release(&self, order_id: Uuid, reason: ReleaseReason) -> Result<(), Status> {
+        let message = ReleaseRequest { order_id: order_id.to_string(), reason: reason.into() };
         self.call(message, |channel, request| async move {
             StockServiceClient::new(channel).release(request).await
         })
@@ -118,7 +122,10 @@ impl Stock {
         }
         let found = self
             .call(BatchGetProductsRequest { ids }, |channel, request| async move {
-                ProductServiceClient::new(channel).batch_get_products(request).await
+                ProductServiceClient::new(channel)
+                    .max_decoding_message_size(client::MAX_ANSWER_BYTES)
+                    .batch_get_products(request)
+                    .await
             })
             .await;
         match found {

@@ -26,12 +26,20 @@ pub fn status(status: Status) -> OrderStatus {
     }
 }
 
-fn actor(actor: Actor) -> WireActor {
-    match actor {
-        Actor::Customer => WireActor::Customer,
-        Actor::Admin => WireActor::Admin,
-        Actor::System => WireActor::System,
-    }
+/// Returns the number of a status that was kept as a word; 0 for a word of a newer version, which travels beside it.
+fn status_number(word: &str) -> i32 {
+    Status::from_word(word).map_or(OrderStatus::Unspecified, status).into()
+}
+
+/// The same for an actor.
+fn actor_number(word: &str) -> i32 {
+    let actor = match Actor::from_word(word) {
+        Some(Actor::Customer) => WireActor::Customer,
+        Some(Actor::Admin) => WireActor::Admin,
+        Some(Actor::System) => WireActor::System,
+        None => WireActor::Unspecified,
+    };
+    actor.into()
 }
 
 /// An order with those of `lines` that are its own.
@@ -117,13 +125,15 @@ pub fn event(row: &EventRow) -> OrderEvent {
         user_id: row.user_id,
         seq: row.seq,
         order_id: row.order_id.to_string(),
-        status: status(row.status).into(),
-        previous_status: row.previous_status.map(|previous| status(previous).into()),
+        status: status_number(&row.status),
+        previous_status: row.previous_status.as_deref().map(status_number),
         total: row.total,
         currency: row.currency.clone(),
         version: row.version,
         at: Some(row.at.into()),
         traceparent: row.traceparent.clone(),
+        status_word: row.status.clone(),
+        previous_status_word: row.previous_status.clone().unwrap_or_default(),
     }
 }
 
@@ -131,11 +141,14 @@ pub fn event(row: &EventRow) -> OrderEvent {
 pub fn history_event(row: EventRow) -> OrderHistoryEvent {
     OrderHistoryEvent {
         seq: row.seq,
-        status: status(row.status).into(),
-        previous_status: row.previous_status.map(|previous| status(previous).into()),
+        status: status_number(&row.status),
+        previous_status: row.previous_status.as_deref().map(status_number),
         at: Some(row.at.into()),
-        actor: actor(row.actor).into(),
+        actor: actor_number(&row.actor),
         reason: row.reason,
+        status_word: row.status,
+        previous_status_word: row.previous_status.unwrap_or_default(),
+        actor_word: row.actor,
     }
 }
 

@@ -17,7 +17,7 @@ use std::{
 };
 
 use moka::Expiry;
-use shoppee_kit::{age::Age, clock::Clock, fold::Fold, process::Process, settings::Redis};
+use shoppee_kit::{age::Age, clock::Clock, fold::Fold, process::Process, redis::Clients};
 use shoppee_proto::PRODUCT_LAG;
 use sqlx::PgPool;
 use time::OffsetDateTime;
@@ -137,11 +137,11 @@ impl Cache {
     /// Starts to connect to Redis, and to follow the log.
     pub fn start(
         pool: &PgPool,
-        redis: &Redis,
+        redis: &Clients,
         lifetimes: Lifetimes,
         changes: &Changes,
         process: &Process,
-    ) -> anyhow::Result<Self> {
+    ) -> Self {
         // What never happened is 0 for those who watch, not absent.
         for (level, result) in [("memory", "hit"), ("memory", "miss"), ("memory", "bypass")]
             .into_iter()
@@ -164,13 +164,13 @@ impl Cache {
             flights: moka::future::Cache::builder().max_capacity(MOST_FLIGHTS).time_to_live(FLIGHT).build(),
             generation: AtomicU64::new(0),
             floors: moka::sync::Cache::builder().max_capacity(MOST_FLOORS).time_to_live(FLOOR).build(),
-            shared: Shared::new(redis, lifetimes.shared, process)?,
+            shared: Shared::new(lifetimes.shared, process),
             fold: Fold::default(),
         }));
-        cache.0.shared.follow(&cache, pool, changes, process);
+        cache.0.shared.follow(redis, &cache, pool, changes, process);
         changes.follow(pool.clone(), cache.clone(), process);
         cache.watch_bypass(process);
-        Ok(cache)
+        cache
     }
 
     /// What is known of an id; nothing older than revision `at_least`, which the caller has seen.

@@ -34,6 +34,8 @@ pub enum Error {
     KeyReused,
     #[error("the same request is being worked on")]
     InProgress,
+    #[error("the hold was sold")]
+    HoldCommitted,
     /// A dependency does not answer, or more is asked than can be done.
     #[error("unavailable")]
     Unavailable,
@@ -58,7 +60,7 @@ impl Error {
 /// error here.
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        if pg::is_away(&error) || is_undefined(&error) {
+        if pg::is_unavailable(&error) || is_undefined(&error) {
             tracing::debug!(error = %error, "database away");
             return Self::Unavailable;
         }
@@ -122,6 +124,11 @@ impl From<Error> for Status {
             ),
             Error::KeyReused => idempotency::KeyReused.into(),
             Error::InProgress => idempotency::in_progress(),
+            Error::HoldCommitted => Refusal::new(
+                Code::FailedPrecondition,
+                "HOLD_COMMITTED",
+                "the order's goods are sold; only a cancelled order gives them back",
+            ),
             Error::Unavailable => status::unavailable(),
             Error::Internal => status::internal(),
         };

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::{
     cache::Cache,
     error::Error,
-    stock::{Basket, HeldLine, Hold, Kind, Refused, Round, State, Want},
+    stock::{Basket, HeldLine, Hold, Kind, Refused, ReleaseReason, Round, State, Want},
     store::{self, stock::Movement},
 };
 
@@ -81,14 +81,14 @@ impl Holds {
         }
     }
 
-    /// Gives back what an order holds or was sold; giving it back twice changes nothing. An order that holds
-    /// nothing yet never will.
+    /// Gives back what an order holds, or was sold where `reason` allows it; giving it back twice changes
+    /// nothing. An order that holds nothing yet never will.
     #[tracing::instrument(
         name = "stock.release",
         skip_all,
         fields(otel.kind = "client", db.system.name = "postgresql")
     )]
-    pub async fn release(&self, order_id: Uuid) -> Result<(), Error> {
+    pub async fn release(&self, order_id: Uuid, reason: ReleaseReason) -> Result<(), Error> {
         let now = self.clock.now();
         let mut tx = self.pool.begin().await?;
         let mut lines = store::hold::lines(&mut tx, &[order_id]).await?;
@@ -103,7 +103,10 @@ impl Holds {
         let held = store::hold::lock(&mut tx, &[order_id]).await?;
         let kind = match held.get(&order_id).map(|hold| hold.state) {
             Some(State::Held) => Kind::Release,
-            Some(State::Committed) => Kind::Return,
+            Some(State::Committed) => match reason {
+                ReleaseReason::OrderCancelled => Kind::Return,
+                ReleaseReason::CheckoutAbandoned => return Err(Error::HoldCommitted),
+            },
             Some(State::Released | State::Expired) | None => return Ok(()),
         };
         store::hold::end(&mut tx, &[order_id], State::Released, now).await?;

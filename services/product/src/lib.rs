@@ -34,6 +34,7 @@ use shoppee_kit::{
     grpc as server, keys, ops, pg,
     pool::Pool,
     process::Process,
+    redis,
     settings::{self, Common, service_urls},
 };
 use tokio::sync::broadcast;
@@ -107,7 +108,7 @@ fn currency(value: &str) -> Result<String, String> {
 
 /// Wires the service and starts its tasks.
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
-    let Process { clock, tasks, readiness } = &process;
+    let Process { clock, tasks, readiness, .. } = &process;
     let auth = Pool::start("auth", &settings.auth_url, &process)?;
     let pool = pg::open("shoppee-product", &settings.postgres, sqlx::migrate!(), tasks, readiness).await?;
     engine::check(&process, pool.clone());
@@ -116,13 +117,14 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
             .await?;
     let changes = Changes::default();
     let lifetimes = Lifetimes { memory: settings.cache_l1_ttl, shared: settings.cache_l2_ttl };
-    let cache = Cache::start(&pool, &settings.redis, lifetimes, &changes, &process)?;
+    let redis = redis::Clients::open(&settings.redis, &process).await?;
+    let cache = Cache::start(&pool, &redis, lifetimes, &changes, &process);
     ops::serve(settings.metrics_addr, tasks, readiness).await?;
 
     let verifier = Verifier::new(clock.clone());
     // Nobody holds sockets here: who ends is refused at the next call.
     let (ended, _) = broadcast::channel(1);
-    keys::follow(tasks, readiness, auth, verifier.clone(), ended);
+    keys::follow(&process, auth, verifier.clone(), ended);
 
     let holds = holds::Holds::start(pool.clone(), clock.clone(), cache.clone(), tasks);
     let ready = readiness.serving();

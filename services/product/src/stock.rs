@@ -213,6 +213,15 @@ impl Hold {
     }
 }
 
+/// Why an order's goods go back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReleaseReason {
+    /// Also what was sold goes back.
+    OrderCancelled,
+    /// Only a hold goes back: the release of an order that was never placed may arrive late.
+    CheckoutAbandoned,
+}
+
 /// What an order asks for.
 #[derive(Clone, Debug)]
 pub struct Want {

@@ -94,7 +94,7 @@ impl Customers {
     /// They sign up and begin.
     pub async fn begin(url: &str, admin: &SignIn, count: u16, seed: u64) -> anyhow::Result<Self> {
         let rest = Arc::new(Rest::new(url)?);
-        let goods = stock_up(&rest, admin).await?;
+        let goods = stock_up(&rest, admin, STOCK).await?;
         let mut customers = Self {
             ledger: Arc::default(),
             began: Instant::now(),
@@ -248,8 +248,8 @@ fn keyed<'a>(request: Request<'a>, key: Option<&str>) -> Request<'a> {
     }
 }
 
-/// Makes sure that nothing is sold out, and says what there is to buy.
-async fn stock_up(rest: &Rest, admin: &SignIn) -> anyhow::Result<Vec<i64>> {
+/// Adds `supply` to the stock of [`GOODS`] products and returns their ids.
+pub async fn stock_up(rest: &Rest, admin: &SignIn, supply: i64) -> anyhow::Result<Vec<i64>> {
     let sign_in = json!({"username": admin.username, "password": admin.password});
     let tokens = success(rest.post("/auth/login").body(sign_in)).await?;
     let token = text(&tokens, "access_token")?;
@@ -257,7 +257,7 @@ async fn stock_up(rest: &Rest, admin: &SignIn) -> anyhow::Result<Vec<i64>> {
     let mut goods = Vec::new();
     for product in found["items"].as_array().context("no products")? {
         let id = product["id"].as_i64().context("a product without an id")?;
-        let supply = json!({"delta": STOCK, "reason": "chaos"});
+        let supply = json!({"delta": supply, "reason": "chaos"});
         success(rest.post(&format!("/products/{id}/stock")).by(&token).body(supply)).await?;
         goods.push(id);
     }
@@ -267,7 +267,7 @@ async fn stock_up(rest: &Rest, admin: &SignIn) -> anyhow::Result<Vec<i64>> {
     Ok(goods)
 }
 
-async fn sign_up(rest: &Rest, username: &str) -> anyhow::Result<Value> {
+pub async fn sign_up(rest: &Rest, username: &str) -> anyhow::Result<Value> {
     let password = password();
     let email = format!("{username}@customers.example");
     let account = json!({"username": username, "email": email, "password": password});
@@ -281,7 +281,7 @@ async fn success(request: Request<'_>) -> anyhow::Result<Value> {
     answer.expect_success(&label).cloned()
 }
 
-fn text(of: &Value, field: &str) -> anyhow::Result<String> {
+pub fn text(of: &Value, field: &str) -> anyhow::Result<String> {
     Ok(of[field].as_str().with_context(|| format!("an answer without {field}"))?.to_owned())
 }
 

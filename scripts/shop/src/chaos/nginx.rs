@@ -32,35 +32,35 @@ pub fn program(state: &State, port: u16, gateways: &[u16]) -> anyhow::Result<Pro
     })
 }
 
+/// The deployed configuration with other addresses, without TLS, and with bounds for a load that comes from one address.
 fn configuration(port: u16, gateways: &[u16]) -> String {
-    // Like a name that is looked up anew for each request: nobody is remembered as gone.
     let servers: Vec<String> =
         gateways.iter().map(|port| format!("server 127.0.0.1:{port} max_fails=0;")).collect();
-    let servers = servers.join(" ");
     // Where its workers may read and write what it may.
     let user = if rustix::process::getuid().is_root() { "user root;\n" } else { "" };
-    let map = block("map $http_upgrade");
-    let rules = block("location / {").replace("set $gateway http://gateway:8080;", "");
-    let rules = rules.replace("$gateway;", "http://gateways;");
-    format!(
-        "{user}daemon off;\npid nginx.pid;\nerror_log stderr warn;\nevents {{ worker_connections 4096; }}\nhttp {{\n\
-         client_body_temp_path body;\nproxy_temp_path proxy;\nfastcgi_temp_path fastcgi;\nuwsgi_temp_path uwsgi;\n\
-         scgi_temp_path scgi;\naccess_log off;\ntcp_nodelay on;\n{map}\nupstream gateways {{ {servers} }}\n\
-         server {{\nlisten 127.0.0.1:{port};\n{rules}\n}}\n}}\n"
-    )
+    let mut deployed = DEPLOYED.to_owned();
+    for (there, here) in [
+        ("/tmp/", ""),
+        ("/dev/stderr", "stderr"),
+        (REDIRECT, ""),
+        ("listen 8443 ssl;", &format!("listen 127.0.0.1:{port};")),
+        ("server gateway:8080 resolve max_fails=0;", &servers.join(" ")),
+        ("limit_conn requests_of_client 64;", ""),
+        ("limit_conn sockets_of_client 512;", ""),
+    ] {
+        deployed = deployed.replace(there, here);
+    }
+    let is_tls = |line: &str| line.starts_with("ssl_") || line == "http2 on;";
+    let lines: Vec<&str> = deployed.lines().filter(|line| !is_tls(line.trim())).collect();
+    format!("{user}daemon off;\n{}\n", lines.join("\n"))
 }
 
-/// The block of the deployed configuration that begins so, to its brace.
-fn block(begins: &str) -> String {
-    let mut lines = Vec::new();
-    for line in DEPLOYED.lines().map(str::trim).skip_while(|line| !line.starts_with(begins)) {
-        lines.push(line);
-        if line == "}" {
-            break;
-        }
+/// What sends a client from HTTP to HTTPS.
+const REDIRECT: &str = "    server {
+        listen 8080;
+        return 308 https://$host$request_uri;
     }
-    lines.join("\n")
-}
+";
 
 #[cfg(test)]
 mod tests {
@@ -73,9 +73,14 @@ mod tests {
             "proxy_pass http://gateways;",
             "proxy_next_upstream error timeout;",
             "default upgrade;",
-            "127.0.0.1:3",
+            "keepalive 128;",
+            "server 127.0.0.1:2 max_fails=0; server 127.0.0.1:3 max_fails=0;",
+            "listen 127.0.0.1:1;",
         ] {
             assert!(configuration.contains(part), "{part} in\n{configuration}");
+        }
+        for part in ["8443", "8080", "ssl", "resolve ", "of_client 64", "/tmp/"] {
+            assert!(!configuration.contains(part), "{part} in\n{configuration}");
         }
     }
 }

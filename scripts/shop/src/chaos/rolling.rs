@@ -7,11 +7,10 @@ use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Options, clingers, customers::Customers, nginx};
+use super::{Options, behind_nginx, clingers, customers::Customers};
 use crate::{
     keeper::What,
     parts::{gateway_name, local},
-    ports::Ports,
     ready,
     screen::{Ink, done, ink, say},
     up::system::System,
@@ -41,14 +40,8 @@ struct Target {
 }
 
 pub async fn run(system: &mut System, options: &Options, seed: u64) -> anyhow::Result<()> {
-    let port = Ports::default().free()?;
-    let url = local(port);
     let client = reqwest::Client::builder().no_proxy().build()?;
-    let proxy = nginx::program(&system.state, port, &system.plan.gateways)?;
-    system.keep(vec![proxy]);
-    let answers = ready::until(|| async { client.get(format!("{url}/healthz")).send().await.is_ok() });
-    timeout(READY_WITHIN, answers).await.context("nginx does not answer")?;
-
+    let url = behind_nginx(system, &client).await?;
     let customers = Customers::begin(&url, &system.secrets.admin, options.customers, seed).await?;
     done("customers", &format!("{} of them, each with a socket, behind nginx at {url}", options.customers));
     for clinging in if options.quick { &[false][..] } else { &[false, true] } {

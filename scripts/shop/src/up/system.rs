@@ -22,8 +22,11 @@ use crate::{
     state::State,
 };
 
-/// From the first process to the last one's readiness; a first start on a slow disk takes a tenth of it.
-const READY_WITHIN: Duration = Duration::from_secs(90);
+/// From the first process to the last one's readiness. A start takes seconds; on a machine whose cores are taken by others
+/// it takes minutes, and a process that cannot start ends at once, so that this bound is reached by one that hangs.
+const READY_TIMEOUT: Duration = Duration::from_mins(10);
+/// How often a start that takes its time says what it waits for.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(15);
 /// A million products.
 const SEEDED_WITHIN: Duration = Duration::from_mins(15);
 /// The lines of a log that are shown when its process failed.
@@ -46,6 +49,7 @@ pub struct System {
     pids: BTreeMap<String, u32>,
     /// The superuser's.
     postgres_url: String,
+    /// The administrator's, or of all where REDIS_URL is set.
     redis_url: String,
 }
 
@@ -97,7 +101,7 @@ impl System {
 
     /// From nothing to ready.
     pub async fn boot(&mut self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + READY_WITHIN;
+        let deadline = Instant::now() + READY_TIMEOUT;
         let client = reqwest::Client::builder().no_proxy().build()?;
 
         let began = Instant::now();
@@ -120,7 +124,6 @@ impl System {
             secrets: &self.secrets,
             settings: &self.options.settings,
             postgres_url: &self.postgres_url,
-            redis_url: &self.redis_url,
         };
         let programs = shop.programs()?;
         self.keep(programs);
@@ -128,8 +131,18 @@ impl System {
             let client = client.clone();
             async move { ready::until(|| async { ready::ready(&client, &url).await.is_ok() }).await }
         }));
-        if self.unless_one_ends(deadline, all_ready).await?.is_none() {
-            return Err(self.what_is_missing(&client).await);
+        tokio::pin!(all_ready);
+        loop {
+            let next_progress = deadline.min(Instant::now() + PROGRESS_INTERVAL);
+            if self.unless_one_ends(next_progress, &mut all_ready).await?.is_some() {
+                break;
+            }
+            if Instant::now() >= deadline {
+                return Err(self.what_is_missing(&client).await);
+            }
+            if let Some((name, reason)) = self.first_unready(&client).await {
+                say(&format!("  … {name} is not ready after {}: {reason}", seconds(began)));
+            }
         }
         let gateways = self.plan.gateways.len();
         let plural = if gateways == 1 { "" } else { "s" };
@@ -166,8 +179,8 @@ impl System {
         if let Some(url) = &self.options.settings.redis_url {
             self.redis_url.clone_from(url);
         } else {
-            self.redis_url = redis::url(self.plan.redis);
-            programs.push(redis::program(&self.state, self.plan.redis));
+            self.redis_url = redis::url(self.plan.redis, redis::ADMINISTRATOR, &self.secrets.redis);
+            programs.push(redis::program(&self.state, self.plan.redis, &self.secrets.redis)?);
         }
         self.keep(programs);
         Ok(())
@@ -178,6 +191,11 @@ impl System {
         for program in programs {
             self.keepers.push(Keeper::keep(program, self.tell.clone(), self.hurry.clone()));
         }
+    }
+
+    /// Returns the URL of PostgreSQL with the superuser's password.
+    pub fn postgres_url(&self) -> &str {
+        &self.postgres_url
     }
 
     /// What happens next to one of the processes.
@@ -214,12 +232,20 @@ impl System {
     }
 
     async fn what_is_missing(&self, client: &reqwest::Client) -> anyhow::Error {
+        match self.first_unready(client).await {
+            Some((name, reason)) => anyhow!("{name} is not ready: {reason}\n{}", self.last_words(&name)),
+            None => anyhow!("not ready in time"),
+        }
+    }
+
+    /// Returns the first process that is not ready, with the reason that its `/readyz` gives.
+    async fn first_unready(&self, client: &reqwest::Client) -> Option<(String, String)> {
         for (name, url) in self.plan.urls() {
-            if let Err(why) = ready::ready(client, &url).await {
-                return anyhow!("{name} is not ready: {why}\n{}", self.last_words(&name));
+            if let Err(reason) = ready::ready(client, &url).await {
+                return Some((name, reason));
             }
         }
-        anyhow!("not ready in time")
+        None
     }
 
     fn last_words(&self, part: &str) -> String {

@@ -2,5 +2,6 @@
 
 mod deployed;
 mod rules;
+mod tls;
 mod trace;
 mod whole;

@@ -82,6 +82,21 @@ impl Checkout {
     }
 }
 
+impl Checkout {
+    /// What Redis answers to its administrator.
+    fn redis(&self, command: &[&str]) -> String {
+        let run = self.run_file();
+        let url = run["redis"]["url"].as_str().expect("an address");
+        let output = Command::new("redis-cli")
+            .args(["--no-auth-warning", "-e", "-u", url])
+            .args(command)
+            .output()
+            .expect("redis-cli is installed");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+}
+
 fn kill(pid: i64) {
     let pid = Pid::from_raw(i32::try_from(pid).expect("small")).expect("not 0");
     kill_process(pid, Signal::KILL).expect("it lives");
@@ -129,12 +144,14 @@ fn a_shop_is_started_used_hurt_and_stopped() {
     assert!(said.contains("runs already") && said.lines().count() == 1, "{said}");
 
     assert!(checkout.succeeds("demo", &[]).contains("all 4 events seen"));
+    assert_eq!(checkout.redis(&["acl", "log"]).trim(), "", "Redis has refused a process a command");
     // Whatever is killed is back, and the demo gets through meanwhile.
     for pointer in ["/services/order/pid", "/postgres/pid", "/redis/pid", "/gateways/1/pid"] {
         checkout.kill(pointer);
         let said = checkout.succeeds("demo", &[]);
         assert!(said.contains("all 4 events seen"), "after {pointer}:\n{said}");
     }
+    assert_eq!(checkout.redis(&["acl", "log"]).trim(), "", "Redis has refused a process a command");
 
     checkout.succeeds("down", &[]);
     assert!(!checkout.state.join("run.json").exists());

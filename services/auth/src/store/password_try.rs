@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-/// Whose tries these are: an account, or a name that none has.
+/// Whose tries these are, hashed.
 pub type Subject = [u8; 32];
 
 /// Whether a try may be made.

@@ -235,27 +235,77 @@ pub async fn prolong(
 
 /// A session that ended and could still be met in a token.
 #[derive(Debug)]
-pub struct EndedSince {
+pub struct EndedIn {
     pub id: Uuid,
     pub access_expires_at: OffsetDateTime,
-    pub ended_at: OffsetDateTime,
+    /// The transaction that ended it.
+    pub tx: i64,
 }
 
-/// Those that ended at `since` or later and have access tokens that are good after `alive_at`; in the order
-/// of their ends.
+/// Which transactions had ended at one moment. PostgreSQL numbers them with one counter; an engine with several has no
+/// such snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Numbers from here on had not been given.
+    pub next_tx: i64,
+    /// Smaller ones whose transactions were running.
+    pub running: Vec<i64>,
+}
+
+impl Snapshot {
+    /// Before all transactions.
+    pub const EMPTY: Self = Self { next_tx: 0, running: Vec::new() };
+
+    /// As PostgreSQL writes it: the oldest that was running, the next one, and a list of those that were.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':').skip(1);
+        let (next_tx, running) = (parts.next()?.parse().ok()?, parts.next()?);
+        let running = running.split(',').filter(|tx| !tx.is_empty()).map(str::parse);
+        let running = running.collect::<Result<_, _>>().ok()?;
+        parts.next().is_none().then_some(Self { next_tx, running })
+    }
+}
+
+/// The snapshot of this moment, as text, and when the server was started (microseconds since the Unix epoch): numbers
+/// of transactions of another server, or of the one that was there before a failover, mean nothing here.
+pub async fn snapshot(conn: &mut PgConnection) -> Result<(i64, String), sqlx::Error> {
+    let row = sqlx::query!(
+        r#"select (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as "server!",
+                  pg_current_snapshot()::text as "snapshot!""#
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok((row.server, row.snapshot))
+}
+
+/// The next sessions behind `after` (transaction and session) that a reader of `since` could not see, and that have
+/// access tokens which are good after `alive_at`.
 pub async fn ended_since(
     conn: &mut PgConnection,
-    since: OffsetDateTime,
+    since: &Snapshot,
+    after: (i64, Uuid),
     alive_at: OffsetDateTime,
     limit: i64,
-) -> Result<Vec<EndedSince>, sqlx::Error> {
+) -> Result<Vec<EndedIn>, sqlx::Error> {
+    // Two ranges of one index, whatever else is in it: a transaction that runs for hours costs nothing.
     sqlx::query_as!(
-        EndedSince,
-        r#"select id, access_expires_at, ended_at as "ended_at!" from auth.session
-           where ended_at >= $1 and access_expires_at > $2
-           order by ended_at
-           limit $3"#,
-        since,
+        EndedIn,
+        r#"select id as "id!", access_expires_at as "access_expires_at!", tx as "tx!"
+           from (
+               (select id, access_expires_at, ended_tx as tx from auth.session
+                where ended_tx = any($1) and (ended_tx, id) > ($3, $4) and access_expires_at > $5
+                order by ended_tx, id limit $6)
+               union all
+               (select id, access_expires_at, ended_tx as tx from auth.session
+                where ended_tx >= $2 and (ended_tx, id) > ($3, $4) and access_expires_at > $5
+                order by ended_tx, id limit $6)
+           ) ended
+           order by tx, id
+           limit $6"#,
+        &since.running,
+        since.next_tx,
+        after.0,
+        after.1,
         alive_at,
         limit,
     )
@@ -263,14 +313,43 @@ pub async fn ended_since(
     .await
 }
 
-/// What time it is for all replicas.
-pub async fn database_now(conn: &mut PgConnection) -> Result<OffsetDateTime, sqlx::Error> {
-    sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(conn).await
+/// Marks a ticket as used; `false` where it was used before.
+pub async fn use_ticket(
+    conn: &mut PgConnection,
+    id: Uuid,
+    expires_at: OffsetDateTime,
+) -> Result<bool, sqlx::Error> {
+    let used = sqlx::query!(
+        "insert into auth.used_ticket (id, expires_at) values ($1, $2) on conflict do nothing",
+        id,
+        expires_at,
+    )
+    .execute(conn)
+    .await?;
+    Ok(used.rows_affected() == 1)
 }
 
-/// Deletes some of the sessions that ended or ran out before `before`, when no token of theirs is good any
-/// more.
-pub async fn forget_old(
+/// Deletes some of the tickets that expired before `before`.
+pub async fn delete_used_tickets(
+    conn: &mut PgConnection,
+    before: OffsetDateTime,
+    limit: i64,
+) -> Result<u64, sqlx::Error> {
+    let deleted = sqlx::query!(
+        "delete from auth.used_ticket
+         where id in (
+             select id from auth.used_ticket where expires_at < $1
+             order by expires_at limit $2 for update skip locked)",
+        before,
+        limit,
+    )
+    .execute(conn)
+    .await?;
+    Ok(deleted.rows_affected())
+}
+
+/// Deletes some of the sessions that ended before `before`, when no token of theirs is good any more.
+pub async fn forget_ended(
     conn: &mut PgConnection,
     before: OffsetDateTime,
     now: OffsetDateTime,
@@ -280,8 +359,30 @@ pub async fn forget_old(
         "delete from auth.session
          where id in (
              select id from auth.session
-             where (ended_at < $1 or expires_at < $1) and access_expires_at < $2
-             limit $3 for update skip locked)",
+             where ended_at < $1 and access_expires_at < $2
+             order by ended_at limit $3 for update skip locked)",
+        before,
+        now,
+        limit,
+    )
+    .execute(conn)
+    .await?;
+    Ok(deleted.rows_affected())
+}
+
+/// Deletes some of the sessions that ran out before `before`, when no token of theirs is good any more.
+pub async fn forget_expired(
+    conn: &mut PgConnection,
+    before: OffsetDateTime,
+    now: OffsetDateTime,
+    limit: i64,
+) -> Result<u64, sqlx::Error> {
+    let deleted = sqlx::query!(
+        "delete from auth.session
+         where id in (
+             select id from auth.session
+             where expires_at < $1 and access_expires_at < $2
+             order by expires_at limit $3 for update skip locked)",
         before,
         now,
         limit,
@@ -307,4 +408,21 @@ pub async fn forget_used_tokens(
     .execute(conn)
     .await?;
     Ok(deleted.rows_affected())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_read_as_postgresql_writes_it() {
+        let snapshot = |next_tx, running: &[i64]| Some(Snapshot { next_tx, running: running.to_vec() });
+        assert_eq!(Snapshot::parse("743:743:"), snapshot(743, &[]));
+        assert_eq!(Snapshot::parse("743:750:743,746"), snapshot(750, &[743, 746]));
+        for odd in
+            ["", "743", "743:750", "743:x:", "743:750:x", "743:750:743:", "743:750:99999999999999999999"]
+        {
+            assert_eq!(Snapshot::parse(odd), None, "{odd}");
+        }
+    }
 }

@@ -132,6 +132,20 @@ async fn other_algorithms_and_keys_are_refused() {
         forged.push(sign(&but(&header, "typ", Some(json!(typ))), &claims, &ours));
     }
     forged.push(sign(&but(&header, "typ", None), &claims, &ours));
+    for (name, value) in [
+        ("crit", json!(["exp"])),
+        ("crit", json!(["https://shop.example/unknown"])),
+        ("crit", json!([])),
+        ("b64", json!(false)),
+        ("b64", json!(true)),
+        ("zip", json!("DEF")),
+    ] {
+        forged.push(sign(&but(&header, name, Some(value)), &claims, &ours));
+    }
+    // A parameter twice, even where both are right.
+    let doubled = format!(r#"{{"kid":"{}",{}"#, jwk.kid, &header.to_string()[1..]);
+    let message = format!("{}.{}", BASE64.encode(doubled), part(&claims));
+    forged.push(format!("{message}.{}", BASE64.encode(ours.sign(message.as_bytes()).to_bytes())));
     for token in forged {
         refused(shop.me(&token).await, Unauthenticated, "UNAUTHENTICATED");
     }
@@ -182,6 +196,11 @@ async fn claims_are_whole_and_of_their_type() {
         ("exp", json!("9999999999")),
         ("exp", json!(-1)),
         ("exp", json!(f64::MAX)),
+        ("exp", json!(claims["iat"].as_i64().unwrap() + 7 * 86_400 + 1)),
+        ("exp", json!(i64::MAX)),
+        ("nbf", json!(claims["iat"].as_i64().unwrap() + 60)),
+        ("nbf", json!("1")),
+        ("nbf", json!({})),
         ("iat", json!("1")),
         ("iat", json!(claims["iat"].as_i64().unwrap() + 60)),
         ("iat", json!(claims["exp"].as_i64().unwrap() + 60)),

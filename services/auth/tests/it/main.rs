@@ -15,5 +15,6 @@ mod sessions;
 mod shop;
 mod sign_in;
 mod start;
+mod tickets;
 mod tries;
 mod who_may_call;

@@ -3,10 +3,16 @@
 
 use std::time::Duration;
 
-use shoppee_kit::{caller::Verifier, keys, pool::Pool, testing::TestProcess};
-use shoppee_proto::auth::v1::{
-    CreateWsTicketRequest, GetJwksRequest, LogoutAllRequest, RevokeSessionRequest, Role,
+use shoppee_kit::{
+    caller::{TokenError, Verifier},
+    keys,
+    pool::Pool,
+    testing::TestProcess,
 };
+use shoppee_proto::auth::v1::{
+    CreateWsTicketRequest, GetJwksRequest, GetJwksResponse, LogoutAllRequest, RevokeSessionRequest, Role,
+};
+use sqlx::Connection as _;
 use tokio::sync::broadcast;
 use tonic::Code::{NotFound, Unauthenticated};
 
@@ -128,7 +134,7 @@ async fn another_process_that_follows_the_keys_learns_of_it() {
     let (ended, mut told) = broadcast::channel(16);
     let auth =
         Pool::start("auth", &format!("http://{}", shop.settings.listen_addr), &gateway.process).unwrap();
-    keys::follow(&gateway.process.tasks, &gateway.process.readiness, auth, verifier.clone(), ended);
+    keys::follow(&gateway.process, auth, verifier.clone(), ended);
     gateway.serves().await;
     let kind = shoppee_kit::caller::Kind::Access;
     let sid = verifier.verify(ann.token(), kind).unwrap().claims.sid;
@@ -159,60 +165,102 @@ async fn unknown_and_foreign_sessions_look_the_same() {
     refused(shop.client.clone().revoke_session(request).await, NotFound, "NOT_FOUND");
 }
 
+/// The answer to a reader with this cursor.
+async fn list(shop: &Shop, cursor: Option<&str>) -> GetJwksResponse {
+    let request = GetJwksRequest { cursor: cursor.map(str::to_owned) };
+    shop.client.clone().get_jwks(request).await.unwrap().into_inner()
+}
+
+fn sids(answer: &GetJwksResponse) -> Vec<&str> {
+    answer.ended_sessions.iter().map(|ended| ended.sid.as_str()).collect()
+}
+
 #[tokio::test]
-async fn ends_are_told_again_for_ten_seconds_and_forgotten_with_the_token() {
+async fn a_reader_is_told_of_an_end_once_and_not_after_its_tokens_have_expired() {
     let shop = Shop::open().await;
     let ann = shop.registers_and_signs_in("ann").await;
     let id = ann.sessions().await[0].id.clone();
     ann.logs_out().await;
-    let told = async |watermark| {
-        shop.client.clone().get_jwks(GetJwksRequest { watermark }).await.unwrap().into_inner()
-    };
-    let first = told(None).await;
-    assert_eq!(first.ended_sessions.iter().map(|ended| &ended.sid).collect::<Vec<_>>(), [&id]);
-    // An end that committed late must not be missed by one who asked a moment too early.
-    assert_eq!(told(Some(first.watermark)).await.ended_sessions, first.ended_sessions);
-    assert!(
-        told(Some(first.watermark + 11_000_000)).await.ended_sessions.len() == 1,
-        "never ahead of the database"
-    );
-    for odd in [i64::MIN, -1, 0] {
-        assert_eq!(told(Some(odd)).await.ended_sessions, first.ended_sessions);
+    let first = list(&shop, None).await;
+    assert_eq!((sids(&first), first.more), (vec![id.as_str()], false));
+    assert!(list(&shop, Some(&first.cursor)).await.ended_sessions.is_empty());
+    for odd in ["", "x", "1/1:1:", "9223372036854775807/9:9:", &"9".repeat(60_000)] {
+        assert_eq!(sids(&list(&shop, Some(odd)).await), [&id], "an unknown cursor means all: {odd:.30}");
     }
-    assert!(told(Some(i64::MAX)).await.watermark < i64::MAX / 2);
-    let mut conn = shop.connection().await;
-    sqlx::query("update auth.session set ended_at = ended_at - interval '11 s'")
-        .execute(&mut conn)
-        .await
-        .unwrap();
-    assert!(told(Some(first.watermark)).await.ended_sessions.is_empty());
-    assert_eq!(told(None).await.ended_sessions.len(), 1);
     shop.time_passes(Duration::from_hours(24) + Duration::from_secs(6));
-    assert!(told(None).await.ended_sessions.is_empty(), "its tokens have run out");
+    assert!(list(&shop, None).await.ended_sessions.is_empty(), "its tokens have expired");
 }
 
 #[tokio::test]
-async fn more_ends_than_one_answer_holds_are_all_told() {
+async fn an_end_is_told_that_commits_long_after_the_reader_has_passed() {
     let shop = Shop::open().await;
-    shop.registers_and_signs_in("ann").await;
-    let mut conn = shop.connection().await;
+    let replica = shop.replica().await;
+    let (ann, bob) = (shop.registers_and_signs_in("ann").await, shop.registers_and_signs_in("bob").await);
+    let (mut ending, mut other) = (shop.connection().await, shop.connection().await);
+    let mut stalled = ending.begin().await.unwrap();
+    // As if the transaction had been open for a minute: by the clock its end is long past.
+    sqlx::query(
+        "update auth.session set ended_at = clock_timestamp() - interval '1 minute' where user_id = $1",
+    )
+    .bind(ann.id())
+    .execute(&mut *stalled)
+    .await
+    .unwrap();
+    let cursor = list(&shop, None).await.cursor;
+    // Later transactions commit meanwhile, and every reader passes them.
+    bob.logs_out().await;
+    sqlx::query("update auth.account set role = role").execute(&mut other).await.unwrap();
+    replica.refuses_within_a_second(bob.token()).await;
+    let passed = list(&shop, Some(&cursor)).await;
+    assert_eq!(passed.ended_sessions.len(), 1);
+    replica.me(ann.token()).await.expect("has not ended yet");
+
+    stalled.commit().await.unwrap();
+    replica.refuses_within_a_second(ann.token()).await;
+    shop.refuses_within_a_second(ann.token()).await;
+    let late = list(&shop, Some(&passed.cursor)).await;
+    assert_eq!(late.ended_sessions.len(), 1);
+    assert!(list(&shop, Some(&late.cursor)).await.ended_sessions.is_empty(), "and once only");
+}
+
+#[tokio::test]
+async fn a_process_is_not_ready_before_it_knows_all_of_very_many_ends() {
+    const COUNT: usize = 120_000;
+    let shop = Shop::open().await;
+    let ann = shop.registers_and_signs_in("ann").await;
     sqlx::query(
         "insert into auth.session
              (id, user_id, user_agent, created_at, last_used_at, expires_at, access_expires_at, ended_at)
          select gen_random_uuid(), user_id, user_agent, created_at, last_used_at, expires_at,
-                access_expires_at, now() - interval '1 h' + number * interval '50 ms'
-         from auth.session, generate_series(1, 60000) as series (number)",
+                access_expires_at, now()
+         from auth.session, generate_series(1, $1) as series (number)",
     )
-    .execute(&mut conn)
+    .bind(i32::try_from(COUNT).unwrap())
+    .execute(&mut shop.connection().await)
     .await
     .unwrap();
-    let (mut told, mut watermark) = (std::collections::HashSet::new(), None);
-    for _ in 0..2 {
-        let answer = shop.client.clone().get_jwks(GetJwksRequest { watermark }).await.unwrap().into_inner();
-        told.extend(answer.ended_sessions.into_iter().map(|ended| ended.sid));
-        watermark = Some(answer.watermark);
+    // The last that a reader is told of: of the latest transaction.
+    ann.logs_out().await;
+
+    let mut gateway = TestProcess::default();
+    let verifier = Verifier::new(gateway.process.clock.clone());
+    let (ended, mut told) = broadcast::channel(2 * COUNT);
+    let auth =
+        Pool::start("auth", &format!("http://{}", shop.settings.listen_addr), &gateway.process).unwrap();
+    keys::follow(&gateway.process, auth, verifier.clone(), ended);
+    gateway.serves().await;
+    let refused = verifier.verify(ann.token(), shoppee_kit::caller::Kind::Access);
+    assert_eq!(refused.unwrap_err(), TokenError::Revoked);
+    let mut count = 0;
+    while told.try_recv().is_ok() {
+        count += 1;
     }
-    assert_eq!(told.len(), 60_000);
+    assert_eq!(count, COUNT + 1);
+    refused_by(&shop.replica().await, &ann).await;
+}
+
+async fn refused_by(replica: &Shop, person: &Person) {
+    refused(replica.me(person.token()).await, Unauthenticated, "SESSION_REVOKED");
 }
 
 #[tokio::test]

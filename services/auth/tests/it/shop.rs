@@ -29,7 +29,7 @@ pub struct Shop {
 
 /// Redis is away unless a test brings one: nothing but the outbox may notice.
 fn no_redis() -> Redis {
-    Redis { redis_url: SecretString::from("redis://127.0.0.1:1") }
+    Redis::at("redis://127.0.0.1:1")
 }
 
 impl Shop {
@@ -81,8 +81,27 @@ impl Shop {
             username: username.to_owned(),
             email: email.to_owned(),
             password: password.to_owned(),
+            idempotency_key: None,
         };
         self.client.clone().register(request).await.map(Response::into_inner)
+    }
+
+    /// Registers under an idempotency key; whether the answer says that it is a repeat.
+    pub async fn registers_under(
+        &self,
+        key: &str,
+        username: &str,
+        email: &str,
+        password: &str,
+    ) -> Result<(User, bool), Status> {
+        let request = RegisterRequest {
+            username: username.to_owned(),
+            email: email.to_owned(),
+            password: password.to_owned(),
+            idempotency_key: Some(key.to_owned()),
+        };
+        let (metadata, user, _) = self.client.clone().register(request).await?.into_parts();
+        Ok((user, metadata.contains_key("idempotent-replayed")))
     }
 
     /// Signs in with [`PASSWORD`].
@@ -91,11 +110,25 @@ impl Shop {
     }
 
     pub async fn tries_to_sign_in(&self, name: &str, password: &str) -> Result<Person, Status> {
+        self.tries_to_sign_in_from(None, name, password).await
+    }
+
+    /// The same, from a device with this token.
+    pub async fn tries_to_sign_in_from(
+        &self,
+        device_token: Option<&str>,
+        name: &str,
+        password: &str,
+    ) -> Result<Person, Status> {
         let request = LoginRequest {
             username: name.to_owned(),
             password: password.to_owned(),
             user_agent: "the tests".to_owned(),
+            device_token: device_token.map(str::to_owned),
         };
+        let mut request = Request::new(request);
+        // On a busy machine too, the service and not its patience decides.
+        request.set_timeout(Duration::from_secs(30));
         let tokens = self.client.clone().login(request).await?.into_inner();
         Ok(Person { client: self.client.clone(), tokens })
     }
@@ -196,6 +229,11 @@ impl Person {
         &self.tokens.access_token
     }
 
+    /// What the device is known by that this person signed in on.
+    pub fn device_token(&self) -> &str {
+        self.tokens.device_token.as_deref().expect("signed in")
+    }
+
     pub fn id(&self) -> i64 {
         self.tokens.user.as_ref().expect("tokens say whose they are").id
     }
@@ -227,6 +265,18 @@ impl Person {
 
     pub async fn lists_users(&self, request: ListUsersRequest) -> Result<ListUsersResponse, Status> {
         self.client.clone().list_users(self.asks(request)).await.map(Response::into_inner)
+    }
+}
+
+/// What a call comes to that a busy machine may shed: 503 says to try again.
+pub async fn unless_shed<T>(call: impl AsyncFn() -> Result<T, Status>) -> Result<T, Status> {
+    loop {
+        match call().await {
+            Err(status) if said(&status).1 == "UNAVAILABLE" => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            outcome => return outcome,
+        }
     }
 }
 

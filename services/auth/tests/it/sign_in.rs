@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use shoppee_kit::caller::{Claims, Role};
-use shoppee_proto::auth::v1::{CreateWsTicketRequest, GetJwksRequest, IssueServiceTokenRequest};
+use shoppee_proto::auth::v1::{GetJwksRequest, IssueServiceTokenRequest};
 use tonic::Code::{InvalidArgument, PermissionDenied, Unauthenticated};
 
 use crate::shop::{ORDER_SECRET, PASSWORD, Shop, fields, refused, said};
@@ -126,21 +126,6 @@ async fn a_weaker_hash_of_old_is_made_anew() {
     assert!(stored.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{stored}");
     shop.signs_in("ann").await;
     assert!(shop.me(first.token()).await.is_ok(), "the same password: no session ends");
-}
-
-#[tokio::test]
-async fn a_ticket_opens_sockets_and_nothing_else() {
-    let shop = Shop::open().await;
-    let ann = shop.registers_and_signs_in("ann").await;
-    let ticket =
-        shop.client.clone().create_ws_ticket(ann.asks(CreateWsTicketRequest {})).await.unwrap().into_inner();
-    assert_eq!(ticket.expires_in, 30);
-    assert_eq!(jsonwebtoken::decode_header(&ticket.ticket).unwrap().typ.as_deref(), Some("ws-ticket+jwt"));
-    let [of_ticket, of_token] = [&ticket.ticket, ann.token()]
-        .map(|token| jsonwebtoken::dangerous::insecure_decode::<Claims>(token).unwrap().claims);
-    assert_eq!((of_ticket.sid, of_ticket.exp), (of_token.sid, of_token.exp));
-    assert_ne!(of_ticket.jti, of_token.jti);
-    refused(shop.me(&ticket.ticket).await, PermissionDenied, "FORBIDDEN");
 }
 
 #[tokio::test]

@@ -31,6 +31,15 @@ fn wrong_settings_end_the_start_with_one_clear_line() {
         (vec![("JWT_SECRET", SECRET), ("JWT_SECRET_PREVIOUS", short)], "JWT_SECRET_PREVIOUS"),
         (vec![("JWT_SECRET", SECRET), ("ACCESS_TOKEN_TTL", "soon")], "ACCESS_TOKEN_TTL"),
         (vec![("JWT_SECRET", SECRET), ("ADMIN_USERNAME", "root")], "ADMIN_PASSWORD"),
+        (
+            vec![
+                ("JWT_SECRET", SECRET),
+                ("ADMIN_USERNAME", "root"),
+                ("ADMIN_EMAIL", "root@shop.example"),
+                ("ADMIN_PASSWORD", "change-me"),
+            ],
+            "ADMIN_PASSWORD is the example value",
+        ),
         (vec![("JWT_SECRET", SECRET), ("SERVICE_CLIENTS", "order=a short secret")], "SERVICE_CLIENTS"),
         (vec![("JWT_SECRET", SECRET), ("DATABASE_URL", "no url")], "DATABASE_URL"),
         (vec![("JWT_SECRET", SECRET), ("REDIS_URL", "x")], "REDIS_URL"),
@@ -133,12 +142,14 @@ async fn it_serves_counts_traces_keeps_silent_and_stops() {
         username: "ann".to_owned(),
         email: "ann@example.com".to_owned(),
         password: PASSWORD.to_owned(),
+        idempotency_key: None,
     };
     client.register(register).await.expect("registers");
     let login = LoginRequest {
         username: "ann".to_owned(),
         password: PASSWORD.to_owned(),
         user_agent: "x\r\ninjected line".to_owned(),
+        device_token: None,
     };
     let tokens = client.login(login.clone()).await.expect("signs in").into_inner();
     client.login(LoginRequest { password: "wrong horse".to_owned(), ..login }).await.expect_err("is wrong");
@@ -169,7 +180,16 @@ async fn it_serves_counts_traces_keeps_silent_and_stops() {
     assert!(status.success(), "{status}");
     let said = said.map(|said| said.join().expect("is read")).concat();
     assert!(said.contains("stopping"), "logs at all: {said}");
-    for secret in [PASSWORD, "wrong horse", SECRET, &tokens.access_token, &tokens.refresh_token, "injected"] {
+    let device_token = tokens.device_token.expect("is given one");
+    for secret in [
+        PASSWORD,
+        "wrong horse",
+        SECRET,
+        &tokens.access_token,
+        &tokens.refresh_token,
+        &device_token,
+        "injected",
+    ] {
         assert!(!said.contains(secret), "logs {secret}: {said}");
     }
 }

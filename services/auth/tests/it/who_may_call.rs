@@ -33,6 +33,7 @@ async fn call_all(shop: &Shop, token: Option<&str>) -> Vec<(&'static str, Status
         list_sessions ListSessionsRequest {},
         revoke_session RevokeSessionRequest::default(),
         create_ws_ticket CreateWsTicketRequest {},
+        redeem_ws_ticket RedeemWsTicketRequest {},
         list_users ListUsersRequest::default(),
         get_user GetUserRequest::default(),
         update_user UpdateUserRequest::default(),
@@ -43,7 +44,7 @@ async fn call_all(shop: &Shop, token: Option<&str>) -> Vec<(&'static str, Status
 async fn without_a_token_nothing_but_the_open_methods_answers() {
     let shop = Shop::open().await;
     let told = call_all(&shop, None).await;
-    assert_eq!(told.len() + 5, 15, "all methods of the service");
+    assert_eq!(told.len() + 5, 16, "all methods of the service");
     for (method, status) in told {
         assert_eq!(status.code(), Code::Unauthenticated, "{method}");
         assert_eq!(status::read(&status).reason, "UNAUTHENTICATED", "{method}");
@@ -70,6 +71,7 @@ async fn a_bad_token_does_not_close_the_open_methods() {
         username: "ann".to_owned(),
         email: "ann@example.com".to_owned(),
         password: crate::shop::PASSWORD.to_owned(),
+        idempotency_key: None,
     };
     shop.client.clone().register(with("nonsense", request)).await.unwrap();
     shop.client.clone().get_jwks(with("nonsense", GetJwksRequest::default())).await.unwrap();

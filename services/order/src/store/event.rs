@@ -4,28 +4,10 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::{
-    error::Error,
-    order::{Actor, Status},
-};
-
+/// An event. Its words are kept as they are: during an upgrade a newer version writes words that this one does not know,
+/// and they must travel all the same.
 #[derive(Clone, Debug)]
 pub struct EventRow {
-    pub user_id: i64,
-    pub seq: i64,
-    pub order_id: Uuid,
-    pub status: Status,
-    pub previous_status: Option<Status>,
-    pub total: i64,
-    pub currency: String,
-    pub version: i64,
-    pub actor: Actor,
-    pub reason: Option<String>,
-    pub at: OffsetDateTime,
-    pub traceparent: String,
-}
-
-pub(crate) struct Columns {
     pub user_id: i64,
     pub seq: i64,
     pub order_id: Uuid,
@@ -38,28 +20,6 @@ pub(crate) struct Columns {
     pub reason: Option<String>,
     pub at: OffsetDateTime,
     pub traceparent: String,
-}
-
-impl TryFrom<Columns> for EventRow {
-    type Error = Error;
-
-    fn try_from(row: Columns) -> Result<Self, Error> {
-        let status = |word: &str| Status::from_word(word).ok_or(Error::Broken("an event's status"));
-        Ok(Self {
-            user_id: row.user_id,
-            seq: row.seq,
-            order_id: row.order_id,
-            status: status(&row.status)?,
-            previous_status: row.previous_status.as_deref().map(status).transpose()?,
-            total: row.total,
-            currency: row.currency,
-            version: row.version,
-            actor: Actor::from_word(&row.actor).ok_or(Error::Broken("an event's actor"))?,
-            reason: row.reason,
-            at: row.at,
-            traceparent: row.traceparent,
-        })
-    }
 }
 
 /// The next number of a user. The lock it takes is held until the transaction ends, so that numbers are given in the
@@ -75,28 +35,31 @@ pub async fn next_seq(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<i64
     .await
 }
 
-/// Writes an event, and puts it into the outbox, in one statement.
-pub async fn insert(conn: &mut PgConnection, event: &EventRow, lane: i16) -> sqlx::Result<()> {
+/// Writes an event, and puts it into the outbox as the `message` that travels, in one statement.
+pub async fn insert(conn: &mut PgConnection, event: &EventRow, message: &[u8]) -> sqlx::Result<()> {
+    // The lane is for relays of the version before, which may run beside this one.
     sqlx::query!(
-        "with told as (
+        "with happened as (
              insert into orders.event (user_id, seq, order_id, status, previous_status, total, currency, version,
                                        actor, reason, at, traceparent)
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+             returning user_id, seq
          )
-         insert into orders.outbox (lane, user_id, seq, created_at) values ($13, $1, $2, $11)",
+         insert into orders.outbox (lane, user_id, seq, message)
+         select mod(happened.user_id, 8)::smallint, happened.user_id, happened.seq, $13 from happened",
         event.user_id,
         event.seq,
         event.order_id,
-        event.status.word(),
-        event.previous_status.map(Status::word),
+        event.status,
+        event.previous_status.as_deref(),
         event.total,
         event.currency,
         event.version,
-        event.actor.word(),
+        event.actor,
         event.reason.as_deref(),
         event.at,
         event.traceparent,
-        lane
+        message
     )
     .execute(conn)
     .await?;
@@ -117,9 +80,9 @@ pub async fn after(
     user_id: i64,
     seq: i64,
     limit: i64,
-) -> Result<Vec<EventRow>, Error> {
-    let rows = sqlx::query_as!(
-        Columns,
+) -> sqlx::Result<Vec<EventRow>> {
+    sqlx::query_as!(
+        EventRow,
         "select user_id, seq, order_id, status, previous_status, total, currency, version, actor, reason, at,
                 traceparent
          from orders.event where user_id = $1 and seq > $2 order by seq limit $3",
@@ -128,14 +91,27 @@ pub async fn after(
         limit
     )
     .fetch_all(conn)
-    .await?;
-    rows.into_iter().map(TryInto::try_into).collect()
+    .await
+}
+
+/// Those of a user's events that have these numbers.
+pub async fn of_seqs(conn: &mut PgConnection, user_id: i64, seqs: &[i64]) -> sqlx::Result<Vec<EventRow>> {
+    sqlx::query_as!(
+        EventRow,
+        "select user_id, seq, order_id, status, previous_status, total, currency, version, actor, reason, at,
+                traceparent
+         from orders.event where user_id = $1 and seq = any($2)",
+        user_id,
+        seqs
+    )
+    .fetch_all(conn)
+    .await
 }
 
 /// What happened to one order, oldest first.
-pub async fn of_order(conn: &mut PgConnection, user_id: i64, order_id: Uuid) -> Result<Vec<EventRow>, Error> {
-    let rows = sqlx::query_as!(
-        Columns,
+pub async fn of_order(conn: &mut PgConnection, user_id: i64, order_id: Uuid) -> sqlx::Result<Vec<EventRow>> {
+    sqlx::query_as!(
+        EventRow,
         "select user_id, seq, order_id, status, previous_status, total, currency, version, actor, reason, at,
                 traceparent
          from orders.event where user_id = $1 and order_id = $2 order by seq",
@@ -143,6 +119,5 @@ pub async fn of_order(conn: &mut PgConnection, user_id: i64, order_id: Uuid) -> 
         order_id
     )
     .fetch_all(conn)
-    .await?;
-    rows.into_iter().map(TryInto::try_into).collect()
+    .await
 }

@@ -84,18 +84,38 @@ pub async fn take_over(
     Ok(taken.rows_affected() == 1)
 }
 
-/// Goes on under another order id: the stock of the first one cannot be adopted any more.
-pub async fn change_order(conn: &mut PgConnection, of: &KeyOf, order_id: Uuid) -> sqlx::Result<()> {
-    sqlx::query!(
-        "update orders.idempotency set order_id = $4 where user_id = $1 and scope = $2 and key = $3",
-        of.user_id,
-        of.scope,
-        of.key,
-        order_id
+/// A key that a request holds. Whoever takes it over holds it until another time, so that this one changes nothing more.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    pub of: KeyOf,
+    /// The order that the key names.
+    pub order_id: Uuid,
+    pub until: OffsetDateTime,
+}
+
+/// Puts another order id under a key that is still held, until `until`. `true`: from now on no transaction can commit an
+/// order under the first id, as [`answer`] asks for the id in the same row. `false`: another holds the key, or an order
+/// was committed.
+pub async fn replace_order(
+    conn: &mut PgConnection,
+    lease: &Lease,
+    order_id: Uuid,
+    until: OffsetDateTime,
+) -> sqlx::Result<bool> {
+    let replaced = sqlx::query!(
+        "update orders.idempotency set order_id = $6, claimed_until = $7
+         where user_id = $1 and scope = $2 and key = $3 and order_id = $4 and claimed_until = $5 and answer is null",
+        lease.of.user_id,
+        lease.of.scope,
+        lease.of.key,
+        lease.order_id,
+        lease.until,
+        order_id,
+        until
     )
     .execute(conn)
     .await?;
-    Ok(())
+    Ok(replaced.rows_affected() == 1)
 }
 
 /// Keeps the answer, unless somebody else has given one: `false`, and the transaction must not be committed.
@@ -119,28 +139,31 @@ pub async fn answer(
     Ok(kept.rows_affected() == 1)
 }
 
-/// Forgets a claim that had no effect.
-pub async fn forget(conn: &mut PgConnection, of: &KeyOf) -> sqlx::Result<()> {
-    sqlx::query!(
-        "delete from orders.idempotency where user_id = $1 and scope = $2 and key = $3 and answer is null",
-        of.user_id,
-        of.scope,
-        of.key
+/// Forgets a claim that had no effect. `true`: no transaction can commit under it any more, as for [`replace_order`].
+pub async fn forget(conn: &mut PgConnection, lease: &Lease) -> sqlx::Result<bool> {
+    let forgotten = sqlx::query!(
+        "delete from orders.idempotency
+         where user_id = $1 and scope = $2 and key = $3 and order_id = $4 and claimed_until = $5 and answer is null",
+        lease.of.user_id,
+        lease.of.scope,
+        lease.of.key,
+        lease.order_id,
+        lease.until
     )
     .execute(conn)
     .await?;
-    Ok(())
+    Ok(forgotten.rows_affected() == 1)
 }
 
-/// Lets the next request with the key go on at once.
-pub async fn let_go(conn: &mut PgConnection, of: &KeyOf, now: OffsetDateTime) -> sqlx::Result<()> {
+/// Forgets a key without an answer, in the transaction that refuses what was done under it, whoever holds it.
+pub async fn forget_unanswered(conn: &mut PgConnection, of: &KeyOf, order_id: Uuid) -> sqlx::Result<()> {
     sqlx::query!(
-        "update orders.idempotency set claimed_until = $4
-         where user_id = $1 and scope = $2 and key = $3 and answer is null",
+        "delete from orders.idempotency
+         where user_id = $1 and scope = $2 and key = $3 and order_id = $4 and answer is null",
         of.user_id,
         of.scope,
         of.key,
-        now
+        order_id
     )
     .execute(conn)
     .await?;

@@ -5,6 +5,7 @@ pub mod cart;
 pub mod event;
 pub mod idempotency;
 pub mod order;
+pub mod outbox;
 pub mod payment;
 pub mod stock_task;
 pub mod stream;

@@ -1,6 +1,6 @@
 use shoppee_proto::{
     order::v1::{ClearCartRequest, SetCartItemRequest},
-    product::v1::{ArchiveProductRequest, UpdateProductRequest},
+    product::v1::{ArchiveProductRequest, CreateProductRequest, UpdateProductRequest},
 };
 
 use crate::shop::{Shop, refused, wish};
@@ -63,6 +63,37 @@ async fn a_line_is_set_removed_and_bounded() {
     ann.adds(tea, 1).await.unwrap();
     ann.service().clear_cart(ann.request(ClearCartRequest {})).await.unwrap();
     assert_eq!(ann.cart().await.items.len(), 0);
+}
+
+#[tokio::test]
+async fn a_full_cart_of_the_largest_products_is_shown() {
+    const LINES: usize = 100;
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let text = prost_types::value::Kind::StringValue("x".repeat(16_000));
+    let attributes = [("text".to_owned(), prost_types::Value { kind: Some(text) })];
+    let mut ids = Vec::new();
+    for number in 0..LINES {
+        let product = CreateProductRequest {
+            sku: format!("large-{number}"),
+            name: format!("Product {number}"),
+            stock: 1,
+            // Four bytes a character.
+            description: Some("𝄞".repeat(10_000)),
+            attributes: Some(prost_types::Struct { fields: attributes.clone().into() }),
+            ..CreateProductRequest::default()
+        };
+        let created = admin.products().0.create_product(admin.request(product)).await.expect("created");
+        ids.push(created.into_inner().id);
+    }
+    // One by one, the cart is read with each.
+    let lines = sqlx::query(
+        "with cart as (insert into orders.cart values ($1, now()))
+         insert into orders.cart_line select $1, id, 1, now() from unnest($2::bigint[]) id",
+    );
+    lines.bind(ann.id).bind(&ids).execute(&shop.look().await).await.unwrap();
+    let cart = ann.cart().await;
+    assert_eq!(cart.items.iter().filter(|item| item.available).count(), LINES);
 }
 
 #[tokio::test]

@@ -1,16 +1,18 @@
 use fred::{
     clients::Client,
-    interfaces::{ClientLike as _, StreamsInterface as _},
-    types::{Builder, config::Config, streams::XReadValue},
+    interfaces::{ClientLike as _, KeysInterface as _, StreamsInterface as _},
+    types::{Builder, CustomCommand, config::Config, streams::XReadValue},
 };
 use prost::Message as _;
 use shoppee_kit::testing::eventually;
 use shoppee_proto::{
-    order::v1::{ListEventsRequest, OrderEvent},
+    auth::v1::UserRegistered,
+    order::v1::{Actor, ListEventsRequest, OrderEvent, OrderStatus},
     streams,
 };
+use sqlx::PgPool;
 
-use crate::shop::{Shop, wish};
+use crate::shop::{Person, Shop, wish};
 
 async fn redis(shop: &Shop) -> Client {
     let config = Config::from_url(&format!("redis://127.0.0.1:{}", shop.redis.port())).expect("a URL");
@@ -24,6 +26,199 @@ async fn read(redis: &Client, stream: &str) -> Vec<(String, OrderEvent)> {
         redis.xrange_values(stream, "-", "+", None).await.expect("reads");
     let decode = |bytes: &Vec<u8>| OrderEvent::decode(bytes.as_slice()).expect("an event");
     entries.into_iter().map(|(id, fields)| (id, decode(&fields[streams::FIELD]))).collect()
+}
+
+/// The numbers of a user's events in a stream, in its order.
+async fn seqs(redis: &Client, stream: &str, person: &Person) -> Vec<i64> {
+    let entries = read(redis, stream).await;
+    entries.into_iter().filter(|(_, event)| event.user_id == person.id).map(|(_, event)| event.seq).collect()
+}
+
+async fn count(look: &PgPool, table: &str) -> i64 {
+    let count = format!("select count(*) from orders.{table}");
+    sqlx::query_scalar(sqlx::AssertSqlSafe(count)).fetch_one(look).await.unwrap()
+}
+
+async fn set_max_memory(redis: &Client, bytes: &str) {
+    let config = CustomCommand::new_static("CONFIG", None::<u16>, false);
+    let () = redis.custom(config, vec!["SET", "maxmemory", bytes]).await.unwrap();
+}
+
+/// Commands that Redis refused as it was full.
+async fn refused_for_memory(redis: &Client) -> u64 {
+    let info = CustomCommand::new_static("INFO", None::<u16>, false);
+    let info: String = redis.custom(info, vec!["errorstats"]).await.unwrap();
+    let count = info.split("errorstat_OOM:count=").nth(1).and_then(|rest| rest.split_whitespace().next());
+    count.map_or(0, |count| count.parse().expect("a number"))
+}
+
+/// The SQL in docs/operating.md that sends a user's dead letters once more.
+async fn redrive(look: &PgPool, person: &Person) {
+    sqlx::query(
+        "with redriven as (delete from orders.outbox_dead_letter where user_id = $1 returning user_id, seq)
+         insert into orders.outbox (user_id, seq) select user_id, seq from redriven",
+    )
+    .bind(person.id)
+    .execute(look)
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_history_that_refuses_events_delays_no_other_user_and_ends_in_dead_letters() {
+    let shop = Shop::open().await;
+    let (admin, ann, ben) = (shop.admin().await, shop.customer("ann").await, shop.customer("ben").await);
+    let tea = admin.sells("tea", 450, 100).await;
+    let (redis, look) = (redis(&shop).await, shop.look().await);
+    let history = streams::history(ann.id);
+    let () = redis.set(&history, "not a stream", None, None, false).await.unwrap();
+    for _ in 0..3 {
+        ann.buys(tea, 1).await;
+    }
+    ben.buys(tea, 1).await;
+    eventually("ben's event is published", || async {
+        seqs(&redis, &streams::history(ben.id), &ben).await == [1]
+    })
+    .await;
+    let fan_out = streams::fan_out(ann.id);
+    eventually("ann's sockets get hers", || async { seqs(&redis, &fan_out, &ann).await.len() == 3 }).await;
+
+    // The first that is given up takes the history with it, so that later ones may find a place.
+    let settled = || async { count(&look, "outbox").await == 0 };
+    eventually("ann's outbox is empty", settled).await;
+    let dead: Vec<(i64, String)> =
+        sqlx::query_as("select seq, reason from orders.outbox_dead_letter where attempts = 4 order by seq")
+            .fetch_all(&look)
+            .await
+            .unwrap();
+    let first_kept = i64::try_from(dead.len()).unwrap() + 1;
+    assert!(dead.iter().map(|(seq, _)| *seq).eq(1..first_kept) && first_kept > 1, "{dead:?}");
+    assert!(dead[0].1.contains("wrong_type: WRONGTYPE"), "{dead:?}");
+    assert_eq!(seqs(&redis, &fan_out, &ann).await, [1, 2, 3], "no attempt left a copy");
+
+    ann.buys(tea, 1).await;
+    eventually("the history goes on", || async {
+        seqs(&redis, &history, &ann).await == (first_kept..=4).collect::<Vec<_>>()
+    })
+    .await;
+    redrive(&look, &ann).await;
+    eventually("all are sent once more", settled).await;
+    assert_eq!(count(&look, "outbox_dead_letter").await, 0);
+    let copies = 1..first_kept;
+    assert_eq!(seqs(&redis, &fan_out, &ann).await, (1..=4).chain(copies).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn an_event_with_words_of_a_newer_version_passes_through() {
+    let shop = Shop::open().await;
+    let (admin, ann, ben) = (shop.admin().await, shop.customer("ann").await, shop.customer("ben").await);
+    let tea = admin.sells("tea", 450, 100).await;
+    let order = ann.buys(tea, 1).await;
+    let (redis, look) = (redis(&shop).await, shop.look().await);
+    // As a replica of a newer version commits it, which is killed before it publishes it.
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+        "alter table orders.event drop constraint event_actor_check;
+         update orders.event_cursor set seq = 2 where user_id = {id};
+         insert into orders.event (user_id, seq, order_id, status, previous_status, total, currency, version, actor,
+                                   at, traceparent)
+         values ({id}, 2, '{order}', 'on_hold', 'picked', 450, 'EUR', 2, 'robot', now(), '');
+         insert into orders.outbox (lane, user_id, seq, created_at) values (mod({id}, 8), {id}, 2, now())",
+        id = ann.id,
+        order = order.id
+    )))
+    .execute(&look)
+    .await
+    .unwrap();
+    ben.buys(tea, 1).await;
+    eventually("ben's event is published", || async {
+        seqs(&redis, &streams::history(ben.id), &ben).await == [1]
+    })
+    .await;
+    eventually("ann's is too", || async {
+        seqs(&redis, &streams::history(ann.id), &ann).await == [1, 2]
+            && seqs(&redis, &streams::fan_out(ann.id), &ann).await == [1, 2]
+    })
+    .await;
+    let (_, event) = read(&redis, &streams::history(ann.id)).await.pop().unwrap();
+    let unknown = i32::from(OrderStatus::Unspecified);
+    assert_eq!((event.status, event.previous_status), (unknown, Some(unknown)));
+    assert_eq!((event.status_word.as_str(), event.previous_status_word.as_str()), ("on_hold", "picked"));
+    assert_eq!(ann.events().await.pop(), Some(event), "the order service tells the same");
+    let step = ann.history(&order.id).await.unwrap().pop().unwrap();
+    assert_eq!((step.status, step.actor), (unknown, i32::from(Actor::Unspecified)));
+    assert_eq!((step.status_word.as_str(), step.actor_word.as_str()), ("on_hold", "robot"));
+}
+
+#[tokio::test]
+async fn an_outbox_row_without_an_event_becomes_a_dead_letter_and_delays_none_behind_it() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let tea = admin.sells("tea", 450, 100).await;
+    let (redis, look) = (redis(&shop).await, shop.look().await);
+    sqlx::query("insert into orders.outbox (user_id, seq) values ($1, 0)")
+        .bind(ann.id)
+        .execute(&look)
+        .await
+        .unwrap();
+    ann.buys(tea, 1).await;
+    eventually("the event behind it is published", || async {
+        seqs(&redis, &streams::history(ann.id), &ann).await == [1]
+    })
+    .await;
+    eventually("the row is given up", || async { count(&look, "outbox_dead_letter").await == 1 }).await;
+    assert_eq!(count(&look, "outbox").await, 0);
+}
+
+#[tokio::test]
+async fn events_wait_while_redis_is_full_and_none_is_given_up_or_doubled() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let tea = admin.sells("tea", 450, 100).await;
+    let (redis, look) = (redis(&shop).await, shop.look().await);
+    set_max_memory(&redis, "1").await;
+    for _ in 0..3 {
+        ann.buys(tea, 1).await;
+    }
+    // Six commands a try: more tries than an event has that is refused for its own sake.
+    eventually("it was tried often", || async { refused_for_memory(&redis).await >= 40 }).await;
+    let (waiting, attempts): (i64, i64) = sqlx::query_as(
+        "select count(*), coalesce(sum(attempts), 0) from orders.outbox where retry_at is null",
+    )
+    .fetch_one(&look)
+    .await
+    .unwrap();
+    assert_eq!((waiting, attempts), (3, 0));
+    set_max_memory(&redis, "0").await;
+    eventually("all are published", || async { count(&look, "outbox").await == 0 }).await;
+    assert_eq!(seqs(&redis, &streams::history(ann.id), &ann).await, [1, 2, 3]);
+    assert_eq!(seqs(&redis, &streams::fan_out(ann.id), &ann).await, [1, 2, 3]);
+    assert_eq!(count(&look, "outbox_dead_letter").await, 0);
+}
+
+#[tokio::test]
+async fn the_relays_of_two_replicas_keep_the_order_of_a_user() {
+    let shop = Shop::open_with(|settings| settings.max_unpaid_orders = 1000).await;
+    let (admin, ann, ben) = (shop.admin().await, shop.customer("ann").await, shop.customer("ben").await);
+    let tea = admin.sells("tea", 450, 1000).await;
+    let (_process, other) = shop.another_order().await;
+    let buyers = [ann.clone(), ann.at(&other), ben.clone(), ben.at(&other)].map(|person| {
+        tokio::spawn(async move {
+            for _ in 0..20 {
+                person.buys(tea, 1).await;
+            }
+        })
+    });
+    for buyer in buyers {
+        buyer.await.unwrap();
+    }
+    let redis = redis(&shop).await;
+    for person in [&ann, &ben] {
+        let history = streams::history(person.id);
+        eventually("all are published", || async { seqs(&redis, &history, person).await.len() == 40 }).await;
+        assert_eq!(seqs(&redis, &history, person).await, (1..=40).collect::<Vec<_>>());
+        let fanned_out = seqs(&redis, &streams::fan_out(person.id), person).await;
+        assert_eq!(fanned_out, (1..=40).collect::<Vec<_>>(), "in order, once");
+    }
 }
 
 #[tokio::test]
@@ -100,6 +295,12 @@ async fn numbers_have_no_gap_though_orders_come_at_once() {
     for attempt in tries {
         attempt.await.unwrap();
     }
+    // A machine that is starved answers some with 503, which says to try again.
+    eventually("all 30 are ordered", || async {
+        let _ = ann.orders(wish(&[(tea, 1)])).await;
+        ann.events().await.len() == 30
+    })
+    .await;
     let seqs: Vec<_> = ann.events().await.iter().map(|event| event.seq).collect();
     assert_eq!(seqs, (1..=30).collect::<Vec<_>>());
 
@@ -129,4 +330,31 @@ async fn whoever_registers_gets_a_cart() {
     let ben = shop.customer("ben").await;
     shop.start_order().await;
     eventually("ben, who registered meanwhile, has one too", || has_cart(ben.id)).await;
+}
+
+#[tokio::test]
+async fn a_registration_that_cannot_be_taken_in_stops_none_behind_it() {
+    let shop = Shop::open().await;
+    let (redis, look) = (redis(&shop).await, shop.look().await);
+    let field_that_is_no_text = (b"\xff".as_slice(), b"\xff".as_slice());
+    let () = redis.xadd(streams::USERS, false, None, "*", field_that_is_no_text).await.unwrap();
+    let () = redis.xadd(streams::USERS, false, None, "*", (streams::FIELD, "no message")).await.unwrap();
+    // A user for whom PostgreSQL refuses a cart.
+    sqlx::query("alter table orders.cart add constraint no_cart check (user_id <> 77)")
+        .execute(&look)
+        .await
+        .unwrap();
+    let message = UserRegistered { user_id: 77, ..UserRegistered::default() }.encode_to_vec();
+    let () =
+        redis.xadd(streams::USERS, false, None, "*", (streams::FIELD, message.as_slice())).await.unwrap();
+    let ben = shop.customer("ben").await;
+    eventually("ben, who registered after them, has a cart", || async {
+        let carts: i64 = sqlx::query_scalar("select count(*) from orders.cart where user_id = $1")
+            .bind(ben.id)
+            .fetch_one(&look)
+            .await
+            .unwrap();
+        carts == 1
+    })
+    .await;
 }

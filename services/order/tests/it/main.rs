@@ -4,8 +4,10 @@
 mod audit;
 mod cart;
 mod events;
+mod faults;
 mod idempotency;
 mod payment;
+mod plans;
 mod races;
 mod shop;
 mod start;

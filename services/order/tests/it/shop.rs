@@ -51,6 +51,18 @@ impl Shop {
 
     /// With settings of the order service changed.
     pub async fn open_with(change: impl FnOnce(&mut shoppee_order::Settings)) -> Self {
+        Self::open_changed(async |settings| change(settings)).await
+    }
+
+    /// With something between the order service and the product service, which makes an address from a URL.
+    pub async fn open_behind(proxy: impl AsyncFnOnce(&str) -> String) -> Self {
+        Self::open_changed(async |settings| {
+            settings.product_url = format!("http://{}", proxy(&settings.product_url).await);
+        })
+        .await
+    }
+
+    async fn open_changed(change: impl AsyncFnOnce(&mut shoppee_order::Settings)) -> Self {
         let database = Database::create().await;
         let redis = RedisServer::start().await;
         let (mut auth_process, mut product_process) = (TestProcess::default(), TestProcess::default());
@@ -115,7 +127,7 @@ impl Shop {
             shop_currency: "EUR".to_owned(),
             payment_provider: shoppee_order::PaymentProvider::Sandbox,
         };
-        change(&mut order_settings);
+        change(&mut order_settings).await;
         let mut order_process = TestProcess::default();
         shoppee_order::start(order_settings.clone(), order_process.process.clone())
             .await
@@ -157,6 +169,18 @@ impl Shop {
         self.order_process = process;
     }
 
+    /// Another replica of the order service, and the way to it.
+    pub async fn another_order(&self) -> (TestProcess, Channel) {
+        let mut process = TestProcess::default();
+        process.process.clock = self.clock.clone();
+        let mut settings = self.order_settings.clone();
+        (settings.listen_addr, settings.metrics_addr) = (free_addr(), free_addr());
+        let url = format!("http://{}", settings.listen_addr);
+        shoppee_order::start(settings, process.process.clone()).await.expect("order starts");
+        process.serves().await;
+        (process, client::channel(&url).expect("a URL"))
+    }
+
     /// A user who has just registered and signed in.
     pub async fn customer(&self, name: &str) -> Person {
         let mut auth = AuthServiceClient::new(self.auth.clone());
@@ -164,6 +188,7 @@ impl Shop {
             username: name.to_owned(),
             email: format!("{name}@shop.example"),
             password: PASSWORD.to_owned(),
+            ..RegisterRequest::default()
         };
         auth.register(request).await.expect("registers");
         self.sign_in(name).await
@@ -186,6 +211,7 @@ impl Shop {
             username: name.to_owned(),
             password: PASSWORD.to_owned(),
             user_agent: "test".to_owned(),
+            ..LoginRequest::default()
         };
         let tokens = AuthServiceClient::new(self.auth.clone()).login(request).await?.into_inner();
         Ok(Person {
@@ -198,7 +224,12 @@ impl Shop {
 
     /// A look into the order service's tables.
     pub async fn look(&self) -> PgPool {
-        PgPool::connect(&self.database.url("order")).await.expect("connects")
+        self.look_at("order").await
+    }
+
+    /// A look into the tables of the service called `service`.
+    pub async fn look_at(&self, service: &str) -> PgPool {
+        PgPool::connect(&self.database.url(service)).await.expect("connects")
     }
 }
 
@@ -269,6 +300,11 @@ impl Person {
 
     pub fn products(&self) -> (ProductServiceClient<Channel>, Arc<SecretString>) {
         (self.product.clone(), self.token.clone())
+    }
+
+    /// The same user at another replica of the order service.
+    pub fn at(&self, order: &Channel) -> Self {
+        Self { order: OrderServiceClient::new(order.clone()), ..self.clone() }
     }
 
     pub fn service(&self) -> OrderServiceClient<Channel> {

@@ -25,7 +25,7 @@ use arc_swap::ArcSwapOption;
 use fred::{clients::Client, interfaces::HashesInterface as _, types::scripts::Script};
 use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
-use shoppee_kit::{process::Process, redis::Connector, settings::Redis, tasks::Tasks};
+use shoppee_kit::{process::Process, redis::Clients, tasks::Tasks};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use tokio::time::Instant;
@@ -56,16 +56,14 @@ pub struct Shared(Arc<Parts>);
 struct Parts {
     lifetime: Duration,
     tasks: Tasks,
-    connector: Connector,
     link: ArcSwapOption<Link>,
 }
 
 impl Shared {
-    /// Keeps nothing where `lifetime` is zero. An error only for a URL that is none.
-    pub fn new(settings: &Redis, lifetime: Duration, process: &Process) -> anyhow::Result<Self> {
-        let connector = Connector::new(settings)?;
+    /// Keeps nothing where `lifetime` is zero.
+    pub fn new(lifetime: Duration, process: &Process) -> Self {
         let (tasks, link) = (process.tasks.clone(), ArcSwapOption::empty());
-        Ok(Self(Arc::new(Parts { lifetime, tasks, connector, link })))
+        Self(Arc::new(Parts { lifetime, tasks, link }))
     }
 
     /// Whether anything is kept at all.
@@ -75,9 +73,17 @@ impl Shared {
 
     /// Starts to connect, for as long as it takes, and again when that is over; over each connection reports what
     /// changes.
-    pub fn follow(&self, cache: &Cache, pool: &PgPool, changes: &Changes, process: &Process) {
+    pub fn follow(
+        &self,
+        redis: &Clients,
+        cache: &Cache,
+        pool: &PgPool,
+        changes: &Changes,
+        process: &Process,
+    ) {
         if self.is_on() {
             let follower = Follower {
+                connector: redis.connector("shared cache"),
                 shared: self.clone(),
                 cache: cache.clone(),
                 pool: pool.clone(),

@@ -2,8 +2,8 @@
 
 use shoppee_kit::{caller, status::Violations};
 use shoppee_proto::product::v1::{
-    CommitRequest, CommitResponse, HoldRequest, HoldResponse, ReleaseRequest, ReleaseResponse,
-    stock_service_server::StockService,
+    CommitRequest, CommitResponse, HoldRequest, HoldResponse, ReleaseReason as WireReason, ReleaseRequest,
+    ReleaseResponse, stock_service_server::StockService,
 };
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
@@ -12,7 +12,7 @@ use super::convert;
 use crate::{
     error::Error,
     holds::Holds,
-    stock::{Basket, Line, Want},
+    stock::{Basket, Line, ReleaseReason, Want},
 };
 
 /// Seconds that a hold may live: longer than any order stays unpaid.
@@ -41,7 +41,13 @@ impl StockService for Stock {
 
     async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {
         caller::service(&request)?;
-        self.holds.release(order_id(&request.into_inner().order_id)?).await?;
+        let request = request.into_inner();
+        let reason = match WireReason::try_from(request.reason) {
+            Ok(WireReason::Unspecified | WireReason::OrderCancelled) => ReleaseReason::OrderCancelled,
+            // A reason that this version does not know takes the least.
+            Ok(WireReason::CheckoutAbandoned) | Err(_) => ReleaseReason::CheckoutAbandoned,
+        };
+        self.holds.release(order_id(&request.order_id)?, reason).await?;
         Ok(Response::new(ReleaseResponse {}))
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use shoppee_proto::product::v1::{ArchiveProductRequest, UpdateProductRequest};
+use shoppee_proto::product::v1::{ArchiveProductRequest, ReleaseReason, UpdateProductRequest};
 
 use crate::shop::{Shop, fields, order, reason};
 
@@ -148,6 +148,43 @@ async fn a_hold_that_comes_after_its_release_is_refused() {
         assert_eq!(reason(shop.commit(ours).await), "ORDER_EXPIRED");
     }
     assert_eq!(shop.stock_of(product).await, 10);
+    shop.balances().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abandoned_checkout_gives_a_hold_back_and_never_what_was_sold() {
+    let shop = Shop::open().await;
+    let product = shop.product("a", 10).await.id;
+    let abandon = |order| shop.release_for(order, ReleaseReason::CheckoutAbandoned);
+
+    let held = order();
+    shop.hold(held, [(product, 2)]).await.unwrap();
+    abandon(held).await.unwrap();
+    abandon(held).await.unwrap();
+    assert_eq!(shop.stock_of(product).await, 10);
+    let early = order();
+    abandon(early).await.unwrap();
+    assert_eq!(reason(shop.hold(early, [(product, 1)]).await), "ORDER_EXPIRED", "a release before its hold");
+
+    let sold = order();
+    shop.hold(sold, [(product, 3)]).await.unwrap();
+    shop.commit(sold).await.unwrap();
+    assert_eq!(reason(abandon(sold).await), "HOLD_COMMITTED");
+    assert_eq!(shop.stock_of(product).await, 7);
+    // Both at the same moment: the goods are sold or back, never both.
+    let mut left = 7;
+    for _ in 0..20 {
+        let ours = order();
+        shop.hold(ours, [(product, 1)]).await.unwrap();
+        let (committed, abandoned) = tokio::join!(shop.commit(ours), abandon(ours));
+        assert_ne!(committed.is_ok(), abandoned.is_ok());
+        left -= i64::from(committed.is_ok());
+        shop.release_for(ours, ReleaseReason::OrderCancelled).await.unwrap();
+        left += i64::from(committed.is_ok());
+        assert_eq!(shop.stock_of(product).await, left);
+    }
+    shop.release_for(sold, ReleaseReason::OrderCancelled).await.unwrap();
+    assert_eq!(shop.stock_of(product).await, 10, "a cancelled order returns what was sold");
     shop.balances().await;
 }
 

@@ -13,7 +13,7 @@ use shoppee_proto::{
     auth::v1::{LoginRequest, RegisterRequest, auth_service_client::AuthServiceClient},
     product::v1::{
         AdjustStockRequest, CommitRequest, CreateProductRequest, GetProductRequest, HoldRequest,
-        HoldResponse, Product, ReleaseRequest, StockLine, hold_audit_client::HoldAuditClient,
+        HoldResponse, Product, ReleaseReason, ReleaseRequest, StockLine, hold_audit_client::HoldAuditClient,
         product_cache_client::ProductCacheClient, product_service_client::ProductServiceClient,
         stock_service_client::StockServiceClient,
     },
@@ -102,6 +102,7 @@ impl Shop {
             username: "ann".to_owned(),
             email: "ann@example.com".to_owned(),
             password: PASSWORD.to_owned(),
+            ..RegisterRequest::default()
         };
         accounts.register(register).await.expect("ann registers");
         let customer = sign_in(&mut accounts, "ann").await;
@@ -217,7 +218,11 @@ impl Shop {
     }
 
     pub async fn release(&self, order: Uuid) -> Result<(), Status> {
-        let request = ReleaseRequest { order_id: order.to_string() };
+        self.release_for(order, ReleaseReason::Unspecified).await
+    }
+
+    pub async fn release_for(&self, order: Uuid, reason: ReleaseReason) -> Result<(), Status> {
+        let request = ReleaseRequest { order_id: order.to_string(), reason: reason.into() };
         self.stock.clone().release(self.service(request)).await.map(drop)
     }
 
@@ -263,7 +268,7 @@ async fn sign_in(accounts: &mut AuthServiceClient<Channel>, username: &str) -> A
     let login = LoginRequest {
         username: username.to_owned(),
         password: PASSWORD.to_owned(),
-        user_agent: String::new(),
+        ..LoginRequest::default()
     };
     let tokens = accounts.login(login).await.expect("signs in").into_inner();
     Arc::new(SecretString::from(tokens.access_token))

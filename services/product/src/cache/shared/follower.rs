@@ -7,7 +7,7 @@ use fred::{
     interfaces::{ClientLike as _, HashesInterface as _},
     types::scripts::Script,
 };
-use shoppee_kit::log_throttle::LogThrottle;
+use shoppee_kit::{log_throttle::LogThrottle, redis::Connector};
 use sqlx::PgPool;
 use tokio::{
     sync::broadcast::{Receiver, error::RecvError},
@@ -31,6 +31,7 @@ const MAX_REPLAY: i64 = 100_000;
 /// What the reports come from, and where they go.
 #[derive(Debug)]
 pub struct Follower {
+    pub connector: Connector,
     pub shared: Shared,
     pub cache: Cache,
     pub pool: PgPool,
@@ -67,7 +68,7 @@ impl Follower {
 
     /// Connects, and reports until the connection breaks or the process stops.
     async fn serve(&self, stopping: &CancellationToken, failures: &LogThrottle) -> anyhow::Result<()> {
-        let (client, _ended) = self.shared.0.connector.connect().await?;
+        let (client, _ended) = self.connector.connect().await?;
         let scripts = Arc::new(Scripts {
             newer: Script::from_lua(include_str!("../newer.lua")),
             note: Script::from_lua(include_str!("../note.lua")),

@@ -1,0 +1,108 @@
+//! The audit after a fault run: the tables of the services compared with each other and with the buyers' record.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+use sqlx::PgPool;
+
+use super::buyers::Acknowledged;
+
+/// Rules that hold over all tables, each as a query that returns what breaks it.
+const RULES: [(&str, &str); 10] = [
+    (
+        "supplied = available + held + sold",
+        "select product_id::text from product.conservation where supplied <> available + held + sold",
+    ),
+    (
+        "available equals the sum of the ledger without sales",
+        "select s.product_id::text from product.stock s
+         join (select product_id, sum(quantity) as sum from product.stock_ledger where kind <> 'sale' group by 1) l
+         on l.product_id = s.product_id where l.sum <> s.available",
+    ),
+    (
+        "total = sum of price × quantity",
+        "select o.id::text from orders.orders o
+         join (select user_id, order_id, sum(unit_price * quantity) as sum from orders.order_line group by 1, 2) l
+         on l.user_id = o.user_id and l.order_id = o.id where l.sum <> o.total",
+    ),
+    (
+        "event numbers have no gap and end at the cursor",
+        "select c.user_id::text from orders.event_cursor c
+         join (select user_id, count(*) as count, max(seq) as max, min(seq) as min from orders.event group by 1) e
+         on e.user_id = c.user_id where e.count <> c.seq or e.max <> c.seq or e.min <> 1",
+    ),
+    (
+        "each step of an order is one event",
+        "select o.id::text from orders.orders o
+         join (select user_id, order_id, count(*) as count from orders.event group by 1, 2) e
+         on e.user_id = o.user_id and e.order_id = o.id where e.count <> o.version",
+    ),
+    (
+        "histories are legal paths",
+        "select order_id::text from orders.event where (coalesce(previous_status, ''), status) not in
+         (('', 'pending'), ('pending', 'paid'), ('pending', 'cancelled'), ('paid', 'shipped'), ('paid', 'cancelled'),
+          ('shipped', 'completed'))",
+    ),
+    (
+        "an unpaid order has its stock",
+        "select o.id::text from orders.orders o left join product.stock_hold h on h.order_id = o.id
+         where o.status = 'pending' and o.expires_at > now() and h.state is distinct from 'held'",
+    ),
+    (
+        "a paid order has its stock",
+        "select o.id::text from orders.orders o left join product.stock_hold h on h.order_id = o.id
+         where o.status in ('paid', 'shipped', 'completed') and h.state is distinct from 'committed'",
+    ),
+    (
+        "a cancelled order has no stock",
+        "select o.id::text from orders.orders o join product.stock_hold h on h.order_id = o.id
+         where o.status = 'cancelled' and h.state in ('held', 'committed')",
+    ),
+    (
+        "what is sold belongs to an order of the same lines",
+        "select h.order_id::text from product.stock_hold h
+         join product.hold_line l on l.order_id = h.order_id
+         left join orders.order_line o on o.order_id = l.order_id and o.product_id = l.product_id
+         where h.state = 'committed' and o.quantity is distinct from l.quantity",
+    ),
+];
+
+/// Checks every rule, and that each acknowledged order stands in the state that was acknowledged. Returns the breaches.
+pub async fn run(
+    postgres_url: &str,
+    buyers: &[i64],
+    acknowledged: &BTreeMap<String, Acknowledged>,
+) -> anyhow::Result<Vec<String>> {
+    let pool = PgPool::connect(postgres_url).await.context("the audit's connection")?;
+    let mut breaches = Vec::new();
+    for (rule, query) in RULES {
+        let broken: Vec<String> = sqlx::query_scalar(query).fetch_all(&pool).await.context(rule)?;
+        if !broken.is_empty() {
+            breaches.push(format!("{rule}: broken by {} rows, as {}", broken.len(), broken[0]));
+        }
+    }
+    let rows: Vec<(String, String)> =
+        sqlx::query_as("select id::text, status from orders.orders where user_id = any($1)")
+            .bind(buyers)
+            .fetch_all(&pool)
+            .await
+            .context("the buyers' orders")?;
+    let stored: BTreeMap<String, String> = rows.into_iter().collect();
+    for (id, state) in acknowledged {
+        let expected = match state {
+            // An order that was neither paid nor cancelled because its buyer was stopped.
+            Acknowledged::Placed => &["pending", "paid", "cancelled"][..],
+            Acknowledged::Paid => &["paid"],
+            Acknowledged::Cancelled => &["cancelled"],
+        };
+        match stored.get(id) {
+            Some(status) if expected.contains(&status.as_str()) => {}
+            Some(status) => breaches.push(format!("order {id} is {status}, acknowledged was {state:?}")),
+            None => breaches.push(format!("order {id} was acknowledged ({state:?}) and is lost")),
+        }
+    }
+    for id in stored.keys().filter(|id| !acknowledged.contains_key(*id)) {
+        breaches.push(format!("order {id} exists and no buyer was told of it"));
+    }
+    Ok(breaches)
+}

@@ -1,0 +1,261 @@
+//! Buyers that retry: each operation is written down before it is sent, and one whose outcome is unknown is sent again
+//! with the same idempotency key until the outcome is known. The record is what the audit compares the database with.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+use serde_json::{Value, json};
+use tokio::{task::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::customers::{sign_up, text};
+use crate::{
+    demo::address,
+    rest::{Request, Rest, passing},
+    socket::Watch,
+};
+
+/// The kinds of operations; each must succeed after every fault.
+pub const KINDS: [&str; 5] = ["browse", "cart", "order", "pay", "cancel"];
+/// The longest time for which an operation stays unknown: longer than any fault.
+const MAX_RETRY_TIME: Duration = Duration::from_secs(90);
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+/// Between two operations of a buyer, at most. Milliseconds.
+const MAX_PAUSE: u64 = 100;
+/// For the last events to reach the sockets.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(15);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The state in which the last acknowledged step left an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acknowledged {
+    Placed,
+    Paid,
+    Cancelled,
+}
+
+/// The acknowledged operations of all buyers.
+#[derive(Debug, Default)]
+pub struct Record {
+    succeeded: Mutex<BTreeMap<&'static str, u64>>,
+    orders: Mutex<BTreeMap<String, Acknowledged>>,
+    problems: Mutex<Vec<String>>,
+    retries: Mutex<u64>,
+}
+
+impl Record {
+    /// Returns how many operations of each kind succeeded.
+    pub fn succeeded(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.succeeded).clone()
+    }
+
+    /// Returns the smallest number of successes of any kind since `before`.
+    pub fn min_successes_since(&self, before: &BTreeMap<&'static str, u64>) -> u64 {
+        let now = self.succeeded();
+        let count = |of: &BTreeMap<&'static str, u64>, kind| of.get(kind).copied().unwrap_or_default();
+        KINDS.iter().map(|kind| count(&now, kind) - count(before, kind)).min().unwrap_or_default()
+    }
+
+    /// Returns every order that was acknowledged, with its last acknowledged step.
+    pub fn orders(&self) -> BTreeMap<String, Acknowledged> {
+        lock(&self.orders).clone()
+    }
+
+    /// Returns the answers that the contract does not allow.
+    pub fn problems(&self) -> Vec<String> {
+        lock(&self.problems).clone()
+    }
+
+    /// Returns how many requests were sent again.
+    pub fn retries(&self) -> u64 {
+        *lock(&self.retries)
+    }
+}
+
+/// Buyers at work, each with a socket.
+#[derive(Debug)]
+pub struct Buyers {
+    pub record: Arc<Record>,
+    pub ids: Vec<i64>,
+    stop: CancellationToken,
+    buying: Vec<JoinHandle<()>>,
+    sockets: Vec<(String, Watch)>,
+    url: String,
+}
+
+impl Buyers {
+    /// Signs `count` buyers up and lets them buy `goods`.
+    pub async fn start(url: &str, goods: &[i64], count: u16, seed: u64) -> anyhow::Result<Self> {
+        let rest = Arc::new(Rest::new(url)?);
+        let mut buyers = Self {
+            record: Arc::default(),
+            ids: Vec::new(),
+            stop: CancellationToken::new(),
+            buying: Vec::new(),
+            sockets: Vec::new(),
+            url: url.to_owned(),
+        };
+        for number in 0..count {
+            let tokens = sign_up(&rest, &format!("buyer-{number}")).await?;
+            let token = text(&tokens, "access_token")?;
+            buyers.ids.push(tokens["user"]["id"].as_i64().context("a user without an id")?);
+            buyers.sockets.push((token.clone(), Watch::open_quietly(url, &token).await?));
+            let buyer = Buyer {
+                rest: rest.clone(),
+                record: buyers.record.clone(),
+                random: StdRng::seed_from_u64(seed.wrapping_add(number.into())),
+                goods: goods.to_vec(),
+                token,
+            };
+            let stop = buyers.stop.clone();
+            buyers.buying.push(tokio::spawn(async move { buyer.buy_until(&stop).await }));
+        }
+        Ok(buyers)
+    }
+
+    /// Stops the buyers after the operation that each is at, and compares their sockets with the shop's event numbers.
+    /// Returns the number of events and what was wrong.
+    pub async fn stop(self) -> anyhow::Result<(i64, Vec<String>)> {
+        self.stop.cancel();
+        for buying in self.buying {
+            buying.await?;
+        }
+        let (mut events, mut problems) = (0, self.record.problems());
+        for (token, mut socket) in self.sockets {
+            let last = Watch::open_quietly(&self.url, &token).await?.last();
+            let deadline = Instant::now() + DELIVERY_TIMEOUT;
+            while socket.last() < last {
+                let next = tokio::time::timeout_at(deadline, socket.next()).await;
+                let Ok(Ok(_)) = next else { break };
+            }
+            if socket.last() != last {
+                problems.push(format!("the shop is at event {last}, a socket at {}", socket.last()));
+            }
+            problems.append(&mut socket.problems);
+            events += last;
+        }
+        Ok((events, problems))
+    }
+}
+
+struct Buyer {
+    rest: Arc<Rest>,
+    record: Arc<Record>,
+    random: StdRng,
+    goods: Vec<i64>,
+    token: String,
+}
+
+impl Buyer {
+    async fn buy_until(mut self, stop: &CancellationToken) {
+        while !stop.is_cancelled() {
+            if let Err(error) = self.buy().await {
+                lock(&self.record.problems).push(format!("{error:#}"));
+                tokio::time::sleep(RETRY_INTERVAL).await;
+            }
+        }
+    }
+
+    /// Browses, fills the cart, orders, and pays or cancels.
+    async fn buy(&mut self) -> anyhow::Result<()> {
+        let rest = self.rest.clone();
+        self.run("browse", rest.get("/products?in_stock=true&limit=20"), &[]).await?;
+        let product = *self.goods.choose(&mut self.random).context("no goods")?;
+        let quantity = self.random.random_range(1..=3);
+        let token = self.token.clone();
+        let line = rest.put(&format!("/cart/items/{product}")).by(&token).body(json!({"quantity": quantity}));
+        self.run("cart", line, &["product_unavailable"]).await?;
+        let mut items = vec![json!({"product_id": product, "quantity": quantity})];
+        if self.random.random_bool(0.3) {
+            let other = *self.goods.choose(&mut self.random).context("no goods")?;
+            items.push(json!({"product_id": other, "quantity": 1}));
+        }
+        let order = rest.post("/orders").by(&token).key(&self.key());
+        let order = order.body(json!({"items": items, "shipping_address": address()}));
+        let refusals = ["out_of_stock", "product_unavailable", "too_many_unpaid_orders"];
+        let Some(order) = self.run("order", order, &refusals).await? else { return Ok(()) };
+        let id = text(&order, "id")?;
+        if lock(&self.record.orders).insert(id.clone(), Acknowledged::Placed).is_some() {
+            bail!("order {id} answers two idempotency keys");
+        }
+        if self.random.random_bool(0.7) {
+            let pay = rest.post(&format!("/orders/{id}/pay")).by(&token).key(&self.key());
+            self.run("pay", pay.body(json!({"payment_token": "tok_ok"})), &[]).await?;
+            lock(&self.record.orders).insert(id, Acknowledged::Paid);
+        } else {
+            let cancel = rest.post(&format!("/orders/{id}/cancel")).by(&token).body(json!({}));
+            // A retry of a cancel that was done is refused by a service that does not take it for done.
+            self.run("cancel", cancel, &["invalid_transition"]).await?;
+            lock(&self.record.orders).insert(id, Acknowledged::Cancelled);
+        }
+        Ok(())
+    }
+
+    /// Sends a request until its outcome is known. Returns the body, or `None` for one of the expected `refusals`.
+    async fn run(
+        &mut self,
+        kind: &'static str,
+        request: Request<'_>,
+        refusals: &[&str],
+    ) -> anyhow::Result<Option<Value>> {
+        let pause = Duration::from_millis(self.random.random_range(0..MAX_PAUSE));
+        tokio::time::sleep(pause).await;
+        let started = Instant::now();
+        loop {
+            let outcome = request.once().await;
+            match outcome {
+                Ok((status, body)) if status.is_success() => {
+                    *lock(&self.record.succeeded).entry(kind).or_default() += 1;
+                    return Ok(Some(body));
+                }
+                Ok((status, body)) if !passing(status, &body) => {
+                    let code = body["code"].as_str().unwrap_or_default();
+                    if refusals.contains(&code) {
+                        *lock(&self.record.succeeded).entry(kind).or_default() += 1;
+                        return Ok(None);
+                    }
+                    bail!("{}: {status} {body}", request.label());
+                }
+                // Unknown, or refused for now.
+                Ok((status, body)) if started.elapsed() > MAX_RETRY_TIME => {
+                    bail!("{}: {status} {body} for {MAX_RETRY_TIME:?}", request.label())
+                }
+                Err(error) if started.elapsed() > MAX_RETRY_TIME => {
+                    return Err(error.context(format!("{}: for {MAX_RETRY_TIME:?}", request.label())));
+                }
+                Ok(_) | Err(_) => {}
+            }
+            *lock(&self.record.retries) += 1;
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+
+    fn key(&mut self) -> String {
+        format!("{:032x}", self.random.random::<u128>())
+    }
+}
+
+/// Waits until each kind of operation succeeded `count` times since `before`; `false` at the deadline.
+pub async fn succeed_since(
+    record: &Record,
+    before: &BTreeMap<&'static str, u64>,
+    count: u64,
+    deadline: Instant,
+) -> bool {
+    while record.min_successes_since(before) < count {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    true
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

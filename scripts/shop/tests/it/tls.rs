@@ -1,0 +1,259 @@
+//! TLS to everything that the processes speak to: a shop that has nothing else, and what is said where a certificate is
+//! wrong.
+
+mod authority;
+mod servers;
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, pki_types::pem::PemObject as _};
+use serde_json::Value;
+use shoppee_kit::testing::{free_addr, refuses_to_start};
+
+use crate::whole::Checkout;
+use authority::{Authority, Certificate, Folder};
+use servers::{Postgres, Redis, Speaks, handshake};
+
+const LOGGED_WITHIN: Duration = Duration::from_secs(20);
+const PASSWORD: &str = "a-password-for-tls";
+
+#[test]
+fn a_shop_whose_servers_take_tls_alone_places_an_order() {
+    let folder = Folder::new("whole");
+    let authority = Authority::new(&folder, "shop");
+    let (server, process) = (authority.signs("localhost"), authority.signs("process.example"));
+    let postgres = Postgres::start(&folder, &server, &authority, PASSWORD);
+    let redis = Redis::start(&folder, &server, &authority, "shop", PASSWORD);
+
+    let ca = authority.path();
+    let database = format!(
+        "postgres://postgres:{PASSWORD}@localhost:{}/shop?sslmode=verify-full&sslrootcert={ca}&sslcert={}&sslkey={}",
+        postgres.port, process.chain, process.key
+    );
+    let checkout = Checkout::new("tls")
+        // The system's authorities, which each connection to PostgreSQL reads anew, and takes a second for in a debug build.
+        .with("SSL_CERT_FILE", Authority::new(&folder, "stranger").path())
+        .with("DATABASE_URL", database)
+        .with("REDIS_URL", format!("rediss://shop:{PASSWORD}@localhost:{}", redis.port))
+        .with("REDIS_CA_FILE", ca.clone())
+        .with("REDIS_CERT_FILE", process.chain)
+        .with("REDIS_KEY_FILE", process.key)
+        .with("GRPC_TLS_CERT_FILE", server.chain.clone())
+        .with("GRPC_TLS_KEY_FILE", server.key.clone())
+        .with("GRPC_TLS_CA_FILE", ca.clone())
+        .with("GRPC_TLS_CLIENT_CA_FILE", ca.clone());
+    checkout.succeeds("up", &["--detach", "--products", "10"]);
+    let said = checkout.succeeds("demo", &[]);
+    assert!(said.contains("all 4 events seen"), "{said}");
+
+    let run = checkout.run_file();
+    let of = |pointer| run.pointer(pointer).and_then(Value::as_str).expect(pointer);
+    let auth = of("/services/auth/grpc").rsplit_once(':').expect("a port").1.parse().expect("a port");
+    assert!(plain_text(auth).starts_with(&[0x15]), "plain text is answered with an alert of TLS");
+    assert!(without_certificate(auth, &ca).contains("CertificateRequired"));
+    let addr = of("/services/auth/metrics").rsplit('/').next().expect("an address");
+    let probe = ["--probe", "--database-url=x", "--redis-url=x", "--jwt-secret=x", "--metrics-addr", addr];
+    let probed = Command::new(binary("auth")).args(probe).status().expect("runs");
+    assert!(probed.success(), "--probe asks a port that has no TLS");
+}
+
+/// What a server answers to the beginning of HTTP/2.
+fn plain_text(port: u16) -> Vec<u8> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connects");
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").expect("written");
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    answer
+}
+
+/// How a server ends a connection of a client without a certificate.
+fn without_certificate(port: u16, ca: &str) -> String {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(rustls::pki_types::CertificateDer::from_pem_file(Path::new(ca)).expect("a file"))
+        .expect("a root");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = "localhost".try_into().expect("a name");
+    let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
+    let stream = TcpStream::connect(("127.0.0.1", port)).expect("connects");
+    let mut stream = StreamOwned::new(connection, stream);
+    let _ = stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    let outcome = stream.read_to_end(&mut Vec::new());
+    format!("{:?}", outcome.expect_err("it is refused"))
+}
+
+/// Each with what it means for the certificate of a server that is met as `localhost`, or as 127.0.0.1 where its
+/// certificate is not for that.
+fn wrong_certificates(folder: &Folder) -> (Authority, [(Certificate, &'static str, &'static str); 3]) {
+    let (authority, stranger) = (Authority::new(folder, "shop"), Authority::new(folder, "stranger"));
+    let (unknown, expired) = (stranger.signs("localhost"), authority.signed_long_ago("localhost"));
+    let sound = authority.signs("localhost");
+    let wrong = [
+        (unknown, "localhost", "its certificate is not signed by an authority that is trusted here"),
+        (expired, "localhost", "its certificate has expired"),
+        (sound, "127.0.0.1", "its certificate is for another name"),
+    ];
+    (authority, wrong)
+}
+
+#[test]
+fn a_postgresql_whose_certificate_is_wrong_ends_the_start_with_a_line() {
+    let folder = Folder::new("postgres");
+    let (authority, wrong) = wrong_certificates(&folder);
+    let refused = |query: &str, host: &str, port: u16| {
+        let url = format!("postgres://shop:{PASSWORD}@{host}:{port}/shop?{query}");
+        refuses("auth", &[("DATABASE_URL", &url), ("JWT_SECRET", "0123456789abcdef0123456789abcdef")])
+    };
+    let verified = format!("sslmode=verify-full&sslrootcert={}", authority.path());
+    for (certificate, host, why) in &wrong {
+        let port = handshake(Speaks::Postgres, Some(certificate));
+        let line = refused(&verified, host, port);
+        assert!(line.contains(&format!("PostgreSQL at DATABASE_URL: TLS: {why}")), "{line}");
+    }
+    let line = refused(&verified, "localhost", handshake(Speaks::Postgres, None));
+    assert!(line.contains("TLS: server does not support TLS"), "{line}");
+}
+
+#[test]
+fn a_redis_whose_certificate_is_wrong_ends_the_start_with_a_line() {
+    let folder = Folder::new("redis");
+    let (authority, wrong) = wrong_certificates(&folder);
+    let ca = authority.path();
+    let refused = |host: &str, port: u16| {
+        let url = format!("rediss://:{PASSWORD}@{host}:{port}");
+        refuses("gateway", &[("REDIS_URL", &url), ("REDIS_CA_FILE", &ca)])
+    };
+    for (certificate, host, why) in &wrong {
+        let line = refused(host, handshake(Speaks::Redis, Some(certificate)));
+        assert!(line.contains(&format!("Redis at REDIS_URL: TLS: {why}")), "{line}");
+    }
+    let line = refused("localhost", handshake(Speaks::Redis, None));
+    assert!(line.contains("TLS: it does not speak TLS"), "{line}");
+}
+
+#[test]
+fn a_service_whose_certificate_is_wrong_is_a_line_of_the_gateway_that_waits_for_it() {
+    let folder = Folder::new("grpc");
+    let (authority, wrong) = wrong_certificates(&folder);
+    let url = |(certificate, host, _): &(Certificate, &str, &str)| {
+        format!("https://{host}:{}", handshake(Speaks::Grpc, Some(certificate)))
+    };
+    let log = folder.0.join("log");
+    let mut gateway = Command::new(binary("gateway"))
+        .env_clear()
+        .env("LISTEN_ADDR", free_addr().to_string())
+        .env("REDIS_URL", "redis://127.0.0.1:1")
+        .env("GRPC_TLS_CA_FILE", authority.path())
+        .envs(["AUTH_URL", "PRODUCT_URL", "ORDER_URL"].into_iter().zip(wrong.iter().map(url)))
+        .stdout(fs::File::create(&log).expect("a file"))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("runs");
+    let began = Instant::now();
+    let said = loop {
+        let said = fs::read_to_string(&log).expect("a log");
+        let complete = wrong.iter().all(|(_, _, why)| said.contains(why));
+        if complete || began.elapsed() > LOGGED_WITHIN || gateway.try_wait().expect("a status").is_some() {
+            break said;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let _ = gateway.kill();
+    let _ = gateway.wait();
+    for (_, _, why) in &wrong {
+        assert_eq!(said.lines().filter(|line| line.contains(why)).count(), 1, "{why}:\n{said}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_used_ends_the_start_with_a_line() {
+    let folder = Folder::new("files");
+    let authority = Authority::new(&folder, "shop");
+    let (one, other) = (authority.signs("one"), authority.signs("other"));
+    let ca = authority.path();
+    for (settings, line) in [
+        (
+            vec![("GRPC_TLS_CERT_FILE", &one.chain)],
+            "GRPC_TLS_CERT_FILE and GRPC_TLS_KEY_FILE belong together",
+        ),
+        (
+            vec![("GRPC_TLS_CERT_FILE", &one.chain), ("GRPC_TLS_KEY_FILE", &other.key)],
+            "other-key.pem: not the key of the certificate in GRPC_TLS_CERT_FILE",
+        ),
+        (vec![("GRPC_TLS_CA_FILE", &one.key)], "one-key.pem: has no certificate in PEM"),
+        (vec![("GRPC_TLS_CLIENT_CA_FILE", &ca)], "GRPC_TLS_CLIENT_CA_FILE needs GRPC_TLS_CERT_FILE"),
+        (vec![("REDIS_CA_FILE", &ca)], "which REDIS_URL does not ask for"),
+    ] {
+        let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let said = refuses("gateway", &settings);
+        assert!(said.contains(line), "{said}");
+    }
+}
+
+/// The secrets of each process.
+const SECRETS: [(&str, &[&str]); 4] = [
+    (
+        "auth",
+        &[
+            "DATABASE_URL",
+            "REDIS_URL",
+            "JWT_SECRET",
+            "JWT_SECRET_PREVIOUS",
+            "ADMIN_PASSWORD",
+            "SERVICE_CLIENTS",
+        ],
+    ),
+    ("product", &["DATABASE_URL", "REDIS_URL", "DATABASE_READ_URLS"]),
+    ("order", &["DATABASE_URL", "REDIS_URL", "SERVICE_CLIENT_SECRET"]),
+    ("gateway", &["REDIS_URL"]),
+];
+
+#[test]
+fn every_secret_of_every_process_may_come_from_a_file_and_only_from_there() {
+    let folder = Folder::new("secrets");
+    let file = folder.0.join("secret").to_str().expect("text").to_owned();
+    fs::write(&file, format!("{PASSWORD}\n")).expect("written");
+    for (process, secrets) in SECRETS {
+        let help = Command::new(binary(process)).arg("--help").output().expect("runs");
+        let help = String::from_utf8_lossy(&help.stdout).into_owned();
+        for secret in secrets {
+            assert!(help.contains(&format!("{secret}_FILE")), "{process}: {secret}_FILE:\n{help}");
+            let by_file = format!("{secret}_FILE");
+            // Which the order service must have besides.
+            let id = ("SERVICE_CLIENT_ID", "order");
+            let line = refuses(process, &[id, (secret, PASSWORD), (&by_file, &file)]);
+            assert!(line.contains(&format!("{secret} and {by_file} are both set; set one")), "{line}");
+        }
+    }
+    // It is read: this is no URL.
+    let line = refuses("gateway", &[("REDIS_URL", ""), ("REDIS_URL_FILE", &file)]);
+    assert!(line.contains("REDIS_URL is not a Redis URL"), "{line}");
+}
+
+/// The line with which the process refuses these settings; it repeats no password.
+fn refuses(process: &str, settings: &[(&str, &str)]) -> String {
+    let line = refuses_to_start(binary(process).to_str().expect("text"), settings);
+    assert!(!line.contains(PASSWORD), "{line}");
+    line
+}
+
+/// Built for these tests, with the whole workspace.
+fn binary(process: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_BIN_EXE_shoppee-shop")).parent().expect("a folder");
+    let binary = folder.join(format!("shoppee-{process}"));
+    assert!(binary.exists(), "build the whole workspace: run scripts/test");
+    binary
+}

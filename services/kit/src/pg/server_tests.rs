@@ -1,0 +1,82 @@
+//! The pool on a real server: guards, and a server that cannot write for a while.
+
+use std::time::Instant;
+
+use super::*;
+use crate::testing::{Database, TestProcess, eventually};
+
+async fn open_pool(database: &Database, process: &TestProcess) -> PgPool {
+    let (tasks, readiness) = (&process.process.tasks, &process.process.readiness);
+    let migrations = Migrator { table_name: "auth.migrations_of_this_test".into(), ..Migrator::DEFAULT };
+    open("test", &database.settings("auth"), migrations, tasks, readiness).await.expect("opens")
+}
+
+async fn write(pool: &PgPool) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql("create table auth.note (line text); drop table auth.note").execute(pool).await.map(drop)
+}
+
+#[tokio::test]
+async fn guards_are_set_on_every_connection_and_not_sent_with_the_start_of_a_session() {
+    let (database, process) = (Database::create().await, TestProcess::default());
+    let pool = open_pool(&database, &process).await;
+    assert_eq!(pool.connect_options().get_options(), None, "a pooler refuses them");
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut connection = pool.acquire().await.unwrap();
+        for (guard, value) in [
+            ("statement_timeout", "5s"),
+            ("lock_timeout", "2s"),
+            ("idle_in_transaction_session_timeout", "5s"),
+        ] {
+            let set: String = sqlx::query_scalar("select current_setting($1)")
+                .bind(guard)
+                .fetch_one(&mut *connection)
+                .await
+                .unwrap();
+            assert_eq!(set, value, "{guard}");
+        }
+        held.push(connection);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_write_is_unavailable_for_writes_and_left_for_one_that_can() {
+    let (database, mut process) = (Database::create().await, TestProcess::default());
+    let pool = open_pool(&database, &process).await;
+    process.serves().await;
+    let readiness = process.process.readiness.clone();
+    let missing = || readiness.missing_with_reasons(false);
+    eventually("all is well", || async { missing().is_empty() }).await;
+    database.alter("set default_transaction_read_only = on").await;
+    eventually("/readyz says that it cannot write", || async {
+        missing() == ["postgres writes (read only)"]
+    })
+    .await;
+    assert!(readiness.missing_vital().is_empty(), "reads go on");
+    let refused = write(&pool).await.unwrap_err();
+    assert_eq!(Class::of(&refused), Class::ReadOnly, "{refused}");
+    assert!(is_unavailable(&refused));
+    // Sessions keep what they began with, as connections to a demoted server do.
+    database.alter_for_new_sessions("reset default_transaction_read_only").await;
+    let began = Instant::now();
+    eventually("all is well again", || async { missing().is_empty() }).await;
+    for _ in 0..16 {
+        write(&pool).await.expect("every connection leads to a server that writes");
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_database_that_lets_nobody_in_is_told_with_its_class_and_found_again() {
+    let (database, mut process) = (Database::create().await, TestProcess::default());
+    let _pool = open_pool(&database, &process).await;
+    process.serves().await;
+    let readiness = process.process.readiness.clone();
+    database.shut().await;
+    eventually("/readyz says why", || async {
+        readiness.missing_with_reasons(true) == ["postgres (shutting down or starting up)"]
+    })
+    .await;
+    database.alter("with allow_connections true").await;
+    process.serves().await;
+}

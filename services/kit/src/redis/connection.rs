@@ -1,0 +1,111 @@
+//! The health of one Redis client: whether it is connected, and the last failure to connect.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use fred::{
+    clients::Client,
+    error::Error,
+    interfaces::{ClientLike as _, EventInterface as _},
+    types::config::Options,
+};
+use tokio::sync::{broadcast::error::RecvError, watch};
+
+use super::class::{self, Class};
+use crate::readiness::Down;
+
+/// Less than a check of readiness may take, and more than a starved process needs.
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a check waits for the first outcome of a client that has just been made.
+const FIRST_OUTCOME_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// How the connection of a client is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Check {
+    /// By a command.
+    Ping,
+    /// By the state of the client: a command would wait behind a blocking read.
+    State,
+}
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    name: String,
+    check: Check,
+    client: Mutex<Option<Client>>,
+    /// The outcome of the last attempt to connect; none before the first.
+    outcome: watch::Sender<Option<Result<(), Error>>>,
+}
+
+impl Connection {
+    pub fn new(name: String, check: Check) -> Self {
+        Self { name, check, client: Mutex::default(), outcome: watch::channel(None).0 }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Follows the connection attempts of `client`, which has not been connected yet. It takes the place of an earlier one.
+    pub fn follow(&self, client: &Client) {
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
+        let (mut errors, mut connects) = (client.error_rx(), client.reconnect_rx());
+        let outcome = self.outcome.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    error = errors.recv() => match error {
+                        Ok((error, _)) => {
+                            metrics::counter!("redis_errors_total", "class" => Class::of(&error).name()).increment(1);
+                            outcome.send_replace(Some(Err(error)));
+                        }
+                        Err(RecvError::Lagged(_)) => {}
+                        Err(RecvError::Closed) => return,
+                    },
+                    connect = connects.recv() => match connect {
+                        Ok(_) | Err(RecvError::Lagged(_)) => {
+                            outcome.send_replace(Some(Ok(())));
+                        }
+                        Err(RecvError::Closed) => return,
+                    },
+                }
+            }
+        });
+    }
+
+    /// Whether the client is connected.
+    pub async fn check(&self) -> Result<(), Down> {
+        let mut outcome = self.outcome.subscribe();
+        let _ = tokio::time::timeout(FIRST_OUTCOME_TIMEOUT, outcome.wait_for(Option::is_some)).await;
+        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(client) = client else { return Err(self.down(None)) };
+        if !client.is_connected() {
+            return Err(self.down(None));
+        }
+        match self.check {
+            Check::State => Ok(()),
+            Check::Ping => {
+                let at_once = Options {
+                    timeout: Some(PING_TIMEOUT),
+                    max_attempts: Some(1),
+                    fail_fast: true,
+                    ..Options::default()
+                };
+                let pong = client.with_options(&at_once).ping::<String>(None).await;
+                pong.map(drop).map_err(|error| self.down(Some(error)))
+            }
+        }
+    }
+
+    /// Says why the connection is down: by the last attempt to connect, or by `error` where there was none.
+    fn down(&self, error: Option<Error>) -> Down {
+        let failed = self.outcome.borrow().as_ref().and_then(|outcome| outcome.as_ref().err().cloned());
+        let (class, text) = match failed.or(error) {
+            Some(error) => (Class::of(&error).words(), class::text(&error).to_owned()),
+            None => ("connecting", String::new()),
+        };
+        Down { class, reason: class.to_owned(), detail: text }
+    }
+}

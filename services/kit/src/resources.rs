@@ -1,0 +1,61 @@
+//! Process metrics, by the names of Prometheus' client libraries: memory, the memory limit, and the time of the start.
+
+use std::{fs, io, time::Duration};
+
+use tokio::sync::watch;
+
+use crate::{process::Process, worker};
+
+/// A scraper asks every few seconds; memory that grows to a limit takes longer than this.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// The limit of the container, in the second and the first version of control groups. Absent outside of one.
+const LIMITS: [&str; 2] = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+const STATUS: &str = "/proc/self/status";
+const MACHINE: &str = "/proc/meminfo";
+
+/// Exports the metrics, until the process stops.
+pub fn export(process: &Process) {
+    #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 fit 53 bits")]
+    metrics::gauge!("process_start_time_seconds").set(process.clock.unix() as f64);
+    let always = watch::channel(true).1;
+    worker::spawn(process, "process-metrics", INTERVAL, always, || async { measure() });
+}
+
+#[expect(clippy::cast_precision_loss, reason = "no machine has 2^53 bytes")]
+fn measure() -> io::Result<worker::Round> {
+    let resident = field(&fs::read_to_string(STATUS)?, "VmRSS:")?;
+    metrics::gauge!("process_resident_memory_bytes").set(resident as f64);
+    // Of a container without a limit the file says `max`, or a number beyond every machine.
+    let limits = LIMITS.iter().filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok());
+    let machine = field(&fs::read_to_string(MACHINE)?, "MemTotal:")?;
+    let limit = limits.chain([machine]).min().unwrap_or(machine);
+    metrics::gauge!("process_memory_limit_bytes").set(limit as f64);
+    Ok(worker::Round::Done)
+}
+
+/// Returns the bytes of a line such as `VmRSS:   1234 kB`.
+fn field(text: &str, name: &str) -> io::Result<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let kibibytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kibibytes.map(|kibibytes| kibibytes * 1024).ok_or_else(|| io::Error::other(format!("no {name}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_is_read_in_bytes_and_a_missing_one_is_an_error() {
+        let text = "Name:\tshoppee\nVmHWM:\t  2048 kB\nVmRSS:\t   1234 kB\n";
+        assert_eq!(field(text, "VmRSS:").unwrap(), 1234 * 1024);
+        assert_eq!(field(text, "VmSwap:").unwrap_err().to_string(), "no VmSwap:");
+    }
+
+    #[test]
+    fn this_process_is_measured() {
+        let resident = field(&fs::read_to_string(STATUS).unwrap(), "VmRSS:").unwrap();
+        let machine = field(&fs::read_to_string(MACHINE).unwrap(), "MemTotal:").unwrap();
+        assert!(resident > 0 && resident < machine, "{resident} of {machine}");
+        assert_eq!(measure().unwrap(), worker::Round::Done);
+    }
+}

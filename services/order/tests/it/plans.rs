@@ -1,0 +1,128 @@
+//! The cost of a query must follow from its result, not from the length of the history.
+
+use std::{fs, path::Path};
+
+use serde_json::Value;
+use shoppee_kit::testing::Database;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
+
+/// Tables that grow with the orders, or with the users.
+const GROWING: [&str; 10] = [
+    "orders",
+    "order_line",
+    "event",
+    "event_cursor",
+    "outbox",
+    "cart",
+    "cart_line",
+    "idempotency",
+    "payment_attempt",
+    "stock_task",
+];
+
+/// Tables that workers sweep in batches. The plan for all parameters supposes a tenth of the table as the batch, so
+/// PostgreSQL makes one for the limit that is given.
+const SWEPT: [&str; 2] = ["idempotency", "stock_task"];
+
+/// A shop in which one user has half of 20 000 orders, nearly all of them completed.
+const HISTORY: &str = r#"
+create table orders.placed as
+    select case when n % 2 = 0 then 1 else 2 + n / 20 end as user_id,
+           -- The newest last, as in UUIDv7.
+           (lpad(to_hex(n), 8, '0') || '00007000800000000000' || '0000')::uuid as id,
+           case when n % 2000 = 0 then 'paid' when n % 4000 = 1 then 'pending' else 'completed' end as status
+    from generate_series(1, 20000) as n;
+insert into orders.orders (user_id, id, status, total, currency, shipping_address, version, expires_at, created_at,
+                           updated_at)
+    select user_id, id, status, 1, 'EUR', '{}', 1, now(), now(), now() from orders.placed;
+insert into orders.order_line select user_id, id, 1, 'sku', 'name', 1, 1 from orders.placed;
+insert into orders.event (user_id, seq, order_id, status, total, currency, version, actor, at, traceparent)
+    select user_id, row_number() over (partition by user_id), id, status, 1, 'EUR', 1, 'customer', now(), ''
+    from orders.placed;
+insert into orders.event_cursor select user_id, count(*) from orders.placed group by user_id;
+insert into orders.outbox (user_id, seq) select user_id, seq from orders.event;
+insert into orders.cart select user_id, now() from orders.event_cursor;
+insert into orders.cart_line select user_id, n, 1, now() from orders.cart, generate_series(1, 10) as n;
+insert into orders.idempotency (user_id, scope, key, fingerprint, order_id, claimed_until, answer, created_at)
+    select user_id, 'create', id, '', id, now(), '', now() from orders.placed;
+insert into orders.payment_attempt (user_id, order_id, id, state, started_at)
+    select user_id, id, id, 'captured', now() from orders.placed;
+insert into orders.stock_task (user_id, order_id, step, due_at)
+    select user_id, id, 'commit', now() + interval '1 day' from orders.placed;
+analyze;
+"#;
+
+/// The query texts of the service, as they are checked at compile time.
+fn queries() -> Vec<(String, usize)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(".sqlx");
+    let files = fs::read_dir(folder).expect("the checked queries");
+    files
+        .map(|file| {
+            let text = fs::read_to_string(file.expect("a file").path()).expect("reads");
+            let checked: Value = serde_json::from_str(&text).expect("JSON");
+            let parameters = checked["describe"]["parameters"]["Left"].as_array().expect("parameters").len();
+            (checked["query"].as_str().expect("a text").to_owned(), parameters)
+        })
+        .collect()
+}
+
+/// The plan that PostgreSQL makes for all parameters.
+async fn generic_plan(conn: &mut PgConnection, query: &str, parameters: usize) -> Value {
+    sqlx::raw_sql(AssertSqlSafe(format!("prepare this as {query}"))).execute(&mut *conn).await.expect(query);
+    let nulls = vec!["null"; parameters].join(", ");
+    let arguments = if nulls.is_empty() { String::new() } else { format!("({nulls})") };
+    let explain = format!("explain (format json) execute this{arguments}");
+    let plan = sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut *conn).await.expect(query);
+    sqlx::raw_sql("deallocate this").execute(conn).await.expect("deallocates");
+    plan
+}
+
+/// Calls `visit` for each node of a plan.
+fn walk(plan: &Value, visit: &mut impl FnMut(&Value)) {
+    match plan {
+        Value::Array(nodes) => nodes.iter().for_each(|node| walk(node, visit)),
+        Value::Object(fields) => {
+            if fields.contains_key("Node Type") {
+                visit(plan);
+            }
+            fields.values().for_each(|field| walk(field, visit));
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// The table that a node scans, where it grows; a partition is its table.
+fn growing(node: &Value) -> Option<&'static str> {
+    let scanned = node["Relation Name"].as_str()?;
+    let whole = scanned.trim_end_matches(|last: char| last.is_ascii_digit()).trim_end_matches('_');
+    GROWING.into_iter().find(|table| *table == whole)
+}
+
+#[tokio::test]
+async fn with_a_long_history_no_query_reads_a_whole_table_and_no_list_filters_orders() {
+    let database = Database::create().await;
+    let pool = PgPool::connect(&database.url("order")).await.unwrap();
+    sqlx::migrate!().run(&pool).await.unwrap();
+    pool.close().await;
+    let mut conn = PgConnection::connect(&database.url("order")).await.unwrap();
+    sqlx::raw_sql(HISTORY).execute(&mut conn).await.unwrap();
+    sqlx::raw_sql("set plan_cache_mode = force_generic_plan").execute(&mut conn).await.unwrap();
+
+    let (mut broken, mut lists) = (Vec::new(), 0);
+    for (query, parameters) in queries() {
+        let list = query.contains("from orders.orders") && query.contains("id desc limit");
+        lists += usize::from(list);
+        let plan = generic_plan(&mut conn, &query, parameters).await;
+        walk(&plan, &mut |node| {
+            let whole = node["Node Type"] == "Seq Scan" || node["Node Type"] == "Bitmap Heap Scan" && list;
+            let filtered = list && node.get("Filter").is_some();
+            let sweep = |table| query.contains("skip locked") && SWEPT.contains(&table);
+            if let Some(table) = growing(node).filter(|table| (whole || filtered) && !sweep(*table)) {
+                broken.push(format!("{} of {table}, filter {}: {query}", node["Node Type"], node["Filter"]));
+            }
+        });
+    }
+    assert_eq!(lists, 4, "the lists of orders");
+    broken.dedup();
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
