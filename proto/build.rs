@@ -3,11 +3,12 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "shoppee/auth/v1/auth.proto",
     "shoppee/auth/v1/events.proto",
     "shoppee/product/v1/product.proto",
     "shoppee/product/v1/stock.proto",
+    "shoppee/product/v1/audit.proto",
     "shoppee/product/v1/changes.proto",
     "shoppee/product/v1/cache.proto",
     "shoppee/order/v1/order.proto",
@@ -36,13 +37,16 @@ const BODIES: [&str; 16] = [
 ];
 
 /// Fields of bodies that come from elsewhere or go elsewhere, the path or a header, or go no further than the gateway.
-const NOT_IN_BODY: [&str; 14] = [
+const NOT_IN_BODY: [&str; 17] = [
     "shoppee.auth.v1.RegisterRequest.idempotency_key",
     "shoppee.auth.v1.LoginRequest.user_agent",
     "shoppee.auth.v1.LoginRequest.device_token",
     "shoppee.auth.v1.Tokens.device_token",
     "shoppee.auth.v1.UpdateUserRequest.id",
+    "shoppee.product.v1.CreateProductRequest.idempotency_key",
     "shoppee.product.v1.AdjustStockRequest.id",
+    "shoppee.product.v1.AdjustStockRequest.idempotency_key",
+    "shoppee.product.v1.CreateCategoryRequest.idempotency_key",
     "shoppee.product.v1.UpdateProductRequest.update_mask",
     "shoppee.product.v1.UpdateCategoryRequest.update_mask",
     "shoppee.product.v1.ProductChangeResult.revision",

@@ -122,13 +122,13 @@ pub const OPERATIONS: &[Operation] = &[
         .about("An archived one only to an admin. Keep the `ETag`, and ask again with `If-None-Match`."),
     op("ProductService.CreateProduct", "createProduct", Admin, "Add a product")
         .answers(201)
-        .or(&[SkuTaken, ValidationFailed]),
+        .or(&[SkuTaken, ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
     op("ProductService.UpdateProduct", "updateProduct", Admin, "Change a product")
         .about(
             "Changes the fields that are given. `null` empties `description` and `attributes`, and takes \
              `category_id` and `image_url` away.",
         )
-        .or(&[SkuTaken, VersionMismatch, ValidationFailed]),
+        .or(&[SkuTaken, VersionMismatch, ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
     op("ProductService.ArchiveProduct", "archiveProduct", Admin, "Take a product out of the shop")
         .about(
             "It stays in the orders that have it. Again is no error; `PATCH` with `status` brings it \
@@ -138,22 +138,23 @@ pub const OPERATIONS: &[Operation] = &[
         .or(&[VersionMismatch]),
     op("ProductService.AdjustStock", "adjustStock", Admin, "Correct a stock")
         .about("Adds `delta` to what can be bought; never below zero.")
-        .or(&[OutOfStock, ValidationFailed]),
+        .or(&[OutOfStock, ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
     op("ProductService.BatchUpdateProducts", "updateProducts", Admin, "Change many products")
         .about(
             "Up to 10 000 rows, in a body of up to 8 MiB. A row that breaks a rule, or names a product a \
              second time, fails alone; with `on_error: \"abort\"`, one that fails means that nothing is \
-             changed and the others are `skipped`.",
+             changed and the others are `skipped`. Under an `Idempotency-Key`, rows that are `unavailable` are \
+             done by sending the same batch again, and no other row is done twice.",
         )
-        .or(&[ValidationFailed]),
+        .or(&[ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
     op("ProductService.ListCategories", "listCategories", Anybody, "List the categories")
         .about("All of them, by slug."),
     op("ProductService.CreateCategory", "createCategory", Admin, "Add a category")
         .answers(201)
-        .or(&[SlugTaken, ValidationFailed]),
+        .or(&[SlugTaken, ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
     op("ProductService.UpdateCategory", "updateCategory", Admin, "Change a category")
         .about("Changes the fields that are given; `parent_id: null` makes it a root.")
-        .or(&[SlugTaken, ValidationFailed]),
+        .or(&[SlugTaken, ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
     op("ProductService.DeleteCategory", "deleteCategory", Admin, "Remove a category")
         .about("Not while products, archived ones too, or other categories are in it.")
         .answers(204)

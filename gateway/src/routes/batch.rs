@@ -29,7 +29,7 @@ impl TryFrom<Batch> for BatchUpdateProductsRequest {
             return Err(Problem::invalid("items", format!("must be {MOST_ROWS} at most")));
         }
         let on_error = batch.on_error.unwrap_or_default().into();
-        Ok(Self { on_error, items: batch.items.rows })
+        Ok(Self { on_error, items: batch.items.rows, idempotency_key: None })
     }
 }
 

@@ -1,6 +1,6 @@
 //! `/categories`: the tree that products stand in.
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use shoppee_proto::product::v1::{
     Category, CreateCategoryRequest, DeleteCategoryRequest, ListCategoriesRequest, ListCategoriesResponse,
@@ -11,10 +11,11 @@ use crate::{
     auth::{Admin, MaybeUser},
     catalogue::Catalogue,
     error::Problem,
-    extract::{Id, Json, Path},
+    extract::{Id, IdempotencyKey, Json, Path},
     routes::{
         cache::{Caching, catalogue},
         patch::{Mask, Nullable, given},
+        replay,
     },
     upstream::Upstream,
 };
@@ -29,9 +30,12 @@ pub async fn list(
 pub async fn create(
     admin: Admin,
     shop: Upstream,
+    IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(category): Json<CreateCategoryRequest>,
-) -> Result<(StatusCode, Json<Category>), Problem> {
-    Ok((StatusCode::CREATED, Json(shop.call(&admin, category).await?)))
+) -> Result<(StatusCode, HeaderMap, Json<Category>), Problem> {
+    let request = CreateCategoryRequest { idempotency_key, ..category };
+    let (metadata, category, _) = shop.call_in_full(&admin, request).await?.into_parts();
+    Ok((StatusCode::CREATED, replay::headers(&metadata), Json(category)))
 }
 
 #[derive(Debug, Deserialize)]
@@ -50,8 +54,9 @@ pub async fn update(
     shop: Upstream,
     products: Catalogue,
     Path(id): Path<Id>,
+    IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(patch): Json<Patch>,
-) -> Result<Json<Category>, Problem> {
+) -> Result<(HeaderMap, Json<Category>), Problem> {
     let mut mask = Mask::default();
     let mut request = UpdateCategoryRequest {
         id: id.into(),
@@ -59,12 +64,13 @@ pub async fn update(
         name: mask.note("name", patch.name),
         parent_id: mask.note_nullable("parent_id", patch.parent_id),
         update_mask: None,
+        idempotency_key,
     };
     request.update_mask = Some(mask.into());
-    let category = shop.call(&admin, request).await?;
+    let (metadata, category, _) = shop.call_in_full(&admin, request).await?.into_parts();
     // Its products show its name.
     products.forget_all();
-    Ok(Json(category))
+    Ok((replay::headers(&metadata), Json(category)))
 }
 
 pub async fn remove(admin: Admin, shop: Upstream, Path(id): Path<Id>) -> Result<StatusCode, Problem> {

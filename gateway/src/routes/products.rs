@@ -2,7 +2,7 @@
 
 use axum::response::{IntoResponse as _, Response};
 use http::{
-    StatusCode,
+    HeaderMap, StatusCode,
     header::{ETAG, LOCATION},
 };
 use serde::Deserialize;
@@ -19,12 +19,13 @@ use crate::{
     auth::{Admin, MaybeUser},
     catalogue::{Catalogue, Tagged},
     error::Problem,
-    extract::{Id, IfMatch, IfNoneMatch, Json, LARGE, Path, Query, word},
+    extract::{Id, IdempotencyKey, IfMatch, IfNoneMatch, Json, LARGE, Path, Query, word},
     routes::{
         batch::Batch,
         cache::{Caching, catalogue},
         page::{check, check_limit, of_query},
         patch::{Mask, Nullable, given},
+        replay,
     },
     upstream::Upstream,
 };
@@ -120,13 +121,16 @@ pub async fn create(
     admin: Admin,
     shop: Upstream,
     products: Catalogue,
+    IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(product): Json<CreateProductRequest>,
 ) -> Result<Response, Problem> {
-    let answer = shop.call_in_full(&admin, product).await?;
+    let request = CreateProductRequest { idempotency_key, ..product };
+    let answer = shop.call_in_full(&admin, request).await?;
     let product = answer.get_ref();
     products.wrote(product.id, answer.metadata()).await;
     let location = format!("/api/v1/products/{}", product.id);
-    Ok((StatusCode::CREATED, [(LOCATION, location)], Tagged::new(product)?).into_response())
+    let headers = replay::headers(answer.metadata());
+    Ok((StatusCode::CREATED, headers, [(LOCATION, location)], Tagged::new(product)?).into_response())
 }
 
 #[derive(Debug, Deserialize)]
@@ -153,7 +157,12 @@ pub struct Patch {
 }
 
 impl Patch {
-    fn of(self, id: Id, expected_version: Option<i64>) -> UpdateProductRequest {
+    fn of(
+        self,
+        id: Id,
+        expected_version: Option<i64>,
+        idempotency_key: Option<String>,
+    ) -> UpdateProductRequest {
         let mut mask = Mask::default();
         let mut request = UpdateProductRequest {
             id: id.into(),
@@ -168,6 +177,7 @@ impl Patch {
             attributes: mask.note_nullable("attributes", self.attributes),
             status: mask.note("status", self.status.map(Into::into)),
             update_mask: None,
+            idempotency_key,
         };
         request.update_mask = Some(mask.into());
         request
@@ -180,12 +190,13 @@ pub async fn update(
     products: Catalogue,
     Path(id): Path<Id>,
     version: IfMatch,
+    IdempotencyKey(key): IdempotencyKey,
     Json(patch): Json<Patch>,
-) -> Result<Tagged, Problem> {
+) -> Result<(HeaderMap, Tagged), Problem> {
     let expected_version = expected(&admin, &products, id, version).await?;
-    let answer = shop.call_in_full(&admin, patch.of(id, expected_version)).await?;
+    let answer = shop.call_in_full(&admin, patch.of(id, expected_version, key)).await?;
     products.wrote(id.into(), answer.metadata()).await;
-    Tagged::new(answer.get_ref())
+    Ok((replay::headers(answer.metadata()), Tagged::new(answer.get_ref())?))
 }
 
 pub async fn archive(
@@ -207,23 +218,27 @@ pub async fn adjust_stock(
     shop: Upstream,
     products: Catalogue,
     Path(id): Path<Id>,
+    IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(change): Json<AdjustStockRequest>,
-) -> Result<Tagged, Problem> {
-    let answer = shop.call_in_full(&admin, AdjustStockRequest { id: id.into(), ..change }).await?;
+) -> Result<(HeaderMap, Tagged), Problem> {
+    let request = AdjustStockRequest { id: id.into(), idempotency_key, ..change };
+    let answer = shop.call_in_full(&admin, request).await?;
     products.wrote(id.into(), answer.metadata()).await;
-    Tagged::new(answer.get_ref())
+    Ok((replay::headers(answer.metadata()), Tagged::new(answer.get_ref())?))
 }
 
 pub async fn update_batch(
     admin: Admin,
     shop: Upstream,
     products: Catalogue,
+    IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(batch): Json<Batch, LARGE>,
-) -> Result<Json<BatchUpdateProductsResponse>, Problem> {
+) -> Result<(HeaderMap, Json<BatchUpdateProductsResponse>), Problem> {
     let request: BatchUpdateProductsRequest = batch.try_into()?;
-    let answer = shop.call(&admin, request).await?;
+    let request = BatchUpdateProductsRequest { idempotency_key, ..request };
+    let (metadata, answer, _) = shop.call_in_full(&admin, request).await?.into_parts();
     products.wrote_many(&answer.results).await;
-    Ok(Json(answer))
+    Ok((replay::headers(&metadata), Json(answer)))
 }
 
 /// The version a write depends on. Of several that the client would take, it is the one the product has.

@@ -1,7 +1,7 @@
 //! What stands on every answer: cache validators, idempotency, CORS, ids, security headers.
 
 use http::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::shop::{Shop, address, send, text};
 
@@ -55,6 +55,41 @@ async fn a_change_on_top_of_another_is_refused() {
     )
     .await
     .problem(404, "not_found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_of_the_catalogue_that_is_sent_again_under_its_key_is_done_once() {
+    let shop = Shop::plan().gateways(2).open().await;
+    let admin = shop.admin().await;
+    let product = json!({"sku": "lamp", "name": "Lamp", "price": 100, "stock": 5});
+    let category = json!({"slug": "lamps", "name": "Lamps"});
+    // Through the other gateway it is the same key.
+    let twice = async |method: Method, path: String, body: &Value, status: u16| {
+        let send_to = |gateway: usize| {
+            let admin = admin.through(&shop, gateway);
+            send(admin.request(method.clone(), &path).header("idempotency-key", "key-1").json(body))
+        };
+        let (first, again) = (send_to(0).await.expect(status), send_to(1).await.expect(status));
+        assert_eq!((first.header("idempotent-replayed"), again.header("idempotent-replayed")), ("", "true"));
+        assert_eq!((&first.body, first.header("etag")), (&again.body, again.header("etag")), "{path}");
+        let other = send(admin.request(method, &path).header("idempotency-key", "key-1").json(&json!({})));
+        assert!([400, 422].contains(&other.await.status), "{path}");
+        first.body
+    };
+    let product = twice(Method::POST, "/products".to_owned(), &product, 201).await;
+    let id = &product["id"];
+    twice(Method::PATCH, format!("/products/{id}"), &json!({"price": 90}), 200).await;
+    let delivery = json!({"delta": 3, "reason": "delivery"});
+    assert_eq!(twice(Method::POST, format!("/products/{id}/stock"), &delivery, 200).await["stock"], 8);
+    let batch = json!({"on_error": "continue", "items": [{"id": id, "stock_delta": 2}]});
+    assert_eq!(twice(Method::POST, "/products/batch".to_owned(), &batch, 200).await["updated"], 1);
+    let category = twice(Method::POST, "/categories".to_owned(), &category, 201).await;
+    let renamed = json!({"name": "Lights"});
+    twice(Method::PATCH, format!("/categories/{}", category["id"]), &renamed, 200).await;
+    assert_eq!(admin.get(&format!("/products/{id}")).await.expect(200).body["stock"], 10);
+    let wrong = json!({"delta": 4, "reason": "delivery"});
+    let stock = admin.request(Method::POST, &format!("/products/{id}/stock"));
+    send(stock.header("idempotency-key", "key-1").json(&wrong)).await.problem(422, "idempotency_key_reused");
 }
 
 #[tokio::test(flavor = "multi_thread")]

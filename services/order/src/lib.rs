@@ -3,6 +3,7 @@
 //! `grpc → cart, checkout, payment, steps → order (the rules), store, stock (product, by gRPC)`; [`outbox`] and
 //! [`workers`] do what need not be waited for. Wiring stands here.
 
+mod audit;
 mod cart;
 mod checkout;
 mod country;
@@ -160,5 +161,6 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     outbox::start(&orders, &redis, &process, &ready);
     registrations::start(&orders, &redis, &process, &ready);
     workers::start(&orders, &tasks, &ready);
+    audit::start(&orders, &process, &ready);
     Ok(())
 }

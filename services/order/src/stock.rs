@@ -139,7 +139,7 @@ impl Stock {
 
     /// One call with our token. All of them are idempotent, so one that got lost, or whose token is no longer good, is
     /// tried a second time.
-    async fn call<M, R, F, Fut>(&self, message: M, method: F) -> Result<R, Status>
+    pub(crate) async fn call<M, R, F, Fut>(&self, message: M, method: F) -> Result<R, Status>
     where
         M: Clone,
         F: Fn(Channel, Request<M>) -> Fut,

@@ -77,6 +77,13 @@ pub enum Outcome {
     Skipped,
 }
 
+impl Outcome {
+    /// Whether a repeat could do no more for the row.
+    pub const fn is_final(&self) -> bool {
+        !matches!(self, Self::Failed(RowFault::Unavailable | RowFault::Uncertain))
+    }
+}
+
 /// The outcome of a row, with its product where there is one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowResult {

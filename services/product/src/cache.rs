@@ -325,7 +325,7 @@ impl Cache {
         known.generation == self.generation() && known.revision() >= self.floor(id).max(at_least)
     }
 
-    /// Exports for how long each level was not believed: 0 while it is.
+    /// Exports for how long each level was not believed: below a second while it is.
     fn watch_bypass(&self, process: &Process) {
         let level = |name: &'static str| {
             let age = Age::default();

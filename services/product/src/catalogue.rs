@@ -9,6 +9,7 @@ use crate::{
     cache::{Cache, Known},
     category::Slug,
     error::Error,
+    idempotency::{self, Answered},
     listing::{Filters, Key, Page, Position, Sort},
     product::{Changes, NewProduct, Product, Status, micros},
     replicas::Replicas,
@@ -100,9 +101,16 @@ impl Catalogue {
         Ok(Page { items: rows.into_iter().map(Product::from).collect(), next_cursor })
     }
 
-    pub async fn create(&self, product: &NewProduct) -> Result<Product, Error> {
+    pub async fn create(
+        &self,
+        product: &NewProduct,
+        key: Option<&idempotency::Key>,
+    ) -> Result<Answered<Product>, Error> {
         let now = self.clock.now();
         let mut tx = self.pool.begin().await?;
+        if let Some(answered) = idempotency::claim(&mut tx, key).await? {
+            return Ok(answered);
+        }
         let category = category_name(&mut tx, product.category_id).await?;
         let id = store::product::insert(&mut tx, product, &category, now).await?;
         store::stock::insert(&mut tx, id).await?;
@@ -115,17 +123,27 @@ impl Catalogue {
         };
         store::stock::apply(&mut tx, &[supply], now).await?;
         let created = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
+        idempotency::keep(&mut tx, key, &created).await?;
         tx.commit().await?;
         self.cache.wrote(&created).await;
         self.learn(&[id]).await;
-        Ok(created)
+        Ok(Answered::new(created))
     }
 
     /// Changes a product, the version of which must be `expected` where that is given. What is the same
     /// already is no change and no new version.
-    pub async fn update(&self, id: i64, expected: Option<i64>, changes: &Changes) -> Result<Product, Error> {
+    pub async fn update(
+        &self,
+        id: i64,
+        expected: Option<i64>,
+        changes: &Changes,
+        key: Option<&idempotency::Key>,
+    ) -> Result<Answered<Product>, Error> {
         let now = self.clock.now();
         let mut tx = self.pool.begin().await?;
+        if let Some(answered) = idempotency::claim(&mut tx, key).await? {
+            return Ok(answered);
+        }
         // In this order: a category that is deleted meanwhile looks at its products.
         let category = match changes.category_id {
             Some(category_id) => Some((category_id, category_name(&mut tx, category_id).await?)),
@@ -149,29 +167,41 @@ impl Catalogue {
         }
         let correction = changes.stock.map_or(0, |stock| stock.get() - before.stock);
         if !differs && correction == 0 {
-            return Ok(before);
+            idempotency::keep(&mut tx, key, &before).await?;
+            tx.commit().await?;
+            return Ok(Answered::new(before));
         }
         store::product::update(&mut tx, &after, now).await?;
         correct(&mut tx, id, correction, SET, now).await?;
         let updated = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
+        idempotency::keep(&mut tx, key, &updated).await?;
         tx.commit().await?;
         self.cache.wrote(&updated).await;
         if texts(&before) != texts(&updated) {
             self.learn(&[id]).await;
         }
-        Ok(updated)
+        Ok(Answered::new(updated))
     }
 
     /// Takes a product out of the shop; doing it again changes nothing.
     pub async fn archive(&self, id: i64, expected: Option<i64>) -> Result<Product, Error> {
         let changes = Changes { status: Some(Status::Archived), ..Changes::default() };
-        self.update(id, expected, &changes).await
+        Ok(self.update(id, expected, &changes, None).await?.answer)
     }
 
     /// Corrects a product's stock, of an archived one too: what lies in the warehouse has to be counted.
-    pub async fn adjust(&self, id: i64, delta: Delta, reason: &Reason) -> Result<Product, Error> {
+    pub async fn adjust(
+        &self,
+        id: i64,
+        delta: Delta,
+        reason: &Reason,
+        key: Option<&idempotency::Key>,
+    ) -> Result<Answered<Product>, Error> {
         let now = self.clock.now();
         let mut tx = self.pool.begin().await?;
+        if let Some(answered) = idempotency::claim(&mut tx, key).await? {
+            return Ok(answered);
+        }
         let locked = store::stock::lock(&mut tx, &[id]).await?;
         let available = locked.get(&id).ok_or(Error::NotFound)?.available;
         let stock: Stock = delta.apply(available).map_err(|error| match error {
@@ -185,9 +215,10 @@ impl Catalogue {
         store::product::update(&mut tx, &product, now).await?;
         correct(&mut tx, id, stock.get() - available, reason.as_str(), now).await?;
         let adjusted = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
+        idempotency::keep(&mut tx, key, &adjusted).await?;
         tx.commit().await?;
         self.cache.wrote(&adjusted).await;
-        Ok(adjusted)
+        Ok(Answered::new(adjusted))
     }
 }
 

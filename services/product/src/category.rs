@@ -1,9 +1,11 @@
 //! The rules of a category.
 
+use serde::{Deserialize, Serialize};
+
 use crate::product::{Fault, line};
 
 /// A category, a node of a forest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Category {
     pub id: i64,
     pub slug: String,

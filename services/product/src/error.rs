@@ -1,7 +1,7 @@
 //! Why the service refuses, by meaning; the only place that knows what each is called on the wire.
 
 use shoppee_kit::{
-    pg,
+    idempotency, pg,
     status::{self, Refusal, Violations},
 };
 use tonic::{Code, Status};
@@ -30,6 +30,10 @@ pub enum Error {
     OrderExpired,
     #[error("the order holds something else")]
     OtherLines,
+    #[error("the idempotency key was used for another request")]
+    KeyReused,
+    #[error("the same request is being worked on")]
+    InProgress,
     #[error("the hold was sold")]
     HoldCommitted,
     /// A dependency does not answer, or more is asked than can be done.
@@ -118,6 +122,8 @@ impl From<Error> for Status {
                 "IDEMPOTENCY_KEY_REUSED",
                 "the order already holds something else",
             ),
+            Error::KeyReused => idempotency::KeyReused.into(),
+            Error::InProgress => idempotency::in_progress(),
             Error::HoldCommitted => Refusal::new(
                 Code::FailedPrecondition,
                 "HOLD_COMMITTED",

@@ -1,11 +1,13 @@
 //! The service on the wire. A handler says who may call, reads the request into the types of the rules, and
 //! calls one use case.
 
+mod audit;
 mod batch;
 mod cache;
 mod categories;
 mod convert;
 mod feed;
+mod key;
 mod products;
 mod stock;
 
@@ -13,8 +15,9 @@ use std::sync::Arc;
 
 use shoppee_kit::{caller::Verifier, process::Process};
 use shoppee_proto::product::v1::{
-    change_feed_server::ChangeFeedServer, product_cache_server::ProductCacheServer,
-    product_service_server::ProductServiceServer, stock_service_server::StockServiceServer,
+    change_feed_server::ChangeFeedServer, hold_audit_server::HoldAuditServer,
+    product_cache_server::ProductCacheServer, product_service_server::ProductServiceServer,
+    stock_service_server::StockServiceServer,
 };
 use tonic::service::Routes;
 
@@ -32,6 +35,7 @@ pub fn routes(
     currency: &str,
 ) -> Routes {
     let Catalogue { pool, clock, cache, .. } = &catalogue;
+    let audit = audit::Audit { pool: pool.clone() };
     let tree = Tree { pool: pool.clone(), clock: clock.clone(), cache: cache.clone() };
     let memory = cache::Memory { catalogue: catalogue.clone(), currency: currency.to_owned() };
     let products = products::Products {
@@ -45,6 +49,7 @@ pub fn routes(
     let stock = stock::Stock { holds, currency: currency.to_owned() };
     Routes::new(ProductServiceServer::new(products).max_decoding_message_size(LARGEST))
         .add_service(StockServiceServer::new(stock))
+        .add_service(HoldAuditServer::new(audit))
         .add_service(ChangeFeedServer::new(feed::Feed::new(changes, process)))
         .add_service(ProductCacheServer::new(memory))
 }

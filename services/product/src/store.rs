@@ -9,6 +9,8 @@ pub mod category;
 pub mod change;
 pub mod engine;
 pub mod hold;
+pub mod hold_audit;
+pub mod idempotency;
 pub mod listing;
 pub mod product;
 pub mod replica;

@@ -8,6 +8,7 @@ use crate::{
     cache::Cache,
     category::{Category, CategoryChanges, NewCategory, may_hang},
     error::Error,
+    idempotency::{self, Answered, Key},
     product::Fault,
     store,
 };
@@ -26,25 +27,37 @@ impl Tree {
         Ok(store::category::all(&mut conn).await?)
     }
 
-    pub async fn create(&self, new: &NewCategory) -> Result<Category, Error> {
+    pub async fn create(&self, new: &NewCategory, key: Option<&Key>) -> Result<Answered<Category>, Error> {
         let mut tx = self.pool.begin().await?;
+        if let Some(answered) = idempotency::claim(&mut tx, key).await? {
+            return Ok(answered);
+        }
         store::category::lock_tree(&mut tx).await?;
         if let Some(parent) = new.parent_id {
             let all = store::category::all(&mut tx).await?;
             may_hang(&all, None, parent).map_err(parent_id)?;
         }
-        let id = store::category::insert(&mut tx, new).await?;
-        tx.commit().await?;
-        Ok(Category {
-            id,
+        let created = Category {
+            id: store::category::insert(&mut tx, new).await?,
             slug: new.slug.as_str().to_owned(),
             name: new.name.as_str().to_owned(),
             parent_id: new.parent_id,
-        })
+        };
+        idempotency::keep(&mut tx, key, &created).await?;
+        tx.commit().await?;
+        Ok(Answered::new(created))
     }
 
-    pub async fn update(&self, id: i64, changes: &CategoryChanges) -> Result<Category, Error> {
+    pub async fn update(
+        &self,
+        id: i64,
+        changes: &CategoryChanges,
+        key: Option<&Key>,
+    ) -> Result<Answered<Category>, Error> {
         let mut tx = self.pool.begin().await?;
+        if let Some(answered) = idempotency::claim(&mut tx, key).await? {
+            return Ok(answered);
+        }
         store::category::lock_tree(&mut tx).await?;
         let all = store::category::all(&mut tx).await?;
         let before = all.iter().find(|one| one.id == id).ok_or(Error::NotFound)?;
@@ -61,12 +74,16 @@ impl Tree {
             }
             after.parent_id = parent;
         }
-        if after != *before {
+        let differs = after != *before;
+        if differs {
             store::category::update(&mut tx, &after, self.clock.now()).await?;
-            tx.commit().await?;
+        }
+        idempotency::keep(&mut tx, key, &after).await?;
+        tx.commit().await?;
+        if differs {
             self.cache.show().await;
         }
-        Ok(after)
+        Ok(Answered::new(after))
     }
 
     /// Refused while products, archived ones among them, or other categories are in it.

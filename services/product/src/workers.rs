@@ -30,6 +30,11 @@ const CHANGE_LOG_TTL: Duration = Duration::from_hours(2);
 /// Entries deleted in one transaction.
 const CHANGE_LOG_LIMIT: i64 = 10_000;
 
+/// How often idempotency keys older than a day are deleted, and how many in one transaction: a batch has up to 10 000 rows
+/// of progress.
+const KEY_INTERVAL: Duration = Duration::from_mins(1);
+const KEY_LIMIT: i64 = 100;
+
 /// Starts all of them.
 pub fn start(
     process: &Process,
@@ -54,6 +59,11 @@ pub fn start(
         let (pool, before) = (logged.clone(), clock.now() - kept);
         async move { forget(&pool, before).await }
     });
+    let keys = pool.clone();
+    worker::spawn(process, "idempotency-cleanup", KEY_INTERVAL, ready.clone(), move || {
+        let pool = keys.clone();
+        async move { forget_keys(&pool).await }
+    });
     let unread = pool.clone();
     worker::spawn(process, "search-words", WORDS_INTERVAL, ready.clone(), move || {
         let pool = unread.clone();
@@ -66,6 +76,13 @@ async fn forget(pool: &PgPool, before: OffsetDateTime) -> sqlx::Result<Round> {
     let mut conn = pool.acquire().await?;
     let deleted = store::change::forget(&mut conn, before, CHANGE_LOG_LIMIT).await?;
     Ok(Round::more_if(deleted > 0))
+}
+
+/// Deletes some idempotency keys that are older than a day.
+async fn forget_keys(pool: &PgPool) -> sqlx::Result<Round> {
+    let mut conn = pool.acquire().await?;
+    let deleted = store::idempotency::sweep(&mut conn, KEY_LIMIT).await?;
+    Ok(Round::more_if(deleted >= u64::try_from(KEY_LIMIT).unwrap_or(u64::MAX)))
 }
 
 /// Lets some products of a renamed category follow.

@@ -1,5 +1,6 @@
 //! All SQL of the service but the outbox's: plain functions on a connection; the use case owns the transaction.
 
+pub mod audit;
 pub mod cart;
 pub mod event;
 pub mod idempotency;

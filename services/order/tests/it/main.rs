@@ -1,6 +1,7 @@
 //! Tests of the order service through its gRPC client, with the real auth and product services beside it, on a real
 //! PostgreSQL and Redis.
 
+mod audit;
 mod cart;
 mod events;
 mod faults;

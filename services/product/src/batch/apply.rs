@@ -18,6 +18,7 @@ use super::{Change, OnError, Outcome, Row, RowFault, RowResult, Target, Update};
 use crate::{
     catalogue::Catalogue,
     error::Error,
+    idempotency::{Begun, DoneRow, Key, Turn},
     product::Sku,
     stock::Kind,
     store::{self, batch::Write, stock::Movement},
@@ -70,12 +71,31 @@ impl Batches {
         }
     }
 
-    /// Applies a batch; one result a row, in order.
-    pub async fn apply(&self, on_error: OnError, rows: Vec<Row>) -> Result<Vec<RowResult>, Error> {
+    /// Takes the turn at a batch under a key, or finds its answer.
+    pub async fn begin(&self, key: Key) -> Result<Begun, Error> {
+        Turn::begin(&self.pool, key).await
+    }
+
+    /// Applies a batch; one result a row, in order. Under a key, all but the rows that are `done`.
+    pub async fn apply(
+        &self,
+        on_error: OnError,
+        rows: Vec<Row>,
+        turn: Option<&Turn>,
+        done: &[DoneRow],
+    ) -> Result<Vec<RowResult>, Error> {
+        let done: HashMap<usize, &DoneRow> =
+            done.iter().filter_map(|row| Some((usize::try_from(row.row_index).ok()?, row))).collect();
         let ids = self.find(&rows).await?;
         let mut results = Vec::with_capacity(rows.len());
         let (mut named, mut found) = (HashSet::new(), Vec::new());
         for (index, row) in rows.into_iter().enumerate() {
+            if let Some(done) = done.get(&index) {
+                named.insert(done.product_id);
+                let outcome = Outcome::Updated { version: done.version, revision: done.revision };
+                results.push(RowResult { id: Some(done.product_id), outcome });
+                continue;
+            }
             let id = row.target.as_ref().and_then(|target| ids.get(target));
             let outcome = match (row.change, id) {
                 (_, Some(id)) if !named.insert(id) => {
@@ -96,12 +116,12 @@ impl Batches {
             let outcome = outcome.map_or(Outcome::Skipped, Outcome::Failed);
             results.push(RowResult { id, outcome });
         }
-        let sound = found.len() == results.len();
+        let sound = found.len() + done.len() == results.len();
         // In the order in which everybody locks.
         found.sort_unstable_by_key(|row| row.id);
         let done = match on_error {
-            OnError::Continue => self.continue_on_error(found).await?,
-            OnError::Abort => self.all_or_nothing(found, sound).await?,
+            OnError::Continue => self.continue_on_error(found, turn).await?,
+            OnError::Abort => self.all_or_nothing(found, sound, turn).await?,
         };
         for (index, outcome) in done.outcomes {
             results[index].outcome = outcome;
@@ -147,8 +167,13 @@ impl Batches {
 
     /// Decides all rows, so that whoever sent them learns of every fault at once; writes them where there is
     /// none, here or in the rows that are not `sound`.
-    async fn all_or_nothing(&self, rows: Vec<Found>, sound: bool) -> Result<Done, Error> {
-        let _turn = self.workers.acquire().await.map_err(|_| Error::Unavailable)?;
+    async fn all_or_nothing(
+        &self,
+        rows: Vec<Found>,
+        sound: bool,
+        turn: Option<&Turn>,
+    ) -> Result<Done, Error> {
+        let _worker = self.workers.acquire().await.map_err(|_| Error::Unavailable)?;
         let now = self.clock.now();
         let mut tx = self.pool.begin().await?;
         let (mut done, writes) = decide(&mut tx, &rows).await?;
@@ -166,14 +191,17 @@ impl Batches {
         for chunk in writes.chunks(CHUNK) {
             write(&mut tx, chunk, now).await?;
         }
+        done.note(&mut tx, &rows, turn).await?;
         Ok(done.committed(tx.commit().await))
     }
 
-    async fn continue_on_error(&self, rows: Vec<Found>) -> Result<Done, Error> {
+    async fn continue_on_error(&self, rows: Vec<Found>, turn: Option<&Turn>) -> Result<Done, Error> {
         let mut chunks = JoinSet::new();
         for chunk in rows.chunks(CHUNK) {
-            let (batches, chunk) = (self.clone(), chunk.to_vec());
-            chunks.spawn(async move { batches.chunk(&chunk).await.map_err(|error| (chunk, error)) });
+            let (batches, chunk, turn) = (self.clone(), chunk.to_vec(), turn.cloned());
+            chunks.spawn(async move {
+                batches.chunk(&chunk, turn.as_ref()).await.map_err(|error| (chunk, error))
+            });
         }
         let (mut done, mut error, mut any) = (Done::default(), None, false);
         while let Some(chunk) = chunks.join_next().await {
@@ -199,19 +227,38 @@ impl Batches {
         }
     }
 
-    async fn chunk(&self, rows: &[Found]) -> Result<Done, Error> {
-        let _turn = self.workers.acquire().await.map_err(|_| Error::Unavailable)?;
+    async fn chunk(&self, rows: &[Found], turn: Option<&Turn>) -> Result<Done, Error> {
+        let _worker = self.workers.acquire().await.map_err(|_| Error::Unavailable)?;
         let now = self.clock.now();
         let mut tx = self.pool.begin().await?;
         let (done, writes) = decide(&mut tx, rows).await?;
         if !writes.is_empty() {
             write(&mut tx, &writes, now).await?;
         }
+        done.note(&mut tx, rows, turn).await?;
         Ok(done.committed(tx.commit().await))
     }
 }
 
 impl Done {
+    /// Notes the rows that changed their products, in the transaction that does so.
+    async fn note(&self, conn: &mut PgConnection, rows: &[Found], turn: Option<&Turn>) -> Result<(), Error> {
+        let Some(turn) = turn else {
+            return Ok(());
+        };
+        let products: HashMap<usize, i64> = rows.iter().map(|row| (row.index, row.id)).collect();
+        let done = self.outcomes.iter().filter_map(|(index, outcome)| match outcome {
+            Outcome::Updated { version, revision } => Some(DoneRow {
+                row_index: i32::try_from(*index).ok()?,
+                product_id: *products.get(index)?,
+                version: *version,
+                revision: *revision,
+            }),
+            Outcome::Unchanged(_) | Outcome::Failed(_) | Outcome::Skipped => None,
+        });
+        turn.note(conn, &done.collect::<Vec<_>>()).await
+    }
+
     /// What became of the rows in the end: where the database went away, it may have done all and not said so.
     fn committed(mut self, answer: sqlx::Result<()>) -> Self {
         if let Err(error) = answer {

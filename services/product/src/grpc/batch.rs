@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use prost::Message;
 use shoppee_kit::{
     caller::{Caller, Verifier},
     status::{self, Refusal},
@@ -12,21 +13,27 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::convert;
+use super::{convert, key};
 use crate::{
     batch::{Batches, Change, MOST_ROWS, OnError, Outcome, Row, RowFault, RowResult, StockChange, Target},
     error::Error,
+    idempotency::{Answered, Begun},
     product::{Description, Fault, Name, Price, Sku},
     stock::{Delta, Stock},
 };
 
 /// Answers that wait for a caller that reads slowly; then the next batch waits.
 const ANSWERS: usize = 1;
+/// Before a kept answer, which is never empty then.
+const KEPT: &[u8] = b"b";
 
 pub async fn update(
     batches: &Batches,
-    request: wire::BatchUpdateProductsRequest,
-) -> Result<wire::BatchUpdateProductsResponse, Error> {
+    admin: &Caller,
+    mut request: wire::BatchUpdateProductsRequest,
+) -> Result<Answered<wire::BatchUpdateProductsResponse>, Error> {
+    let key = request.idempotency_key.take();
+    let key = key::read(admin, "products.batch", key, &(request.on_error, &request.items))?;
     let on_error = match wire::OnError::try_from(request.on_error) {
         Ok(wire::OnError::Continue) => OnError::Continue,
         Ok(wire::OnError::Abort) => OnError::Abort,
@@ -38,7 +45,29 @@ pub async fn update(
         return Err(Error::invalid("items", "must be at most 10000"));
     }
     let rows = request.items.into_iter().map(row).collect();
-    Ok(response(batches.apply(on_error, rows).await?))
+    let Some(key) = key else {
+        return Ok(Answered::new(response(batches.apply(on_error, rows, None, &[]).await?)));
+    };
+    let (turn, done) = match batches.begin(key).await? {
+        Begun::Ours(turn, done) => (turn, done),
+        Begun::Done(answer) => {
+            let answer = answer.strip_prefix(KEPT).and_then(|answer| Message::decode(answer).ok());
+            return Ok(Answered { answer: answer.ok_or(Error::Internal)?, replayed: true });
+        }
+    };
+    match batches.apply(on_error, rows, Some(&turn), &done).await {
+        Ok(results) => {
+            let had_their_turn = results.iter().all(|result| result.outcome.is_final());
+            let answer = response(results);
+            let kept = had_their_turn.then(|| [KEPT, &answer.encode_to_vec()].concat());
+            turn.end(kept.as_deref()).await;
+            Ok(Answered::new(answer))
+        }
+        Err(error) => {
+            turn.end(None).await;
+            Err(error)
+        }
+    }
 }
 
 /// Answers one batch after the other, each in a task that a caller who hangs up does not stop half-way. Whether `admin`
@@ -61,7 +90,10 @@ pub fn stream(
             };
             let answer = match (request, verifier.holds(&admin)) {
                 (Ok(None), _) => return,
-                (Ok(Some(request)), Ok(())) => update(&batches, request).await.map_err(Status::from),
+                (Ok(Some(request)), Ok(())) => {
+                    let answered = update(&batches, &admin, request).await;
+                    answered.map(|answered| answered.answer).map_err(Status::from)
+                }
                 (Ok(Some(_)), Err(error)) => Err(Refusal::from(error).into()),
                 (Err(status), _) => Err(status),
             };

@@ -1,22 +1,40 @@
 //! Categories.
 
+use shoppee_kit::{caller::Caller, idempotency};
 use shoppee_proto::product::v1 as wire;
+use tonic::Response;
 
-use super::convert;
-use crate::{error::Error, tree::Tree};
+use super::{convert, key};
+use crate::{category::Category, error::Error, idempotency::Answered, tree::Tree};
 
 pub async fn list(tree: &Tree) -> Result<wire::ListCategoriesResponse, Error> {
     let items = tree.all().await?.into_iter().map(convert::category).collect();
     Ok(wire::ListCategoriesResponse { items, next_cursor: None })
 }
 
-pub async fn create(tree: &Tree, request: wire::CreateCategoryRequest) -> Result<wire::Category, Error> {
+pub async fn create(
+    tree: &Tree,
+    admin: &Caller,
+    mut request: wire::CreateCategoryRequest,
+) -> Result<Response<wire::Category>, Error> {
+    let key = request.idempotency_key.take();
+    let key = key::read(admin, "categories.create", key, &request)?;
     let new = convert::new_category(request)?;
-    Ok(convert::category(tree.create(&new).await?))
+    Ok(answer(tree.create(&new, key.as_ref()).await?))
 }
 
-pub async fn update(tree: &Tree, request: wire::UpdateCategoryRequest) -> Result<wire::Category, Error> {
-    let id = request.id;
+pub async fn update(
+    tree: &Tree,
+    admin: &Caller,
+    mut request: wire::UpdateCategoryRequest,
+) -> Result<Response<wire::Category>, Error> {
+    let (id, key) = (request.id, request.idempotency_key.take());
+    let mask = request.update_mask.as_ref().map(|mask| mask.paths.clone());
+    let key = key::read(admin, "categories.update", key, &(mask, &request))?;
     let changes = convert::category_changes(request)?;
-    Ok(convert::category(tree.update(id, &changes).await?))
+    Ok(answer(tree.update(id, &changes, key.as_ref()).await?))
+}
+
+fn answer(answered: Answered<Category>) -> Response<wire::Category> {
+    idempotency::respond(convert::category(answered.answer), answered.replayed)
 }

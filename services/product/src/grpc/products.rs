@@ -4,6 +4,7 @@ use std::{pin::Pin, sync::Arc};
 
 use shoppee_kit::{
     caller::{self, Caller, Role, Verifier},
+    idempotency,
     status::Violations,
     tasks::Tasks,
 };
@@ -18,11 +19,12 @@ use shoppee_proto::product::v1::{
 };
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use super::{batch, categories, convert};
+use super::{batch, categories, convert, key};
 use crate::{
     batch::Batches,
     catalogue::Catalogue,
     error::Error,
+    idempotency::Answered,
     listing::{self, Filters, Sort},
     search::Query,
     stock::{Delta, Reason},
@@ -47,6 +49,13 @@ impl Products {
     fn answer(&self, product: crate::product::Product) -> Response<Product> {
         let revision = product.revision;
         at(revision, Response::new(convert::product(product, &self.currency)))
+    }
+
+    /// The answer of a write, which may have been given before.
+    fn answered(&self, answered: Answered<crate::product::Product>) -> Response<Product> {
+        let (revision, product) =
+            (answered.answer.revision, convert::product(answered.answer, &self.currency));
+        at(revision, idempotency::respond(product, answered.replayed))
     }
 }
 
@@ -154,20 +163,26 @@ impl ProductService for Products {
         &self,
         request: Request<CreateProductRequest>,
     ) -> Result<Response<Product>, Status> {
-        caller::admin(&request)?;
-        let new = convert::new_product(request.into_inner())?;
-        Ok(self.answer(self.catalogue.create(&new).await?))
+        let admin = caller::admin(&request)?;
+        let mut asked = request.into_inner();
+        let key = asked.idempotency_key.take();
+        let key = key::read(&admin, "products.create", key, &asked)?;
+        let new = convert::new_product(asked)?;
+        Ok(self.answered(self.catalogue.create(&new, key.as_ref()).await?))
     }
 
     async fn update_product(
         &self,
         request: Request<UpdateProductRequest>,
     ) -> Result<Response<Product>, Status> {
-        caller::admin(&request)?;
-        let asked = request.into_inner();
-        let (id, expected) = (asked.id, asked.expected_version);
+        let admin = caller::admin(&request)?;
+        let mut asked = request.into_inner();
+        // The version that is expected is no part of what is asked for: a repeat may have learnt of another.
+        let (id, expected, key) = (asked.id, asked.expected_version.take(), asked.idempotency_key.take());
+        let mask = asked.update_mask.as_ref().map(|mask| mask.paths.clone());
+        let key = key::read(&admin, "products.update", key, &(mask, &asked))?;
         let changes = convert::changes(asked)?;
-        Ok(self.answer(self.catalogue.update(id, expected, &changes).await?))
+        Ok(self.answered(self.catalogue.update(id, expected, &changes, key.as_ref()).await?))
     }
 
     async fn archive_product(&self, request: Request<ArchiveProductRequest>) -> Result<Response<()>, Status> {
@@ -178,23 +193,26 @@ impl ProductService for Products {
     }
 
     async fn adjust_stock(&self, request: Request<AdjustStockRequest>) -> Result<Response<Product>, Status> {
-        caller::admin(&request)?;
-        let asked = request.into_inner();
+        let admin = caller::admin(&request)?;
+        let mut asked = request.into_inner();
+        let key = asked.idempotency_key.take();
+        let key = key::read(&admin, "products.stock", key, &(asked.id, &asked))?;
         let mut bad = Violations::default();
         let delta = bad.take("delta", Delta::parse(asked.delta));
         let reason = bad.take("reason", Reason::parse(asked.reason));
         let (Some(delta), Some(reason)) = (delta, reason) else {
             return Err(Error::Invalid(bad).into());
         };
-        Ok(self.answer(self.catalogue.adjust(asked.id, delta, &reason).await?))
+        Ok(self.answered(self.catalogue.adjust(asked.id, delta, &reason, key.as_ref()).await?))
     }
 
     async fn batch_update_products(
         &self,
         request: Request<BatchUpdateProductsRequest>,
     ) -> Result<Response<BatchUpdateProductsResponse>, Status> {
-        caller::admin(&request)?;
-        Ok(Response::new(batch::update(&self.batches, request.into_inner()).await?))
+        let admin = caller::admin(&request)?;
+        let answered = batch::update(&self.batches, &admin, request.into_inner()).await?;
+        Ok(idempotency::respond(answered.answer, answered.replayed))
     }
 
     async fn batch_update_products_stream(
@@ -218,16 +236,16 @@ impl ProductService for Products {
         &self,
         request: Request<CreateCategoryRequest>,
     ) -> Result<Response<Category>, Status> {
-        caller::admin(&request)?;
-        Ok(Response::new(categories::create(&self.tree, request.into_inner()).await?))
+        let admin = caller::admin(&request)?;
+        Ok(categories::create(&self.tree, &admin, request.into_inner()).await?)
     }
 
     async fn update_category(
         &self,
         request: Request<UpdateCategoryRequest>,
     ) -> Result<Response<Category>, Status> {
-        caller::admin(&request)?;
-        Ok(Response::new(categories::update(&self.tree, request.into_inner()).await?))
+        let admin = caller::admin(&request)?;
+        Ok(categories::update(&self.tree, &admin, request.into_inner()).await?)
     }
 
     async fn delete_category(&self, request: Request<DeleteCategoryRequest>) -> Result<Response<()>, Status> {

@@ -141,7 +141,8 @@ pub async fn slice(conn: &mut PgConnection, checkpoint: i64, after: i64, limit: 
            cross join lateral (
                select coalesce(sum(quantity), 0) as available
                from product.stock_ledger
-               where product_id = slice.product_id and id > $1 and kind <> 'sale'
+               where product_id = slice.product_id and (product_id, id) > (slice.product_id, $1)
+                 and kind <> 'sale'
            ) new"#,
         checkpoint,
         after,

@@ -21,7 +21,7 @@ impl Shop {
         on_error: OnError,
         items: Vec<ProductChange>,
     ) -> Result<BatchUpdateProductsResponse, Status> {
-        let request = BatchUpdateProductsRequest { on_error: on_error.into(), items };
+        let request = BatchUpdateProductsRequest { on_error: on_error.into(), items, ..Default::default() };
         let answer = self.products.clone().batch_update_products(self.admin(request)).await;
         answer.map(tonic::Response::into_inner)
     }
@@ -191,6 +191,7 @@ async fn a_stream_answers_each_batch_in_turn() {
     let batches = (1..=5).map(move |price| BatchUpdateProductsRequest {
         on_error: OnError::Continue.into(),
         items: vec![ProductChange { price: Some(price), version: Some(price), ..row(id) }],
+        idempotency_key: None,
     });
     let request = shop.admin(tokio_stream::iter(batches.collect::<Vec<_>>()));
     let answers = shop.products.clone().batch_update_products_stream(request).await.unwrap();
@@ -231,7 +232,14 @@ async fn a_stream_is_its_admins_for_as_long_as_that_is_one() {
     let signed_out = Instant::now();
     let refused = loop {
         let items = vec![ProductChange { stock_delta: Some(1), ..row(id) }];
-        batches.send(BatchUpdateProductsRequest { on_error: OnError::Continue.into(), items }).await.unwrap();
+        batches
+            .send(BatchUpdateProductsRequest {
+                on_error: OnError::Continue.into(),
+                items,
+                ..Default::default()
+            })
+            .await
+            .unwrap();
         match answers.message().await {
             Ok(_) => assert!(signed_out.elapsed() < Duration::from_secs(1), "goes on"),
             Err(refused) => break refused,

@@ -310,7 +310,11 @@ async fn moves_of_stock_and_names_of_categories_show_too() {
     let shop = Shop::open().await;
     let replica = shop.replica().await;
     let there = replica.products.clone();
-    let category = CreateCategoryRequest { slug: "l".to_owned(), name: "Lamps".to_owned(), parent_id: None };
+    let category = CreateCategoryRequest {
+        slug: "l".to_owned(),
+        name: "Lamps".to_owned(),
+        ..CreateCategoryRequest::default()
+    };
     let category =
         shop.products.clone().create_category(shop.admin(category)).await.expect("created").into_inner();
     let request = CreateProductRequest {
@@ -361,14 +365,21 @@ async fn a_thousand_who_ask_for_one_product_ask_the_database_once() {
         async move { cold.get_product(request).await }
     }));
     let waiting = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let waiting: i64 = sqlx::query_scalar(
-            "select count(*) from pg_stat_activity
-             where datname = current_database() and wait_event_type = 'Lock' and query like '%product.product%'",
-        )
-        .fetch_one(&mut *holding)
-        .await
-        .unwrap();
+        let mut count = async || -> i64 {
+            sqlx::query_scalar(
+                "select count(*) from pg_stat_activity where datname = current_database()
+                 and wait_event_type = 'Lock' and query like '%product.product%'",
+            )
+            .fetch_one(&mut *holding)
+            .await
+            .unwrap()
+        };
+        while count().await == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // Others would come at the same time.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let waiting = count().await;
         holding.commit().await.unwrap();
         waiting
     };

@@ -4,9 +4,9 @@ use secrecy::SecretString;
 use shoppee_kit::client;
 use shoppee_proto::product::v1::{
     AdjustStockRequest, ArchiveProductRequest, BatchGetProductsRequest, BatchUpdateProductsRequest,
-    CommitRequest, CreateCategoryRequest, CreateProductRequest, DeleteCategoryRequest, GetProductRequest,
-    HoldRequest, ListCategoriesRequest, ListProductsRequest, ReleaseRequest, SearchProductsRequest,
-    UpdateCategoryRequest, UpdateProductRequest,
+    CommitRequest, CreateCategoryRequest, CreateProductRequest, DeleteCategoryRequest, GetHoldsRequest,
+    GetProductRequest, HoldRequest, ListCategoriesRequest, ListHoldsRequest, ListProductsRequest,
+    ReleaseRequest, SearchProductsRequest, UpdateCategoryRequest, UpdateProductRequest,
 };
 use tonic::Code;
 
@@ -59,7 +59,7 @@ async fn only_an_admin_changes_it() {
     assert_eq!(answers!(shop, products.update_product(update.clone())), admins(Code::NotFound));
     let archive = ArchiveProductRequest { id: 999, expected_version: None };
     assert_eq!(answers!(shop, products.archive_product(archive)), admins(Code::NotFound));
-    let adjust = AdjustStockRequest { id, delta: 0, reason: String::new() };
+    let adjust = AdjustStockRequest { id, ..AdjustStockRequest::default() };
     assert_eq!(answers!(shop, products.adjust_stock(adjust.clone())), admins(invalid));
     let batch = BatchUpdateProductsRequest::default();
     assert_eq!(answers!(shop, products.batch_update_products(batch.clone())), admins(invalid));
@@ -81,4 +81,6 @@ async fn only_a_service_holds_stock() {
     assert_eq!(answers!(shop, stock.hold(HoldRequest::default())), services);
     assert_eq!(answers!(shop, stock.commit(CommitRequest::default())), services);
     assert_eq!(answers!(shop, stock.release(ReleaseRequest::default())), services);
+    assert_eq!(answers!(shop, audit.get_holds(GetHoldsRequest::default())), services);
+    assert_eq!(answers!(shop, audit.list_holds(ListHoldsRequest::default())), services);
 }

@@ -88,6 +88,7 @@ async fn a_new_product_keeps_the_rules() {
         image_url: Some("javascript:alert(1)".to_owned()),
         attributes: Some(attributes(r#"{"a":"\u0000"}"#)),
         category_id: None,
+        idempotency_key: None,
     };
     let refused = create(odd.clone()).await;
     assert_eq!(
@@ -219,7 +220,8 @@ async fn stock_is_corrected_within_bounds() {
     }
     assert_eq!(reason(shop.adjust(id + 1, 1).await), "NOT_FOUND");
     for reason_given in ["", " ", "\0", &"x".repeat(501)] {
-        let request = AdjustStockRequest { id, delta: -1, reason: reason_given.to_owned() };
+        let request =
+            AdjustStockRequest { id, delta: -1, reason: reason_given.to_owned(), idempotency_key: None };
         assert_eq!(fields(shop.products.clone().adjust_stock(shop.admin(request)).await), ["reason"]);
     }
     // Also of a product that is no longer sold: it has to be counted.

@@ -14,7 +14,12 @@ impl Shop {
     }
 
     async fn try_category(&self, slug: &str, name: &str, parent_id: Option<i64>) -> Result<Category, Status> {
-        let request = CreateCategoryRequest { slug: slug.to_owned(), name: name.to_owned(), parent_id };
+        let request = CreateCategoryRequest {
+            slug: slug.to_owned(),
+            name: name.to_owned(),
+            parent_id,
+            idempotency_key: None,
+        };
         let created = self.products.clone().create_category(self.admin(request)).await;
         created.map(tonic::Response::into_inner)
     }

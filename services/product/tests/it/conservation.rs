@@ -84,6 +84,7 @@ async fn the_books_balance_whatever_happens_at_once() {
                     let request = BatchUpdateProductsRequest {
                         on_error: OnError::Continue.into(),
                         items: vec![item(a, dice.amount(5)), item(b, -dice.amount(5))],
+                        idempotency_key: None,
                     };
                     let batch = shop_ref.admin(request);
                     shop_ref.products.clone().batch_update_products(batch).await.map(drop)

@@ -8,6 +8,7 @@ mod catalogue;
 mod categories;
 mod conservation;
 mod holds;
+mod idempotency;
 mod listing;
 mod replicas;
 mod search;

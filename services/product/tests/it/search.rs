@@ -248,7 +248,11 @@ async fn a_word_is_known_whichever_way_it_came() {
     // by a batch,
     let cellar = shop.category("cellar", None).await.id;
     let change = ProductChange { id: Some(moved), category_id: Some(cellar), ..ProductChange::default() };
-    let request = BatchUpdateProductsRequest { on_error: OnError::Abort.into(), items: vec![change] };
+    let request = BatchUpdateProductsRequest {
+        on_error: OnError::Abort.into(),
+        items: vec![change],
+        idempotency_key: None,
+    };
     shop.products.clone().batch_update_products(shop.admin(request)).await.expect("moved");
     assert_eq!(shop.find("cellar").await, ["moved"]);
     // by a load which commits after another one of higher ids,

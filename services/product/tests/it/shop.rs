@@ -13,7 +13,7 @@ use shoppee_proto::{
     auth::v1::{LoginRequest, RegisterRequest, auth_service_client::AuthServiceClient},
     product::v1::{
         AdjustStockRequest, CommitRequest, CreateProductRequest, GetProductRequest, HoldRequest,
-        HoldResponse, Product, ReleaseReason, ReleaseRequest, StockLine,
+        HoldResponse, Product, ReleaseReason, ReleaseRequest, StockLine, hold_audit_client::HoldAuditClient,
         product_cache_client::ProductCacheClient, product_service_client::ProductServiceClient,
         stock_service_client::StockServiceClient,
     },
@@ -34,6 +34,7 @@ pub struct Shop {
     pub products: Products,
     pub memory: Memory,
     pub stock: StockServiceClient<Channel>,
+    pub audit: HoldAuditClient<Channel>,
     pub admin: Arc<SecretString>,
     pub customer: Arc<SecretString>,
     pub service: Arc<SecretString>,
@@ -116,7 +117,8 @@ impl Shop {
             accounts,
             products: ProductServiceClient::new(channel.clone()),
             memory: ProductCacheClient::new(channel.clone()),
-            stock: StockServiceClient::new(channel),
+            stock: StockServiceClient::new(channel.clone()),
+            audit: HoldAuditClient::new(channel),
             admin,
             customer,
             service,
@@ -225,7 +227,7 @@ impl Shop {
     }
 
     pub async fn adjust(&self, id: i64, delta: i64) -> Result<Product, Status> {
-        let request = AdjustStockRequest { id, delta, reason: "count".to_owned() };
+        let request = AdjustStockRequest { id, delta, reason: "count".to_owned(), idempotency_key: None };
         self.products.clone().adjust_stock(self.admin(request)).await.map(tonic::Response::into_inner)
     }
 

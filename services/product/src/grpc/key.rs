@@ -1,0 +1,21 @@
+//! The idempotency key of a request.
+
+use serde::Serialize;
+use shoppee_kit::{caller::Caller, idempotency};
+
+use crate::{error::Error, idempotency::Key};
+
+/// Reads the key of a request by `caller` that means `meaning`; `None` where it has none.
+pub fn read(
+    caller: &Caller,
+    scope: &'static str,
+    key: Option<String>,
+    meaning: &impl Serialize,
+) -> Result<Option<Key>, Error> {
+    let Some(key) = key else {
+        return Ok(None);
+    };
+    idempotency::check_key(&key).map_err(Error::Malformed)?;
+    let fingerprint = idempotency::fingerprint(meaning);
+    Ok(Some(Key { user_id: caller.user_id(), scope, key, fingerprint }))
+}

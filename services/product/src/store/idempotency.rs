@@ -1,0 +1,235 @@
+//! Idempotency keys, their answers, and how far a batch is.
+
+use shoppee_kit::idempotency::{KEY_TTL, MAX_ANSWERS_PER_USER, Stored};
+use sqlx::{PgConnection, postgres::types::PgInterval};
+use uuid::Uuid;
+
+/// Under which an answer is kept.
+#[derive(Clone, Debug)]
+pub struct Key {
+    pub user_id: i64,
+    /// The operation.
+    pub scope: &'static str,
+    pub key: String,
+    /// Of what the request means.
+    pub fingerprint: Vec<u8>,
+}
+
+fn interval(duration: std::time::Duration) -> PgInterval {
+    let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+    PgInterval { months: 0, days: 0, microseconds }
+}
+
+/// Claims a key that is free, or was forgotten; waits for a transaction that has claimed it and not ended. `false` where
+/// it was used before.
+pub async fn claim(conn: &mut PgConnection, key: &Key) -> sqlx::Result<bool> {
+    let claimed = sqlx::query!(
+        "insert into product.idempotency as held (user_id, scope, key, fingerprint)
+         values ($1, $2, $3, $4)
+         on conflict (user_id, scope, key) do update
+         set fingerprint = excluded.fingerprint, answer = '', claim = null, claimed_until = null,
+             created_at = excluded.created_at
+         where held.created_at < clock_timestamp() - $5::interval",
+        key.user_id,
+        key.scope,
+        key.key,
+        key.fingerprint,
+        interval(KEY_TTL),
+    )
+    .execute(conn)
+    .await?
+    .rows_affected();
+    Ok(claimed > 0)
+}
+
+/// What is kept under a key.
+pub async fn find(conn: &mut PgConnection, key: &Key) -> sqlx::Result<Option<Stored>> {
+    sqlx::query_as!(
+        Stored,
+        "select fingerprint, answer from product.idempotency where user_id = $1 and scope = $2 and key = $3",
+        key.user_id,
+        key.scope,
+        key.key,
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// Keeps the answer under a claimed key.
+pub async fn answer(conn: &mut PgConnection, key: &Key, answer: &[u8]) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update product.idempotency set answer = $4 where user_id = $1 and scope = $2 and key = $3",
+        key.user_id,
+        key.scope,
+        key.key,
+        answer,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Deletes the oldest answers of a user above the bound.
+pub async fn bound(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<()> {
+    sqlx::query!(
+        "delete from product.idempotency
+         where (user_id, scope, key) in (
+             select user_id, scope, key
+             from product.idempotency
+             where user_id = $1
+             order by created_at desc
+             offset $2
+             for update skip locked
+         )",
+        user_id,
+        MAX_ANSWERS_PER_USER,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Deletes up to `limit` keys that are older than a day; how many there were.
+pub async fn sweep(conn: &mut PgConnection, limit: i64) -> sqlx::Result<u64> {
+    let swept = sqlx::query!(
+        "delete from product.idempotency
+         where (user_id, scope, key) in (
+             select user_id, scope, key
+             from product.idempotency
+             where created_at < clock_timestamp() - $1::interval
+             order by created_at
+             limit $2
+             for update skip locked
+         )",
+        interval(KEY_TTL),
+        limit,
+    )
+    .execute(conn)
+    .await?;
+    Ok(swept.rows_affected())
+}
+
+/// Takes the turn at a batch for `lease`, where nobody has it; `false` where another process does, or it is done.
+pub async fn take_turn(
+    conn: &mut PgConnection,
+    key: &Key,
+    claim: Uuid,
+    lease: std::time::Duration,
+) -> sqlx::Result<bool> {
+    let taken = sqlx::query!(
+        "update product.idempotency
+         set claim = $4, claimed_until = clock_timestamp() + $5::interval
+         where user_id = $1 and scope = $2 and key = $3 and answer = ''
+           and (claimed_until is null or claimed_until < clock_timestamp())",
+        key.user_id,
+        key.scope,
+        key.key,
+        claim,
+        interval(lease),
+    )
+    .execute(conn)
+    .await?
+    .rows_affected();
+    Ok(taken > 0)
+}
+
+/// Lets the next request with the key go on at once.
+pub async fn give_turn_up(conn: &mut PgConnection, key: &Key, claim: Uuid) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update product.idempotency set claimed_until = null
+         where user_id = $1 and scope = $2 and key = $3 and claim = $4",
+        key.user_id,
+        key.scope,
+        key.key,
+        claim,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Keeps others from taking the turn until the transaction ends; `false` where another has it by now.
+pub async fn hold_turn(conn: &mut PgConnection, key: &Key, claim: Uuid) -> sqlx::Result<bool> {
+    let held = sqlx::query_scalar!(
+        r#"select true as "held!" from product.idempotency
+           where user_id = $1 and scope = $2 and key = $3 and claim = $4
+           for share"#,
+        key.user_id,
+        key.scope,
+        key.key,
+        claim,
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(held.is_some())
+}
+
+/// A row of a batch that changed its product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DoneRow {
+    pub row_index: i32,
+    pub product_id: i64,
+    pub version: i64,
+    pub revision: i64,
+}
+
+/// The rows of a batch that are done.
+pub async fn progress(conn: &mut PgConnection, key: &Key) -> sqlx::Result<Vec<DoneRow>> {
+    sqlx::query_as!(
+        DoneRow,
+        "select row_index, product_id, version, revision
+         from product.batch_progress
+         where user_id = $1 and scope = $2 and key = $3",
+        key.user_id,
+        key.scope,
+        key.key,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Notes rows as done, in the transaction that does them.
+pub async fn note_progress(conn: &mut PgConnection, key: &Key, rows: &[DoneRow]) -> sqlx::Result<()> {
+    let indices: Vec<i32> = rows.iter().map(|row| row.row_index).collect();
+    let products: Vec<i64> = rows.iter().map(|row| row.product_id).collect();
+    let versions: Vec<i64> = rows.iter().map(|row| row.version).collect();
+    let revisions: Vec<i64> = rows.iter().map(|row| row.revision).collect();
+    sqlx::query!(
+        "insert into product.batch_progress (user_id, scope, key, row_index, product_id, version, revision)
+         select $1, $2, $3, row_index, product_id, version, revision
+         from unnest($4::integer[], $5::bigint[], $6::bigint[], $7::bigint[])
+              as r (row_index, product_id, version, revision)",
+        key.user_id,
+        key.scope,
+        key.key,
+        &indices,
+        &products,
+        &versions,
+        &revisions,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Keeps the answer of a batch, and forgets how far it was; `false` where another process has the turn.
+pub async fn finish(conn: &mut PgConnection, key: &Key, claim: Uuid, answer: &[u8]) -> sqlx::Result<bool> {
+    let finished = sqlx::query!(
+        "with finished as (
+             update product.idempotency set answer = $5, claim = null, claimed_until = null
+             where user_id = $1 and scope = $2 and key = $3 and claim = $4
+             returning user_id, scope, key
+         )
+         delete from product.batch_progress progress
+         using finished
+         where (progress.user_id, progress.scope, progress.key) = (finished.user_id, finished.scope, finished.key)",
+        key.user_id,
+        key.scope,
+        key.key,
+        claim,
+        answer,
+    )
+    .execute(conn)
+    .await?;
+    Ok(finished.rows_affected() > 0)
+}
