@@ -4,9 +4,8 @@
 
 use std::time::Duration;
 
-use shoppee_kit::{caller::Caller, clock::Clock, status::Violations, telemetry::Trace};
+use shoppee_kit::{caller::Caller, clock::Clock, pg::PgPool, status::Violations, telemetry::Trace};
 use shoppee_proto::order::v1 as wire;
-use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{

@@ -14,9 +14,8 @@ use std::{
 };
 
 use moka::Expiry;
-use shoppee_kit::{clock::Clock, fold::Fold, process::Process, redis::Clients};
+use shoppee_kit::{clock::Clock, fold::Fold, pg::PgPool, process::Process, redis::Clients};
 use shoppee_proto::PRODUCT_LAG;
-use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use crate::{

@@ -14,8 +14,7 @@ use std::{
     time::Duration,
 };
 
-use shoppee_kit::process::Process;
-use sqlx::PgPool;
+use shoppee_kit::{pg::PgPool, process::Process};
 use tokio::{
     sync::{Notify, broadcast, watch},
     time::Instant,

@@ -3,8 +3,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use shoppee_kit::process::Process;
-use sqlx::PgPool;
+use shoppee_kit::{pg::PgPool, process::Process};
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
