@@ -4,7 +4,9 @@
 mod clingers;
 mod customers;
 mod nginx;
+mod proxy;
 mod rolling;
+mod starts;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -25,7 +27,7 @@ pub struct Options {
     /// What is done to it; everything where nothing is named
     #[arg(value_enum)]
     fault: Vec<Fault>,
-    /// A short form, a minute at most: fewer replicas, each kind of process once
+    /// A short form, a minute or two: fewer replicas, each kind of process once, shorter troubles
     #[arg(long)]
     quick: bool,
     /// What the customers' choices follow from; a run prints its own
@@ -46,6 +48,8 @@ pub struct Options {
 enum Fault {
     /// Every gateway and every replica of every service is stopped with SIGTERM and started again, one after the other
     Rolling,
+    /// Every process is started while one of its dependencies is absent, frozen, slow or refuses its password
+    Starts,
 }
 
 pub async fn run(state: State, options: &Options) -> anyhow::Result<()> {
@@ -64,12 +68,13 @@ pub async fn run(state: State, options: &Options) -> anyhow::Result<()> {
         let seed = options.seed.unwrap_or_else(rand::random);
         let name = format!("{fault:?}").to_lowercase();
         say(&format!("{}  {name}, seed {seed}", ink(Ink::Bold, "chaos")));
-        let mut system = System::plan(state.clone(), system(options))?;
+        let mut system = System::plan(state.clone(), system(options, *fault))?;
         let outcome = tokio::select! {
             outcome = async {
                 system.boot().await?;
                 match fault {
                     Fault::Rolling => rolling::run(&mut system, options, seed).await,
+                    Fault::Starts => starts::run(&system, options).await,
                 }
             } => outcome,
             _ = tokio::signal::ctrl_c() => bail!("stopped"),
@@ -83,15 +88,20 @@ pub async fn run(state: State, options: &Options) -> anyhow::Result<()> {
 }
 
 /// The system that is hurt: as in production, but for the limits, which so few customers would meet.
-fn system(options: &Options) -> up::Options {
+fn system(options: &Options, fault: Fault) -> up::Options {
     let lag = options.lag.unwrap_or(Duration::from_secs(if options.quick { 2 } else { 5 }));
+    let (gateways, replicas) = match fault {
+        Fault::Rolling => (if options.quick { 2 } else { 3 }, 2),
+        // The processes that are looked at are started beside it.
+        Fault::Starts => (1, 1),
+    };
     up::Options {
         detach: false,
-        gateways: if options.quick { 2 } else { 3 },
-        replicas: 2,
+        gateways,
+        replicas,
         port: None,
         products: 40,
-        no_seed: false,
+        no_seed: fault == Fault::Starts,
         profile: "dev".to_owned(),
         binaries: options.binaries.clone(),
         background: false,

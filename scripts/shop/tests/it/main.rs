@@ -2,5 +2,6 @@
 
 mod deployed;
 mod rules;
+mod starts;
 mod trace;
 mod whole;
