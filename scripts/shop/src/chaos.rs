@@ -6,8 +6,10 @@ mod buyers;
 mod clingers;
 mod customers;
 mod nginx;
+mod proxy;
 mod random;
 mod rolling;
+mod starts;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -37,7 +39,7 @@ pub struct Options {
     /// What is done to it; everything where nothing is named
     #[arg(value_enum)]
     fault: Vec<Fault>,
-    /// A short form, a minute at most: fewer replicas, each kind of process once
+    /// A short form, a minute or two: fewer replicas, each kind of process once, shorter troubles
     #[arg(long)]
     quick: bool,
     /// What the customers' choices follow from; a run prints its own
@@ -63,6 +65,8 @@ enum Fault {
     Rolling,
     /// Processes, PostgreSQL and Redis are killed, frozen and cut off from their connections in turn, as a seed has it
     Random,
+    /// Every process is started while one of its dependencies is absent, frozen, slow or refuses its password
+    Starts,
 }
 
 /// Parses the length of a run, which is bounded.
@@ -87,13 +91,14 @@ pub async fn run(state: State, options: &Options) -> anyhow::Result<()> {
         let seed = options.seed.unwrap_or_else(rand::random);
         let name = format!("{fault:?}").to_lowercase();
         say(&format!("{}  {name}, seed {seed}", ink(Ink::Bold, "chaos")));
-        let mut system = System::plan(state.clone(), system(options))?;
+        let mut system = System::plan(state.clone(), system(options, *fault))?;
         let outcome = tokio::select! {
             outcome = async {
                 system.boot().await?;
                 match fault {
                     Fault::Rolling => rolling::run(&mut system, options, seed).await,
                     Fault::Random => random::run(&mut system, options, seed).await,
+                    Fault::Starts => starts::run(&system, options).await,
                 }
             } => outcome,
             _ = tokio::signal::ctrl_c() => bail!("stopped"),
@@ -117,15 +122,20 @@ async fn behind_nginx(system: &mut System, client: &reqwest::Client) -> anyhow::
 }
 
 /// The system that is hurt: as in production, but for the limits, which so few customers would meet.
-fn system(options: &Options) -> up::Options {
+fn system(options: &Options, fault: Fault) -> up::Options {
     let lag = options.lag.unwrap_or(Duration::from_secs(if options.quick { 2 } else { 5 }));
+    let (gateways, replicas) = match fault {
+        Fault::Rolling | Fault::Random => (if options.quick { 2 } else { 3 }, 2),
+        // The processes that are looked at are started beside it.
+        Fault::Starts => (1, 1),
+    };
     up::Options {
         detach: false,
-        gateways: if options.quick { 2 } else { 3 },
-        replicas: 2,
+        gateways,
+        replicas,
         port: None,
         products: 40,
-        no_seed: false,
+        no_seed: fault == Fault::Starts,
         profile: "dev".to_owned(),
         binaries: options.binaries.clone(),
         background: false,

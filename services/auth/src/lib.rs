@@ -31,8 +31,14 @@ mod user;
 
 use std::{sync::Arc, time::Duration};
 
-use shoppee_kit::{caller::Verifier, clock::Clock, ops, pg, process::Process, redis};
-use sqlx::PgPool;
+use shoppee_kit::{
+    caller::Verifier,
+    clock::Clock,
+    ops,
+    pg::{self, PgPool},
+    process::Process,
+    redis,
+};
 use tokio::sync::{Notify, watch};
 
 pub use crate::settings::{EXAMPLE_SECRET, Settings};

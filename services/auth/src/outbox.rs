@@ -12,9 +12,9 @@ use fred::{
 };
 use futures_util::future::join_all;
 use prost::Message as _;
-use shoppee_kit::{process::Process, redis::on_request_path, telemetry};
+use shoppee_kit::{pg::PgPool, process::Process, redis::on_request_path, telemetry};
 use shoppee_proto::{auth::v1::UserRegistered, streams};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tracing::Instrument as _;
@@ -123,8 +123,9 @@ async fn publish(redis: &Client, row: &Row) -> bool {
 
 #[expect(clippy::cast_precision_loss, reason = "a gauge")]
 async fn observe(pool: &PgPool, now: OffsetDateTime) -> Result<(), sqlx::Error> {
+    let mut connection = pool.acquire().await?;
     let pending = sqlx::query!(r#"select count(*) as "rows!", min(created_at) as oldest from auth.outbox"#)
-        .fetch_one(pool)
+        .fetch_one(&mut *connection)
         .await?;
     let lag = pending.oldest.map_or(0.0, |oldest| (now - oldest).as_seconds_f64().max(0.0));
     metrics::gauge!("outbox_pending").set(pending.rows as f64);

@@ -13,7 +13,8 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
-use sqlx::{PgConnection, PgPool};
+use shoppee_kit::pg::PgPool;
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use secrecy::ExposeSecret as _;
 use sqlx::{
-    AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection, PgPool,
+    AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection,
     migrate::{MigrateError, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -27,15 +27,17 @@ use crate::{
 mod class;
 mod health;
 mod options;
+mod pool;
 
 pub use class::{Class, Consequence};
 use health::{Demotion, Health};
+pub use pool::PgPool;
 
-/// Acquiring must fail before the caller's deadline of 2 s does.
+/// How long a request waits for a connection: acquiring must fail before the caller's deadline of 2 s does.
 const ACQUIRE: Duration = Duration::from_millis(1500);
-/// Bounds the making of a connection that no request waits for. A process that is starved of CPU takes seconds; one whose
-/// packets were lost must begin anew within the 5 s in which it is ready again.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+/// Bounds the making of a connection, which a process that is starved of CPU takes seconds for. Until then TCP sends a lost
+/// packet again after 4 s at the latest: a process is ready within 5 s of its server's return.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
 /// Bounds the connection whose refusal ends the start. A server that answers nothing delays the start by this.
 const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// No statement of ours takes a tenth of it; a lock is waited for as long as an answer may take. Set by a statement: a
@@ -59,12 +61,11 @@ pub async fn open(
     let options = connect_options(service, settings.database_url.expose_secret()).context("DATABASE_URL")?;
     let demotion = Arc::new(Demotion::default());
     let leaves = demotion.clone();
-    let pool = pool_options(settings.database_pool_size)
-        .before_acquire(move |_, connection| {
-            let stays = !leaves.includes(connection.age);
-            Box::pin(async move { Ok(stays) })
-        })
-        .connect_lazy_with(options.clone());
+    let pool_options = pool_options(settings.database_pool_size).before_acquire(move |_, connection| {
+        let stays = !leaves.includes(connection.age);
+        Box::pin(async move { Ok(stays) })
+    });
+    let pool = PgPool::new(pool_options, options.clone());
     for class in Class::ALL {
         metrics::counter!("db_errors_total", "class" => class.name()).increment(0);
     }
@@ -104,7 +105,7 @@ pub async fn open(
 /// A pool for `service` on a read replica, which may be away. An error where its settings cannot be right.
 pub async fn replica(service: &'static str, url: &str, connections: u32) -> anyhow::Result<PgPool> {
     let options = connect_options(service, url)?;
-    let pool = pool_options(connections).connect_lazy_with(options.clone());
+    let pool = PgPool::new(pool_options(connections), options.clone());
     match pool.acquire().await {
         Ok(_) => options::log_plain_text("a read replica", &options).await,
         Err(error) => check_refusal("its URL", &error)?,
@@ -116,7 +117,7 @@ pub async fn replica(service: &'static str, url: &str, connections: u32) -> anyh
 fn pool_options(connections: u32) -> PgPoolOptions {
     PgPoolOptions::new()
         .max_connections(connections)
-        .acquire_timeout(ACQUIRE)
+        .acquire_timeout(CONNECT_TIMEOUT)
         // A connection is tested when it is given back; once is enough.
         .test_before_acquire(false)
         .after_connect(|connection, _| {

@@ -37,11 +37,11 @@ use connection::{Check, Connection};
 
 /// A Redis on the same network answers in under a millisecond; a request does not wait longer than this for it.
 const COMMAND: Duration = Duration::from_millis(200);
-/// Bounds TCP and TLS. With [`SETUP_TIMEOUT`] and [`MAX_RETRY_DELAY`] it keeps a client connected within 5 s of the return
-/// of a Redis that had answered nothing.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Bounds the commands that prepare a connection. A connection that is slow by 2 s is still made.
-const SETUP_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bounds TCP and TLS, which a process that is starved of CPU takes a while for. With [`MAX_RETRY_DELAY`] it lets a client
+/// connect within 5 s of the return of a Redis that had answered nothing.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+/// Bounds the commands that prepare a connection. One that is slow by 2 s is still made.
+const SETUP_TIMEOUT: Duration = Duration::from_secs(4);
 /// Milliseconds.
 const MIN_RETRY_DELAY: u32 = 10;
 /// Milliseconds.

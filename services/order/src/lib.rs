@@ -27,13 +27,13 @@ use shoppee_kit::{
     caller::Verifier,
     client::ServiceToken,
     clock::Clock,
-    grpc as server, keys, ops, pg,
+    grpc as server, keys, ops,
+    pg::{self, PgPool},
     pool::Pool,
     process::Process,
     redis,
     settings::{self, Common, duration, service_urls},
 };
-use sqlx::PgPool;
 use tokio::sync::Semaphore;
 use tonic::service::Routes;
 

@@ -5,10 +5,9 @@
 use std::time::Duration;
 
 use shoppee_kit::{
-    caller::Caller, clock::Clock, idempotency::fingerprint, status::Violations, telemetry::Trace,
+    caller::Caller, clock::Clock, idempotency::fingerprint, pg::PgPool, status::Violations, telemetry::Trace,
 };
 use shoppee_proto::order::v1 as wire;
-use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{

@@ -13,12 +13,12 @@ use std::{
     time::Duration,
 };
 
+use shoppee_kit::pg::PgPool;
 use shoppee_kit::{
     age::Age,
     process::Process,
     worker::{self, Round},
 };
-use sqlx::PgPool;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{

@@ -17,9 +17,8 @@ use std::{
 };
 
 use moka::Expiry;
-use shoppee_kit::{age::Age, clock::Clock, fold::Fold, process::Process, redis::Clients};
+use shoppee_kit::{age::Age, clock::Clock, fold::Fold, pg::PgPool, process::Process, redis::Clients};
 use shoppee_proto::PRODUCT_LAG;
-use sqlx::PgPool;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 

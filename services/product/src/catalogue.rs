@@ -2,8 +2,8 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use shoppee_kit::{clock::Clock, status::Violations};
-use sqlx::{PgConnection, PgPool};
+use shoppee_kit::{clock::Clock, pg::PgPool, status::Violations};
+use sqlx::PgConnection;
 
 use crate::{
     cache::{Cache, Known},

@@ -12,8 +12,7 @@ use std::{
     time::Duration,
 };
 
-use shoppee_kit::{log_throttle::LogThrottle, process::Process};
-use sqlx::PgPool;
+use shoppee_kit::{log_throttle::LogThrottle, pg::PgPool, process::Process};
 use tokio::{
     sync::{Notify, broadcast, watch},
     time::Instant,

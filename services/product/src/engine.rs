@@ -5,8 +5,8 @@
 //! of them, and changes would be missed in silence.
 
 use anyhow::bail;
+use shoppee_kit::pg::PgPool;
 use shoppee_kit::process::Process;
-use sqlx::PgPool;
 use tokio::time::Duration;
 
 use crate::store::engine::{self, Engine};

@@ -6,8 +6,8 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use shoppee_kit::{clock::Clock, status::Violations, tasks::Tasks};
-use sqlx::{PgConnection, PgPool};
+use shoppee_kit::{clock::Clock, pg::PgPool, status::Violations, tasks::Tasks};
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use uuid::Uuid;

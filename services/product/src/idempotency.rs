@@ -5,8 +5,9 @@
 use std::time::Duration;
 
 use serde::{Serialize, de::DeserializeOwned};
+use shoppee_kit::pg::PgPool;
 use shoppee_kit::{idempotency, pg};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 pub use crate::store::idempotency::{DoneRow, Key};

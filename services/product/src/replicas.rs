@@ -12,8 +12,10 @@ use std::{
 use anyhow::Context as _;
 use futures_util::future::join_all;
 use secrecy::{ExposeSecret as _, SecretString};
-use shoppee_kit::{pg, process::Process};
-use sqlx::PgPool;
+use shoppee_kit::{
+    pg::{self, PgPool},
+    process::Process,
+};
 use tokio::time::Instant;
 
 use crate::{error::Error, store};

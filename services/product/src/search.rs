@@ -6,10 +6,10 @@
 
 pub(crate) mod words;
 
+use shoppee_kit::pg::PgPool;
 use std::collections::HashMap;
 
 use serde::Serialize;
-use sqlx::PgPool;
 
 use crate::{
     catalogue::{Catalogue, categories},

@@ -1,8 +1,7 @@
 //! The category tree: reading it, and what an admin does to it. Changes of the tree happen one at a time, so
 //! that two of them cannot make a circle together.
 
-use shoppee_kit::clock::Clock;
-use sqlx::PgPool;
+use shoppee_kit::{clock::Clock, pg::PgPool};
 
 use crate::{
     cache::Cache,

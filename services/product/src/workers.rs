@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use shoppee_kit::{
+    pg::PgPool,
     process::Process,
     worker::{self, Round},
 };
-use sqlx::PgPool;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 

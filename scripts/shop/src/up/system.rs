@@ -117,15 +117,7 @@ impl System {
 
         // Services and gateways, all at once: each waits for those it needs.
         let began = Instant::now();
-        let shop = Shop {
-            state: &self.state,
-            binaries: &self.options.binaries,
-            plan: &self.plan,
-            secrets: &self.secrets,
-            settings: &self.options.settings,
-            postgres_url: &self.postgres_url,
-        };
-        let programs = shop.programs()?;
+        let programs = self.shop().programs()?;
         self.keep(programs);
         let all_ready = join_all(self.plan.urls().into_iter().map(|(_, url)| {
             let client = client.clone();
@@ -164,6 +156,19 @@ impl System {
             done("demo shop", &format!("{added}, {}", seconds(began)));
         }
         Ok(())
+    }
+
+    /// What every process of it is started with.
+    pub fn shop(&self) -> Shop<'_> {
+        Shop {
+            state: &self.state,
+            binaries: &self.options.binaries,
+            plan: &self.plan,
+            secrets: &self.secrets,
+            settings: &self.options.settings,
+            postgres_url: &self.postgres_url,
+            redis_url: &self.redis_url,
+        }
     }
 
     /// PostgreSQL and Redis, but for those that the environment names.

@@ -2,6 +2,7 @@
 
 mod deployed;
 mod rules;
+mod starts;
 mod tls;
 mod trace;
 mod whole;

@@ -8,9 +8,9 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use sqlx::{Connection as _, PgPool, Row as _, postgres::PgConnectOptions};
+use sqlx::{Connection as _, Row as _, postgres::PgConnectOptions};
 
-use super::{CONNECT_TIMEOUT, connect, down};
+use super::{CONNECT_TIMEOUT, PgPool, connect, down};
 use crate::{log_throttle::LogThrottle, readiness::Down};
 
 /// Kept open, and opened before the process calls itself ready: a replica that comes into the rush would have callers wait
@@ -128,12 +128,12 @@ impl Health {
     }
 
     /// Opens connections up to those that are kept, one after the other: many at once would have none of them ready in
-    /// time where the process is starved of CPU.
+    /// time where the process is starved of CPU. No request waits for these.
     async fn fill(&self) -> Result<(), sqlx::Error> {
         let wanted = MIN_CONNECTIONS.min(self.pool.options().get_max_connections());
         let mut held = Vec::new();
         while self.pool.size() < wanted && held.len() < MIN_CONNECTIONS as usize {
-            held.push(self.pool.acquire().await?);
+            held.push(sqlx::PgPool::acquire(&self.pool).await?);
         }
         Ok(())
     }

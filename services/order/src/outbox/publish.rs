@@ -18,9 +18,10 @@ use fred::{
 };
 use futures_util::{StreamExt as _, stream};
 use prost::Message as _;
+use shoppee_kit::pg::PgPool;
 use shoppee_kit::telemetry;
 use shoppee_proto::{order::v1::OrderEvent, streams};
-use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection};
+use sqlx::{PgConnection, Postgres, pool::PoolConnection};
 use tracing::Span;
 
 use super::cause::{Cause, Failure, Failures};

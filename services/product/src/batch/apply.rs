@@ -9,8 +9,8 @@ use std::{
     sync::Arc,
 };
 
-use shoppee_kit::clock::Clock;
-use sqlx::{PgConnection, PgPool};
+use shoppee_kit::{clock::Clock, pg::PgPool};
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use tokio::{sync::Semaphore, task::JoinSet};
 

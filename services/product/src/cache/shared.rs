@@ -25,8 +25,8 @@ use arc_swap::ArcSwapOption;
 use fred::{clients::Client, interfaces::HashesInterface as _, types::scripts::Script};
 use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
+use shoppee_kit::pg::PgPool;
 use shoppee_kit::{process::Process, redis::Clients, tasks::Tasks};
-use sqlx::PgPool;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 

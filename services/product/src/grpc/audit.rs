@@ -1,11 +1,11 @@
 //! Holds for the audit of orders. Internal: with a service token only.
 
 use shoppee_kit::caller;
+use shoppee_kit::pg::PgPool;
 use shoppee_proto::product::v1::{
     GetHoldsRequest, GetHoldsResponse, HoldState, ListHoldsRequest, ListHoldsResponse, OrderHold, StockLine,
     hold_audit_server::HoldAudit,
 };
-use sqlx::PgPool;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 

@@ -4,7 +4,8 @@
 //! the balances plus the rows behind the checkpoint with the stock and the holds, and `recount` adds up all of the ledger
 //! once more, a page at a time.
 
-use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use shoppee_kit::pg::PgPool;
+use sqlx::{PgConnection, Postgres, Transaction};
 
 /// Begins a transaction whose statements read one snapshot, and returns it with the checkpoint.
 pub async fn snapshot(pool: &PgPool) -> sqlx::Result<(Transaction<'static, Postgres>, i64)> {

@@ -1,6 +1,6 @@
 //! What the server says of itself.
 
-use sqlx::PgPool;
+use shoppee_kit::pg::PgPool;
 
 /// A database engine.
 #[derive(Clone, Debug)]

@@ -7,8 +7,8 @@ use fred::{
     interfaces::{ClientLike as _, HashesInterface as _},
     types::scripts::Script,
 };
+use shoppee_kit::pg::PgPool;
 use shoppee_kit::{log_throttle::LogThrottle, redis::Connector};
-use sqlx::PgPool;
 use tokio::{
     sync::broadcast::{Receiver, error::RecvError},
     time::{Duration, Instant},
