@@ -1,4 +1,4 @@
-//! All SQL of the service but the outbox's: plain functions on a connection; the use case owns the transaction.
+//! All SQL of the service: plain functions on a connection; the use case owns the transaction.
 
 pub mod audit;
 pub mod cart;

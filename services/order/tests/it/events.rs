@@ -36,18 +36,18 @@ async fn seqs(redis: &Client, stream: &str, person: &Person) -> Vec<i64> {
 
 async fn count(look: &PgPool, table: &str) -> i64 {
     let count = format!("select count(*) from orders.{table}");
-    sqlx::query_scalar(sqlx::AssertSqlSafe(count)).fetch_one(look).await.unwrap()
+    sqlx::query_scalar(sqlx::AssertSqlSafe(count)).fetch_one(look).await.expect("answers")
 }
 
 async fn set_max_memory(redis: &Client, bytes: &str) {
     let config = CustomCommand::new_static("CONFIG", None::<u16>, false);
-    let () = redis.custom(config, vec!["SET", "maxmemory", bytes]).await.unwrap();
+    let () = redis.custom(config, vec!["SET", "maxmemory", bytes]).await.expect("answers");
 }
 
 /// Commands that Redis refused as it was full.
 async fn refused_for_memory(redis: &Client) -> u64 {
     let info = CustomCommand::new_static("INFO", None::<u16>, false);
-    let info: String = redis.custom(info, vec!["errorstats"]).await.unwrap();
+    let info: String = redis.custom(info, vec!["errorstats"]).await.expect("answers");
     let count = info.split("errorstat_OOM:count=").nth(1).and_then(|rest| rest.split_whitespace().next());
     count.map_or(0, |count| count.parse().expect("a number"))
 }
@@ -61,7 +61,7 @@ async fn redrive(look: &PgPool, person: &Person) {
     .bind(person.id)
     .execute(look)
     .await
-    .unwrap();
+    .expect("answers");
 }
 
 #[tokio::test]
