@@ -5,8 +5,7 @@
 use std::time::Duration;
 
 use serde::{Serialize, de::DeserializeOwned};
-use shoppee_kit::pg::PgPool;
-use shoppee_kit::{idempotency, pg};
+use shoppee_kit::{idempotency, pg::PgPool};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -133,8 +132,7 @@ impl Turn {
         };
         if let Err(error) = ended.await {
             // The rows that are done are noted; a repeat finds them, at the latest when the lease has ended.
-            let away = pg::is_away(&error);
-            tracing::warn!(%error, away, "the answer of a batch was not kept");
+            tracing::warn!(%error, "the answer of a batch was not kept");
         }
     }
 }
