@@ -1,6 +1,6 @@
 //! The table of routes, and the one layer that every request passes on its way to them.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -10,16 +10,18 @@ use axum::{
     routing::{delete, get, patch, post, put},
 };
 use http::{Method, Version, header::HOST};
+use http_body::Body as _;
 use shoppee_kit::ops;
 use tower_http::compression::{CompressionLayer, predicate::SizeAbove};
 
 use crate::{
     auth,
     error::Problem,
-    extract::refuse_query,
+    extract::{Place, Sender, refuse_query},
     observe::{Observed, UserId},
     origin::Cors,
     routes::{account, admin, cart, categories, docs, health, orders, products, ws},
+    server::Overdrawn,
     state::State,
 };
 
@@ -39,7 +41,9 @@ pub fn app(state: State) -> Router {
 
 /// What every request passes on its way in and every answer on its way out.
 async fn edge(Given(state): Given<State>, mut request: Request, next: Next) -> Response {
-    let observed = Observed::begin(&mut request);
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    let trusted = peer.is_some_and(|peer| state.limits.is_trusted(peer.ip(), request.headers()));
+    let observed = Observed::begin(&mut request, trusted);
     let cors = Cors::of(&request);
     let mut response = match cors.preflight() {
         Some(answer) => answer,
@@ -134,14 +138,18 @@ async fn admit(state: &State, mut request: Request, next: Next) -> Response {
     if !names_its_host(&request) {
         return Problem::malformed("host", "must be sent, and once").into_response();
     }
+    if request.extensions().get::<Overdrawn>().is_some() {
+        metrics::counter!("http_requests_shed_total").increment(1);
+        return Problem::unavailable().into_response();
+    }
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map(MatchedPath::as_str);
     if is_ops(route) {
         return next.run(request).await;
     }
-    let Ok(_place) = state.room.try_acquire() else {
-        metrics::counter!("http_requests_shed_total").increment(1);
-        return Problem::unavailable().into_response();
+    let place = match Place::take(&state.room) {
+        Ok(place) => Arc::new(place),
+        Err(problem) => return problem.into_response(),
     };
     let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<SocketAddr>>().copied() else {
         return Problem::internal().into_response();
@@ -152,6 +160,10 @@ async fn admit(state: &State, mut request: Request, next: Next) -> Response {
     let mut response = match admission.check().and_then(|()| check_query(route, &request)) {
         Ok(()) => {
             request.extensions_mut().insert(identity);
+            if !request.body().is_end_stream() {
+                let caller = state.limits.subject(caller.as_ref(), peer.ip(), request.headers());
+                request.extensions_mut().insert(Sender { place: place.clone(), caller });
+            }
             next.run(request).await
         }
         Err(problem) => problem.into_response(),

@@ -27,11 +27,14 @@ pub use limit::RateLimits;
 pub use origin::Origin;
 pub use settings::{Network, Settings};
 
+use std::sync::Arc;
+
 use shoppee_kit::{caller::Verifier, keys, process::Process, redis, settings::Environment};
 use tokio::sync::{Semaphore, broadcast};
 
 use crate::{
     catalogue::Catalogue,
+    extract::Bodies,
     limit::Limits,
     origin::Origins,
     realtime::Realtime,
@@ -61,7 +64,8 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         catalogue,
         limits: Limits::start(&settings, redis.client("limits")?, &process.tasks),
         origins: Origins::new(&settings.cors_origins),
-        room: Semaphore::new(usize::try_from(settings.max_requests)?),
+        room: Arc::new(Semaphore::new(usize::try_from(settings.max_requests)?)),
+        bodies: Bodies::new(usize::try_from(settings.max_body_bytes)?),
         process: process.clone(),
         upstream,
         verifier,

@@ -43,8 +43,8 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// Gives the request an id and a trace.
-    pub fn begin(request: &mut Request) -> Self {
+    /// Gives the request an id and a trace. What is said of the trace is believed of `trusted` callers alone.
+    pub fn begin(request: &mut Request, trusted: bool) -> Self {
         let started = Instant::now();
         let id = request_id(request.headers_mut());
         let method = known(request.method());
@@ -62,7 +62,11 @@ impl Observed {
         } else {
             Span::none()
         };
-        let trace = Trace::go_on(span, request.headers());
+        let trace = if trusted {
+            Trace::go_on(span, request.headers())
+        } else {
+            Trace::go_on_untrusted(span, request.headers())
+        };
         Self { started, id, method, route, trace }
     }
 
@@ -172,6 +176,21 @@ mod tests {
         for odd in [&b""[..], b"a b", b"<script>", b"\xff\xfe", &[b'a'; 129]] {
             let id = request_id(&mut with_id(odd.to_vec().leak()));
             assert!(id.to_str().unwrap().parse::<Uuid>().is_ok(), "{odd:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_stranger_says_of_the_recording_of_a_trace_is_not_handed_on() {
+        telemetry::install_propagator();
+        let id = "0af7651916cd43dd8448eb211c80319c";
+        for (trusted, flags) in [(true, "00"), (false, "01")] {
+            let told = format!("00-{id}-b7ad6b7169203331-00");
+            let mut request =
+                Request::get("/").header("traceparent", told).body(axum::body::Body::empty()).unwrap();
+            let observed = Observed::begin(&mut request, trusted);
+            let handed_on = observed.trace.of(async { telemetry::traceparent() }).await;
+            assert!(handed_on.starts_with(&format!("00-{id}-")), "{handed_on}");
+            assert!(handed_on.ends_with(&format!("-{flags}")), "{trusted}: {handed_on}");
         }
     }
 

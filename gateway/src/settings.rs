@@ -37,8 +37,9 @@ pub struct Settings {
     /// Other limits than the built-in ones, as in `user=40/2s,anonymous=60/2s`; `off` lifts all of them
     #[arg(long, env = "RATE_LIMITS", default_value = "")]
     pub rate_limits: RateLimits,
-    /// HTTP connections held open at once; more wait to be accepted. WebSockets have a bound of their own
-    #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 20_000,
+    /// HTTP connections held open at once; those without a request make room for more, else more wait to be accepted.
+    /// WebSockets have a bound of their own
+    #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 8_192,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,
     /// Requests worked on at once; more are answered 503
@@ -48,9 +49,26 @@ pub struct Settings {
     /// How long an answer about a product is kept in memory, though no longer than it is true; 0s: not at all
     #[arg(long, env = "CACHE_L1_TTL", default_value = "5m", value_parser = duration)]
     pub cache_l1_ttl: Duration,
-    /// How long a client may take to send the head of a request; also how long an idle connection is kept
+    /// Bytes of bodies that are arriving, of all clients, each accounted with twice its largest size; more are answered
+    /// 503
+    #[arg(long, env = "MAX_BODY_BYTES", default_value_t = 64 * 1024 * 1024,
+          value_parser = clap::value_parser!(u64).range(32 * 1024 * 1024..=1024 * 1024 * 1024))]
+    pub max_body_bytes: u64,
+    /// Bytes of answers that wait for clients to take them, of all connections; beyond it the connection with the most
+    /// is closed
+    #[arg(long, env = "MAX_UNSENT_BYTES", default_value_t = 64 * 1024 * 1024,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_unsent_bytes: u64,
+    /// How long a client may take to send the head of a request, from its first byte, or to send the first request of
+    /// a connection
     #[arg(long, env = "HEADER_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub header_timeout: Duration,
+    /// How long a connection is kept without a request; longer than a proxy in front keeps its own
+    #[arg(long, env = "IDLE_TIMEOUT", default_value = "75s", value_parser = duration)]
+    pub idle_timeout: Duration,
+    /// How long a client may take for an answer, and one second more for each 4 KiB that it has taken
+    #[arg(long, env = "SEND_TIMEOUT", default_value = "30s", value_parser = duration)]
+    pub send_timeout: Duration,
 }
 
 impl shoppee_kit::process::Settings for Settings {

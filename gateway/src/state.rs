@@ -6,8 +6,8 @@ use shoppee_kit::{caller::Verifier, process::Process};
 use tokio::sync::Semaphore;
 
 use crate::{
-    catalogue::Catalogue, limit::Limits, origin::Origins, realtime::Realtime, routes::docs::Docs,
-    upstream::Upstream,
+    catalogue::Catalogue, extract::Bodies, limit::Limits, origin::Origins, realtime::Realtime,
+    routes::docs::Docs, upstream::Upstream,
 };
 
 /// Cheap to clone.
@@ -28,7 +28,8 @@ pub struct Parts {
     /// Whether cookies go over TLS alone.
     pub secure_cookies: bool,
     /// A permit for each request that is worked on.
-    pub room: Semaphore,
+    pub room: Arc<Semaphore>,
+    pub bodies: Arc<Bodies>,
 }
 
 impl From<Parts> for State {

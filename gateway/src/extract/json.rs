@@ -1,9 +1,6 @@
 //! JSON bodies, in and out.
 
-use std::time::Duration;
-
 use axum::{
-    body::{Body, Bytes},
     extract::{FromRequest, Request},
     response::{IntoResponse, Response},
 };
@@ -11,26 +8,16 @@ use http::{
     HeaderMap, HeaderValue,
     header::{CONTENT_ENCODING, CONTENT_TYPE},
 };
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::strict;
+use super::{
+    body::{self, SMALL},
+    strict,
+};
 use crate::{
     error::{Code, Problem},
     state::State,
 };
-
-/// Every body but a batch.
-const SMALL: usize = 64 * 1024;
-/// A batch of 10 000 rows.
-pub const LARGE: usize = 8 * 1024 * 1024;
-/// How long the whole body may take to arrive, with slack below the 30 s in which a slow sender must be gone.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// What is read and thrown away of a body that is too large: twice the largest that is allowed. Bytes.
-const DRAINED: usize = 2 * LARGE;
-/// How long that may take.
-const DRAIN: Duration = Duration::from_secs(2);
 
 /// A body that is all of a `T` and nothing else; on its way out, any.
 #[derive(Clone, Copy, Debug)]
@@ -39,10 +26,10 @@ pub struct Json<T, const LIMIT: usize = SMALL>(pub T);
 impl<T: DeserializeOwned, const LIMIT: usize> FromRequest<State> for Json<T, LIMIT> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _: &State) -> Result<Self, Problem> {
+    async fn from_request(request: Request, state: &State) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
         check_type(&parts.headers)?;
-        parse(&buffer(body, LIMIT).await?).map(Self)
+        parse(&body::read(state, &parts.extensions, body, LIMIT).await?).map(Self)
     }
 }
 
@@ -69,9 +56,9 @@ pub struct OptionalJson<T>(pub Option<T>);
 impl<T: DeserializeOwned> FromRequest<State> for OptionalJson<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _: &State) -> Result<Self, Problem> {
+    async fn from_request(request: Request, state: &State) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
-        let body = buffer(body, SMALL).await?;
+        let body = body::read(state, &parts.extensions, body, SMALL).await?;
         if body.is_empty() {
             return Ok(Self(None));
         }
@@ -104,34 +91,6 @@ fn is_json(content_type: &str) -> bool {
         })
     });
     json && utf_8
-}
-
-async fn buffer(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
-    let collected = tokio::time::timeout(PATIENCE, Limited::new(&mut body, limit).collect()).await;
-    match collected {
-        Ok(Ok(whole)) => Ok(whole.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            drain(&mut body).await;
-            Err(Problem::new(Code::PayloadTooLarge, format!("the body may have {limit} bytes at most")))
-        }
-        Ok(Err(_broken)) => Err(Problem::malformed("body", "did not arrive whole")),
-        Err(_elapsed) => Err(Problem::new(Code::RequestTimeout, "the body did not arrive in time")),
-    }
-}
-
-/// Lets a client that sends too much come to its end, within bounds: one whose connection is closed while it still sends
-/// may never see the answer (RFC 9112 §9.6).
-async fn drain(body: &mut Body) {
-    let to_the_end = async {
-        let mut left = DRAINED;
-        while let Some(Ok(frame)) = body.frame().await
-            && left > 0
-        {
-            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-        }
-    };
-    // Whoever takes longer is cut off.
-    let _ = tokio::time::timeout(DRAIN, to_the_end).await;
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {

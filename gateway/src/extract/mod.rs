@@ -1,6 +1,7 @@
 //! From a request to a handler's parameters. Whatever does not fit is a problem that names the field; nothing
 //! is guessed.
 
+mod body;
 mod json;
 mod key;
 mod path;
@@ -8,7 +9,8 @@ mod precondition;
 mod query;
 mod strict;
 
-pub use json::{Json, LARGE, NoBody, OptionalJson};
+pub use body::{Bodies, LARGE, Place, Sender};
+pub use json::{Json, NoBody, OptionalJson};
 pub use key::IdempotencyKey;
 pub use path::{Id, Path, Uuid};
 pub use precondition::{IfMatch, IfNoneMatch, etag};

@@ -130,6 +130,25 @@ impl Limits {
         }
     }
 
+    /// Whether a request comes from a trusted network itself, and not by way of it.
+    pub fn is_trusted(&self, peer: IpAddr, headers: &HeaderMap) -> bool {
+        if self.trusted.is_empty() {
+            return false;
+        }
+        let client = address::client(peer, headers, &self.trusted);
+        self.trusted.iter().any(|net| net.contains(&client))
+    }
+
+    /// Returns to whom a request belongs: to the user of its token, or to its address.
+    pub fn subject(&self, caller: Option<&Caller>, peer: IpAddr, headers: &HeaderMap) -> Subject {
+        match caller {
+            Some(caller) if caller.claims.role != Role::Service => Subject::User(caller.user_id()),
+            Some(_) | None => {
+                Subject::Address(address::network(address::client(peer, headers, &self.trusted)))
+            }
+        }
+    }
+
     /// Counts a request. `route` is its template, `caller` whom its token speaks for.
     pub async fn admit(
         &self,
@@ -138,16 +157,16 @@ impl Limits {
         peer: IpAddr,
         headers: &HeaderMap,
     ) -> Admission {
-        let address = || Subject::Address(address::network(address::client(peer, headers, &self.trusted)));
+        let subject = |caller| self.subject(caller, peer, headers);
         // A route with a policy of its own is counted by address, whoever calls: what it stands before is the same
         // for all.
         let own = self.routes.iter().find(|(own, _)| route == Some(own));
         let (set, subject) = match (own, caller) {
-            (Some((_, set)), _) => (set, address()),
-            (None, Some(caller)) if caller.claims.role != Role::Service => {
-                (&self.user, Subject::User(caller.user_id()))
-            }
-            (None, _) => (&self.anonymous, address()),
+            (Some((_, set)), _) => (set, subject(None)),
+            (None, caller) => match subject(caller) {
+                subject @ Subject::User(_) => (&self.user, subject),
+                subject @ Subject::Address(_) => (&self.anonymous, subject),
+            },
         };
         let Some(set) = set else {
             return Admission::default();

@@ -2,8 +2,7 @@
 //! lists and searches grow from a small shop to a large one; what the caches hit, and what all of it takes at rest.
 
 use std::{
-    fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -14,7 +13,7 @@ use sqlx::{Connection as _, PgConnection};
 
 use crate::{
     load::{self, Seen},
-    system::{self, FAR_LIMITS, Gateway, Running, Started},
+    system::{self, FAR_LIMITS, Gateway, Running, Started, resident},
     table,
 };
 
@@ -286,12 +285,4 @@ fn memory(running: &Running) -> anyhow::Result<Vec<Vec<String>>> {
     }
     rows.push(vec!["all four (at most 120)".to_owned(), format!("{all:.0}")]);
     Ok(rows)
-}
-
-/// MiB.
-fn resident(pid: u32) -> anyhow::Result<f64> {
-    let status = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status"))?;
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kib: f64 = kib.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib / 1024.0)
 }

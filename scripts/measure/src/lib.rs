@@ -6,6 +6,7 @@ mod edge;
 mod envoy;
 mod hop;
 mod load;
+mod memory;
 mod system;
 mod table;
 
@@ -27,6 +28,8 @@ enum What {
     Edge(edge::Options),
     /// How fast the catalogue is, against bare handlers, bare SQL, and a small shop
     Catalogue(catalogue::Options),
+    /// What a gateway that is never scraped holds after 2 000 000 requests, beside after 200 000
+    Memory(memory::Options),
     /// The bare gRPC service, in a process of its own
     #[command(hide = true)]
     BareService(hop::ServiceOptions),
@@ -44,6 +47,7 @@ pub fn main() -> ExitCode {
         match command.what {
             What::Edge(options) => edge::run(options).await,
             What::Catalogue(options) => catalogue::run(options).await,
+            What::Memory(options) => memory::run(options).await,
             What::BareService(options) => hop::serve(options).await,
             What::BareHop(options) => hop::run(options).await,
             What::Bare(options) => bare::run(options).await,

@@ -25,6 +25,7 @@ pub struct Target {
 /// What one look saw.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen {
+    pub requests: u64,
     /// Requests a second.
     pub rate: f64,
     /// Processor time that the server spent on each. Microseconds.
@@ -53,14 +54,16 @@ pub async fn look(target: &Target, time: Duration) -> anyhow::Result<Seen> {
     anyhow::ensure!(!text.contains("Non-2xx"), "not all was answered with 2xx:\n{text}");
     let word = |after: &str| text.lines().find_map(|line| line.trim().strip_prefix(after)).map(str::trim);
     let rate: f64 = word("Requests/sec:").context("wrk said no rate")?.parse()?;
-    let requests: f64 = text
+    let requests: u64 = text
         .lines()
         .find_map(|line| line.trim().split_once(" requests in "))
         .context("wrk said no number")?
         .0
         .parse()?;
     let p99 = milliseconds(word("99%").context("wrk said no latency")?).context("wrk's latency")?;
-    Ok(Seen { rate, cost: spent * 1e6 / requests, p99 })
+    #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
+    let cost = spent * 1e6 / requests as f64;
+    Ok(Seen { requests, rate, cost, p99 })
 }
 
 /// What the process has used so far, of all cores.

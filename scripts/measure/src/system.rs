@@ -202,3 +202,11 @@ fn own(what: &str, listen: SocketAddr) -> Command {
 fn free_addr() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
+
+/// Memory that a process has. MiB.
+pub fn resident(pid: u32) -> anyhow::Result<f64> {
+    let status = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status"))?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: f64 = kib.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024.0)
+}

@@ -33,6 +33,10 @@ pub struct Common {
     /// Where traces go, an OTLP/gRPC endpoint; none are sent without it
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otel_exporter_otlp_endpoint: Option<String>,
+    /// The share of traces that are recorded, from 0 to 1, of those that begin at this process or come from a client that
+    /// is not trusted
+    #[arg(long, env = "TRACE_SAMPLE_RATIO", default_value = "1", value_parser = share)]
+    pub trace_sample_ratio: f64,
     /// How long a stopping process that no longer calls itself ready keeps serving, for load balancers to notice;
     /// 5s in production, none in development
     #[arg(long, env = "SHUTDOWN_LAG", value_parser = duration)]
@@ -149,6 +153,12 @@ pub fn service_urls(value: &str) -> Result<String, String> {
 /// `5s`, `15m`, `24h`.
 pub fn duration(value: &str) -> Result<Duration, String> {
     humantime::parse_duration(value).map_err(|_| "not a duration such as 5s, 15m or 24h".to_owned())
+}
+
+/// A number from 0 to 1.
+pub fn share(value: &str) -> Result<f64, String> {
+    let share = value.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "not a number from 0 to 1".to_owned())
 }
 
 /// Whatever it is, no error message repeats it.

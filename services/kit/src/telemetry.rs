@@ -21,14 +21,17 @@ use opentelemetry::{
     Context, TraceFlags, global,
     propagation::{Extractor, Injector},
     trace::{
-        FutureExt as _, SpanContext, TraceContextExt as _, TraceState, TracerProvider as _, WithContext,
+        FutureExt as _, SpanContext, SpanKind, TraceContextExt as _, TraceId, TraceState,
+        TracerProvider as _, WithContext,
     },
 };
 use opentelemetry_otlp::WithExportConfig as _;
 use opentelemetry_sdk::{
     Resource,
     propagation::TraceContextPropagator,
-    trace::{IdGenerator as _, RandomIdGenerator, SdkTracerProvider},
+    trace::{
+        IdGenerator as _, RandomIdGenerator, Sampler, SamplingDecision, SdkTracerProvider, ShouldSample as _,
+    },
 };
 use tokio::sync::watch;
 use tracing::{Instrument as _, Span, Subscriber, instrument::Instrumented};
@@ -60,6 +63,7 @@ const LAST_SPANS: Duration = Duration::from_secs(1);
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+static SAMPLER: OnceLock<Sampler> = OnceLock::new();
 static EXPORTED: AtomicBool = AtomicBool::new(false);
 
 /// Whether spans are sent anywhere. Where they are not, a trace is its ids alone, which cost a fraction.
@@ -78,9 +82,12 @@ pub struct Telemetry {
 pub fn install(name: &'static str, settings: &Common) -> anyhow::Result<Telemetry> {
     let filter = EnvFilter::try_new(&settings.log).context("LOG is not a log filter")?;
 
-    global::set_text_map_propagator(TraceContextPropagator::new());
-    let mut tracer =
-        SdkTracerProvider::builder().with_resource(Resource::builder().with_service_name(name).build());
+    install_propagator();
+    let sampler = Sampler::TraceIdRatioBased(settings.trace_sample_ratio);
+    let mut tracer = SdkTracerProvider::builder()
+        .with_resource(Resource::builder().with_service_name(name).build())
+        .with_sampler(Sampler::ParentBased(Box::new(sampler.clone())));
+    let _ = SAMPLER.set(sampler);
     EXPORTED.store(settings.otel_exporter_otlp_endpoint.is_some(), Ordering::Relaxed);
     if let Some(endpoint) = &settings.otel_exporter_otlp_endpoint {
         let exporter = opentelemetry_otlp::SpanExporter::builder()
@@ -120,6 +127,11 @@ pub fn install(name: &'static str, settings: &Common) -> anyhow::Result<Telemetr
     std::panic::set_hook(Box::new(log_panic));
     metrics::gauge!("build_info", "service" => name, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(Telemetry { tracer, log })
+}
+
+/// Makes traces go from process to process as W3C Trace Context says.
+pub fn install_propagator() {
+    global::set_text_map_propagator(TraceContextPropagator::new());
 }
 
 /// Logs a panic as any error. The hook of the standard library writes to standard error, and waits for its reader.
@@ -191,7 +203,16 @@ impl Trace {
     /// Goes on with the trace that `headers` carry (W3C Trace Context), or begins one. The span must not have been
     /// entered yet.
     pub fn go_on(span: Span, headers: &HeaderMap) -> Self {
-        let parent = global::get_text_map_propagator(|propagator| propagator.extract(&HeadersRef(headers)));
+        Self::go_on_from(span, extract(headers))
+    }
+
+    /// The same for the headers of a client that is not trusted: it names the trace, but has no say in whether the trace
+    /// is recorded, and its `tracestate` goes no further.
+    pub fn go_on_untrusted(span: Span, headers: &HeaderMap) -> Self {
+        Self::go_on_from(span, resample(extract(headers), sampler()))
+    }
+
+    fn go_on_from(span: Span, parent: Context) -> Self {
         if is_exported() {
             set_parent(&span, parent);
             return Self { span, context: Context::new() };
@@ -221,11 +242,39 @@ impl Trace {
     }
 }
 
+/// The context that `headers` carry.
+fn extract(headers: &HeaderMap) -> Context {
+    global::get_text_map_propagator(|propagator| propagator.extract(&HeadersRef(headers)))
+}
+
+/// The same trace, with a decision of our own on whether it is recorded.
+fn resample(parent: Context, sampler: &Sampler) -> Context {
+    let span = parent.span();
+    let told = span.span_context();
+    if !told.is_valid() {
+        return parent;
+    }
+    let flags = decide(told.trace_id(), sampler);
+    let own = SpanContext::new(told.trace_id(), told.span_id(), flags, true, TraceState::default());
+    Context::new().with_remote_span_context(own)
+}
+
+/// Decides whether a trace is recorded, by its id: every process that decides so comes to the same.
+fn decide(trace: TraceId, sampler: &Sampler) -> TraceFlags {
+    let result = sampler.should_sample(None, trace, "", &SpanKind::Server, &[], &[]);
+    TraceFlags::default().with_sampled(result.decision == SamplingDecision::RecordAndSample)
+}
+
+/// The sampler of traces that begin here; of all of them before [`install`].
+fn sampler() -> &'static Sampler {
+    SAMPLER.get().unwrap_or(&Sampler::AlwaysOn)
+}
+
 /// A trace of new ids, so that whoever exports spans further on does.
 fn begin() -> Context {
     let ids = RandomIdGenerator::default();
     let (trace, span) = (ids.new_trace_id(), ids.new_span_id());
-    let new = SpanContext::new(trace, span, TraceFlags::SAMPLED, true, TraceState::default());
+    let new = SpanContext::new(trace, span, decide(trace, sampler()), true, TraceState::default());
     Context::new().with_remote_span_context(new)
 }
 
@@ -255,8 +304,7 @@ fn inject_context(context: &Context, headers: &mut HeaderMap) {
 
 /// Makes the trace that `headers` carry the parent of `span`, which must not have been entered yet.
 fn continue_trace(span: &Span, headers: &HeaderMap) {
-    let parent = global::get_text_map_propagator(|propagator| propagator.extract(&HeadersRef(headers)));
-    set_parent(span, parent);
+    set_parent(span, extract(headers));
 }
 
 /// Makes the trace of a `traceparent` that travelled with an event the parent of `span`.
@@ -308,6 +356,7 @@ mod tests {
     use std::fs;
 
     use clap::Parser;
+    use opentelemetry::propagation::TextMapPropagator as _;
 
     use super::*;
     use crate::{clock::Clock, readiness::Readiness, tasks::Tasks, tls::GrpcTls};
@@ -316,6 +365,28 @@ mod tests {
     struct Settings {
         #[command(flatten)]
         common: Common,
+    }
+
+    #[test]
+    fn a_client_names_the_trace_and_has_no_say_in_its_recording() {
+        let told = |flags| {
+            let value = format!("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-{flags}");
+            let mut headers = HeaderMap::new();
+            headers.insert("traceparent", value.parse().unwrap());
+            headers.insert("tracestate", "a=b".parse().unwrap());
+            TraceContextPropagator::new().extract(&HeadersRef(&headers))
+        };
+        for (sampler, recorded) in
+            [(Sampler::AlwaysOn, true), (Sampler::AlwaysOff, false), (Sampler::TraceIdRatioBased(0.0), false)]
+        {
+            for flags in ["00", "01"] {
+                let own = resample(told(flags), &sampler);
+                let span = own.span();
+                assert_eq!(span.span_context().trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
+                assert_eq!(span.span_context().is_sampled(), recorded, "{sampler:?}, {flags}");
+                assert_eq!(span.span_context().trace_state().header(), "");
+            }
+        }
     }
 
     /// Pages of memory that this process has, of 4 KiB.

@@ -278,6 +278,7 @@ pub fn common() -> settings::Common {
         log: "warn".to_owned(),
         log_format: settings::LogFormat::Pretty,
         otel_exporter_otlp_endpoint: None,
+        trace_sample_ratio: 1.0,
         shutdown_lag: None,
         probe: false,
         grpc_tls: settings::GrpcTls::default(),

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use clap::Parser;
 use shoppee_kit::testing::{Database, TestProcess, free_addr};
 
-use super::{ADMIN, PASSWORD, Service};
+use super::{ADMIN, PASSWORD, Service, Shop};
 
 fn settings<S: Parser>(common: &[&str], more: &[String]) -> S {
     let common =
@@ -97,4 +97,13 @@ pub async fn start_gateway(
     }
     shoppee_gateway::start(settings(&[], &args), process.process.clone()).await.expect("gateway starts");
     Service { addr, process }
+}
+
+impl Shop {
+    /// What another gateway in a process of its own needs to know.
+    pub fn gateway_environment(&self) -> Vec<(&'static str, String)> {
+        let [auth, product, order] = self.urls.clone();
+        let redis_url = format!("redis://127.0.0.1:{}", self.redis.port());
+        vec![("REDIS_URL", redis_url), ("AUTH_URL", auth), ("PRODUCT_URL", product), ("ORDER_URL", order)]
+    }
 }

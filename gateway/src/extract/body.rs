@@ -1,0 +1,242 @@
+//! Bodies on their way in. A body that arrives slowly holds no place of `MAX_REQUESTS`: it is bounded by the bytes of all
+//! bodies that arrive, by their number for each caller, by a deadline and by a minimum pace.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use axum::body::{Body, Bytes};
+use futures_util::FutureExt as _;
+use http::Extensions;
+use http_body_util::BodyExt as _;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    error::{Code, Problem},
+    limit::Subject,
+    state::State,
+};
+
+/// Every body but a batch. Bytes.
+pub const SMALL: usize = 64 * 1024;
+/// A batch of 10 000 rows. Bytes.
+pub const LARGE: usize = 8 * 1024 * 1024;
+/// How long the whole body may take to arrive, with slack below the 30 s in which a slow sender must be gone.
+const BODY_TIMEOUT: Duration = Duration::from_secs(20);
+/// A body may rest for so long …
+const MAX_REST: Duration = Duration::from_secs(5);
+/// … and must otherwise come at this pace, a tenth of a bad mobile network's.
+const MIN_BYTES_PER_SECOND: usize = 1024;
+/// Bodies of one caller that arrive at once. One that came together with its head does not count.
+const MAX_BODIES_PER_CALLER: usize = 16;
+/// A body is accounted with its largest size, and as much for what is read from it.
+const ACCOUNTED: usize = 2;
+/// What is read and thrown away of a body that is too large: twice the largest that is allowed. Bytes.
+const DRAINED: usize = 2 * LARGE;
+/// How long that may take.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The bodies that are arriving.
+#[derive(Debug)]
+pub struct Bodies {
+    /// A permit for each KiB.
+    room: Arc<Semaphore>,
+    callers: Mutex<HashMap<Subject, usize>>,
+}
+
+impl Bodies {
+    pub fn new(max_bytes: usize) -> Arc<Self> {
+        Arc::new(Self { room: Arc::new(Semaphore::new(max_bytes / 1024)), callers: Mutex::default() })
+    }
+
+    fn callers(&self) -> MutexGuard<'_, HashMap<Subject, usize>> {
+        self.callers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes room for a body of at most `limit` bytes.
+    fn admit(self: &Arc<Self>, caller: Subject, limit: usize) -> Result<Arriving, Problem> {
+        let permits = u32::try_from(ACCOUNTED * limit / 1024).unwrap_or(u32::MAX);
+        let mut callers = self.callers();
+        let count = callers.entry(caller).or_default();
+        if *count >= MAX_BODIES_PER_CALLER {
+            let detail = "too many bodies of the same caller have not arrived yet";
+            return Err(Problem::new(Code::RateLimited, detail).retry_after(Duration::from_secs(1)));
+        }
+        *count += 1;
+        drop(callers);
+        let mut arriving = Arriving { bodies: self.clone(), caller, room: None };
+        let Ok(room) = self.room.clone().try_acquire_many_owned(permits) else {
+            metrics::counter!("http_requests_shed_total").increment(1);
+            return Err(Problem::unavailable());
+        };
+        arriving.room = Some(room);
+        Ok(arriving)
+    }
+}
+
+/// A body that is arriving.
+#[derive(Debug)]
+struct Arriving {
+    bodies: Arc<Bodies>,
+    caller: Subject,
+    room: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut count) = self.bodies.callers().entry(self.caller) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
+/// The place of a request among `MAX_REQUESTS`. It is given back while the request's body arrives.
+#[derive(Debug)]
+pub struct Place {
+    room: Arc<Semaphore>,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    place: Option<OwnedSemaphorePermit>,
+    /// Of a large body, until the request is answered.
+    body: Option<OwnedSemaphorePermit>,
+}
+
+impl Place {
+    /// Takes a place, where there is one.
+    pub fn take(room: &Arc<Semaphore>) -> Result<Self, Problem> {
+        let place = Self { room: room.clone(), held: Mutex::default() };
+        place.retake()?;
+        Ok(place)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn give_back(&self) {
+        self.held().place = None;
+    }
+
+    fn retake(&self) -> Result<(), Problem> {
+        let Ok(place) = self.room.clone().try_acquire_owned() else {
+            metrics::counter!("http_requests_shed_total").increment(1);
+            return Err(Problem::unavailable());
+        };
+        self.held().place = Some(place);
+        Ok(())
+    }
+}
+
+/// In the extensions of a request with a body: what its arrival is accounted to.
+#[derive(Clone, Debug)]
+pub struct Sender {
+    pub place: Arc<Place>,
+    pub caller: Subject,
+}
+
+/// Reads the whole body, of `limit` bytes at most.
+pub async fn read(
+    state: &State,
+    extensions: &Extensions,
+    body: Body,
+    limit: usize,
+) -> Result<Bytes, Problem> {
+    let mut incoming = Incoming { body, limit, read: Vec::new() };
+    // What came together with its head, or does not come at all.
+    if let Some(Ok(whole)) = incoming.collect().now_or_never() {
+        return Ok(whole);
+    }
+    let sender = extensions.get::<Sender>().ok_or_else(Problem::internal)?;
+    let mut arriving = state.bodies.admit(sender.caller, limit)?;
+    sender.place.give_back();
+    let whole = incoming.collect_in_time().await?;
+    sender.place.retake()?;
+    if whole.len() > SMALL {
+        sender.place.held().body = arriving.room.take();
+    }
+    Ok(whole)
+}
+
+#[derive(Debug)]
+struct Incoming {
+    body: Body,
+    limit: usize,
+    read: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Failure {
+    TooLarge,
+    Broken,
+}
+
+impl Incoming {
+    /// Reads on to the end. Where the future is dropped, nothing is lost.
+    async fn collect(&mut self) -> Result<Bytes, Failure> {
+        while self.read_frame().await? {}
+        Ok(std::mem::take(&mut self.read).into())
+    }
+
+    /// Whether there may be more.
+    async fn read_frame(&mut self) -> Result<bool, Failure> {
+        let Some(frame) = self.body.frame().await else {
+            return Ok(false);
+        };
+        if let Ok(data) = frame.map_err(|_broken| Failure::Broken)?.into_data() {
+            if self.read.len() + data.len() > self.limit {
+                return Err(Failure::TooLarge);
+            }
+            self.read.extend_from_slice(&data);
+        }
+        Ok(true)
+    }
+
+    /// The same by the deadline, and at the minimum pace.
+    async fn collect_in_time(&mut self) -> Result<Bytes, Problem> {
+        let started = Instant::now();
+        loop {
+            let seconds = u64::try_from(self.read.len() / MIN_BYTES_PER_SECOND).unwrap_or(u64::MAX);
+            let deadline = started + BODY_TIMEOUT.min(MAX_REST + Duration::from_secs(seconds));
+            match timeout_at(deadline, self.read_frame()).await {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => return Ok(std::mem::take(&mut self.read).into()),
+                Ok(Err(Failure::TooLarge)) => {
+                    self.drain().await;
+                    let limit = self.limit;
+                    let detail = format!("the body may have {limit} bytes at most");
+                    return Err(Problem::new(Code::PayloadTooLarge, detail));
+                }
+                Ok(Err(Failure::Broken)) => return Err(Problem::malformed("body", "did not arrive whole")),
+                Err(_elapsed) => {
+                    return Err(Problem::new(Code::RequestTimeout, "the body did not arrive in time"));
+                }
+            }
+        }
+    }
+
+    /// Lets a client that sends too much come to its end, within bounds: one whose connection is closed while it still
+    /// sends may never see the answer (RFC 9112 §9.6).
+    async fn drain(&mut self) {
+        let to_the_end = async {
+            let mut left = DRAINED;
+            while let Some(Ok(frame)) = self.body.frame().await
+                && left > 0
+            {
+                left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            }
+        };
+        // A client that takes longer is cut off.
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, to_the_end).await;
+    }
+}

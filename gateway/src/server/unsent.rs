@@ -1,0 +1,249 @@
+//! Accounts of the bytes of answers that wait to be sent, for each connection and for all. HTTP/2 lets a client hold back
+//! answers for as long as it likes, and asks for more meanwhile.
+//!
+//! Bytes are accounted from the moment in which hyper takes them out of an answer to the one in which the last of them is
+//! written to the socket, wherever they wait in between.
+
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::body::Body;
+use bytes::{Buf, Bytes};
+use http_body::{Frame, SizeHint};
+use metrics::{Gauge, gauge};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::activity::{ActiveRequest, Activity, Timeouts};
+
+/// A connection that holds more is refused further requests: forty of the longest lists.
+const MAX_UNSENT_BYTES_PER_CONNECTION: usize = 2 * 1024 * 1024;
+/// What a client must take of an answer each second, beyond the time that it is granted for the whole.
+const MIN_BYTES_PER_SECOND: usize = 4 * 1024;
+
+/// Connections without a request that are closed where there is no room for another: to look for them takes longer than
+/// to close them.
+const EVICTED_AT_ONCE: usize = 32;
+
+/// The account of all connections.
+#[derive(Debug)]
+pub struct Accounts {
+    max_bytes: usize,
+    bytes: AtomicUsize,
+    gauge: Gauge,
+    connections: Mutex<BTreeMap<u64, Arc<Activity>>>,
+    next_id: AtomicU64,
+}
+
+impl Accounts {
+    pub fn new(max_bytes: usize) -> Arc<Self> {
+        Arc::new(Self {
+            max_bytes,
+            bytes: AtomicUsize::new(0),
+            gauge: gauge!("http_unsent_bytes"),
+            connections: Mutex::default(),
+            next_id: AtomicU64::new(0),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Activity>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens the account of a connection, which lasts until the guard is dropped.
+    pub fn open(self: &Arc<Self>, timeouts: Timeouts) -> OpenAccount {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let ledger = Arc::new(Ledger {
+            accounts: self.clone(),
+            evicted: CancellationToken::new(),
+            bytes: AtomicUsize::new(0),
+            chunks: Mutex::default(),
+        });
+        let activity = Arc::new(Activity::new(timeouts, ledger));
+        self.lock().insert(id, activity.clone());
+        OpenAccount { id, activity }
+    }
+
+    /// Ends the connection that holds the most, where all together hold too much.
+    fn evict_largest(&self) {
+        if self.bytes.load(Ordering::Relaxed) <= self.max_bytes {
+            return;
+        }
+        let connections = self.lock();
+        let live = connections.values().filter(|activity| !activity.ledger.evicted.is_cancelled());
+        if let Some(largest) = live.max_by_key(|activity| activity.ledger.bytes()) {
+            largest.ledger.evicted.cancel();
+            metrics::counter!("http_connections_closed_total", "reason" => "unsent").increment(1);
+        }
+    }
+
+    /// Ends the connections that have been without a request for longest, to make room for new ones.
+    pub fn evict_idle(&self) {
+        let connections = self.lock();
+        let live = connections.values().filter(|activity| !activity.ledger.evicted.is_cancelled());
+        let mut idle: Vec<_> = live.filter_map(|activity| Some((activity.idle_since()?, activity))).collect();
+        idle.sort_unstable_by_key(|(since, _)| *since);
+        for (_, activity) in idle.into_iter().take(EVICTED_AT_ONCE) {
+            activity.ledger.evicted.cancel();
+            metrics::counter!("http_connections_closed_total", "reason" => "full").increment(1);
+        }
+    }
+}
+
+/// An account that is open.
+#[derive(Debug)]
+pub struct OpenAccount {
+    id: u64,
+    pub activity: Arc<Activity>,
+}
+
+impl Drop for OpenAccount {
+    fn drop(&mut self) {
+        self.activity.ledger.accounts.lock().remove(&self.id);
+    }
+}
+
+/// The account of one connection.
+#[derive(Debug)]
+pub struct Ledger {
+    accounts: Arc<Accounts>,
+    evicted: CancellationToken,
+    bytes: AtomicUsize,
+    chunks: Mutex<Chunks>,
+}
+
+#[derive(Debug, Default)]
+struct Chunks {
+    next_id: u64,
+    waiting: BTreeMap<u64, Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    since: Instant,
+    sent: usize,
+}
+
+impl Ledger {
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Chunks> {
+        self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a further request may be answered.
+    pub fn has_room(&self) -> bool {
+        self.bytes() <= MAX_UNSENT_BYTES_PER_CONNECTION
+    }
+
+    /// Waits until the connection must end for the sake of the others.
+    pub async fn evicted(&self) {
+        self.evicted.cancelled().await;
+    }
+
+    /// When the first of the chunks should have been taken; `None` where there is none.
+    pub fn deadline(&self, timeout: Duration) -> Option<Instant> {
+        if self.bytes() == 0 {
+            return None;
+        }
+        let granted = |waiting: &Waiting| {
+            let seconds = u64::try_from(waiting.sent / MIN_BYTES_PER_SECOND).unwrap_or(u64::MAX);
+            waiting.since + timeout + Duration::from_secs(seconds)
+        };
+        self.lock().waiting.values().map(granted).min()
+    }
+
+    fn take(self: &Arc<Self>, bytes: Bytes) -> Chunk {
+        let mut chunks = self.lock();
+        let id = chunks.next_id;
+        chunks.next_id += 1;
+        chunks.waiting.insert(id, Waiting { since: Instant::now(), sent: 0 });
+        drop(chunks);
+        self.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+        self.accounts.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+        #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
+        self.accounts.gauge.increment(bytes.len() as f64);
+        self.accounts.evict_largest();
+        Chunk { id, bytes, ledger: self.clone() }
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.accounts.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
+        self.accounts.gauge.decrement(bytes as f64);
+    }
+}
+
+/// Bytes of an answer on their way to the socket.
+#[derive(Debug)]
+pub struct Chunk {
+    id: u64,
+    bytes: Bytes,
+    ledger: Arc<Ledger>,
+}
+
+impl Buf for Chunk {
+    fn remaining(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        self.ledger.give_back(count);
+        if let Some(waiting) = self.ledger.lock().waiting.get_mut(&self.id) {
+            waiting.sent += count;
+        }
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        self.ledger.give_back(self.bytes.len());
+        self.ledger.lock().waiting.remove(&self.id);
+    }
+}
+
+/// The body of an answer, accounted as it is taken.
+#[derive(Debug)]
+pub struct Accounted {
+    pub body: Body,
+    pub ledger: Arc<Ledger>,
+    /// The request is answered when the body is gone.
+    pub _request: ActiveRequest,
+}
+
+impl http_body::Body for Accounted {
+    type Data = Chunk;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Chunk>, axum::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        frame.map_ok(|frame| frame.map_data(|bytes| self.ledger.take(bytes)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

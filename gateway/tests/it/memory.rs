@@ -1,0 +1,172 @@
+//! A gateway in a process of its own: what it holds at its bounds, and what it does where its log is not read.
+
+use std::{
+    fs,
+    io::Read as _,
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use serde_json::json;
+use shoppee_kit::testing::{eventually, free_addr};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+
+use crate::{
+    shop::Shop,
+    slow_clients::{Http2, post_without_the_last_byte},
+};
+
+const MIB: usize = 1024 * 1024;
+
+struct Gateway {
+    addr: SocketAddr,
+    process: Child,
+}
+
+impl Gateway {
+    /// Starts one beside those of the shop; its log goes into a pipe.
+    async fn start(shop: &Shop, settings: &[(&str, &str)]) -> Self {
+        let addr = free_addr();
+        let process = Command::new(env!("CARGO_BIN_EXE_shoppee-gateway"))
+            .env_clear()
+            .envs(shop.gateway_environment())
+            .envs([
+                ("SHOPPEE_ENV", "development"),
+                ("LISTEN_ADDR", &addr.to_string()),
+                ("RATE_LIMITS", "off"),
+            ])
+            .envs(settings.iter().copied())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let gateway = Self { addr, process };
+        eventually("the gateway is ready", async || {
+            let ready = reqwest::get(format!("http://{addr}/readyz")).await;
+            ready.is_ok_and(|answer| answer.status().is_success())
+        })
+        .await;
+        gateway
+    }
+
+    /// Memory that the process has. Bytes.
+    fn resident(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("it lives");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        kib * 1024
+    }
+
+    async fn metrics(&self) -> String {
+        let answer = reqwest::get(format!("http://{}/metrics", self.addr)).await.expect("an answer");
+        answer.text().await.expect("text")
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The sum of the table "What a process may hold" of docs/operating.md, at lower bounds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_at_its_bounds_holds_what_they_add_up_to() {
+    const CONNECTIONS: usize = 300;
+    const CONNECTION_BYTES: usize = 64 * 1024;
+    const UNSENT_BYTES: usize = 2 * MIB;
+    /// Of 48 bodies of 64 KiB, twice.
+    const BODY_BYTES: usize = 6 * MIB;
+    /// Requests that were at work once, caches, buffers that the allocator keeps.
+    const SLACK: usize = 24 * MIB;
+
+    let shop = Shop::open().await;
+    let settings = [
+        ("MAX_CONNECTIONS", CONNECTIONS.to_string()),
+        ("MAX_UNSENT_BYTES", UNSENT_BYTES.to_string()),
+        ("HEADER_TIMEOUT", "5m".to_owned()),
+        ("LOG", "off".to_owned()),
+    ];
+    let admin = shop.admin().await;
+    for number in 0..20 {
+        let product = json!({"sku": format!("LONG-{number}"), "name": "Long", "price": 1, "stock": 1,
+                             "description": "é".repeat(10_000)});
+        admin.post("/products", &product).await.expect(201);
+    }
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let gateway = Gateway::start(&shop, &settings).await;
+    let before = gateway.resident();
+
+    // Answers of 400 KiB, made anew for each request.
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = Http2::open(gateway.addr, 0).await;
+        let mut answers = Vec::new();
+        while answers.len() < 100
+            && let Some(answer) = client.get("/api/v1/products").await
+            && answer.status().is_success()
+        {
+            answers.push(answer);
+        }
+        clients.push((client, answers));
+    }
+    // Bodies: of three callers as many as each may hold back, and more.
+    let mut streams = Vec::new();
+    let body = format!("{{{}}}", " ".repeat(60 * 1024));
+    for name in ["eve", "mallory", "trudy"] {
+        let caller = shop.customer(name).await;
+        for _ in 0..20 {
+            streams.push(post_without_the_last_byte(gateway.addr, &caller, "/cart/items", &body).await);
+        }
+    }
+    // Heads: on all connections that are left, the most that is read of one.
+    let head = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}", "y".repeat(30 * 1024));
+    while streams.len() < CONNECTIONS {
+        let mut stream = TcpStream::connect(gateway.addr).await.expect("accepts");
+        stream.write_all(head.as_bytes()).await.expect("open");
+        streams.push(stream);
+    }
+    let mut most = gateway.resident();
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        most = most.max(gateway.resident());
+    }
+    let more = most.saturating_sub(before);
+    let sum = CONNECTIONS * CONNECTION_BYTES + UNSENT_BYTES + BODY_BYTES + SLACK;
+    eprintln!("{} MiB more, of {}", more / MIB, sum / MIB);
+    assert!(more <= sum, "{} MiB more, of {}", more / MIB, sum / MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_whose_log_is_not_read_goes_on_and_counts_the_lines_it_drops() {
+    let shop = Shop::open().await;
+    let mut gateway = Gateway::start(&shop, &[("LOG", "trace")]).await;
+    let ask = async |path: &str| {
+        let url = format!("http://{}{path}", gateway.addr);
+        let answer = reqwest::Client::new().get(url).timeout(Duration::from_secs(20)).send().await;
+        answer.expect("an answer").text().await.expect("a body")
+    };
+    let dropped = |metrics: &str| {
+        let line = metrics.lines().find_map(|line| line.strip_prefix("log_lines_dropped_total "));
+        line.expect("the counter").parse::<u64>().expect("a number") > 0
+    };
+    let mut asked = 0;
+    while !dropped(&ask("/metrics").await) {
+        assert_eq!(ask("/healthz").await, "ok\n");
+        asked += 1;
+        assert!(asked < 5000, "nothing is dropped");
+    }
+    // Each process folds its samples without a scrape.
+    assert!(gateway.metrics().await.contains("worker_max_age_seconds{worker=\"metrics_upkeep\"}"));
+    // Once the log is read again, it says so.
+    let mut log = gateway.process.stdout.take().expect("piped");
+    let mut read = Vec::new();
+    let told = |read: &[u8]| String::from_utf8_lossy(read).contains("lines of the log were dropped");
+    let mut buffer = vec![0; 64 * 1024];
+    while !told(&read) && read.len() < 64 * MIB {
+        let length = log.read(&mut buffer).expect("a pipe");
+        read.extend_from_slice(&buffer[..length]);
+    }
+    assert!(told(&read));
+}
