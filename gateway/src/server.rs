@@ -8,7 +8,7 @@ mod unsent;
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use axum::{Router, body::Body, extract::ConnectInfo, response::IntoResponse as _};
+use axum::{Router, body::Body, extract::ConnectInfo};
 use http::{
     HeaderValue, Request, Response, StatusCode, Version,
     header::{CONNECTION, CONTENT_ENCODING},
@@ -29,7 +29,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use crate::Settings;
+use crate::{Settings, error::Problem};
 use activity::{ActiveRequest, Expired, Timeouts, Watched};
 use unsent::{Accounted, Accounts, Ledger, OpenAccount};
 
@@ -271,7 +271,7 @@ async fn compressed(response: Response<Body>) -> Response<Body> {
         Ok(whole) => Response::from_parts(parts, Body::from(whole.to_bytes())),
         Err(error) => {
             tracing::error!(%error, "an answer does not compress");
-            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+            Problem::internal().render("")
         }
     }
 }
