@@ -167,7 +167,6 @@ impl System {
             secrets: &self.secrets,
             settings: &self.options.settings,
             postgres_url: &self.postgres_url,
-            redis_url: &self.redis_url,
         }
     }
 

@@ -13,11 +13,12 @@ pub struct Engine {
 
 /// Asks the server.
 pub async fn describe(pool: &PgPool) -> sqlx::Result<Engine> {
+    let mut conn = pool.acquire().await?;
     let row = sqlx::query!(
         r#"select version() as "version!",
                   array(select extname::text from pg_catalog.pg_extension) as "extensions!: Vec<String>""#
     )
-    .fetch_one(pool)
+    .fetch_one(&mut *conn)
     .await?;
     Ok(Engine { version: row.version, extensions: row.extensions })
 }
