@@ -344,7 +344,7 @@ impl Pair {
     fn last_words(&self) -> String {
         let log = fs::read_to_string(&self.program.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().rev().filter(|line| !line.contains("/readyz")).take(8).collect();
-        lines.into_iter().rev().map(|line| format!("    {line}\n")).collect()
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 }
 

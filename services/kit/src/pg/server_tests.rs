@@ -1,6 +1,8 @@
 //! The pool on a real server: guards, and a server that cannot write for a while.
 
-use std::time::Instant;
+use std::{net::SocketAddr, time::Instant};
+
+use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::testing::{Database, TestProcess, eventually};
@@ -12,7 +14,9 @@ async fn open_pool(database: &Database, process: &TestProcess) -> PgPool {
 }
 
 async fn write(pool: &PgPool) -> Result<(), sqlx::Error> {
-    sqlx::raw_sql("create table auth.note (line text); drop table auth.note").execute(pool).await.map(drop)
+    let mut connection = pool.acquire().await?;
+    let create = "create table auth.note (line text); drop table auth.note";
+    sqlx::raw_sql(create).execute(&mut *connection).await.map(drop)
 }
 
 #[tokio::test]
@@ -79,4 +83,33 @@ async fn a_database_that_lets_nobody_in_is_told_with_its_class_and_found_again()
     .await;
     database.alter("with allow_connections true").await;
     process.serves().await;
+}
+
+/// Where each connection to `server` is late by `delay`.
+async fn late(server: SocketAddr, delay: Duration) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                let mut server = TcpStream::connect(server).await?;
+                tokio::io::copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_connection_that_takes_longer_than_a_request_waits_is_made_to_its_end() {
+    let database = Database::create().await;
+    let address = late(database.address().await, ACQUIRE + Duration::from_millis(300)).await;
+    let options = connect_options("test", &database.url_at("auth", &address.to_string())).unwrap();
+    let pool = PgPool::new(pool_options(2), options);
+    let began = Instant::now();
+    assert!(matches!(pool.acquire().await, Err(sqlx::Error::PoolTimedOut)));
+    assert!(began.elapsed() < ACQUIRE + Duration::from_millis(250), "a request waits no longer");
+    eventually("a later request has it", || async { pool.acquire().await.is_ok() }).await;
+    assert!(began.elapsed() < CONNECT_TIMEOUT, "{:?}", began.elapsed());
 }
