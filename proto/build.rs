@@ -36,7 +36,7 @@ const BODIES: [&str; 16] = [
 ];
 
 /// Fields of bodies that come from elsewhere, the path or a header, or go no further than the gateway.
-const NOT_IN_BODY: [&str; 11] = [
+const NOT_IN_BODY: [&str; 14] = [
     "shoppee.auth.v1.LoginRequest.user_agent",
     "shoppee.auth.v1.UpdateUserRequest.id",
     "shoppee.product.v1.AdjustStockRequest.id",
@@ -46,8 +46,11 @@ const NOT_IN_BODY: [&str; 11] = [
     "shoppee.order.v1.SetCartItemRequest.product_id",
     "shoppee.order.v1.PayOrderRequest.id",
     "shoppee.order.v1.PayOrderRequest.idempotency_key",
+    "shoppee.order.v1.AddCartItemRequest.idempotency_key",
     "shoppee.order.v1.CancelOrderRequest.id",
+    "shoppee.order.v1.CancelOrderRequest.idempotency_key",
     "shoppee.order.v1.ShipOrderRequest.id",
+    "shoppee.order.v1.ShipOrderRequest.idempotency_key",
 ];
 
 /// Enumerations, as lower-case words: the field, its type, whether it may be absent.

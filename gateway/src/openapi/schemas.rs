@@ -10,7 +10,7 @@ use super::{
 use crate::error::Code;
 
 /// Fields of requests that come from a header or from the gateway itself, and of answers that are for the gateway.
-const NOT_FOR_CLIENTS: [&str; 9] = [
+const NOT_FOR_CLIENTS: [&str; 13] = [
     "LoginRequest.user_agent",
     "UpdateProductRequest.update_mask",
     "UpdateProductRequest.expected_version",
@@ -19,6 +19,10 @@ const NOT_FOR_CLIENTS: [&str; 9] = [
     "ProductChangeResult.revision",
     "CreateOrderRequest.idempotency_key",
     "PayOrderRequest.idempotency_key",
+    "AddCartItemRequest.idempotency_key",
+    "CancelOrderRequest.idempotency_key",
+    "ShipOrderRequest.idempotency_key",
+    "CompleteOrderRequest.idempotency_key",
     "ListOrdersRequest.everyone",
 ];
 

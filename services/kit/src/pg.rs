@@ -13,10 +13,11 @@ use anyhow::{Context as _, bail};
 use futures_util::future::join_all;
 use secrecy::ExposeSecret as _;
 use sqlx::{
-    PgPool,
+    PgConnection, PgPool,
     migrate::{MigrateError, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use time::OffsetDateTime;
 
 use crate::{
     readiness::{Need, Readiness},
@@ -141,6 +142,11 @@ async fn ping(pool: &PgPool) -> bool {
     sqlx::query("select 1").execute(&mut *connection).await.is_ok()
 }
 
+/// What the server's clock says.
+pub(crate) async fn clock_timestamp(conn: &mut PgConnection) -> sqlx::Result<OffsetDateTime> {
+    sqlx::query_scalar("select clock_timestamp()").fetch_one(conn).await
+}
+
 #[expect(clippy::cast_precision_loss, reason = "a pool has tens of connections")]
 fn observe(pool: &PgPool) {
     let (open, idle) = (f64::from(pool.size()), pool.num_idle() as f64);
@@ -168,6 +174,12 @@ pub fn is_away(error: &sqlx::Error) -> bool {
                 | sqlx::Error::Protocol(_)
                 | sqlx::Error::Tls(_)
         )
+}
+
+/// A lock was not had in time: 55P03.
+pub fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| code == "55P03")
 }
 
 /// The server answers and does not let us in: class 28 (role, password), 3D000 (no such database).
