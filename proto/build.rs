@@ -37,7 +37,7 @@ const BODIES: [&str; 16] = [
 ];
 
 /// Fields of bodies that come from elsewhere or go elsewhere, the path or a header, or go no further than the gateway.
-const NOT_IN_BODY: [&str; 17] = [
+const NOT_IN_BODY: &[&str] = &[
     "shoppee.auth.v1.RegisterRequest.idempotency_key",
     "shoppee.auth.v1.LoginRequest.user_agent",
     "shoppee.auth.v1.LoginRequest.device_token",
@@ -53,8 +53,11 @@ const NOT_IN_BODY: [&str; 17] = [
     "shoppee.order.v1.SetCartItemRequest.product_id",
     "shoppee.order.v1.PayOrderRequest.id",
     "shoppee.order.v1.PayOrderRequest.idempotency_key",
+    "shoppee.order.v1.AddCartItemRequest.idempotency_key",
     "shoppee.order.v1.CancelOrderRequest.id",
+    "shoppee.order.v1.CancelOrderRequest.idempotency_key",
     "shoppee.order.v1.ShipOrderRequest.id",
+    "shoppee.order.v1.ShipOrderRequest.idempotency_key",
 ];
 
 /// Enumerations, as lower-case words: the field, its type, whether it may be absent.

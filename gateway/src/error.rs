@@ -66,6 +66,7 @@ codes! {
     CartEmpty = "cart_empty", CONFLICT, "The cart is empty";
     PriceChanged = "price_changed", CONFLICT, "The price has changed";
     TooManyUnpaidOrders = "too_many_unpaid_orders", CONFLICT, "Too many orders are not paid yet";
+    TooManyUnpaidUnits = "too_many_unpaid_units", CONFLICT, "Too many units are not paid yet";
     RequestInProgress = "request_in_progress", CONFLICT, "The same request is still running";
     VersionMismatch = "version_mismatch", PRECONDITION_FAILED, "It was changed in the meantime";
     PayloadTooLarge = "payload_too_large", PAYLOAD_TOO_LARGE, "The body is too large";

@@ -75,8 +75,9 @@ in UTC.
 - Things of another user look exactly like things that do not exist: 404.
 - Every answer carries `x-request-id`, and every error is `application/problem+json` (RFC 9457) with a \
 `code`.
-- `Idempotency-Key` makes a write that is not so by itself safe to try again: orders and payments, stocks, products,
-  categories and batches.
+- `Idempotency-Key` makes a write that is not idempotent by itself safe to try again: orders and their steps, payments, \
+carts, stocks, products, categories and batches. A step that an order has taken already, with the same content, is \
+answered with the order.
 - `RateLimit` and `RateLimit-Policy` say how often one may ask; over a limit it is 429, and `Retry-After` \
 says how long to wait. 503 and 504 may be tried again too.";
 

@@ -4,7 +4,8 @@
 use Code::{
     AccountDisabled, CartEmpty, CategoryInUse, EmailTaken, IdempotencyKeyReused, InvalidCredentials,
     InvalidTransition, OrderExpired, OutOfStock, PaymentDeclined, PriceChanged, ProductUnavailable,
-    RequestInProgress, SkuTaken, SlugTaken, TooManyAttempts, TooManyUnpaidOrders, UsernameTaken,
+    RequestInProgress, SkuTaken, SlugTaken, TooManyAttempts, TooManyUnpaidOrders, TooManyUnpaidUnits,
+    UsernameTaken,
     ValidationFailed, VersionMismatch,
 };
 use Who::{Admin, Anybody, Nobody, User};
@@ -163,7 +164,7 @@ pub const OPERATIONS: &[Operation] = &[
     op("OrderService.ClearCart", "clearCart", User, "Empty my cart").answers(204),
     op("OrderService.AddCartItem", "addCartItem", User, "Put a product into my cart")
         .about("Adds to its line where it is in the cart already. A cart has 100 lines at most.")
-        .or(&[ProductUnavailable, ValidationFailed]),
+        .or(&[ProductUnavailable, RequestInProgress, ValidationFailed, IdempotencyKeyReused]),
     op("OrderService.SetCartItem", "setCartItem", User, "Set how many of a product are in my cart")
         .about("0 removes the line.")
         .or(&[ProductUnavailable, ValidationFailed]),
@@ -173,7 +174,8 @@ pub const OPERATIONS: &[Operation] = &[
         .about(
             "Of `items`, at most 100 different products; without them, of the cart, which is empty \
              afterwards. The stock is held until the order is paid or its time runs out (`expires_at`). \
-             With `expected_total`, an order that would cost something else is refused.",
+             With `expected_total`, an order that would cost something else is refused. What a user's unpaid \
+             orders hold is bounded, in all and as a share of one product; one unit is always allowed.",
         )
         .answers(201)
         .or(&[
@@ -182,6 +184,7 @@ pub const OPERATIONS: &[Operation] = &[
             OutOfStock,
             PriceChanged,
             TooManyUnpaidOrders,
+            TooManyUnpaidUnits,
             RequestInProgress,
             ValidationFailed,
             IdempotencyKeyReused,
@@ -203,18 +206,17 @@ pub const OPERATIONS: &[Operation] = &[
     op("OrderService.CancelOrder", "cancelOrder", User, "Cancel an order")
         .about(
             "The owner while it is `pending`; an admin while it is `pending` or `paid`, and then the \
-                money goes back.",
+             money goes back: `payment.status` is `refund_pending` until the provider has confirmed it. \
+             An order that was cancelled with the same reason is answered as it is.",
         )
         .without_body()
-        .or(&[InvalidTransition, OrderExpired, ValidationFailed]),
-    op("OrderService.ShipOrder", "shipOrder", Admin, "Ship an order").about("`paid` → `shipped`.").or(&[
-        InvalidTransition,
-        OrderExpired,
-        ValidationFailed,
-    ]),
+        .or(&[InvalidTransition, OrderExpired, RequestInProgress, ValidationFailed, IdempotencyKeyReused]),
+    op("OrderService.ShipOrder", "shipOrder", Admin, "Ship an order")
+        .about("`paid` → `shipped`. An order that was shipped so already is answered as it is.")
+        .or(&[InvalidTransition, OrderExpired, RequestInProgress, ValidationFailed, IdempotencyKeyReused]),
     op("OrderService.CompleteOrder", "completeOrder", User, "Say that an order has arrived")
-        .about("`shipped` → `completed`. My own; an admin, any.")
-        .or(&[InvalidTransition, OrderExpired]),
+        .about("`shipped` → `completed`. My own; an admin, any. A completed order is answered as it is.")
+        .or(&[InvalidTransition, OrderExpired, RequestInProgress, IdempotencyKeyReused]),
     op("OrderService.ListOrders", "listAllOrders", Admin, "List the orders of all users")
         .about("Or of one of them. Newest first.")
         .second_route(),

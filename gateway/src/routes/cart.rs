@@ -1,6 +1,6 @@
 //! `/cart`: what somebody is about to order.
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use shoppee_proto::order::v1::{
     AddCartItemRequest, Cart, ClearCartRequest, GetCartRequest, RemoveCartItemRequest, SetCartItemRequest,
 };
@@ -8,7 +8,8 @@ use shoppee_proto::order::v1::{
 use crate::{
     auth::User,
     error::Problem,
-    extract::{Id, Json, Path},
+    extract::{Id, IdempotencyKey, Json, Path},
+    routes::replay,
     upstream::Upstream,
 };
 
@@ -24,9 +25,10 @@ pub async fn clear(user: User, shop: Upstream) -> Result<StatusCode, Problem> {
 pub async fn add(
     user: User,
     shop: Upstream,
+    IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(item): Json<AddCartItemRequest>,
-) -> Result<Json<Cart>, Problem> {
-    Ok(Json(shop.call(&user, item).await?))
+) -> Result<(HeaderMap, Json<Cart>), Problem> {
+    Ok(replay::answer(shop.call_in_full(&user, AddCartItemRequest { idempotency_key, ..item }).await?))
 }
 
 pub async fn set(

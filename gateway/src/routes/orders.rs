@@ -104,35 +104,40 @@ pub async fn pay(
     Json(payment): Json<PayOrderRequest>,
 ) -> Result<(HeaderMap, Json<Order>), Problem> {
     let request = PayOrderRequest { id: id.into(), idempotency_key, ..payment };
-    let (metadata, order, _) = shop.call_in_full(&user, request).await?.into_parts();
-    Ok((replay::headers(&metadata), Json(order)))
+    Ok(replay::answer(shop.call_in_full(&user, request).await?))
 }
 
 pub async fn cancel(
     user: User,
     shop: Upstream,
     Path(id): Path<Uuid>,
+    IdempotencyKey(idempotency_key): IdempotencyKey,
     OptionalJson(why): OptionalJson<CancelOrderRequest>,
-) -> Result<Json<Order>, Problem> {
-    Ok(Json(shop.call(&user, CancelOrderRequest { id: id.into(), ..why.unwrap_or_default() }).await?))
+) -> Result<(HeaderMap, Json<Order>), Problem> {
+    let request = CancelOrderRequest { id: id.into(), idempotency_key, ..why.unwrap_or_default() };
+    Ok(replay::answer(shop.call_in_full(&user, request).await?))
 }
 
 pub async fn ship(
     admin: Admin,
     shop: Upstream,
     Path(id): Path<Uuid>,
+    IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(parcel): Json<ShipOrderRequest>,
-) -> Result<Json<Order>, Problem> {
-    Ok(Json(shop.call(&admin, ShipOrderRequest { id: id.into(), ..parcel }).await?))
+) -> Result<(HeaderMap, Json<Order>), Problem> {
+    let request = ShipOrderRequest { id: id.into(), idempotency_key, ..parcel };
+    Ok(replay::answer(shop.call_in_full(&admin, request).await?))
 }
 
 pub async fn complete(
     user: User,
     shop: Upstream,
     Path(id): Path<Uuid>,
+    IdempotencyKey(idempotency_key): IdempotencyKey,
     _: NoBody,
-) -> Result<Json<Order>, Problem> {
-    Ok(Json(shop.call(&user, CompleteOrderRequest { id: id.into() }).await?))
+) -> Result<(HeaderMap, Json<Order>), Problem> {
+    let request = CompleteOrderRequest { id: id.into(), idempotency_key };
+    Ok(replay::answer(shop.call_in_full(&user, request).await?))
 }
 
 #[cfg(test)]

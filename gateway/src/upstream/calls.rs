@@ -159,7 +159,7 @@ calls! {
     DeleteCategoryRequest => (): product.delete_category, WRITE;
 
     GetCartRequest => Cart: order.get_cart, READ;
-    AddCartItemRequest => Cart: order.add_cart_item, WRITE;
+    AddCartItemRequest => Cart: order.add_cart_item, WRITE, keyed by idempotency_key;
     SetCartItemRequest => Cart: order.set_cart_item, WRITE;
     RemoveCartItemRequest => Cart: order.remove_cart_item, WRITE;
     ClearCartRequest => (): order.clear_cart, WRITE;
@@ -169,7 +169,7 @@ calls! {
     ListOrdersRequest => ListOrdersResponse: order.list_orders, READ;
     ListOrderEventsRequest => ListOrderEventsResponse: order.list_order_events, READ;
     PayOrderRequest => Order: order.pay_order, PAY, keyed by idempotency_key;
-    CancelOrderRequest => Order: order.cancel_order, WRITE;
-    ShipOrderRequest => Order: order.ship_order, WRITE;
-    CompleteOrderRequest => Order: order.complete_order, WRITE;
+    CancelOrderRequest => Order: order.cancel_order, WRITE, keyed by idempotency_key;
+    ShipOrderRequest => Order: order.ship_order, WRITE, keyed by idempotency_key;
+    CompleteOrderRequest => Order: order.complete_order, WRITE, keyed by idempotency_key;
 }

@@ -2,6 +2,7 @@
 
 use http::Method;
 use serde_json::{Value, json};
+use shoppee_kit::testing::eventually;
 
 use crate::shop::{Shop, address, send, text};
 
@@ -90,6 +91,63 @@ async fn a_write_of_the_catalogue_that_is_sent_again_under_its_key_is_done_once(
     let wrong = json!({"delta": 4, "reason": "delivery"});
     let stock = admin.request(Method::POST, &format!("/products/{id}/stock"));
     send(stock.header("idempotency-key", "key-1").json(&wrong)).await.problem(422, "idempotency_key_reused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_key_is_one_add_to_the_cart_and_one_step_of_an_order() {
+    let shop = Shop::plan().gateways(2).open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let product = shop.product(&admin, 100, 10).await;
+    let add = async |gateway: usize, quantity: i64| {
+        let customer = ann.through(&shop, gateway);
+        let request = customer.request(Method::POST, "/cart/items").header("idempotency-key", "add-1");
+        send(request.json(&json!({"product_id": product["id"], "quantity": quantity}))).await
+    };
+    let first = add(0, 2).await.expect(200);
+    assert_eq!(first.header("idempotent-replayed"), "");
+    let again = add(1, 2).await.expect(200);
+    assert_eq!((&again.body, again.header("idempotent-replayed")), (&first.body, "true"));
+    assert_eq!(ann.get("/cart").await.expect(200).body["items"][0]["quantity"], 2);
+    add(0, 3).await.problem(422, "idempotency_key_reused");
+
+    let order = ann.orders(&product, 1).await.expect(201).body;
+    ann.pays(&order).await.expect(200);
+    let step = async |name: &str, body: Option<Value>| {
+        let path = format!("/orders/{}/{name}", text(&order["id"]));
+        let request = admin.request(Method::POST, &path).header("idempotency-key", "step-1");
+        send(match body {
+            Some(body) => request.json(&body),
+            None => request,
+        })
+        .await
+    };
+    let parcel = json!({"carrier": "Post", "tracking_number": "1"});
+    for (name, body, status) in [("ship", Some(parcel), "shipped"), ("complete", None, "completed")] {
+        let first = step(name, body.clone()).await.expect(200);
+        assert_eq!((text(&first.body["status"]), first.header("idempotent-replayed")), (status, ""));
+        let again = step(name, body).await.expect(200);
+        assert_eq!((&again.body, again.header("idempotent-replayed")), (&first.body, "true"));
+    }
+    // Without a key: taken already.
+    let path = format!("/orders/{}/complete", text(&order["id"]));
+    let taken = send(ann.request(Method::POST, &path)).await.expect(200);
+    assert_eq!((text(&taken.body["status"]), taken.header("idempotent-replayed")), ("completed", ""));
+
+    let paid = ann.orders(&product, 1).await.expect(201).body;
+    ann.pays(&paid).await.expect(200);
+    let cancel = format!("/orders/{}/cancel", text(&paid["id"]));
+    let cancelled = admin.post(&cancel, &json!({"reason": "lost"})).await.expect(200).body;
+    assert_eq!(
+        (&cancelled["payment"]["status"], &cancelled["payment"]["refunded_at"]),
+        (&json!("refund_pending"), &Value::Null)
+    );
+    admin.post(&cancel, &json!({"reason": "lost"})).await.expect(200);
+    admin.post(&cancel, &json!({"reason": "other"})).await.problem(409, "invalid_transition");
+    eventually("the money is back", || async {
+        let path = format!("/orders/{}", text(&paid["id"]));
+        ann.get(&path).await.expect(200).body["payment"]["status"] == "refunded"
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

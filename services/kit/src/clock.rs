@@ -12,17 +12,20 @@ use time::OffsetDateTime;
 
 /// Tells the time of the machine, moved by what a test has added to it.
 #[derive(Clone, Debug, Default)]
-pub struct Clock {
-    ahead_ms: Arc<AtomicI64>,
+pub struct Clock(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    advanced_ms: AtomicI64,
+    error_ms: AtomicI64,
 }
 
 impl Clock {
     /// To the microsecond, which is what PostgreSQL keeps: a time is the same before and after it was stored.
     #[expect(clippy::disallowed_methods, reason = "the one place that asks the machine")]
     pub fn now(&self) -> OffsetDateTime {
-        let now =
-            OffsetDateTime::now_utc() + time::Duration::milliseconds(self.ahead_ms.load(Ordering::Relaxed));
-        now - time::Duration::nanoseconds(i64::from(now.nanosecond() % 1000))
+        let error = time::Duration::milliseconds(self.0.error_ms.load(Ordering::Relaxed));
+        truncate(OffsetDateTime::now_utc() + error + self.advanced())
     }
 
     /// Seconds since the Unix epoch.
@@ -32,7 +35,25 @@ impl Clock {
 
     /// For tests: lets `by` pass at once, for this clock and all its clones.
     pub fn advance(&self, by: Duration) {
-        let ms = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
-        self.ahead_ms.fetch_add(ms, Ordering::Relaxed);
+        self.0.advanced_ms.fetch_add(milliseconds(by), Ordering::Relaxed);
     }
+
+    /// What a test has let pass.
+    pub fn advanced(&self) -> time::Duration {
+        time::Duration::milliseconds(self.0.advanced_ms.load(Ordering::Relaxed))
+    }
+
+    /// For tests: sets the machine's clock ahead of the right time. No time passes.
+    pub fn set_ahead(&self, by: Duration) {
+        self.0.error_ms.store(milliseconds(by), Ordering::Relaxed);
+    }
+}
+
+/// The time without what PostgreSQL does not keep.
+pub(crate) fn truncate(time: OffsetDateTime) -> OffsetDateTime {
+    time - time::Duration::nanoseconds(i64::from(time.nanosecond() % 1000))
+}
+
+fn milliseconds(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }

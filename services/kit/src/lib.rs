@@ -10,7 +10,7 @@
 //! - [`caller`]: who calls, from a verified token; [`keys`] keeps what verifying needs up to date
 //! - [`grpc`]: the server's layers; [`client`]: calls to other services, over a [`pool`] of connections; [`status`]: errors
 //!   that carry a reason
-//! - [`pg`], [`redis`], [`cursor`]: storage; [`fold`]: many equal things as few
+//! - [`pg`], [`database_clock`], [`redis`], [`cursor`]: storage; [`fold`]: many equal things as few
 //! - [`testing`] (feature `testing`): a database and a Redis of its own for each test
 
 pub mod age;
@@ -18,6 +18,7 @@ pub mod caller;
 pub mod client;
 pub mod clock;
 pub mod cursor;
+pub mod database_clock;
 pub mod fold;
 pub mod grpc;
 pub mod idempotency;

@@ -16,6 +16,7 @@ use sqlx::{
     migrate::{MigrateError, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use time::OffsetDateTime;
 
 use crate::{
     log_throttle::LogThrottle,
@@ -192,6 +193,16 @@ async fn migrate(
             NotMigrated::Migrations(error)
         }
     })
+}
+
+/// Returns the time by the server's clock.
+pub(crate) async fn clock_timestamp(conn: &mut PgConnection) -> sqlx::Result<OffsetDateTime> {
+    sqlx::query_scalar("select clock_timestamp()").fetch_one(conn).await
+}
+
+/// Whether a lock was not had in time.
+pub fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    Class::of(error) == Class::LockNotAvailable
 }
 
 /// Whether a request that failed by `error` may succeed later. Counts the error by its class; one that passes is logged,

@@ -1,6 +1,6 @@
 //! Carts. A line is a product and a number; names and prices are looked up each time, so they are never old.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use shoppee_kit::status::Violations;
 use shoppee_proto::{
@@ -8,13 +8,18 @@ use shoppee_proto::{
     product::v1::{Product, ProductStatus},
 };
 use sqlx::Connection as _;
+use time::OffsetDateTime;
 
 use crate::{
     Orders,
     error::Error,
     order::{Line, MOST_LINES, Quantity, total},
+    request::IdempotentRequest,
     store::cart::{self as store, CartLine},
 };
+
+/// A change is made anew where another device has put a product in that was not looked up.
+const TRIES: u32 = 3;
 
 /// The cart with live names and prices. One that has not been made yet is empty.
 pub async fn get(orders: &Orders, user_id: i64) -> Result<Cart, Error> {
@@ -22,9 +27,21 @@ pub async fn get(orders: &Orders, user_id: i64) -> Result<Cart, Error> {
     let lines = store::lines(&mut conn, user_id).await?;
     let updated_at = store::updated_at(&mut conn, user_id).await?.unwrap_or_else(|| orders.clock.now());
     drop(conn);
-    let products = orders.stock.products(lines.iter().map(|line| line.product_id).collect()).await?;
-    let products: HashMap<i64, Product> = products.into_iter().map(|product| (product.id, product)).collect();
+    let products = look_up(orders, lines.iter().map(|line| line.product_id).collect()).await?;
+    show(orders, &lines, &products, updated_at)
+}
 
+async fn look_up(orders: &Orders, ids: BTreeSet<i64>) -> Result<HashMap<i64, Product>, Error> {
+    let products = orders.stock.products(ids.into_iter().collect()).await?;
+    Ok(products.into_iter().map(|product| (product.id, product)).collect())
+}
+
+fn show(
+    orders: &Orders,
+    lines: &[CartLine],
+    products: &HashMap<i64, Product>,
+    updated_at: OffsetDateTime,
+) -> Result<Cart, Error> {
     let items: Vec<CartItem> = lines
         .iter()
         // A product is archived, never deleted.
@@ -55,19 +72,16 @@ fn is_active(product: &Product) -> bool {
     product.status() == ProductStatus::Active
 }
 
-/// Adds to the line of a product.
-pub async fn add(orders: &Orders, user_id: i64, line: Line) -> Result<Cart, Error> {
-    in_shop(orders, line.product_id).await?;
-    let now = orders.clock.now();
-    let mut tx = orders.pool.begin().await?;
-    store::touch(&mut tx, user_id, now).await?;
-    let line = CartLine { product_id: line.product_id, quantity: line.quantity.get() };
-    if !store::add(&mut tx, user_id, &line, Quantity::MOST, now).await? {
-        return Err(Violations::from(("quantity", "would be more than 1000 in the cart")).into());
-    }
-    fits(&mut tx, user_id).await?;
-    tx.commit().await?;
-    get(orders, user_id).await
+/// Adds to the line of a product; with whether the answer was given before, under the same key.
+pub async fn add(
+    orders: &Orders,
+    user_id: i64,
+    line: Line,
+    key: Option<String>,
+) -> Result<(Cart, bool), Error> {
+    let meaning = (line.product_id, line.quantity.get());
+    let request = IdempotentRequest::new(user_id, "cart/add", key, &meaning);
+    change(orders, user_id, line.product_id, Change::Add(line.quantity), &request).await
 }
 
 /// Sets the line of a product; `None` removes it.
@@ -77,22 +91,81 @@ pub async fn set(
     product_id: i64,
     quantity: Option<Quantity>,
 ) -> Result<Cart, Error> {
-    if quantity.is_some() {
-        in_shop(orders, product_id).await?;
-    }
-    let now = orders.clock.now();
-    let mut tx = orders.pool.begin().await?;
-    store::touch(&mut tx, user_id, now).await?;
-    match quantity {
-        Some(quantity) => {
-            let line = CartLine { product_id, quantity: quantity.get() };
-            store::set(&mut tx, user_id, &line, now).await?;
-            fits(&mut tx, user_id).await?;
+    let change_to = quantity.map_or(Change::Remove, Change::Set);
+    let request = IdempotentRequest::new(user_id, "cart/set", None, &());
+    change(orders, user_id, product_id, change_to, &request).await.map(|(cart, _)| cart)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Add(Quantity),
+    Set(Quantity),
+    Remove,
+}
+
+/// Changes a line. The products are looked up before the transaction, so that its answer is kept in it, and nothing fails
+/// once it is committed.
+async fn change(
+    orders: &Orders,
+    user_id: i64,
+    product_id: i64,
+    change: Change,
+    request: &IdempotentRequest,
+) -> Result<(Cart, bool), Error> {
+    for _ in 0..TRIES {
+        let now = orders.clock.now();
+        let mut conn = orders.pool.acquire().await?;
+        if let Some(answer) = request.find(&mut conn, now).await? {
+            return Ok((answer, true));
         }
-        None => store::remove(&mut tx, user_id, product_id).await?,
+        let before = store::lines(&mut conn, user_id).await?;
+        drop(conn);
+        let mut ids: BTreeSet<i64> = before.iter().map(|line| line.product_id).collect();
+        ids.insert(product_id);
+        let products = look_up(orders, ids.clone()).await?;
+        if change != Change::Remove && !products.get(&product_id).is_some_and(is_active) {
+            return Err(Error::ProductUnavailable(format!("product {product_id} is not in the shop")));
+        }
+
+        let mut tx = orders.pool.begin().await?;
+        if let Some(answer) = request.claim(&mut tx, now).await? {
+            return Ok((answer, true));
+        }
+        store::touch(&mut tx, user_id, now).await?;
+        apply(&mut tx, user_id, product_id, change, now).await?;
+        let lines = store::lines(&mut tx, user_id).await?;
+        if change != Change::Remove && lines.len() > MOST_LINES {
+            return Err(Violations::from(("product_id", "a cart holds at most 100 products")).into());
+        }
+        if lines.iter().all(|line| ids.contains(&line.product_id)) {
+            let cart = show(orders, &lines, &products, now)?;
+            request.answer(&mut tx, &cart).await?;
+            tx.commit().await?;
+            return Ok((cart, false));
+        }
+        tx.rollback().await?;
     }
-    tx.commit().await?;
-    get(orders, user_id).await
+    Err(Error::InProgress)
+}
+
+async fn apply(
+    conn: &mut sqlx::PgConnection,
+    user_id: i64,
+    product_id: i64,
+    change: Change,
+    now: OffsetDateTime,
+) -> Result<(), Error> {
+    let line = |quantity: Quantity| CartLine { product_id, quantity: quantity.get() };
+    match change {
+        Change::Add(quantity) => {
+            if !store::add(conn, user_id, &line(quantity), Quantity::MOST, now).await? {
+                return Err(Violations::from(("quantity", "would be more than 1000 in the cart")).into());
+            }
+        }
+        Change::Set(quantity) => store::set(conn, user_id, &line(quantity), now).await?,
+        Change::Remove => store::remove(conn, user_id, product_id).await?,
+    }
+    Ok(())
 }
 
 pub async fn clear(orders: &Orders, user_id: i64) -> Result<(), Error> {
@@ -101,22 +174,4 @@ pub async fn clear(orders: &Orders, user_id: i64) -> Result<(), Error> {
     store::touch(&mut tx, user_id, orders.clock.now()).await?;
     store::clear(&mut tx, user_id).await?;
     Ok(tx.commit().await?)
-}
-
-/// Whether a product can enter a cart.
-async fn in_shop(orders: &Orders, product_id: i64) -> Result<(), Error> {
-    let found = orders.stock.products(vec![product_id]).await?;
-    if found.iter().any(is_active) {
-        Ok(())
-    } else {
-        Err(Error::ProductUnavailable(format!("product {product_id} is not in the shop")))
-    }
-}
-
-/// Whether the cart has not become too long.
-async fn fits(conn: &mut sqlx::PgConnection, user_id: i64) -> Result<(), Error> {
-    if store::lines(conn, user_id).await?.len() > MOST_LINES {
-        return Err(Violations::from(("product_id", "a cart holds at most 100 products")).into());
-    }
-    Ok(())
 }

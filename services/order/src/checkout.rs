@@ -1,7 +1,7 @@
 //! Placing an order: claim the key, hold the stock, then one transaction with the order, its event, the emptied cart
 //! and the kept answer. Where that does not happen the hold is released, or runs out by itself.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use shoppee_kit::idempotency::fingerprint;
 use shoppee_proto::{
@@ -17,7 +17,7 @@ use crate::{
     Orders,
     error::Error,
     idempotency::{self, Answer, Turn},
-    order::{Actor, Address, Lines, Status, total},
+    order::{Actor, Address, Lines, Status, UnpaidCaps, UnpaidLine, total},
     steps::{self, Taken},
     stock::NoHold,
     store::{
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// A hold outlives the time to pay by this, so that an open order always has its stock.
-const HOLD_MARGIN: Duration = Duration::from_mins(1);
+pub const HOLD_MARGIN: Duration = Duration::from_mins(1);
 /// How long a request may have its key for itself; longer than it can take.
 const LEASE: Duration = Duration::from_secs(10);
 /// Before a release is tried again, doubled each time; after the last try the hold runs out by itself.
@@ -246,6 +246,7 @@ impl Checkout<'_> {
     async fn write(&self, held: HoldResponse) -> Result<wire::Order, NotWritten> {
         let Self { orders, wish, order_id, .. } = self;
         let now = orders.clock.now();
+        let available = held.lines.iter().map(|line| (line.product_id, line.available)).collect();
         let (row, lines) = compose(wish, *order_id, held, now, orders.order_ttl)?;
         let shown = view::order(&row, &lines)?;
         if wish.expected_total.is_some_and(|expected| expected != row.total) {
@@ -253,7 +254,7 @@ impl Checkout<'_> {
         }
 
         let mut tx = orders.pool.begin().await?;
-        if let Err(not_written) = self.write_rows(&mut tx, &row, &lines, &shown).await {
+        if let Err(not_written) = self.write_rows(&mut tx, &row, &lines, &available, &shown).await {
             // At once: what follows waits for the row of the key.
             tx.rollback().await.unwrap_or_else(|error| tracing::debug!(%error, "not rolled back"));
             return Err(not_written);
@@ -268,6 +269,7 @@ impl Checkout<'_> {
         tx: &mut PgConnection,
         row: &OrderRow,
         lines: &[LineRow],
+        available: &HashMap<i64, i64>,
         shown: &wire::Order,
     ) -> Result<(), NotWritten> {
         if let Some(lease) = &self.lease
@@ -277,8 +279,23 @@ impl Checkout<'_> {
         }
         // From here on all that this user's orders do waits for this transaction.
         let seq = event::next_seq(tx, row.user_id).await?;
-        if store::count_unpaid(tx, row.user_id, row.created_at).await? >= self.orders.max_unpaid {
+        let unpaid = store::count_unpaid(tx, row.user_id, row.created_at).await?;
+        if unpaid >= self.orders.max_unpaid {
             return Err(Error::TooManyUnpaid.into());
+        }
+        let held = if unpaid > 0 && self.orders.unpaid != UnpaidCaps::NONE {
+            store::unpaid_units(tx, row.user_id, row.created_at).await?
+        } else {
+            HashMap::new()
+        };
+        let unpaid_line = |line: &LineRow| UnpaidLine {
+            quantity: line.quantity,
+            held_before: held.get(&line.product_id).copied().unwrap_or_default(),
+            available: available.get(&line.product_id).copied().unwrap_or_default(),
+        };
+        let unpaid_lines: Vec<_> = lines.iter().map(unpaid_line).collect();
+        if !self.orders.unpaid.allow(held.values().sum(), &unpaid_lines) {
+            return Err(Error::TooManyUnpaidUnits.into());
         }
         if self.wish.lines.is_none() {
             cart::touch(tx, row.user_id, row.created_at).await?;
@@ -315,6 +332,7 @@ fn compose(
         expires_at: now + ttl,
         paid_at: None,
         refunded_at: None,
+        refund_failed_at: None,
         shipment: None,
         cancel_reason: None,
         expired: false,

@@ -1,13 +1,11 @@
 //! What can go wrong with an order, by meaning, and how callers are told.
 
 use shoppee_kit::{
+    idempotency::{self, REPLAYED},
     pg,
     status::{self, Refusal, Violations},
 };
 use tonic::{Code, Status, metadata::MetadataValue};
-
-/// Response metadata of an answer that was given before under the same idempotency key.
-pub const REPLAYED: &str = "idempotent-replayed";
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -33,6 +31,8 @@ pub enum Error {
     PriceChanged(i64),
     #[error("too many unpaid orders")]
     TooManyUnpaid,
+    #[error("too many units in unpaid orders")]
+    TooManyUnpaidUnits,
     #[error("the payment was declined: {why}")]
     PaymentDeclined { why: &'static str, replayed: bool },
     #[error("the key was used with another body")]
@@ -90,19 +90,16 @@ impl From<Error> for Status {
                 "TOO_MANY_UNPAID_ORDERS",
                 "pay or cancel an order before you place another",
             ),
+            Error::TooManyUnpaidUnits => Refusal::new(
+                Code::FailedPrecondition,
+                "TOO_MANY_UNPAID_UNITS",
+                "your unpaid orders hold too much; pay or cancel one, or order less",
+            ),
             Error::PaymentDeclined { why, .. } => {
                 Refusal::new(Code::FailedPrecondition, "PAYMENT_DECLINED", why)
             }
-            Error::KeyReused => Refusal::new(
-                Code::InvalidArgument,
-                "IDEMPOTENCY_KEY_REUSED",
-                "this idempotency key was used for another request",
-            ),
-            Error::InProgress => Refusal::new(
-                Code::Aborted,
-                "REQUEST_IN_PROGRESS",
-                "the same request is still being worked on; ask again in a moment",
-            ),
+            Error::KeyReused => idempotency::KeyReused.into(),
+            Error::InProgress => idempotency::in_progress(),
             Error::Unavailable => status::unavailable(),
             Error::Database(error) if pg::is_unavailable(&error) => status::unavailable(),
             Error::Database(error) => {

@@ -2,6 +2,7 @@
 
 use shoppee_kit::{
     caller::{self, Caller},
+    idempotency::{check_key, respond},
     status::Violations,
 };
 use shoppee_proto::order::v1::{
@@ -11,16 +12,17 @@ use shoppee_proto::order::v1::{
     RemoveCartItemRequest, SetCartItemRequest, ShipOrderRequest,
     order_service_server::{OrderService, OrderServiceServer},
 };
-use tonic::{Request, Response, Status, metadata::MetadataValue};
+use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
     Orders, cart, checkout,
     checkout::Wish,
-    error::{Error, REPLAYED},
+    error::Error,
     order::{self, Line, Lines, Quantity, Shipment},
-    payment::{self, PaymentToken},
-    steps,
+    payment,
+    provider::PaymentToken,
+    steps::{self, StepContent, StepRequest},
     store::{event, order as store},
     view,
 };
@@ -53,7 +55,9 @@ impl OrderService for Service {
         let caller = caller::user(&request)?;
         let item = request.into_inner();
         let line = Line::new(item.product_id, item.quantity).map_err(Error::from)?;
-        Ok(Response::new(cart::add(&self.orders, caller.user_id(), line).await?))
+        let key = key(item.idempotency_key)?;
+        let (cart, replayed) = cart::add(&self.orders, caller.user_id(), line, key).await?;
+        Ok(respond(cart, replayed))
     }
 
     #[tracing::instrument(name = "cart.set", skip_all)]
@@ -91,7 +95,7 @@ impl OrderService for Service {
         let caller = caller::user(&request)?;
         let wish = wish(&caller, request.into_inner())?;
         let (order, replayed) = checkout::place(&self.orders, wish).await?;
-        Ok(answer(order, replayed))
+        Ok(respond(order, replayed))
     }
 
     #[tracing::instrument(name = "order.get", skip_all)]
@@ -136,25 +140,24 @@ impl OrderService for Service {
         let token = PaymentToken::parse(&payment.payment_token).map_err(Error::from)?;
         let key = key(payment.idempotency_key)?;
         let (order, replayed) = payment::pay(&self.orders, &caller, id, token, key).await?;
-        Ok(answer(order, replayed))
+        Ok(respond(order, replayed))
     }
 
     #[tracing::instrument(name = "order.cancel", skip_all)]
     async fn cancel_order(&self, request: Request<CancelOrderRequest>) -> Result<Response<Order>, Status> {
         let caller = caller::user(&request)?;
         let asked = request.into_inner();
-        let id = order_id(&asked.id)?;
         let reason = order::reason(asked.reason).map_err(Error::from)?;
-        Ok(Response::new(steps::cancel(&self.orders, &caller, id, reason).await?))
+        let content = StepContent::Cancel { reason };
+        self.step(&caller, &asked.id, asked.idempotency_key, content).await
     }
 
     #[tracing::instrument(name = "order.ship", skip_all)]
     async fn ship_order(&self, request: Request<ShipOrderRequest>) -> Result<Response<Order>, Status> {
         let caller = caller::admin(&request)?;
         let asked = request.into_inner();
-        let id = order_id(&asked.id)?;
         let shipment = Shipment::new(asked.carrier, asked.tracking_number).map_err(Error::from)?;
-        Ok(Response::new(steps::ship(&self.orders, &caller, id, shipment).await?))
+        self.step(&caller, &asked.id, asked.idempotency_key, StepContent::Ship(shipment)).await
     }
 
     #[tracing::instrument(name = "order.complete", skip_all)]
@@ -163,8 +166,8 @@ impl OrderService for Service {
         request: Request<CompleteOrderRequest>,
     ) -> Result<Response<Order>, Status> {
         let caller = caller::user(&request)?;
-        let id = order_id(&request.into_inner().id)?;
-        Ok(Response::new(steps::complete(&self.orders, &caller, id).await?))
+        let asked = request.into_inner();
+        self.step(&caller, &asked.id, asked.idempotency_key, StepContent::Complete).await
     }
 
     #[tracing::instrument(name = "events.list", skip_all)]
@@ -189,6 +192,20 @@ impl OrderService for Service {
     }
 }
 
+impl Service {
+    async fn step(
+        &self,
+        caller: &Caller,
+        id: &str,
+        given: Option<String>,
+        content: StepContent,
+    ) -> Result<Response<Order>, Status> {
+        let request = StepRequest { order_id: order_id(id)?, key: key(given)?, content };
+        let (order, replayed) = steps::take(&self.orders, caller, request).await?;
+        Ok(respond(order, replayed))
+    }
+}
+
 fn wish(caller: &Caller, request: CreateOrderRequest) -> Result<Wish, Error> {
     let key = key(request.idempotency_key)?;
     let pairs: Vec<_> = request.items.iter().map(|item| (item.product_id, item.quantity)).collect();
@@ -209,7 +226,7 @@ fn wish(caller: &Caller, request: CreateOrderRequest) -> Result<Wish, Error> {
 
 fn key(key: Option<String>) -> Result<Option<String>, Error> {
     if let Some(key) = &key {
-        order::idempotency_key(key).map_err(Error::Malformed)?;
+        check_key(key).map_err(Error::Malformed)?;
     }
     Ok(key)
 }
@@ -261,12 +278,4 @@ async fn list(orders: &Orders, filter: store::Filter) -> Result<ListOrdersRespon
         items: rows.iter().map(|row| view::order(row, &lines)).collect::<Result<_, _>>()?,
         next_cursor: rows.last().filter(|_| more).map(|row| view::cursor_after(row.id)),
     })
-}
-
-fn answer(order: Order, replayed: bool) -> Response<Order> {
-    let mut response = Response::new(order);
-    if replayed {
-        response.metadata_mut().insert(REPLAYED, MetadataValue::from_static("true"));
-    }
-    response
 }

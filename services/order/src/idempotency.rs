@@ -14,7 +14,10 @@ use uuid::Uuid;
 use crate::{
     Orders,
     error::Error,
-    store::idempotency::{self as store, Claim, KeyOf, Lease},
+    store::{
+        idempotency::{self as store, Claim, KeyOf, Lease},
+        idempotent_request,
+    },
 };
 
 /// How long a second request waits for the first before it is told to come again.
@@ -29,7 +32,7 @@ pub enum Answer {
 }
 
 /// What the provider can say; the answer's text must come back as it was.
-const DECLINED: [&str; 2] = [crate::payment::DECLINED, crate::payment::INSUFFICIENT_FUNDS];
+const DECLINED: [&str; 2] = [crate::provider::DECLINED, crate::provider::INSUFFICIENT_FUNDS];
 
 impl Answer {
     /// One byte for the kind, then the content.
@@ -177,15 +180,17 @@ fn is_known(error: &Error) -> bool {
         | Error::OutOfStock(_)
         | Error::PriceChanged(_)
         | Error::TooManyUnpaid
+        | Error::TooManyUnpaidUnits
         | Error::PaymentDeclined { .. }
         | Error::KeyReused => true,
     }
 }
 
-/// Forgets keys older than a day; how many.
+/// Forgets keys older than a day; how many of the kind of which there were more.
 pub async fn sweep(orders: &Orders, now: OffsetDateTime, limit: i64) -> Result<u64, Error> {
     let mut conn = orders.pool.acquire().await?;
-    Ok(store::sweep(&mut conn, now - KEY_TTL, limit).await?)
+    let swept = store::sweep(&mut conn, now - KEY_TTL, limit).await?;
+    Ok(swept.max(idempotent_request::sweep(&mut conn, now - KEY_TTL, limit).await?))
 }
 
 #[cfg(test)]

@@ -13,7 +13,10 @@ mod idempotency;
 mod order;
 mod outbox;
 mod payment;
+mod provider;
+mod refund;
 mod registrations;
+mod request;
 mod steps;
 mod stock;
 mod store;
@@ -26,7 +29,7 @@ use clap::{Parser, ValueEnum};
 use shoppee_kit::{
     caller::Verifier,
     client::ServiceToken,
-    clock::Clock,
+    database_clock::DatabaseClock,
     grpc as server, keys, ops,
     pg::{self, PgPool},
     pool::Pool,
@@ -37,7 +40,7 @@ use shoppee_kit::{
 use tokio::sync::Semaphore;
 use tonic::service::Routes;
 
-use crate::{outbox::Relay, payment::Provider, stock::Stock};
+use crate::{order::UnpaidCaps, outbox::Relay, provider::Provider, stock::Stock};
 
 /// The order service of Shoppee: carts, orders, payments and their events, by gRPC.
 #[derive(Clone, Debug, Parser)]
@@ -69,6 +72,21 @@ pub struct Settings {
     /// Pending orders a user may have at a time
     #[arg(long, env = "MAX_UNPAID_ORDERS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_unpaid_orders: u32,
+    /// Units that a user's pending orders may hold; one unit is always allowed; 0: any number
+    #[arg(long, env = "MAX_UNPAID_UNITS", default_value_t = 5000)]
+    pub max_unpaid_units: u32,
+    /// Percent of a product that is for sale that a user's pending orders may hold, where they hold more than 1000 units;
+    /// one unit is always allowed; 0: all of it
+    #[arg(
+        long,
+        env = "MAX_UNPAID_PRODUCT_SHARE",
+        default_value_t = 20,
+        value_parser = clap::value_parser!(u8).range(0..=100)
+    )]
+    pub max_unpaid_product_share: u8,
+    /// The gateway's; `off` lifts the two above as well, other values change nothing here
+    #[arg(long, env = "RATE_LIMITS", default_value = "")]
+    pub rate_limits: String,
     /// What the shop sells in, ISO 4217; the same as the product service's
     #[arg(long, env = "SHOP_CURRENCY", default_value = "EUR", value_parser = currency)]
     pub shop_currency: String,
@@ -102,12 +120,14 @@ impl shoppee_kit::process::Settings for Settings {
 #[derive(Clone, Debug)]
 pub(crate) struct Orders {
     pub pool: PgPool,
-    pub clock: Clock,
+    /// Of the database: replicas agree on it.
+    pub clock: DatabaseClock,
     pub stock: Stock,
     pub provider: Provider,
     pub relay: Relay,
     pub order_ttl: Duration,
     pub max_unpaid: i64,
+    pub unpaid: UnpaidCaps,
     pub currency: String,
     /// One for each release of an abandoned checkout that is on its way.
     pub releases: Arc<Semaphore>,
@@ -115,14 +135,21 @@ pub(crate) struct Orders {
 
 /// Wires the service and starts it.
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
-    let Process { clock, tasks, readiness, .. } = process.clone();
+    let Process { tasks, readiness, .. } = process.clone();
     anyhow::ensure!(settings.order_ttl >= Duration::from_secs(1), "ORDER_TTL must be at least 1s");
+    let caps = if settings.rate_limits == "off" {
+        tracing::warn!("RATE_LIMITS=off: a user's pending orders may hold any number of units");
+        UnpaidCaps::NONE
+    } else {
+        UnpaidCaps::new(settings.max_unpaid_units, settings.max_unpaid_product_share)
+    };
     let auth = Pool::start("auth", &settings.service_client.auth_url, &process)?;
     let product = Pool::start("product", &settings.product_url, &process)?;
     let redis = redis::Clients::open(&settings.redis, &process).await?.client("relay")?;
     let pool = pg::open("shoppee-order", &settings.postgres, sqlx::migrate!(), &tasks, &readiness).await?;
+    let clock = DatabaseClock::start(&pool, &process);
 
-    let verifier = Verifier::new(clock.clone());
+    let verifier = Verifier::new(process.clock.clone());
     let (ended, _) = tokio::sync::broadcast::channel(1);
     keys::follow(&process, auth.clone(), Arc::clone(&verifier), ended);
 
@@ -141,6 +168,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         relay: Relay::default(),
         order_ttl: settings.order_ttl,
         max_unpaid: i64::from(settings.max_unpaid_orders),
+        unpaid: caps,
         currency: settings.shop_currency,
         releases: Arc::new(Semaphore::new(checkout::MAX_RELEASES)),
         pool,
@@ -160,7 +188,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let ready = readiness.serving();
     outbox::start(&orders, &redis, &process, &ready);
     registrations::start(&orders, &redis, &process, &ready);
-    workers::start(&orders, &tasks, &ready);
+    workers::start(&orders, &process, &ready);
     audit::start(&orders, &process, &ready);
     Ok(())
 }

@@ -1,12 +1,11 @@
 //! Paying, in three phases: claim the attempt; ask the provider, outside any transaction, with the attempt's id as its
-//! idempotency key; finish in one small transaction. What a crash leaves open is finished, or undone, by
-//! [`recover`], which asks the provider what became of it.
+//! idempotency key; finish in one small transaction. What a crash leaves open is finished, or undone, by [`recover`],
+//! which asks the provider what became of it.
 
 use std::time::Duration;
 
-use shoppee_kit::{
-    caller::Caller, clock::Clock, idempotency::fingerprint, pg::PgPool, status::Violations, telemetry::Trace,
-};
+use futures_util::future::join_all;
+use shoppee_kit::{caller::Caller, idempotency::fingerprint, telemetry::Trace};
 use shoppee_proto::order::v1 as wire;
 use uuid::Uuid;
 
@@ -15,146 +14,32 @@ use crate::{
     error::Error,
     idempotency::{self, Answer, Turn},
     order::{Asker, Status, Step},
-    steps,
+    provider::{Outcome, PaymentToken},
+    refund, steps,
     stock::NoHold,
     store::{
         idempotency::{KeyOf, forget_unanswered},
         order as store,
-        payment::{self as attempts, Attempt},
+        payment::{self as attempts, Attempt, Backoff},
         stock_task::{self, StockStep, StockTask},
     },
 };
 
-pub const DECLINED: &str = "the card was declined";
-pub const INSUFFICIENT_FUNDS: &str = "there are not sufficient funds";
-
-/// How long the slow sandbox token takes.
-const SLOW: Duration = Duration::from_secs(3);
-/// A dead dependency is told of within 2.5 s at the edge.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// An attempt that is still open after this was left by a process that died: no caller waits that long.
+/// The first phase, and the third, take less; a dead dependency is told of within 2.5 s at the edge.
+const OWN_WORK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a caller waits for the other two; the edge waits 10 s for all of it.
+const CHARGE_TIMEOUT: Duration = Duration::from_millis(7500);
+/// How long the provider may take behind the answer, before the attempt is left to recovery.
+const PROVIDER_TIMEOUT: Duration = Duration::from_secs(20);
+/// An attempt that is still open after this was left by a process that died: the two above are over by then.
 pub const LEFT_OPEN: Duration = Duration::from_secs(30);
-/// Before money moves, the hold is made to last longer than any outage, so that what is paid is never sold twice.
-const HOLD_WHILE_PAYING: Duration = Duration::from_hours(7 * 24);
-
-/// What a payment token stands for, in the sandbox.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PaymentToken {
-    Ok,
-    Slow,
-    Declined,
-    InsufficientFunds,
-}
-
-impl PaymentToken {
-    pub fn parse(token: &str) -> Result<Self, Violations> {
-        match token {
-            "tok_ok" => Ok(Self::Ok),
-            "tok_slow" => Ok(Self::Slow),
-            "tok_declined" => Ok(Self::Declined),
-            "tok_insufficient_funds" => Ok(Self::InsufficientFunds),
-            _ => Err(("payment_token", "is not a payment token").into()),
-        }
-    }
-}
-
-/// What the provider says of an attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    Approved,
-    Declined(&'static str),
-    /// It will never be charged.
-    Voided,
-}
-
-/// Who takes the money. To add one, add a variant and its arms; each call carries the attempt's id and may be repeated.
-#[derive(Clone, Debug)]
-pub enum Provider {
-    Sandbox(Sandbox),
-}
-
-/// Takes no money. Its books stand in tables of their own, as a real provider keeps its on its side, so that they
-/// survive a crash of ours.
-#[derive(Clone, Debug)]
-pub struct Sandbox {
-    pool: PgPool,
-    clock: Clock,
-}
-
-impl Provider {
-    pub fn sandbox(pool: PgPool, clock: Clock) -> Self {
-        Self::Sandbox(Sandbox { pool, clock })
-    }
-
-    #[tracing::instrument(name = "payment.charge", skip_all)]
-    async fn charge(
-        &self,
-        attempt: Uuid,
-        amount: i64,
-        currency: &str,
-        token: PaymentToken,
-    ) -> Result<Outcome, Error> {
-        match self {
-            Self::Sandbox(sandbox) => sandbox.charge(attempt, amount, currency, token).await,
-        }
-    }
-
-    /// What became of an attempt; one that has not been charged never will be.
-    async fn settle(&self, attempt: Uuid) -> Result<Outcome, Error> {
-        match self {
-            Self::Sandbox(sandbox) => sandbox.record(attempt, "voided", 0, "").await,
-        }
-    }
-
-    async fn refund(&self, attempt: Uuid) -> Result<(), Error> {
-        match self {
-            Self::Sandbox(sandbox) => {
-                let mut conn = sandbox.pool.acquire().await?;
-                Ok(attempts::sandbox_refund(&mut conn, attempt).await?)
-            }
-        }
-    }
-}
-
-impl Sandbox {
-    async fn charge(
-        &self,
-        attempt: Uuid,
-        amount: i64,
-        currency: &str,
-        token: PaymentToken,
-    ) -> Result<Outcome, Error> {
-        let outcome = match token {
-            PaymentToken::Ok => "approved",
-            PaymentToken::Slow => {
-                tokio::time::sleep(SLOW).await;
-                "approved"
-            }
-            PaymentToken::Declined => "declined",
-            PaymentToken::InsufficientFunds => "insufficient_funds",
-        };
-        self.record(attempt, outcome, amount, currency).await
-    }
-
-    async fn record(
-        &self,
-        attempt: Uuid,
-        outcome: &str,
-        amount: i64,
-        currency: &str,
-    ) -> Result<Outcome, Error> {
-        let mut conn = self.pool.acquire().await?;
-        let now = self.clock.now();
-        let outcome = attempts::sandbox_record(&mut conn, attempt, outcome, amount, currency, now).await?;
-        match outcome.as_str() {
-            "approved" => Ok(Outcome::Approved),
-            "declined" => Ok(Outcome::Declined(DECLINED)),
-            "insufficient_funds" => Ok(Outcome::Declined(INSUFFICIENT_FUNDS)),
-            "voided" | "refunded" => Ok(Outcome::Voided),
-            _ => Err(Error::Broken("the sandbox's books")),
-        }
-    }
-}
+/// How long one attempt to recover may take: less than its lease.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(10);
+/// A customer cannot pay again while an attempt is open, so that its recovery is not put off for long.
+const RECOVERY_BACKOFF: Backoff = Backoff { first: Duration::from_secs(15), max: Duration::from_mins(2) };
+/// Before money moves, the hold is made to last this long, so that what is paid is never sold twice. Recovery prolongs it
+/// at each try; where an attempt comes to nothing, the hold is cut back.
+const HOLD_WHILE_PAYING: Duration = Duration::from_hours(24);
 
 /// Pays an order of the caller's; with whether the answer was given before.
 pub async fn pay(
@@ -164,25 +49,36 @@ pub async fn pay(
     token: PaymentToken,
     key: Option<String>,
 ) -> Result<(wire::Order, bool), Error> {
-    let Opened { attempt, total, currency } =
-        match soon(prepare(orders.clone(), caller.clone(), id, token, key)).await? {
-            Prepared::Answered(order) => return Ok((*order, true)),
-            Prepared::Opened(opened) => opened,
-        };
-    let outcome = orders.provider.charge(attempt.id, total, &currency, token).await?;
-    let finishing = {
-        let orders = orders.clone();
-        async move { finish(&orders, &attempt, outcome).await }
+    let preparing = prepare(orders.clone(), caller.clone(), id, token, key);
+    let opened = match within(OWN_WORK_TIMEOUT, preparing).await? {
+        Prepared::Answered(order) => return Ok((*order, true)),
+        Prepared::Opened(opened) => opened,
     };
-    Ok((soon(finishing).await?, false))
+    let charging = tokio::spawn(Trace::current().of(charge(orders.clone(), opened, token)));
+    match tokio::time::timeout(CHARGE_TIMEOUT, charging).await {
+        Ok(Ok(charged)) => charged.map(|order| (order, false)),
+        Ok(Err(_panicked)) => Err(Error::Broken("a payment")),
+        // The provider takes longer than a caller waits: the same request again gets its answer.
+        Err(_elapsed) => Err(Error::InProgress),
+    }
 }
 
-/// Only the provider may take its time; what we do ourselves is done soon, or something is away. The work goes on
-/// behind the answer, so that no transaction is cut in half.
-async fn soon<T: Send + 'static>(
+/// The second phase and the third.
+async fn charge(orders: Orders, opened: Opened, token: PaymentToken) -> Result<wire::Order, Error> {
+    let Opened { attempt, total, currency } = opened;
+    let (provider, id) = (orders.provider.clone(), attempt.id);
+    let charging = async move { provider.charge(id, total, &currency, token).await };
+    let outcome = within(PROVIDER_TIMEOUT, charging).await?;
+    within(OWN_WORK_TIMEOUT, async move { finish(&orders, &attempt, outcome).await }).await
+}
+
+/// Waits for `work` no longer than `limit`. The work goes on behind the answer: no query and no transaction is cut off
+/// half-way.
+pub async fn within<T: Send + 'static>(
+    limit: Duration,
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
-    match tokio::time::timeout(PATIENCE, tokio::spawn(Trace::current().of(work))).await {
+    match tokio::time::timeout(limit, tokio::spawn(Trace::current().of(work))).await {
         Ok(Ok(done)) => done,
         Ok(Err(_panicked)) => Err(Error::Broken("a payment")),
         Err(_elapsed) => Err(Error::Unavailable),
@@ -249,21 +145,27 @@ async fn open(
     key: Option<&KeyOf>,
 ) -> Result<Opened, Error> {
     let now = orders.clock.now();
-    let attempt =
-        Attempt { user_id: owner, order_id: id, id: Uuid::now_v7(), key: key.map(|of| of.key.clone()) };
+    let mut attempt = Attempt {
+        user_id: owner,
+        order_id: id,
+        id: Uuid::now_v7(),
+        key: key.map(|of| of.key.clone()),
+        fence: 0,
+        tries: 0,
+    };
     let mut tx = orders.pool.begin().await?;
     let row = store::lock(&mut tx, owner, id).await?.ok_or(Error::NotFound)?;
     steps::check(Step::Pay, &row, asker, now)?;
-    if !attempts::open(&mut tx, &attempt, now).await? {
-        return Err(Error::InProgress);
-    }
+    attempt.fence =
+        attempts::open(&mut tx, &attempt, now, now + LEFT_OPEN).await?.ok_or(Error::InProgress)?;
     tx.commit().await?;
 
-    let Err(no_hold) = orders.stock.prolong(id, HOLD_WHILE_PAYING).await else {
+    let Err(no_hold) = orders.stock.prolong(id, attempt.fence, HOLD_WHILE_PAYING).await else {
         return Ok(Opened { attempt, total: row.total, currency: row.currency });
     };
     let mut conn = orders.pool.acquire().await?;
     attempts::advance(&mut conn, &attempt, "charging", "abandoned").await?;
+    cut_back(orders, &attempt, row.expires_at - now);
     Err(match no_hold {
         NoHold::Gone => {
             // Most likely somebody has just cancelled the order.
@@ -288,13 +190,19 @@ async fn finish(orders: &Orders, attempt: &Attempt, outcome: Outcome) -> Result<
     let mut tx = orders.pool.begin().await?;
     let mut row =
         store::lock(&mut tx, owner, id).await?.ok_or(Error::Broken("a payment without an order"))?;
-    let state = match outcome {
-        Outcome::Approved if row.status == Status::Pending => "captured",
-        Outcome::Approved => "refunding",
-        Outcome::Declined(_) => "declined",
-        Outcome::Voided => "abandoned",
+    let late = outcome == Outcome::Approved && row.status != Status::Pending;
+    let to_refund = if late { refund::request_late(&mut tx, attempt, now).await? } else { None };
+    let finished = if late {
+        to_refund.is_some()
+    } else {
+        let state = match outcome {
+            Outcome::Approved => "captured",
+            Outcome::Declined(_) => "declined",
+            Outcome::Voided => "abandoned",
+        };
+        attempts::advance(&mut tx, attempt, "charging", state).await?
     };
-    if !attempts::advance(&mut tx, attempt, "charging", state).await? {
+    if !finished {
         // Another has finished it.
         return Err(Error::InProgress);
     }
@@ -307,7 +215,7 @@ async fn finish(orders: &Orders, attempt: &Attempt, outcome: Outcome) -> Result<
                 .map_err(|_| Error::InvalidTransition)?;
             steps::advance(&mut tx, &mut row, to, now, None).await?;
             let task = StockTask { user_id: owner, order_id: id, step: StockStep::Commit };
-            stock_task::add(&mut tx, &task, now + crate::workers::STOCK_RETRY).await?;
+            stock_task::add(&mut tx, &task, now, now + steps::STOCK_LEASE).await?;
             let shown = steps::view(&mut tx, &row).await?;
             if let Some(of) = &key {
                 // The attempt is finished once; where its key was forgotten meanwhile there is nothing to keep it under.
@@ -315,7 +223,7 @@ async fn finish(orders: &Orders, attempt: &Attempt, outcome: Outcome) -> Result<
             }
             tx.commit().await?;
             steps::told(orders, &row);
-            steps::do_stock_task(orders, &task).await;
+            steps::settle_soon(orders, task).await;
             Ok(shown)
         }
         Outcome::Approved => {
@@ -324,7 +232,9 @@ async fn finish(orders: &Orders, attempt: &Attempt, outcome: Outcome) -> Result<
                 forget_unanswered(&mut tx, of, id).await?;
             }
             tx.commit().await?;
-            refund(orders, attempt).await;
+            if let Some(attempt) = to_refund {
+                refund::spawn(orders, attempt);
+            }
             Err(if row.expired { Error::OrderExpired } else { Error::InvalidTransition })
         }
         Outcome::Declined(why) => {
@@ -332,57 +242,63 @@ async fn finish(orders: &Orders, attempt: &Attempt, outcome: Outcome) -> Result<
                 idempotency::keep(&mut tx, of, id, &Answer::Declined(why)).await?;
             }
             tx.commit().await?;
+            cut_back(orders, attempt, row.expires_at - now);
             Err(Error::PaymentDeclined { why, replayed: false })
         }
         Outcome::Voided => {
             tx.commit().await?;
+            cut_back(orders, attempt, row.expires_at - now);
             Err(Error::Unavailable)
         }
     }
 }
 
-/// Gives the money of an attempt back. It is noted down that this is to be done; [`recover`] does it where we cannot.
-pub async fn refund(orders: &Orders, attempt: &Attempt) {
-    let refunded = async {
-        orders.provider.refund(attempt.id).await?;
-        let mut conn = orders.pool.acquire().await?;
-        attempts::advance(&mut conn, attempt, "refunding", "refunded").await?;
-        Ok::<_, Error>(())
-    };
-    if let Err(error) = refunded.await {
-        tracing::warn!(%error, order.id = %attempt.order_id, "refund to be tried again");
-    }
+/// Lets the hold of an order that was not paid run out soon after the order does, behind the answer. Where this gets
+/// lost, the end of the order releases the hold; where it comes late, a later attempt has a higher number.
+fn cut_back(orders: &Orders, attempt: &Attempt, remaining: time::Duration) {
+    let (stock, attempt) = (orders.stock.clone(), attempt.clone());
+    let ttl = Duration::try_from(remaining).unwrap_or_default() + crate::checkout::HOLD_MARGIN;
+    tokio::spawn(async move {
+        if let Err(no_hold) = stock.cut_back(attempt.order_id, attempt.fence, ttl).await {
+            tracing::debug!(?no_hold, order.id = %attempt.order_id, "hold not cut back");
+        }
+    });
 }
 
-/// Finishes what others left open; how many there were. A refusal is the end of an attempt too.
+/// Finishes attempts that were left open; how many there were. Each is leased, and a failure of one is its own: it is
+/// due again later.
 pub async fn recover(orders: &Orders, limit: i64) -> Result<usize, Error> {
-    let since = orders.clock.now() - LEFT_OPEN;
     let mut conn = orders.pool.acquire().await?;
-    let charging = attempts::left_open(&mut conn, "charging", since, limit).await?;
-    let refunding = attempts::left_open(&mut conn, "refunding", since, limit).await?;
+    let due = attempts::lease_due(&mut conn, "charging", orders.clock.now(), RECOVERY_BACKOFF, limit).await?;
     drop(conn);
-    for attempt in &charging {
-        let outcome = orders.provider.settle(attempt.id).await?;
-        match finish(orders, attempt, outcome).await {
-            Ok(_) => tracing::info!(order.id = %attempt.order_id, "payment recovered"),
-            Err(error) => tracing::info!(%error, order.id = %attempt.order_id, "payment settled"),
-        }
-    }
-    for attempt in &refunding {
-        refund(orders, attempt).await;
-    }
-    Ok(charging.len() + refunding.len())
+    join_all(due.iter().map(|attempt| settle(orders, attempt))).await;
+    Ok(due.len())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_sandbox_tokens_are_tokens() {
-        assert_eq!(PaymentToken::parse("tok_ok"), Ok(PaymentToken::Ok));
-        for odd in ["", "tok", "TOK_OK", "tok_ok ", "tok_visa"] {
-            assert!(PaymentToken::parse(odd).is_err(), "{odd}");
+/// Finishes one attempt by what the provider says of it. A refusal is the end of an attempt too.
+async fn settle(orders: &Orders, attempt: &Attempt) {
+    let (stock, provider) = (orders.stock.clone(), orders.provider.clone());
+    let Attempt { order_id, id, fence, .. } = *attempt;
+    let settling = async move {
+        // Money may have been taken: the goods stay the order's until that is known.
+        if let Err(no_hold) = stock.prolong(order_id, fence, HOLD_WHILE_PAYING).await {
+            tracing::debug!(?no_hold, order.id = %order_id, "hold not prolonged");
         }
+        provider.settle(id).await
+    };
+    let outcome = match within(RECOVERY_TIMEOUT, settling).await {
+        Ok(outcome) => outcome,
+        Err(error) => return postponed(attempt, &error),
+    };
+    match finish(orders, attempt, outcome).await {
+        Ok(_) => tracing::info!(order.id = %attempt.order_id, "payment recovered"),
+        Err(error @ (Error::Database(_) | Error::Broken(_))) => postponed(attempt, &error),
+        Err(error) => tracing::info!(%error, order.id = %attempt.order_id, "payment settled"),
     }
+}
+
+fn postponed(attempt: &Attempt, error: &Error) {
+    metrics::counter!("payment_recovery_failures_total").increment(1);
+    let Attempt { order_id, tries, .. } = attempt;
+    tracing::warn!(%error, order.id = %order_id, tries, "payment not recovered; it is tried again later");
 }

@@ -1,21 +1,29 @@
 //! Steps of an order that need nothing from outside to be taken: ship, complete, cancel, run out; and what every step
 //! has in common: the row changes, the event gets the user's next number, both reach the outbox, in one transaction.
 
-use shoppee_kit::{caller::Caller, telemetry};
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, future::join_all, stream};
+use shoppee_kit::{
+    caller::Caller,
+    telemetry::{self, Trace},
+};
 use shoppee_proto::{order::v1 as wire, product::v1::ReleaseReason};
 use sqlx::{Connection as _, PgConnection};
 use time::OffsetDateTime;
+use tonic::Code;
 use uuid::Uuid;
 
 use crate::{
     Orders,
     error::Error,
     order::{self, Actor, Asker, Refused, Shipment, Status, Step},
-    outbox,
+    outbox, refund,
+    request::IdempotentRequest,
     store::{
         event::{self, EventRow},
         order::{self as store, OrderRow},
-        payment,
+        payment::{self as attempts, Attempt, Backoff},
         stock_task::{self, StockStep, StockTask},
     },
     view,
@@ -23,6 +31,16 @@ use crate::{
 
 /// What an order that ran out says of itself.
 const EXPIRED: &str = "expired";
+/// How long a stock task is left to whoever took it: two calls to product end within this.
+pub const STOCK_LEASE: Duration = Duration::from_secs(5);
+/// The same for the tasks of a batch of orders that ran out.
+const EXPIRY_LEASE: Duration = Duration::from_secs(15);
+/// How long an answer waits for its stock task.
+const STOCK_WAIT: Duration = Duration::from_millis(500);
+/// Calls to product at a time, of one batch.
+const MAX_STOCK_CALLS: usize = 16;
+/// For a task that product refuses for a reason that passes, if at all, by somebody's work.
+const STOCK_BACKOFF: Backoff = Backoff { first: Duration::from_secs(5), max: Duration::from_mins(10) };
 
 /// What is written of an order's step.
 #[derive(Clone, Copy, Debug)]
@@ -59,26 +77,29 @@ pub async fn tell(
 /// After the commit: the relay goes to work at once, and the step is counted, with the money it is about.
 pub fn told(orders: &Orders, order: &OrderRow) {
     orders.relay.wake(order.user_id);
-    let refunded = order.status == Status::Cancelled && order.refunded_at.is_some();
     // A total is never negative.
-    let total = u64::try_from(order.total).unwrap_or_default();
-    count(order.status, &order.currency, 1, total, if refunded { total } else { 0 });
+    count(order.status, &order.currency, 1, u64::try_from(order.total).unwrap_or_default());
 }
 
 /// What never happened is 0 for those who watch, not absent.
 pub fn count_from_zero(currency: &str) {
     for status in Status::ALL {
-        count(status, currency, 0, 0, 0);
+        count(status, currency, 0, 0);
     }
+    count_refund(currency, 0);
 }
 
-/// Orders that reached `status`, what they come to in minor units, and how much of that was paid and goes back.
-fn count(status: Status, currency: &str, orders: u64, amount: u64, refunded: u64) {
+/// Orders that reached `status`, and what they come to in minor units.
+fn count(status: Status, currency: &str, orders: u64, amount: u64) {
     let (status, currency) = (status.word(), currency.to_owned());
     metrics::counter!("orders_total", "status" => status).increment(orders);
-    metrics::counter!("orders_amount_total", "status" => status, "currency" => currency.clone())
-        .increment(amount);
-    metrics::counter!("orders_refunded_amount_total", "currency" => currency).increment(refunded);
+    metrics::counter!("orders_amount_total", "status" => status, "currency" => currency).increment(amount);
+}
+
+/// What was paid and has gone back, in minor units.
+pub fn count_refund(currency: &str, amount: i64) {
+    let amount = u64::try_from(amount).unwrap_or_default();
+    metrics::counter!("orders_refunded_amount_total", "currency" => currency.to_owned()).increment(amount);
 }
 
 /// Moves a locked order on and writes it.
@@ -139,130 +160,227 @@ pub async fn view(conn: &mut PgConnection, row: &OrderRow) -> Result<wire::Order
     view::order(row, &lines)
 }
 
-/// Hands an order over to a carrier; for admins.
-pub async fn ship(
-    orders: &Orders,
-    caller: &Caller,
-    id: Uuid,
-    shipment: Shipment,
-) -> Result<wire::Order, Error> {
-    step(orders, caller, id, Step::Ship, None, |row, now| row.shipment = Some((shipment, now))).await
+/// A step as a caller asks for it.
+#[derive(Debug)]
+pub struct StepRequest {
+    pub order_id: Uuid,
+    pub key: Option<String>,
+    pub content: StepContent,
 }
 
-/// It has arrived.
-pub async fn complete(orders: &Orders, caller: &Caller, id: Uuid) -> Result<wire::Order, Error> {
-    step(orders, caller, id, Step::Complete, None, |_, _| ()).await
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StepContent {
+    /// An order's goods go back, and what was paid for it.
+    Cancel { reason: Option<String> },
+    /// Its goods are handed over to a carrier; for admins.
+    Ship(Shipment),
+    /// It has arrived.
+    Complete,
 }
 
+impl StepContent {
+    const fn step(&self) -> Step {
+        match self {
+            Self::Cancel { .. } => Step::Cancel,
+            Self::Ship(_) => Step::Ship,
+            Self::Complete => Step::Complete,
+        }
+    }
+
+    /// Whether the order has taken this step already, with the same content: a repeat then changes nothing.
+    fn is_taken_by(&self, row: &OrderRow) -> bool {
+        match self {
+            Self::Cancel { reason } => {
+                row.status == Status::Cancelled && !row.expired && row.cancel_reason == *reason
+            }
+            Self::Ship(shipment) => {
+                matches!(row.status, Status::Shipped | Status::Completed)
+                    && row.shipment.as_ref().is_some_and(|(shipped, _)| shipped == shipment)
+            }
+            Self::Complete => row.status == Status::Completed,
+        }
+    }
+
+    fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Cancel { reason } => reason.as_deref(),
+            Self::Ship(_) | Self::Complete => None,
+        }
+    }
+
+    fn request(&self, user_id: i64, order_id: Uuid, key: Option<String>) -> IdempotentRequest {
+        match self {
+            Self::Cancel { reason } => {
+                IdempotentRequest::new(user_id, format!("cancel/{order_id}"), key, reason)
+            }
+            Self::Ship(Shipment { carrier, tracking_number }) => {
+                let meaning = (carrier, tracking_number);
+                IdempotentRequest::new(user_id, format!("ship/{order_id}"), key, &meaning)
+            }
+            Self::Complete => IdempotentRequest::new(user_id, format!("complete/{order_id}"), key, &()),
+        }
+    }
+}
+
+/// What a step leaves to be done behind the answer. All of it is noted down: what fails, workers do later.
+#[derive(Default)]
+struct Aftermath {
+    refund: Option<Attempt>,
+    task: Option<StockTask>,
+}
+
+/// Takes a step; with whether the answer was given before, under the same key.
 #[tracing::instrument(
     name = "order.step",
     skip_all,
     fields(otel.kind = "client", db.system.name = "postgresql")
 )]
-async fn step(
+pub async fn take(
     orders: &Orders,
     caller: &Caller,
-    id: Uuid,
-    step: Step,
-    reason: Option<&str>,
-    change: impl FnOnce(&mut OrderRow, OffsetDateTime),
-) -> Result<wire::Order, Error> {
+    request: StepRequest,
+) -> Result<(wire::Order, bool), Error> {
+    let StepRequest { order_id: id, key, content } = request;
     let now = orders.clock.now();
+    let keyed = content.request(caller.user_id(), id, key);
     let mut conn = orders.pool.acquire().await?;
     let (owner, asker) = owner_of(&mut conn, caller, id).await?;
     let mut tx = conn.begin().await?;
+    if let Some(answer) = keyed.claim(&mut tx, now).await? {
+        return Ok((answer, true));
+    }
     let mut row = store::lock(&mut tx, owner, id).await?.ok_or(Error::NotFound)?;
-    let to = check(step, &row, asker, now)?;
-    change(&mut row, now);
-    advance(&mut tx, &mut row, to, now, reason).await?;
+    if content.is_taken_by(&row) {
+        let shown = view(&mut tx, &row).await?;
+        keyed.answer(&mut tx, &shown).await?;
+        tx.commit().await?;
+        return Ok((shown, false));
+    }
+    let to = check(content.step(), &row, asker, now)?;
+    let aftermath = change(&mut tx, &mut row, &content, now).await?;
+    advance(&mut tx, &mut row, to, now, content.reason()).await?;
     let shown = view(&mut tx, &row).await?;
+    keyed.answer(&mut tx, &shown).await?;
     tx.commit().await?;
-    told(orders, &row);
-    Ok(shown)
-}
-
-/// Cancels an order: its goods go back, and what was paid for it.
-pub async fn cancel(
-    orders: &Orders,
-    caller: &Caller,
-    id: Uuid,
-    reason: Option<String>,
-) -> Result<wire::Order, Error> {
-    let mut conn = orders.pool.acquire().await?;
-    let (owner, asker) = owner_of(&mut conn, caller, id).await?;
     drop(conn);
-    end(orders, (owner, id), Step::Cancel, asker, reason).await
+    told(orders, &row);
+    // The provider is not waited for.
+    if let Some(attempt) = aftermath.refund {
+        refund::spawn(orders, attempt);
+    }
+    if let Some(task) = aftermath.task {
+        settle_soon(orders, task).await;
+    }
+    Ok((shown, false))
 }
 
-/// Ends an order whose time to pay has run out.
-pub async fn expire(orders: &Orders, order: (i64, Uuid)) -> Result<wire::Order, Error> {
-    end(orders, order, Step::Expire, Asker::SYSTEM, Some(EXPIRED.to_owned())).await
+/// Changes what a step changes beside the status.
+async fn change(
+    tx: &mut PgConnection,
+    row: &mut OrderRow,
+    content: &StepContent,
+    now: OffsetDateTime,
+) -> Result<Aftermath, Error> {
+    let mut aftermath = Aftermath::default();
+    match content {
+        StepContent::Cancel { reason } => {
+            let key = (row.user_id, row.id);
+            if row.status == Status::Paid {
+                let requested = refund::request(tx, key, now).await?;
+                aftermath.refund = Some(requested.ok_or(Error::Broken("a paid order without a payment"))?);
+            }
+            row.cancel_reason.clone_from(reason);
+            let task = StockTask { user_id: row.user_id, order_id: row.id, step: StockStep::Release };
+            stock_task::add(tx, &task, now, now + STOCK_LEASE).await?;
+            aftermath.task = Some(task);
+        }
+        StepContent::Ship(shipment) => row.shipment = Some((shipment.clone(), now)),
+        StepContent::Complete => {}
+    }
+    Ok(aftermath)
 }
 
+/// Cancels orders whose time to pay has run out, many in one transaction; how many.
 #[tracing::instrument(
-    name = "order.end",
+    name = "order.expire",
     skip_all,
     fields(otel.kind = "client", db.system.name = "postgresql")
 )]
-async fn end(
-    orders: &Orders,
-    (owner, id): (i64, Uuid),
-    step: Step,
-    asker: Asker,
-    reason: Option<String>,
-) -> Result<wire::Order, Error> {
+pub async fn expire(orders: &Orders, limit: i64) -> Result<usize, Error> {
     let now = orders.clock.now();
     let mut tx = orders.pool.begin().await?;
-    let mut row = store::lock(&mut tx, owner, id).await?.ok_or(Error::NotFound)?;
-    let to = check(step, &row, asker, now)?;
-    let refund = if row.status == Status::Paid {
-        row.refunded_at = Some(now);
-        payment::begin_refund(&mut tx, owner, id).await?
-    } else {
-        None
-    };
-    row.cancel_reason.clone_from(&reason);
-    row.expired = step == Step::Expire;
-    advance(&mut tx, &mut row, to, now, reason.as_deref()).await?;
-    let task = StockTask { user_id: owner, order_id: id, step: StockStep::Release };
-    stock_task::add(&mut tx, &task, now + crate::workers::STOCK_RETRY).await?;
-    let shown = view(&mut tx, &row).await?;
-    tx.commit().await?;
-    told(orders, &row);
-
-    // Both are noted down; where they fail now, workers do them later.
-    do_stock_task(orders, &task).await;
-    if let Some(attempt) = refund {
-        crate::payment::refund(orders, &attempt).await;
+    let mut rows = store::lock_overdue(&mut tx, now, limit).await?;
+    let keys: Vec<_> = rows.iter().map(|row| (row.user_id, row.id)).collect();
+    // A payment that began between that statement's snapshot and its lock.
+    let charging = attempts::charging(&mut tx, &keys).await?;
+    rows.retain(|row| !charging.contains(&row.id));
+    // Transactions that take several users' cursors take them in one order.
+    rows.sort_by_key(|row| (row.user_id, row.id));
+    let mut tasks = Vec::with_capacity(rows.len());
+    for row in &mut rows {
+        let to = check(Step::Expire, row, Asker::SYSTEM, now)?;
+        row.cancel_reason = Some(EXPIRED.to_owned());
+        row.expired = true;
+        advance(&mut tx, row, to, now, Some(EXPIRED)).await?;
+        let task = StockTask { user_id: row.user_id, order_id: row.id, step: StockStep::Release };
+        stock_task::add(&mut tx, &task, now, now + EXPIRY_LEASE).await?;
+        tasks.push(task);
     }
-    Ok(shown)
+    tx.commit().await?;
+    for row in &rows {
+        told(orders, row);
+    }
+    stream::iter(&tasks).for_each_concurrent(MAX_STOCK_CALLS, |task| do_stock_task(orders, task)).await;
+    Ok(rows.len())
+}
+
+/// Does a stock task at once, behind the answer, which waits for it as long as product usually takes.
+pub async fn settle_soon(orders: &Orders, task: StockTask) {
+    let orders = orders.clone();
+    let settling = tokio::spawn(Trace::current().of(async move { do_stock_task(&orders, &task).await }));
+    // It goes on where it takes longer.
+    let _ = tokio::time::timeout(STOCK_WAIT, settling).await;
+}
+
+/// Does stock tasks that are due; how many there were. Each is leased, and a failure of one is its own.
+pub async fn settle_stock(orders: &Orders, limit: i64) -> Result<usize, Error> {
+    let now = orders.clock.now();
+    let mut conn = orders.pool.acquire().await?;
+    let due = stock_task::take_due(&mut conn, now, now + STOCK_LEASE, limit).await?;
+    drop(conn);
+    join_all(due.iter().map(|task| do_stock_task(orders, task))).await;
+    Ok(due.len())
 }
 
 /// Tells product about an order's stock, and crosses the task off.
-pub async fn do_stock_task(orders: &Orders, task: &StockTask) {
+async fn do_stock_task(orders: &Orders, task: &StockTask) {
     let outcome = match task.step {
         StockStep::Commit => orders.stock.commit(task.order_id).await,
         StockStep::Release => orders.stock.release(task.order_id, ReleaseReason::OrderCancelled).await,
     };
-    match outcome {
-        Ok(()) => {}
-        // The hold is gone: nothing to commit. For a paid order that cannot be, as paying prolongs the hold by more
-        // than any outage; for one that was cancelled meanwhile it is as it should be.
-        Err(status)
-            if status.code() == tonic::Code::FailedPrecondition || status.code() == tonic::Code::NotFound =>
-        {
-            tracing::warn!(order.id = %task.order_id, step = task.step.word(), "no hold to settle");
-        }
-        Err(status) => {
-            tracing::info!(code = ?status.code(), order.id = %task.order_id, "stock to be settled later");
-            return;
-        }
-    }
-    let crossed_off = async {
+    let written = async {
         let mut conn = orders.pool.acquire().await?;
-        stock_task::done(&mut conn, task).await
+        match outcome {
+            Ok(()) => stock_task::done(&mut conn, task).await,
+            // The hold is gone: nothing to commit. For a paid order that cannot be, as paying prolongs the hold by more
+            // than any outage; for one that was cancelled meanwhile it is as it should be.
+            Err(status) if status.code() == Code::FailedPrecondition || status.code() == Code::NotFound => {
+                metrics::counter!("stock_tasks_without_hold_total", "step" => task.step.word()).increment(1);
+                tracing::warn!(order.id = %task.order_id, step = task.step.word(), "no hold to settle");
+                stock_task::done(&mut conn, task).await
+            }
+            // Product is away: due again when the lease ends.
+            Err(status) if status.code() == Code::Unavailable || status.code() == Code::DeadlineExceeded => {
+                tracing::debug!(order.id = %task.order_id, "stock to be settled later");
+                Ok(())
+            }
+            Err(status) => {
+                tracing::warn!(code = ?status.code(), order.id = %task.order_id, "stock not settled");
+                stock_task::postpone(&mut conn, task, orders.clock.now(), STOCK_BACKOFF).await
+            }
+        }
     };
-    if let Err(error) = crossed_off.await {
+    if let Err(error) = written.await {
         // It is done again, which changes nothing.
         tracing::debug!(%error, "stock task not crossed off");
     }

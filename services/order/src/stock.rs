@@ -51,25 +51,20 @@ impl Stock {
             .iter()
             .map(|line| StockLine { product_id: line.product_id, quantity: line.quantity.get() })
             .collect();
-        self.ask_hold(order_id, lines, ttl).await
+        self.ask_hold(HoldRequest { lines, ..request(order_id, ttl) }).await
     }
 
-    /// Makes an order's hold last at least `ttl` from now.
-    pub async fn prolong(&self, order_id: Uuid, ttl: Duration) -> Result<(), NoHold> {
-        self.ask_hold(order_id, Vec::new(), ttl).await.map(|_| ())
+    /// Makes an order's hold last at least `ttl` from now, unless a later attempt than `fence` has asked for something.
+    pub async fn prolong(&self, order_id: Uuid, fence: i64, ttl: Duration) -> Result<(), NoHold> {
+        self.ask_hold(HoldRequest { fence, ..request(order_id, ttl) }).await.map(|_| ())
     }
 
-    async fn ask_hold(
-        &self,
-        order_id: Uuid,
-        lines: Vec<StockLine>,
-        ttl: Duration,
-    ) -> Result<HoldResponse, NoHold> {
-        let message = HoldRequest {
-            order_id: order_id.to_string(),
-            lines,
-            ttl_seconds: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),
-        };
+    /// Makes an order's hold last no longer than `ttl` from now, in the same way.
+    pub async fn cut_back(&self, order_id: Uuid, fence: i64, ttl: Duration) -> Result<(), NoHold> {
+        self.ask_hold(HoldRequest { fence, shorten: true, ..request(order_id, ttl) }).await.map(|_| ())
+    }
+
+    async fn ask_hold(&self, message: HoldRequest) -> Result<HoldResponse, NoHold> {
         let held = self
             .call(message, |channel, request| async move {
                 StockServiceClient::new(channel)
@@ -160,5 +155,14 @@ impl Stock {
             attempt().await
         };
         client::within(PATIENCE, twice).await.map(tonic::Response::into_inner)
+    }
+}
+
+/// About the hold of an order, as it is.
+fn request(order_id: Uuid, ttl: Duration) -> HoldRequest {
+    HoldRequest {
+        order_id: order_id.to_string(),
+        ttl_seconds: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),
+        ..HoldRequest::default()
     }
 }

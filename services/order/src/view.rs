@@ -61,11 +61,6 @@ pub fn order(row: &OrderRow, lines: &[LineRow]) -> Result<wire::Order, Error> {
             })
         })
         .collect::<Result<_, Error>>()?;
-    let paid = match (row.paid_at, row.refunded_at) {
-        (_, Some(_)) => PaymentStatus::Refunded,
-        (Some(_), None) => PaymentStatus::Paid,
-        (None, None) => PaymentStatus::Unpaid,
-    };
     Ok(wire::Order {
         id: row.id.to_string(),
         user_id: row.user_id,
@@ -75,7 +70,7 @@ pub fn order(row: &OrderRow, lines: &[LineRow]) -> Result<wire::Order, Error> {
         currency: row.currency.clone(),
         shipping_address: Some(address(&row.shipping_address)),
         payment: Some(Payment {
-            status: paid.into(),
+            status: payment_status(row).into(),
             paid_at: row.paid_at.map(Into::into),
             refunded_at: row.refunded_at.map(Into::into),
         }),
@@ -90,6 +85,20 @@ pub fn order(row: &OrderRow, lines: &[LineRow]) -> Result<wire::Order, Error> {
         created_at: Some(row.created_at.into()),
         updated_at: Some(row.updated_at.into()),
     })
+}
+
+fn payment_status(row: &OrderRow) -> PaymentStatus {
+    if row.refunded_at.is_some() {
+        PaymentStatus::Refunded
+    } else if row.refund_failed_at.is_some() {
+        PaymentStatus::RefundFailed
+    } else if row.paid_at.is_none() {
+        PaymentStatus::Unpaid
+    } else if row.status == Status::Cancelled {
+        PaymentStatus::RefundPending
+    } else {
+        PaymentStatus::Paid
+    }
 }
 
 fn address(address: &Address) -> wire::Address {

@@ -1,92 +1,90 @@
-//! What goes on without anybody asking: orders run out, stock is settled, payments are recovered, old keys go. Any
-//! number of replicas may run these at once, and be killed anywhere.
+//! Periodic work: orders run out, stock is settled, payments are recovered, refunds are made, old keys go. Any number of
+//! replicas may run these at once, and be killed anywhere: what is due is leased, passed over by the others, and due again
+//! later.
 
 use std::time::Duration;
 
-use shoppee_kit::tasks::Tasks;
+use shoppee_kit::{
+    process::Process,
+    worker::{self, Round},
+};
+use time::OffsetDateTime;
 use tokio::sync::watch;
 
-use crate::{
-    Orders,
-    error::Error,
-    idempotency, payment, steps,
-    store::{order as store, stock_task},
-};
+use crate::{Orders, error::Error, idempotency, payment, refund, steps, store::backlog};
 
-/// How soon stock that could not be settled is tried again; also how long whoever noted it down has for itself.
-pub const STOCK_RETRY: Duration = Duration::from_secs(2);
-/// A worker that found less than this has found all.
-const BATCH: i64 = 100;
+/// Orders of one transaction: the cursors of their users are locked for some hundred milliseconds.
+const EXPIRY_BATCH: i64 = 100;
+/// What is done at the same time: each ends before its lease does.
+const STOCK_BATCH: i64 = 32;
+const PAYMENT_BATCH: i64 = 16;
+const KEYS_BATCH: i64 = 1000;
 
-pub fn start(orders: &Orders, tasks: &Tasks, ready: &watch::Receiver<bool>) {
-    every(Duration::from_secs(1), "expiry", orders, tasks, ready, expire);
-    every(Duration::from_secs(1), "stock", orders, tasks, ready, settle_stock);
-    every(Duration::from_secs(5), "payments", orders, tasks, ready, recover);
-    every(Duration::from_mins(1), "keys", orders, tasks, ready, forget_keys);
-}
-
-/// Runs `work` at this interval, and again at once for as long as it finds a full batch.
-fn every<F, Fut>(
-    interval: Duration,
-    name: &'static str,
-    orders: &Orders,
-    tasks: &Tasks,
-    ready: &watch::Receiver<bool>,
-    work: F,
-) where
-    F: Fn(Orders) -> Fut + Send + 'static,
-    Fut: Future<Output = Result<usize, Error>> + Send,
-{
-    let (orders, ready, stop) = (orders.clone(), ready.clone(), tasks.stopping());
-    tasks.spawn(name, async move {
-        while !stop.is_cancelled() {
-            if *ready.borrow() {
-                match work(orders.clone()).await {
-                    Ok(found) if i64::try_from(found).is_ok_and(|found| found >= BATCH) => continue,
-                    Ok(_) => {}
-                    Err(error) => tracing::warn!(%error, worker = name, "worker could not do its work"),
-                }
-            }
-            tokio::select! {
-                () = tokio::time::sleep(interval) => {}
-                () = stop.cancelled() => {}
-            }
-        }
-        Ok(())
+pub fn start(orders: &Orders, process: &Process, ready: &watch::Receiver<bool>) {
+    let workers = Workers { orders, process, ready };
+    let every = Duration::from_secs;
+    workers.start("expiry", every(1), EXPIRY_BATCH, |orders| async move {
+        steps::expire(&orders, EXPIRY_BATCH).await
+    });
+    workers.start("stock", every(1), STOCK_BATCH, |orders| async move {
+        steps::settle_stock(&orders, STOCK_BATCH).await
+    });
+    workers.start("payments", every(5), PAYMENT_BATCH, |orders| async move {
+        payment::recover(&orders, PAYMENT_BATCH).await
+    });
+    workers.start("refunds", every(5), PAYMENT_BATCH, |orders| async move {
+        refund::recover(&orders, PAYMENT_BATCH).await
+    });
+    workers.start("keys", every(10), KEYS_BATCH, |orders| async move {
+        let swept = idempotency::sweep(&orders, orders.clock.now(), KEYS_BATCH).await?;
+        Ok(usize::try_from(swept).unwrap_or(usize::MAX))
+    });
+    workers.start("backlog", every(10), i64::MAX, |orders| async move {
+        measure_backlog(&orders).await.map(|()| 0)
     });
 }
 
-async fn expire(orders: Orders) -> Result<usize, Error> {
-    let mut conn = orders.pool.acquire().await?;
-    let run_out = store::run_out(&mut conn, orders.clock.now(), BATCH).await?;
-    drop(conn);
-    for order in &run_out {
-        match steps::expire(&orders, *order).await {
-            // Another replica was quicker, or its owner.
-            Ok(_) | Err(Error::InvalidTransition | Error::OrderExpired) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(run_out.len())
+struct Workers<'a> {
+    orders: &'a Orders,
+    process: &'a Process,
+    ready: &'a watch::Receiver<bool>,
 }
 
-async fn settle_stock(orders: Orders) -> Result<usize, Error> {
+impl Workers<'_> {
+    /// Repeats `work`, which says how much it found, at this interval, and at once after a full batch.
+    fn start<F, Fut>(&self, name: &'static str, interval: Duration, batch: i64, work: F)
+    where
+        F: Fn(Orders) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<usize, Error>> + Send,
+    {
+        let orders = self.orders.clone();
+        worker::spawn(self.process, name, interval, self.ready.clone(), move || {
+            let working = work(orders.clone());
+            async move {
+                let found = working.await?;
+                Ok::<_, Error>(Round::more_if(i64::try_from(found).is_ok_and(|found| found >= batch)))
+            }
+        });
+    }
+}
+
+/// Says how much is behind, and for how long.
+async fn measure_backlog(orders: &Orders) -> Result<(), Error> {
     let now = orders.clock.now();
     let mut conn = orders.pool.acquire().await?;
-    let due = stock_task::take_due(&mut conn, now, now + STOCK_RETRY, BATCH).await?;
-    drop(conn);
-    for task in &due {
-        steps::do_stock_task(&orders, task).await;
-    }
-    Ok(due.len())
-}
-
-async fn recover(orders: Orders) -> Result<usize, Error> {
-    payment::recover(&orders, BATCH).await
-}
-
-async fn forget_keys(orders: Orders) -> Result<usize, Error> {
-    let now = orders.clock.now();
-    let swept = idempotency::sweep(&orders, now, BATCH).await?;
-    Ok(usize::try_from(swept).unwrap_or(usize::MAX))
+    let found = backlog::read(&mut conn, now).await?;
+    let age =
+        |since: Option<OffsetDateTime>| since.map_or(0.0, |since| (now - since).as_seconds_f64().max(0.0));
+    #[expect(clippy::cast_precision_loss, reason = "at most some ten thousand")]
+    let count = |rows: i64| rows as f64;
+    metrics::gauge!("payment_attempts_open").set(count(found.charging));
+    metrics::gauge!("payment_attempts_oldest_open_seconds").set(age(found.charging_since));
+    metrics::gauge!("refunds_pending").set(count(found.refunding));
+    metrics::gauge!("refunds_oldest_pending_seconds").set(age(found.refunding_since));
+    metrics::gauge!("refunds_failed").set(count(found.refunds_failed));
+    metrics::gauge!("stock_tasks_due").set(count(found.stock_tasks));
+    metrics::gauge!("stock_tasks_oldest_due_seconds").set(age(found.stock_tasks_since));
+    metrics::gauge!("orders_overdue").set(count(found.overdue));
+    metrics::gauge!("orders_overdue_oldest_seconds").set(age(found.overdue_since));
+    Ok(())
 }

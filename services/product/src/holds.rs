@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use shoppee_kit::{clock::Clock, pg::PgPool, status::Violations, tasks::Tasks};
+use shoppee_kit::{database_clock::DatabaseClock, pg::PgPool, status::Violations, tasks::Tasks};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -30,6 +30,8 @@ const WORKERS: usize = 2;
 /// A round is decided anew when an order that it holds for was released, or held elsewhere, in the same
 /// moment.
 const TRIES: usize = 3;
+/// Of a smaller stock one customer may well hold all.
+const MIN_MEASURED_STOCK: i64 = 100;
 /// Overdue holds put back in one transaction.
 const OVERDUE: i64 = 256;
 
@@ -39,14 +41,14 @@ type Answer = oneshot::Sender<Result<Hold, Error>>;
 #[derive(Clone, Debug)]
 pub struct Holds {
     pool: PgPool,
-    clock: Clock,
+    clock: DatabaseClock,
     queue: mpsc::Sender<(Want, Answer)>,
     cache: Cache,
 }
 
 impl Holds {
     /// Starts the workers, which end when the last clone of the result is gone.
-    pub fn start(pool: PgPool, clock: Clock, cache: Cache, tasks: &Tasks) -> Self {
+    pub fn start(pool: PgPool, clock: DatabaseClock, cache: Cache, tasks: &Tasks) -> Self {
         let (queue, waiting) = mpsc::channel(WAITING);
         let waiting = Arc::new(Mutex::new(waiting));
         for _ in 0..WORKERS {
@@ -137,6 +139,15 @@ impl Holds {
         Ok(ended.len())
     }
 
+    /// Says how much of a product unpaid orders hold, at most: what an account that orders and does not pay does to
+    /// the shop.
+    pub async fn measure_unpaid(&self) -> Result<(), Error> {
+        let mut conn = self.pool.acquire().await?;
+        let share = store::hold::largest_share(&mut conn, MIN_MEASURED_STOCK).await?;
+        metrics::gauge!("stock_held_unpaid_share").set(share);
+        Ok(())
+    }
+
     /// Until when a hold lives that is asked for now.
     pub fn until(&self, ttl: time::Duration) -> OffsetDateTime {
         self.clock.now() + ttl
@@ -145,7 +156,7 @@ impl Holds {
 
 async fn work(
     pool: PgPool,
-    clock: Clock,
+    clock: DatabaseClock,
     cache: Cache,
     waiting: Arc<Mutex<mpsc::Receiver<(Want, Answer)>>>,
 ) -> anyhow::Result<()> {

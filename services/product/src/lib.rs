@@ -31,11 +31,13 @@ use clap::Parser;
 use secrecy::SecretString;
 use shoppee_kit::{
     caller::Verifier,
+    database_clock::DatabaseClock,
     grpc as server, keys, ops, pg,
     pool::Pool,
     process::Process,
     redis,
     settings::{self, Common, service_urls},
+    worker::{self, Round},
 };
 use tokio::sync::broadcast;
 
@@ -45,6 +47,9 @@ use crate::{
     changes::Changes,
     replicas::Replicas,
 };
+
+/// How often the share of unpaid orders is measured: it changes in minutes.
+const UNPAID_SHARE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The product service of Shoppee
 #[derive(Clone, Debug, Parser)]
@@ -126,8 +131,14 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let (ended, _) = broadcast::channel(1);
     keys::follow(&process, auth, verifier.clone(), ended);
 
-    let holds = holds::Holds::start(pool.clone(), clock.clone(), cache.clone(), tasks);
+    let stored = DatabaseClock::start(&pool, &process);
+    let holds = holds::Holds::start(pool.clone(), stored, cache.clone(), tasks);
     let ready = readiness.serving();
+    let measured = holds.clone();
+    worker::spawn(&process, "unpaid_share", UNPAID_SHARE_INTERVAL, ready.clone(), move || {
+        let holds = measured.clone();
+        async move { holds.measure_unpaid().await.map(|()| Round::Done) }
+    });
     workers::start(&process, &ready, &pool, &holds, lifetimes);
     audit::start(&process, &ready, &pool, &changes);
     let catalogue = Catalogue { replicas, pool, clock: clock.clone(), cache };

@@ -156,6 +156,8 @@ pub struct HeldLine {
     pub name: String,
     pub unit_price: i64,
     pub quantity: i64,
+    /// What is left on the shelf, where it was looked at.
+    pub available: i64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,6 +195,8 @@ impl State {
 pub struct Hold {
     pub state: State,
     pub expires_at: OffsetDateTime,
+    /// The highest fence of the calls that were about its time.
+    pub fence: i64,
     /// In the order of product ids.
     pub lines: Vec<HeldLine>,
 }
@@ -228,8 +232,11 @@ pub struct Want {
     pub order_id: Uuid,
     /// `None` only prolongs the hold that exists.
     pub basket: Option<Basket>,
-    /// Until when the hold should live at least.
+    /// Until when the hold should live at least, or at most where it is to be shortened.
     pub until: OffsetDateTime,
+    /// Orders calls that change a hold's time: one below the hold's changes nothing.
+    pub fence: i64,
+    pub shorten: bool,
 }
 
 /// Why an order gets nothing.
@@ -274,19 +281,32 @@ impl Round {
             if want.basket.as_ref().is_some_and(|basket| !hold.is_of(basket)) {
                 return Err(Refused::Different);
             }
-            if hold.state == State::Held && hold.expires_at < want.until {
-                hold.expires_at = want.until;
+            let until =
+                if want.shorten { hold.expires_at.min(want.until) } else { hold.expires_at.max(want.until) };
+            let changes = hold.expires_at != until || hold.fence < want.fence;
+            if hold.state == State::Held && hold.fence <= want.fence && changes {
+                hold.expires_at = until;
+                hold.fence = want.fence;
                 if !self.taken.contains(&want.order_id) && !self.prolonged.contains(&want.order_id) {
                     self.prolonged.push(want.order_id);
                 }
             }
-            return Ok(hold.clone());
+            let hold = hold.clone();
+            return Ok(self.with_available(hold));
         }
         let basket = want.basket.as_ref().ok_or(Refused::Unknown)?;
-        let hold = Hold { state: State::Held, expires_at: want.until, lines: self.take(basket)? };
+        let lines = self.take(basket)?;
+        let hold = Hold { state: State::Held, expires_at: want.until, fence: want.fence, lines };
         self.holds.insert(want.order_id, hold.clone());
         self.taken.push(want.order_id);
-        Ok(hold)
+        Ok(self.with_available(hold))
+    }
+
+    fn with_available(&self, mut hold: Hold) -> Hold {
+        for line in &mut hold.lines {
+            line.available = self.shelves.get(&line.product_id).map_or(0, |shelf| shelf.available);
+        }
+        hold
     }
 
     fn take(&mut self, basket: &Basket) -> Result<Vec<HeldLine>, Refused> {
@@ -311,6 +331,7 @@ impl Round {
                 name: taken_from.name.clone(),
                 unit_price: taken_from.price,
                 quantity: line.quantity,
+                available: taken_from.available,
             })
         });
         Ok(lines.collect())

@@ -1,11 +1,14 @@
 //! All SQL of the service: plain functions on a connection; the use case owns the transaction.
 
 pub mod audit;
+pub mod backlog;
 pub mod cart;
 pub mod event;
 pub mod idempotency;
+pub mod idempotent_request;
 pub mod order;
 pub mod outbox;
 pub mod payment;
+pub mod sandbox;
 pub mod stock_task;
 pub mod stream;

@@ -1,5 +1,7 @@
 //! Orders and their lines.
 
+use std::collections::HashMap;
+
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -22,6 +24,7 @@ pub struct OrderRow {
     pub expires_at: OffsetDateTime,
     pub paid_at: Option<OffsetDateTime>,
     pub refunded_at: Option<OffsetDateTime>,
+    pub refund_failed_at: Option<OffsetDateTime>,
     pub shipment: Option<(Shipment, OffsetDateTime)>,
     pub cancel_reason: Option<String>,
     pub expired: bool,
@@ -51,6 +54,7 @@ struct Columns {
     expires_at: OffsetDateTime,
     paid_at: Option<OffsetDateTime>,
     refunded_at: Option<OffsetDateTime>,
+    refund_failed_at: Option<OffsetDateTime>,
     carrier: Option<String>,
     tracking_number: Option<String>,
     shipped_at: Option<OffsetDateTime>,
@@ -81,6 +85,7 @@ impl TryFrom<Columns> for OrderRow {
             expires_at: row.expires_at,
             paid_at: row.paid_at,
             refunded_at: row.refunded_at,
+            refund_failed_at: row.refund_failed_at,
             shipment,
             cancel_reason: row.cancel_reason,
             expired: row.expired,
@@ -95,8 +100,8 @@ pub async fn find(conn: &mut PgConnection, user_id: i64, id: Uuid) -> Result<Opt
     let row = sqlx::query_as!(
         Columns,
         r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
-                  expires_at, paid_at, refunded_at, carrier, tracking_number, shipped_at, cancel_reason, expired,
-                  created_at, updated_at
+                  expires_at, paid_at, refunded_at, refund_failed_at, carrier, tracking_number, shipped_at,
+                  cancel_reason, expired, created_at, updated_at
            from orders.orders where user_id = $1 and id = $2"#,
         user_id,
         id
@@ -116,8 +121,8 @@ pub async fn lock(conn: &mut PgConnection, user_id: i64, id: Uuid) -> Result<Opt
     let row = sqlx::query_as!(
         Columns,
         r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
-                  expires_at, paid_at, refunded_at, carrier, tracking_number, shipped_at, cancel_reason, expired,
-                  created_at, updated_at
+                  expires_at, paid_at, refunded_at, refund_failed_at, carrier, tracking_number, shipped_at,
+                  cancel_reason, expired, created_at, updated_at
            from orders.orders where user_id = $1 and id = $2 for update"#,
         user_id,
         id
@@ -147,8 +152,8 @@ pub async fn list(conn: &mut PgConnection, filter: Filter) -> Result<Vec<OrderRo
             sqlx::query_as!(
                 Columns,
                 r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
-                          expires_at, paid_at, refunded_at, carrier, tracking_number, shipped_at, cancel_reason,
-                          expired, created_at, updated_at
+                          expires_at, paid_at, refunded_at, refund_failed_at, carrier, tracking_number,
+                          shipped_at, cancel_reason, expired, created_at, updated_at
                    from orders.orders
                    where user_id = $1 and id < $2 order by id desc limit $3"#,
                 user_id,
@@ -162,8 +167,8 @@ pub async fn list(conn: &mut PgConnection, filter: Filter) -> Result<Vec<OrderRo
             sqlx::query_as!(
                 Columns,
                 r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
-                          expires_at, paid_at, refunded_at, carrier, tracking_number, shipped_at, cancel_reason,
-                          expired, created_at, updated_at
+                          expires_at, paid_at, refunded_at, refund_failed_at, carrier, tracking_number,
+                          shipped_at, cancel_reason, expired, created_at, updated_at
                    from orders.orders
                    where user_id = $1 and status = $2 and id < $3 order by id desc limit $4"#,
                 user_id,
@@ -251,6 +256,26 @@ pub async fn count_unpaid(conn: &mut PgConnection, user_id: i64, now: OffsetDate
     .await
 }
 
+/// Units of each product in a user's orders that wait for payment.
+pub async fn unpaid_units(
+    conn: &mut PgConnection,
+    user_id: i64,
+    now: OffsetDateTime,
+) -> sqlx::Result<HashMap<i64, i64>> {
+    let rows = sqlx::query!(
+        r#"select line.product_id, sum(line.quantity)::bigint as "units!"
+           from orders.orders as o
+           join orders.order_line as line on line.user_id = o.user_id and line.order_id = o.id
+           where o.user_id = $1 and o.status = 'pending' and o.expires_at > $2
+           group by line.product_id"#,
+        user_id,
+        now
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.product_id, row.units)).collect())
+}
+
 /// Writes a new order and its lines, in one statement.
 pub async fn insert(conn: &mut PgConnection, order: &OrderRow, lines: &[LineRow]) -> sqlx::Result<()> {
     let products: Vec<i64> = lines.iter().map(|line| line.product_id).collect();
@@ -314,23 +339,53 @@ pub async fn update(conn: &mut PgConnection, order: &OrderRow) -> sqlx::Result<(
     Ok(())
 }
 
-/// Pending orders whose time has run out, but for those whose payment is being tried right now.
-pub async fn run_out(
+/// Locks pending orders whose time has run out, the longest first, but for those that are being paid. Orders that another
+/// transaction has locked are left to it.
+pub async fn lock_overdue(
     conn: &mut PgConnection,
     now: OffsetDateTime,
     limit: i64,
-) -> sqlx::Result<Vec<(i64, Uuid)>> {
-    let rows = sqlx::query!(
-        "select o.user_id, o.id from orders.orders as o
-         where o.status = 'pending' and o.expires_at <= $1
-           and not exists (select from orders.payment_attempt as attempt
-                           where attempt.user_id = o.user_id and attempt.order_id = o.id
-                             and attempt.state = 'charging')
-         order by o.expires_at limit $2",
+) -> Result<Vec<OrderRow>, Error> {
+    let rows = sqlx::query_as!(
+        Columns,
+        r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
+                  expires_at, paid_at, refunded_at, refund_failed_at, carrier, tracking_number, shipped_at,
+                  cancel_reason, expired, created_at, updated_at
+           from orders.orders as o
+           where status = 'pending' and expires_at <= $1
+             and not exists (select from orders.payment_attempt as attempt
+                             where attempt.user_id = o.user_id and attempt.order_id = o.id
+                               and attempt.state = 'charging')
+           order by expires_at limit $2
+           for update of o skip locked"#,
         now,
         limit
     )
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(|row| (row.user_id, row.id)).collect())
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
+/// Writes down how the refund of a cancelled order ended; what the order came to, where it was paid.
+pub async fn end_refund(
+    conn: &mut PgConnection,
+    (user_id, id): (i64, Uuid),
+    refunded: bool,
+    now: OffsetDateTime,
+) -> sqlx::Result<Option<(i64, String)>> {
+    let order = sqlx::query!(
+        "update orders.orders
+         set refunded_at = case when $3 then $4::timestamptz end,
+             refund_failed_at = case when not $3 then $4::timestamptz end,
+             updated_at = $4
+         where user_id = $1 and id = $2 and status = 'cancelled' and paid_at is not null and refunded_at is null
+         returning total, currency",
+        user_id,
+        id,
+        refunded,
+        now
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(order.map(|order| (order.total, order.currency)))
 }

@@ -1,5 +1,7 @@
 //! Attempts to pay, and the sandbox provider's books.
 
+use std::time::Duration;
+
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -10,23 +12,42 @@ pub struct Attempt {
     pub order_id: Uuid,
     pub id: Uuid,
     pub key: Option<String>,
+    /// The number of the attempt among its order's.
+    pub fence: i64,
+    /// How often it was leased for recovery.
+    pub tries: i32,
 }
 
-/// Opens an attempt; `false` where one is open.
-pub async fn open(conn: &mut PgConnection, attempt: &Attempt, now: OffsetDateTime) -> sqlx::Result<bool> {
-    let opened = sqlx::query!(
-        "insert into orders.payment_attempt (user_id, order_id, id, state, key, started_at)
-         values ($1, $2, $3, 'charging', $4, $5)
-         on conflict (user_id, order_id) where state = 'charging' do nothing",
+/// How long a lease lasts: doubled with each try, up to a cap.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    pub first: Duration,
+    pub max: Duration,
+}
+
+/// Opens an attempt, which is left to whoever opened it until `next_try_at`; the attempt's number, or `None` where one
+/// is open. The order's row is locked.
+pub async fn open(
+    conn: &mut PgConnection,
+    attempt: &Attempt,
+    now: OffsetDateTime,
+    next_try_at: OffsetDateTime,
+) -> sqlx::Result<Option<i64>> {
+    sqlx::query_scalar!(
+        "insert into orders.payment_attempt (user_id, order_id, id, state, key, started_at, next_try_at, fence)
+         select $1, $2, $3, 'charging', $4, $5, $6, count(*) + 1
+         from orders.payment_attempt as earlier where earlier.user_id = $1 and earlier.order_id = $2
+         on conflict (user_id, order_id) where state = 'charging' do nothing
+         returning fence",
         attempt.user_id,
         attempt.order_id,
         attempt.id,
         attempt.key,
-        now
+        now,
+        next_try_at
     )
-    .execute(conn)
-    .await?;
-    Ok(opened.rows_affected() == 1)
+    .fetch_optional(conn)
+    .await
 }
 
 /// Moves an attempt on; `false` where it is no longer in the state `from`.
@@ -45,75 +66,73 @@ pub async fn advance(conn: &mut PgConnection, attempt: &Attempt, from: &str, to:
     Ok(moved.rows_affected() == 1)
 }
 
-/// The attempt that paid an order, to be refunded now.
-pub async fn begin_refund(
+/// Turns the attempt of an order that is in the state `from`, and is `id` where that is given, into a refund, which is left
+/// to whoever asked for it until `next_try_at`.
+pub async fn request_refund(
     conn: &mut PgConnection,
-    user_id: i64,
-    order_id: Uuid,
+    (user_id, order_id): (i64, Uuid),
+    id: Option<Uuid>,
+    from: &str,
+    now: OffsetDateTime,
+    next_try_at: OffsetDateTime,
 ) -> sqlx::Result<Option<Attempt>> {
     sqlx::query_as!(
         Attempt,
-        "update orders.payment_attempt set state = 'refunding'
-         where user_id = $1 and order_id = $2 and state = 'captured'
-         returning user_id, order_id, id, key",
+        "update orders.payment_attempt
+         set state = 'refunding', refund_requested_at = $4, next_try_at = $5, tries = 1
+         where user_id = $1 and order_id = $2 and state = $3 and ($6::uuid is null or id = $6)
+         returning user_id, order_id, id, key, fence, tries",
         user_id,
-        order_id
+        order_id,
+        from,
+        now,
+        next_try_at,
+        id
     )
     .fetch_optional(conn)
     .await
 }
 
-/// Attempts that whoever made them has left in `state`.
-pub async fn left_open(
+/// Leases attempts that are due in `state`, the longest due first. Other workers pass over them until the lease ends.
+pub async fn lease_due(
     conn: &mut PgConnection,
     state: &str,
-    since: OffsetDateTime,
+    now: OffsetDateTime,
+    backoff: Backoff,
     limit: i64,
 ) -> sqlx::Result<Vec<Attempt>> {
     sqlx::query_as!(
         Attempt,
-        "select user_id, order_id, id, key from orders.payment_attempt
-         where state = $1 and state in ('charging', 'refunding') and started_at < $2
-         order by started_at limit $3",
+        "update orders.payment_attempt as attempt
+         set tries = attempt.tries + 1,
+             next_try_at = $2 + make_interval(secs => least($3 * power(2::float8, least(attempt.tries, 20)), $4))
+         from (select user_id, order_id, id from orders.payment_attempt
+               where state = $1 and state in ('charging', 'refunding') and next_try_at <= $2
+               order by next_try_at limit $5 for update skip locked) as due
+         where attempt.user_id = due.user_id and attempt.order_id = due.order_id and attempt.id = due.id
+         returning attempt.user_id, attempt.order_id, attempt.id, attempt.key, attempt.fence, attempt.tries",
         state,
-        since,
+        now,
+        backoff.first.as_secs_f64(),
+        backoff.max.as_secs_f64(),
         limit
     )
     .fetch_all(conn)
     .await
 }
 
-/// Writes an outcome into the sandbox's books unless the attempt has one; what the books say.
-pub async fn sandbox_record(
-    conn: &mut PgConnection,
-    attempt_id: Uuid,
-    outcome: &str,
-    amount: i64,
-    currency: &str,
-    now: OffsetDateTime,
-) -> sqlx::Result<String> {
+/// Which of these orders, whose rows are locked, are being charged.
+pub async fn charging(conn: &mut PgConnection, orders: &[(i64, Uuid)]) -> sqlx::Result<Vec<Uuid>> {
+    let (users, ids): (Vec<i64>, Vec<Uuid>) = orders.iter().copied().unzip();
     sqlx::query_scalar!(
-        "insert into orders.sandbox_charge as charge (attempt_id, outcome, amount, currency, at)
-         values ($1, $2, $3, $4, $5)
-         on conflict (attempt_id) do update set outcome = charge.outcome
-         returning outcome",
-        attempt_id,
-        outcome,
-        amount,
-        currency,
-        now
+        "select attempt.order_id
+         from unnest($1::bigint[], $2::uuid[]) as wanted (user_id, order_id)
+         join orders.payment_attempt as attempt
+           on attempt.user_id = wanted.user_id and attempt.order_id = wanted.order_id
+         where attempt.state = 'charging'",
+        &users,
+        &ids
     )
-    .fetch_one(conn)
+    .fetch_all(conn)
     .await
-}
-
-/// Gives an approved charge back; a second time changes nothing.
-pub async fn sandbox_refund(conn: &mut PgConnection, attempt_id: Uuid) -> sqlx::Result<()> {
-    sqlx::query!(
-        "update orders.sandbox_charge set outcome = 'refunded' where attempt_id = $1 and outcome = 'approved'",
-        attempt_id
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
 }

@@ -38,7 +38,7 @@ async fn holds(product: &PgPool) -> BTreeMap<Uuid, (String, i64)> {
     )
     .fetch_all(product)
     .await
-    .unwrap();
+    .expect("read");
     rows.into_iter().map(|(id, state, units)| (id, (state, units))).collect()
 }
 
@@ -119,11 +119,11 @@ struct Unreliable {
 impl Unreliable {
     /// Listens before the stock service at `stock`, for as long as `faulty` is shared.
     async fn start(stock: &str, seed: u64, faulty: Arc<AtomicBool>) -> SocketAddr {
-        let incoming = TcpIncoming::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let addr = incoming.local_addr().unwrap();
+        let incoming = TcpIncoming::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+        let addr = incoming.local_addr().expect("bound");
         let (health, health_server) = tonic_health::server::health_reporter();
         health.set_service_status("", tonic_health::ServingStatus::Serving).await;
-        let stock = StockServiceClient::new(client::channel(stock).unwrap());
+        let stock = StockServiceClient::new(client::channel(stock).expect("a URL"));
         let unreliable = Self { stock, dice: Mutex::new(Dice(seed)), faulty };
         let server =
             Server::builder().add_service(health_server).add_service(StockServiceServer::new(unreliable));
@@ -143,27 +143,27 @@ impl Unreliable {
         let (mut metadata, _, message) = request.into_parts();
         // A call that comes late is still carried out.
         metadata.remove("grpc-timeout");
-        let sent = send(self.stock.clone(), Request::from_parts(metadata, Extensions::default(), message));
+        let call = send(self.stock.clone(), Request::from_parts(metadata, Extensions::default(), message));
         let (fate, delay) = {
-            let mut dice = self.dice.lock().unwrap();
+            let mut dice = self.dice.lock().expect("not poisoned");
             (dice.roll(10), Duration::from_millis(dice.roll(700)))
         };
         if !self.faulty.load(Ordering::Relaxed) {
-            return sent.await;
+            return call.await;
         }
         match fate {
             // The call gets lost, its answer gets lost, or it arrives after its caller was told of a failure.
             0 => {}
-            1 | 2 => drop(sent.await),
+            1 | 2 => drop(call.await),
             3 | 4 => drop(tokio::spawn(async move {
                 tokio::time::sleep(delay).await;
-                sent.await
+                call.await
             })),
             5 => {
                 tokio::time::sleep(delay / 4).await;
-                return sent.await;
+                return call.await;
             }
-            _ => return sent.await,
+            _ => return call.await,
         }
         Err(Status::unavailable("lost on purpose"))
     }
@@ -193,7 +193,7 @@ const SEED: u64 = 0x5eed_0b1a_c0de_0001;
 /// Places orders, each with a key that is used until the outcome is known, and pays or cancels most of them.
 async fn trade(customer: Person, tea: i64, mut dice: Dice) {
     for number in 0..ORDERS_EACH {
-        let mut request = wish(&[(tea, i64::try_from(dice.roll(3) + 1).unwrap())]);
+        let mut request = wish(&[(tea, i64::try_from(dice.roll(3) + 1).expect("small"))]);
         request.idempotency_key = Some(format!("order-{number}"));
         let placed = loop {
             match customer.orders(request.clone()).await {
@@ -293,13 +293,14 @@ async fn whatever_gets_lost_or_comes_late_paid_goods_are_sold_once() {
     .unwrap();
     let mut paid = 0;
     for (id, status, units) in &rows {
-        let (hold, held) = holds.get(id).unwrap_or_else(|| panic!("{status} order {id} without a hold"));
+        let (state, units_held) =
+            holds.get(id).unwrap_or_else(|| panic!("{status} order {id} without a hold"));
         let expected = match status.as_str() {
             "pending" => "held",
             "paid" => "committed",
             _ => "released",
         };
-        assert_eq!((hold.as_str(), held), (expected, units), "order {id}, {status}");
+        assert_eq!((state.as_str(), units_held), (expected, units), "order {id}, {status}");
         paid += if status == "paid" { *units } else { 0 };
     }
     assert!(paid > 0, "some were paid");

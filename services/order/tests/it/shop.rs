@@ -23,7 +23,7 @@ use shoppee_proto::{
     },
 };
 use sqlx::PgPool;
-use tonic::{Request, Response, Status, transport::Channel};
+use tonic::{Code, Request, Response, Status, transport::Channel};
 
 const ORDER_SECRET: &str = "the order service's own secret";
 const PASSWORD: &str = "correct horse battery";
@@ -124,6 +124,9 @@ impl Shop {
             grpc_reflection: false,
             order_ttl: Duration::from_mins(15),
             max_unpaid_orders: 20,
+            max_unpaid_units: 5000,
+            max_unpaid_product_share: 20,
+            rate_limits: String::new(),
             shop_currency: "EUR".to_owned(),
             payment_provider: shoppee_order::PaymentProvider::Sandbox,
         };
@@ -153,6 +156,25 @@ impl Shop {
     /// Lets time pass for the order service.
     pub fn let_pass(&self, time: Duration) {
         self.clock.advance(time);
+    }
+
+    /// Sets the clock of the order service's machine ahead; no time passes.
+    pub fn set_ahead(&self, by: Duration) {
+        self.clock.set_ahead(by);
+    }
+
+    /// A second process of the order service, on the same database.
+    pub async fn start_replica(&self) -> TestProcess {
+        let mut process = TestProcess::default();
+        process.process.clock = self.clock.clone();
+        let settings = shoppee_order::Settings {
+            listen_addr: free_addr(),
+            metrics_addr: free_addr(),
+            ..self.order_settings.clone()
+        };
+        shoppee_order::start(settings, process.process.clone()).await.expect("order starts");
+        process.serves().await;
+        process
     }
 
     pub async fn stop_order(&mut self) {
@@ -203,7 +225,16 @@ impl Shop {
     }
 
     async fn sign_in(&self, name: &str) -> Person {
-        self.try_sign_in(name).await.expect("signs in")
+        // A password is hashed, which a busy machine may refuse for now.
+        for _ in 0..10 {
+            match self.try_sign_in(name).await {
+                Err(status) if status.code() == Code::Unavailable => {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                answered => return answered.expect("signs in"),
+            }
+        }
+        panic!("{name} cannot sign in")
     }
 
     async fn try_sign_in(&self, name: &str) -> Result<Person, Status> {
@@ -316,7 +347,18 @@ impl Person {
     }
 
     pub async fn buys(&self, product_id: i64, quantity: i64) -> Order {
-        self.orders(wish(&[(product_id, quantity)])).await.expect("ordered").into_inner()
+        let mut request = wish(&[(product_id, quantity)]);
+        request.idempotency_key = Some(uuid::Uuid::now_v7().to_string());
+        // On a busy machine it may be refused for now.
+        for _ in 0..20 {
+            match self.orders(request.clone()).await {
+                Err(status) if [Code::Unavailable, Code::Aborted].contains(&status.code()) => {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                answered => return answered.expect("ordered").into_inner(),
+            }
+        }
+        panic!("no order was placed")
     }
 
     pub async fn sees(&self, id: &str) -> Result<Order, Status> {
@@ -343,22 +385,51 @@ impl Person {
     }
 
     pub async fn ships(&self, id: &str) -> Result<Order, Status> {
+        self.ships_as(id, "3S-1", None).await.map(Response::into_inner)
+    }
+
+    pub async fn ships_as(
+        &self,
+        id: &str,
+        tracking_number: &str,
+        key: Option<&str>,
+    ) -> Result<Response<Order>, Status> {
         let request = ShipOrderRequest {
             id: id.to_owned(),
             carrier: "Post".to_owned(),
-            tracking_number: "3S-1".to_owned(),
+            tracking_number: tracking_number.to_owned(),
+            idempotency_key: key.map(str::to_owned),
         };
-        self.order.clone().ship_order(self.with_token(request)).await.map(Response::into_inner)
+        self.order.clone().ship_order(self.with_token(request)).await
     }
 
     pub async fn completes(&self, id: &str) -> Result<Order, Status> {
-        let request = self.with_token(CompleteOrderRequest { id: id.to_owned() });
-        self.order.clone().complete_order(request).await.map(Response::into_inner)
+        self.completes_as(id, None).await.map(Response::into_inner)
+    }
+
+    pub async fn completes_as(&self, id: &str, key: Option<&str>) -> Result<Response<Order>, Status> {
+        let request = CompleteOrderRequest { id: id.to_owned(), idempotency_key: key.map(str::to_owned) };
+        self.order.clone().complete_order(self.with_token(request)).await
     }
 
     pub async fn cancels(&self, id: &str) -> Result<Order, Status> {
-        let request = self.with_token(CancelOrderRequest { id: id.to_owned(), reason: None });
+        let request =
+            self.with_token(CancelOrderRequest { id: id.to_owned(), reason: None, idempotency_key: None });
         self.order.clone().cancel_order(request).await.map(Response::into_inner)
+    }
+
+    pub async fn cancels_as(
+        &self,
+        id: &str,
+        reason: Option<&str>,
+        key: Option<&str>,
+    ) -> Result<Response<Order>, Status> {
+        let request = CancelOrderRequest {
+            id: id.to_owned(),
+            reason: reason.map(str::to_owned),
+            idempotency_key: key.map(str::to_owned),
+        };
+        self.order.clone().cancel_order(self.with_token(request)).await
     }
 
     pub async fn history(&self, id: &str) -> Result<Vec<OrderHistoryEvent>, Status> {
@@ -377,8 +448,14 @@ impl Person {
     }
 
     pub async fn adds(&self, product_id: i64, quantity: i64) -> Result<Cart, Status> {
-        let request = self.with_token(AddCartItemRequest { product_id, quantity });
+        let request = self.with_token(AddCartItemRequest { product_id, quantity, idempotency_key: None });
         self.order.clone().add_cart_item(request).await.map(Response::into_inner)
+    }
+
+    pub async fn adds_as(&self, product_id: i64, quantity: i64, key: &str) -> Result<Response<Cart>, Status> {
+        let idempotency_key = Some(key.to_owned());
+        let request = self.with_token(AddCartItemRequest { product_id, quantity, idempotency_key });
+        self.order.clone().add_cart_item(request).await
     }
 
     pub fn request<T>(&self, message: T) -> Request<T> {

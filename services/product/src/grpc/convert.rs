@@ -66,6 +66,7 @@ pub fn hold(hold: Hold, currency: &str) -> wire::HoldResponse {
         name: line.name,
         unit_price: line.unit_price,
         quantity: line.quantity,
+        available: line.available,
     });
     wire::HoldResponse {
         lines: lines.collect(),

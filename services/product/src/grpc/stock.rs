@@ -68,8 +68,10 @@ impl Stock {
         } else {
             Basket::parse(lines).map_err(|(field, fault)| bad.check(false, field, fault)).ok()
         };
+        bad.check(!request.shorten || basket.is_none(), "shorten", "must not come with lines");
         bad.finish().map_err(Error::Invalid)?;
-        Ok(Want { order_id, basket, until: self.holds.until(time::Duration::seconds(ttl)) })
+        let until = self.holds.until(time::Duration::seconds(ttl));
+        Ok(Want { order_id, basket, until, fence: request.fence, shorten: request.shorten })
     }
 }
 

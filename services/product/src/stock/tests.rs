@@ -24,7 +24,7 @@ fn want(number: u128, lines: &[(i64, i64)]) -> Want {
         lines.iter().map(|(product_id, quantity)| Line { product_id: *product_id, quantity: *quantity });
     let lines: Vec<Line> = lines.collect();
     let basket = (!lines.is_empty()).then(|| Basket::parse(lines).unwrap());
-    Want { order_id: order(number), basket, until: NOW + Duration::MINUTE }
+    Want { order_id: order(number), basket, until: NOW + Duration::MINUTE, fence: 0, shorten: false }
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn what_is_over_stays_over() {
         (State::Released, NOW + Duration::HOUR, false),
         (State::Expired, NOW + Duration::HOUR, false),
     ] {
-        let hold = Hold { state, expires_at: until, lines: Vec::new() };
+        let hold = Hold { state, expires_at: until, fence: 0, lines: Vec::new() };
         let mut round = Round::new(NOW, BTreeMap::new(), [(order(1), hold)].into());
         assert_eq!(round.decide(&want(1, &[])).is_ok(), lives, "{state:?}");
         assert_eq!(round.prolonged.len(), usize::from(lives && state == State::Held), "{state:?}");

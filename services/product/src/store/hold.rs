@@ -11,7 +11,7 @@ use crate::stock::{HeldLine, Hold, State};
 /// Locks the holds that these orders have, and tells them with their lines.
 pub async fn lock(conn: &mut PgConnection, order_ids: &[Uuid]) -> sqlx::Result<BTreeMap<Uuid, Hold>> {
     let rows = sqlx::query!(
-        "select order_id, state, expires_at
+        "select order_id, state, expires_at, fence
          from product.stock_hold
          where order_id = any($1)
          order by order_id
@@ -26,7 +26,12 @@ pub async fn lock(conn: &mut PgConnection, order_ids: &[Uuid]) -> sqlx::Result<B
     let mut holds: BTreeMap<Uuid, Hold> = rows
         .into_iter()
         .map(|row| {
-            let hold = Hold { state: State::of(&row.state), expires_at: row.expires_at, lines: Vec::new() };
+            let hold = Hold {
+                state: State::of(&row.state),
+                expires_at: row.expires_at,
+                fence: row.fence,
+                lines: Vec::new(),
+            };
             (row.order_id, hold)
         })
         .collect();
@@ -56,6 +61,7 @@ pub async fn lines(conn: &mut PgConnection, order_ids: &[Uuid]) -> sqlx::Result<
             name: row.name,
             unit_price: row.unit_price,
             quantity: row.quantity,
+            available: 0,
         };
         (row.order_id, line)
     });
@@ -115,7 +121,7 @@ pub async fn insert(
     Ok(written)
 }
 
-/// Lets locked holds live until these times.
+/// Lets locked holds live until these times, and remembers who said so.
 pub async fn prolong(
     conn: &mut PgConnection,
     holds: &[(Uuid, Hold)],
@@ -123,14 +129,16 @@ pub async fn prolong(
 ) -> sqlx::Result<()> {
     let (order_ids, expiries): (Vec<Uuid>, Vec<OffsetDateTime>) =
         holds.iter().map(|(order_id, hold)| (*order_id, hold.expires_at)).unzip();
+    let fences: Vec<i64> = holds.iter().map(|(_, hold)| hold.fence).collect();
     sqlx::query!(
         "update product.stock_hold hold
-         set expires_at = h.expires_at, updated_at = $3
-         from unnest($1::uuid[], $2::timestamptz[]) as h (order_id, expires_at)
+         set expires_at = h.expires_at, fence = h.fence, updated_at = $3
+         from unnest($1::uuid[], $2::timestamptz[], $4::bigint[]) as h (order_id, expires_at, fence)
          where hold.order_id = h.order_id",
         &order_ids,
         &expiries,
         now,
+        &fences,
     )
     .execute(conn)
     .await?;
@@ -215,6 +223,25 @@ pub async fn overdue(conn: &mut PgConnection, now: OffsetDateTime, most: i64) ->
         most,
     )
     .fetch_all(conn)
+    .await
+}
+
+/// The largest share of a product that is held and not sold, over those of which there are at least `min_stock`.
+pub async fn largest_share(conn: &mut PgConnection, min_stock: i64) -> sqlx::Result<f64> {
+    sqlx::query_scalar!(
+        r#"with held as (
+               select line.product_id, sum(line.quantity) as units
+               from product.stock_hold hold
+               join product.hold_line line on line.order_id = hold.order_id
+               where hold.state = 'held'
+               group by line.product_id
+           )
+           select coalesce(max(held.units / (held.units + stock.available)), 0)::float8 as "share!"
+           from held join product.stock stock on stock.product_id = held.product_id
+           where held.units + stock.available >= $1::bigint"#,
+        min_stock,
+    )
+    .fetch_one(conn)
     .await
 }
 

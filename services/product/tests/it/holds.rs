@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use shoppee_proto::product::v1::{ArchiveProductRequest, ReleaseReason, UpdateProductRequest};
+use shoppee_proto::product::v1::{
+    ArchiveProductRequest, HoldRequest, HoldResponse, ReleaseReason, UpdateProductRequest,
+};
 
 use crate::shop::{Shop, fields, order, reason};
 
@@ -92,6 +94,34 @@ async fn a_hold_is_prolonged_never_shortened() {
     let shorter = until(shop.hold_for(ours, [(product, 1)], 5).await.unwrap());
     assert_eq!(shorter, longer);
     assert_eq!(reason(shop.hold_for(order(), [], 60).await), "NOT_FOUND");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_about_a_holds_time_that_comes_late_changes_nothing() {
+    let shop = Shop::open().await;
+    let product = shop.product("a", 10).await.id;
+    let ours = order();
+    let first = shop.hold(ours, [(product, 1)]).await.unwrap();
+    assert_eq!(first.lines[0].available, 9);
+    let call = |fence, ttl_seconds, shorten| {
+        let order_id = ours.to_string();
+        shop.hold_as(HoldRequest { order_id, ttl_seconds, fence, shorten, ..HoldRequest::default() })
+    };
+    let lasts = async |answer: Result<HoldResponse, tonic::Status>| {
+        let until = answer.unwrap().expires_at.unwrap().seconds;
+        until - first.expires_at.unwrap().seconds + 60
+    };
+    let around = |seconds: i64| seconds - 1..=seconds + 15;
+    assert!(around(600).contains(&lasts(call(1, 600, false).await).await));
+    assert!(around(90).contains(&lasts(call(1, 90, true).await).await), "cut back");
+    assert!(around(700).contains(&lasts(call(2, 700, false).await).await));
+    // Of the first attempt, late.
+    assert!(around(700).contains(&lasts(call(1, 90, true).await).await));
+    assert!(around(700).contains(&lasts(call(1, 9000, false).await).await));
+    assert!(around(700).contains(&lasts(call(2, 9000, true).await).await), "shortened, never prolonged");
+    shop.commit(ours).await.unwrap();
+    call(3, 1, true).await.unwrap();
+    shop.commit(ours).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

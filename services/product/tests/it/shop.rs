@@ -208,7 +208,16 @@ impl Shop {
         ttl_seconds: i64,
     ) -> Result<HoldResponse, Status> {
         let lines = lines.into_iter().map(|(product_id, quantity)| StockLine { product_id, quantity });
-        let request = HoldRequest { order_id: order.to_string(), lines: lines.collect(), ttl_seconds };
+        let request = HoldRequest {
+            order_id: order.to_string(),
+            lines: lines.collect(),
+            ttl_seconds,
+            ..HoldRequest::default()
+        };
+        self.hold_as(request).await
+    }
+
+    pub async fn hold_as(&self, request: HoldRequest) -> Result<HoldResponse, Status> {
         self.stock.clone().hold(self.service(request)).await.map(tonic::Response::into_inner)
     }
 

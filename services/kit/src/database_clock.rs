@@ -1,0 +1,106 @@
+//! The database's clock: the time that everything stored and compared goes by. Replicas share one database and not one
+//! clock, so a process whose own clock is wrong expires nothing early and leases nothing for too long.
+//!
+//! The clock is read in intervals and carried on by the machine's monotonic clock in between, so that asking for the time
+//! costs no query and a step of the machine's clock changes nothing.
+
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use shoppee_kit::pg::PgPool;
+use time::OffsetDateTime;
+
+use crate::{
+    clock::{Clock, truncate},
+    log_throttle::LogThrottle,
+    pg,
+    process::Process,
+    readiness::Need,
+    worker::{self, Round},
+};
+
+/// Between two readings. Two monotonic clocks differ by well below a millisecond in this time.
+const READ_INTERVAL: Duration = Duration::from_secs(10);
+/// Before the first reading succeeds, the process is not ready.
+const FIRST_READ_INTERVAL: Duration = Duration::from_millis(250);
+/// A reading that took longer than this says too little about when the server looked at its clock.
+const MAX_ROUND_TRIP: Duration = Duration::from_millis(500);
+/// Unless none was better for this long.
+const MAX_AGE: Duration = Duration::from_mins(1);
+/// A machine whose clock is further off than this is reported: tokens are checked by the machine's clock.
+const MAX_OFFSET: Duration = Duration::from_secs(5);
+const NAME: &str = "clock";
+
+/// One reading of the server's clock.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    time: OffsetDateTime,
+    at: Instant,
+}
+
+/// Tells the time of the database's server, moved by what a test has added to the process's clock. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct DatabaseClock {
+    machine: Clock,
+    reading: Arc<RwLock<Option<Reading>>>,
+    offsets: Arc<LogThrottle>,
+}
+
+impl DatabaseClock {
+    /// Starts to follow the clock of the server behind `pool`; the process is not ready until it was read.
+    pub fn start(pool: &PgPool, process: &Process) -> Self {
+        let clock = Self { machine: process.clock.clone(), reading: Arc::default(), offsets: Arc::default() };
+        process.readiness.set(NAME, Need::Vital, false);
+        let (first, pool, readiness) = (clock.clone(), pool.clone(), process.readiness.clone());
+        let (stop, process) = (process.tasks.stopping(), process.clone());
+        process.tasks.clone().spawn(NAME, async move {
+            while !stop.is_cancelled() && first.read(&pool).await.is_err() {
+                tokio::time::sleep(FIRST_READ_INTERVAL).await;
+            }
+            readiness.set(NAME, Need::Vital, true);
+            worker::spawn(&process, "database_clock", READ_INTERVAL, readiness.serving(), move || {
+                let (clock, pool) = (first.clone(), pool.clone());
+                async move { clock.read(&pool).await.map(|()| Round::Done) }
+            });
+            stop.cancelled().await;
+            Ok(())
+        });
+        clock
+    }
+
+    /// The server's time, to the microsecond. Before the first reading, the machine's.
+    pub fn now(&self) -> OffsetDateTime {
+        let reading = *self.reading.read().unwrap_or_else(PoisonError::into_inner);
+        reading.map_or_else(
+            || self.machine.now(),
+            |reading| truncate(reading.time + reading.at.elapsed() + self.machine.advanced()),
+        )
+    }
+
+    async fn read(&self, pool: &PgPool) -> sqlx::Result<()> {
+        let mut conn = pool.acquire().await?;
+        let began = Instant::now();
+        let time = pg::clock_timestamp(&mut conn).await?;
+        let round_trip = began.elapsed();
+        let reading = Reading { time, at: began + round_trip / 2 };
+        self.report_offset(reading);
+        let mut last = self.reading.write().unwrap_or_else(PoisonError::into_inner);
+        if round_trip <= MAX_ROUND_TRIP || last.is_none_or(|last| last.at.elapsed() > MAX_AGE) {
+            *last = Some(reading);
+        }
+        Ok(())
+    }
+
+    fn report_offset(&self, reading: Reading) {
+        let offset = self.machine.now() - self.machine.advanced() - (reading.time + reading.at.elapsed());
+        metrics::gauge!("clock_offset_seconds").set(offset.as_seconds_f64());
+        if offset.unsigned_abs() <= MAX_OFFSET {
+            self.offsets.reset();
+        } else if let Some(suppressed) = self.offsets.admit() {
+            let seconds = offset.as_seconds_f64();
+            tracing::warn!(seconds, suppressed, "this machine's clock and the database's differ");
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The books of the sandbox payment provider: what a real one keeps on its side.
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// Writes an outcome into the books unless the attempt has one; what the books say.
+pub async fn record(
+    conn: &mut PgConnection,
+    attempt_id: Uuid,
+    outcome: &str,
+    amount: i64,
+    currency: &str,
+    now: OffsetDateTime,
+) -> sqlx::Result<String> {
+    sqlx::query_scalar!(
+        "insert into orders.sandbox_charge as charge (attempt_id, outcome, amount, currency, at)
+         values ($1, $2, $3, $4, $5)
+         on conflict (attempt_id) do update set outcome = charge.outcome
+         returning outcome",
+        attempt_id,
+        outcome,
+        amount,
+        currency,
+        now
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Gives an approved charge back; what the books say, where there is anything. A second time changes nothing.
+pub async fn refund(conn: &mut PgConnection, attempt_id: Uuid) -> sqlx::Result<Option<String>> {
+    sqlx::query_scalar!(
+        "update orders.sandbox_charge
+         set outcome = case outcome when 'approved' then 'refunded' else outcome end
+         where attempt_id = $1
+         returning outcome",
+        attempt_id
+    )
+    .fetch_optional(conn)
+    .await
+}

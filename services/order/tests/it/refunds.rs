@@ -1,0 +1,180 @@
+//! Refunds and the recovery of payments, with a provider that is slow, refuses or fails.
+
+use std::time::Duration;
+
+use shoppee_kit::testing::eventually;
+use shoppee_proto::order::v1::{OrderStatus, PaymentStatus};
+use sqlx::{AssertSqlSafe, PgPool};
+use uuid::Uuid;
+
+use crate::shop::{Person, Shop};
+
+/// Lets the sandbox fail where `condition` holds, and count its failures.
+async fn break_sandbox(look: &PgPool, condition: &str) {
+    for statement in [
+        "create sequence orders.failures",
+        "create function orders.fail() returns trigger language plpgsql as
+         $$ begin perform nextval('orders.failures'); raise exception 'on purpose'; end $$",
+        &format!(
+            "create trigger fail before insert or update on orders.sandbox_charge
+             for each row when ({condition}) execute function orders.fail()"
+        ),
+    ] {
+        sqlx::query(AssertSqlSafe(statement.to_owned())).execute(look).await.expect("answers");
+    }
+}
+
+async fn failures(look: &PgPool) -> i64 {
+    let called = "select case when is_called then last_value else 0 end from orders.failures";
+    sqlx::query_scalar(called).fetch_one(look).await.expect("answers")
+}
+
+async fn payment(person: &Person, id: &str) -> PaymentStatus {
+    person.sees(id).await.expect("answers").payment.expect("a payment").status()
+}
+
+#[tokio::test]
+async fn a_cancelled_order_is_answered_before_its_refund_and_refunded_when_the_provider_says_so() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let id = ann.buys(admin.sells("tea", 450, 10).await, 1).await.id;
+    ann.pays(&id).await.unwrap();
+    let look = shop.look().await;
+    // The provider does not answer while this is locked.
+    let mut books = look.begin().await.unwrap();
+    sqlx::query("select from orders.sandbox_charge for update").execute(&mut *books).await.unwrap();
+    let cancelled = admin.cancels(&id).await.unwrap();
+    assert_eq!(cancelled.status(), OrderStatus::Cancelled);
+    assert_eq!(cancelled.payment.unwrap().status(), PaymentStatus::RefundPending);
+    assert_eq!(payment(&ann, &id).await, PaymentStatus::RefundPending);
+    books.rollback().await.unwrap();
+    shop.let_pass(Duration::from_secs(16));
+    eventually("the money is back", || async { payment(&ann, &id).await == PaymentStatus::Refunded }).await;
+    assert_eq!(ann.history(&id).await.unwrap().len(), 3, "a refund is no step");
+}
+
+#[tokio::test]
+async fn a_refund_that_is_refused_fails_once_and_is_not_tried_again() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let id = ann.buys(admin.sells("tea", 450, 10).await, 1).await.id;
+    ann.pays(&id).await.unwrap();
+    let look = shop.look().await;
+    sqlx::query("update orders.sandbox_charge set outcome = 'declined'").execute(&look).await.unwrap();
+    admin.cancels(&id).await.unwrap();
+    eventually("it has failed", || async { payment(&ann, &id).await == PaymentStatus::RefundFailed }).await;
+    let state: String =
+        sqlx::query_scalar("select state from orders.payment_attempt").fetch_one(&look).await.unwrap();
+    assert_eq!(state, "refund_failed");
+    // As an operator does it, once the provider agrees.
+    sqlx::query("update orders.sandbox_charge set outcome = 'approved'").execute(&look).await.unwrap();
+    sqlx::query("update orders.payment_attempt set state = 'refunding', tries = 0, next_try_at = now()")
+        .execute(&look)
+        .await
+        .unwrap();
+    eventually("the money is back", || async { payment(&ann, &id).await == PaymentStatus::Refunded }).await;
+}
+
+#[tokio::test]
+async fn refunds_that_fail_are_leased_to_one_worker_and_put_off_longer_each_time() {
+    let shop = Shop::open().await;
+    let look = shop.look().await;
+    let _replica = shop.start_replica().await;
+    sqlx::query(
+        "insert into orders.sandbox_charge (attempt_id, outcome, amount, currency, at)
+         select gen_random_uuid(), 'approved', 1, 'EUR', now() from generate_series(1, 40)",
+    )
+    .execute(&look)
+    .await
+    .unwrap();
+    break_sandbox(&look, "true").await;
+    sqlx::query(
+        "insert into orders.payment_attempt (user_id, order_id, id, state, started_at, next_try_at)
+         select 1, gen_random_uuid(), attempt_id, 'refunding', now(), now() from orders.sandbox_charge",
+    )
+    .execute(&look)
+    .await
+    .unwrap();
+    let tries = async |tries: i32| {
+        sqlx::query_scalar::<_, i64>("select count(*) from orders.payment_attempt where tries = $1")
+            .bind(tries)
+            .fetch_one(&look)
+            .await
+            .unwrap()
+    };
+    eventually("each was tried", || async { tries(1).await == 40 }).await;
+    shop.let_pass(Duration::from_secs(16));
+    eventually("each was tried again", || async { tries(2).await == 40 }).await;
+    // Not more, though two processes look every few seconds: none was tried twice at the same time.
+    assert!((1..=80).contains(&failures(&look).await));
+    let soonest: f64 = sqlx::query_scalar(
+        "select extract(epoch from min(next_try_at) - now() - interval '16 seconds')::float8
+         from orders.payment_attempt",
+    )
+    .fetch_one(&look)
+    .await
+    .unwrap();
+    assert!(soonest > 15.0, "twice as long as the first time: {soonest}");
+}
+
+#[tokio::test]
+async fn a_payment_that_cannot_be_settled_does_not_hold_up_the_others() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let tea = admin.sells("tea", 450, 100).await;
+    let look = shop.look().await;
+    let mut poison = Vec::new();
+    let paid = ann.buys(tea, 1).await.id;
+    for _ in 0..3 {
+        poison.push(ann.buys(tea, 1).await.id);
+    }
+    let open = async |order: &str, started: &str| -> Uuid {
+        sqlx::query_scalar(AssertSqlSafe(format!(
+            "insert into orders.payment_attempt (user_id, order_id, id, state, started_at, next_try_at)
+             values ($1, $2::uuid, gen_random_uuid(), 'charging', {started}, now()) returning id"
+        )))
+        .bind(ann.id)
+        .bind(order)
+        .fetch_one(&look)
+        .await
+        .unwrap()
+    };
+    let newest = open(&paid, "now()").await;
+    sqlx::query(
+        "insert into orders.sandbox_charge (attempt_id, outcome, amount, currency, at)
+         values ($1, 'approved', 450, 'EUR', now())",
+    )
+    .bind(newest)
+    .execute(&look)
+    .await
+    .unwrap();
+    break_sandbox(&look, &format!("new.attempt_id <> '{newest}'")).await;
+    for order in &poison {
+        open(order, "now() - interval '1 hour'").await;
+    }
+    eventually("what was charged is paid", || async {
+        ann.sees(&paid).await.unwrap().status() == OrderStatus::Paid
+    })
+    .await;
+    eventually("the others were tried", || async { failures(&look).await >= 3 }).await;
+}
+
+#[tokio::test]
+async fn a_declined_payment_leaves_the_hold_as_long_as_the_order() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let order = ann.buys(admin.sells("tea", 450, 10).await, 1).await;
+    let product = shop.look_at("product").await;
+    let outlives = async || -> i64 {
+        let expires_at: time::OffsetDateTime =
+            sqlx::query_scalar("select expires_at from product.stock_hold")
+                .fetch_one(&product)
+                .await
+                .unwrap();
+        expires_at.unix_timestamp() - order.expires_at.unwrap().seconds
+    };
+    let _ = ann.pays_with(&order.id, "tok_declined", None).await.unwrap_err();
+    eventually("the hold is cut back", || async { (55..=65).contains(&outlives().await) }).await;
+    ann.pays(&order.id).await.unwrap();
+    assert!(outlives().await > 3600, "while money moves, the hold outlives an outage");
+}
