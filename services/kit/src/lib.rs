@@ -35,4 +35,5 @@ pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod token_header;
+mod verifier;
 pub mod worker;
