@@ -1,6 +1,7 @@
 //! Tests of the gateway through HTTP and WebSocket, with the real services behind it.
 
 mod access;
+mod accounts;
 mod coherence;
 mod edge;
 mod faults;

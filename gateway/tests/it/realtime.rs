@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use shoppee_kit::testing::RedisServer;
+use shoppee_kit::{caller::authorize, client, testing::RedisServer};
+use shoppee_proto::order::v1::{ListEventsRequest, order_service_client::OrderServiceClient};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -115,6 +116,15 @@ async fn a_browser_opens_a_socket_with_a_ticket_once() {
     assert_eq!(socket.ready().await, (2, true));
     assert_eq!(socket.seqs(2).await, [1, 2]);
     assert_eq!(open(&urls[1], &headers).await.err(), Some(401), "used");
+    // A ticket reads no events by itself, used or not.
+    let unused = ann.post("/auth/ws-ticket", &json!({})).await.expect(201).body;
+    for ticket in [&ticket, &unused] {
+        let channel = client::channel(&format!("http://{}", shop.order.addr)).unwrap();
+        let mut request = tonic::Request::new(ListEventsRequest::default());
+        authorize(&mut request, &text(&ticket["ticket"]).into());
+        let refused = OrderServiceClient::new(channel).list_events(request).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    }
     order_and_cancel(&ann, &product).await;
     assert_eq!(socket.seqs(2).await, [3, 4]);
 

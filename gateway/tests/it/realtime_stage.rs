@@ -2,8 +2,10 @@
 //! test tells them, so that a test can make ten thousand events, lose some on the way, or let a service fall
 //! silent.
 
+mod auth;
+
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -28,7 +30,7 @@ use shoppee_kit::{
     testing::{RedisServer, TestProcess, eventually, free_addr},
 };
 use shoppee_proto::{
-    auth::v1::{EndedSession, GetJwksRequest, GetJwksResponse, Jwk, RedeemWsTicketRequest, SocketToken},
+    auth::v1::EndedSession,
     order::v1::{ListEventsRequest, ListEventsResponse, OrderEvent, OrderStatus},
     streams,
 };
@@ -40,13 +42,12 @@ use tokio_tungstenite::{
 use tonic::{Response, Status, body::Body, server::Grpc};
 use uuid::Uuid;
 
-/// The key pair of RFC 8037, appendix A: the seed in a PKCS #8 envelope, and the public half.
+/// The private key of RFC 8037, appendix A: the seed in a PKCS #8 envelope. Its public half: [`auth`].
 const SEED: [u8; 48] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20, 0x9d,
     0x61, 0xb1, 0x9d, 0xef, 0xfd, 0x5a, 0x60, 0xba, 0x84, 0x4a, 0xf4, 0x92, 0xec, 0x2c, 0xc4, 0x44, 0x49,
     0xc5, 0x69, 0x7b, 0x32, 0x69, 0x19, 0x70, 0x3b, 0xac, 0x03, 0x1c, 0xae, 0x7f, 0x60,
 ];
-const PUBLIC: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
 
 /// How long a frame may take before the test has failed.
 pub const SOON: Duration = Duration::from_secs(15);
@@ -84,7 +85,7 @@ impl Stage {
         let redis = RedisServer::start().await;
         let (order, ended, clock) = (Arc::new(Order::default()), Arc::default(), Clock::default());
         let mut services = tokio::task::JoinSet::new();
-        let auth_url = serve(&mut services, auth(&ended)).await;
+        let auth_url = serve(&mut services, auth::routes(&ended)).await;
         let order_url = serve(&mut services, Order::routes(&order)).await;
         let relay_process = TestProcess::default();
         let clients = redis::Clients::open(&redis.settings(), &relay_process.process).await.expect("a URL");
@@ -431,58 +432,6 @@ fn subject<T>(request: &tonic::Request<T>) -> i64 {
 fn presented<T>(request: &tonic::Request<T>) -> Value {
     let token = request.metadata().get("authorization").expect("a token").to_str().expect("text");
     jsonwebtoken::dangerous::insecure_decode::<Value>(&token["Bearer ".len()..]).expect("claims").claims
-}
-
-fn auth(ended: &Arc<Mutex<Vec<EndedSession>>>) -> Router {
-    let ended = ended.clone();
-    let jwks = move |request: Request<axum::body::Body>| {
-        let ended = ended.clone();
-        async move {
-            let method = tower::service_fn(move |_: tonic::Request<GetJwksRequest>| {
-                let ended_sessions = ended.lock().expect("sound").clone();
-                async move {
-                    let word = |word: &str| word.to_owned();
-                    let key = Jwk {
-                        kty: word("OKP"),
-                        crv: word("Ed25519"),
-                        alg: word("EdDSA"),
-                        r#use: word("sig"),
-                        kid: word("stage"),
-                        x: word(PUBLIC),
-                    };
-                    Ok(Response::new(GetJwksResponse {
-                        keys: vec![key],
-                        ended_sessions,
-                        ..GetJwksResponse::default()
-                    }))
-                }
-            });
-            let codec = tonic_prost::ProstCodec::<GetJwksResponse, GetJwksRequest>::default();
-            Grpc::new(codec).unary(method, request.map(Body::new)).await
-        }
-    };
-    // Exchanges each ticket once.
-    let used = Arc::<Mutex<HashSet<String>>>::default();
-    let redeem = move |request: Request<axum::body::Body>| {
-        let used = used.clone();
-        async move {
-            let method = tower::service_fn(move |request: tonic::Request<RedeemWsTicketRequest>| {
-                let mut claims = presented(&request);
-                let is_new = used.lock().expect("sound").insert(claims["jti"].to_string());
-                claims["exp"] = claims["socket_exp"].take();
-                let token = signed("ws-socket+jwt", &claims);
-                async move {
-                    let answer = Response::new(SocketToken { token, ..SocketToken::default() });
-                    if is_new { Ok(answer) } else { Err(Status::unauthenticated("used")) }
-                }
-            });
-            let codec = tonic_prost::ProstCodec::<SocketToken, RedeemWsTicketRequest>::default();
-            Grpc::new(codec).unary(method, request.map(Body::new)).await
-        }
-    };
-    Router::new()
-        .route("/shoppee.auth.v1.AuthService/GetJwks", post(jwks))
-        .route("/shoppee.auth.v1.AuthService/RedeemWsTicket", post(redeem))
 }
 
 /// Serves gRPC on an address of its own.

@@ -12,7 +12,13 @@ use fred::{
 };
 use futures_util::future::join_all;
 use prost::Message as _;
-use shoppee_kit::{pg::PgPool, process::Process, redis::on_request_path, telemetry};
+use shoppee_kit::{
+    pg::PgPool,
+    process::Process,
+    redis::on_request_path,
+    telemetry,
+    worker::{self, Round},
+};
 use shoppee_proto::{auth::v1::UserRegistered, streams};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -37,29 +43,38 @@ pub async fn insert(conn: &mut PgConnection, user_id: i64, at: OffsetDateTime) -
     Ok(())
 }
 
-/// Starts the relay; `written` wakes it after a commit.
+#[derive(Debug, thiserror::Error)]
+enum RelayError {
+    #[error("database: {0}")]
+    Store(#[from] sqlx::Error),
+    #[error("redis: {0}")]
+    Redis(#[from] fred::error::Error),
+}
+
+/// Starts the relay: a worker that looks each second, and a task that `written` wakes after a commit.
 pub fn relay(pool: PgPool, redis: Client, written: Arc<Notify>, process: &Process) {
-    let (stop, clock) = (process.tasks.stopping(), process.clock.clone());
-    let ready = crate::database_ready(process);
-    process.tasks.spawn("outbox", async move {
-        ready.await;
-        while !stop.is_cancelled() {
-            match publish_some(&pool, &redis).await {
-                // There may be more.
-                Ok(published) if published == BATCH => continue,
-                Ok(_) => {}
-                Err(error) => tracing::debug!(%error, "outbox not published"),
-            }
-            if let Err(error) = observe(&pool, clock.now()).await {
-                tracing::debug!(%error, "outbox not measured");
-            }
-            tokio::select! {
-                () = written.notified() => {}
-                () = tokio::time::sleep(POLL) => {}
-                () = stop.cancelled() => {}
+    let (stop, ready) = (process.tasks.stopping(), crate::database_up(process));
+    let woken = (pool.clone(), redis.clone(), ready.clone());
+    process.tasks.spawn("outbox-woken", async move {
+        let (pool, redis, ready) = woken;
+        while stop.run_until_cancelled(written.notified()).await.is_some() {
+            // What fails is the worker's to repeat and to report.
+            if *ready.borrow()
+                && let Err(error) = publish_some(&pool, &redis).await
+            {
+                tracing::debug!(%error, "not published at once");
             }
         }
         Ok(())
+    });
+    let clock = process.clock.clone();
+    worker::spawn(process, "outbox", POLL, ready, move || {
+        let (pool, redis, clock) = (pool.clone(), redis.clone(), clock.clone());
+        async move {
+            let published = publish_some(&pool, &redis).await;
+            observe(&pool, clock.now()).await?;
+            published.map(|published| Round::more_if(published == BATCH))
+        }
     });
 }
 
@@ -70,8 +85,8 @@ struct Row {
     created_at: OffsetDateTime,
 }
 
-/// Publishes the oldest rows that nobody else is publishing; how many.
-async fn publish_some(pool: &PgPool, redis: &Client) -> Result<i64, sqlx::Error> {
+/// Publishes the oldest rows that nobody else is publishing; how many. An error where one of them was not.
+async fn publish_some(pool: &PgPool, redis: &Client) -> Result<i64, RelayError> {
     let mut tx = pool.begin().await?;
     let rows = sqlx::query_as!(
         Row,
@@ -83,14 +98,21 @@ async fn publish_some(pool: &PgPool, redis: &Client) -> Result<i64, sqlx::Error>
     .await?;
     // All under way together: together they take no longer than one, and the locks are held no longer.
     let published = join_all(rows.iter().map(|row| publish(redis, row))).await;
-    let done: Vec<i64> =
-        rows.iter().zip(published).filter(|(_, published)| *published).map(|(row, _)| row.id).collect();
+    let mut failed = None;
+    let done = rows.iter().zip(published).filter_map(|(row, published)| match published {
+        Ok(()) => Some(row.id),
+        Err(error) => {
+            failed = Some(error);
+            None
+        }
+    });
+    let done: Vec<i64> = done.collect();
     sqlx::query!("delete from auth.outbox where id = any($1)", &done).execute(&mut *tx).await?;
     tx.commit().await?;
-    Ok(i64::try_from(done.len()).unwrap_or(BATCH))
+    failed.map_or(Ok(i64::try_from(done.len()).unwrap_or(BATCH)), |error| Err(error.into()))
 }
 
-async fn publish(redis: &Client, row: &Row) -> bool {
+async fn publish(redis: &Client, row: &Row) -> Result<(), fred::error::Error> {
     let span = tracing::info_span!("auth.outbox.publish", otel.kind = "producer", user.id = row.user_id);
     telemetry::continue_traceparent(&span, &row.traceparent);
     let event = UserRegistered {
@@ -112,13 +134,7 @@ async fn publish(redis: &Client, row: &Row) -> bool {
             )
             .await
     };
-    match added.instrument(span).await {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::debug!(%error, "registration not published yet");
-            false
-        }
-    }
+    added.instrument(span).await
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a gauge")]

@@ -101,7 +101,9 @@ pub async fn is_password_of(
     let tried = Try::count(auth.pool.acquire().await?.as_mut(), Subject::account(user_id)).await?;
     match tried.verify(auth, password, Some(stored)).await? {
         Verdict::Right | Verdict::RightButWeak(_) => {
-            tried.give_back(auth.pool.acquire().await?.as_mut()).await?;
+            let mut tx = auth.pool.begin().await?;
+            tried.give_back(&mut tx).await?;
+            tx.commit().await?;
             Ok(true)
         }
         Verdict::Wrong => Ok(false),
@@ -137,7 +139,7 @@ impl Try {
         Ok(auth.hasher.verify(password, stored, made).await?)
     }
 
-    /// For one that was right.
+    /// For one that was right. In a transaction.
     pub async fn give_back(&self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
         password_try::give_back(conn, &self.subject.0, self.at).await
     }
@@ -159,7 +161,11 @@ impl Drop for GiveBackUnlessMade {
         // Not in the caller's time: what sheds a hash may keep the database busy too.
         tokio::spawn(async move {
             for _ in 0..GIVE_BACK_ATTEMPTS {
-                let given_back = async { tried.give_back(pool.acquire().await?.as_mut()).await };
+                let given_back = async {
+                    let mut tx = pool.begin().await?;
+                    tried.give_back(&mut tx).await?;
+                    tx.commit().await
+                };
                 match given_back.await {
                     Ok(()) => return,
                     Err(error) => tracing::debug!(%error, "a try that was not made is not given back yet"),

@@ -42,4 +42,5 @@ pub mod telemetry;
 pub mod testing;
 pub mod tls;
 mod token_header;
+mod verifier;
 pub mod worker;

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use shoppee_kit::{database_clock::DatabaseClock, status::Violations};
 use shoppee_kit::pg::PgPool;
+use shoppee_kit::{database_clock::DatabaseClock, status::Violations};
 use uuid::Uuid;
 
 use crate::{error::Error, store::sandbox as books};

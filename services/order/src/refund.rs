@@ -86,7 +86,8 @@ async fn refund(orders: &Orders, attempt: &Attempt) {
 }
 
 fn is_outage(error: &Error) -> bool {
-    matches!(error, Error::Unavailable) || matches!(error, Error::Database(error) if pg::is_unavailable(error))
+    matches!(error, Error::Unavailable)
+        || matches!(error, Error::Database(error) if pg::is_unavailable(error))
 }
 
 /// Writes down how a refund ended, once.

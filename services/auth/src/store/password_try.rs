@@ -62,7 +62,7 @@ pub async fn count(
     Ok(Counted::Refused(Duration::try_from_secs_f64(free_in).unwrap_or(window).min(window)))
 }
 
-/// Uncounts the try made at this moment. Locks the tries before it looks at them: two that go at once must not
+/// Uncounts the try made at this moment, in a transaction. Locks the tries before it looks at them: two that go at once must not
 /// each take the other for the one that stays.
 pub async fn give_back(
     conn: &mut PgConnection,

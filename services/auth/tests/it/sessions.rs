@@ -168,7 +168,7 @@ async fn unknown_and_foreign_sessions_look_the_same() {
 /// The answer to a reader with this cursor.
 async fn list(shop: &Shop, cursor: Option<&str>) -> GetJwksResponse {
     let request = GetJwksRequest { cursor: cursor.map(str::to_owned) };
-    shop.client.clone().get_jwks(request).await.unwrap().into_inner()
+    shop.client.clone().get_jwks(request).await.expect("answers").into_inner()
 }
 
 fn sids(answer: &GetJwksResponse) -> Vec<&str> {

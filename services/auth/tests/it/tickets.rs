@@ -13,7 +13,12 @@ use tonic::{
 use crate::shop::{Person, Shop, refused, with};
 
 async fn ticket(shop: &Shop, person: &Person) -> WsTicket {
-    shop.client.clone().create_ws_ticket(person.asks(CreateWsTicketRequest {})).await.unwrap().into_inner()
+    shop.client
+        .clone()
+        .create_ws_ticket(person.asks(CreateWsTicketRequest {}))
+        .await
+        .expect("a ticket")
+        .into_inner()
 }
 
 async fn redeem(shop: &Shop, ticket: &str) -> Result<SocketToken, Status> {
@@ -22,11 +27,11 @@ async fn redeem(shop: &Shop, ticket: &str) -> Result<SocketToken, Status> {
 }
 
 fn claims(token: &str) -> Claims {
-    jsonwebtoken::dangerous::insecure_decode::<Claims>(token).unwrap().claims
+    jsonwebtoken::dangerous::insecure_decode::<Claims>(token).expect("claims").claims
 }
 
 fn typ(token: &str) -> Option<String> {
-    jsonwebtoken::decode_header(token).unwrap().typ
+    jsonwebtoken::decode_header(token).expect("a header").typ
 }
 
 #[tokio::test]
