@@ -115,6 +115,7 @@ fn currency(value: &str) -> Result<String, String> {
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let Process { clock, tasks, readiness, .. } = &process;
     let auth = Pool::start("auth", &settings.auth_url, &process)?;
+    let redis = redis::Clients::open(&settings.redis, &process).await?;
     let pool = pg::open("shoppee-product", &settings.postgres, sqlx::migrate!(), tasks, readiness).await?;
     engine::check(&process, pool.clone());
     let replicas =
@@ -122,7 +123,6 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
             .await?;
     let changes = Changes::default();
     let lifetimes = Lifetimes { memory: settings.cache_l1_ttl, shared: settings.cache_l2_ttl };
-    let redis = redis::Clients::open(&settings.redis, &process).await?;
     let cache = Cache::start(&pool, &redis, lifetimes, &changes, &process);
     ops::serve(settings.metrics_addr, tasks, readiness).await?;
 
