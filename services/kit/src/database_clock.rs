@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shoppee_kit::pg::PgPool;
+use crate::pg::PgPool;
 use time::OffsetDateTime;
 
 use crate::{

@@ -183,8 +183,8 @@ pub async fn list(conn: &mut PgConnection, filter: Filter) -> Result<Vec<OrderRo
             sqlx::query_as!(
                 Columns,
                 r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
-                          expires_at, paid_at, refunded_at, carrier, tracking_number, shipped_at, cancel_reason,
-                          expired, created_at, updated_at
+                          expires_at, paid_at, refunded_at, refund_failed_at, carrier, tracking_number,
+                          shipped_at, cancel_reason, expired, created_at, updated_at
                    from orders.orders
                    where id < $1 order by id desc limit $2"#,
                 before,
@@ -198,8 +198,8 @@ pub async fn list(conn: &mut PgConnection, filter: Filter) -> Result<Vec<OrderRo
             sqlx::query_as!(
                 Columns,
                 r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
-                          expires_at, paid_at, refunded_at, carrier, tracking_number, shipped_at, cancel_reason,
-                          expired, created_at, updated_at
+                          expires_at, paid_at, refunded_at, refund_failed_at, carrier, tracking_number,
+                          shipped_at, cancel_reason, expired, created_at, updated_at
                    from orders.orders
                    where status >= $1 and (status, id) < ($1, $2) order by status desc, id desc limit $3"#,
                 status,
