@@ -1,4 +1,5 @@
 use shoppee_proto::{
+    Object,
     order::v1::{ClearCartRequest, SetCartItemRequest},
     product::v1::{ArchiveProductRequest, CreateProductRequest, UpdateProductRequest},
 };
@@ -80,18 +81,18 @@ async fn a_full_cart_of_the_largest_products_is_shown() {
             stock: 1,
             // Four bytes a character.
             description: Some("𝄞".repeat(10_000)),
-            attributes: Some(prost_types::Struct { fields: attributes.clone().into() }),
+            attributes: Some(Object { fields: attributes.clone().into() }),
             ..CreateProductRequest::default()
         };
         let created = admin.products().0.create_product(admin.request(product)).await.expect("created");
         ids.push(created.into_inner().id);
     }
     // One by one, the cart is read with each.
-    let lines = sqlx::query(
-        "with cart as (insert into orders.cart values ($1, now()))
-         insert into orders.cart_line select $1, id, 1, now() from unnest($2::bigint[]) id",
-    );
-    lines.bind(ann.id).bind(&ids).execute(&shop.look().await).await.unwrap();
+    ann.adds(ids[0], 1).await.expect("added");
+    let lines = "insert into orders.cart_line (user_id, product_id, quantity, added_at)
+                 select $1, id, 1, now() from unnest($2::bigint[]) id";
+    let rest = sqlx::query(lines).bind(ann.id).bind(&ids[1..]);
+    rest.execute(&shop.look().await).await.expect("inserted");
     let cart = ann.cart().await;
     assert_eq!(cart.items.iter().filter(|item| item.available).count(), LINES);
 }
