@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use shoppee_kit::testing::{RedisServer, eventually};
+use shoppee_kit::testing::RedisServer;
 use tokio::time::{Instant, sleep};
 
 use crate::{
