@@ -5,8 +5,7 @@ use Code::{
     AccountDisabled, CartEmpty, CategoryInUse, EmailTaken, IdempotencyKeyReused, InvalidCredentials,
     InvalidTransition, OrderExpired, OutOfStock, PaymentDeclined, PriceChanged, ProductUnavailable,
     RequestInProgress, SkuTaken, SlugTaken, TooManyAttempts, TooManyUnpaidOrders, TooManyUnpaidUnits,
-    UsernameTaken,
-    ValidationFailed, VersionMismatch,
+    UsernameTaken, ValidationFailed, VersionMismatch,
 };
 use Who::{Admin, Anybody, Nobody, User};
 
