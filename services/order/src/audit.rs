@@ -223,7 +223,7 @@ async fn page(orders: &Orders, pass: Pass, after: Uuid) -> Result<(Vec<Uuid>, Op
                     HoldAuditClient::new(channel).list_holds(request).await
                 })
                 .await
-                .map_err(unavailable)?;
+                .map_err(|status| unavailable(&status))?;
             let next = listed.next_after_order_id.map(|id| order_id(&id)).transpose()?;
             let ids = listed.order_ids.iter().map(|id| order_id(id)).collect::<Result<_, _>>()?;
             Ok((ids, next))
@@ -260,8 +260,8 @@ async fn compare(orders: &Orders, ids: &[Uuid]) -> Result<(), Error> {
             |channel, request| async move { HoldAuditClient::new(channel).get_holds(request).await },
         )
         .await
-        .map_err(unavailable)?;
-    let holds: BTreeMap<Uuid, Hold> = held.holds.into_iter().map(hold).collect::<Result<_, _>>()?;
+        .map_err(|status| unavailable(&status))?;
+    let holds: BTreeMap<Uuid, Hold> = held.holds.iter().map(parse_hold).collect::<Result<_, _>>()?;
     let mut conn = orders.pool.acquire().await?;
     let found = store::orders(&mut conn, ids).await?;
     let now = orders.clock.now();
@@ -340,23 +340,23 @@ fn judge(
     None
 }
 
-fn hold(held: OrderHold) -> Result<(Uuid, Hold), Error> {
-    let created_at = held.created_at.and_then(|at| OffsetDateTime::try_from(at).ok());
+fn parse_hold(answer: &OrderHold) -> Result<(Uuid, Hold), Error> {
+    let created_at = answer.created_at.and_then(|at| OffsetDateTime::try_from(at).ok());
     let hold = Hold {
-        state: held.state(),
-        lines: held.lines.iter().map(|line| (line.product_id, line.quantity)).collect(),
-        ledger_agrees: held.ledger_agrees,
+        state: answer.state(),
+        lines: answer.lines.iter().map(|line| (line.product_id, line.quantity)).collect(),
+        ledger_agrees: answer.ledger_agrees,
         created_at: created_at.ok_or(Error::Broken("the time of a hold"))?,
     };
-    Ok((order_id(&held.order_id)?, hold))
+    Ok((order_id(&answer.order_id)?, hold))
 }
 
 fn order_id(text: &str) -> Result<Uuid, Error> {
     text.parse().map_err(|_| Error::Broken("the order id of a hold"))
 }
 
-fn unavailable(refused: tonic::Status) -> Error {
-    tracing::debug!(code = ?refused.code(), "holds not known");
+fn unavailable(status: &tonic::Status) -> Error {
+    tracing::debug!(code = ?status.code(), "holds not known");
     Error::Unavailable
 }
 

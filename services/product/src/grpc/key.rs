@@ -17,5 +17,5 @@ pub fn read(
     };
     idempotency::check_key(&key).map_err(Error::Malformed)?;
     let fingerprint = idempotency::fingerprint(meaning);
-    Ok(Some(Key { user_id: caller.user_id(), scope, key, fingerprint }))
+    Ok(Some(Key { user_id: caller.user_id(), scope, value: key, fingerprint }))
 }

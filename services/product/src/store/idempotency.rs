@@ -10,7 +10,7 @@ pub struct Key {
     pub user_id: i64,
     /// The operation.
     pub scope: &'static str,
-    pub key: String,
+    pub value: String,
     /// Of what the request means.
     pub fingerprint: Vec<u8>,
 }
@@ -32,7 +32,7 @@ pub async fn claim(conn: &mut PgConnection, key: &Key) -> sqlx::Result<bool> {
          where held.created_at < clock_timestamp() - $5::interval",
         key.user_id,
         key.scope,
-        key.key,
+        key.value,
         key.fingerprint,
         interval(KEY_TTL),
     )
@@ -49,7 +49,7 @@ pub async fn find(conn: &mut PgConnection, key: &Key) -> sqlx::Result<Option<Sto
         "select fingerprint, answer from product.idempotency where user_id = $1 and scope = $2 and key = $3",
         key.user_id,
         key.scope,
-        key.key,
+        key.value,
     )
     .fetch_optional(conn)
     .await
@@ -61,7 +61,7 @@ pub async fn answer(conn: &mut PgConnection, key: &Key, answer: &[u8]) -> sqlx::
         "update product.idempotency set answer = $4 where user_id = $1 and scope = $2 and key = $3",
         key.user_id,
         key.scope,
-        key.key,
+        key.value,
         answer,
     )
     .execute(conn)
@@ -123,7 +123,7 @@ pub async fn take_turn(
            and (claimed_until is null or claimed_until < clock_timestamp())",
         key.user_id,
         key.scope,
-        key.key,
+        key.value,
         claim,
         interval(lease),
     )
@@ -140,7 +140,7 @@ pub async fn give_turn_up(conn: &mut PgConnection, key: &Key, claim: Uuid) -> sq
          where user_id = $1 and scope = $2 and key = $3 and claim = $4",
         key.user_id,
         key.scope,
-        key.key,
+        key.value,
         claim,
     )
     .execute(conn)
@@ -156,7 +156,7 @@ pub async fn hold_turn(conn: &mut PgConnection, key: &Key, claim: Uuid) -> sqlx:
            for share"#,
         key.user_id,
         key.scope,
-        key.key,
+        key.value,
         claim,
     )
     .fetch_optional(conn)
@@ -182,7 +182,7 @@ pub async fn progress(conn: &mut PgConnection, key: &Key) -> sqlx::Result<Vec<Do
          where user_id = $1 and scope = $2 and key = $3",
         key.user_id,
         key.scope,
-        key.key,
+        key.value,
     )
     .fetch_all(conn)
     .await
@@ -201,7 +201,7 @@ pub async fn note_progress(conn: &mut PgConnection, key: &Key, rows: &[DoneRow])
               as r (row_index, product_id, version, revision)",
         key.user_id,
         key.scope,
-        key.key,
+        key.value,
         &indices,
         &products,
         &versions,
@@ -225,7 +225,7 @@ pub async fn finish(conn: &mut PgConnection, key: &Key, claim: Uuid, answer: &[u
          where (progress.user_id, progress.scope, progress.key) = (finished.user_id, finished.scope, finished.key)",
         key.user_id,
         key.scope,
-        key.key,
+        key.value,
         claim,
         answer,
     )

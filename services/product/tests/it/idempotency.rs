@@ -25,12 +25,8 @@ macro_rules! once {
     }};
 }
 
-fn key(key: &str) -> Option<String> {
-    Some(key.to_owned())
-}
-
-fn mask(path: &str) -> Option<prost_types::FieldMask> {
-    Some(prost_types::FieldMask { paths: vec![path.to_owned()] })
+fn mask(path: &str) -> prost_types::FieldMask {
+    prost_types::FieldMask { paths: vec![path.to_owned()] }
 }
 
 impl Shop {
@@ -53,16 +49,16 @@ async fn each_write_that_is_sent_again_under_its_key_is_done_once() {
         name: "Lamp".to_owned(),
         price: 100,
         stock: 5,
-        idempotency_key: key("a"),
+        idempotency_key: Some("a".to_owned()),
         ..CreateProductRequest::default()
     };
     let lamp = once!(shop, create_product(new()));
     let change = || UpdateProductRequest {
         id: lamp.id,
         stock: Some(7),
-        update_mask: mask("stock"),
+        update_mask: Some(mask("stock")),
         expected_version: Some(1),
-        idempotency_key: key("a"),
+        idempotency_key: Some("a".to_owned()),
         ..UpdateProductRequest::default()
     };
     once!(shop, update_product(change()));
@@ -70,7 +66,7 @@ async fn each_write_that_is_sent_again_under_its_key_is_done_once() {
         id: lamp.id,
         delta: 3,
         reason: "delivery".to_owned(),
-        idempotency_key: key("a"),
+        idempotency_key: Some("a".to_owned()),
     };
     assert_eq!(once!(shop, adjust_stock(adjust())).stock, 10);
     assert_eq!(shop.stock_of(lamp.id).await, 10);
@@ -78,14 +74,14 @@ async fn each_write_that_is_sent_again_under_its_key_is_done_once() {
         slug: "lamps".to_owned(),
         name: "Lamps".to_owned(),
         parent_id: None,
-        idempotency_key: key("a"),
+        idempotency_key: Some("a".to_owned()),
     };
     let lamps = once!(shop, create_category(category()));
     let rename = || UpdateCategoryRequest {
         id: lamps.id,
         name: Some("Lights".to_owned()),
-        update_mask: mask("name"),
-        idempotency_key: key("a"),
+        update_mask: Some(mask("name")),
+        idempotency_key: Some("a".to_owned()),
         ..UpdateCategoryRequest::default()
     };
     once!(shop, update_category(rename()));
@@ -95,7 +91,7 @@ async fn each_write_that_is_sent_again_under_its_key_is_done_once() {
             ProductChange { id: Some(lamp.id), stock_delta: Some(1), ..ProductChange::default() },
             ProductChange { id: Some(999), stock_delta: Some(1), ..ProductChange::default() },
         ],
-        idempotency_key: key(word),
+        idempotency_key: Some(word.to_owned()),
     };
     assert_eq!(once!(shop, batch_update_products(batch(OnError::Continue, "a"))).updated, 1);
     assert_eq!(once!(shop, batch_update_products(batch(OnError::Abort, "b"))).updated, 0);
@@ -158,7 +154,7 @@ async fn a_batch_that_stopped_half_way_adds_each_delta_once_when_it_is_sent_agai
         let request = BatchUpdateProductsRequest {
             on_error: OnError::Continue.into(),
             items: items.collect(),
-            idempotency_key: key("k"),
+            idempotency_key: Some("k".to_owned()),
         };
         shop.products.clone().batch_update_products(shop.admin(request)).await
     };

@@ -149,11 +149,11 @@ impl Follower {
             }
             if let Some(settled) = self.changes.settled().filter(|settled| is_near(*settled)) {
                 let ended = held.map(|(epoch, _)| epoch).unwrap_or_default();
-                let begun = format!("{:010x}", Uuid::new_v4().as_u128() & 0xff_ffff_ffff);
-                let arguments = vec![ended.clone(), begun.clone(), settled.to_string()];
+                let next = format!("{:010x}", Uuid::new_v4().as_u128() & 0xff_ffff_ffff);
+                let arguments = vec![ended.clone(), next.clone(), settled.to_string()];
                 let begin = scripts.begin.evalsha::<i64, _, _, _>(client, LOG, arguments);
                 if tokio::time::timeout(REPORT_TIMEOUT, begin).await?? == 1 {
-                    tracing::info!(ended, begun, position = settled, "the shared cache begins anew");
+                    tracing::info!(ended, begun = next, position = settled, "the shared cache begins anew");
                 }
                 continue;
             }
