@@ -131,6 +131,8 @@ pub(crate) struct Orders {
     pub currency: String,
     /// One for each release of an abandoned checkout that is on its way.
     pub releases: Arc<Semaphore>,
+    /// One for each batch of orders that ran out whose stock is being released.
+    pub expiries: Arc<Semaphore>,
 }
 
 /// Wires the service and starts it.
@@ -170,6 +172,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         max_unpaid: i64::from(settings.max_unpaid_orders),
         unpaid: caps,
         currency: settings.shop_currency,
+        expiries: Arc::new(Semaphore::new(steps::MAX_EXPIRIES)),
         releases: Arc::new(Semaphore::new(checkout::MAX_RELEASES)),
         pool,
     };

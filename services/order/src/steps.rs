@@ -1,7 +1,7 @@
 //! Steps of an order that need nothing from outside to be taken: ship, complete, cancel, run out; and what every step
 //! has in common: the row changes, the event gets the user's next number, both reach the outbox, in one transaction.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, future::join_all, stream};
 use shoppee_kit::{
@@ -39,6 +39,8 @@ const EXPIRY_LEASE: Duration = Duration::from_secs(15);
 const STOCK_WAIT: Duration = Duration::from_millis(500);
 /// Calls to product at a time, of one batch.
 const MAX_STOCK_CALLS: usize = 16;
+/// Batches of orders that ran out whose stock is being released at a time; the next one waits.
+pub const MAX_EXPIRIES: usize = 2;
 /// For a task that product refuses for a reason that passes, if at all, by somebody's work.
 const STOCK_BACKOFF: Backoff = Backoff { first: Duration::from_secs(5), max: Duration::from_mins(10) };
 
@@ -330,7 +332,17 @@ pub async fn expire(orders: &Orders, limit: i64) -> Result<usize, Error> {
     for row in &rows {
         told(orders, row);
     }
-    stream::iter(&tasks).for_each_concurrent(MAX_STOCK_CALLS, |task| do_stock_task(orders, task)).await;
+    // The next batch is cancelled meanwhile.
+    let permit = Arc::clone(&orders.expiries).acquire_owned().await;
+    let settling = orders.clone();
+    tokio::spawn(async move {
+        let _permit = permit;
+        let settle = |task: StockTask| {
+            let orders = settling.clone();
+            async move { do_stock_task(&orders, &task).await }
+        };
+        stream::iter(tasks).for_each_concurrent(MAX_STOCK_CALLS, settle).await;
+    });
     Ok(rows.len())
 }
 
