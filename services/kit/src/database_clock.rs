@@ -2,20 +2,19 @@
 //! clock, so a process whose own clock is wrong expires nothing early and leases nothing for too long.
 //!
 //! The clock is read in intervals and carried on by the machine's monotonic clock in between, so that asking for the time
-//! costs no query and a step of the machine's clock changes nothing.
+//! costs no query and a step of the machine's clock changes nothing. How far off the machine's clock is, is a matter of
+//! readiness (`clock_offset_seconds`).
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
-use crate::pg::PgPool;
 use time::OffsetDateTime;
 
 use crate::{
     clock::{Clock, truncate},
-    log_throttle::LogThrottle,
-    pg,
+    pg::{self, PgPool},
     process::Process,
     readiness::Need,
     worker::{self, Round},
@@ -29,8 +28,6 @@ const FIRST_READ_INTERVAL: Duration = Duration::from_millis(250);
 const MAX_ROUND_TRIP: Duration = Duration::from_millis(500);
 /// Unless none was better for this long.
 const MAX_AGE: Duration = Duration::from_mins(1);
-/// A machine whose clock is further off than this is reported: tokens are checked by the machine's clock.
-const MAX_OFFSET: Duration = Duration::from_secs(5);
 const NAME: &str = "clock";
 
 /// One reading of the server's clock.
@@ -45,13 +42,12 @@ struct Reading {
 pub struct DatabaseClock {
     machine: Clock,
     reading: Arc<RwLock<Option<Reading>>>,
-    offsets: Arc<LogThrottle>,
 }
 
 impl DatabaseClock {
     /// Starts to follow the clock of the server behind `pool`; the process is not ready until it was read.
     pub fn start(pool: &PgPool, process: &Process) -> Self {
-        let clock = Self { machine: process.clock.clone(), reading: Arc::default(), offsets: Arc::default() };
+        let clock = Self { machine: process.clock.clone(), reading: Arc::default() };
         process.readiness.set(NAME, Need::Vital, false);
         let (first, pool, readiness) = (clock.clone(), pool.clone(), process.readiness.clone());
         let (stop, process) = (process.tasks.stopping(), process.clone());
@@ -85,22 +81,10 @@ impl DatabaseClock {
         let time = pg::clock_timestamp(&mut conn).await?;
         let round_trip = began.elapsed();
         let reading = Reading { time, at: began + round_trip / 2 };
-        self.report_offset(reading);
         let mut last = self.reading.write().unwrap_or_else(PoisonError::into_inner);
         if round_trip <= MAX_ROUND_TRIP || last.is_none_or(|last| last.at.elapsed() > MAX_AGE) {
             *last = Some(reading);
         }
         Ok(())
-    }
-
-    fn report_offset(&self, reading: Reading) {
-        let offset = self.machine.now() - self.machine.advanced() - (reading.time + reading.at.elapsed());
-        metrics::gauge!("clock_offset_seconds").set(offset.as_seconds_f64());
-        if offset.unsigned_abs() <= MAX_OFFSET {
-            self.offsets.reset();
-        } else if let Some(suppressed) = self.offsets.admit() {
-            let seconds = offset.as_seconds_f64();
-            tracing::warn!(seconds, suppressed, "this machine's clock and the database's differ");
-        }
     }
 }

@@ -70,12 +70,12 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.word() == word)
     }
 
-    const fn metric(self) -> &'static str {
+    fn gauge(self) -> metrics::Gauge {
         match self {
-            Self::Stock => "order_stock_mismatches",
-            Self::PaidWithoutHold => "paid_without_hold",
-            Self::HeldWithoutOrder => "held_without_order",
-            Self::Payment => "order_payment_mismatches",
+            Self::Stock => metrics::gauge!("order_stock_mismatches"),
+            Self::PaidWithoutHold => metrics::gauge!("paid_without_hold"),
+            Self::HeldWithoutOrder => metrics::gauge!("held_without_order"),
+            Self::Payment => metrics::gauge!("order_payment_mismatches"),
         }
     }
 }
@@ -159,7 +159,7 @@ impl Pass {
 /// Starts the passes, and what looks again at what they found.
 pub fn start(orders: &Orders, process: &Process, ready: &watch::Receiver<bool>) {
     for kind in Kind::ALL {
-        metrics::gauge!(kind.metric()).set(0.0);
+        kind.gauge().set(0.0);
     }
     for pass in Pass::ALL {
         let age = Age::default();
@@ -242,7 +242,7 @@ async fn recheck(orders: &Orders) -> Result<Round, Error> {
     for kind in Kind::ALL {
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         let count = confirmed.get(&kind).copied().unwrap_or_default() as f64;
-        metrics::gauge!(kind.metric()).set(count);
+        kind.gauge().set(count);
     }
     Ok(Round::Done)
 }

@@ -35,7 +35,7 @@ pub fn start(orders: &Orders, process: &Process, ready: &watch::Receiver<bool>) 
     workers.start("refunds", every(5), PAYMENT_BATCH, |orders| async move {
         refund::recover(&orders, PAYMENT_BATCH).await
     });
-    workers.start("keys", every(10), KEYS_BATCH, |orders| async move {
+    workers.start("idempotency-keys", every(10), KEYS_BATCH, |orders| async move {
         let swept = idempotency::sweep(&orders, orders.clock.now(), KEYS_BATCH).await?;
         Ok(usize::try_from(swept).unwrap_or(usize::MAX))
     });
