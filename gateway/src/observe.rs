@@ -43,7 +43,7 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// Gives the request an id and a trace. What is said of the trace is believed of `trusted` callers alone.
+    /// Gives the request an id and a trace. The gateway believes the trace headers of `trusted` callers alone.
     pub fn begin(request: &mut Request, trusted: bool) -> Self {
         let started = Instant::now();
         let id = request_id(request.headers_mut());

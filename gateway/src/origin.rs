@@ -72,8 +72,8 @@ impl Origins {
     }
 }
 
-/// Whether the page came from where the request goes: a page of our own, as RFC 6454 has the same origin. No
-/// cookie signs anybody in, so that a page under a borrowed name has nothing to ride on.
+/// Reports whether the page came from the target of the request: a page of our own, by the same origin of RFC 6454. No
+/// cookie signs a user in, so that a page under a borrowed name has nothing to ride on.
 pub fn is_our_own(origin: &HeaderValue, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(HOST).iter();
     let Some(host) = hosts.next().filter(|host| !host.is_empty() && hosts.next().is_none()) else {

@@ -33,7 +33,7 @@ use crate::{Settings, error::Problem};
 use activity::{ActiveRequest, Expired, Timeouts, Watched};
 use unsent::{Accounted, Accounts, Ledger, OpenAccount};
 
-/// In a request's extensions: its client does not take what it was sent before.
+/// A mark in a request's extensions: its client does not take the answers that it was sent before.
 #[derive(Clone, Copy, Debug)]
 pub struct Overdrawn;
 
@@ -55,13 +55,13 @@ const CONNECTION_WINDOW: u32 = 256 * 1024;
 const PING: Duration = Duration::from_secs(20);
 /// How long a client may leave what it is sent lying.
 const SLOW_READER: Duration = Duration::from_secs(25);
-/// How long the other requests of a connection that ends may take.
+/// Bounds the other requests of a connection that ends.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
 /// After the stop, how long a request that is on its way to a connection may take to arrive.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
 /// How long a start may take until requests are answered, whatever is still missing.
 const STARTING: Duration = Duration::from_secs(1);
-/// How often connections without a request are looked for while there is no room for another.
+/// The interval between two looks for connections without a request while there is no room for another.
 const EVICTION_INTERVAL: Duration = Duration::from_millis(200);
 /// After an error of `accept`, as when files run out.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -128,8 +128,8 @@ pub async fn serve(settings: &Settings, app: Router, process: &Process) -> anyho
     Ok(())
 }
 
-/// No more connections are accepted than can be held: the rest waits in the kernel's queue, while those without a request
-/// are closed. Else these would keep out those who ask whether the process lives.
+/// The listener accepts no more connections than can be held. The rest waits in the kernel's queue while those without
+/// a request are closed. Else these would keep out liveness probes.
 async fn take_place(
     connections: &Arc<Semaphore>,
     accounts: &Accounts,
@@ -144,7 +144,7 @@ async fn take_place(
     }
 }
 
-/// What each connection is served with. Cheap to clone.
+/// The parts that serve each connection. Cheap to clone.
 #[derive(Clone)]
 struct Server {
     builder: auto::Builder<TokioExecutor>,

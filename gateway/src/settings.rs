@@ -59,14 +59,14 @@ pub struct Settings {
     #[arg(long, env = "MAX_UNSENT_BYTES", default_value_t = 64 * 1024 * 1024,
           value_parser = clap::value_parser!(u64).range(1..))]
     pub max_unsent_bytes: u64,
-    /// How long a client may take to send the head of a request, from its first byte, or to send the first request of
-    /// a connection
+    /// Bounds the time in which a client sends the head of a request, from its first byte, or sends the first request
+    /// of a connection
     #[arg(long, env = "HEADER_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub header_timeout: Duration,
-    /// How long a connection is kept without a request; longer than a proxy in front keeps its own
+    /// Bounds the time for which a connection is kept without a request; longer than a proxy in front keeps its own
     #[arg(long, env = "IDLE_TIMEOUT", default_value = "75s", value_parser = duration)]
     pub idle_timeout: Duration,
-    /// How long a client may take for an answer, and one second more for each 4 KiB that it has taken
+    /// Bounds the time in which a client takes an answer, with one second more for each 4 KiB that it has taken
     #[arg(long, env = "SEND_TIMEOUT", default_value = "30s", value_parser = duration)]
     pub send_timeout: Duration,
 }

@@ -25,7 +25,7 @@ pub struct Parts {
     pub origins: Origins,
     pub realtime: Realtime,
     pub docs: Docs,
-    /// Whether cookies go over TLS alone.
+    /// Restricts cookies to TLS.
     pub secure_cookies: bool,
     /// A permit for each request that is worked on.
     pub room: Arc<Semaphore>,

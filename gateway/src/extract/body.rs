@@ -1,5 +1,5 @@
-//! Bodies on their way in. A body that arrives slowly holds no place of `MAX_REQUESTS`: it is bounded by the bytes of all
-//! bodies that arrive, by their number for each caller, by a deadline and by a minimum pace.
+//! Bodies on their way in. A body that arrives slowly holds no place of `MAX_REQUESTS`. Other bounds apply to it: the
+//! bytes of all arriving bodies, their number for each caller, a deadline and a minimum pace.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -22,23 +22,23 @@ use crate::{
     state::State,
 };
 
-/// Every body but a batch. Bytes.
+/// The largest body other than a batch. Bytes.
 pub const SMALL: usize = 64 * 1024;
-/// A batch of 10 000 rows. Bytes.
+/// The largest batch, of 10 000 rows. Bytes.
 pub const LARGE: usize = 8 * 1024 * 1024;
-/// How long the whole body may take to arrive, with slack below the 30 s in which a slow sender must be gone.
+/// Bounds the arrival of the whole body, with slack below the 30 s in which a slow sender must be gone.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
-/// A body may rest for so long …
+/// The longest pause of a body that arrives …
 const MAX_REST: Duration = Duration::from_secs(5);
-/// … and must otherwise come at this pace, a tenth of a bad mobile network's.
+/// … and its minimum pace otherwise, a tenth of a bad mobile network's.
 const MIN_BYTES_PER_SECOND: usize = 1024;
 /// Bodies of one caller that arrive at once. One that came together with its head does not count.
 const MAX_BODIES_PER_CALLER: usize = 16;
-/// A body is accounted with its largest size, and as much for what is read from it.
+/// The factor by which a body is accounted: its largest size, and as much for the bytes that are read from it.
 const ACCOUNTED: usize = 2;
-/// What is read and thrown away of a body that is too large: twice the largest that is allowed. Bytes.
+/// Bounds the bytes that are read and discarded of a body that is too large: twice the largest allowed. Bytes.
 const DRAINED: usize = 2 * LARGE;
-/// How long that may take.
+/// Bounds the time for which such bytes are read.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The bodies that are arriving.
@@ -108,7 +108,7 @@ pub struct Place {
 #[derive(Debug, Default)]
 struct Held {
     place: Option<OwnedSemaphorePermit>,
-    /// Of a large body, until the request is answered.
+    /// The permit of a large body, held until the request is answered.
     body: Option<OwnedSemaphorePermit>,
 }
 
@@ -138,7 +138,7 @@ impl Place {
     }
 }
 
-/// In the extensions of a request with a body: what its arrival is accounted to.
+/// The account of a body's arrival, in the extensions of a request with a body.
 #[derive(Clone, Debug)]
 pub struct Sender {
     pub place: Arc<Place>,
@@ -153,7 +153,7 @@ pub async fn read(
     limit: usize,
 ) -> Result<Bytes, Problem> {
     let mut incoming = Incoming { body, limit, read: Vec::new() };
-    // What came together with its head, or does not come at all.
+    // A body that came together with its head, or that does not come at all.
     if let Some(Ok(whole)) = incoming.collect().now_or_never() {
         return Ok(whole);
     }
@@ -188,7 +188,7 @@ impl Incoming {
         Ok(std::mem::take(&mut self.read).into())
     }
 
-    /// Whether there may be more.
+    /// Reads a frame; returns whether more may follow.
     async fn read_frame(&mut self) -> Result<bool, Failure> {
         let Some(frame) = self.body.frame().await else {
             return Ok(false);
@@ -202,7 +202,7 @@ impl Incoming {
         Ok(true)
     }
 
-    /// The same by the deadline, and at the minimum pace.
+    /// Reads on to the end, by the deadline and at the minimum pace.
     async fn collect_in_time(&mut self) -> Result<Bytes, Problem> {
         let started = Instant::now();
         loop {
@@ -225,8 +225,8 @@ impl Incoming {
         }
     }
 
-    /// Lets a client that sends too much come to its end, within bounds: one whose connection is closed while it still
-    /// sends may never see the answer (RFC 9112 §9.6).
+    /// Lets a client that sends too much come to its end, within bounds. A client whose connection is closed while it
+    /// still sends may never see the answer (RFC 9112 §9.6).
     async fn drain(&mut self) {
         let to_the_end = async {
             let mut left = DRAINED;

@@ -130,7 +130,7 @@ impl Limits {
         }
     }
 
-    /// Whether a request comes from a trusted network itself, and not by way of it.
+    /// Reports whether a request comes from a trusted network itself, and not by way of it.
     pub fn is_trusted(&self, peer: IpAddr, headers: &HeaderMap) -> bool {
         if self.trusted.is_empty() {
             return false;
@@ -139,7 +139,7 @@ impl Limits {
         self.trusted.iter().any(|net| net.contains(&client))
     }
 
-    /// Returns to whom a request belongs: to the user of its token, or to its address.
+    /// Returns the owner of a request: the user of its token, or its address.
     pub fn subject(&self, caller: Option<&Caller>, peer: IpAddr, headers: &HeaderMap) -> Subject {
         match caller {
             Some(caller) if caller.claims.role != Role::Service => Subject::User(caller.user_id()),

@@ -156,7 +156,8 @@ impl Feed {
     }
 }
 
-/// Entries of a stream with their ids. The fields may be anything: an entry of another shape must not stop those behind it.
+/// Entries of a stream with their ids. The fields may be anything: an entry of another shape must not stop those behind
+/// it.
 type Entries = Vec<XReadValue<String, Bytes, Bytes>>;
 
 fn id_of(entries: &Entries) -> Option<Id> {

@@ -1,6 +1,6 @@
-//! Tickets (contract §4): what a browser opens a socket with, once, within 30 seconds. The auth service exchanges a
-//! ticket for a token of the socket, and its database is the judge of whether it was used: a ticket that was used at one
-//! gateway is refused at every other, whatever becomes of Redis, and one that cannot be exchanged opens nothing.
+//! Tickets (contract §4): a ticket lets a browser open a socket, once, within 30 seconds. The auth service exchanges a
+//! ticket for a token of the socket, and its database decides whether the ticket was used. A ticket used at one gateway
+//! is refused at every other, whatever becomes of Redis. A ticket that cannot be exchanged opens nothing.
 
 use shoppee_kit::caller::{Caller, Kind, Verifier};
 use shoppee_proto::auth::v1::RedeemWsTicketRequest;

@@ -1,7 +1,7 @@
 //! `/auth`: accounts, sessions, tokens.
 //!
-//! A POST takes an `Idempotency-Key`, which registering alone needs: to repeat any other does no harm, as it begins a
-//! session or ends one, so that its key is checked and has no effect.
+//! A POST takes an `Idempotency-Key`, which registering alone needs. To repeat any other does no harm, as it begins a
+//! session or ends one. Its key is checked and has no effect.
 
 use axum::extract;
 use http::{
@@ -26,13 +26,13 @@ use crate::{
 /// What a session is listed under, at most.
 const LONGEST_USER_AGENT: usize = 200;
 
-/// The header by which a device is known that has signed in before, both ways: for clients without cookies.
+/// The header that identifies a device which has signed in before, both ways: for clients without cookies.
 const DEVICE_TOKEN: HeaderName = HeaderName::from_static("device-token");
-/// The same for browsers.
+/// The cookie that does the same for browsers.
 const DEVICE_COOKIE: &str = "shoppee_device";
-/// Seconds: 180 days, which is how long the auth service accepts it.
+/// The lifetime of the cookie: 180 days, for which the auth service accepts the token. Seconds.
 const DEVICE_COOKIE_MAX_AGE: u32 = 180 * 24 * 60 * 60;
-/// Longer than any device token.
+/// Bounds the text of a device token, above the length of any.
 const MAX_DEVICE_TOKEN_LEN: usize = 256;
 
 pub async fn register(
@@ -59,7 +59,7 @@ pub async fn login(
     Ok((device.unwrap_or_default(), Json(tokens)))
 }
 
-/// What the device was given when it last signed in. What is not valid is the auth service's to ignore.
+/// Returns the token that the device was given at its last sign-in. The auth service ignores a token that is not valid.
 fn device_token(headers: &HeaderMap) -> Option<String> {
     let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
     let mut cookies = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|cookie| {
@@ -70,7 +70,7 @@ fn device_token(headers: &HeaderMap) -> Option<String> {
     header.or_else(|| cookies.next()).filter(|token| token.len() <= MAX_DEVICE_TOKEN_LEN).map(str::to_owned)
 }
 
-/// The headers that make this device a known one.
+/// Builds the headers that make this device a known one.
 fn known_device(token: &str, secure: bool) -> HeaderMap {
     let secure = if secure { "; Secure" } else { "" };
     let cookie = format!(

@@ -1,5 +1,5 @@
-//! Deadlines of a connection: for the head of a request once it has begun, for a connection without a request, and for an
-//! answer that the client does not take.
+//! Deadlines of a connection: for a request's head once begun, a connection without a request, and an answer
+//! that the client does not take.
 
 use std::{
     future::poll_fn,
@@ -20,22 +20,23 @@ use super::unsent::Ledger;
 /// The deadlines that an operator can set.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// From the first byte of a request's head to its last, and from a connection's start to its first request.
+    /// The time from the first byte of a request's head to its last, and from a connection's start to its first
+    /// request.
     pub header: Duration,
-    /// From the end of the last answer to the next request.
+    /// The time from the end of the last answer to the next request.
     pub idle: Duration,
-    /// From an answer's start to its end, but for the time that a slow client is granted for what it does take.
+    /// The time from an answer's start to its end, but for the time granted to a slow client for its progress.
     pub send: Duration,
 }
 
-/// Why a connection must end.
+/// The reasons to end a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expired {
-    /// A head did not arrive in time.
+    /// A head that did not arrive in time.
     Head,
-    /// There was no request for too long.
+    /// A connection that had no request for too long.
     Idle,
-    /// The client does not take an answer.
+    /// A client that does not take an answer.
     Stalled,
 }
 
@@ -49,7 +50,7 @@ impl Expired {
     }
 }
 
-/// What a connection is doing.
+/// The activity of a connection.
 #[derive(Debug)]
 pub struct Activity {
     timeouts: Timeouts,
@@ -62,19 +63,19 @@ pub struct Activity {
 struct State {
     /// Requests that are not answered yet.
     active: usize,
-    /// When the first byte of the next head came.
+    /// The time at which the first byte of the next head came.
     head_since: Option<Instant>,
-    /// When the last answer ended, or the connection began.
+    /// The time at which the last answer ended, or the connection began.
     idle_since: Instant,
     protocol: Protocol,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Protocol {
-    /// There was no request yet.
+    /// A connection without a request so far.
     Unknown,
     Http1,
-    /// An idle client may send frames, such as a ping, that begin no head.
+    /// A connection over HTTP/2: an idle client may send frames, such as a ping, that begin no head.
     Http2,
 }
 
@@ -107,13 +108,14 @@ impl Activity {
         ActiveRequest(self.clone())
     }
 
-    /// Since when there is no request, nor an answer on its way; `None` where there is one.
+    /// Returns the time since which there is no request, nor an answer on its way; `None` where there is one.
     pub fn idle_since(&self) -> Option<Instant> {
         let state = self.lock();
         (state.active == 0 && self.ledger.bytes() == 0).then_some(state.idle_since)
     }
 
-    /// The next deadline, and what it means if it has passed. A connection at work is looked at again after a while.
+    /// Returns the next deadline, and its meaning if it has passed. A connection at work is looked at again after a
+    /// while.
     fn next_deadline(&self, now: Instant) -> (Instant, Option<Expired>) {
         let Timeouts { header, idle, send } = self.timeouts;
         if let Some(deadline) = self.ledger.deadline(send) {

@@ -1,8 +1,8 @@
-//! Accounts of the bytes of answers that wait to be sent, for each connection and for all. HTTP/2 lets a client hold back
-//! answers for as long as it likes, and asks for more meanwhile.
+//! Accounts of the bytes of answers that wait to be sent, for each connection and for all. HTTP/2 lets a client hold
+//! back answers for as long as it likes, and asks for more meanwhile.
 //!
-//! Bytes are accounted from the moment in which hyper takes them out of an answer to the one in which the last of them is
-//! written to the socket, wherever they wait in between.
+//! Bytes are accounted from the moment in which hyper takes them out of an answer. The account ends when the last of
+//! them is written to the socket, wherever they wait in between.
 
 use std::{
     collections::BTreeMap,
@@ -24,9 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::activity::{ActiveRequest, Activity, Timeouts};
 
-/// A connection that holds more is refused further requests: forty of the longest lists.
+/// Bounds the bytes that a connection holds before further requests are refused: forty of the longest lists.
 const MAX_UNSENT_BYTES_PER_CONNECTION: usize = 2 * 1024 * 1024;
-/// What a client must take of an answer each second, beyond the time that it is granted for the whole.
+/// The bytes of an answer that a client must take each second, beyond the time granted for the whole.
 const MIN_BYTES_PER_SECOND: usize = 4 * 1024;
 
 /// Connections without a request that are closed where there is no room for another: to look for them takes longer than
@@ -141,7 +141,7 @@ impl Ledger {
         self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a further request may be answered.
+    /// Reports whether a further request may be answered.
     pub fn has_room(&self) -> bool {
         self.bytes() <= MAX_UNSENT_BYTES_PER_CONNECTION
     }
@@ -151,7 +151,7 @@ impl Ledger {
         self.evicted.cancelled().await;
     }
 
-    /// When the first of the chunks should have been taken; `None` where there is none.
+    /// Returns the time at which the first of the chunks should have been taken; `None` where there is none.
     pub fn deadline(&self, timeout: Duration) -> Option<Instant> {
         if self.bytes() == 0 {
             return None;
@@ -223,7 +223,7 @@ impl Drop for Chunk {
 pub struct Accounted {
     pub body: Body,
     pub ledger: Arc<Ledger>,
-    /// The request is answered when the body is gone.
+    /// The request, which is answered when the body is gone.
     pub _request: ActiveRequest,
 }
 

@@ -1,4 +1,5 @@
-//! A gateway in a process of its own: what it holds at its bounds, and what it does where its log is not read.
+//! A gateway in a process of its own: the memory that it holds at its bounds, and its behaviour while its log is not
+//! read.
 
 use std::{
     fs,
@@ -76,7 +77,7 @@ async fn a_gateway_at_its_bounds_holds_what_they_add_up_to() {
     const CONNECTIONS: usize = 300;
     const CONNECTION_BYTES: usize = 64 * 1024;
     const UNSENT_BYTES: usize = 2 * MIB;
-    /// Of 48 bodies of 64 KiB, twice.
+    /// The bytes of 48 bodies of 64 KiB, twice.
     const BODY_BYTES: usize = 6 * MIB;
     /// Requests that were at work once, caches, buffers that the allocator keeps.
     const SLACK: usize = 24 * MIB;

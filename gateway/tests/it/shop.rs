@@ -27,7 +27,7 @@ use processes::{start_auth, start_gateway, start_order, start_product};
 const ADMIN: &str = "admin";
 pub const PASSWORD: &str = "correct horse battery";
 
-/// For so long a client comes back to a shop that answers 503, and so often.
+/// Bounds the time, and sets the interval, in which a client comes back to a shop that answers 503.
 const UNAVAILABLE_TIMEOUT: Duration = Duration::from_secs(20);
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -334,12 +334,12 @@ pub struct Person {
     pub token: Option<String>,
     base: String,
     http: reqwest::Client,
-    /// A shop that is short of processor time may answer 503 with `Retry-After`: a client comes back then.
+    /// Makes the client come back after a 503 with `Retry-After`, which a shop short of processor time may answer.
     retries_unavailable: bool,
 }
 
 impl Person {
-    /// The same, but taking the first answer, for tests about a part that is away.
+    /// Returns the same client, but one that takes the first answer, for tests about a part that is away.
     pub fn without_retries(&self) -> Self {
         Self { retries_unavailable: false, ..self.clone() }
     }
@@ -371,7 +371,7 @@ impl Person {
         self.send(self.request(Method::GET, path)).await
     }
 
-    /// Under an idempotency key of its own, so that it may be sent again.
+    /// Sends a POST under an idempotency key of its own, so that it may be sent again.
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
         let key = format!("test-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         self.send(self.request(Method::POST, path).header("idempotency-key", key).json(body)).await

@@ -18,15 +18,15 @@ use tokio::{
 
 use crate::shop::{Person, Shop};
 
-/// Nothing here may take longer.
+/// Bounds every step of these tests.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// An HTTP/2 connection that answers pings by itself.
 pub struct Http2 {
     requests: SendRequest<Bytes>,
-    /// Ends with the connection.
+    /// The task of the connection, which ends with it.
     connection: JoinHandle<()>,
-    /// A stream lasts as long as its halves.
+    /// The halves of the streams: a stream lasts as long as they do.
     streams: Vec<(h2::client::ResponseFuture, h2::SendStream<Bytes>)>,
 }
 

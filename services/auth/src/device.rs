@@ -1,8 +1,8 @@
-//! Device tokens: by what a device is recognised that has signed in to an account before. It has tries of its own, so
-//! that wrong passwords from elsewhere do not lock it out.
+//! Device tokens: a token identifies a device that has signed in to an account before. The device has tries of its own,
+//! so that wrong passwords from elsewhere do not lock it out.
 //!
-//! A token lets nobody in. It belongs to one account, to one of its passwords and to one device: a change of the password
-//! ends all of them, and signing in again renews the token without making another device of it.
+//! A token alone signs no client in. It belongs to one account, to one of its passwords and to one device. A change of
+//! the password ends all of them. Signing in again renews the token without making another device of it.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, Mac as _};
@@ -13,26 +13,26 @@ use uuid::Uuid;
 
 use crate::{store::account::Credentials, token::expand};
 
-/// How long a device is known after it last signed in.
+/// The time for which a device is known after its last sign-in.
 pub const DEVICE_TOKEN_TTL: Duration = Duration::days(180);
 const KEY_INFO: &[u8] = b"shoppee-device-token";
-/// Account, password version and time of issue with eight bytes each, the device with sixteen.
+/// The size of the content: account, password version and time of issue with eight bytes each, the device with sixteen.
 const CONTENT_BYTES: usize = 40;
 const MAC_BYTES: usize = 32;
-/// In base64.
+/// The length of a token in base64.
 const TEXT_LEN: usize = (CONTENT_BYTES + MAC_BYTES) / 3 * 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceToken {
     pub user_id: i64,
     pub password_version: i64,
-    /// Unix seconds.
+    /// The time of issue. Unix seconds.
     pub issued_at: i64,
     pub device: Uuid,
 }
 
 impl DeviceToken {
-    /// Whether it was issued for this account with its present password, and not too long ago.
+    /// Reports whether the token was issued for this account with its present password, and not too long ago.
     pub fn is_valid_for(&self, account: &Credentials, now: OffsetDateTime) -> bool {
         self.user_id == account.id
             && self.password_version == account.password_version
@@ -80,7 +80,7 @@ impl DeviceKeys {
         URL_SAFE_NO_PAD.encode(bytes).into()
     }
 
-    /// `None` for what was never handed out.
+    /// Returns the token, or `None` for a text that was never handed out.
     pub fn verify(&self, text: &str) -> Option<DeviceToken> {
         let bytes = (text.len() == TEXT_LEN).then(|| URL_SAFE_NO_PAD.decode(text).ok()).flatten()?;
         let (content, tag) = bytes.split_at_checked(CONTENT_BYTES)?;
@@ -95,7 +95,7 @@ impl DeviceKeys {
 }
 
 fn mac(key: &[u8; 32], content: &[u8]) -> Option<Hmac<Sha256>> {
-    // It takes keys of any length.
+    // HMAC takes keys of any length.
     let mut mac = Hmac::<Sha256>::new_from_slice(key).ok()?;
     mac.update(content);
     Some(mac)

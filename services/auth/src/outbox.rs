@@ -58,7 +58,7 @@ pub fn relay(pool: PgPool, redis: Client, written: Arc<Notify>, process: &Proces
     process.tasks.spawn("outbox-woken", async move {
         let (pool, redis, ready) = woken;
         while stop.run_until_cancelled(written.notified()).await.is_some() {
-            // What fails is the worker's to repeat and to report.
+            // The worker repeats and reports a failure.
             if *ready.borrow()
                 && let Err(error) = publish_some(&pool, &redis).await
             {
@@ -85,7 +85,8 @@ struct Row {
     created_at: OffsetDateTime,
 }
 
-/// Publishes the oldest rows that nobody else is publishing; how many. An error where one of them was not.
+/// Publishes the oldest rows that no other relay is publishing; returns their number. An error where one of them was
+/// not published.
 async fn publish_some(pool: &PgPool, redis: &Client) -> Result<i64, RelayError> {
     let mut tx = pool.begin().await?;
     let rows = sqlx::query_as!(

@@ -90,8 +90,8 @@ impl Hasher {
         self.run(move |memory| hash(memory, &password)).await
     }
 
-    /// Whether `password` is the one that `stored` was made of. Costs the same where nothing is stored. `begun` becomes
-    /// true when it is compared.
+    /// Reports whether `password` is the one that `stored` was made of. Costs the same where nothing is stored. `begun`
+    /// becomes true when it is compared.
     pub async fn verify(
         &self,
         password: Password,

@@ -67,7 +67,7 @@ async fn repeat(
 ) -> Result<Account, Error> {
     let Registered { id, password_hash, .. } = registered;
     let is_same = registered.username == username.as_str() && registered.email == email.as_str();
-    // A key is no secret: whoever repeats it tries a password, and each try counts.
+    // A key is no secret: a caller that repeats it tries a password, and each try counts.
     if !is_same || !sign_in::is_password_of(auth, id, password, password_hash).await? {
         return Err(KeyReused.into());
     }

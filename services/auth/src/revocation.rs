@@ -2,8 +2,8 @@
 //! for it a few times a second ([`shoppee_kit::keys`]); our own verifier is told by a task here, and at once
 //! of what this process ended itself.
 //!
-//! A reader is told what committed since it last read, whenever that was begun: by the snapshots of PostgreSQL, not by
-//! the clock, so that a transaction which commits late is not missed.
+//! A reader is told of every commit since it last read, whenever the transaction began. The snapshots of PostgreSQL
+//! decide, not the clock, so that a transaction which commits late is not missed.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -29,7 +29,7 @@ const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(200)
 const PAGE_SIZE: i64 = 20_000;
 /// What verifiers let other clocks run ahead.
 const LEEWAY: Duration = Duration::seconds(5);
-/// A cursor names each transaction that was running, which are as many as the server has connections at most.
+/// Bounds a cursor, which names each transaction that was running: at most as many as the server has connections.
 const MAX_CURSOR_BYTES: usize = 32 * 1024;
 
 /// Our own verifier.
@@ -55,7 +55,7 @@ fn message(id: Uuid, access_expires_at: OffsetDateTime) -> EndedSession {
     EndedSession { sid: id.to_string(), forget_at: access_expires_at.unix_timestamp() + 1 }
 }
 
-/// Up to where a reader has been told, as text `server/since` or `server/since/until/tx/session`.
+/// The position up to which a reader has been told, as text `server/since` or `server/since/until/tx/session`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Cursor {
     /// The run of the database server whose transactions these are.
@@ -65,7 +65,7 @@ struct Cursor {
     page: Option<Page>,
 }
 
-/// Up to where the list has been told that takes a reader on to another snapshot.
+/// The position up to which the list has been told that takes a reader on to another snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Page {
     until: String,
@@ -73,7 +73,7 @@ struct Page {
 }
 
 impl Cursor {
-    /// `None` for what was never handed out.
+    /// Reads a cursor; `None` for a text that was never handed out.
     fn parse(text: &str) -> Option<Self> {
         if text.len() > MAX_CURSOR_BYTES {
             return None;
@@ -105,7 +105,7 @@ impl Cursor {
     }
 }
 
-/// The keys, and the sessions that ended since an answer with this cursor; all, without one.
+/// Returns the keys, and the sessions that ended since an answer with this cursor; all, without one.
 pub async fn list(auth: &Auth, cursor: Option<&str>) -> Result<GetJwksResponse, Error> {
     let mut conn = auth.pool.acquire().await?;
     let (server, snapshot) = session::snapshot(&mut conn).await?;

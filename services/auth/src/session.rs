@@ -18,9 +18,9 @@ use crate::{
 
 /// Active sessions of one user; one more ends the one that was not used for the longest time.
 pub const MOST: i64 = 100;
-/// How soon a ticket must be used. Seconds.
+/// Bounds the time until a ticket is used. Seconds.
 const TICKET_LIFETIME: i64 = 30;
-/// How long after its end a used ticket is remembered: the clocks of replicas may differ.
+/// The time for which a used ticket is remembered after its end: the clocks of replicas may differ.
 pub const USED_TICKET_TTL: Duration = Duration::minutes(5);
 /// What is kept of a user agent. Characters.
 const LONGEST_USER_AGENT: usize = 256;
@@ -46,7 +46,7 @@ pub struct Grant {
     pub access_for: Duration,
     pub refresh_token: SecretString,
     pub refresh_for: Duration,
-    /// After a sign-in alone.
+    /// The token of the device, present after a sign-in alone.
     pub device_token: Option<SecretString>,
 }
 
@@ -127,7 +127,8 @@ pub async fn logout_all(auth: &Auth, caller: &Caller) -> Result<(), Error> {
     Ok(())
 }
 
-/// A ticket for one socket, which may live for as long as the caller's access token, and how many seconds it is good.
+/// Returns a ticket for one socket, which may live as long as the caller's access token, and the ticket's lifetime in
+/// seconds.
 #[tracing::instrument(name = "auth.ws_ticket", skip_all)]
 pub fn ticket(auth: &Auth, caller: &Caller) -> Result<(SecretString, i64), Error> {
     let (now, socket_exp) = (auth.clock.unix(), caller.claims.exp);
@@ -136,8 +137,8 @@ pub fn ticket(auth: &Auth, caller: &Caller) -> Result<(SecretString, i64), Error
     Ok((auth.signer.sign(Kind::WsTicket, &claims)?, exp - now))
 }
 
-/// Exchanges a ticket, once, for a token that reads its user's events, and how many seconds that is good. The database
-/// is the judge: a ticket that was used anywhere is refused everywhere.
+/// Exchanges a ticket, once, for a token that reads its user's events; returns also the token's lifetime in seconds.
+/// The database decides: a ticket that was used anywhere is refused everywhere.
 #[tracing::instrument(name = "auth.redeem_ws_ticket", skip_all)]
 pub async fn redeem_ticket(auth: &Auth, ticket: &Caller) -> Result<(SecretString, i64), Error> {
     let now = auth.clock.now();
@@ -146,7 +147,7 @@ pub async fn redeem_ticket(auth: &Auth, ticket: &Caller) -> Result<(SecretString
         return Err(Error::SessionExpired);
     }
     let mut conn = auth.pool.acquire().await?;
-    // It was good a moment ago, and is not for longer than this.
+    // The ticket was good a moment ago, and is not for longer than this.
     let expires_at = now + Duration::seconds(TICKET_LIFETIME);
     if !session::use_ticket(&mut conn, ticket.claims.jti, expires_at).await? {
         return Err(Error::TicketUsed);

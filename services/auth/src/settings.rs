@@ -21,11 +21,11 @@ pub const EXAMPLE_SECRET: &str = "change-me-change-me-change-me-change-me";
 const SHORTEST_SECRET: usize = 32;
 /// Characters, outside development: beyond guessing at any rate.
 const SHORTEST_CLIENT_SECRET: usize = 16;
-/// Characters of the first admin's password, outside development: the account can do everything.
+/// The minimum length of the first admin's password, outside development: the account can do everything. Characters.
 const MIN_ADMIN_PASSWORD: usize = 12;
-/// What secrets of examples contain, in any case: refused outside development.
+/// The marks of secrets from examples, in any case: refused outside development.
 const EXAMPLE_MARKS: [&str; 2] = ["change-me", "changeme"];
-/// Verifiers refuse a token that is good for longer.
+/// The longest lifetime of an access token: verifiers refuse a token that is good for longer.
 const MAX_ACCESS_TOKEN_TTL: Duration = Duration::from_secs(MAX_TOKEN_LIFETIME.unsigned_abs());
 /// Keeps every time that is computed from a lifetime within what a database can store.
 const MAX_REFRESH_TOKEN_TTL: Duration = Duration::from_hours(10 * 366 * 24);
@@ -55,7 +55,7 @@ pub struct Settings {
     /// The JWT_SECRET before this one: what it signed stays good
     #[arg(long, env = "JWT_SECRET_PREVIOUS", hide_env_values = true)]
     pub jwt_secret_previous: Option<SecretString>,
-    /// How long an access token is good; at most 7d
+    /// The lifetime of an access token; at most 7d
     #[arg(long, env = "ACCESS_TOKEN_TTL", default_value = "24h", value_parser = settings::duration)]
     pub access_token_ttl: Duration,
     /// How long a session goes on without being refreshed

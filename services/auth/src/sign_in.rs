@@ -1,8 +1,8 @@
 //! Signing in, and trying passwords at all.
 //!
-//! A try is counted before anything is hashed, and under the account, however its owner is spelt; an unknown
-//! name is counted and hashed like any other, so that nothing tells whether it exists. A device that has signed in to
-//! the account before has tries of its own ([`crate::device`]): wrong passwords from elsewhere do not lock it out.
+//! A try is counted before anything is hashed, and under the account, however its owner is spelt. An unknown name is
+//! counted and hashed like any other, so that no answer tells whether it exists. A device that has signed in to the
+//! account before has tries of its own ([`crate::device`]): wrong passwords from elsewhere do not lock it out.
 
 use std::{
     sync::{
@@ -37,7 +37,7 @@ use crate::{
 /// device that did (contract §3).
 pub const MAX_TRIES: i64 = 10;
 pub const WINDOW: Duration = Duration::from_mins(1);
-/// How often it is attempted to give a try back that was not made: for a part of [`WINDOW`], in which it counts.
+/// The attempts to give back a try that was not made: for a part of [`WINDOW`], in which it counts.
 const GIVE_BACK_ATTEMPTS: u32 = 10;
 const GIVE_BACK_DELAY: Duration = Duration::from_secs(1);
 
@@ -77,8 +77,8 @@ pub async fn sign_in(
     admit(auth, &known, &tried, rehashed.as_deref(), user_agent, device).await
 }
 
-/// Counts a try of the caller's own password, then makes it. What was checked, where it was right, and the
-/// try to give back. A caller who is signed in has ten tries apart from those of sign-ins.
+/// Counts a try of the caller's own password, then makes it. Returns the checked credentials, where the password was
+/// right, and the try to give back. A caller that is signed in has ten tries apart from those of sign-ins.
 pub async fn try_own(auth: &Auth, user_id: i64, password: Password) -> Result<(Credentials, Try), Error> {
     let (known, tried) = {
         let mut conn = auth.pool.acquire().await?;
@@ -91,7 +91,8 @@ pub async fn try_own(auth: &Auth, user_id: i64, password: Password) -> Result<(C
     }
 }
 
-/// Whether `password` is the one of an account that nobody has signed in to here. The try counts as one to sign in.
+/// Reports whether `password` is the one of an account, for a caller that is not signed in here. The try counts as one
+/// to sign in.
 pub async fn is_password_of(
     auth: &Auth,
     user_id: i64,
@@ -139,7 +140,7 @@ impl Try {
         Ok(auth.hasher.verify(password, stored, made).await?)
     }
 
-    /// For one that was right. In a transaction.
+    /// Gives back a try with the right password, in a transaction.
     pub async fn give_back(&self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
         password_try::give_back(conn, &self.subject.0, self.at).await
     }
@@ -158,7 +159,7 @@ impl Drop for GiveBackUnlessMade {
             return;
         }
         let (pool, tried) = (self.pool.clone(), self.tried.clone());
-        // Not in the caller's time: what sheds a hash may keep the database busy too.
+        // The caller does not wait for this: a cause that sheds a hash may keep the database busy too.
         tokio::spawn(async move {
             for _ in 0..GIVE_BACK_ATTEMPTS {
                 let given_back = async {
@@ -176,27 +177,27 @@ impl Drop for GiveBackUnlessMade {
     }
 }
 
-/// Whose tries are counted together.
+/// The subject whose tries are counted together.
 #[derive(Clone, Copy, Debug)]
 struct Subject([u8; 32]);
 
 impl Subject {
-    /// Devices that never signed in to the account, all of them together.
+    /// Names the devices that never signed in to the account, all of them together.
     fn account(user_id: i64) -> Self {
         Self::of(&format!("account {user_id}"))
     }
 
-    /// A device that did.
+    /// Names a device that did.
     fn device(user_id: i64, device: Uuid) -> Self {
         Self::of(&format!("device {user_id} {device}"))
     }
 
-    /// All sessions of the account.
+    /// Names all sessions of the account.
     fn signed_in(user_id: i64) -> Self {
         Self::of(&format!("signed in {user_id}"))
     }
 
-    /// A name that no account has.
+    /// Names the tries of a name that no account has.
     fn unknown(name: &LoginName) -> Self {
         Self::of(&format!("name {}", name.as_str()))
     }

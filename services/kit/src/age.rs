@@ -1,5 +1,5 @@
-//! Age: the time since something last succeeded, exported as a gauge by a task of its own, so that the gauge grows also
-//! where the work itself fails or hangs.
+//! Age: the time since something last succeeded, exported as a gauge. A task of its own exports it, so that the gauge
+//! grows also where the work itself fails or hangs.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},

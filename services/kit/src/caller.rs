@@ -27,9 +27,10 @@ pub enum Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Access,
-    /// Exchanged at the auth service, once and within seconds, for a token of the next kind. Nothing else accepts it.
+    /// A token that the auth service exchanges, once and within seconds, for one of the next kind. No other service
+    /// accepts it.
     WsTicket,
-    /// Reads the events of its user, for as long as a socket that was opened with a ticket lives.
+    /// A token that reads the events of its user, for as long as a socket that was opened with a ticket lives.
     Socket,
 }
 
@@ -61,10 +62,10 @@ pub struct Claims {
     pub iat: i64,
     /// Unix seconds.
     pub exp: i64,
-    /// The token is refused before this time. Unix seconds.
+    /// The time before which the token is refused. Unix seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nbf: Option<i64>,
-    /// Of a ticket alone: until when the socket may live that it opens. Unix seconds.
+    /// The end of the socket that a ticket opens; in tickets alone. Unix seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket_exp: Option<i64>,
 }
@@ -170,7 +171,7 @@ pub fn user_or_socket<T>(request: &Request<T>) -> Result<Caller, Status> {
     person(request, &[Kind::Access, Kind::Socket])
 }
 
-/// A person who presents a ticket for a socket.
+/// Returns the person that presents a ticket for a socket.
 pub fn ticket<T>(request: &Request<T>) -> Result<Caller, Status> {
     person(request, &[Kind::WsTicket])
 }

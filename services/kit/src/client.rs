@@ -15,15 +15,15 @@ use tonic::{
 
 use crate::{caller::authorize, pool::Pool, status, telemetry};
 
-/// A peer whose kernel does not accept within this is not there: the round trip takes a millisecond, and a call has time
-/// for a second address.
+/// Bounds the connect. A peer whose kernel does not accept in this time is not there: the round trip takes a
+/// millisecond. A call has time for a second address.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
-/// A handshake needs the processor of the peer, which may be busy.
+/// Bounds the handshake, which needs the processor of the peer; the peer may be busy.
 pub(crate) const TLS_TIMEOUT: Duration = Duration::from_secs(1);
-/// The longest a token is waited for.
+/// Bounds the wait for a token.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(1);
-/// The largest answer a client takes: 100 products with 10 000 characters of description and 16 KiB of attributes each,
-/// which are above the 4 MiB of tonic.
+/// The largest answer a client takes. It must hold 100 products with 10 000 characters of description and 16 KiB of
+/// attributes each. These are above the 4 MiB of tonic.
 pub const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 /// How soon a peer that vanished without a word is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);

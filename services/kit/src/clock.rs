@@ -38,12 +38,12 @@ impl Clock {
         self.0.advanced_ms.fetch_add(milliseconds(by), Ordering::Relaxed);
     }
 
-    /// What a test has let pass.
+    /// The time that a test has added.
     pub fn advanced(&self) -> time::Duration {
         time::Duration::milliseconds(self.0.advanced_ms.load(Ordering::Relaxed))
     }
 
-    /// For tests: sets the machine's clock ahead of the right time. No time passes.
+    /// Sets the machine's clock ahead of the right time, for tests. No time passes.
     pub fn set_ahead(&self, by: Duration) {
         self.0.error_ms.store(milliseconds(by), Ordering::Relaxed);
     }

@@ -1,8 +1,8 @@
 //! The database's clock: the time that everything stored and compared goes by. Replicas share one database and not one
 //! clock, so a process whose own clock is wrong expires nothing early and leases nothing for too long.
 //!
-//! The clock is read in intervals and carried on by the machine's monotonic clock in between, so that asking for the time
-//! costs no query and a step of the machine's clock changes nothing. How far off the machine's clock is, is a matter of
+//! The clock is read in intervals and carried on by the machine's monotonic clock in between. Asking for the time thus
+//! costs no query, and a step of the machine's clock changes nothing. The offset of the machine's clock is a matter of
 //! readiness (`clock_offset_seconds`).
 
 use std::{
@@ -20,13 +20,13 @@ use crate::{
     worker::{self, Round},
 };
 
-/// Between two readings. Two monotonic clocks differ by well below a millisecond in this time.
+/// The interval between two readings. Two monotonic clocks differ by well below a millisecond in this time.
 const READ_INTERVAL: Duration = Duration::from_secs(10);
-/// Before the first reading succeeds, the process is not ready.
+/// The interval before the first reading succeeds; until then the process is not ready.
 const FIRST_READ_INTERVAL: Duration = Duration::from_millis(250);
-/// A reading that took longer than this says too little about when the server looked at its clock.
+/// The longest round trip of a good reading: a longer one says too little about the moment of the server's look.
 const MAX_ROUND_TRIP: Duration = Duration::from_millis(500);
-/// Unless none was better for this long.
+/// The age of the last reading beyond which a worse one replaces it.
 const MAX_AGE: Duration = Duration::from_mins(1);
 const NAME: &str = "clock";
 
@@ -66,7 +66,7 @@ impl DatabaseClock {
         clock
     }
 
-    /// The server's time, to the microsecond. Before the first reading, the machine's.
+    /// Returns the server's time, to the microsecond. Before the first reading, returns the machine's.
     pub fn now(&self) -> OffsetDateTime {
         let reading = *self.reading.read().unwrap_or_else(PoisonError::into_inner);
         reading.map_or_else(

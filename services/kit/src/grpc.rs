@@ -47,7 +47,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Metadata: a token, a trace, an idempotency key.
 const HEADERS: u32 = 16 * 1024;
 
-/// Starts to serve `routes` on `addr`, over TLS where the process has a certificate; with `reflection`, grpcurl needs no `.proto` files.
+/// Starts to serve `routes` on `addr`, over TLS where the process has a certificate; with `reflection`, grpcurl needs
+/// no `.proto` files.
 pub async fn serve(
     addr: SocketAddr,
     routes: Routes,

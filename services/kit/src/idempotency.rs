@@ -1,8 +1,8 @@
-//! Idempotency keys: the parts that are the same in every service. A service keeps the keys of its own writes in a table
-//! of its own schema, in the transaction of the effect:
+//! Idempotency keys: the parts that are the same in every service. A service keeps the keys of its own writes in a
+//! table of its own schema, in the transaction of the effect:
 //!
-//! 1. The transaction's first statement inserts the row (user, scope, key, [`fingerprint`]) and does nothing on a conflict.
-//!    A second request with the key waits there for the first, for at most `lock_timeout`, which is 409.
+//! 1. The transaction's first statement inserts the row (user, scope, key, [`fingerprint`]) and does nothing on a
+//!    conflict. A second request with the key waits there for the first, for at most `lock_timeout`, which is 409.
 //! 2. Where the row was there, [`replay`] compares the fingerprints and returns the stored answer.
 //! 3. Else the effect and the answer are written and committed together. A refusal rolls the key back with the effect.
 //!
@@ -16,7 +16,7 @@ use tonic::{Code, Response, metadata::MetadataValue};
 
 use crate::status::{Refusal, Violations};
 
-/// How long an answer is kept.
+/// The time for which an answer is kept.
 pub const KEY_TTL: Duration = Duration::from_hours(24);
 pub const MAX_KEY_LEN: usize = 255;
 /// Answers kept for one user and table: a retry comes within seconds, so that the oldest of these are never asked for.
@@ -33,17 +33,17 @@ pub fn check_key(key: &str) -> Result<(), Violations> {
     violations.finish()
 }
 
-/// Hashes what a request means, whatever the order of its JSON keys or its white space. Never give it a password.
+/// Hashes the meaning of a request, whatever the order of its JSON keys or its white space. Never give it a password.
 pub fn fingerprint(meaning: &impl Serialize) -> Vec<u8> {
     // Strings and numbers always serialise.
     Sha256::digest(serde_json::to_vec(meaning).unwrap_or_default()).to_vec()
 }
 
-/// What a service keeps under a key.
+/// The record that a service keeps under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
     pub fingerprint: Vec<u8>,
-    /// Empty where the effect has no answer.
+    /// The answer; empty where the effect has none.
     pub answer: Vec<u8>,
 }
 
@@ -52,7 +52,7 @@ pub fn replay(stored: Stored, fingerprint: &[u8]) -> Result<Vec<u8>, KeyReused> 
     if stored.fingerprint == fingerprint { Ok(stored.answer) } else { Err(KeyReused) }
 }
 
-/// The key was used for another request; 422.
+/// The refusal of a key that was used for another request; 422.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the idempotency key was used for another request")]
 pub struct KeyReused;

@@ -24,14 +24,14 @@ use crate::{
 /// The end of a session must show within a second: this, a round trip, and room for a slow machine.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 const POLL_TIMEOUT: Duration = Duration::from_secs(1);
-/// The same until the list is complete: a page of it is large.
+/// The same bound until the list is complete: a page of it is large.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the auth service has said so far.
+/// The state of the answers from the auth service so far.
 #[derive(Debug, Default)]
 struct Progress {
     cursor: Option<String>,
-    /// Whether the list was complete once.
+    /// Records that the list was complete once.
     complete: bool,
 }
 

@@ -4,8 +4,8 @@
 //!   [`probe`] asks it
 //! - [`worker`]: periodic work with the time of its last success; [`age`]: the time since a success, as a gauge;
 //!   [`log_throttle`]: one line a minute of a lasting failure
-//! - [`secret_files`]: a secret setting by file; [`tls`]: certificates, and why a TLS connection fails
-//! - [`settings`], [`telemetry`], [`clock`]: what a process starts with; [`resources`]: the memory it uses
+//! - [`secret_files`]: a secret setting by file; [`tls`]: certificates, and the causes of a failed TLS connection
+//! - [`settings`], [`telemetry`], [`clock`]: the first parts of every process; [`resources`]: the memory it uses
 //! - [`idempotency`]: keys that make a write safe to repeat
 //! - [`caller`]: who calls, from a verified token; [`keys`] keeps what verifying needs up to date
 //! - [`grpc`]: the server's layers; [`client`]: calls to other services, over a [`pool`] of connections; [`status`]: errors

@@ -1,7 +1,7 @@
 //! What operators ask a process over HTTP: `/metrics`, `/healthz`, `/readyz`; of a service on METRICS_ADDR.
 //!
-//! `/readyz` is for people and alerts: 503 as soon as any dependency is away, with the reason for each. A load balancer asks
-//! `/readyz?need=vital`: taking a process out because Redis is away would turn a slower shop into none.
+//! `/readyz` is for people and alerts: 503 as soon as any dependency is away, with the reason for each. A load balancer
+//! asks `/readyz?need=vital`: taking a process out because Redis is away would turn a slower shop into none.
 
 use std::net::SocketAddr;
 

@@ -34,18 +34,18 @@ pub use class::{Class, Consequence};
 use health::{Demotion, Health};
 pub use pool::PgPool;
 
-/// How long a request waits for a connection: acquiring must fail before the caller's deadline of 2 s does.
+/// Bounds a request's wait for a connection: acquiring must fail before the caller's deadline of 2 s does.
 const ACQUIRE: Duration = Duration::from_millis(1500);
-/// Bounds the making of a connection, which a process that is starved of CPU takes seconds for. Until then TCP sends a lost
-/// packet again after 4 s at the latest: a process is ready within 5 s of its server's return.
+/// Bounds the making of a connection, which a process that is starved of CPU takes seconds for. Until then TCP sends a
+/// lost packet again after 4 s at the latest: a process is ready within 5 s of its server's return.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
 /// Bounds the connection whose refusal ends the start. A server that answers nothing delays the start by this.
 const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// No statement of ours takes a tenth of it; a lock is waited for as long as an answer may take. Set by a statement: a
-/// pooler in between drops or refuses what is sent with the start of a session.
+/// Bounds of every session. No statement of ours takes a tenth of its bound; a lock is waited for as long as an answer
+/// may take. A statement sets them: a pooler in between drops or refuses options sent with the start of a session.
 const GUARDS: &str =
     "set statement_timeout = '5s'; set lock_timeout = '2s'; set idle_in_transaction_session_timeout = '5s'";
-/// The same for migrations: a large table takes longer than any request.
+/// The same bounds for migrations: a large table takes longer than any request.
 const MIGRATION_GUARDS: &str =
     "set statement_timeout = 0; set lock_timeout = '2s'; set idle_in_transaction_session_timeout = '5s'";
 const RETRY: Duration = Duration::from_millis(500);
@@ -132,7 +132,7 @@ fn connect_options(service: &str, url: &str) -> anyhow::Result<PgConnectOptions>
     Ok(options::parse(url)?.application_name(service).extra_float_digits(None))
 }
 
-/// An error where the settings for the server at `setting` cannot be right, and that is why.
+/// Returns an error where the settings for the server at `setting` cannot be right and that is the cause.
 fn check_refusal(setting: &str, error: &sqlx::Error) -> anyhow::Result<()> {
     let class = Class::of(error);
     if class == Class::Tls {
@@ -152,7 +152,7 @@ async fn connect(options: &PgConnectOptions, timeout: Duration) -> Result<PgConn
     tokio::time::timeout(timeout, options.connect()).await.unwrap_or_else(late)
 }
 
-/// Why the schema is not up to date.
+/// The reasons for a schema that is not up to date.
 #[derive(Debug)]
 enum NotMigrated {
     Database(sqlx::Error),
@@ -161,7 +161,7 @@ enum NotMigrated {
 }
 
 impl NotMigrated {
-    /// The failure where trying again may help, and an error of the process where not.
+    /// Returns the failure where trying again may help, and an error of the process where not.
     fn temporary(self) -> anyhow::Result<sqlx::Error> {
         match self {
             Self::Database(error) if Class::of(&error).consequence() == Consequence::Temporary => Ok(error),
@@ -171,7 +171,7 @@ impl NotMigrated {
     }
 }
 
-/// Brings the schema up to date, on a connection of its own: what fails leaves no lock behind. A lock is waited for no
+/// Brings the schema up to date, on a connection of its own: a failure leaves no lock behind. A lock is waited for no
 /// longer than otherwise, as requests wait behind it.
 async fn migrate(
     options: &PgConnectOptions,
@@ -200,13 +200,13 @@ pub(crate) async fn clock_timestamp(conn: &mut PgConnection) -> sqlx::Result<Off
     sqlx::query_scalar("select clock_timestamp()").fetch_one(conn).await
 }
 
-/// Whether a lock was not had in time.
+/// Reports whether a lock was not had in time.
 pub fn is_lock_timeout(error: &sqlx::Error) -> bool {
     Class::of(error) == Class::LockNotAvailable
 }
 
-/// Whether a request that failed by `error` may succeed later. Counts the error by its class; one that passes is logged,
-/// once and then once a minute for each class.
+/// Reports whether a request that failed by `error` may succeed later. Counts the error by its class. Logs one that
+/// passes, once and then once a minute for each class.
 pub fn is_unavailable(error: &sqlx::Error) -> bool {
     static THROTTLES: LazyLock<Mutex<std::collections::BTreeMap<Class, LogThrottle>>> =
         LazyLock::new(Mutex::default);
@@ -228,7 +228,7 @@ fn count(error: &sqlx::Error) -> Class {
     class
 }
 
-/// Why a process that met `error` is not ready.
+/// Returns the reason for which a process that met `error` is not ready.
 fn down(error: &sqlx::Error) -> Down {
     let class = count(error);
     Down { class: class.words(), reason: class.words().to_owned(), detail: options::text(error) }

@@ -1,6 +1,6 @@
 //! Calls to a service that runs in several replicas: one connection to each address its names have, taken in turn. An
-//! address that fails its health check, or loses a call, is left out until it is well again. Where none is well, the names
-//! are looked up again at once, and all are tried.
+//! address that fails its health check, or loses a call, is left out until it is well again. Where none is well, the
+//! names are looked up again at once, and all are tried.
 
 mod budget;
 mod member;
@@ -27,12 +27,12 @@ pub use self::member::Member;
 use self::{budget::Budget, member::Health, resolver::Resolver};
 use crate::{client, process::Process, readiness::Need, tls::GrpcTls};
 
-/// How often a call is tried that reached nobody: two addresses that have gone, the look-up, and a new one.
+/// Bounds the tries of a call that reached no service: two addresses that have gone, the look-up, and a new one.
 const MAX_TRIES: usize = 4;
-/// Before another try of the same addresses: long enough for a restarted peer's socket to be there more often than not.
-/// Also the least time between two look-ups.
+/// The pause before another try of the same addresses. It is long enough for a restarted peer's socket to be there more
+/// often than not. Also the least time between two look-ups.
 const BACKOFF: Duration = Duration::from_millis(50);
-/// How long an address that has left is remembered: longer than name servers disagree.
+/// The time for which an address that has left is remembered: longer than name servers disagree.
 const DEPARTED_TTL: Duration = Duration::from_mins(1);
 
 const _: () = assert!(
@@ -49,7 +49,7 @@ pub struct Pool {
     by_name: Arc<Member>,
     members: ArcSwap<Vec<Arc<Member>>>,
     departed: std::sync::Mutex<BTreeMap<SocketAddr, Departed>>,
-    /// When the names were looked up last.
+    /// The time of the last look-up of the names.
     resolved: Mutex<Option<Instant>>,
     turn: AtomicUsize,
     budget: Budget,
@@ -89,8 +89,8 @@ impl Pool {
         })
     }
 
-    /// Makes a call, on the connection whose turn it is. One that never reached the service is tried elsewhere; one that
-    /// may have, a second time, only where `again` says so: doing it twice must be the same as once.
+    /// Makes a call, on the connection whose turn it is. A call that never reached the service is tried elsewhere. A
+    /// call that may have is made a second time only where `again` says so: doing it twice must be the same as once.
     pub async fn call<R, F>(
         &self,
         again: impl FnOnce() -> bool,
@@ -130,7 +130,7 @@ impl Pool {
         self.in_turn().unwrap_or_else(|| self.by_name.clone())
     }
 
-    /// The next that is well; where none is, the next of which nothing is known, then the next.
+    /// Returns the next that is well; where none is, the next of which nothing is known, then the next.
     fn in_turn(&self) -> Option<Arc<Member>> {
         let members = self.members.load();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
@@ -191,8 +191,9 @@ impl Pool {
         join_all(members.iter().map(|member| member.ask())).await.contains(&true)
     }
 
-    /// Connections to addresses that are still there stay. One that was there within the last minute comes back with
-    /// its connection, and is not well until it has said so: name servers that disagree name the dead again and again.
+    /// Keeps connections to addresses that are still there. An address that was there within the last minute comes back
+    /// with its connection, and is not well until it has said so. Name servers that disagree name the dead again and
+    /// again.
     fn keep(&self, found: BTreeMap<SocketAddr, Uri>) {
         let before = self.members.load();
         if found.is_empty() || before.iter().map(|member| member.addr()).eq(found.keys().copied().map(Some)) {

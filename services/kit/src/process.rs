@@ -38,7 +38,7 @@ pub struct Process {
     pub clock: Clock,
     pub tasks: Tasks,
     pub readiness: Readiness,
-    /// How gRPC is served, and spoken to other processes.
+    /// The TLS of gRPC, both served and spoken to other processes.
     pub tls: GrpcTls,
 }
 
@@ -141,8 +141,8 @@ where
     outcome
 }
 
-/// The last words of a process that cannot run: one line, on standard error. A standard error that takes nothing does not
-/// keep the process from its end.
+/// The last words of a process that cannot run: one line, on standard error. A standard error that takes nothing does
+/// not keep the process from its end.
 fn fail(name: &str, why: &str) -> ExitCode {
     let line = format!("{name}: {why}").replace('\n', " ");
     let (written, writing) = mpsc::channel();

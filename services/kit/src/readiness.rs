@@ -16,7 +16,8 @@ use crate::{log_throttle::LogThrottle, tasks::Tasks};
 const INTERVAL: Duration = Duration::from_secs(1);
 /// A dependency that takes longer than this to answer does not.
 const PATIENCE: Duration = Duration::from_millis(1500);
-/// A dependency that was up for so long is logged at once when it goes down; one that comes and goes, once a minute.
+/// The uptime of a dependency after which its failure is logged at once; one that comes and goes is logged once a
+/// minute.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,14 +28,14 @@ pub enum Need {
     Useful,
 }
 
-/// Why a dependency does not answer.
+/// The reason for which a dependency does not answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Down {
     /// The kind of failure: each has a line of its own in the log.
     pub class: &'static str,
     /// A few words for `/readyz`, without addresses or texts of servers.
     pub reason: String,
-    /// The same for the log.
+    /// The same reason for the log.
     pub detail: String,
 }
 
@@ -67,13 +68,13 @@ struct Check {
     need: Need,
     state: State,
     failures: BTreeMap<&'static str, LogThrottle>,
-    /// A line said that it is down, and none since that it is up.
+    /// Records that a line said that it is down, and none since that it is up.
     logged: bool,
 }
 
 #[derive(Debug)]
 enum State {
-    /// Not asked yet.
+    /// A dependency that is not asked yet.
     Starting,
     Up {
         since: Instant,
@@ -129,7 +130,7 @@ impl Readiness {
                     Ok(Err(_)) => Err(Down::because("the check failed")),
                     Err(_) => {
                         pending = Some(asked);
-                        // What is known of the cause says more than that it lasts.
+                        // The known cause says more than the fact that it lasts.
                         Err(readiness.last_down(name).unwrap_or_else(|| Down::because("no answer in time")))
                     }
                 };
@@ -151,13 +152,14 @@ impl Readiness {
         self.update(&checks);
     }
 
-    /// Says how a dependency is, for those who learn of it by themselves. One that is down at first is starting.
+    /// Records the state of a dependency, for a caller that learns of it by itself. One that is down at first is
+    /// starting.
     pub fn set(&self, name: &'static str, need: Need, up: bool) {
         let known = self.checks.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name);
         if up || known { self.report(name, need, up.outcome()) } else { self.expect(name, need) }
     }
 
-    /// Says how a dependency is, and why it is down.
+    /// Records the state of a dependency, and the reason where it is down.
     pub fn report(&self, name: &'static str, need: Need, outcome: Result<(), Down>) {
         metrics::gauge!("dependency_up", "dependency" => name).set(if outcome.is_ok() { 1.0 } else { 0.0 });
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -233,7 +235,7 @@ impl Readiness {
             .collect()
     }
 
-    /// The same as [`Self::missing`], or [`Self::missing_vital`], each with the reason in brackets.
+    /// Returns [`Self::missing`], or [`Self::missing_vital`], each with the reason in brackets.
     pub fn missing_with_reasons(&self, only_vital: bool) -> Vec<String> {
         let names = if only_vital { self.missing_vital() } else { self.missing() };
         let checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);

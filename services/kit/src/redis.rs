@@ -1,4 +1,5 @@
-//! Redis: the clients of a process, which connect and reconnect for ever, and what a command on a request's path may cost.
+//! Redis: the clients of a process, which connect and reconnect for ever, and the cost of a command on a request's
+//! path.
 //!
 //! The client library retries a first connection only where `Config::fail_fast` is off, and ends its task for good on
 //! some errors. [`Clients`] therefore turns it off and starts each ended task anew.
@@ -37,14 +38,14 @@ use connection::{Check, Connection};
 
 /// A Redis on the same network answers in under a millisecond; a request does not wait longer than this for it.
 const COMMAND: Duration = Duration::from_millis(200);
-/// Bounds TCP and TLS, which a process that is starved of CPU takes a while for. With [`MAX_RETRY_DELAY`] it lets a client
-/// connect within 5 s of the return of a Redis that had answered nothing.
+/// Bounds TCP and TLS, which a process that is starved of CPU takes a while for. With [`MAX_RETRY_DELAY`] it lets a
+/// client connect within 5 s of the return of a Redis that had answered nothing.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Bounds the commands that prepare a connection. One that is slow by 2 s is still made.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(4);
-/// Milliseconds.
+/// The delay before the first retry. Milliseconds.
 const MIN_RETRY_DELAY: u32 = 10;
-/// Milliseconds.
+/// The longest delay before a retry. Milliseconds.
 const MAX_RETRY_DELAY: u32 = 1000;
 /// Keeps the clients of all processes from connecting in step. Milliseconds.
 const RETRY_JITTER: u32 = 50;
@@ -52,7 +53,8 @@ const RETRY_JITTER: u32 = 50;
 const UNRESPONSIVE: Duration = Duration::from_secs(3);
 /// Commands that wait while the connection is made; more are refused.
 const MOST_WAITING: usize = 10_000;
-/// The first attempt of a process, whose refusal ends the start. A Redis that answers nothing delays the start by this.
+/// Bounds the first attempt of a process, whose refusal ends the start. A Redis that answers nothing delays the start
+/// by this.
 const FIRST_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The Redis clients of a process. `/readyz` speaks of each by its name; cheap to clone.
@@ -64,8 +66,9 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Tries once to connect, and watches the clients that are made later. An error, before any client exists, where the
-    /// settings cannot be right: a URL that is none, credentials that Redis refuses, a certificate that is wrong. A Redis that does not answer is none.
+    /// Tries once to connect, and watches the clients that are made later. Returns an error, before any client exists,
+    /// where the settings cannot be right. Such are a URL that is none, credentials that Redis refuses, and a
+    /// certificate that is wrong. A Redis that does not answer is no error.
     pub async fn open(settings: &Redis, process: &Process) -> anyhow::Result<Self> {
         let clients =
             Self { config: config(settings)?, connections: Arc::default(), stop: process.tasks.stopping() };
@@ -150,7 +153,7 @@ impl Clients {
         Ok(client)
     }
 
-    /// Asks every connection how it is.
+    /// Asks every connection for its health.
     async fn check(self) -> Result<(), Down> {
         let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let checks = connections.iter().map(|connection| connection.check());

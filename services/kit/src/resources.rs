@@ -6,7 +6,8 @@ use tokio::sync::watch;
 
 use crate::{process::Process, worker};
 
-/// A scraper asks every few seconds; memory that grows to a limit takes longer than this.
+/// The interval between two updates. A scraper asks every few seconds; memory that grows to a limit takes longer than
+/// this.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// The limit of the container, in the second and the first version of control groups. Absent outside of one.
 const LIMITS: [&str; 2] = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];

@@ -1,7 +1,7 @@
 //! Revocation list: the sessions that ended before their tokens expire.
 //!
 //! A look-up takes one lock of many, and an insertion changes one entry in place: nothing is copied. The memory is
-//! bounded. A full list forgets the half that expires first and from then on refuses every token that expires no later,
+//! bounded. A full list forgets the half that expires first. From then on it refuses every token that expires no later,
 //! so that no revoked token comes back to life: those clients refresh.
 
 use std::{
@@ -15,11 +15,11 @@ use std::{
 
 use uuid::Uuid;
 
-/// Twelve ends a second, for a day. With its spare room the list then takes about 55 MiB.
+/// Bounds the list: twelve ends a second, for a day. With its spare room the list then takes about 55 MiB.
 const MAX_SESSIONS: usize = 1_000_000;
 /// Parts of the list, each with a lock of its own.
 const SHARDS: usize = 64;
-/// How often entries are removed that no living token needs. Seconds.
+/// The interval between two removals of entries that no living token needs. Seconds.
 const PRUNE_INTERVAL: i64 = 60;
 
 type Shard = RwLock<HashMap<Uuid, i64>>;
@@ -29,7 +29,7 @@ pub struct RevocationList {
     /// Each session, with the time after which none of its tokens is valid (Unix seconds).
     shards: Box<[Shard]>,
     hasher: RandomState,
-    /// Tokens that expire at this time or before are refused (Unix seconds).
+    /// The time of expiry up to which tokens are refused (Unix seconds).
     min_exp: AtomicI64,
     writer: Mutex<Writer>,
     max_sessions: usize,
@@ -58,12 +58,12 @@ impl RevocationList {
         }
     }
 
-    /// Whether a session is revoked.
+    /// Reports whether a session is revoked.
     pub fn contains(&self, sid: &Uuid) -> bool {
         self.shard(sid).read().unwrap_or_else(PoisonError::into_inner).contains_key(sid)
     }
 
-    /// Whether a token that expires at `exp` is refused because the list had no room for what expires so early.
+    /// Reports whether a token that expires at `exp` is refused because the list had no room for such an early expiry.
     pub fn refuses_expiry(&self, exp: i64) -> bool {
         exp <= self.min_exp.load(Ordering::Acquire)
     }

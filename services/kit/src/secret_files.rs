@@ -1,6 +1,6 @@
-//! Secrets by file: a secret setting `NAME` may also be given by a file that `NAME_FILE` names, as Docker and Kubernetes
-//! mount secrets. A setting is a secret where its value is hidden from `--help` (`hide_env_values`); nothing else is
-//! needed to make it readable from a file.
+//! Secrets by file: a secret setting `NAME` may also be given by a file that `NAME_FILE` names, as Docker and
+//! Kubernetes mount secrets. A setting is a secret where its value is hidden from `--help` (`hide_env_values`); nothing
+//! else is needed to make it readable from a file.
 
 use std::{ffi::OsString, path::Path};
 

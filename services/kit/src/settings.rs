@@ -33,8 +33,8 @@ pub struct Common {
     /// Where traces go, an OTLP/gRPC endpoint; none are sent without it
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otel_exporter_otlp_endpoint: Option<String>,
-    /// The share of traces that are recorded, from 0 to 1, of those that begin at this process or come from a client that
-    /// is not trusted
+    /// The share of traces that are recorded, from 0 to 1. It applies to those that begin at this process or come from
+    /// a client that is not trusted
     #[arg(long, env = "TRACE_SAMPLE_RATIO", default_value = "1", value_parser = share)]
     pub trace_sample_ratio: f64,
     /// How long a stopping process that no longer calls itself ready keeps serving, for load balancers to notice;
@@ -52,7 +52,7 @@ pub struct Common {
 /// TLS of gRPC between processes. Files are PEM, and read at the start.
 #[derive(Clone, Debug, Default, Args)]
 pub struct GrpcTls {
-    /// The certificate chain of this process: a service answers gRPC over TLS with it, plain text without it; a process
+    /// The certificate chain of this process. A service answers gRPC over TLS with it, plain text without it; a process
     /// that calls https:// services presents it to them
     #[arg(long, env = "GRPC_TLS_CERT_FILE", value_name = "FILE")]
     pub grpc_tls_cert_file: Option<String>,
@@ -95,8 +95,8 @@ pub struct Postgres {
 
 #[derive(Clone, Debug, Args)]
 pub struct Redis {
-    /// redis://[user:password@]host:port[/db], with TLS rediss://; also redis-sentinel:// and redis-cluster://, with TLS
-    /// rediss-sentinel:// and rediss-cluster://
+    /// redis://[user:password@]host:port[/db], with TLS rediss://; also redis-sentinel:// and redis-cluster://, with
+    /// TLS rediss-sentinel:// and rediss-cluster://
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_parser = secret)]
     pub redis_url: SecretString,
     /// The authorities that sign the certificate of Redis, PEM; the system's where not set
@@ -135,7 +135,8 @@ pub struct ServiceClient {
     pub service_client_secret: SecretString,
 }
 
-/// Where a service answers gRPC: `http://auth:50051`, with TLS `https://auth:50051`, or several of these with commas.
+/// Checks the addresses at which a service answers gRPC: `http://auth:50051`, with TLS `https://auth:50051`, or several
+/// of these with commas.
 pub fn service_urls(value: &str) -> Result<String, String> {
     let urls = value.split(',').map(|url| {
         let url = url.trim().trim_end_matches('/');

@@ -164,8 +164,8 @@ impl Telemetry {
     }
 }
 
-/// Starts the worker that folds the samples of histograms into their buckets. A scrape does so too, but a process that is
-/// never scraped would keep each sample for ever.
+/// Starts the worker that folds the samples of histograms into their buckets. A scrape does so too, but a process that
+/// is never scraped would keep each sample for ever.
 pub fn start_upkeep(process: &Process) {
     start_upkeep_every(UPKEEP_INTERVAL, process);
 }
@@ -206,8 +206,8 @@ impl Trace {
         Self::go_on_from(span, extract(headers))
     }
 
-    /// The same for the headers of a client that is not trusted: it names the trace, but has no say in whether the trace
-    /// is recorded, and its `tracestate` goes no further.
+    /// Does the same for the headers of a client that is not trusted. The client names the trace, but does not decide
+    /// whether the trace is recorded, and its `tracestate` goes no further.
     pub fn go_on_untrusted(span: Span, headers: &HeaderMap) -> Self {
         Self::go_on_from(span, resample(extract(headers), sampler()))
     }
@@ -242,12 +242,12 @@ impl Trace {
     }
 }
 
-/// The context that `headers` carry.
+/// Returns the context that `headers` carry.
 fn extract(headers: &HeaderMap) -> Context {
     global::get_text_map_propagator(|propagator| propagator.extract(&HeadersRef(headers)))
 }
 
-/// The same trace, with a decision of our own on whether it is recorded.
+/// Returns the same trace, with a decision of our own on whether it is recorded.
 fn resample(parent: Context, sampler: &Sampler) -> Context {
     let span = parent.span();
     let told = span.span_context();
@@ -265,7 +265,7 @@ fn decide(trace: TraceId, sampler: &Sampler) -> TraceFlags {
     TraceFlags::default().with_sampled(result.decision == SamplingDecision::RecordAndSample)
 }
 
-/// The sampler of traces that begin here; of all of them before [`install`].
+/// Returns the sampler of traces that begin here; of all of them before [`install`].
 fn sampler() -> &'static Sampler {
     SAMPLER.get().unwrap_or(&Sampler::AlwaysOn)
 }
@@ -395,8 +395,8 @@ mod tests {
         sizes.split(' ').nth(1).unwrap().parse().unwrap()
     }
 
-    /// 2 000 000 samples of 23 bytes are 11 000 pages. One thread runs both: a worker whose time has come runs while the
-    /// test sleeps for longer.
+    /// 2 000 000 samples of 23 bytes are 11 000 pages. One thread runs both: a worker whose time has come runs while
+    /// the test sleeps for longer.
     #[tokio::test]
     async fn a_process_that_is_never_scraped_keeps_no_samples() {
         const INTERVAL: Duration = Duration::from_millis(5);

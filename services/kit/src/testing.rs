@@ -61,7 +61,7 @@ impl Database {
     /// Runs `alter database … {how}` as a superuser, and ends all sessions.
     ///
     /// # Panics
-    /// Where the test server does not answer.
+    /// Panics where the test server does not answer.
     pub async fn alter(&self, how: &str) {
         self.alter_for_new_sessions(how).await;
         let name = &self.name;
@@ -72,7 +72,7 @@ impl Database {
     /// Runs `alter database … {how}` as a superuser.
     ///
     /// # Panics
-    /// Where the test server does not answer.
+    /// Panics where the test server does not answer.
     pub async fn alter_for_new_sessions(&self, how: &str) {
         let altered = format!("alter database {} {how}", self.name);
         server().await.execute(AssertSqlSafe(altered)).await.expect("alters");

@@ -1,5 +1,5 @@
-//! TLS: the one crypto provider, certificates and keys by file, and how gRPC is served and called with them. Why a
-//! connection fails is in [`Failure`], for PostgreSQL, Redis and gRPC alike.
+//! TLS: the one crypto provider, certificates and keys by file, and gRPC served and called with them. [`Failure`] names
+//! the reason for which a connection fails, for PostgreSQL, Redis and gRPC alike.
 
 mod failure;
 pub(crate) mod incoming;
@@ -47,7 +47,7 @@ impl<'a> File<'a> {
         std::fs::read(Path::new(self.path)).with_context(|| self.to_string())
     }
 
-    /// The certificates in it, of which there is at least one.
+    /// Reads the certificates in the file, of which there is at least one.
     pub fn certificates(self) -> anyhow::Result<Vec<CertificateDer<'static>>> {
         let pem = self.read()?;
         let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
@@ -61,7 +61,7 @@ impl<'a> File<'a> {
             .map_err(|_| anyhow::anyhow!("{self}: has no private key in PEM"))
     }
 
-    /// The authorities in it.
+    /// Reads the authorities in the file.
     pub fn roots(self) -> anyhow::Result<RootCertStore> {
         let mut roots = RootCertStore::empty();
         for certificate in self.certificates()? {
@@ -120,13 +120,13 @@ pub(crate) fn system_roots() -> &'static RootCertStore {
     })
 }
 
-/// How gRPC is served and called: in plain text unless the settings say otherwise. Cheap to clone.
+/// The TLS of gRPC, served and called: plain text unless the settings say otherwise. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct GrpcTls {
     server: Option<Arc<ServerConfig>>,
-    /// Of https:// services; the system's where absent.
+    /// The authorities of https:// services; the system's where absent.
     roots: Option<Arc<RootCertStore>>,
-    /// What is presented to https:// services, in PEM.
+    /// The certificate and key presented to https:// services, in PEM.
     presented: Option<Arc<tonic::transport::Identity>>,
 }
 
@@ -162,12 +162,12 @@ impl GrpcTls {
         })
     }
 
-    /// How connections are accepted; in plain text where absent.
+    /// Returns the configuration that accepts connections; absent for plain text.
     pub(crate) fn server(&self) -> Option<Arc<ServerConfig>> {
         self.server.clone()
     }
 
-    /// How a service is called whose certificate must be for `host`.
+    /// Returns the configuration that calls a service whose certificate must be for `host`.
     pub(crate) fn client(&self, host: &str) -> ClientTlsConfig {
         let roots = self.roots.as_deref().unwrap_or_else(|| system_roots());
         let config = ClientTlsConfig::new()

@@ -8,8 +8,8 @@ use serde::{
     de::{Error, IgnoredAny, MapAccess, Visitor},
 };
 
-/// Parameters that change how a token is read, none of which is understood here: `crit` (RFC 7515 §4.1.11), `b64`
-/// (RFC 7797), and those of encryption (RFC 7516).
+/// Parameters that change the reading of a token: `crit` (RFC 7515 §4.1.11), `b64` (RFC 7797), and those of encryption
+/// (RFC 7516). None of them is understood here.
 const REFUSED: [&str; 4] = ["crit", "b64", "enc", "zip"];
 
 #[derive(Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub struct TokenHeader {
 }
 
 impl TokenHeader {
-    /// `None` where it is not well-formed, names a parameter twice, or has one of [`REFUSED`].
+    /// Reads a header; `None` where it is not well-formed, names a parameter twice, or has one of [`REFUSED`].
     pub fn parse(token: &str) -> Option<Self> {
         let (header, _) = token.split_once('.')?;
         serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).ok()?).ok()

@@ -17,24 +17,25 @@ use crate::{
     token_header::TokenHeader,
 };
 
-/// A token verified before costs a hash and a look-up instead of 60 µs of Ed25519. About 300 bytes each.
+/// Bounds the cache. A token verified before costs a hash and a look-up instead of 60 µs of Ed25519. About 300 bytes
+/// each.
 const MAX_CACHED_TOKENS: u64 = 50_000;
-/// Longer than any token we sign; nothing longer is looked at.
+/// Bounds the length of a token, above that of any token we sign; nothing longer is looked at.
 const MAX_TOKEN_BYTES: usize = 2048;
-/// How far another machine's clock may run ahead when it signs. Seconds.
+/// The lead that another machine's clock may have when it signs. Seconds.
 const LEEWAY: i64 = 5;
-/// From `iat` to `exp` of any token, whatever its claims say: a stolen signature is of no use for longer, and the auth
-/// service refuses a longer `ACCESS_TOKEN_TTL` at its start. Seconds.
+/// Bounds the time from `iat` to `exp` of any token, whatever its claims say. A stolen signature is of no use for
+/// longer. The auth service refuses a longer `ACCESS_TOKEN_TTL` at its start. Seconds.
 pub const MAX_TOKEN_LIFETIME: i64 = 7 * 24 * 60 * 60;
-/// The same of a ticket, with room for the clocks of two machines. Seconds.
+/// The same bound for a ticket, with room for the clocks of two machines. Seconds.
 const MAX_TICKET_LIFETIME: i64 = 60;
 
-/// Verifies tokens without asking anybody; [`crate::keys`] keeps it up to date.
+/// Verifies tokens without asking any service; [`crate::keys`] keeps it up to date.
 #[derive(Debug)]
 pub struct Verifier {
     clock: Clock,
     keys: ArcSwap<KeySet>,
-    /// Held while the key set is replaced.
+    /// The lock that is held while the key set is replaced.
     replacing: Mutex<()>,
     revoked: RevocationList,
     verified: Cache<[u8; 32], Verified>,
@@ -51,7 +52,7 @@ struct Verified {
 
 #[derive(Default)]
 struct KeySet {
-    /// As they came, to see whether they changed.
+    /// The keys as they came, kept to see whether they changed.
     source: Vec<shoppee_proto::auth::v1::Jwk>,
     keys: Vec<Key>,
 }
@@ -106,7 +107,7 @@ impl KeySet {
     }
 }
 
-/// Whether the claims of a token that was signed by us make sense now.
+/// Reports whether the claims of a token that was signed by us make sense now.
 fn is_valid(claims: &Claims, kind: Kind, now: i64) -> bool {
     let lifetime = claims.exp.checked_sub(claims.iat);
     let is_ticket = kind == Kind::WsTicket;
@@ -128,7 +129,7 @@ const fn max_lifetime(kind: Kind) -> i64 {
 impl Verifier {
     pub fn new(clock: Clock) -> Arc<Self> {
         install_crypto();
-        // What never happened is 0 for those who watch, not absent.
+        // A counter of events that never happened is 0 for monitoring, not absent.
         metrics::counter!("revocation_list_sheds_total").increment(0);
         Arc::new(Self {
             clock,
@@ -139,7 +140,7 @@ impl Verifier {
         })
     }
 
-    /// Takes in what the auth service says. Returns the sessions that ended since the last time.
+    /// Takes in the answer of the auth service. Returns the sessions that ended since the last time.
     pub fn update(&self, told: GetJwksResponse) -> Vec<Uuid> {
         {
             let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -162,7 +163,7 @@ impl Verifier {
         self.keys.load().source.clone()
     }
 
-    /// The caller a token of this kind speaks for.
+    /// Returns the caller that a token of this kind speaks for.
     pub fn verify(&self, token: &str, wanted: Kind) -> Result<Caller, TokenError> {
         let caller = self.identify(token)?;
         if caller.kind != wanted {
@@ -172,14 +173,14 @@ impl Verifier {
         Ok(caller)
     }
 
-    /// The caller a token of any kind speaks for.
+    /// Returns the caller that a token of any kind speaks for.
     pub fn verify_any(&self, token: &str) -> Result<Caller, TokenError> {
         let caller = self.identify(token)?;
         self.holds(&caller)?;
         Ok(caller)
     }
 
-    /// The caller of a signed token, which may have expired.
+    /// Returns the caller of a signed token, which may have expired.
     fn identify(&self, token: &str) -> Result<Caller, TokenError> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(TokenError::Invalid);
@@ -199,7 +200,7 @@ impl Verifier {
         Ok(Caller { claims, kind, token: Arc::new(SecretString::from(token)), key })
     }
 
-    /// Whether a caller may still call: a token ends, a session does, and a key may be removed.
+    /// Checks that a caller may still call: a token ends, a session does, and a key may be removed.
     pub fn holds(&self, caller: &Caller) -> Result<(), TokenError> {
         let claims = &caller.claims;
         if claims.exp <= self.clock.unix() {

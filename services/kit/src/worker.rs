@@ -1,8 +1,8 @@
 //! Periodic workers: a task that repeats a round of work, records when a round last succeeded, and logs its failures.
 //!
 //! Metrics of each: `worker_last_success_seconds` (Unix time), `worker_max_age_seconds` (a last success older than this
-//! raises the alert `ShoppeeWorkerLate`), `worker_failures_total`. A worker is late in every case: where its rounds fail, hang, or
-//! wait for a dependency.
+//! raises the alert `ShoppeeWorkerLate`), `worker_failures_total`. A worker is late in every case: where its rounds
+//! fail, hang, or wait for a dependency.
 
 use std::{fmt::Display, time::Duration};
 
@@ -10,7 +10,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{log_throttle::LogThrottle, process::Process};
 
-/// A worker rests at least this many times as long as its last round took, so that slow rounds do not fill a server.
+/// The rest of a worker, at least, in durations of its last round: slow rounds thus do not fill a server.
 const MIN_REST_RATIO: u32 = 1;
 /// The age of the last success at which a worker is late, in intervals …
 const MAX_AGE_INTERVALS: u32 = 5;
@@ -20,21 +20,21 @@ const MIN_MAX_AGE: Duration = Duration::from_secs(45);
 /// The outcome of a successful round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Round {
-    /// All work that was due is done: the next round starts after the interval.
+    /// A round that did all due work: the next round starts after the interval.
     Done,
-    /// More work is due: the next round starts at once.
+    /// A round that left work due: the next round starts at once.
     More,
 }
 
 impl Round {
-    /// `More` where a batch was full, as more may follow.
+    /// Returns `More` where a batch was full, as more may follow.
     pub const fn more_if(more: bool) -> Self {
         if more { Self::More } else { Self::Done }
     }
 }
 
-/// Repeats `round` every `interval` while `ready` is true, until the process stops. A failed round is logged, counted and
-/// tried again after the interval.
+/// Repeats `round` every `interval` while `ready` is true, until the process stops. A failed round is logged, counted
+/// and tried again after the interval.
 pub fn spawn<F, Fut, E>(
     process: &Process,
     name: &'static str,

@@ -100,7 +100,7 @@ pub async fn start_gateway(
 }
 
 impl Shop {
-    /// What another gateway in a process of its own needs to know.
+    /// The environment that another gateway needs in a process of its own.
     pub fn gateway_environment(&self) -> Vec<(&'static str, String)> {
         let [auth, product, order] = self.urls.clone();
         let redis_url = format!("redis://127.0.0.1:{}", self.redis.port());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-/// Whose tries these are, hashed.
+/// The subject of the tries, hashed.
 pub type Subject = [u8; 32];
 
 /// Whether a try may be made.
@@ -62,8 +62,8 @@ pub async fn count(
     Ok(Counted::Refused(Duration::try_from_secs_f64(free_in).unwrap_or(window).min(window)))
 }
 
-/// Uncounts the try made at this moment, in a transaction. Locks the tries before it looks at them: two that go at once must not
-/// each take the other for the one that stays.
+/// Uncounts the try made at this moment, in a transaction. Locks the tries before it looks at them: two that go at once
+/// must not each take the other for the one that stays.
 pub async fn give_back(
     conn: &mut PgConnection,
     subject: &Subject,

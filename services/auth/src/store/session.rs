@@ -242,21 +242,21 @@ pub struct EndedIn {
     pub tx: i64,
 }
 
-/// Which transactions had ended at one moment. PostgreSQL numbers them with one counter; an engine with several has no
-/// such snapshot.
+/// The set of transactions that had ended at one moment. PostgreSQL numbers them with one counter; an engine with
+/// several has no such snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Numbers from here on had not been given.
+    /// The first number that had not been given.
     pub next_tx: i64,
-    /// Smaller ones whose transactions were running.
+    /// The smaller numbers whose transactions were running.
     pub running: Vec<i64>,
 }
 
 impl Snapshot {
-    /// Before all transactions.
+    /// The snapshot before all transactions.
     pub const EMPTY: Self = Self { next_tx: 0, running: Vec::new() };
 
-    /// As PostgreSQL writes it: the oldest that was running, the next one, and a list of those that were.
+    /// Reads the text of PostgreSQL: the oldest that was running, the next one, and a list of those that were.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(':').skip(1);
         let (next_tx, running) = (parts.next()?.parse().ok()?, parts.next()?);
@@ -266,8 +266,9 @@ impl Snapshot {
     }
 }
 
-/// The snapshot of this moment, as text, and when the server was started (microseconds since the Unix epoch): numbers
-/// of transactions of another server, or of the one that was there before a failover, mean nothing here.
+/// Returns the run of the database server and the snapshot of this moment, as text. The run is the time at which the
+/// server was started (microseconds since the Unix epoch). Numbers of transactions of another server, or of the one
+/// that was there before a failover, mean nothing here.
 pub async fn snapshot(conn: &mut PgConnection) -> Result<(i64, String), sqlx::Error> {
     let row = sqlx::query!(
         r#"select (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as "server!",
@@ -278,8 +279,8 @@ pub async fn snapshot(conn: &mut PgConnection) -> Result<(i64, String), sqlx::Er
     Ok((row.server, row.snapshot))
 }
 
-/// The next sessions behind `after` (transaction and session) that a reader of `since` could not see, and that have
-/// access tokens which are good after `alive_at`.
+/// Returns the next sessions behind `after` (transaction and session) that a reader of `since` could not see. Only
+/// sessions with access tokens which are good after `alive_at` count.
 pub async fn ended_since(
     conn: &mut PgConnection,
     since: &Snapshot,

@@ -165,7 +165,7 @@ async fn unknown_and_foreign_sessions_look_the_same() {
     refused(shop.client.clone().revoke_session(request).await, NotFound, "NOT_FOUND");
 }
 
-/// The answer to a reader with this cursor.
+/// Returns the answer to a reader with this cursor.
 async fn list(shop: &Shop, cursor: Option<&str>) -> GetJwksResponse {
     let request = GetJwksRequest { cursor: cursor.map(str::to_owned) };
     shop.client.clone().get_jwks(request).await.expect("answers").into_inner()

@@ -86,7 +86,7 @@ impl Shop {
         self.client.clone().register(request).await.map(Response::into_inner)
     }
 
-    /// Registers under an idempotency key; whether the answer says that it is a repeat.
+    /// Registers under an idempotency key; returns whether the answer says that it is a repeat.
     pub async fn registers_under(
         &self,
         key: &str,
@@ -113,7 +113,7 @@ impl Shop {
         self.tries_to_sign_in_from(None, name, password).await
     }
 
-    /// The same, from a device with this token.
+    /// Tries to sign in from a device with this token.
     pub async fn tries_to_sign_in_from(
         &self,
         device_token: Option<&str>,
@@ -229,7 +229,7 @@ impl Person {
         &self.tokens.access_token
     }
 
-    /// What the device is known by that this person signed in on.
+    /// Returns the token of the device that this person signed in on.
     pub fn device_token(&self) -> &str {
         self.tokens.device_token.as_deref().expect("signed in")
     }
@@ -268,7 +268,7 @@ impl Person {
     }
 }
 
-/// What a call comes to that a busy machine may shed: 503 says to try again.
+/// Returns the outcome of a call that a busy machine may shed: 503 says to try again.
 pub async fn unless_shed<T>(call: impl AsyncFn() -> Result<T, Status>) -> Result<T, Status> {
     loop {
         match call().await {

@@ -1,5 +1,5 @@
-//! Classes of PostgreSQL failures: each `sqlx::Error` and SQLSTATE by its name in logs, metrics and `/readyz`, with what
-//! follows from it. A new kind of error is added to [`Class`] and to the `match` that finds it.
+//! Classes of PostgreSQL failures: each `sqlx::Error` and SQLSTATE by its name in logs, metrics and `/readyz`, with its
+//! consequence. A new kind of error is added to [`Class`] and to the `match` that finds it.
 
 use std::io;
 
@@ -16,7 +16,7 @@ pub enum Class {
     Authentication,
     MissingDatabase,
     TooManyConnections,
-    /// Shutting down, starting up, or recovering from a crash.
+    /// A server that is shutting down, starting up, or recovering from a crash.
     NotAccepting,
     ReadOnly,
     LockNotAvailable,
@@ -40,10 +40,10 @@ pub enum Class {
     Unknown,
 }
 
-/// What a caller is told.
+/// The answer to a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consequence {
-    /// It passes: 503, and the same request may succeed later.
+    /// A failure that passes: 503, and the same request may succeed later.
     Temporary,
     /// A fault of ours, or of the schema: 500.
     Fault,
@@ -123,8 +123,9 @@ impl Class {
         }
     }
 
-    /// The class of a SQLSTATE (<https://www.postgresql.org/docs/current/errcodes-appendix.html>), the more exact first.
-    /// Poolers and engines that forward queries report failures of their own under codes that say little; `message` tells.
+    /// Finds the class of a SQLSTATE (<https://www.postgresql.org/docs/current/errcodes-appendix.html>), the more exact
+    /// first. Poolers and engines that forward queries report failures of their own under codes that say little;
+    /// `message` tells.
     fn of_state(code: &str, message: &str) -> Self {
         match code {
             "08P01" => Self::Protocol,
@@ -154,12 +155,12 @@ impl Class {
         }
     }
 
-    /// The class in metrics.
+    /// Returns the name of the class in metrics.
     pub const fn name(self) -> &'static str {
         self.names().0
     }
 
-    /// The class in logs and in `/readyz`.
+    /// Returns the text of the class in logs and in `/readyz`.
     pub const fn words(self) -> &'static str {
         self.names().1
     }
@@ -194,7 +195,7 @@ impl Class {
         }
     }
 
-    /// What a caller is told of a failed request.
+    /// Returns the answer to the caller of a failed request.
     pub const fn consequence(self) -> Consequence {
         match self {
             Self::ConnectionRefused
@@ -223,13 +224,13 @@ impl Class {
         }
     }
 
-    /// Whether the settings cannot be right: a process refuses to start with them.
+    /// Reports whether the settings cannot be right: a process refuses to start with them.
     pub const fn is_refusal(self) -> bool {
         matches!(self, Self::Authentication | Self::MissingDatabase | Self::Tls | Self::Settings)
     }
 }
 
-/// Whether a message is about a connection of the server itself to another node.
+/// Reports whether a message is about a connection of the server itself to another node.
 fn is_forwarded(message: &str) -> bool {
     [
         "remote node",

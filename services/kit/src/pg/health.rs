@@ -1,4 +1,4 @@
-//! The health of a pool: whether its server answers, may write, and has our time; and the connections that are kept open.
+//! The health of a pool: its server answers, may write, and has our time; and the connections that are kept open.
 
 use std::{
     sync::{
@@ -13,29 +13,30 @@ use sqlx::{Connection as _, Row as _, postgres::PgConnectOptions};
 use super::{CONNECT_TIMEOUT, PgPool, connect, down};
 use crate::{log_throttle::LogThrottle, readiness::Down};
 
-/// Kept open, and opened before the process calls itself ready: a replica that comes into the rush would have callers wait
-/// while it opens them, and forty milliseconds of key stretching each, one for every call at once.
+/// The connections kept open, and opened before the process calls itself ready. Else a replica that comes into the rush
+/// would have callers wait while it opens them. Each takes forty milliseconds of key stretching, one for every call at
+/// once.
 const MIN_CONNECTIONS: u32 = 4;
-/// Connections to a server that cannot write are made anew when they are so old: another server may have its name by now.
+/// The age at which connections to a server that cannot write are made anew: another server may have its name by now.
 const READ_ONLY_LIFETIME: Duration = Duration::from_secs(1);
-/// A clock that is further off than this is logged. The database's clock decides what is stored.
+/// The offset beyond which a clock is logged. The database's clock decides the stored times.
 const MAX_CLOCK_OFFSET: f64 = 2.0;
-/// An answer that took longer says little of the server's clock. Seconds.
+/// The longest round trip of a good answer: a slower one says little of the server's clock. Seconds.
 const MAX_CLOCK_ROUND_TRIP: f64 = 0.5;
 
-/// What one look at the server asks: whether it writes, and its time.
+/// The query of one look at the server: its permission to write, and its time.
 const LOOK: &str =
     "select current_setting('transaction_read_only') = 'on', extract(epoch from clock_timestamp())::float8";
 
-/// Says which connections of a pool may lead to a server that has been demoted.
+/// Knows the connections of a pool that may lead to a server that has been demoted.
 #[derive(Debug, Default)]
 pub(super) struct Demotion {
     read_only: AtomicBool,
-    /// Connections made before are left. Milliseconds since [`START`].
+    /// The moment before which the connections were made that are to be left. Milliseconds since [`START`].
     left_before: AtomicU64,
 }
 
-/// What times are counted from.
+/// The origin of the times.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 fn millis_since_start(at: Instant) -> u64 {
@@ -43,14 +44,14 @@ fn millis_since_start(at: Instant) -> u64 {
 }
 
 impl Demotion {
-    /// Whether a connection of this age must be left.
+    /// Reports whether a connection of this age must be left.
     pub fn includes(&self, age: Duration) -> bool {
         let left_before = self.left_before.load(Ordering::Relaxed);
         left_before > 0
             && Instant::now().checked_sub(age).is_none_or(|made| millis_since_start(made) < left_before)
     }
 
-    /// Notes what a connection of `pool` found.
+    /// Notes the state that a connection of `pool` found.
     fn note(&self, read_only: bool) {
         let was_read_only = self.read_only.swap(read_only, Ordering::Relaxed);
         let now = Instant::now();
@@ -69,7 +70,7 @@ pub(super) struct Health {
     pool: PgPool,
     options: PgConnectOptions,
     demotion: Arc<Demotion>,
-    /// The last check failed.
+    /// Records that the last check failed.
     failing: AtomicBool,
     clock: LogThrottle,
 }
@@ -79,7 +80,7 @@ impl Health {
         Self { pool, options, demotion, failing: AtomicBool::new(true), clock: LogThrottle::default() }
     }
 
-    /// Whether the server took writes when it was last looked at.
+    /// Reports whether the server took writes at the last look.
     pub fn is_writable(&self) -> bool {
         !self.demotion.read_only.load(Ordering::Relaxed)
     }
@@ -127,7 +128,7 @@ impl Health {
         Ok(())
     }
 
-    /// Opens connections up to those that are kept, one after the other: many at once would have none of them ready in
+    /// Opens connections up to those that are kept, one after the other. Many at once would have none of them ready in
     /// time where the process is starved of CPU. No request waits for these.
     async fn fill(&self) -> Result<(), sqlx::Error> {
         let wanted = MIN_CONNECTIONS.min(self.pool.options().get_max_connections());
@@ -138,7 +139,7 @@ impl Health {
         Ok(())
     }
 
-    /// `theirs` was the server's time between `before`, ours, and `round_trip` seconds later.
+    /// Compares `theirs`, the server's time between `before`, ours, and `round_trip` seconds later.
     fn compare_clocks(&self, theirs: f64, before: f64, round_trip: f64) {
         if round_trip > MAX_CLOCK_ROUND_TRIP {
             return;

@@ -1,7 +1,7 @@
-//! What a URL of PostgreSQL asks for, checked at the start. TLS is asked for as libpq has it: `sslmode` (`disable`,
-//! `prefer`, `require`, `verify-ca`, `verify-full`), `sslrootcert`, `sslcert`, `sslkey`.
+//! The demands of a PostgreSQL URL, checked at the start. TLS follows libpq: `sslmode` (`disable`, `prefer`, `require`,
+//! `verify-ca`, `verify-full`), `sslrootcert`, `sslcert`, `sslkey`.
 //!
-//! Where sqlx differs from libpq: it has no `allow`, verifies nothing with `require` and a `sslrootcert`, knows no
+//! sqlx differs from libpq: it has no `allow`, verifies nothing with `require` and a `sslrootcert`, knows no
 //! `sslrootcert=system`, and reads the files when it connects. The first is refused here, the others are made the same.
 //! It also trusts the system's authorities beside those of `sslrootcert`: only `verify-full` compares names.
 
@@ -69,7 +69,7 @@ pub(super) fn text(error: &sqlx::Error) -> String {
     Failure::find(error).map_or_else(|| error.to_string(), |failure| failure.to_string())
 }
 
-/// Returns why the server cannot be spoken to in TLS as it is asked for, where that stays so until settings or
+/// Returns the reason for which the server cannot speak TLS as the URL asks, where it lasts until settings or
 /// certificates change.
 pub(super) fn tls_refusal(error: &sqlx::Error) -> Option<String> {
     if let sqlx::Error::Tls(error) = error {
@@ -79,7 +79,7 @@ pub(super) fn tls_refusal(error: &sqlx::Error) -> Option<String> {
     Some(format!("TLS: {failure}"))
 }
 
-/// Says so where `sslmode=prefer`, which is the default, means plain text.
+/// Logs that `sslmode=prefer`, which is the default, means plain text.
 pub(super) async fn log_plain_text(setting: &str, options: &PgConnectOptions) {
     if !matches!(options.get_ssl_mode(), PgSslMode::Prefer) || options.get_socket().is_some() {
         return;

@@ -1,4 +1,4 @@
-//! The pool that requests use: each waits for a connection for a short time, and a connection that is being made is made to
+//! The pool that requests use: each waits for a connection for a short time. A connection that is being made is made to
 //! its end, whether the request still waits or not.
 
 use std::{ops::Deref, sync::Arc};
@@ -23,7 +23,7 @@ impl PgPool {
         Self { pool: options.connect_lazy_with(to), making }
     }
 
-    /// A connection, soon or not at all.
+    /// Acquires a connection, soon or not at all.
     pub async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
         let late = |_| Err(sqlx::Error::PoolTimedOut);
         if self.pool.num_idle() == 0
@@ -42,13 +42,13 @@ impl PgPool {
         tokio::time::timeout(ACQUIRE, self.pool.acquire()).await.unwrap_or_else(late)
     }
 
-    /// A transaction, soon or not at all.
+    /// Begins a transaction, soon or not at all.
     pub async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         Transaction::begin(self.acquire().await?, None).await
     }
 }
 
-/// For its figures. A connection from there may be waited for longer.
+/// Gives access to the inner pool for its figures. A connection from there may be waited for longer.
 impl Deref for PgPool {
     type Target = sqlx::PgPool;
 

@@ -85,7 +85,7 @@ async fn a_database_that_lets_nobody_in_is_told_with_its_class_and_found_again()
     process.serves().await;
 }
 
-/// Where each connection to `server` is late by `delay`.
+/// Starts a proxy that delays each connection to `server` by `delay`.
 async fn late(server: SocketAddr, delay: Duration) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");

@@ -2,16 +2,16 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
-/// How many calls that may have reached the service are repeated: a fifth of all, so that retries cannot bury a service
-/// that is short of breath.
+/// The share of calls that may have reached the service and are repeated: a fifth of all. Retries thus cannot bury a
+/// service that is short of breath.
 #[derive(Debug)]
 pub(super) struct Budget(AtomicI64);
 
 impl Budget {
-    /// What a call earns, in thousandths of a retry.
+    /// The earnings of a call, in thousandths of a retry.
     const EARNED: i64 = 200;
     const PRICE: i64 = 1000;
-    /// Ten retries saved up, for a process that has just begun, or is idle.
+    /// The most that is saved up: ten retries, for a process that has just begun, or is idle.
     const MOST: i64 = 10 * Self::PRICE;
 
     pub(super) fn earn(&self) {

@@ -1,4 +1,4 @@
-//! One address of a service: its connection, and what is known of its health.
+//! One address of a service: its connection, and the known state of its health.
 
 use std::{
     net::SocketAddr,
@@ -19,15 +19,15 @@ use crate::{
     tls::{Failure, GrpcTls},
 };
 
-/// A service that does not answer its health check within this is not well.
+/// Bounds the health check of a service that is well.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What is known of an address; callers prefer the first.
+/// The known state of an address; callers prefer the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Health {
     Well,
-    /// New, and not asked yet.
+    /// An address that is new, and not asked yet.
     Unknown,
     Unwell,
 }
@@ -39,18 +39,19 @@ impl Health {
 /// One connection.
 #[derive(Debug)]
 pub struct Member {
-    /// Absent for wherever the name leads.
+    /// The address; absent for a member that connects to any address of the name.
     pub(super) at: Option<(SocketAddr, Uri)>,
     channel: Channel,
     health: AtomicU8,
-    /// It was asked how it is, and said nothing at all; one that is about to stop still says that.
+    /// The state of an address that was asked for its health and said nothing at all. One that is about to stop still
+    /// answers.
     silent: watch::Sender<bool>,
     throttle: LogThrottle,
 }
 
 impl Member {
-    /// A member that connects to `addr` when it is first used, as the service at `url`; wherever the name of `url` leads
-    /// where there is no address.
+    /// Makes a member that connects to `addr` when it is first used, as the service at `url`. Without an address it
+    /// connects wherever the name of `url` leads.
     pub(super) fn connect(addr: Option<SocketAddr>, url: &Uri, tls: &GrpcTls) -> anyhow::Result<Self> {
         let scheme = url.scheme_str().unwrap_or("http");
         let endpoint = match addr {
@@ -75,7 +76,7 @@ impl Member {
         self.channel.clone()
     }
 
-    /// Ends when it is silent.
+    /// Ends when the member is silent.
     pub async fn falls_silent(&self) {
         // It cannot fail: the sender lives in here.
         let _ = self.silent.subscribe().wait_for(|silent| *silent).await;
@@ -93,7 +94,7 @@ impl Member {
         self.health.store(health as u8, Ordering::Relaxed);
     }
 
-    /// Asks it how it is; whether it is well.
+    /// Asks the member for its health; returns whether it is well.
     pub(super) async fn ask(&self) -> bool {
         let mut health = HealthClient::new(self.channel.clone());
         let asked = client::within(HEALTH_TIMEOUT, health.check(HealthCheckRequest::default())).await;
@@ -108,7 +109,8 @@ impl Member {
         well
     }
 
-    /// Says what TLS has against it. An address that does not answer is no news: the readiness of the service is.
+    /// Logs the TLS failure of the connection. An address that does not answer is no news: the readiness of the service
+    /// is.
     fn log(&self, status: &Status) {
         let Some(failure) = Failure::find(status) else { return };
         let Some(suppressed) = self.throttle.admit() else { return };

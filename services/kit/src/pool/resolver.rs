@@ -1,4 +1,4 @@
-//! From the name in a URL to addresses.
+//! Resolves the name in a URL to addresses.
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -8,10 +8,10 @@ use tokio::time::timeout;
 
 use super::member::host;
 
-/// A name server on the same network answers in milliseconds; those that are known are used until it does. With the time
-/// of a health check it is below the time that readiness waits.
+/// Bounds a look-up. A name server on the same network answers in milliseconds; the known addresses are used until it
+/// does. With the time of a health check it is below the time that readiness waits.
 pub(super) const LOOK_UP_TIMEOUT: Duration = Duration::from_millis(400);
-/// More addresses than a service has replicas.
+/// Bounds the addresses of a name: more than a service has replicas.
 const MAX_ADDRESSES: usize = 64;
 
 type LookUp = dyn Fn(Uri) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync;

@@ -34,7 +34,7 @@ async fn well() -> Service {
     service(tonic_health::ServingStatus::Serving).await
 }
 
-/// Nobody listens there.
+/// Returns an address without a listener.
 fn gone() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 1))
 }
@@ -58,7 +58,7 @@ async fn swallowing() -> Swallowing {
     Swallowing { addr, _queue: (listener, queued) }
 }
 
-/// What names lead to, by URL.
+/// The addresses of names, by URL.
 #[derive(Clone, Default)]
 struct Names(Arc<std::sync::Mutex<BTreeMap<String, Vec<SocketAddr>>>>);
 

@@ -1,11 +1,11 @@
-//! Classes of Redis failures: each error of the client by its name in logs, metrics and `/readyz`. A new kind of error is
-//! added to [`Class`] and to the `match` that finds it.
+//! Classes of Redis failures: each error of the client by its name in logs, metrics and `/readyz`. A new kind of error
+//! is added to [`Class`] and to the `match` that finds it.
 
 use fred::error::{Error, ErrorKind};
 
 use crate::tls::Failure;
 
-/// Returns the part of an error's text that may be logged: Redis repeats the arguments of a command it does not know,
+/// Returns the part of an error's text that may be logged. Redis repeats the arguments of a command it does not know,
 /// which for `AUTH` are the credentials.
 pub fn text(error: &Error) -> &str {
     let text = error.details();
@@ -79,7 +79,7 @@ impl Class {
         }
     }
 
-    /// What is wrong with TLS, where that is the cause.
+    /// Returns the fault of TLS, where that is the cause.
     pub fn tls_failure(error: &Error) -> Option<Failure> {
         (Self::of(error) == Self::Tls).then(|| Failure::find_in_text(error.details())).flatten()
     }
@@ -107,7 +107,7 @@ impl Class {
         }
     }
 
-    /// The class of an error that Redis itself answers with, by the words it begins with.
+    /// Finds the class of an error that Redis itself answers with, by the words it begins with.
     fn of_answer(text: &str) -> Option<Self> {
         const BEGINNINGS: [(&str, Class); 21] = [
             ("WRONGPASS", Class::Authentication),
@@ -135,12 +135,12 @@ impl Class {
         BEGINNINGS.iter().find(|(beginning, _)| text.starts_with(beginning)).map(|(_, class)| *class)
     }
 
-    /// The class in metrics.
+    /// Returns the name of the class in metrics.
     pub const fn name(self) -> &'static str {
         self.names().0
     }
 
-    /// The class in logs and in `/readyz`.
+    /// Returns the text of the class in logs and in `/readyz`.
     pub const fn words(self) -> &'static str {
         self.names().1
     }
@@ -168,7 +168,7 @@ impl Class {
         }
     }
 
-    /// Whether the settings cannot be right: the process refuses to start with them.
+    /// Reports whether the settings cannot be right: the process refuses to start with them.
     pub const fn is_refusal(self) -> bool {
         matches!(self, Self::Authentication | Self::Permission | Self::Configuration | Self::Tls)
     }

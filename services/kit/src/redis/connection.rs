@@ -1,4 +1,4 @@
-//! The health of one Redis client: whether it is connected, and the last failure to connect.
+//! The health of one Redis client: the state of its connection, and the last failure to connect.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -16,17 +16,17 @@ use tokio::sync::{broadcast::error::RecvError, watch};
 use super::class::{self, Class};
 use crate::readiness::Down;
 
-/// Less than a check of readiness may take, and more than a starved process needs.
+/// Bounds a ping: less than a check of readiness may take, and more than a starved process needs.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a check waits for the first outcome of a client that has just been made.
+/// Bounds a check's wait for the first outcome of a client that has just been made.
 const FIRST_OUTCOME_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// How the connection of a client is checked.
+/// The way in which the connection of a client is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Check {
-    /// By a command.
+    /// A check by a command.
     Ping,
-    /// By the state of the client: a command would wait behind a blocking read.
+    /// A check by the state of the client: a command would wait behind a blocking read.
     State,
 }
 
@@ -48,7 +48,8 @@ impl Connection {
         &self.name
     }
 
-    /// Follows the connection attempts of `client`, which has not been connected yet. It takes the place of an earlier one.
+    /// Follows the connection attempts of `client`, which has not been connected yet. It takes the place of an earlier
+    /// one.
     pub fn follow(&self, client: &Client) {
         *self.client.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
         let (mut errors, mut connects) = (client.error_rx(), client.reconnect_rx());
@@ -75,7 +76,7 @@ impl Connection {
         });
     }
 
-    /// Whether the client is connected.
+    /// Checks that the client is connected.
     pub async fn check(&self) -> Result<(), Down> {
         let mut outcome = self.outcome.subscribe();
         let _ = tokio::time::timeout(FIRST_OUTCOME_TIMEOUT, outcome.wait_for(Option::is_some)).await;
@@ -99,7 +100,8 @@ impl Connection {
         }
     }
 
-    /// Says why the connection is down: by the last attempt to connect, or by `error` where there was none.
+    /// Returns the reason for which the connection is down: the last failure to connect, or `error` where there was
+    /// none.
     fn down(&self, error: Option<Error>) -> Down {
         let failed = self.outcome.borrow().as_ref().and_then(|outcome| outcome.as_ref().err().cloned());
         let (class, text) = match failed.or(error) {

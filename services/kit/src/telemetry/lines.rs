@@ -1,6 +1,6 @@
-//! Log queue: lines of the log on their way to standard output. A request that wrote its own would pay for a system call;
-//! here a thread writes, a few milliseconds later, all that has come together by then. No other thread ever waits for
-//! standard output: where it does not keep up, lines are dropped and counted in `log_lines_dropped_total`.
+//! Log queue: lines of the log on their way to standard output. A request that wrote its own would pay for a system
+//! call. Here a thread writes, a few milliseconds later, all that has come together by then. No other thread ever waits
+//! for standard output: where it does not keep up, lines are dropped and counted in `log_lines_dropped_total`.
 
 use std::{
     io::{self, Write},
@@ -14,7 +14,8 @@ use tracing_subscriber::fmt::MakeWriter;
 const PAUSE: Duration = Duration::from_millis(5);
 /// The size of the queue; as much again may be in the hands of the thread that writes.
 const MAX_QUEUED_BYTES: usize = 1024 * 1024;
-/// The time that [`Writer::close`] gives to a standard output that takes nothing: a part of what a process has for its end.
+/// The time that [`Writer::close`] gives to a standard output that takes nothing: a part of what a process has for its
+/// end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]

@@ -1,10 +1,10 @@
-//! Why a TLS connection could not be made, in words for the log.
+//! Failures of a TLS connection, in words for the log.
 
 use std::{error::Error, fmt, io};
 
 use rustls::{AlertDescription, CertificateError};
 
-/// What a failed handshake means.
+/// The meaning of a failed handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     UnknownAuthority,
@@ -35,7 +35,7 @@ impl Failure {
         }
     }
 
-    /// The same, where nothing of the error is left but its debug text, as fred leaves it.
+    /// Finds the failure where nothing of the error is left but its debug text, as fred leaves it.
     pub fn find_in_text(text: &str) -> Option<Self> {
         // The names of the variants of rustls' error.
         let known = [
@@ -72,7 +72,7 @@ impl Failure {
         }
     }
 
-    /// Whether trying again can help only after the settings or a certificate have changed.
+    /// Reports whether trying again can help only after the settings or a certificate have changed.
     pub fn is_lasting(self) -> bool {
         !matches!(self, Self::Handshake)
     }

@@ -14,15 +14,16 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use super::Failure;
 use crate::{log_throttle::LogThrottle, tasks::Tasks};
 
-/// A handshake is two round trips and a few milliseconds of computing; a peer that takes longer is not one of ours.
+/// Bounds a handshake: two round trips and a few milliseconds of computing. A peer that takes longer is not one of
+/// ours.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes at once; more connections wait to be accepted.
 const MAX_HANDSHAKES: usize = 128;
 /// The pause after a connection could not be accepted, as for want of file descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
-/// Accepts connections on `listener` until the tasks stop; what is no TLS, or has not the certificate that is asked for,
-/// is logged and closed.
+/// Accepts connections on `listener` until the tasks stop; what is no TLS, or has not the certificate that is asked
+/// for, is logged and closed.
 pub(crate) fn incoming(
     listener: TcpListener,
     config: Arc<ServerConfig>,

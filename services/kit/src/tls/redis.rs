@@ -9,8 +9,8 @@ use rustls::{ClientConfig, crypto::ring};
 use super::{File, Identity, system_roots};
 use crate::settings::Redis;
 
-/// Returns the URL without TLS, which fred would do with the system's authorities alone, and how TLS is done where the
-/// URL asks for it (`rediss://`, `rediss-sentinel://`, `rediss-cluster://`).
+/// Returns the URL without TLS, and the TLS configuration where the URL asks for it (`rediss://`, `rediss-sentinel://`,
+/// `rediss-cluster://`). With the URL alone, fred would use the system's authorities only.
 pub(crate) fn redis(settings: &Redis, url: &str) -> anyhow::Result<(String, Option<TlsConfig>)> {
     let identity = Identity::load(
         ("REDIS_CERT_FILE", settings.redis_cert_file.as_ref()),
@@ -35,7 +35,7 @@ pub(crate) fn redis(settings: &Redis, url: &str) -> anyhow::Result<(String, Opti
     Ok((format!("redis{rest}"), Some(TlsConnector::from(config).into())))
 }
 
-/// What follows `rediss`.
+/// Returns the text after `rediss`.
 fn rest_of_tls(url: &str) -> Option<&str> {
     let (scheme, rest) = url.split_at_checked("rediss".len())?;
     (scheme.eq_ignore_ascii_case("rediss") && rest.starts_with([':', '-'])).then_some(rest)

@@ -1,4 +1,4 @@
-//! One case at least for each class.
+//! Tests with at least one case for each class.
 
 use std::{borrow::Cow, collections::BTreeSet, error, fmt};
 
