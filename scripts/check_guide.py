@@ -106,7 +106,7 @@ def check(root: Path, tools: dict[str, Path], overlay: str) -> tuple[int, list[s
             )
             if done.returncode != 0:
                 findings.append(f"docs/operating.md:{number} ({overlay}): {done.stderr.strip() or done.stdout.strip() or block}")
-        # What the commands have made is no change of the checkout.
+        # Files that the commands have made are no change of the checkout.
         made = subprocess.run(
             ["git", "status", "--porcelain", "--untracked-files=all"], cwd=checkout, text=True, capture_output=True
         ).stdout

@@ -28,7 +28,7 @@ enum What {
     Edge(edge::Options),
     /// How fast the catalogue is, against bare handlers, bare SQL, and a small shop
     Catalogue(catalogue::Options),
-    /// What a gateway that is never scraped holds after 2 000 000 requests, beside after 200 000
+    /// The memory that a gateway without scrapes holds after 2 000 000 requests, beside after 200 000
     Memory(memory::Options),
     /// The bare gRPC service, in a process of its own
     #[command(hide = true)]

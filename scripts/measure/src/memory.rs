@@ -1,4 +1,4 @@
-//! What a gateway holds after many requests that is not there after a few. Nothing scrapes it meanwhile: a sample that
+//! The memory that a gateway holds after many requests and not after a few. Nothing scrapes it meanwhile: a sample that
 //! waits for a scrape, an entry that waits for a reader, shows here.
 
 use std::{path::PathBuf, time::Duration};
@@ -13,7 +13,7 @@ use crate::{
 
 /// Passes every layer, and calls no service.
 const ROUTE: &str = "/.well-known/jwks.json";
-/// What the allocator keeps, beside what is held. MiB.
+/// The memory that the allocator keeps, beside what is held. MiB.
 const MAX_GROWTH: f64 = 2.0;
 /// The time of one load.
 const LOOK: Duration = Duration::from_secs(5);

@@ -48,7 +48,7 @@ pub struct Options {
     /// How many customers, each with a socket
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=500))]
     customers: u16,
-    /// How long random faults go on; at most an hour
+    /// The time for which random faults go on; at most an hour
     #[arg(long, value_name = "TIME", default_value = "20m", value_parser = run_time)]
     time: Duration,
     /// The processes' SHUTDOWN_LAG; 5s, as in production, or 2s with --quick

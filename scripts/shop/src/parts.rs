@@ -20,7 +20,7 @@ const STOP: Stop = Stop { signal: Signal::TERM, name: "TERM", patience: std::tim
 /// The order service's name at the auth service, where the environment says no other.
 const ORDER_CLIENT: &str = "order";
 
-/// Settings that belong to one process, and must not be seen by another. What is set here comes from no file.
+/// Settings that belong to one process, and must not be seen by another. Values set here come from no file.
 const OWN: [(&str, &str); 18] = [
     ("JWT_SECRET", "auth"),
     ("JWT_SECRET_PREVIOUS", "auth"),

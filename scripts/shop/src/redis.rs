@@ -17,7 +17,7 @@ pub const NAME: &str = "redis";
 /// It finishes writing its log of changes.
 const STOP: Stop = Stop { signal: Signal::TERM, name: "TERM", patience: Duration::from_secs(10) };
 
-/// What each user may do, without passwords.
+/// The rights of each user, without passwords.
 const RULES: &str = include_str!("../../../services/redis.acl");
 const USERS_FILE: &str = "users.acl";
 /// The user that may do everything.
@@ -33,7 +33,7 @@ fn rules() -> impl Iterator<Item = (&'static str, &'static str)> {
     RULES.lines().filter_map(|line| line.strip_prefix("user ")?.split_once(' '))
 }
 
-/// Where a user reaches the private Redis.
+/// The address at which a user reaches the private Redis.
 pub fn url(port: u16, user: &str, passwords: &BTreeMap<String, String>) -> String {
     let password = passwords.get(user).map(String::as_str).unwrap_or_default();
     format!("redis://{user}:{password}@127.0.0.1:{port}")

@@ -1,8 +1,8 @@
 //! The audit that joins: orders against their holds, the ledger of the stock, and payments.
 //!
-//! Four passes go through the ids a page at a time, so that none gets slower with the number of orders: the orders of the
-//! last hour and the holds of the last hour again and again, and slowly all orders and all holds there are. What does not
-//! fit is noted, and counted once it still does not fit [`GRACE`] later: work in progress does not fit for a moment.
+//! Four passes go through the ids a page at a time, so that none gets slower with the number of orders. Two go through
+//! the orders and the holds of the last hour again and again. Two go slowly through all orders and all holds there are.
+//! A mismatch is noted, and counted once it is still there [`GRACE`] later: work in progress does not fit for a moment.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -20,26 +20,26 @@ use uuid::Uuid;
 
 use crate::{Orders, error::Error, store::audit as store};
 
-/// After this a mismatch is looked at a second time. Longer than a step, its retries and a restart take.
+/// The delay after which a mismatch is looked at a second time. Longer than a step, its retries and a restart take.
 const GRACE: Duration = Duration::from_secs(30);
 /// Orders of a page of the last hour, and of those that are looked at again.
 const PAGE: u16 = 200;
 /// Orders of a page of all of them; the product service answers no more at once.
 const ALL_PAGE: u16 = 500;
-/// How often the passes over the last hour go on: 200 orders a second.
+/// The interval of the passes over the last hour: 200 orders a second.
 const RECENT_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the passes over everything go on: 100 orders a second, 2 000 000 in 6 hours.
+/// The interval of the passes over everything: 100 orders a second, 2 000 000 in 6 hours.
 const ALL_INTERVAL: Duration = Duration::from_secs(5);
-/// How often mismatches are looked at again.
+/// The interval at which mismatches are looked at again.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// How old an id may be that is recent.
+/// The age up to which an id is recent.
 const RECENT: Duration = Duration::from_hours(1);
 /// A replica that died in a page is waited for so long.
 const LEASE: Duration = Duration::from_secs(10);
 /// A hold may live so much longer than its order could stay unpaid: 60 s by design, and as long for being put back.
 const HOLD_MARGIN: Duration = Duration::from_mins(2);
 
-/// What does not fit together.
+/// The kinds of mismatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// The stock has something else than the order says.
@@ -87,7 +87,7 @@ pub struct Mismatch {
     pub detail: String,
 }
 
-/// What the audit knows of an order.
+/// The audit's view of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
     pub status: String,
@@ -100,7 +100,7 @@ pub struct Order {
     pub is_settling: bool,
 }
 
-/// What the stock has of an order.
+/// The stock's record of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Hold {
     state: HoldState,
@@ -144,7 +144,7 @@ impl Pass {
         }
     }
 
-    /// Behind which id a round begins: ids have the time they were made in their first bits.
+    /// Returns the id behind which a round begins: ids have the time they were made in their first bits.
     fn first(self, now: OffsetDateTime) -> Uuid {
         match self {
             Self::AllOrders | Self::AllHolds => Uuid::nil(),
@@ -278,7 +278,7 @@ async fn compare(orders: &Orders, ids: &[Uuid]) -> Result<(), Error> {
     Ok(())
 }
 
-/// What is wrong with an order and its hold; `None` also where they may be on their way.
+/// Returns the mismatch of an order and its hold; `None` also where they may be on their way.
 fn judge(
     order: Option<&Order>,
     hold: Option<&Hold>,

@@ -32,7 +32,7 @@ use crate::{
 pub const HOLD_MARGIN: Duration = Duration::from_mins(1);
 /// How long a request may have its key for itself; longer than it can take.
 const LEASE: Duration = Duration::from_secs(10);
-/// Before a release is tried again, doubled each time; after the last try the hold runs out by itself.
+/// The delay before a release is tried again, doubled each time; after the last try the hold runs out by itself.
 const RELEASE_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// About a minute of tries: longer than product restarts, shorter than a hold lives.
 const MAX_RELEASE_TRIES: u32 = 7;
@@ -85,11 +85,11 @@ pub async fn place(orders: &Orders, wish: Wish) -> Result<(wire::Order, bool), E
     }
 }
 
-/// Why a checkout came to no order.
+/// The reason why a checkout came to no order.
 enum Failure {
     /// No transaction with the order's id was committed.
     NothingWritten(Error),
-    /// Whether there is an order or a hold is not known: an answer did not come, or another request has the key.
+    /// It is not known if there is an order or a hold: an answer did not come, or another request has the key.
     Unknown(Error),
 }
 
@@ -99,7 +99,7 @@ impl<E: Into<Error>> From<E> for Failure {
     }
 }
 
-/// Why a transaction was not committed.
+/// The reason why a transaction was not committed.
 enum NotWritten {
     /// The cart is no longer what it was.
     CartChanged,
@@ -121,7 +121,7 @@ struct Checkout<'a> {
     order_id: Uuid,
     /// With a key.
     lease: Option<Lease>,
-    /// Whether product may hold something for `order_id`.
+    /// True while product may hold something for `order_id`.
     may_hold: bool,
 }
 
@@ -143,7 +143,7 @@ impl Checkout<'_> {
                     self.may_hold = false;
                     return Err(error.into());
                 }
-                // What an earlier try held is gone, or was for a cart that has changed since.
+                // The hold of an earlier try is gone, or was for a cart that has changed since.
                 Err(NoHold::Gone) => self.may_hold = false,
                 Err(NoHold::Differs) => self.may_hold = true,
                 Err(NoHold::Unavailable) => {

@@ -120,8 +120,8 @@ pub async fn keep(
     Ok(store::answer(conn, of, order_id, &answer.encode()).await?)
 }
 
-/// After a failure: a refusal is forgotten, so that the key may try again; where it is not known what happened, the
-/// claim stays, and the next try goes on with it at once.
+/// Ends a claim after a failure: a refusal is forgotten, so that the key may try again. Where the outcome is not known,
+/// the claim stays, and the next try goes on with it at once.
 pub async fn give_up(orders: &Orders, lease: &Lease, error: &Error) {
     if is_known(error) {
         end(orders, lease, None).await;

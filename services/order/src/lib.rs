@@ -75,8 +75,8 @@ pub struct Settings {
     /// Units that a user's pending orders may hold; one unit is always allowed; 0: any number
     #[arg(long, env = "MAX_UNPAID_UNITS", default_value_t = 5000)]
     pub max_unpaid_units: u32,
-    /// Percent of a product that is for sale that a user's pending orders may hold, where they hold more than 1000 units;
-    /// one unit is always allowed; 0: all of it
+    /// Percent of a product for sale that a user's pending orders may hold, if they hold more than 1000 units; one unit
+    /// is always allowed; 0: all of it
     #[arg(
         long,
         env = "MAX_UNPAID_PRODUCT_SHARE",

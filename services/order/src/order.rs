@@ -194,7 +194,7 @@ impl Lines {
     }
 }
 
-/// What the pending orders of one user may hold together, so that no account empties the shop.
+/// The most that the pending orders of one user may hold together, so that no account empties the shop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnpaidCaps {
     /// Units of all products.
@@ -208,7 +208,7 @@ pub struct UnpaidCaps {
 pub struct UnpaidLine {
     pub quantity: i64,
     pub held_before: i64,
-    /// What can still be bought after this line.
+    /// The quantity that can still be bought after this line.
     pub available: i64,
 }
 
@@ -223,7 +223,7 @@ impl UnpaidCaps {
         Self { units: cap(i64::from(units)), share: cap(i64::from(share)) }
     }
 
-    /// Whether a user whose pending orders hold `held` units may have these lines too.
+    /// Reports whether a user whose pending orders hold `held` units may have these lines too.
     pub fn allow(self, held: i64, lines: &[UnpaidLine]) -> bool {
         let ordered: i64 = lines.iter().map(|line| line.quantity).sum();
         let units = held.saturating_add(ordered);

@@ -1,9 +1,9 @@
 //! The outbox and its relay: events leave PostgreSQL for Redis, in order for each user, at least once.
 //!
 //! The relay publishes user by user ([`publish`]): an error stays with its user. A commit wakes the relay of its own
-//! process; what another process has left is found by a look each second. A relay that is killed anywhere leaves its
-//! lock and its events to the others. An entry of the user's history has the event's number as its id, so publishing twice
-//! changes nothing there; gateways drop the copy in a fan-out stream.
+//! process; a look each second finds the events that another process has left. A relay that is killed anywhere leaves
+//! its lock and its events to the others. An entry of the user's history has the event's number as its id, so
+//! publishing twice changes nothing there. Gateways drop the copy in a fan-out stream.
 
 mod cause;
 mod publish;
@@ -138,7 +138,7 @@ async fn relay(
     Ok(())
 }
 
-/// From when on a look reads the outbox: before that time nothing waits.
+/// The time from which a look reads the outbox: before that time nothing waits.
 #[derive(Debug)]
 struct Since {
     at: OffsetDateTime,

@@ -1,6 +1,6 @@
-//! Paying, in three phases: claim the attempt; ask the provider, outside any transaction, with the attempt's id as its
-//! idempotency key; finish in one small transaction. What a crash leaves open is finished, or undone, by [`recover`],
-//! which asks the provider what became of it.
+//! Paying, in three phases: claim the attempt; ask the provider; finish in one small transaction. The call to the
+//! provider is outside any transaction, with the attempt's id as its idempotency key. [`recover`] finishes, or undoes,
+//! an attempt that a crash leaves open: it asks the provider for the outcome.
 
 use std::time::Duration;
 
@@ -27,13 +27,13 @@ use crate::{
 
 /// The first phase, and the third, take less; a dead dependency is told of within 2.5 s at the edge.
 const OWN_WORK_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a caller waits for the other two; the edge waits 10 s for all of it.
+/// The time for which a caller waits for the other two; the edge waits 10 s for all of it.
 const CHARGE_TIMEOUT: Duration = Duration::from_millis(7500);
-/// How long the provider may take behind the answer, before the attempt is left to recovery.
+/// The time that the provider may take behind the answer, before the attempt is left to recovery.
 const PROVIDER_TIMEOUT: Duration = Duration::from_secs(20);
 /// An attempt that is still open after this was left by a process that died: the two above are over by then.
 pub const LEFT_OPEN: Duration = Duration::from_secs(30);
-/// How long one attempt to recover may take: less than its lease.
+/// The time that one attempt to recover may take: less than its lease.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(10);
 /// A customer cannot pay again while an attempt is open, so that its recovery is not put off for long.
 const RECOVERY_BACKOFF: Backoff = Backoff { first: Duration::from_secs(15), max: Duration::from_mins(2) };

@@ -12,10 +12,10 @@ use crate::{error::Error, store::sandbox as books};
 pub const DECLINED: &str = "the card was declined";
 pub const INSUFFICIENT_FUNDS: &str = "there are not sufficient funds";
 
-/// How long the slow sandbox token takes.
+/// The time that the slow sandbox token takes.
 const SLOW: Duration = Duration::from_secs(3);
 
-/// What a payment token stands for, in the sandbox.
+/// The meaning of a payment token in the sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PaymentToken {
     Ok,
@@ -36,7 +36,7 @@ impl PaymentToken {
     }
 }
 
-/// What the provider says of an attempt.
+/// The provider's word on an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Approved,
@@ -45,7 +45,7 @@ pub enum Outcome {
     Voided,
 }
 
-/// What the provider says of a refund.
+/// The provider's word on a refund.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefundOutcome {
     Refunded,
@@ -53,7 +53,8 @@ pub enum RefundOutcome {
     Refused(&'static str),
 }
 
-/// Who takes the money. To add one, add a variant and its arms; each call carries the attempt's id and may be repeated.
+/// The service that takes the money. To add one, add a variant and its arms; each call carries the attempt's id and may
+/// be repeated.
 #[derive(Clone, Debug)]
 pub enum Provider {
     Sandbox(Sandbox),
@@ -85,7 +86,7 @@ impl Provider {
         }
     }
 
-    /// What became of an attempt; one that has not been charged never will be.
+    /// Returns the outcome of an attempt; one that has not been charged never will be.
     pub async fn settle(&self, attempt: Uuid) -> Result<Outcome, Error> {
         match self {
             Self::Sandbox(sandbox) => sandbox.record(attempt, "voided", 0, "").await,

@@ -22,10 +22,10 @@ use crate::{
     },
 };
 
-/// How long the provider may take: less than a lease.
+/// The time that the provider may take: less than a lease.
 const REFUND_TIMEOUT: Duration = Duration::from_secs(10);
 const REFUND_BACKOFF: Backoff = Backoff { first: Duration::from_secs(15), max: Duration::from_mins(10) };
-/// After this many errors that no outage explains, in about two hours, a refund has failed.
+/// The number of errors that no outage explains, in about two hours, after which a refund has failed.
 const MAX_REFUND_TRIES: i32 = 16;
 
 /// Requests the refund of what paid an order, and leases it to the caller.

@@ -1,6 +1,6 @@
-//! Gives each user who registers a cart, from the stream of registrations that the auth service writes. The position in
-//! the stream is kept beside the carts, in the same transaction. A registration that is lost costs nothing, as a cart is
-//! made at its first use too; so an entry that cannot be taken in is skipped, and never stops those behind it.
+//! Gives each newly registered user a cart, from the stream of registrations that the auth service writes. The position
+//! in the stream is kept beside the carts, in the same transaction. A registration that is lost costs nothing, as a
+//! cart is made at its first use too. So an entry that cannot be taken in is skipped, and never stops those behind it.
 
 use std::time::Duration;
 

@@ -31,17 +31,17 @@ use crate::{
 
 /// What an order that ran out says of itself.
 const EXPIRED: &str = "expired";
-/// How long a stock task is left to whoever took it: two calls to product end within this.
+/// The time for which a stock task is left to the process that took it: two calls to product end within this.
 pub const STOCK_LEASE: Duration = Duration::from_secs(5);
 /// The same for the tasks of a batch of orders that ran out.
 const EXPIRY_LEASE: Duration = Duration::from_secs(15);
-/// How long an answer waits for its stock task.
+/// The time for which an answer waits for its stock task.
 const STOCK_WAIT: Duration = Duration::from_millis(500);
 /// Calls to product at a time, of one batch.
 const MAX_STOCK_CALLS: usize = 16;
 /// Batches of orders that ran out whose stock is being released at a time; the next one waits.
 pub const MAX_EXPIRIES: usize = 2;
-/// For a task that product refuses for a reason that passes, if at all, by somebody's work.
+/// The backoff for a task that product refuses for a reason that passes, if at all, by manual work.
 const STOCK_BACKOFF: Backoff = Backoff { first: Duration::from_secs(5), max: Duration::from_mins(10) };
 
 /// What is written of an order's step.
@@ -98,7 +98,7 @@ fn count(status: Status, currency: &str, orders: u64, amount: u64) {
     metrics::counter!("orders_amount_total", "status" => status, "currency" => currency).increment(amount);
 }
 
-/// What was paid and has gone back, in minor units.
+/// Counts the money that was paid and has gone back, in minor units.
 pub fn count_refund(currency: &str, amount: i64) {
     let amount = u64::try_from(amount).unwrap_or_default();
     metrics::counter!("orders_refunded_amount_total", "currency" => currency.to_owned()).increment(amount);
@@ -189,7 +189,7 @@ impl StepContent {
         }
     }
 
-    /// Whether the order has taken this step already, with the same content: a repeat then changes nothing.
+    /// Reports whether the order has taken this step already, with the same content: a repeat then changes nothing.
     fn is_taken_by(&self, row: &OrderRow) -> bool {
         match self {
             Self::Cancel { reason } => {
@@ -224,7 +224,7 @@ impl StepContent {
     }
 }
 
-/// What a step leaves to be done behind the answer. All of it is noted down: what fails, workers do later.
+/// The work that a step leaves behind the answer. All of it is noted down: workers do later what fails.
 #[derive(Default)]
 struct Aftermath {
     refund: Option<Attempt>,
@@ -375,7 +375,7 @@ async fn do_stock_task(orders: &Orders, task: &StockTask) {
         match outcome {
             Ok(()) => stock_task::done(&mut conn, task).await,
             // The hold is gone: nothing to commit. For a paid order that cannot be, as paying prolongs the hold by more
-            // than any outage; for one that was cancelled meanwhile it is as it should be.
+            // than any outage. For one that was cancelled meanwhile it is as it should be.
             Err(status) if status.code() == Code::FailedPrecondition || status.code() == Code::NotFound => {
                 metrics::counter!("stock_tasks_without_hold_total", "step" => task.step.word()).increment(1);
                 tracing::warn!(order.id = %task.order_id, step = task.step.word(), "no hold to settle");

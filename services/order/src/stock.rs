@@ -158,7 +158,7 @@ impl Stock {
     }
 }
 
-/// About the hold of an order, as it is.
+/// The request about the hold of an order, as it is.
 fn request(order_id: Uuid, ttl: Duration) -> HoldRequest {
     HoldRequest {
         order_id: order_id.to_string(),

@@ -1,6 +1,6 @@
-//! Periodic work: orders run out, stock is settled, payments are recovered, refunds are made, old keys go. Any number of
-//! replicas may run these at once, and be killed anywhere: what is due is leased, passed over by the others, and due again
-//! later.
+//! Periodic work: orders run out, stock is settled, payments are recovered, refunds are made, old keys go. Any number
+//! of replicas may run these at once, and be killed anywhere. Due work is leased, passed over by the others, and due
+//! again later.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{Orders, error::Error, idempotency, payment, refund, steps, store::ba
 
 /// Orders of one transaction: the cursors of their users are locked for some hundred milliseconds.
 const EXPIRY_BATCH: i64 = 100;
-/// What is done at the same time: each ends before its lease does.
+/// The work that is done at the same time: each piece ends before its lease does.
 const STOCK_BATCH: i64 = 32;
 const PAYMENT_BATCH: i64 = 16;
 const KEYS_BATCH: i64 = 1000;

@@ -1,11 +1,12 @@
 //! The audit of the stock: for every product, supplied = available + held + sold, by the ledger.
 //!
 //! Four workers, none of which gets slower with the length of the history:
-//! - `fold` adds settled rows of the ledger to the balances and moves the checkpoint;
-//! - `look` goes round all products and compares what is available with the balance plus the rows behind the checkpoint;
-//! - `look_at_holds` compares what the ledger says is held with the living holds;
-//! - `recount` adds up the whole ledger again, a page at a time, and compares the sums with the balances, so that a row
-//!   that was changed or deleted afterwards is found too.
+//! - `fold` adds settled rows of the ledger to the balances and moves the checkpoint.
+//! - `look` goes round all products and compares what is available with the balance plus the rows behind the
+//!   checkpoint.
+//! - `look_at_holds` compares what the ledger says is held with the living holds.
+//! - `recount` adds up the whole ledger again, a page at a time, and compares the sums with the balances.
+//!   So it finds a row that was changed or deleted afterwards too.
 
 use std::{
     collections::BTreeSet,
@@ -26,18 +27,18 @@ use crate::{
     store::audit::{self as store, Counted, Recount, Sums},
 };
 
-/// How often settled rows of the ledger are added to the balances.
+/// The interval at which settled rows of the ledger are added to the balances.
 const FOLD_INTERVAL: Duration = Duration::from_secs(1);
 /// Rows of the ledger folded in one transaction: a tenth of `statement_timeout` on a slow disk.
 const FOLD_LIMIT: i64 = 10_000;
-/// How often a slice of the products is looked at: 5 000 a second, a million in 200 s.
+/// The interval at which a slice of the products is looked at: 5 000 a second, a million in 200 s.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const LOOK_LIMIT: i64 = 5_000;
-/// How often the living holds are compared with the ledger.
+/// The interval at which the living holds are compared with the ledger.
 const HOLDS_INTERVAL: Duration = Duration::from_secs(5);
 /// Numbers of the log behind the checkpoint up to which products are compared. More are folded first.
 const MAX_TAIL: i64 = 500_000;
-/// How often a page is recounted: 4 000 rows a second, 6 000 000 in 25 minutes.
+/// The interval at which a page is recounted: 4 000 rows a second, 6 000 000 in 25 minutes.
 const RECOUNT_INTERVAL: Duration = Duration::from_secs(5);
 const RECOUNT_LIMIT: i64 = 20_000;
 /// The pause between two recounts of everything, in seconds.
@@ -85,12 +86,12 @@ struct Audit {
     books: Arc<Mutex<Books>>,
 }
 
-/// Where the round is, and what does not balance.
+/// The place of the round, and the products that do not balance.
 #[derive(Debug, Default)]
 struct Books {
     /// The last product that was looked at.
     after: i64,
-    /// When the round began; `None` between two rounds.
+    /// The time at which the round began; `None` between two rounds.
     began: Option<Instant>,
     /// Products of which something else is available than the ledger says,
     stock: BTreeSet<i64>,
@@ -215,7 +216,8 @@ impl Audit {
         Ok(Round::Done)
     }
 
-    /// Whether so much is behind the checkpoint that it has to be folded first. The age of the audit grows meanwhile.
+    /// Reports whether so much is behind the checkpoint that it has to be folded first. The age of the audit grows
+    /// meanwhile.
     fn is_behind(&self, checkpoint: i64) -> bool {
         self.changes.newest().saturating_sub(checkpoint) > MAX_TAIL
     }
@@ -225,14 +227,14 @@ impl Audit {
     }
 }
 
-/// What a page of the ledger adds to a recount.
+/// The sums that a page of the ledger adds to a recount.
 #[derive(Debug, PartialEq, Eq)]
 struct Page {
     /// All rows of the products from `first` to `last` are counted.
     first: i64,
     last: i64,
     sums: Vec<(i64, Sums)>,
-    /// Where the next page begins; `None` after the last.
+    /// The beginning of the next page; `None` after the last.
     next: Option<Recount>,
 }
 

@@ -78,7 +78,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Whether a repeat could do no more for the row.
+    /// Reports whether a repeat could do no more for the row.
     pub const fn is_final(&self) -> bool {
         !matches!(self, Self::Failed(RowFault::Unavailable | RowFault::Uncertain))
     }

@@ -42,7 +42,7 @@ const MOST_FLIGHTS: u64 = 1000;
 /// How long the newest revision is remembered that was heard of: longer than any read takes.
 const FLOOR: Duration = Duration::from_secs(10);
 const MOST_FLOORS: u64 = 100_000;
-/// How often it is looked at whether the levels are believed.
+/// The interval at which the cache checks that the levels are believed.
 const BYPASS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long each level keeps what it has; zero for not at all.
@@ -59,7 +59,8 @@ pub struct Known {
     pub product: Option<Product>,
     /// When PostgreSQL said so.
     read_at: OffsetDateTime,
-    /// What was read in an earlier generation than the present one is out of date ([`Cache::outdate_all`]).
+    /// The memory's generation at the read. An entry of an earlier generation than the present one is out of date
+    /// ([`Cache::outdate_all`]).
     generation: u64,
     rendered: OnceLock<Option<Box<[u8]>>>,
 }
@@ -305,8 +306,8 @@ impl Cache {
         }
     }
 
-    /// Drops all that was read before now from memory, and whatever a read on its way brings home: for more changes than
-    /// are told one by one. The level in Redis is not believed until it has begun anew.
+    /// Drops all that was read before now from memory, and whatever a read on its way brings home. It serves more
+    /// changes than are told one by one. The level in Redis is not believed until it has begun anew.
     pub fn outdate_all(&self) {
         self.0.generation.fetch_add(1, Ordering::AcqRel);
         if let Some(memory) = &self.0.memory {
@@ -319,7 +320,7 @@ impl Cache {
         self.0.generation.load(Ordering::Acquire)
     }
 
-    /// Whether this is as new as what was heard of and what the caller has seen.
+    /// Reports whether this is as new as what was heard of and what the caller has seen.
     fn is_good(&self, known: &Known, id: i64, at_least: i64) -> bool {
         known.generation == self.generation() && known.revision() >= self.floor(id).max(at_least)
     }
@@ -404,7 +405,7 @@ impl Cache {
             ready(held.filter(is_newer).unwrap_or_else(|| known.clone()))
         };
         let kept = memory.entry(id).and_upsert_with(newest).await.into_value();
-        // Looked at last: whoever raises the floor now finds the entry.
+        // Looked at last: a call that raises the floor now finds the entry.
         if !self.is_good(&kept, id, 0) {
             memory.invalidate(&id).await;
         }

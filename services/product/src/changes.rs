@@ -1,5 +1,5 @@
-//! Reading the log of the catalogue's changes behind its end, a few times a second, for the caches of this process
-//! and of whoever watches. [`place`] says what is still to be read, [`reader`] reads it.
+//! Reading the log of the catalogue's changes behind its end, a few times a second, for the caches of this process and
+//! of the watchers. [`place`] says what is still to be read, [`reader`] reads it.
 
 mod place;
 mod reader;

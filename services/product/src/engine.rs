@@ -1,8 +1,8 @@
-//! Which database engines the service runs on: one PostgreSQL server, with one list of transactions and locks.
+//! The database engines on which the service runs: one PostgreSQL server, with one list of transactions and locks.
 //!
 //! The change log ([`crate::changes`]) and the audit of the stock ask the server which transactions may still write.
-//! An engine that spreads its tables over several servers, or copies rows from servers that write too, answers for one
-//! of them, and changes would be missed in silence.
+//! Some engines spread their tables over several servers, or copy rows from servers that write too. Such an engine
+//! answers for one of them, and changes would be missed in silence.
 
 use anyhow::bail;
 use shoppee_kit::pg::PgPool;
@@ -40,7 +40,7 @@ pub fn check(process: &Process, pool: PgPool) {
     });
 }
 
-/// Why an engine cannot be used; `None` where it can.
+/// Returns the reason why an engine cannot be used; `None` where it can.
 fn refusal(engine: &Engine) -> Option<String> {
     const WHY: &str =
         "changes of the catalogue are found by the transactions of one server, and it has several";

@@ -1,4 +1,4 @@
-//! What a hold and the ledger say of the same order.
+//! The statements of a hold and the ledger on the same order.
 
 use time::OffsetDateTime;
 
@@ -17,16 +17,16 @@ pub struct AuditedHold {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuditedLine {
     pub product_id: i64,
-    /// What the order holds or held.
+    /// The quantity that the order holds or held.
     pub quantity: i64,
-    /// What its movements add to what is available, …
+    /// The quantity that its movements add to what is available, …
     pub available: i64,
-    /// … and what its sales take from what is held.
+    /// … and the quantity that its sales take from what is held.
     pub sold: i64,
 }
 
 impl AuditedHold {
-    /// Whether the movements of the ledger are those that lead to this state.
+    /// Reports whether the movements of the ledger are those that lead to this state.
     pub fn ledger_agrees(&self) -> bool {
         self.lines.iter().all(|line| {
             let taken = -line.quantity;

@@ -1,4 +1,4 @@
-//! One key, one effect, one answer, for what admins write. What is changed by one transaction keeps its answer in it
+//! One key, one effect, one answer, for the writes of admins. A change by one transaction keeps its answer in it
 //! ([`claim`], [`keep`]). A batch is several: each notes its rows as done, and a repeat does the others
 //! ([`crate::batch`]).
 
@@ -78,7 +78,7 @@ pub struct Turn {
     claim: Uuid,
 }
 
-/// How a batch under a key may go on.
+/// The ways a batch under a key may go on.
 #[derive(Debug)]
 pub enum Begun {
     /// These rows are done; the others are ours to do.

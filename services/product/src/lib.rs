@@ -48,7 +48,7 @@ use crate::{
     replicas::Replicas,
 };
 
-/// How often the share of unpaid orders is measured: it changes in minutes.
+/// The interval at which the share of unpaid orders is measured: it changes in minutes.
 const UNPAID_SHARE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The product service of Shoppee

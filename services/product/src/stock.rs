@@ -156,7 +156,7 @@ pub struct HeldLine {
     pub name: String,
     pub unit_price: i64,
     pub quantity: i64,
-    /// What is left on the shelf, where it was looked at.
+    /// The quantity left on the shelf, where it was looked at.
     pub available: i64,
 }
 
@@ -217,10 +217,10 @@ impl Hold {
     }
 }
 
-/// Why an order's goods go back.
+/// The reason why an order's goods go back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReleaseReason {
-    /// Also what was sold goes back.
+    /// Sold goods go back too.
     OrderCancelled,
     /// Only a hold goes back: the release of an order that was never placed may arrive late.
     CheckoutAbandoned,
@@ -232,7 +232,7 @@ pub struct Want {
     pub order_id: Uuid,
     /// `None` only prolongs the hold that exists.
     pub basket: Option<Basket>,
-    /// Until when the hold should live at least, or at most where it is to be shortened.
+    /// The time until which the hold should live at least, or at most where it is to be shortened.
     pub until: OffsetDateTime,
     /// Orders calls that change a hold's time: one below the hold's changes nothing.
     pub fence: i64,

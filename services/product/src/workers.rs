@@ -1,5 +1,5 @@
-//! What goes on without a request. Any number of replicas may run these, and each may be killed anywhere: a round is one
-//! transaction, or can be done again.
+//! Work that goes on without a request. Any number of replicas may run these, and each may be killed anywhere: a round
+//! is one transaction, or can be done again.
 
 use std::time::Duration;
 
@@ -30,8 +30,8 @@ const CHANGE_LOG_TTL: Duration = Duration::from_hours(2);
 /// Entries deleted in one transaction.
 const CHANGE_LOG_LIMIT: i64 = 10_000;
 
-/// How often idempotency keys older than a day are deleted, and how many in one transaction: a batch has up to 10 000 rows
-/// of progress.
+/// The interval at which idempotency keys older than a day are deleted, and their number in one transaction. A batch
+/// has up to 10 000 rows of progress.
 const KEY_INTERVAL: Duration = Duration::from_mins(1);
 const KEY_LIMIT: i64 = 100;
 

@@ -1,5 +1,5 @@
-//! Buyers that retry: each operation is written down before it is sent, and one whose outcome is unknown is sent again
-//! with the same idempotency key until the outcome is known. The record is what the audit compares the database with.
+//! Buyers that retry. Each operation is written down before it is sent. One whose outcome is unknown is sent again with
+//! the same idempotency key until the outcome is known. The audit compares the database with this record.
 
 use std::{
     collections::BTreeMap,
@@ -25,9 +25,9 @@ pub const KINDS: [&str; 5] = ["browse", "cart", "order", "pay", "cancel"];
 /// The longest time for which an operation stays unknown: longer than any fault.
 const MAX_RETRY_TIME: Duration = Duration::from_secs(90);
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
-/// Between two operations of a buyer, at most. Milliseconds.
+/// The longest pause between two operations of a buyer. Milliseconds.
 const MAX_PAUSE: u64 = 100;
-/// For the last events to reach the sockets.
+/// The time for the last events to reach the sockets.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(15);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 

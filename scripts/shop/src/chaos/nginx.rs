@@ -55,7 +55,7 @@ fn configuration(port: u16, gateways: &[u16]) -> String {
     format!("{user}daemon off;\n{}\n", lines.join("\n"))
 }
 
-/// What sends a client from HTTP to HTTPS.
+/// The server that sends a client from HTTP to HTTPS.
 const REDIRECT: &str = "    server {
         listen 8080;
         return 308 https://$host$request_uri;

@@ -19,7 +19,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// What the process meets.
+/// The condition that the process meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Connections are refused, and those there were are closed.
@@ -31,7 +31,7 @@ pub enum Mode {
 
 /// Bytes that are carried at once.
 const BUFFER: usize = 16 << 10;
-/// Between two attempts to have the port back.
+/// The interval between two attempts to have the port back.
 const BIND_INTERVAL: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]

@@ -26,16 +26,16 @@ use crate::{
     up::system::System,
 };
 
-/// After the end of a fault everything is ready within this (promise P7), counted from the moment at which every server
-/// that was hit answers again.
+/// The bound within which everything is ready after the end of a fault (promise P7). It counts from the moment at which
+/// every server that was hit answers again.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// PostgreSQL replays its log after a kill; on a slow disk that takes seconds.
 const SERVER_TIMEOUT: Duration = Duration::from_mins(1);
 /// A frozen process stays so for between these times. Milliseconds.
 const FREEZE: std::ops::Range<u64> = 2_000..12_000;
-/// Between the recovery from a fault and the next fault. Milliseconds.
+/// The pause between the recovery from a fault and the next fault. Milliseconds.
 const PAUSE: std::ops::Range<u64> = 500..3_000;
-/// How often each kind of operation succeeds between two faults: a fault during which nothing happens proves nothing.
+/// The successes of each kind of operation between two faults: a fault during which nothing happens proves nothing.
 const MIN_SUCCESSES: u64 = 20;
 const SUCCESS_TIMEOUT: Duration = Duration::from_mins(1);
 /// Quiet before the audit, in which workers finish what faults left open: a payment attempt waits longest.

@@ -1,6 +1,6 @@
 //! The start matrix: every process with each of its dependencies absent at the start, frozen, slow on one connection,
-//! refusing the password, away again and back. Passes where the process lives, says what it waits for, is ready soon after
-//! the dependency's return, and writes few lines about it.
+//! refusing the password, away again and back. It passes where the process lives, says what it waits for, is ready soon
+//! after the dependency's return, and writes few lines about it.
 //!
 //! Every pair has a process and a proxy of its own beside a system that runs; all pairs go through the matrix at once.
 
@@ -38,12 +38,12 @@ const STARTED_WITHIN: Duration = Duration::from_secs(20);
 /// A process that cannot start ends within this.
 const REFUSED_WITHIN: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);
-/// How late the first bytes of a slow connection are.
+/// The delay of the first bytes of a slow connection.
 const SLOW_BY: Duration = Duration::from_secs(2);
 /// A lasting failure has a line again after this.
 const LINE_INTERVAL: Duration = Duration::from_mins(1);
 
-/// How long each trouble lasts.
+/// The duration of each trouble.
 #[derive(Clone, Copy, Debug)]
 struct Times {
     late: Duration,
@@ -116,12 +116,12 @@ struct Pair {
     program: Program,
     proxy: Proxy,
     store: Option<Store>,
-    /// Where it answers `/readyz`.
+    /// The address at which it answers `/readyz`.
     health: String,
     client: reqwest::Client,
     child: Option<Child>,
     started: Instant,
-    /// How often the dependency was in trouble since the start.
+    /// The number of times the dependency was in trouble since the start.
     troubles: usize,
 }
 

@@ -22,10 +22,11 @@ use crate::{
     state::State,
 };
 
-/// From the first process to the last one's readiness. A start takes seconds; on a machine whose cores are taken by others
-/// it takes minutes, and a process that cannot start ends at once, so that this bound is reached by one that hangs.
+/// The bound from the first process to the last one's readiness. A start takes seconds; on a machine whose cores are
+/// taken by others it takes minutes. A process that cannot start ends at once, so that only one that hangs reaches this
+/// bound.
 const READY_TIMEOUT: Duration = Duration::from_mins(10);
-/// How often a start that takes its time says what it waits for.
+/// The interval at which a start that takes its time says what it waits for.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(15);
 /// A million products.
 const SEEDED_WITHIN: Duration = Duration::from_mins(15);
@@ -158,7 +159,7 @@ impl System {
         Ok(())
     }
 
-    /// What every process of it is started with.
+    /// The settings that every process of it is started with.
     pub fn shop(&self) -> Shop<'_> {
         Shop {
             state: &self.state,

@@ -65,7 +65,7 @@ fn a_shop_whose_servers_take_tls_alone_places_an_order() {
     assert!(probed.success(), "--probe asks a port that has no TLS");
 }
 
-/// What a server answers to the beginning of HTTP/2.
+/// The answer of a server to the beginning of HTTP/2.
 fn plain_text(port: u16) -> Vec<u8> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connects");
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").expect("written");
@@ -74,7 +74,7 @@ fn plain_text(port: u16) -> Vec<u8> {
     answer
 }
 
-/// How a server ends a connection of a client without a certificate.
+/// The error with which a server ends a connection of a client without a certificate.
 fn without_certificate(port: u16, ca: &str) -> String {
     let mut roots = RootCertStore::empty();
     roots
@@ -95,8 +95,8 @@ fn without_certificate(port: u16, ca: &str) -> String {
     format!("{:?}", outcome.expect_err("it is refused"))
 }
 
-/// Each with what it means for the certificate of a server that is met as `localhost`, or as 127.0.0.1 where its
-/// certificate is not for that.
+/// Wrong certificates, each with the name under which its server is met, and with the words for what is wrong. The name
+/// is `localhost`, or 127.0.0.1 where the certificate is not for that.
 fn wrong_certificates(folder: &Folder) -> (Authority, [(Certificate, &'static str, &'static str); 3]) {
     let (authority, stranger) = (Authority::new(folder, "shop"), Authority::new(folder, "stranger"));
     let (unknown, expired) = (stranger.signs("localhost"), authority.signed_long_ago("localhost"));
@@ -232,7 +232,7 @@ fn every_secret_of_every_process_may_come_from_a_file_and_only_from_there() {
         for secret in secrets {
             assert!(help.contains(&format!("{secret}_FILE")), "{process}: {secret}_FILE:\n{help}");
             let by_file = format!("{secret}_FILE");
-            // Which the order service must have besides.
+            // The order service must have this setting besides.
             let id = ("SERVICE_CLIENT_ID", "order");
             let line = refuses(process, &[id, (secret, PASSWORD), (&by_file, &file)]);
             assert!(line.contains(&format!("{secret} and {by_file} are both set; set one")), "{line}");

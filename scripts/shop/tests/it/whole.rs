@@ -83,7 +83,7 @@ impl Checkout {
 }
 
 impl Checkout {
-    /// What Redis answers to its administrator.
+    /// The answer of Redis to its administrator.
     fn redis(&self, command: &[&str]) -> String {
         let run = self.run_file();
         let url = run["redis"]["url"].as_str().expect("an address");

@@ -1,4 +1,5 @@
-//! Why events are not published: what an error of Redis says about one user's key, and about Redis as a whole.
+//! The causes for which events are not published: what an error of Redis says about one user's key, and about Redis as
+//! a whole.
 
 use std::fmt;
 
@@ -57,7 +58,7 @@ impl Cause {
             "LOADING" | "BUSY" => Self::Busy,
             "MISCONF" | "NOREPLICAS" => Self::WritesRefused,
             "NOPERM" | "NOAUTH" | "WRONGPASS" => Self::Denied,
-            // What fred calls unknown, or an invalid argument, is an answer of Redis; all else never got one.
+            // An error that fred calls unknown, or an invalid argument, is an answer of Redis; all else never got one.
             _ => match error.kind() {
                 ErrorKind::Unknown | ErrorKind::InvalidArgument | ErrorKind::InvalidCommand => Self::Other,
                 ErrorKind::Auth => Self::Denied,
@@ -77,7 +78,7 @@ impl Cause {
         }
     }
 
-    /// Whether it is the fault of the key itself, where Redis takes writes to another key at the same time.
+    /// Reports whether it is the fault of the key itself, where Redis takes writes to another key at the same time.
     pub const fn is_of_key(self) -> bool {
         matches!(self, Self::WrongType | Self::Other)
     }
@@ -99,7 +100,7 @@ impl Cause {
     }
 }
 
-/// Why a command, or a user's turn, came to nothing.
+/// The reason why a command, or a user's turn, came to nothing.
 #[derive(Clone, Debug)]
 pub struct Failure {
     pub cause: Cause,

@@ -74,10 +74,10 @@ enum Outcome {
     Skipped,
 }
 
-/// What a pass has found to be away.
+/// The servers that a pass has found to be away.
 struct Away {
     database: AtomicBool,
-    /// By fan-out stream, each of which may be on another node of a cluster.
+    /// Flags by fan-out stream, each of which may be on another node of a cluster.
     shards: Vec<AtomicBool>,
 }
 
@@ -199,7 +199,7 @@ impl Publisher {
             if let Some(failure) = fan_out {
                 self.failures.record(&failure, user_id, &streams::fan_out(user_id));
                 outage = Some(failure);
-                // What follows is sent again with it, in order.
+                // The rows behind it are sent again with it, in order.
                 break;
             }
             let Some(failure) = history else {
@@ -337,7 +337,7 @@ async fn queue(
     Ok(())
 }
 
-/// Whether another transaction has had a lock for too long (SQLSTATE 55P03).
+/// Reports whether another transaction has had a lock for too long (SQLSTATE 55P03).
 fn is_locked(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
 }

@@ -74,7 +74,7 @@ pub async fn ids(conn: &mut PgConnection, after: Uuid, limit: i64) -> sqlx::Resu
         .await
 }
 
-/// Those of the orders that exist, as one statement shows each with its lines and payments.
+/// Returns those of the orders that exist, as one statement shows each with its lines and payments.
 pub async fn orders(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<BTreeMap<Uuid, Order>> {
     let rows = sqlx::query!(
         r#"select o.id, o.status, o.expires_at,
@@ -153,7 +153,7 @@ pub async fn note(
     .await
 }
 
-/// Up to `limit` orders that did not fit and are to be looked at again, the oldest first.
+/// Returns up to `limit` orders that did not fit and are to be looked at again, the oldest first.
 pub async fn suspects(conn: &mut PgConnection, grace: Duration, limit: i64) -> sqlx::Result<Vec<Uuid>> {
     sqlx::query_scalar!(
         "select order_id from orders.audit_mismatch
@@ -167,7 +167,7 @@ pub async fn suspects(conn: &mut PgConnection, grace: Duration, limit: i64) -> s
     .await
 }
 
-/// How many mismatches of each kind are confirmed.
+/// Returns the number of confirmed mismatches of each kind.
 pub async fn confirmed(conn: &mut PgConnection) -> sqlx::Result<Vec<(Kind, i64)>> {
     let rows = sqlx::query!(
         r#"select kind, count(*) as "count!" from orders.audit_mismatch where confirmed group by kind"#

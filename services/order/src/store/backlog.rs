@@ -1,4 +1,4 @@
-//! What workers have still to do: how much of it, and since when.
+//! The work that workers have still to do: its amount, and its age.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;

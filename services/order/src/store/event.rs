@@ -4,8 +4,8 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// An event. Its words are kept as they are: during an upgrade a newer version writes words that this one does not know,
-/// and they must travel all the same.
+/// An event. Its words are kept as they are: during an upgrade a newer version writes words that this one does not
+/// know. They must travel all the same.
 #[derive(Clone, Debug)]
 pub struct EventRow {
     pub user_id: i64,
@@ -94,7 +94,7 @@ pub async fn after(
     .await
 }
 
-/// Those of a user's events that have these numbers.
+/// Returns those of a user's events that have these numbers.
 pub async fn of_seqs(conn: &mut PgConnection, user_id: i64, seqs: &[i64]) -> sqlx::Result<Vec<EventRow>> {
     sqlx::query_as!(
         EventRow,

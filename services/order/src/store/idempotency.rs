@@ -84,7 +84,8 @@ pub async fn take_over(
     Ok(taken.rows_affected() == 1)
 }
 
-/// A key that a request holds. Whoever takes it over holds it until another time, so that this one changes nothing more.
+/// A key that a request holds. A request that takes it over holds it until another time, so that this one changes
+/// nothing more.
 #[derive(Clone, Debug)]
 pub struct Lease {
     pub of: KeyOf,
@@ -155,7 +156,7 @@ pub async fn forget(conn: &mut PgConnection, lease: &Lease) -> sqlx::Result<bool
     Ok(forgotten.rows_affected() == 1)
 }
 
-/// Forgets a key without an answer, in the transaction that refuses what was done under it, whoever holds it.
+/// Forgets a key without an answer, in the transaction that refuses what was done under it, whichever request holds it.
 pub async fn forget_unanswered(conn: &mut PgConnection, of: &KeyOf, order_id: Uuid) -> sqlx::Result<()> {
     sqlx::query!(
         "delete from orders.idempotency

@@ -36,7 +36,7 @@ pub async fn claim(
     find(conn, of, forgotten).await
 }
 
-/// What is stored under a key since `forgotten`.
+/// Returns the request that is stored under a key since `forgotten`.
 pub async fn find(
     conn: &mut PgConnection,
     of: &KeyOf,

@@ -143,8 +143,9 @@ pub struct Filter {
     pub limit: i64,
 }
 
-/// Newest first: the ids are UUIDv7, which begin with the time. One query for each combination: of a condition that may be
-/// absent PostgreSQL makes a filter over all orders of the user, or of the shop, once it plans for all parameters.
+/// Returns orders, newest first: the ids are UUIDv7, which begin with the time. There is one query for each
+/// combination. Once it plans for all parameters, PostgreSQL makes an optional condition a filter over all orders of
+/// the user, or of the shop.
 pub async fn list(conn: &mut PgConnection, filter: Filter) -> Result<Vec<OrderRow>, Error> {
     let before = filter.before.unwrap_or(Uuid::max());
     let rows = match (filter.user_id, filter.status.map(Status::word)) {

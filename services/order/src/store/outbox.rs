@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 #[derive(Clone, Debug)]
 pub struct Waiting {
     pub seq: i64,
-    /// Whether the fan-out stream has it, so that only the user's history is owed.
+    /// True once the fan-out stream has it, so that only the user's history is owed.
     pub fanned_out: bool,
     /// Times that the user's history refused it.
     pub attempts: i16,
@@ -30,8 +30,8 @@ pub struct Look {
 
 /// Returns what waits of a user and is due, in order, each row with its lock until the transaction ends.
 ///
-/// Of two relays the second waits for the first one's locks, from the user's first row on, and then finds what is left: a
-/// user's events are published by one relay at a time.
+/// Of two relays the second waits for the first one's locks, from the user's first row on, and then finds what is left.
+/// So one relay at a time publishes a user's events.
 pub async fn claim(conn: &mut PgConnection, user_id: i64, limit: i64) -> sqlx::Result<Vec<Waiting>> {
     sqlx::query_as!(
         Waiting,
@@ -96,8 +96,8 @@ pub async fn give_up(conn: &mut PgConnection, user_id: i64, seqs: &[i64], reason
     Ok(())
 }
 
-/// Users with events that no relay has published, created at `since` or later, oldest first, each with the time of the
-/// event; at most `limit` events.
+/// Returns users with events that no relay has published, created at `since` or later, oldest first. Each comes with
+/// the time of the event; at most `limit` events.
 pub async fn waiting(
     conn: &mut PgConnection,
     since: OffsetDateTime,

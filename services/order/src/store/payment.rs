@@ -14,19 +14,19 @@ pub struct Attempt {
     pub key: Option<String>,
     /// The number of the attempt among its order's.
     pub fence: i64,
-    /// How often it was leased for recovery.
+    /// The number of times it was leased for recovery.
     pub tries: i32,
 }
 
-/// How long a lease lasts: doubled with each try, up to a cap.
+/// The duration of a lease: doubled with each try, up to a cap.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
     pub first: Duration,
     pub max: Duration,
 }
 
-/// Opens an attempt, which is left to whoever opened it until `next_try_at`; the attempt's number, or `None` where one
-/// is open. The order's row is locked.
+/// Opens an attempt, which is left to the request that opened it until `next_try_at`. Returns the attempt's number, or
+/// `None` where one is open. The order's row is locked.
 pub async fn open(
     conn: &mut PgConnection,
     attempt: &Attempt,
@@ -66,8 +66,8 @@ pub async fn advance(conn: &mut PgConnection, attempt: &Attempt, from: &str, to:
     Ok(moved.rows_affected() == 1)
 }
 
-/// Turns the attempt of an order that is in the state `from`, and is `id` where that is given, into a refund, which is left
-/// to whoever asked for it until `next_try_at`.
+/// Turns the attempt of an order that is in the state `from`, and is `id` where that is given, into a refund. The
+/// refund is left to the request that asked for it until `next_try_at`.
 pub async fn request_refund(
     conn: &mut PgConnection,
     (user_id, order_id): (i64, Uuid),
@@ -121,7 +121,7 @@ pub async fn lease_due(
     .await
 }
 
-/// Which of these orders, whose rows are locked, are being charged.
+/// Returns those of these orders, whose rows are locked, that are being charged.
 pub async fn charging(conn: &mut PgConnection, orders: &[(i64, Uuid)]) -> sqlx::Result<Vec<Uuid>> {
     let (users, ids): (Vec<i64>, Vec<Uuid>) = orders.iter().copied().unzip();
     sqlx::query_scalar!(

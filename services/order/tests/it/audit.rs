@@ -211,7 +211,7 @@ async fn a_hold_whose_movements_were_lost_is_found() {
     let audited = Audited::open().await;
     let ann = audited.shop.customer("ann").await;
     let order = audited.paid(&ann).await;
-    // The state alone, as one who repairs by hand might: the ledger says that the goods are sold.
+    // The state alone, as a repair by hand might change it: the ledger says that the goods are sold.
     audited
         .execute(
             &audited.stock,

@@ -267,7 +267,7 @@ async fn whatever_gets_lost_or_comes_late_paid_goods_are_sold_once() {
     faulty.store(false, Ordering::Relaxed);
     assert!(breaking.await.unwrap() > 3, "connections broke meanwhile");
 
-    // What was left open is recovered, and what was delayed has arrived.
+    // The attempts left open are recovered, and the delayed calls have arrived.
     shop.let_pass(Duration::from_secs(31));
     eventually("all is settled", || async {
         let open: i64 = sqlx::query_scalar(

@@ -54,7 +54,7 @@ impl Shop {
         Self::open_changed(async |settings| change(settings)).await
     }
 
-    /// With something between the order service and the product service, which makes an address from a URL.
+    /// Opens a shop with a proxy between the order service and the product service, which makes an address from a URL.
     pub async fn open_behind(proxy: impl AsyncFnOnce(&str) -> String) -> Self {
         Self::open_changed(async |settings| {
             settings.product_url = format!("http://{}", proxy(&settings.product_url).await);

@@ -1,4 +1,4 @@
-//! What one user's unpaid orders may hold.
+//! The caps on one user's unpaid orders.
 
 use shoppee_kit::testing::eventually;
 

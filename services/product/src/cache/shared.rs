@@ -1,13 +1,14 @@
-//! The level in Redis, shared by all processes, and warm when one of them starts: `product:{epoch}:{id}`, an answer and
-//! its revision, and `product:log`, the epoch and the number of the log up to which every change was reported to it.
+//! The level in Redis, shared by all processes, and warm when one of them starts. `product:{epoch}:{id}` has an answer
+//! and its revision. `product:log` has the epoch and the number of the log up to which every change was reported to it.
 //!
-//! **What is in Redis is believed only while this process itself has reported every change to it**, over the present
-//! connection: those behind the position that Redis knew when the connection was made, read from the log a page at a
-//! time with the position saved after each page, and then what each look at the log finds. A look that was not reported
-//! yet is at most [`MAX_LAG`] old, and for longer than that the memory remembers the newest revision of what it found.
-//! A connection that breaks, a report that fails, a Redis that lost what was reported, end the belief.
+//! **A process believes the content of Redis only while it has itself reported every change to it**, over the present
+//! connection. First come the changes behind the position that Redis knew when the connection was made. They are read
+//! from the log a page at a time, with the position saved after each page. Then comes what each look at the log finds.
+//! A look that was not reported yet is at most [`MAX_LAG`] old. For longer than that the memory remembers the newest
+//! revision of what it found. A connection that breaks, a report that fails, a Redis that lost what was reported, end
+//! the belief.
 //!
-//! Where too many changes are missing, a new epoch begins instead: nothing of the old one is looked at again. It is
+//! A new epoch begins instead where too many changes are missing: nothing of the old one is looked at again. It is
 //! entered before a product is read that is to be kept in it, so nothing older than its beginning gets into it.
 //!
 //! Reading the log for Redis is apart from reading it for the memory ([`crate::changes`]), which therefore is believed
@@ -36,13 +37,13 @@ use crate::{changes::Changes, product::Product, store::change::Change};
 
 /// A reader does not wait longer for Redis, which answers in under a millisecond; PostgreSQL knows as well.
 const READ_TIMEOUT: Duration = Duration::from_millis(50);
-/// Of one command of a report: Redis is given up where it takes longer.
+/// The timeout of one command of a report: Redis is given up where it takes longer.
 const REPORT_TIMEOUT: Duration = Duration::from_millis(300);
 /// Changes reported at once.
 const REPORTED: usize = 500;
 /// Word of a change stays longer than any read that began before it takes.
 const WORD_TTL: Duration = Duration::from_secs(30);
-/// What was read longer ago than this is not put there.
+/// The age above which a read is not put there.
 const MAX_PUT_AGE: Duration = Duration::from_secs(5);
 /// Changes that were told to the memory longer ago than this must have been reported. The memory remembers them for
 /// twice as long.
@@ -66,7 +67,7 @@ impl Shared {
         Self(Arc::new(Parts { lifetime, tasks, link }))
     }
 
-    /// Whether anything is kept at all.
+    /// Reports whether anything is kept at all.
     pub fn is_on(&self) -> bool {
         !self.0.lifetime.is_zero()
     }
@@ -97,7 +98,7 @@ impl Shared {
         }
     }
 
-    /// Whether what is in Redis is believed in this generation of the memory.
+    /// Reports whether the content of Redis is believed in this generation of the memory.
     pub fn is_believed(&self, generation: u64) -> bool {
         self.believed(generation).is_some()
     }
@@ -146,7 +147,7 @@ struct Scripts {
     begin: Script,
 }
 
-/// How much was reported.
+/// The extent of what was reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Reported {
     /// All that the log showed at this moment.
@@ -156,7 +157,7 @@ struct Reported {
 }
 
 impl Reported {
-    /// Whether all that the memory may have forgotten by now was reported.
+    /// Reports whether all that the memory may have forgotten by now was reported.
     fn is_enough(self, generation: u64, now: Instant) -> bool {
         self.generation == generation && now.duration_since(self.at) < MAX_LAG
     }
@@ -204,8 +205,8 @@ impl Link {
         Ok(())
     }
 
-    /// Notes that all changes up to `upto` were reported, by one who has reported all behind `from`. `false` where the
-    /// epoch is over, or Redis has lost something.
+    /// Notes that all changes up to `upto` were reported, by a process that has reported all behind `from`. `false`
+    /// where the epoch is over, or Redis has lost something.
     async fn note(&self, from: i64, upto: i64) -> anyhow::Result<bool> {
         let arguments = vec![self.epoch.clone(), from.to_string(), upto.to_string()];
         let noted = self.scripts.note.evalsha::<i64, _, _, _>(&self.client, LOG, arguments);

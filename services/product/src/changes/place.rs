@@ -1,4 +1,4 @@
-//! How far the log was read: which numbers can still appear, and where.
+//! The position up to which the log was read: the numbers that can still appear, and their place.
 
 use std::collections::BTreeSet;
 
@@ -7,11 +7,11 @@ use crate::store::change::Range;
 /// Parts that are remembered; of more, the oldest are read as one.
 const MAX_PARTS: usize = 1000;
 
-/// Where in the log everything was read.
+/// The place in the log up to which everything was read.
 ///
 /// Numbers are given before their transactions commit, so a smaller one may appear after a larger one was read. A
-/// number is settled once every transaction has ended that may have taken it. Above that, the numbers that were not seen
-/// yet are remembered as parts, and only those are read again: what one look costs does not follow how long a
+/// number is settled once every transaction has ended that may have taken it. Above that, the numbers that were not
+/// seen yet are remembered as parts, and only those are read again. So the cost of one look does not follow how long a
 /// transaction stays open.
 #[derive(Debug, Default)]
 pub struct Place {
@@ -33,7 +33,7 @@ impl Place {
         self.settled
     }
 
-    /// Whether there is nothing to read and nothing to wait for, as no number above the settled one was given.
+    /// Reports whether there is nothing to read and nothing to wait for, as no number above the settled one was given.
     pub fn is_at(&self, newest: i64) -> bool {
         self.settled == Some(newest)
     }

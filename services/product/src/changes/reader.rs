@@ -20,7 +20,7 @@ const MAX_PAGES: usize = 4;
 const MAX_CHANGES: usize = 50_000;
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// What a look at the log found.
+/// The result of a look at the log.
 #[derive(Debug)]
 pub enum Look {
     /// It is not known yet from where on all changes are seen.

@@ -24,7 +24,7 @@ use crate::{
 
 /// Answers that wait for a caller that reads slowly; then the next batch waits.
 const ANSWERS: usize = 1;
-/// Before a kept answer, which is never empty then.
+/// The prefix of a kept answer, which is never empty then.
 const KEPT: &[u8] = b"b";
 
 pub async fn update(

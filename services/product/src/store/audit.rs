@@ -1,8 +1,8 @@
 //! The audit of the stock: balances of the ledger up to a checkpoint, and what is new behind it.
 //!
-//! No statement reads the ledger from its beginning. `fold` adds settled rows to the balances, `slice` and `held` compare
-//! the balances plus the rows behind the checkpoint with the stock and the holds, and `recount` adds up all of the ledger
-//! once more, a page at a time.
+//! No statement reads the ledger from its beginning. `fold` adds settled rows to the balances. `slice` and `held`
+//! compare the balances plus the rows behind the checkpoint with the stock and the holds. `recount` adds up all of the
+//! ledger once more, a page at a time.
 
 use shoppee_kit::pg::PgPool;
 use sqlx::{PgConnection, Postgres, Transaction};
@@ -24,7 +24,7 @@ pub async fn checkpoint(conn: &mut PgConnection) -> sqlx::Result<i64> {
 pub struct Checkpoint {
     /// All rows of the ledger up to this one are in the balances.
     pub ledger_id: i64,
-    /// Where the recount is.
+    /// The place of the recount.
     pub recount: Recount,
 }
 
@@ -48,7 +48,7 @@ pub struct Recount {
     pub sums: Sums,
 }
 
-/// What the ledger says of a product.
+/// The ledger's sums for a product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sums {
     pub available: i64,
@@ -119,8 +119,8 @@ pub struct Slice {
     pub violations: Vec<i64>,
 }
 
-/// Compares the next `limit` products after `after` with the ledger, in the snapshot of `checkpoint`: what is available
-/// is the balance plus the rows behind the checkpoint, and the list knows what is in stock.
+/// Compares the next `limit` products after `after` with the ledger, in the snapshot of `checkpoint`. The available
+/// quantity is the balance plus the rows behind the checkpoint, and the list knows what is in stock.
 pub async fn slice(conn: &mut PgConnection, checkpoint: i64, after: i64, limit: i64) -> sqlx::Result<Slice> {
     let row = sqlx::query!(
         r#"with slice as (

@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 /// Returns the transactions that may have taken a number and not committed yet: those that hold a lock for writing on a
-/// table of the log. A transaction takes that lock before its first number and keeps it until its end is visible, so of
+/// table of the log. A transaction takes that lock before its first number and keeps it until its end is visible. So of
 /// the numbers given before this call those of other transactions can be read after it.
 ///
 /// That is true of the locks of one PostgreSQL server, which has one list of them. An engine that spreads the tables over

@@ -1,4 +1,4 @@
-//! What the server says of itself.
+//! The server's statements about itself.
 
 use shoppee_kit::pg::PgPool;
 

@@ -121,7 +121,7 @@ pub async fn insert(
     Ok(written)
 }
 
-/// Lets locked holds live until these times, and remembers who said so.
+/// Lets locked holds live until these times, and remembers the fence of the call.
 pub async fn prolong(
     conn: &mut PgConnection,
     holds: &[(Uuid, Hold)],

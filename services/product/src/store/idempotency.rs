@@ -1,17 +1,17 @@
-//! Idempotency keys, their answers, and how far a batch is.
+//! Idempotency keys, their answers, and the progress of a batch.
 
 use shoppee_kit::idempotency::{KEY_TTL, MAX_ANSWERS_PER_USER, Stored};
 use sqlx::{PgConnection, postgres::types::PgInterval};
 use uuid::Uuid;
 
-/// Under which an answer is kept.
+/// The key under which an answer is kept.
 #[derive(Clone, Debug)]
 pub struct Key {
     pub user_id: i64,
     /// The operation.
     pub scope: &'static str,
     pub value: String,
-    /// Of what the request means.
+    /// The fingerprint of what the request means.
     pub fingerprint: Vec<u8>,
 }
 
@@ -42,7 +42,7 @@ pub async fn claim(conn: &mut PgConnection, key: &Key) -> sqlx::Result<bool> {
     Ok(claimed > 0)
 }
 
-/// What is kept under a key.
+/// Returns the record that is kept under a key.
 pub async fn find(conn: &mut PgConnection, key: &Key) -> sqlx::Result<Option<Stored>> {
     sqlx::query_as!(
         Stored,
@@ -109,7 +109,7 @@ pub async fn sweep(conn: &mut PgConnection, limit: i64) -> sqlx::Result<u64> {
     Ok(swept.rows_affected())
 }
 
-/// Takes the turn at a batch for `lease`, where nobody has it; `false` where another process does, or it is done.
+/// Takes the turn at a batch for `lease`, where no process has it; `false` where another process does, or it is done.
 pub async fn take_turn(
     conn: &mut PgConnection,
     key: &Key,

@@ -118,12 +118,12 @@ async fn also_while_redis_is_frozen() {
     stays_true(&shop, &replica.products, id, 30..50).await;
 }
 
-/// What has begun in Redis.
+/// Returns the epoch that has begun in Redis.
 async fn epoch(redis: &Client) -> Option<String> {
     redis.hget("product:log", "epoch").await.expect("an answer")
 }
 
-/// Up to where Redis knows of changes.
+/// Returns the position up to which Redis knows of changes.
 async fn position(redis: &Client) -> Option<i64> {
     redis.hget("product:log", "position").await.expect("an answer")
 }
@@ -212,7 +212,7 @@ async fn a_long_transaction_is_no_work_for_redis() {
 const LOADED: i64 = 20_000;
 const MOVEMENTS: i64 = 6;
 
-/// As the comment in 0001_catalogue.sql says, in one transaction that also changes a product.
+/// Loads products as the comment in 0001_catalogue.sql says, in one transaction that also changes a product.
 async fn load(shop: &Shop, repriced: i64) {
     let load = format!(
         "begin;

@@ -42,7 +42,7 @@ impl Store {
                     superuser.replace(&format!(":{}/", system.plan.postgres), &format!(":{proxy}/"));
                 let url = postgres::for_role(&through, &user, &password)?;
                 let store = Self { kind: Kind::Postgres(superuser), user, password, url };
-                // What it may do, it may as a member of the service's own role.
+                // The role has all its rights as a member of the service's own role.
                 store.ask(&format!("create role {} login in role shoppee_{process}", store.user)).await?;
                 store
             }

@@ -6,7 +6,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd,
 };
 
-/// A folder that everybody may read; gone when dropped.
+/// A folder that all users may read; gone when dropped.
 pub struct Folder(pub PathBuf);
 
 impl Folder {

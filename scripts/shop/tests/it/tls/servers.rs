@@ -20,7 +20,7 @@ use super::authority::{Authority, Certificate, Folder};
 
 const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
 
-/// Takes a password over TLS from who has a certificate, and nothing else.
+/// Takes a password over TLS from a client with a certificate, and nothing else.
 pub struct Postgres {
     data: PathBuf,
     pub port: u16,
@@ -85,12 +85,12 @@ impl Drop for Postgres {
 }
 
 fn run(command: &mut Command) {
-    // What it starts must not keep its output open.
+    // A process that it starts must not keep its output open.
     let status = command.stdout(Stdio::null()).status().expect("runs");
     assert!(status.success(), "{command:?}");
 }
 
-/// Has no port without TLS, and one user, who has a password.
+/// Has no port without TLS, and one user with a password.
 pub struct Redis {
     process: Child,
     pub port: u16,
@@ -133,7 +133,7 @@ impl Drop for Redis {
     }
 }
 
-/// What is spoken until the handshake.
+/// The protocol until the handshake.
 #[derive(Clone, Copy, Debug)]
 pub enum Speaks {
     Postgres,

@@ -22,13 +22,13 @@ use crate::{
     store::change::{self, Range},
 };
 
-/// Before Redis is tried again.
+/// The delay before Redis is tried again.
 const RECONNECT_INTERVAL: Duration = Duration::from_millis(500);
 /// Numbers of the log that are reported to a Redis that does not know of them: some seconds of work. Of more a new epoch
 /// begins.
 const MAX_REPLAY: i64 = 100_000;
 
-/// What the reports come from, and where they go.
+/// The sources of the reports, and their targets.
 #[derive(Debug)]
 pub struct Follower {
     pub connector: Connector,
@@ -38,7 +38,7 @@ pub struct Follower {
     pub changes: Changes,
 }
 
-/// Why a link was left.
+/// The reason why a link was left.
 enum Left {
     /// The process stops.
     Stopping,
