@@ -111,12 +111,17 @@ ADDRESS = {"recipient": "A", "line1": "B", "city": "C", "postal_code": "1", "cou
 
 @schemathesis.hook
 def before_call(_context, case, _kwargs):
-    """Puts an order into the path that is in the right state: nobody guesses the id of one."""
-    steps = BEFORE.get(case.operation.definition.raw.get("operationId"))
+    """Puts an order in the right state, or a category without products, into the path: no generated id names one."""
+    operation = case.operation.definition.raw.get("operationId")
+    steps = BEFORE.get(operation)
     given = str((case.path_parameters or {}).get("id"))
+    url, mine, admin = os.environ["SHOP"], os.environ["ACCESS_TOKEN"], os.environ["ADMIN_TOKEN"]
+    if operation == "deleteCategory" and given.isdecimal():
+        category = {"slug": f"check-{uuid.uuid4()}", "name": "To be deleted"}
+        case.path_parameters["id"] = post(f"{url}/api/v1/categories", category, admin)["id"]
+        return
     if steps is None or not UUID.fullmatch(given):
         return
-    url, mine, admin = os.environ["SHOP"], os.environ["ACCESS_TOKEN"], os.environ["ADMIN_TOKEN"]
     order = {"items": [{"product_id": int(os.environ["PRODUCT"]), "quantity": 1}], "shipping_address": ADDRESS}
     try:
         placed = post(f"{url}/api/v1/orders", order, mine)["id"]
