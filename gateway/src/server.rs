@@ -9,12 +9,13 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::{Router, body::Body, extract::ConnectInfo};
+use bytes::Bytes;
 use http::{
     HeaderValue, Request, Response, StatusCode, Version,
     header::{CONNECTION, CONTENT_ENCODING},
 };
 use http_body_util::BodyExt as _;
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{body::Incoming, service::service_fn, upgrade::Upgraded};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -174,6 +175,12 @@ fn builder(timeouts: Timeouts) -> auto::Builder<TokioExecutor> {
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING);
     builder
+}
+
+/// Returns the TCP stream below an upgraded connection, with the bytes that were read from it before.
+pub fn into_stream(upgraded: Upgraded) -> Option<(TcpStream, Bytes)> {
+    let parts = auto::upgrade::downcast::<TokioIo<Watched<TcpStream>>>(upgraded).ok()?;
+    Some((parts.io.into_inner().stream, parts.read_buf))
 }
 
 /// Serves one connection to its end.

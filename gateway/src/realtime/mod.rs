@@ -17,7 +17,6 @@ mod wire;
 
 use std::{sync::Arc, time::Duration};
 
-use hyper_util::{rt::TokioIo, server::conn::auto::upgrade::downcast};
 use shoppee_kit::{
     caller::{Caller, Verifier},
     clock::Clock,
@@ -26,14 +25,13 @@ use shoppee_kit::{
     tasks::Tasks,
 };
 use tokio::{
-    net::TcpStream,
     sync::{OwnedSemaphorePermit, Semaphore, broadcast},
     time::timeout,
 };
 use uuid::Uuid;
 
 use self::{hub::Hub, resume::Resume, wire::Wire};
-use crate::upstream::Upstream;
+use crate::{server, upstream::Upstream};
 
 /// Sockets a process holds: at 8 KiB each, 160 MiB and twice what one is measured with.
 const SOCKETS: usize = 20_000;
@@ -111,10 +109,12 @@ impl Realtime {
         let realtime = self.clone();
         drop(self.tasks.track(async move {
             let _room = room;
-            // Our server makes no other connections than of TCP.
             let Ok(Ok(upgraded)) = timeout(UPGRADE, upgrade).await else { return };
-            let Ok(connection) = downcast::<TokioIo<TcpStream>>(upgraded) else { return };
-            let wire = Wire::new(connection.io.into_inner(), connection.read_buf);
+            let Some((stream, read)) = server::into_stream(upgraded) else {
+                tracing::error!("an upgraded connection is not one of the server's");
+                return;
+            };
+            let wire = Wire::new(stream, read);
             socket::serve(wire, caller, after, realtime).await;
         }));
     }

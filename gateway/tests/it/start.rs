@@ -6,7 +6,7 @@ use shoppee_kit::testing::refuses_to_start;
 fn wrong_settings_end_the_start_with_one_clear_line() {
     for (name, value) in [
         ("REDIS_URL", "x"),
-        ("AUTH_URL", "https://auth:50051"),
+        ("AUTH_URL", "ftp://auth:50051"),
         ("ORDER_URL", ""),
         ("CORS_ORIGINS", "shop.example"),
         ("TRUSTED_PROXIES", "everybody"),
