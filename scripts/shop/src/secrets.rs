@@ -76,11 +76,11 @@ fn key() -> String {
     (0..64).map(|_| char::from(b"0123456789abcdef"[random.random_range(0..16)])).collect()
 }
 
-/// One that a person can type, 50 bits: only tried against a server that counts the tries.
+/// Returns a password that a person can type, of 75 bits and 17 characters: production wants 12 at least.
 pub fn password() -> String {
     const LETTERS: &[u8] = b"abcdefghijkmnpqrstuvwxyz23456789";
     let mut random = rand::rng();
     let mut group =
         || (0..5).map(|_| char::from(LETTERS[random.random_range(0..LETTERS.len())])).collect::<String>();
-    format!("{}-{}", group(), group())
+    format!("{}-{}-{}", group(), group(), group())
 }

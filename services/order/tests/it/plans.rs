@@ -73,6 +73,7 @@ fn value(kind: &str) -> &'static str {
         "Int2" | "Int4" | "Int8" | "Float8" => "1",
         "Bool" => "true",
         "Timestamptz" => "now()",
+        "Interval" => "'1s'",
         "Uuid" => "'00000000-0000-7000-8000-000000000000'",
         "Text" | "Bytea" => "'paid'",
         "Json" | "Jsonb" => "'{}'",

@@ -7,16 +7,14 @@ use shoppee_kit::{
     client,
     clock::Clock,
     settings,
-    status::{self, Told},
     testing::{Database, RedisServer, TestProcess, common, eventually, free_addr},
 };
 use shoppee_proto::{
     auth::v1::{LoginRequest, RegisterRequest, auth_service_client::AuthServiceClient},
     order::v1::{
-        AddCartItemRequest, Address, CancelOrderRequest, Cart, CompleteOrderRequest, CreateOrderRequest,
+        AddCartItemRequest, CancelOrderRequest, Cart, CompleteOrderRequest, CreateOrderRequest,
         GetCartRequest, GetOrderRequest, ListEventsRequest, ListOrderEventsRequest, Order, OrderEvent,
-        OrderHistoryEvent, OrderLine, PayOrderRequest, ShipOrderRequest,
-        order_service_client::OrderServiceClient,
+        OrderHistoryEvent, PayOrderRequest, ShipOrderRequest, order_service_client::OrderServiceClient,
     },
     product::v1::{
         CreateProductRequest, GetProductRequest, Product, product_service_client::ProductServiceClient,
@@ -24,6 +22,10 @@ use shoppee_proto::{
 };
 use sqlx::PgPool;
 use tonic::{Code, Request, Response, Status, transport::Channel};
+
+mod requests;
+
+pub use requests::{refused, wish};
 
 const ORDER_SECRET: &str = "the order service's own secret";
 const PASSWORD: &str = "correct horse battery";
@@ -271,36 +273,6 @@ pub struct Person {
     token: Arc<SecretString>,
     order: OrderServiceClient<Channel>,
     product: ProductServiceClient<Channel>,
-}
-
-/// What was refused, by the word a REST client reads.
-pub fn refused<T: std::fmt::Debug>(answer: Result<T, Status>) -> String {
-    let Told { reason, .. } = status::read(&answer.expect_err("refused"));
-    reason.to_lowercase()
-}
-
-pub fn address() -> Address {
-    Address {
-        recipient: "Ann".to_owned(),
-        line1: "High Street 1".to_owned(),
-        city: "Utrecht".to_owned(),
-        postal_code: "3511".to_owned(),
-        country: "NL".to_owned(),
-        ..Address::default()
-    }
-}
-
-/// An order of these products, to be changed where a test needs more.
-pub fn wish(items: &[(i64, i64)]) -> CreateOrderRequest {
-    CreateOrderRequest {
-        items: items
-            .iter()
-            .map(|(product_id, quantity)| OrderLine { product_id: *product_id, quantity: *quantity })
-            .collect(),
-        shipping_address: Some(address()),
-        expected_total: None,
-        idempotency_key: None,
-    }
 }
 
 impl Person {

@@ -116,11 +116,13 @@ async fn a_round_reads_what_is_new_in_the_ledger_and_not_the_history() {
         ))
         .await;
     watched.wait_until_folded().await;
-    watched.wait_for_rounds(2).await;
-    let before = watched.ledger_rows_read().await;
-    watched.wait_for_rounds(4).await;
-    let read = watched.ledger_rows_read().await - before;
-    assert!(read < 1000, "{read} rows of the ledger were read");
+    // PostgreSQL counts the rows that were folded up to a second later. A round that reads the history never reads so few.
+    eventually("four rounds read fewer than 1000 rows of the ledger", || async {
+        let before = watched.ledger_rows_read().await;
+        watched.wait_for_rounds(4).await;
+        watched.ledger_rows_read().await - before < 1000
+    })
+    .await;
     assert!(watched.violations() == 0.0);
     watched.execute("update product.stock set available = available + 1").await;
     watched.wait_for_violations(2.0).await;

@@ -1,0 +1,66 @@
+//! The answers of a gateway, and what they promise.
+
+use http::HeaderMap;
+use serde_json::Value;
+
+/// A JSON string's text.
+pub fn text(value: &Value) -> &str {
+    value.as_str().expect("a string")
+}
+
+/// Sends a request; panics only where no answer came at all.
+pub async fn send(request: reqwest::RequestBuilder) -> Answer {
+    let response = request.send().await.expect("an answer");
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let text = response.text().await.expect("a body");
+    Answer { status, headers, body: serde_json::from_str(&text).unwrap_or_default(), text }
+}
+
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    /// Null where it is not JSON.
+    pub body: Value,
+    pub text: String,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    /// # Panics
+    /// With the whole answer, where the status is another.
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{}", self.text);
+        self
+    }
+
+    /// Checks that it is a problem as the contract has them, with this status and code.
+    #[track_caller]
+    pub fn problem(self, status: u16, code: &str) -> Self {
+        assert_eq!((self.status, self.body["code"].as_str()), (status, Some(code)), "{}", self.text);
+        assert_eq!(self.header("content-type"), "application/problem+json");
+        assert_eq!(self.body["status"], status);
+        assert_eq!(self.body["request_id"], self.header("x-request-id"));
+        for field in ["type", "title", "detail"] {
+            assert!(!text(&self.body[field]).is_empty(), "{field}: {}", self.text);
+        }
+        let known = ["type", "title", "status", "detail", "code", "request_id", "errors"];
+        let body = self.body.as_object().expect("an object");
+        assert!(body.keys().all(|field| known.contains(&field.as_str())), "{}", self.text);
+        let wants_errors = matches!(code, "invalid_request" | "validation_failed");
+        assert!(self.body["errors"].is_array() || !wants_errors, "{}", self.text);
+        let come_back = matches!(status, 429 | 503 | 504);
+        assert_eq!(!self.header("retry-after").is_empty(), come_back, "{}", self.text);
+        assert_eq!(!self.header("www-authenticate").is_empty(), status == 401, "{}", self.text);
+        self
+    }
+
+    /// The fields that a problem names.
+    pub fn fields(&self) -> Vec<&str> {
+        self.body["errors"].as_array().into_iter().flatten().map(|error| text(&error["field"])).collect()
+    }
+}

@@ -1,0 +1,35 @@
+//! Requests of tests, and the reasons of refusals.
+
+use shoppee_kit::status::{self, Told};
+use shoppee_proto::order::v1::{Address, CreateOrderRequest, OrderLine};
+use tonic::Status;
+
+/// What was refused, by the word a REST client reads.
+pub fn refused<T: std::fmt::Debug>(answer: Result<T, Status>) -> String {
+    let Told { reason, .. } = status::read(&answer.expect_err("refused"));
+    reason.to_lowercase()
+}
+
+fn address() -> Address {
+    Address {
+        recipient: "Ann".to_owned(),
+        line1: "High Street 1".to_owned(),
+        city: "Utrecht".to_owned(),
+        postal_code: "3511".to_owned(),
+        country: "NL".to_owned(),
+        ..Address::default()
+    }
+}
+
+/// An order of these products, to be changed where a test needs more.
+pub fn wish(items: &[(i64, i64)]) -> CreateOrderRequest {
+    CreateOrderRequest {
+        items: items
+            .iter()
+            .map(|(product_id, quantity)| OrderLine { product_id: *product_id, quantity: *quantity })
+            .collect(),
+        shipping_address: Some(address()),
+        expected_total: None,
+        idempotency_key: None,
+    }
+}
