@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeMap, fs, net::Ipv4Addr, time::Duration};
 
+use anyhow::ensure;
 use rustix::process::Signal;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
 };
 
@@ -61,6 +62,25 @@ pub fn program(state: &State, port: u16, passwords: &BTreeMap<String, String>) -
         stop: STOP,
         stale: None,
     })
+}
+
+/// Sends the private Redis a command as its administrator. Returns the first line of the answer; an error where Redis
+/// refuses the password or the command.
+pub async fn administer(
+    port: u16,
+    passwords: &BTreeMap<String, String>,
+    command: &str,
+) -> anyhow::Result<String> {
+    let password = passwords.get(ADMINISTRATOR).map(String::as_str).unwrap_or_default();
+    let mut connection = BufReader::new(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?);
+    connection.write_all(format!("AUTH {ADMINISTRATOR} {password}\r\n{command}\r\n").as_bytes()).await?;
+    let mut answer = String::new();
+    for _ in ["AUTH", command] {
+        answer.clear();
+        connection.read_line(&mut answer).await?;
+        ensure!(!answer.is_empty() && !answer.starts_with('-'), "Redis: {answer}");
+    }
+    Ok(answer)
 }
 
 /// Whether it has loaded its data and answers.

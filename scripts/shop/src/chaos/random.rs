@@ -7,11 +7,7 @@ use anyhow::{Context as _, bail};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{Connection as _, PgConnection};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Options, audit,
@@ -19,7 +15,6 @@ use super::{
     customers::stock_up,
 };
 use crate::{
-    parts::local,
     postgres, ready, redis,
     rest::Rest,
     screen::{Ink, done, ink, say},
@@ -154,7 +149,10 @@ async fn inflict(system: &mut System, client: &reqwest::Client, fault: &Fault) -
             freeze(pid, Signal::CONT);
         }
         Fault::ResetPostgres => reset_postgres(system.postgres_url()).await?,
-        Fault::ResetRedis => reset_redis(system.plan.redis).await?,
+        Fault::ResetRedis => {
+            let command = "CLIENT KILL TYPE normal SKIPME yes";
+            redis::administer(system.plan.redis, &system.secrets.redis, command).await?;
+        }
     }
     timeout(SERVER_TIMEOUT, async {
         ready::until(|| async { postgres::answers(system.postgres_url()).await.is_ok() }).await;
@@ -196,14 +194,5 @@ async fn reset_postgres(url: &str) -> anyhow::Result<()> {
         .execute(&mut connection)
         .await?;
     connection.close().await?;
-    Ok(())
-}
-
-async fn reset_redis(port: u16) -> anyhow::Result<()> {
-    let mut connection = TcpStream::connect(local(port).trim_start_matches("http://")).await?;
-    connection.write_all(b"CLIENT KILL TYPE normal SKIPME yes\r\n").await?;
-    let mut answer = [0; 1];
-    connection.read_exact(&mut answer).await?;
-    anyhow::ensure!(&answer == b":", "Redis refuses CLIENT KILL");
     Ok(())
 }

@@ -281,8 +281,7 @@ async fn a_shop_at_rest_takes_no_transaction_ids() {
     let balanced = "select count(*) from product.stock_checkpoint
                     where ledger_id = (select max(id) from product.stock_ledger)";
     eventually("the ledger is in the balances", || async { shop.count(balanced).await == 1 }).await;
-    // The ids are those of the whole server, whose autovacuum takes some at times. A shop that takes them at rest takes
-    // five a second, always.
+    // The ids are those of the whole server, whose autovacuum takes some at times.
     eventually("in three seconds fewer than five transaction ids are taken", || async {
         let before = shop.count(next).await;
         tokio::time::sleep(3 * SOON).await;

@@ -1,15 +1,10 @@
 //! PostgreSQL or Redis with a user of its own for a pair, whose password can become wrong and right again.
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeMap;
 
-use anyhow::ensure;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
-use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
-    net::TcpStream,
-};
 
-use crate::{postgres, secrets, up::system::System};
+use crate::{postgres, redis, secrets, up::system::System};
 
 /// A user of PostgreSQL or Redis.
 pub struct Store {
@@ -22,8 +17,8 @@ pub struct Store {
 enum Kind {
     /// With the superuser's URL.
     Postgres(String),
-    /// With its port.
-    Redis(u16),
+    /// With its port and the passwords of its users.
+    Redis(u16, BTreeMap<String, String>),
 }
 
 impl Store {
@@ -48,7 +43,8 @@ impl Store {
             }
             "redis" => {
                 let url = format!("redis://{user}:{password}@127.0.0.1:{proxy}");
-                Self { kind: Kind::Redis(system.plan.redis), user, password, url }
+                let kind = Kind::Redis(system.plan.redis, system.secrets.redis.clone());
+                Self { kind, user, password, url }
             }
             _ => return Ok(None),
         };
@@ -74,8 +70,9 @@ impl Store {
         let user = &self.user;
         match &self.kind {
             Kind::Postgres(_) => self.ask(&format!("alter role {user} password '{password}'")).await,
-            Kind::Redis(port) => {
-                obey(*port, &format!("ACL SETUSER {user} on resetpass >{password} ~* &* +@all")).await
+            Kind::Redis(port, passwords) => {
+                let command = format!("ACL SETUSER {user} on resetpass >{password} ~* &* +@all");
+                redis::administer(*port, passwords, &command).await.map(drop)
             }
         }
     }
@@ -88,14 +85,4 @@ impl Store {
         }
         Ok(())
     }
-}
-
-/// Sends Redis a command.
-async fn obey(port: u16, command: &str) -> anyhow::Result<()> {
-    let mut connection = BufReader::new(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?);
-    connection.write_all(format!("{command}\r\n").as_bytes()).await?;
-    let mut answer = String::new();
-    connection.read_line(&mut answer).await?;
-    ensure!(answer.starts_with("+OK"), "Redis: {answer}");
-    Ok(())
 }
