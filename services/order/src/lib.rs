@@ -139,16 +139,17 @@ pub(crate) struct Orders {
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let Process { tasks, readiness, .. } = process.clone();
     anyhow::ensure!(settings.order_ttl >= Duration::from_secs(1), "ORDER_TTL must be at least 1s");
+    let auth = Pool::start("auth", &settings.service_client.auth_url, &process)?;
+    let product = Pool::start("product", &settings.product_url, &process)?;
+    let redis = redis::Clients::open(&settings.redis, &process).await?.client("relay")?;
+    let pool = pg::open("shoppee-order", &settings.postgres, sqlx::migrate!(), &tasks, &readiness).await?;
+    // After the servers have let the process in: where they refuse, the reason is the only line.
     let caps = if settings.rate_limits == "off" {
         tracing::warn!("RATE_LIMITS=off: a user's pending orders may hold any number of units");
         UnpaidCaps::NONE
     } else {
         UnpaidCaps::new(settings.max_unpaid_units, settings.max_unpaid_product_share)
     };
-    let auth = Pool::start("auth", &settings.service_client.auth_url, &process)?;
-    let product = Pool::start("product", &settings.product_url, &process)?;
-    let redis = redis::Clients::open(&settings.redis, &process).await?.client("relay")?;
-    let pool = pg::open("shoppee-order", &settings.postgres, sqlx::migrate!(), &tasks, &readiness).await?;
     let clock = DatabaseClock::start(&pool, &process);
 
     let verifier = Verifier::new(process.clock.clone());
