@@ -29,7 +29,7 @@ const SERVER_TIMEOUT: Duration = Duration::from_mins(1);
 /// A frozen process stays so for between these times. Milliseconds.
 const FREEZE: std::ops::Range<u64> = 2_000..12_000;
 /// The pause between the recovery from a fault and the next fault. Milliseconds.
-const PAUSE: std::ops::Range<u64> = 500..3_000;
+const FAULT_INTERVAL: std::ops::Range<u64> = 500..3_000;
 /// The successes of each kind of operation between two faults: a fault during which nothing happens proves nothing.
 const MIN_SUCCESSES: u64 = 20;
 const SUCCESS_TIMEOUT: Duration = Duration::from_mins(1);
@@ -78,7 +78,7 @@ pub async fn run(system: &mut System, options: &Options, seed: u64) -> anyhow::R
             );
         }
         say(&format!("  {faults:>4}  {fault:?}: ready after {:.1} s", recovery.as_secs_f64()));
-        sleep(Duration::from_millis(random.random_range(PAUSE))).await;
+        sleep(Duration::from_millis(random.random_range(FAULT_INTERVAL))).await;
     }
     let (record, ids) = (buyers.record.clone(), buyers.ids.clone());
     let (events, mut breaches) = buyers.stop().await?;

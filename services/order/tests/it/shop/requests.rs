@@ -4,7 +4,7 @@ use shoppee_kit::status::{self, Told};
 use shoppee_proto::order::v1::{Address, CreateOrderRequest, OrderLine};
 use tonic::Status;
 
-/// What was refused, by the word a REST client reads.
+/// Returns the reason of a refusal, as the `code` that a REST client reads.
 pub fn refused<T: std::fmt::Debug>(answer: Result<T, Status>) -> String {
     let Told { reason, .. } = status::read(&answer.expect_err("refused"));
     reason.to_lowercase()
