@@ -1,8 +1,10 @@
-//! The gRPC server every service runs: who calls, the trace, the metrics and the deadline of each call, health and
-//! reflection.
+//! The gRPC server every service runs: the bounds, the caller, the trace, the metrics and the deadline of each call,
+//! health and reflection.
 //!
 //! A handler that has to wait runs to its end in a task of its own, whatever becomes of its caller: what a client that
 //! hangs up, or a deadline, leaves behind is a whole transaction or none.
+
+mod admission;
 
 use std::{
     collections::HashMap,
@@ -15,25 +17,23 @@ use std::{
 };
 
 use anyhow::Context as _;
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, TryFutureExt as _};
 use http::{Request, Response};
 use tokio::time::Instant;
-use tonic::{
-    Code,
-    body::Body,
-    service::Routes,
-    transport::server::{Server, TcpIncoming},
-};
+use tonic::{Code, body::Body, service::Routes, transport::server::Server};
 use tower::{Layer, Service};
 use tracing::Span;
 
 use crate::{
     caller::{Identity, TokenError, Verifier, bearer},
+    listener::{Connection, Listener},
     process::Process,
     status,
     telemetry::{self, Trace},
-    tls::incoming::incoming,
+    tls::incoming::Acceptor,
 };
+use admission::Admission;
+pub use admission::{LargeCalls, MAX_REQUEST_BYTES, MAX_TOTAL_REQUEST_BYTES};
 
 /// How long a caller waits at most, where it names no shorter time: 503 within 2.5 s is promised at the edge.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -41,9 +41,16 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_mins(1);
 /// The part of a caller's own deadline after which it is answered, so that it hears why before it gives up.
 const OF_THE_CALLERS: f64 = 0.9;
+/// Bounds the connections: a process that calls has one for each replica.
+pub const MAX_CONNECTIONS: usize = 256;
 /// Streams on one connection; a gateway has one connection a service.
 const STREAMS: u32 = 1024;
+/// Bytes that a caller may send before they are read: on one stream, and on all of a connection.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 256 * 1024;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// The health checks, which take no place among the calls: a server that is busy is still well.
+const HEALTH: &str = "/grpc.health.";
 /// Metadata: a token, a trace, an idempotency key.
 const HEADERS: u32 = 16 * 1024;
 
@@ -54,10 +61,11 @@ pub async fn serve(
     routes: Routes,
     verifier: Arc<Verifier>,
     reflection: bool,
+    large: LargeCalls,
     process: &Process,
 ) -> anyhow::Result<()> {
     let listener =
-        tokio::net::TcpListener::bind(addr).await.with_context(|| format!("LISTEN_ADDR {addr}"))?;
+        Listener::bind(addr, MAX_CONNECTIONS).await.with_context(|| format!("LISTEN_ADDR {addr}"))?;
     let (health, health_service) = tonic_health::server::health_reporter();
     let mut serving = process.readiness.serving();
     let stop = process.tasks.stopping();
@@ -85,20 +93,24 @@ pub async fn serve(
     }
     let server = Server::builder()
         .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .http2_max_header_list_size(HEADERS)
-        .layer(CallLayer { verifier, process: process.clone() })
+        .layer(CallLayer { verifier, process: process.clone(), admission: Arc::new(Admission::new(large)) })
         .add_routes(routes);
     let stop = process.tasks.stopping().cancelled_owned();
     if let Some(config) = process.tls.server() {
-        let incoming = incoming(listener, config, &process.tasks);
+        let acceptor = Acceptor::new(config);
+        let incoming =
+            listener.incoming(&process.tasks, move |connection| acceptor.clone().accept(connection));
         process.tasks.spawn("grpc", async move {
             server.serve_with_incoming_shutdown(incoming, stop).await?;
             Ok(())
         });
     } else {
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = listener.incoming(&process.tasks, Connection::wait_for_first_byte);
         process.tasks.spawn("grpc", async move {
             server.serve_with_incoming_shutdown(incoming, stop).await?;
             Ok(())
@@ -111,6 +123,7 @@ pub async fn serve(
 struct CallLayer {
     verifier: Arc<Verifier>,
     process: Process,
+    admission: Arc<Admission>,
 }
 
 impl<S> Layer<S> for CallLayer {
@@ -141,8 +154,11 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
         let started = Instant::now();
+        if request.uri().path().starts_with(HEALTH) {
+            return Box::pin(self.inner.call(request));
+        }
         let (service, method) = name(request.uri().path());
         let span = if telemetry::is_exported() {
             tracing::info_span!(
@@ -157,23 +173,28 @@ where
         };
         let trace = Trace::go_on(span, request.headers());
         let identity = identify(&self.layer.verifier, request.headers());
-        request.extensions_mut().insert(Identity(identity));
-
         let patience = patience(request.headers());
-        // The clone that was polled ready answers; what stays behind is polled again.
-        let ready = self.inner.clone();
-        let handler = std::mem::replace(&mut self.inner, ready).call(request);
-        let mut handler = Box::pin(AssertUnwindSafe(trace.of(handler)).catch_unwind());
+        let handler = self.layer.admission.admit(request).map(|(place, mut request)| {
+            request.extensions_mut().insert(Identity(identity));
+            // The clone that was polled ready answers; what stays behind is polled again.
+            let ready = self.inner.clone();
+            let answer = trace.of(std::mem::replace(&mut self.inner, ready).call(request));
+            let placed = answer.map_ok(|response| response.map(|body| place.keep_until_sent(body)));
+            Box::pin(AssertUnwindSafe(placed).catch_unwind())
+        });
         let tasks = self.layer.process.tasks.clone();
 
         Box::pin(async move {
-            // What is in memory is answered at once, and needs no task.
-            let answered = match (&mut handler).now_or_never() {
-                Some(answered) => Some(answered),
-                None => match tokio::time::timeout(patience, tasks.track(handler)).await {
-                    Ok(finished) => Some(finished.unwrap_or_else(|lost| Err(Box::new(lost)))),
-                    Err(_elapsed) => None,
+            let answered = match handler {
+                // What is in memory is answered at once, and needs no task.
+                Some(mut handler) => match (&mut handler).now_or_never() {
+                    Some(answered) => Some(answered),
+                    None => match tokio::time::timeout(patience, tasks.track(handler)).await {
+                        Ok(finished) => Some(finished.unwrap_or_else(|lost| Err(Box::new(lost)))),
+                        Err(_elapsed) => None,
+                    },
                 },
+                None => None,
             };
             let response = match answered {
                 Some(Ok(response)) => response?,

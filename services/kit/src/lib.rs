@@ -8,7 +8,7 @@
 //! - [`settings`], [`telemetry`], [`clock`]: the first parts of every process; [`resources`]: the memory it uses
 //! - [`idempotency`]: keys that make a write safe to repeat
 //! - [`caller`]: who calls, from a verified token; [`keys`] keeps what verifying needs up to date
-//! - [`grpc`]: the server's layers; [`client`]: calls to other services, over a [`pool`] of connections; [`status`]: errors
+//! - [`grpc`]: the server's layers; `listener`: its connections; [`client`]: calls to other services, over a [`pool`] of connections; [`status`]: errors
 //!   that carry a reason
 //! - [`pg`], [`database_clock`], [`redis`], [`cursor`]: storage; [`fold`]: many equal things as few
 //! - [`testing`] (feature `testing`): a database and a Redis of its own for each test
@@ -23,6 +23,7 @@ pub mod fold;
 pub mod grpc;
 pub mod idempotency;
 pub mod keys;
+mod listener;
 pub mod log_throttle;
 pub mod ops;
 pub mod pg;

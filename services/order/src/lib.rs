@@ -184,6 +184,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         Routes::new(grpc::service(orders.clone())),
         verifier,
         settings.grpc_reflection,
+        server::LargeCalls::default(),
         &process,
     )
     .await?;

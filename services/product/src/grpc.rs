@@ -13,7 +13,7 @@ mod stock;
 
 use std::sync::Arc;
 
-use shoppee_kit::{caller::Verifier, process::Process};
+use shoppee_kit::{caller::Verifier, grpc::LargeCalls, process::Process};
 use shoppee_proto::product::v1::{
     change_feed_server::ChangeFeedServer, hold_audit_server::HoldAuditServer,
     product_cache_server::ProductCacheServer, product_service_server::ProductServiceServer,
@@ -25,6 +25,14 @@ use crate::{batch::Batches, catalogue::Catalogue, changes::Changes, holds::Holds
 
 /// The largest message that is read: a batch of 10 000 rows is 8 MiB of JSON at most, and smaller here.
 const LARGEST: usize = 8 * 1024 * 1024;
+/// The batches, in one message or as a stream of them.
+pub const LARGE_CALLS: LargeCalls = LargeCalls {
+    paths: &[
+        "/shoppee.product.v1.ProductService/BatchUpdateProducts",
+        "/shoppee.product.v1.ProductService/BatchUpdateProductsStream",
+    ],
+    max_calls: 8,
+};
 
 pub fn routes(
     catalogue: Catalogue,

@@ -143,7 +143,8 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     audit::start(&process, &ready, &pool, &changes);
     let catalogue = Catalogue { replicas, pool, clock: clock.clone(), cache };
     let routes = grpc::routes(catalogue, &process, changes, holds, &verifier, &settings.shop_currency);
-    server::serve(settings.listen_addr, routes, verifier, settings.grpc_reflection, &process).await
+    let large = grpc::LARGE_CALLS;
+    server::serve(settings.listen_addr, routes, verifier, settings.grpc_reflection, large, &process).await
 }
 
 #[cfg(test)]

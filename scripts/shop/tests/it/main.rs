@@ -1,5 +1,6 @@
 //! What holds for the repository as a whole: its rules of structure, and that its scripts do what they say.
 
+mod bounds;
 mod deployed;
 mod rules;
 mod starts;

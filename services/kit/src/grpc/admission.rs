@@ -1,0 +1,231 @@
+//! Admission control of a gRPC server: bounds the calls at work and the bytes of their requests.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::Request;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::{Status, body::Body};
+
+use crate::{log_throttle::LogThrottle, status};
+
+/// Bounds the calls at work, streams and answers that wait for their callers among them.
+const MAX_CALLS: usize = 4096;
+/// Bounds the request of one call, but for [`LargeCalls`]. The attributes of a product, 16 KiB of JSON, are six times as
+/// large on the wire.
+pub const MAX_REQUEST_BYTES: usize = 256 * 1024;
+/// Bounds the requests of all calls at work, but for [`LargeCalls`].
+pub const MAX_TOTAL_REQUEST_BYTES: usize = 32 * 1024 * 1024;
+
+/// The methods whose requests may be larger; the service states their size.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LargeCalls {
+    /// Each as in `/shoppee.product.v1.ProductService/BatchUpdateProducts`.
+    pub paths: &'static [&'static str],
+    /// Bounds the calls of all these methods at work.
+    pub max_calls: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Admission {
+    calls: Arc<Semaphore>,
+    request_bytes: Arc<Semaphore>,
+    large: LargeCalls,
+    large_calls: Arc<Semaphore>,
+    throttle: LogThrottle,
+}
+
+impl Admission {
+    pub(super) fn new(large: LargeCalls) -> Self {
+        Self {
+            calls: Arc::new(Semaphore::new(MAX_CALLS)),
+            request_bytes: Arc::new(Semaphore::new(MAX_TOTAL_REQUEST_BYTES)),
+            large,
+            large_calls: Arc::new(Semaphore::new(large.max_calls)),
+            throttle: LogThrottle::default(),
+        }
+    }
+
+    /// Returns the place of a call and its request, or `None` where all places are taken.
+    pub(super) fn admit(&self, request: Request<Body>) -> Option<(Place, Request<Body>)> {
+        let path = request.uri().path();
+        let is_large = self.large.paths.contains(&path);
+        let places = if is_large { &self.large_calls } else { &self.calls };
+        let Ok(permit) = places.clone().try_acquire_owned() else {
+            if let Some(suppressed) = self.throttle.admit() {
+                tracing::warn!(path, suppressed, "call refused: too many are at work");
+            }
+            return None;
+        };
+        let bytes = Arc::new(HeldBytes { budget: self.request_bytes.clone(), held: AtomicUsize::new(0) });
+        let place = Place { _permit: permit, _bytes: bytes.clone() };
+        let limit = |body| Body::new(Bounded { body, bytes });
+        Some((place, if is_large { request } else { request.map(limit) }))
+    }
+}
+
+/// The place of a call among those at work, with the bytes of its request.
+pub(super) struct Place {
+    _permit: OwnedSemaphorePermit,
+    _bytes: Arc<HeldBytes>,
+}
+
+impl Place {
+    /// Returns an answer that keeps the place until it is sent.
+    pub(super) fn keep_until_sent(self, body: Body) -> Body {
+        Body::new(Placed { body, _place: self })
+    }
+}
+
+/// The bytes that one call has of the budget of all.
+struct HeldBytes {
+    budget: Arc<Semaphore>,
+    held: AtomicUsize,
+}
+
+impl HeldBytes {
+    fn take(&self, length: usize) -> Result<(), Status> {
+        if self.held.load(Ordering::Relaxed) + length > MAX_REQUEST_BYTES {
+            return Err(Status::out_of_range(format!(
+                "the request is larger than {MAX_REQUEST_BYTES} bytes"
+            )));
+        }
+        let permits = u32::try_from(length).ok().and_then(|length| self.budget.try_acquire_many(length).ok());
+        permits.ok_or_else(|| Status::from(status::unavailable()))?.forget();
+        self.held.fetch_add(length, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Drop for HeldBytes {
+    fn drop(&mut self) {
+        self.budget.add_permits(*self.held.get_mut());
+    }
+}
+
+/// A request that is read within the bounds.
+struct Bounded {
+    body: Body,
+    bytes: Arc<HeldBytes>,
+}
+
+impl HttpBody for Bounded {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        let Some(Ok(frame)) = frame else {
+            return Poll::Ready(frame);
+        };
+        let length = frame.data_ref().map_or(0, Bytes::len);
+        Poll::Ready(Some(self.bytes.take(length).map(|()| frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+struct Placed {
+    body: Body,
+    _place: Place,
+}
+
+impl HttpBody for Placed {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt as _, Full};
+    use tonic::Code;
+
+    use super::*;
+
+    const BATCH: &str = "/shop.Shop/Batch";
+
+    fn body(length: usize) -> Body {
+        Body::new(Full::new(Bytes::from(vec![0; length])).map_err(|never| match never {}))
+    }
+
+    fn request(path: &str, length: usize) -> Request<Body> {
+        Request::post(path).body(body(length)).unwrap()
+    }
+
+    async fn read(request: Request<Body>) -> Result<usize, Code> {
+        let read = request.into_body().collect().await;
+        read.map(|body| body.to_bytes().len()).map_err(|status| status.code())
+    }
+
+    #[tokio::test]
+    async fn a_call_keeps_its_place_until_its_answer_is_sent() {
+        let admission = Admission::new(LargeCalls::default());
+        let mut admitted: Vec<_> = (0..MAX_CALLS).map_while(|_| admission.admit(request("/", 1))).collect();
+        assert_eq!(admitted.len(), MAX_CALLS);
+        assert!(admission.admit(request("/", 1)).is_none(), "all places are taken");
+        let answer = admitted.pop().unwrap().0.keep_until_sent(body(1));
+        assert!(admission.admit(request("/", 1)).is_none(), "the answer is not sent");
+        drop(answer);
+        assert!(admission.admit(request("/", 1)).is_some());
+    }
+
+    #[tokio::test]
+    async fn large_calls_have_places_of_their_own_and_any_size() {
+        let admission = Admission::new(LargeCalls { paths: &[BATCH], max_calls: 1 });
+        let (_place, large) = admission.admit(request(BATCH, 2 * MAX_REQUEST_BYTES)).unwrap();
+        assert_eq!(read(large).await, Ok(2 * MAX_REQUEST_BYTES));
+        assert!(admission.admit(request(BATCH, 1)).is_none());
+        assert!(admission.admit(request("/", 1)).is_some());
+    }
+
+    #[tokio::test]
+    async fn requests_are_bounded_one_by_one_and_together() {
+        let admission = Admission::new(LargeCalls::default());
+        let (place, larger) = admission.admit(request("/", MAX_REQUEST_BYTES + 1)).unwrap();
+        assert_eq!(read(larger).await, Err(Code::OutOfRange));
+        drop(place);
+        let mut places = Vec::new();
+        for _ in 0..MAX_TOTAL_REQUEST_BYTES / MAX_REQUEST_BYTES {
+            let (place, request) = admission.admit(request("/", MAX_REQUEST_BYTES)).unwrap();
+            assert_eq!(read(request).await, Ok(MAX_REQUEST_BYTES));
+            places.push(place);
+        }
+        let (_place, further) = admission.admit(request("/", 1)).unwrap();
+        assert_eq!(read(further).await, Err(Code::Unavailable), "the budget is spent");
+        places.pop();
+        let (_place, further) = admission.admit(request("/", MAX_REQUEST_BYTES)).unwrap();
+        assert_eq!(read(further).await, Ok(MAX_REQUEST_BYTES), "a call that ended gives its bytes back");
+    }
+}
