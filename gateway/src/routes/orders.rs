@@ -31,11 +31,11 @@ pub struct NewOrder {
 
 impl NewOrder {
     fn with_key(self, idempotency_key: Option<String>) -> Result<CreateOrderRequest, Problem> {
-        // To the service no items at all mean the cart.
         if self.items.as_ref().is_some_and(Vec::is_empty) {
             return Err(Problem::invalid("items", "must be one or more; without items, the cart is ordered"));
         }
         Ok(CreateOrderRequest {
+            from_cart: self.items.is_none(),
             items: self.items.unwrap_or_default(),
             shipping_address: Some(self.shipping_address),
             expected_total: self.expected_total,
@@ -152,9 +152,10 @@ mod tests {
 
     #[test]
     fn no_items_and_null_mean_the_cart_but_an_empty_list_does_not() {
-        assert!(order("").unwrap().items.is_empty());
-        assert!(order(r#""items":null,"#).unwrap().items.is_empty());
+        assert!(order("").unwrap().from_cart);
+        assert!(order(r#""items":null,"#).unwrap().from_cart);
         assert_eq!(order(r#""items":[],"#).unwrap_err().code, crate::error::Code::ValidationFailed);
-        assert_eq!(order(r#""items":[{"product_id":1,"quantity":2}],"#).unwrap().items.len(), 1);
+        let lines = order(r#""items":[{"product_id":1,"quantity":2}],"#).unwrap();
+        assert!(lines.items.len() == 1 && !lines.from_cart);
     }
 }

@@ -134,6 +134,7 @@ fn system(options: &Options, fault: Fault) -> up::Options {
         gateways,
         replicas,
         port: None,
+        grpc_port_base: None,
         products: 40,
         no_seed: fault == Fault::Starts,
         profile: "dev".to_owned(),

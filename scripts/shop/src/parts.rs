@@ -11,7 +11,7 @@ use crate::{
     redis,
     secrets::Secrets,
     state::State,
-    up::Settings,
+    up::{Options, Settings},
 };
 
 pub const SERVICES: [&str; 3] = ["auth", "product", "order"];
@@ -60,15 +60,21 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn make(gateways: u16, replicas: u16, first: Option<u16>) -> anyhow::Result<Self> {
+    pub fn make(options: &Options) -> anyhow::Result<Self> {
         let mut ports = Ports::default();
-        let mut listening = vec![ports.gateway(first)?];
-        for _ in 1..gateways {
+        let mut listening = vec![ports.gateway(options.port)?];
+        for _ in 1..options.gateways {
             listening.push(ports.free()?);
         }
-        let mut replica = || anyhow::Ok(Addresses { grpc: ports.free()?, metrics: ports.free()? });
-        let mut service = || (0..replicas).map(|_| replica()).collect::<anyhow::Result<Vec<_>>>();
-        let services = [service()?, service()?, service()?];
+        let mut replica = |service, replica| {
+            let grpc = ports.grpc(options.grpc_port_base, service, replica)?;
+            anyhow::Ok(Addresses { grpc, metrics: ports.free()? })
+        };
+        let mut service = |service| {
+            let replicas = 0..usize::from(options.replicas);
+            replicas.map(|index| replica(service, index)).collect::<anyhow::Result<Vec<_>>>()
+        };
+        let services = [service(0)?, service(1)?, service(2)?];
         Ok(Self { services, gateways: listening, postgres: ports.free()?, redis: ports.free()? })
     }
 
@@ -144,6 +150,8 @@ impl Shop<'_> {
         with.push(("DATABASE_URL", database));
         with.push(("LISTEN_ADDR", format!("127.0.0.1:{}", at.grpc)));
         with.push(("METRICS_ADDR", format!("127.0.0.1:{}", at.metrics)));
+        let reflection = self.settings.grpc_reflection.clone();
+        with.push(("GRPC_REFLECTION", reflection.unwrap_or_else(|| "true".to_owned())));
         Ok(self.program(name, kind, with, &[]))
     }
 

@@ -14,6 +14,12 @@ const FREE: std::ops::Range<u16> = 20_000..30_000;
 /// The gateway's usual port and those after it that are tried when it is taken.
 const GATEWAY: std::ops::Range<u16> = 8080..8180;
 
+/// The first gRPC port, for each service one in the order of [`crate::parts::SERVICES`]. Below the range of outgoing
+/// connections, as above.
+const GRPC_BASE: u16 = 30_051;
+/// The distance from a replica's gRPC port to that of the next replica.
+const REPLICA_STEP: usize = 10;
+
 /// Hands out each port once.
 #[derive(Debug, Default)]
 pub struct Ports {
@@ -35,6 +41,17 @@ impl Ports {
                 None => bail!("port {port} is taken by another program"),
             },
             None => self.first_free(GATEWAY).context("no free port from 8080 to 8179"),
+        }
+    }
+
+    /// Returns the gRPC port of a replica: that of the asked base, or of the usual one where it is free.
+    pub fn grpc(&mut self, asked: Option<u16>, service: usize, replica: usize) -> anyhow::Result<u16> {
+        let offset = u16::try_from(service + replica * REPLICA_STEP)?;
+        let port = asked.unwrap_or(GRPC_BASE).checked_add(offset).context("--grpc-port-base is too high")?;
+        match (self.first_free([port]), asked) {
+            (Some(port), _) => Ok(port),
+            (None, Some(_)) => bail!("port {port} is taken by another program"),
+            (None, None) => self.free(),
         }
     }
 
@@ -63,5 +80,16 @@ mod tests {
         let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = other.local_addr().unwrap().port();
         assert!(Ports::default().gateway(Some(port)).is_err());
+        assert!(Ports::default().grpc(Some(port), 0, 0).is_err());
+    }
+
+    #[test]
+    fn grpc_ports_follow_from_their_base() {
+        let mut ports = Ports::default();
+        let base =
+            (20_000..29_000).find(|base| [0, 2, 11].iter().all(|offset| is_free(base + offset))).unwrap();
+        let mut port = |service, replica| ports.grpc(Some(base), service, replica).unwrap();
+        assert_eq!((port(0, 0), port(2, 0), port(1, 1)), (base, base + 2, base + 11));
+        assert!(Ports::default().grpc(Some(u16::MAX), 1, 0).is_err());
     }
 }

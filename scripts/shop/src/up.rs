@@ -41,6 +41,10 @@ pub struct Options {
     /// The first gateway's port; 8080 or the next free one where none is asked for
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
+    /// The gRPC port of auth; product and order take the next two, and further replicas the ports 10 above. 30051, or
+    /// other free ports, where none is asked for
+    #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
+    pub grpc_port_base: Option<u16>,
     /// How many products the demo shop has in all
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     pub products: u32,
@@ -71,6 +75,8 @@ pub struct Settings {
     pub shoppee_env: String,
     #[arg(long, env = "LOG_FORMAT", default_value = "json", hide = true)]
     pub log_format: String,
+    #[arg(long, env = "GRPC_REFLECTION", hide = true)]
+    pub grpc_reflection: Option<String>,
     #[arg(long, env = "JWT_SECRET", hide = true, hide_env_values = true)]
     pub jwt_secret: Option<String>,
     #[arg(long, env = "SERVICE_CLIENTS", hide = true, hide_env_values = true)]

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use secrecy::{ExposeSecret as _, SecretString};
 use shoppee_kit::{
     caller,
+    grpc::Services,
     idempotency::{check_key, respond},
     status::Violations,
 };
 use shoppee_proto::auth::v1 as proto;
 use shoppee_proto::auth::v1::auth_service_server::{AuthService, AuthServiceServer};
-use tonic::{Request, Response, Status, service::Routes};
+use tonic::{Request, Response, Status};
 
 use crate::{
     Auth,
@@ -32,8 +33,8 @@ const LONGEST_PART: usize = 254;
 
 type Answer<T> = Result<Response<T>, Status>;
 
-pub fn routes(auth: Arc<Auth>) -> Routes {
-    Routes::new(AuthServiceServer::new(Api(auth)).max_decoding_message_size(LARGEST_REQUEST))
+pub fn services(auth: Arc<Auth>) -> Services {
+    Services::default().with(AuthServiceServer::new(Api(auth)).max_decoding_message_size(LARGEST_REQUEST))
 }
 
 #[derive(Debug)]

@@ -34,8 +34,7 @@ use std::{sync::Arc, time::Duration};
 use shoppee_kit::{
     caller::Verifier,
     clock::Clock,
-    grpc::{self as server, LargeCalls},
-    ops,
+    grpc as server, ops,
     pg::{self, PgPool},
     process::Process,
     redis,
@@ -98,9 +97,8 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     }
 
     ops::serve(settings.metrics_addr, tasks, readiness).await?;
-    let routes = grpc::routes(auth);
-    let large = LargeCalls::default();
-    server::serve(settings.listen_addr, routes, verifier, settings.grpc_reflection, large, &process).await
+    let services = grpc::services(auth);
+    server::serve(settings.listen_addr, services, verifier, settings.grpc_reflection, &process).await
 }
 
 /// Ends when the database answers and its schema is up to date, or when it is time to stop.

@@ -8,6 +8,7 @@ mod admission;
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     net::SocketAddr,
     panic::AssertUnwindSafe,
     pin::Pin,
@@ -20,7 +21,11 @@ use anyhow::Context as _;
 use futures_util::{FutureExt as _, TryFutureExt as _};
 use http::{Request, Response};
 use tokio::time::Instant;
-use tonic::{Code, body::Body, service::Routes, transport::server::Server};
+use tonic::{Code, body::Body, server::NamedService, service::Routes, transport::server::Server};
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::{Health, HealthServer},
+};
 use tower::{Layer, Service};
 use tracing::Span;
 
@@ -54,42 +59,61 @@ const HEALTH: &str = "/grpc.health.";
 /// Metadata: a token, a trace, an idempotency key.
 const HEADERS: u32 = 16 * 1024;
 
-/// Starts to serve `routes` on `addr`, over TLS where the process has a certificate; with `reflection`, grpcurl needs
-/// no `.proto` files.
+/// The services that a server answers.
+#[derive(Debug, Default)]
+pub struct Services {
+    routes: Routes,
+    names: Vec<&'static str>,
+    large: LargeCalls,
+}
+
+impl Services {
+    #[must_use]
+    pub fn with<S>(mut self, service: S) -> Self
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send + 'static,
+    {
+        self.routes = self.routes.add_service(service);
+        self.names.push(S::NAME);
+        self
+    }
+
+    #[must_use]
+    pub fn with_large_calls(mut self, large: LargeCalls) -> Self {
+        self.large = large;
+        self
+    }
+}
+
+/// Starts to serve `services` on `addr`, over TLS where the process has a certificate. Health is answered for the
+/// server, as `""`, and for each service by its name; with `reflection`, grpcurl needs no `.proto` files.
 pub async fn serve(
     addr: SocketAddr,
-    routes: Routes,
+    services: Services,
     verifier: Arc<Verifier>,
     reflection: bool,
-    large: LargeCalls,
     process: &Process,
 ) -> anyhow::Result<()> {
     let listener =
         Listener::bind(addr, MAX_CONNECTIONS).await.with_context(|| format!("LISTEN_ADDR {addr}"))?;
-    let (health, health_service) = tonic_health::server::health_reporter();
-    let mut serving = process.readiness.serving();
-    let stop = process.tasks.stopping();
-    process.tasks.spawn("health", async move {
-        loop {
-            let status = if *serving.borrow_and_update() {
-                tonic_health::ServingStatus::Serving
-            } else {
-                tonic_health::ServingStatus::NotServing
-            };
-            health.set_service_status("", status).await;
-            tokio::select! {
-                changed = serving.changed() => changed?,
-                () = stop.cancelled() => return Ok(()),
-            }
-        }
-    });
-
-    let mut routes = routes.add_service(health_service);
+    let Services { routes, names, large } = services;
+    let mut routes = routes.add_service(health(&names, process));
     if reflection {
-        let service = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(shoppee_proto::DESCRIPTORS)
-            .build_v1()?;
-        routes = routes.add_service(service);
+        let configure = || {
+            let builder = tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(shoppee_proto::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+            let names = names.iter().copied().chain(["grpc.health.v1.Health"]);
+            names.fold(builder, tonic_reflection::server::Builder::with_service_name)
+        };
+        // Tools that are a few years old know the second only.
+        routes = routes.add_service(configure().build_v1()?).add_service(configure().build_v1alpha()?);
     }
     let server = Server::builder()
         .max_concurrent_streams(STREAMS)
@@ -117,6 +141,28 @@ pub async fn serve(
         });
     }
     Ok(())
+}
+
+/// The health service, which follows the readiness of the process.
+fn health(names: &[&'static str], process: &Process) -> HealthServer<impl Health> {
+    let (reporter, service) = tonic_health::server::health_reporter();
+    let names: Vec<&'static str> = std::iter::once("").chain(names.iter().copied()).collect();
+    let mut serving = process.readiness.serving();
+    let stop = process.tasks.stopping();
+    process.tasks.spawn("health", async move {
+        loop {
+            let status =
+                if *serving.borrow_and_update() { ServingStatus::Serving } else { ServingStatus::NotServing };
+            for name in &names {
+                reporter.set_service_status(*name, status).await;
+            }
+            tokio::select! {
+                changed = serving.changed() => changed?,
+                () = stop.cancelled() => return Ok(()),
+            }
+        }
+    });
+    service
 }
 
 #[derive(Clone)]

@@ -209,7 +209,18 @@ impl Service {
 fn wish(caller: &Caller, request: CreateOrderRequest) -> Result<Wish, Error> {
     let key = key(request.idempotency_key)?;
     let pairs: Vec<_> = request.items.iter().map(|item| (item.product_id, item.quantity)).collect();
-    let lines = if pairs.is_empty() { None } else { Some(Lines::merge(&pairs)?) };
+    let lines = match (request.from_cart, pairs.is_empty()) {
+        (true, true) => None,
+        (false, false) => Some(Lines::merge(&pairs)?),
+        (true, false) => return Err(Violations::from(("items", "must be empty with from_cart")).into()),
+        (false, true) => {
+            return Err(Violations::from((
+                "items",
+                "must be one or more; with from_cart, the cart is ordered",
+            ))
+            .into());
+        }
+    };
     let address =
         request.shipping_address.ok_or_else(|| Violations::from(("shipping_address", "is missing")))?;
     if request.expected_total.is_some_and(|total| total < 0) {

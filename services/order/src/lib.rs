@@ -38,7 +38,6 @@ use shoppee_kit::{
     settings::{self, Common, duration, service_urls},
 };
 use tokio::sync::Semaphore;
-use tonic::service::Routes;
 
 use crate::{order::UnpaidCaps, outbox::Relay, provider::Provider, stock::Stock};
 
@@ -181,10 +180,9 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     ops::serve(settings.metrics_addr, &tasks, &readiness).await?;
     server::serve(
         settings.listen_addr,
-        Routes::new(grpc::service(orders.clone())),
+        server::Services::default().with(grpc::service(orders.clone())),
         verifier,
         settings.grpc_reflection,
-        server::LargeCalls::default(),
         &process,
     )
     .await?;

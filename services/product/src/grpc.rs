@@ -13,20 +13,23 @@ mod stock;
 
 use std::sync::Arc;
 
-use shoppee_kit::{caller::Verifier, grpc::LargeCalls, process::Process};
+use shoppee_kit::{
+    caller::Verifier,
+    grpc::{LargeCalls, Services},
+    process::Process,
+};
 use shoppee_proto::product::v1::{
     change_feed_server::ChangeFeedServer, hold_audit_server::HoldAuditServer,
     product_cache_server::ProductCacheServer, product_service_server::ProductServiceServer,
     stock_service_server::StockServiceServer,
 };
-use tonic::service::Routes;
 
 use crate::{batch::Batches, catalogue::Catalogue, changes::Changes, holds::Holds, tree::Tree};
 
 /// The largest message that is read: a batch of 10 000 rows is 8 MiB of JSON at most, and smaller here.
 const LARGEST: usize = 8 * 1024 * 1024;
 /// The batches, in one message or as a stream of them.
-pub const LARGE_CALLS: LargeCalls = LargeCalls {
+const LARGE_CALLS: LargeCalls = LargeCalls {
     paths: &[
         "/shoppee.product.v1.ProductService/BatchUpdateProducts",
         "/shoppee.product.v1.ProductService/BatchUpdateProductsStream",
@@ -34,14 +37,14 @@ pub const LARGE_CALLS: LargeCalls = LargeCalls {
     max_calls: 8,
 };
 
-pub fn routes(
+pub fn services(
     catalogue: Catalogue,
     process: &Process,
     changes: Changes,
     holds: Holds,
     verifier: &Arc<Verifier>,
     currency: &str,
-) -> Routes {
+) -> Services {
     let Catalogue { pool, clock, cache, .. } = &catalogue;
     let audit = audit::Audit { pool: pool.clone() };
     let tree = Tree { pool: pool.clone(), clock: clock.clone(), cache: cache.clone() };
@@ -55,9 +58,11 @@ pub fn routes(
         currency: currency.to_owned(),
     };
     let stock = stock::Stock { holds, currency: currency.to_owned() };
-    Routes::new(ProductServiceServer::new(products).max_decoding_message_size(LARGEST))
-        .add_service(StockServiceServer::new(stock))
-        .add_service(HoldAuditServer::new(audit))
-        .add_service(ChangeFeedServer::new(feed::Feed::new(changes, process)))
-        .add_service(ProductCacheServer::new(memory))
+    Services::default()
+        .with(ProductServiceServer::new(products).max_decoding_message_size(LARGEST))
+        .with(StockServiceServer::new(stock))
+        .with(HoldAuditServer::new(audit))
+        .with(ChangeFeedServer::new(feed::Feed::new(changes, process)))
+        .with(ProductCacheServer::new(memory))
+        .with_large_calls(LARGE_CALLS)
 }

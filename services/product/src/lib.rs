@@ -142,9 +142,8 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     workers::start(&process, &ready, &pool, &holds, lifetimes);
     audit::start(&process, &ready, &pool, &changes);
     let catalogue = Catalogue { replicas, pool, clock: clock.clone(), cache };
-    let routes = grpc::routes(catalogue, &process, changes, holds, &verifier, &settings.shop_currency);
-    let large = grpc::LARGE_CALLS;
-    server::serve(settings.listen_addr, routes, verifier, settings.grpc_reflection, large, &process).await
+    let services = grpc::services(catalogue, &process, changes, holds, &verifier, &settings.shop_currency);
+    server::serve(settings.listen_addr, services, verifier, settings.grpc_reflection, &process).await
 }
 
 #[cfg(test)]

@@ -18,6 +18,11 @@ pub fn show(run: &RunFile, secrets: &Secrets, title: &str, stop: &str) {
     let first = &run.gateways[0].url;
     row("REST", &format!("{first}/api/v1/products"));
     row("WebSocket", &format!("{}/ws", first.replacen("http", "ws", 1)));
+    row("API page", &format!("{first}/docs"));
+    for (name, service) in &run.services {
+        let addr = service.grpc.rsplit('/').next().unwrap_or(&service.grpc);
+        row(&format!("gRPC {name}"), addr);
+    }
     say("");
     for sign_in in std::iter::once(&secrets.admin).chain(&secrets.customers) {
         row(&sign_in.username, &sign_in.password);

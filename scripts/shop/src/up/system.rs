@@ -56,7 +56,7 @@ pub struct System {
 
 impl System {
     pub fn plan(state: State, options: Options) -> anyhow::Result<Self> {
-        let plan = Plan::make(options.gateways, options.replicas, options.port)?;
+        let plan = Plan::make(&options)?;
         let mut secrets = Secrets::open(&state)?;
         if let Some(username) = &options.settings.admin_username {
             secrets.admin.username.clone_from(username);

@@ -1,6 +1,6 @@
 use shoppee_proto::{
     Object,
-    order::v1::{ClearCartRequest, SetCartItemRequest},
+    order::v1::{ClearCartRequest, CreateOrderRequest, SetCartItemRequest},
     product::v1::{ArchiveProductRequest, CreateProductRequest, UpdateProductRequest},
 };
 
@@ -114,6 +114,19 @@ async fn two_devices_add_to_the_same_line() {
     one.await.unwrap();
     other.await.unwrap();
     assert_eq!(ann.cart().await.items[0].quantity, 200);
+}
+
+#[tokio::test]
+async fn a_request_without_items_orders_the_cart_only_where_it_says_so() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let tea = admin.sells("tea", 450, 10).await;
+    ann.adds(tea, 2).await.unwrap();
+    for (items, from_cart) in [(&[][..], false), (&[(tea, 1)], true)] {
+        let request = CreateOrderRequest { from_cart, ..wish(items) };
+        assert_eq!(refused(ann.orders(request).await), "validation_failed");
+    }
+    assert_eq!((ann.cart().await.items.len(), admin.stock(tea).await), (1, 10), "nothing is ordered");
 }
 
 #[tokio::test]

@@ -12,5 +12,6 @@ mod idempotency;
 mod listing;
 mod replicas;
 mod search;
+mod server;
 mod shop;
 mod start;

@@ -88,7 +88,7 @@ impl Shop {
             auth_url: auth_url.clone(),
             listen_addr,
             metrics_addr: free_addr(),
-            grpc_reflection: false,
+            grpc_reflection: true,
             shop_currency: "EUR".to_owned(),
         };
         let (mut auth, mut process) = (auth, process);
@@ -129,6 +129,11 @@ impl Shop {
             _auth: auth,
             database,
         }
+    }
+
+    /// The address at which the service answers gRPC.
+    pub fn grpc_url(&self) -> String {
+        format!("http://{}", self.settings.listen_addr)
     }
 
     pub async fn replica(&self) -> Replica {

@@ -21,7 +21,7 @@ fn address() -> Address {
     }
 }
 
-/// An order of these products, to be changed where a test needs more.
+/// An order of these products, or without any of the cart; to be changed where a test needs more.
 pub fn wish(items: &[(i64, i64)]) -> CreateOrderRequest {
     CreateOrderRequest {
         items: items
@@ -31,5 +31,6 @@ pub fn wish(items: &[(i64, i64)]) -> CreateOrderRequest {
         shipping_address: Some(address()),
         expected_total: None,
         idempotency_key: None,
+        from_cart: items.is_empty(),
     }
 }
