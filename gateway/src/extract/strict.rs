@@ -11,6 +11,8 @@ use serde::{
     de::{self, DeserializeSeed, EnumAccess, MapAccess, SeqAccess, Visitor},
 };
 
+use shoppee_proto::json::{MAX_OBJECT_DEPTH, TOO_DEEP};
+
 use crate::error::Problem;
 
 /// Names of fields are the client's; longer ones are cut.
@@ -101,7 +103,13 @@ impl Position {
             self.enter_key();
         }
         let field = if self.path.is_empty() { whole } else { &self.path };
-        Problem::malformed(field.chars().take(LONGEST_PATH).collect::<String>(), message)
+        let field = field.chars().take(LONGEST_PATH).collect::<String>();
+        if error.starts_with(TOO_DEEP) {
+            // A rule of the product service, which cannot even decode what breaks it by far.
+            let object = field.split(['.', '[']).next().unwrap_or_default();
+            return Problem::invalid(object, format!("must have at most {MAX_OBJECT_DEPTH} levels"));
+        }
+        Problem::malformed(field, message)
     }
 }
 

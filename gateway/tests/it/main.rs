@@ -2,6 +2,7 @@
 
 mod access;
 mod accounts;
+mod attributes;
 mod coherence;
 mod edge;
 mod faults;

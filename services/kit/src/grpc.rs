@@ -41,6 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_mins(1);
 /// The part of a caller's own deadline after which it is answered, so that it hears why before it gives up.
 const OF_THE_CALLERS: f64 = 0.9;
+/// How prost begins the text of a `DecodeError`.
+const NOT_DECODED: &str = "failed to decode Protobuf message";
 /// Streams on one connection; a gateway has one connection a service.
 const STREAMS: u32 = 1024;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
@@ -176,7 +178,7 @@ where
                 },
             };
             let response = match answered {
-                Some(Ok(response)) => response?,
+                Some(Ok(response)) => with_reason(response?),
                 Some(Err(_panic)) => {
                     tracing::error!(%service, %method, "handler panicked");
                     tonic::Status::from(status::internal()).into_http()
@@ -192,6 +194,18 @@ where
             .record(started.elapsed().as_secs_f64());
             Ok(response)
         })
+    }
+}
+
+/// The response, with a reason where the request could not be decoded: that is the caller's fault and tonic's INTERNAL.
+fn with_reason(response: Response<Body>) -> Response<Body> {
+    let status = tonic::Status::from_header_map(response.headers());
+    if status
+        .is_some_and(|status| status.code() == Code::Internal && status.message().starts_with(NOT_DECODED))
+    {
+        tonic::Status::from(status::malformed_message()).into_http()
+    } else {
+        response
     }
 }
 

@@ -116,6 +116,14 @@ pub fn unavailable() -> Refusal {
         .retry_after(Duration::from_secs(1))
 }
 
+/// A request that is no message of its method, or is nested more deeply than is decoded.
+pub fn malformed_message() -> Refusal {
+    Refusal::malformed(Violations::from((
+        "message",
+        "cannot be decoded: it is malformed or nested too deeply",
+    )))
+}
+
 /// Our own fault; the log knows more.
 pub fn internal() -> Refusal {
     Refusal::new(Code::Internal, "INTERNAL", "something went wrong on our side")

@@ -171,7 +171,7 @@ impl Catalogue {
             tx.commit().await?;
             return Ok(Answered::new(before));
         }
-        store::product::update(&mut tx, &after, now).await?;
+        store::product::update(&mut tx, &after, changes.attributes.as_ref(), now).await?;
         correct(&mut tx, id, correction, SET, now).await?;
         let updated = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
         idempotency::keep(&mut tx, key, &updated).await?;
@@ -212,7 +212,7 @@ impl Catalogue {
         })?;
         store::product::lock(&mut tx, &[id]).await?;
         let product = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
-        store::product::update(&mut tx, &product, now).await?;
+        store::product::update(&mut tx, &product, None, now).await?;
         correct(&mut tx, id, stock.get() - available, reason.as_str(), now).await?;
         let adjusted = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
         idempotency::keep(&mut tx, key, &adjusted).await?;

@@ -3,7 +3,7 @@
 use prost_types::value::Kind;
 use serde_json::{Map, Value};
 use shoppee_kit::status::Violations;
-use shoppee_proto::{Object, product::v1 as wire};
+use shoppee_proto::{Object, json::MAX_OBJECT_DEPTH, product::v1 as wire};
 
 use crate::{
     category::{Category, CategoryChanges, CategoryName, NewCategory, Slug},
@@ -15,6 +15,8 @@ use crate::{
     },
     stock::{Hold, Stock},
 };
+
+const _: () = assert!(product::MAX_ATTRIBUTES_DEPTH == MAX_OBJECT_DEPTH, "the rule and the contract agree");
 
 pub fn product(product: Product, currency: &str) -> wire::Product {
     let status = match product.status {
