@@ -8,7 +8,7 @@ use shoppee_kit::{
     status,
 };
 use shoppee_proto::product::v1::{
-    BatchGetProductsRequest, CommitRequest, HoldRequest, HoldResponse, Product, ReleaseReason,
+    BatchGetProductsRequest, CommitRequest, HoldRequest, HoldResponse, Product, ProductView, ReleaseReason,
     ReleaseRequest, StockLine, product_service_client::ProductServiceClient,
     stock_service_client::StockServiceClient,
 };
@@ -110,18 +110,21 @@ impl Stock {
         .map(|_| ())
     }
 
-    /// Products as they are now, archived ones too.
+    /// Products as they are now, archived ones too, without what a cart does not show.
     pub async fn products(&self, ids: Vec<i64>) -> Result<Vec<Product>, Error> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
         let found = self
-            .call(BatchGetProductsRequest { ids }, |channel, request| async move {
-                ProductServiceClient::new(channel)
-                    .max_decoding_message_size(client::MAX_ANSWER_BYTES)
-                    .batch_get_products(request)
-                    .await
-            })
+            .call(
+                BatchGetProductsRequest { ids, view: ProductView::Basic.into() },
+                |channel, request| async move {
+                    ProductServiceClient::new(channel)
+                        .max_decoding_message_size(client::MAX_ANSWER_BYTES)
+                        .batch_get_products(request)
+                        .await
+                },
+            )
             .await;
         match found {
             Ok(found) => Ok(found.items),

@@ -42,12 +42,12 @@ impl Catalogue {
     }
 
     /// Those of the products that exist, in the order asked for, each once.
-    pub async fn get_many(&self, ids: &[i64], archived: bool) -> Result<Vec<Product>, Error> {
+    pub async fn get_many(&self, ids: &[i64], archived: bool) -> Result<Vec<Arc<Known>>, Error> {
         let mut seen = HashSet::new();
         let ids: Vec<i64> = ids.iter().copied().filter(|id| seen.insert(*id)).collect();
-        let known = self.cache.get_many(&ids).await?;
-        let found = known.iter().filter_map(|known| known.product.as_ref());
-        Ok(found.filter(|product| product.may_be_seen(archived)).cloned().collect())
+        let may_be_seen =
+            |known: &Arc<Known>| known.product.as_ref().is_some_and(|product| product.may_be_seen(archived));
+        Ok(self.cache.get_many(&ids).await?.into_iter().filter(may_be_seen).collect())
     }
 
     /// A page of the active products; with `newest`, as they are after what was written just now.

@@ -38,7 +38,13 @@ async fn the_catalogue_is_open_to_read() {
     assert_eq!(answers!(shop, products.get_product(GetProductRequest { id })), open);
     let ids = vec![id];
     assert_eq!(
-        answers!(shop, products.batch_get_products(BatchGetProductsRequest { ids: ids.clone() })),
+        answers!(
+            shop,
+            products.batch_get_products(BatchGetProductsRequest {
+                ids: ids.clone(),
+                ..BatchGetProductsRequest::default()
+            })
+        ),
         open
     );
     assert_eq!(answers!(shop, products.list_products(ListProductsRequest::default())), open);
