@@ -19,6 +19,7 @@ const NOT_FOR_CLIENTS: &[&str] = &[
     "UpdateProductRequest.expected_version",
     "ArchiveProductRequest.expected_version",
     "UpdateCategoryRequest.update_mask",
+    "ProductChange.clear",
     "ProductChangeResult.revision",
     "CreateProductRequest.idempotency_key",
     "UpdateProductRequest.idempotency_key",
@@ -39,7 +40,7 @@ const NOT_FOR_CLIENTS: &[&str] = &[
 ];
 
 /// Bodies in which a field that is absent stays as it is; those of [`CLEARED_BY_NULL`] may be null.
-const PATCHES: [&str; 2] = ["UpdateProductRequest", "UpdateCategoryRequest"];
+const PATCHES: [&str; 3] = ["UpdateProductRequest", "UpdateCategoryRequest", "ProductChange"];
 const CLEARED_BY_NULL: [&str; 5] = ["description", "category_id", "image_url", "attributes", "parent_id"];
 
 /// Where a body does not follow from the contract's `optional`.
