@@ -4,20 +4,25 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
+    body::Body,
     extract::{ConnectInfo, MatchedPath, Request, State as Given},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse as _, Response},
     routing::{delete, get, patch, post, put},
 };
-use http::{Method, Version, header::HOST};
+use http::{
+    Method, Version,
+    header::{HOST, TRANSFER_ENCODING},
+};
 use http_body::Body as _;
 use shoppee_kit::ops;
+use tower::util::MapRequestLayer;
 use tower_http::compression::{CompressionLayer, predicate::SizeAbove};
 
 use crate::{
     auth,
     error::Problem,
-    extract::{Place, Sender, refuse_query},
+    extract::{Place, Sender, refuse_query, settle_encoding},
     observe::{Observed, UserId},
     origin::Cors,
     routes::{account, admin, cart, categories, docs, health, orders, products, ws},
@@ -123,7 +128,10 @@ table! { without_query, WITHOUT_QUERY:
 }
 
 fn routes() -> Router<State> {
-    let compression = CompressionLayer::new().compress_when(SizeAbove::new(WORTH_COMPRESSING));
+    let compression = (
+        MapRequestLayer::new(settle_encoding::<Body>),
+        CompressionLayer::new().compress_when(SizeAbove::new(WORTH_COMPRESSING)),
+    );
     without_query().merge(with_query()).merge(compressed().route_layer(compression))
 }
 
@@ -137,6 +145,9 @@ fn is_ops(route: Option<&str>) -> bool {
 async fn admit(state: &State, mut request: Request, next: Next) -> Response {
     if !names_its_host(&request) {
         return Problem::malformed("host", "must be sent, and once").into_response();
+    }
+    if !is_framed_plainly(&request) {
+        return Problem::malformed("transfer-encoding", "must be chunked alone").into_response();
     }
     if request.extensions().get::<Overdrawn>().is_some() {
         metrics::counter!("http_requests_shed_total").increment(1);
@@ -185,6 +196,13 @@ fn check_query(route: Option<&str>, request: &Request) -> Result<(), Problem> {
     let known =
         WITHOUT_QUERY.iter().any(|(of, without)| method.eq_ignore_ascii_case(of) && *without == route);
     if known { refuse_query(query) } else { Ok(()) }
+}
+
+/// A coding below the chunks would be taken for content (RFC 9112 §6.1): hyper takes off the chunks and no other.
+fn is_framed_plainly<B>(request: &Request<B>) -> bool {
+    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+    codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        && codings.next().is_none()
 }
 
 /// HTTP/1.1 wants the host once (RFC 9112 §3.2), or a proxy in between may take the request for another; hyper does not

@@ -8,6 +8,7 @@ use http::{
     HeaderMap, HeaderValue,
     header::{CONTENT_ENCODING, CONTENT_TYPE},
 };
+use mime::Mime;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
@@ -29,7 +30,7 @@ impl<T: DeserializeOwned, const LIMIT: usize> FromRequest<State> for Json<T, LIM
     async fn from_request(request: Request, state: &State) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
         check_type(&parts.headers)?;
-        parse(&body::read(state, &parts.extensions, body, LIMIT).await?).map(Self)
+        parse(&body::read(state, &parts, body, LIMIT).await?).map(Self)
     }
 }
 
@@ -58,7 +59,7 @@ impl<T: DeserializeOwned> FromRequest<State> for OptionalJson<T> {
 
     async fn from_request(request: Request, state: &State) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
-        let body = body::read(state, &parts.extensions, body, SMALL).await?;
+        let body = body::read(state, &parts, body, SMALL).await?;
         if body.is_empty() {
             return Ok(Self(None));
         }
@@ -80,17 +81,15 @@ fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
 }
 
 fn is_json(content_type: &str) -> bool {
-    let mut parts = content_type.split(';').map(str::trim);
-    let essence = parts.next().unwrap_or_default().to_ascii_lowercase();
-    let json = essence.strip_prefix("application/").is_some_and(|subtype| {
-        subtype == "json" || subtype.strip_suffix("+json").is_some_and(|vendor| !vendor.is_empty())
-    });
-    let utf_8 = parts.filter(|parameter| !parameter.is_empty()).all(|parameter| {
-        parameter.split_once('=').is_some_and(|(name, value)| {
-            !name.eq_ignore_ascii_case("charset") || value.trim_matches('"').eq_ignore_ascii_case("utf-8")
-        })
-    });
-    json && utf_8
+    let Ok(media_type) = content_type.parse::<Mime>() else {
+        return false;
+    };
+    let is_json = media_type.type_() == mime::APPLICATION
+        && (media_type.subtype() == mime::JSON || media_type.suffix() == Some(mime::JSON));
+    let mut charsets = media_type.params().filter(|(name, _)| *name == mime::CHARSET);
+    // `utf8` is a label of the same encoding (WHATWG Encoding).
+    let is_utf_8 = charsets.all(|(_, charset)| charset == mime::UTF_8 || charset == "utf8");
+    is_json && is_utf_8
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
@@ -228,7 +227,12 @@ mod tests {
             "Application/JSON; charset=UTF-8",
             "application/merge-patch+json",
             "application/json;charset=\"utf-8\"",
+            "application/json; charset=utf8",
+            "application/json; charset=UTF8",
             "application/json;",
+            "application/json; profile=\"https://shop.example/a;b=c\"",
+            "application/json; profile=\"a\"; charset=utf-8",
+            "application/json; odata.metadata=minimal",
         ] {
             assert!(is_json(good), "{good}");
         }

@@ -2,6 +2,7 @@
 //! is guessed.
 
 mod body;
+mod encoding;
 mod json;
 mod key;
 mod path;
@@ -10,6 +11,7 @@ mod query;
 mod strict;
 
 pub use body::{Bodies, LARGE, Place, Sender};
+pub use encoding::{settle_encoding, takes_gzip};
 pub use json::{Json, NoBody, OptionalJson};
 pub use key::IdempotencyKey;
 pub use path::{Id, Path, Uuid};

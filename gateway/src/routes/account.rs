@@ -51,12 +51,16 @@ pub async fn login(
     headers: HeaderMap,
     Json(login): Json<LoginRequest>,
 ) -> Result<(HeaderMap, Json<Tokens>), Problem> {
-    let user_agent = headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let user_agent = user_agent.chars().take(LONGEST_USER_AGENT).collect();
+    let user_agent = headers.get(USER_AGENT).map(user_agent).unwrap_or_default();
     let request = LoginRequest { user_agent, device_token: device_token(&headers), ..login };
     let mut tokens = state.upstream.call(&Nobody, request).await?;
     let device = tokens.device_token.take().map(|token| known_device(&token, state.secure_cookies));
     Ok((device.unwrap_or_default(), Json(tokens)))
+}
+
+/// The text of a user agent. Most browsers' is ASCII; others are in UTF-8, or in what cannot be known.
+fn user_agent(value: &HeaderValue) -> String {
+    String::from_utf8_lossy(value.as_bytes()).chars().take(LONGEST_USER_AGENT).collect()
 }
 
 /// Returns the token that the device was given at its last sign-in. The auth service ignores a token that is not valid.
@@ -153,6 +157,15 @@ mod tests {
         }
         let long = format!("shoppee_device={}", "x".repeat(257));
         assert_eq!(device(&[(COOKIE, &long)]), None);
+    }
+
+    #[test]
+    fn a_user_agent_need_not_be_ascii() {
+        let read = |bytes: &[u8]| user_agent(&HeaderValue::from_bytes(bytes).unwrap());
+        assert_eq!(read(b"curl/8"), "curl/8");
+        assert_eq!(read("Büro-Kasse/1".as_bytes()), "Büro-Kasse/1");
+        assert_eq!(read(b"B\xfcro/1"), "B\u{fffd}ro/1");
+        assert_eq!(read("é".repeat(300).as_bytes()).chars().count(), LONGEST_USER_AGENT);
     }
 
     #[test]
