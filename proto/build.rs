@@ -73,11 +73,16 @@ const WORDS: [(&str, &str, bool); 9] = [
 ];
 
 /// Fields that are left out of an answer where they do not apply, instead of being null.
-const OMITTED_WHERE_ABSENT: [&str; 3] = [
+const OMITTED_WHERE_ABSENT: [&str; 5] = [
     "shoppee.auth.v1.User.disabled",
     "shoppee.product.v1.ProductChangeResult.version",
     "shoppee.product.v1.ProductChangeResult.error",
+    "shoppee.product.v1.RefusedLine.unit_price",
+    "shoppee.product.v1.RefusedLine.held_by_your_order",
 ];
+
+/// What one service writes as JSON and another reads.
+const READ_BACK: [&str; 1] = ["shoppee.product.v1.RefusedLine"];
 
 /// Messages whose JSON is written by hand.
 const WRITTEN_AS: [(&str, &str); 1] = [("shoppee.order.v1.OrderHistoryEvent", "crate::json::HistoryEvent")];
@@ -100,6 +105,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         config = config
             .message_attribute(body, "#[derive(serde::Deserialize)]")
             .message_attribute(body, "#[serde(deny_unknown_fields)]");
+    }
+    for message in READ_BACK {
+        config = config.message_attribute(message, "#[derive(serde::Deserialize)]");
     }
     for (message, written_as) in WRITTEN_AS {
         config = config.message_attribute(message, format!("#[serde(into = \"{written_as}\")]"));

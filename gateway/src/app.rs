@@ -25,7 +25,7 @@ use crate::{
     extract::{Place, Sender, refuse_query, settle_encoding},
     observe::{Observed, UserId},
     origin::Cors,
-    routes::{account, admin, cart, categories, docs, health, orders, products, ws},
+    routes::{account, admin, cart, categories, docs, health, orders, problems, products, ws},
     server::Overdrawn,
     state::State,
 };
@@ -125,6 +125,8 @@ table! { without_query, WITHOUT_QUERY:
     get    "/openapi.json"                   => docs::document,
     get    "/docs"                           => docs::page_of_docs,
     get    "/docs/{file}"                    => docs::file,
+    get    "/problems"                       => problems::list,
+    get    "/problems/{code}"                => problems::show,
 }
 
 fn routes() -> Router<State> {

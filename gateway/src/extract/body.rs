@@ -66,7 +66,8 @@ impl Bodies {
         let count = callers.entry(caller).or_default();
         if *count >= MAX_BODIES_PER_CALLER {
             let detail = "too many bodies of the same caller have not arrived yet";
-            return Err(Problem::new(Code::RateLimited, detail).retry_after(Duration::from_secs(1)));
+            let problem = Problem::new(Code::RateLimited, detail).with_fact("limit", "bodies");
+            return Err(problem.retry_after(Duration::from_secs(1)));
         }
         *count += 1;
         drop(callers);

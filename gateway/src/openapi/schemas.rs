@@ -116,6 +116,7 @@ impl<'a> Schemas<'a> {
 
     /// All that were asked for, and the problem, by name.
     pub fn finish(mut self) -> Object {
+        self.answer("shoppee.product.v1.RefusedLine");
         self.made.sort_by(|a, b| a.0.cmp(&b.0));
         let all = self
             .made
@@ -264,7 +265,8 @@ fn problem() -> Object {
         "description": "What went wrong (RFC 9457), as `application/problem+json`.",
         "properties": object! {
             "type": object! {
-                "type": "string", "format": "uri-reference", "description": "Where the code is explained."
+                "type": "string", "format": "uri-reference",
+                "description": "The page with cause and remedy, a path on this host."
             },
             "title": object! { "type": "string", "description": "The code in words; always the same." },
             "status": object! {
@@ -284,6 +286,32 @@ fn problem() -> Object {
                 "description": "Field by field; with `invalid_request` and `validation_failed`, and with \
                                 some others.",
                 "items": reference("FieldError"),
+            },
+            "lines": object! {
+                "type": "array",
+                "description": "The lines of an order that a refusal is about; with `out_of_stock`, \
+                                `product_unavailable` and `price_changed`.",
+                "items": reference("RefusedLine"),
+            },
+            "current_total": object! {
+                "type": "integer", "format": "int64",
+                "description": "With `price_changed`: what the order costs now, in minor units.",
+            },
+            "current_status": object! {
+                "type": "string", "description": "With `invalid_transition`: the present status of the order.",
+            },
+            "allowed": object! {
+                "type": "array",
+                "description": "With `invalid_transition`: the steps that the caller can take now.",
+                "items": object! { "type": "string" },
+            },
+            "decline_code": object! {
+                "type": "string", "description": "With `payment_declined`: why, in the provider's word.",
+            },
+            "limit": object! {
+                "type": "string",
+                "description": "With `rate_limited` and `too_many_attempts`: which limit was reached. A policy \
+                                of `RateLimit-Policy`, or `account` or `bodies`.",
             },
         },
         "required": list(["type", "title", "status", "detail", "code", "request_id"]),

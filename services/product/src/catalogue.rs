@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use shoppee_kit::{clock::Clock, pg::PgPool, status::Violations};
+use shoppee_kit::{clock::Clock, pg::PgPool};
 use sqlx::PgConnection;
 
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     listing::{Filters, Key, Page, Position, Sort},
     product::{Changes, NewProduct, Product, Status, micros},
     replicas::Replicas,
-    stock::{AdjustError, Delta, Kind, Reason, Stock},
+    stock::{AdjustError, Delta, Kind, Reason, Shortage, Stock},
     store::{self, listing::After, stock::Movement},
 };
 
@@ -203,11 +203,15 @@ impl Catalogue {
             return Ok(answered);
         }
         let locked = store::stock::lock(&mut tx, &[id]).await?;
-        let available = locked.get(&id).ok_or(Error::NotFound)?.available;
+        let product = locked.get(&id).ok_or(Error::NotFound)?;
+        let available = product.available;
         let stock: Stock = delta.apply(available).map_err(|error| match error {
-            AdjustError::BelowZero => {
-                Error::OutOfStock(Violations::from(("delta", "takes more than there is in stock")))
-            }
+            AdjustError::BelowZero => Error::OutOfStock(vec![Shortage {
+                product_id: id,
+                sku: Some(product.sku.clone()),
+                requested: delta.get().saturating_neg(),
+                available,
+            }]),
             AdjustError::TooMuch => Error::invalid("delta", "would make the stock more than 10^9"),
         })?;
         store::product::lock(&mut tx, &[id]).await?;

@@ -290,7 +290,10 @@ async fn a_row_empties_the_fields_that_it_clears() {
     assert_eq!(outcomes(&answer), [(RowStatus::Updated, ""), (RowStatus::Updated, "")]);
     let (product, other) = (shop.get(lamp).await, shop.get(other).await);
     assert_eq!((product.category, product.description.as_str()), (None, ""));
-    assert_eq!((other.category.map(|category| category.id), other.description.as_str()), (Some(category), "Gives light."));
+    assert_eq!(
+        (other.category.map(|category| category.id), other.description.as_str()),
+        (Some(category), "Gives light.")
+    );
 
     let odd = |fields: &[&str]| ProductChange { clear: clear(fields), ..row(lamp) };
     let contradictory = ProductChange { category_id: Some(category), ..odd(&["category_id"]) };
