@@ -139,6 +139,11 @@ impl Problem {
         self
     }
 
+    /// Adds what else is wrong with the same request.
+    pub fn and(&mut self, field: String, message: String) {
+        self.errors.push(FieldError { field, message });
+    }
+
     /// What is wrong, field by field.
     pub fn errors(&self) -> &[FieldError] {
         &self.errors

@@ -13,7 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     body::{self, SMALL},
-    strict,
+    faults, strict,
 };
 use crate::{
     error::{Code, Problem},
@@ -30,7 +30,14 @@ impl<T: DeserializeOwned, const LIMIT: usize> FromRequest<State> for Json<T, LIM
     async fn from_request(request: Request, state: &State) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
         check_type(&parts.headers)?;
-        parse(&body::read(state, &parts, body, LIMIT).await?).map(Self)
+        Self::parse(&body::read(state, &parts, body, LIMIT).await?)
+    }
+}
+
+impl<T: DeserializeOwned, const LIMIT: usize> Json<T, LIMIT> {
+    /// Reads a body; where it is wrong, the problem names all that is.
+    pub fn parse(body: &[u8]) -> Result<Self, Problem> {
+        parse(body).map(Self).map_err(|first| faults::of_body::<T>(body, first))
     }
 }
 
@@ -64,7 +71,7 @@ impl<T: DeserializeOwned> FromRequest<State> for OptionalJson<T> {
             return Ok(Self(None));
         }
         check_type(&parts.headers)?;
-        parse(&body).map(|value| Self(Some(value)))
+        Json::<T>::parse(&body).map(|Json(value)| Self(Some(value)))
     }
 }
 
@@ -97,7 +104,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     let value = strict::read(&mut deserializer).map_err(|wrong| {
         let text = wrong.error.to_string();
         if wrong.error.is_data() || text.starts_with("number out of range") {
-            wrong.problem("body")
+            wrong.fault("body").problem()
         } else {
             Problem::malformed("body", "is not JSON")
         }

@@ -3,6 +3,7 @@
 
 mod body;
 mod encoding;
+mod faults;
 mod json;
 mod key;
 mod path;
