@@ -13,7 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     body::{self, SMALL},
-    faults, strict,
+    faults, numbers, strict,
 };
 use crate::{
     error::{Code, Problem},
@@ -37,7 +37,15 @@ impl<T: DeserializeOwned, const LIMIT: usize> FromRequest<State> for Json<T, LIM
 impl<T: DeserializeOwned, const LIMIT: usize> Json<T, LIMIT> {
     /// Reads a body; where it is wrong, the problem names all that is.
     pub fn parse(body: &[u8]) -> Result<Self, Problem> {
-        parse(body).map(Self).map_err(|first| faults::of_body::<T>(body, first))
+        let value = parse(body).map_err(|first| faults::of_body::<T>(body, first))?;
+        // No batch has free attributes.
+        match (body.len() <= SMALL).then(|| numbers::first_changed(body)).flatten() {
+            Some(field) => Err(Problem::malformed(
+                field,
+                "has more digits than a number here keeps; send it as a string",
+            )),
+            None => Ok(Self(value)),
+        }
     }
 }
 

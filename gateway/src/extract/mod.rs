@@ -6,6 +6,7 @@ mod encoding;
 mod faults;
 mod json;
 mod key;
+mod numbers;
 mod path;
 mod precondition;
 mod query;

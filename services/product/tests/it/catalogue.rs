@@ -54,7 +54,8 @@ fn attributes(json: &str) -> Object {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_product_is_read_as_it_was_written() {
     let shop = Shop::open().await;
-    let sent = r#"{"colour":"red","deep":[{"grams":120},null,true,1.5],"huge":1e17}"#;
+    let sent =
+        r#"{"colour":"red","deep":[{"grams":120},null,true,1.5],"exact":0.42451918914251396,"huge":1e17}"#;
     let request = CreateProductRequest {
         description: Some("Gives light.\nTwo lines.".to_owned()),
         image_url: Some("https://cdn.example/lamp.png".to_owned()),
