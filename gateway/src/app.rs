@@ -75,6 +75,8 @@ table! { with_query, #[cfg(test)] WITH_QUERY:
     get    "/api/v1/admin/users"     => admin::list_users,
     get    "/api/v1/admin/orders"    => admin::list_orders,
     get    "/api/v1/orders"          => orders::list,
+    get    "/api/v1/auth/sessions"   => account::list_sessions,
+    get    "/api/v1/categories"      => categories::list,
     get    "/ws"                     => ws::upgrade,
 }
 
@@ -94,7 +96,6 @@ table! { without_query, WITHOUT_QUERY:
     post   "/api/v1/auth/logout-all"         => account::logout_all,
     get    "/api/v1/auth/me"                 => account::me,
     put    "/api/v1/auth/password"           => account::change_password,
-    get    "/api/v1/auth/sessions"           => account::list_sessions,
     delete "/api/v1/auth/sessions/{id}"      => account::revoke_session,
     post   "/api/v1/auth/ws-ticket"          => account::create_ws_ticket,
     get    "/api/v1/admin/users/{id}"        => admin::show_user,
@@ -105,7 +106,6 @@ table! { without_query, WITHOUT_QUERY:
     patch  "/api/v1/products/{id}"           => products::update,
     delete "/api/v1/products/{id}"           => products::archive,
     post   "/api/v1/products/{id}/stock"     => products::adjust_stock,
-    get    "/api/v1/categories"              => categories::list,
     post   "/api/v1/categories"              => categories::create,
     patch  "/api/v1/categories/{id}"         => categories::update,
     delete "/api/v1/categories/{id}"         => categories::remove,

@@ -17,8 +17,11 @@ use shoppee_proto::auth::v1::{
 use crate::{
     auth::{Nobody, User},
     error::Problem,
-    extract::{IdempotencyKey, Json, NoBody, Path, Uuid},
-    routes::replay,
+    extract::{IdempotencyKey, Json, NoBody, Path, Query, Uuid},
+    routes::{
+        page::{Page, check_limit, of_query},
+        replay,
+    },
     state::State,
     upstream::Upstream,
 };
@@ -121,8 +124,13 @@ pub async fn change_password(
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub async fn list_sessions(user: User, shop: Upstream) -> Result<Json<ListSessionsResponse>, Problem> {
-    Ok(Json(shop.call(&user, ListSessionsRequest {}).await?))
+pub async fn list_sessions(
+    user: User,
+    shop: Upstream,
+    Query(Page { limit, cursor }): Query<Page>,
+) -> Result<Json<ListSessionsResponse>, Problem> {
+    check_limit(limit)?;
+    Ok(Json(shop.call(&user, ListSessionsRequest { limit, cursor }).await.map_err(of_query)?))
 }
 
 pub async fn revoke_session(user: User, shop: Upstream, Path(id): Path<Uuid>) -> Result<StatusCode, Problem> {

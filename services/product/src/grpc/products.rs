@@ -239,7 +239,7 @@ impl ProductService for Products {
         request: Request<ListCategoriesRequest>,
     ) -> Result<Response<ListCategoriesResponse>, Status> {
         caller::anyone(&request)?;
-        Ok(Response::new(categories::list(&self.tree).await?))
+        Ok(Response::new(categories::list(&self.tree, request.into_inner()).await?))
     }
 
     async fn create_category(

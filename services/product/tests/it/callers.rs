@@ -50,7 +50,7 @@ async fn the_catalogue_is_open_to_read() {
     assert_eq!(answers!(shop, products.list_products(ListProductsRequest::default())), open);
     let search = SearchProductsRequest { q: "a".to_owned(), ..SearchProductsRequest::default() };
     assert_eq!(answers!(shop, products.search_products(search.clone())), open);
-    assert_eq!(answers!(shop, products.list_categories(ListCategoriesRequest {})), open);
+    assert_eq!(answers!(shop, products.list_categories(ListCategoriesRequest::default())), open);
 }
 
 #[tokio::test(flavor = "multi_thread")]
