@@ -4,23 +4,28 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
+    body::Body,
     extract::{ConnectInfo, MatchedPath, Request, State as Given},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse as _, Response},
     routing::{delete, get, patch, post, put},
 };
-use http::{Method, Version, header::HOST};
+use http::{
+    Method, Version,
+    header::{HOST, TRANSFER_ENCODING},
+};
 use http_body::Body as _;
 use shoppee_kit::ops;
+use tower::util::MapRequestLayer;
 use tower_http::compression::{CompressionLayer, predicate::SizeAbove};
 
 use crate::{
     auth,
     error::Problem,
-    extract::{Place, Sender, refuse_query},
+    extract::{Place, Sender, refuse_query, settle_encoding},
     observe::{Observed, UserId},
     origin::Cors,
-    routes::{account, admin, cart, categories, docs, health, orders, products, ws},
+    routes::{account, admin, cart, categories, docs, health, orders, problems, products, ws},
     server::Overdrawn,
     state::State,
 };
@@ -70,6 +75,8 @@ table! { with_query, #[cfg(test)] WITH_QUERY:
     get    "/api/v1/admin/users"     => admin::list_users,
     get    "/api/v1/admin/orders"    => admin::list_orders,
     get    "/api/v1/orders"          => orders::list,
+    get    "/api/v1/auth/sessions"   => account::list_sessions,
+    get    "/api/v1/categories"      => categories::list,
     get    "/ws"                     => ws::upgrade,
 }
 
@@ -89,7 +96,6 @@ table! { without_query, WITHOUT_QUERY:
     post   "/api/v1/auth/logout-all"         => account::logout_all,
     get    "/api/v1/auth/me"                 => account::me,
     put    "/api/v1/auth/password"           => account::change_password,
-    get    "/api/v1/auth/sessions"           => account::list_sessions,
     delete "/api/v1/auth/sessions/{id}"      => account::revoke_session,
     post   "/api/v1/auth/ws-ticket"          => account::create_ws_ticket,
     get    "/api/v1/admin/users/{id}"        => admin::show_user,
@@ -100,7 +106,6 @@ table! { without_query, WITHOUT_QUERY:
     patch  "/api/v1/products/{id}"           => products::update,
     delete "/api/v1/products/{id}"           => products::archive,
     post   "/api/v1/products/{id}/stock"     => products::adjust_stock,
-    get    "/api/v1/categories"              => categories::list,
     post   "/api/v1/categories"              => categories::create,
     patch  "/api/v1/categories/{id}"         => categories::update,
     delete "/api/v1/categories/{id}"         => categories::remove,
@@ -120,10 +125,15 @@ table! { without_query, WITHOUT_QUERY:
     get    "/openapi.json"                   => docs::document,
     get    "/docs"                           => docs::page_of_docs,
     get    "/docs/{file}"                    => docs::file,
+    get    "/problems"                       => problems::list,
+    get    "/problems/{code}"                => problems::show,
 }
 
 fn routes() -> Router<State> {
-    let compression = CompressionLayer::new().compress_when(SizeAbove::new(WORTH_COMPRESSING));
+    let compression = (
+        MapRequestLayer::new(settle_encoding::<Body>),
+        CompressionLayer::new().compress_when(SizeAbove::new(WORTH_COMPRESSING)),
+    );
     without_query().merge(with_query()).merge(compressed().route_layer(compression))
 }
 
@@ -137,6 +147,9 @@ fn is_ops(route: Option<&str>) -> bool {
 async fn admit(state: &State, mut request: Request, next: Next) -> Response {
     if !names_its_host(&request) {
         return Problem::malformed("host", "must be sent, and once").into_response();
+    }
+    if !is_framed_plainly(&request) {
+        return Problem::malformed("transfer-encoding", "must be chunked alone").into_response();
     }
     if request.extensions().get::<Overdrawn>().is_some() {
         metrics::counter!("http_requests_shed_total").increment(1);
@@ -185,6 +198,13 @@ fn check_query(route: Option<&str>, request: &Request) -> Result<(), Problem> {
     let known =
         WITHOUT_QUERY.iter().any(|(of, without)| method.eq_ignore_ascii_case(of) && *without == route);
     if known { refuse_query(query) } else { Ok(()) }
+}
+
+/// A coding below the chunks would be taken for content (RFC 9112 §6.1): hyper takes off the chunks and no other.
+fn is_framed_plainly<B>(request: &Request<B>) -> bool {
+    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+    codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        && codings.next().is_none()
 }
 
 /// HTTP/1.1 wants the host once (RFC 9112 §3.2), or a proxy in between may take the request for another; hyper does not

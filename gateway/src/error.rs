@@ -1,5 +1,7 @@
-//! Every error a client can see: the table of codes (contract §1), and what becomes of a service's status.
-//! The only file that turns errors into HTTP statuses; a new code is one line of [`codes!`].
+//! Every error a client can see: the table of [`codes`], and what becomes of a service's status. The only place that
+//! turns errors into HTTP statuses.
+
+mod codes;
 
 use std::{borrow::Cow, time::Duration};
 
@@ -9,81 +11,38 @@ use http::{
     header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use serde::Serialize;
+use serde_json::{Map, Value};
 use shoppee_kit::{caller::TokenError, client::is_away, status};
 use tonic::{Code as Grpc, Status};
 
 use crate::routes::replay::{REPLAYED, YES, is_replayed};
+pub use codes::Code;
 
 /// What a client that is refused for load, or for a part that is away, is asked to wait.
 const AGAIN: Duration = Duration::from_secs(1);
 
-macro_rules! codes {
-    ($($variant:ident = $code:literal, $status:ident, $title:literal;)*) => {
-        /// The `code` of a problem.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum Code { $($variant),* }
+/// The members of a problem that a program acts on, and how services write them into `google.rpc.ErrorInfo.metadata`.
+const FACTS: [(&str, Written); 6] = [
+    ("lines", Written::AsJson),
+    ("current_total", Written::AsJson),
+    ("current_status", Written::AsText),
+    ("allowed", Written::AsJson),
+    ("decline_code", Written::AsText),
+    ("limit", Written::AsText),
+];
 
-        impl Code {
-            /// All codes, for the documentation.
-            pub const ALL: &[Self] = &[$(Self::$variant),*];
+#[derive(Clone, Copy, Debug)]
+enum Written {
+    AsText,
+    AsJson,
+}
 
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $code),* }
-            }
-
-            pub const fn status(self) -> StatusCode {
-                match self { $(Self::$variant => StatusCode::$status),* }
-            }
-
-            pub const fn title(self) -> &'static str {
-                match self { $(Self::$variant => $title),* }
-            }
+impl Written {
+    fn read(self, text: &str) -> Option<Value> {
+        match self {
+            Self::AsText => Some(text.into()),
+            Self::AsJson => serde_json::from_str(text).ok(),
         }
-    };
-}
-
-codes! {
-    InvalidRequest = "invalid_request", BAD_REQUEST, "The request is not well-formed";
-    Unauthenticated = "unauthenticated", UNAUTHORIZED, "Sign in first";
-    TokenExpired = "token_expired", UNAUTHORIZED, "The access token has expired";
-    SessionRevoked = "session_revoked", UNAUTHORIZED, "The session has ended";
-    InvalidCredentials = "invalid_credentials", UNAUTHORIZED, "Wrong username or password";
-    PaymentDeclined = "payment_declined", PAYMENT_REQUIRED, "The payment was declined";
-    Forbidden = "forbidden", FORBIDDEN, "Not allowed";
-    AccountDisabled = "account_disabled", FORBIDDEN, "The account is disabled";
-    NotFound = "not_found", NOT_FOUND, "There is no such thing";
-    MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, "There is no such method here";
-    RequestTimeout = "request_timeout", REQUEST_TIMEOUT, "The request did not arrive in time";
-    UsernameTaken = "username_taken", CONFLICT, "The username is taken";
-    EmailTaken = "email_taken", CONFLICT, "The e-mail address is taken";
-    SkuTaken = "sku_taken", CONFLICT, "The SKU is taken";
-    SlugTaken = "slug_taken", CONFLICT, "The slug is taken";
-    CategoryInUse = "category_in_use", CONFLICT, "The category is in use";
-    InvalidTransition = "invalid_transition", CONFLICT, "The order cannot take this step";
-    OrderExpired = "order_expired", CONFLICT, "The order has run out";
-    OutOfStock = "out_of_stock", CONFLICT, "There is not enough in stock";
-    ProductUnavailable = "product_unavailable", CONFLICT, "The product cannot be bought";
-    CartEmpty = "cart_empty", CONFLICT, "The cart is empty";
-    PriceChanged = "price_changed", CONFLICT, "The price has changed";
-    TooManyUnpaidOrders = "too_many_unpaid_orders", CONFLICT, "Too many orders are not paid yet";
-    TooManyUnpaidUnits = "too_many_unpaid_units", CONFLICT, "Too many units are not paid yet";
-    RequestInProgress = "request_in_progress", CONFLICT, "The same request is still running";
-    VersionMismatch = "version_mismatch", PRECONDITION_FAILED, "It was changed in the meantime";
-    PayloadTooLarge = "payload_too_large", PAYLOAD_TOO_LARGE, "The body is too large";
-    UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE, "The body must be JSON";
-    ValidationFailed = "validation_failed", UNPROCESSABLE_ENTITY, "The request breaks a rule";
-    IdempotencyKeyReused = "idempotency_key_reused", UNPROCESSABLE_ENTITY, "The key was used for another body";
-    RateLimited = "rate_limited", TOO_MANY_REQUESTS, "Too many requests";
-    TooManyAttempts = "too_many_attempts", TOO_MANY_REQUESTS, "Too many attempts";
-    Internal = "internal", INTERNAL_SERVER_ERROR, "Something went wrong on our side";
-    Unavailable = "unavailable", SERVICE_UNAVAILABLE, "Not available right now";
-    DeadlineExceeded = "deadline_exceeded", GATEWAY_TIMEOUT, "It took too long";
-}
-
-impl Code {
-    /// The code that a service's reason names: the same word, in upper case.
-    fn of_reason(reason: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|code| code.as_str().eq_ignore_ascii_case(reason))
     }
 }
 
@@ -101,6 +60,8 @@ pub struct Problem {
     pub code: Code,
     detail: Cow<'static, str>,
     errors: Vec<FieldError>,
+    /// Members beside those that every problem has.
+    facts: Map<String, Value>,
     retry_after: Option<Duration>,
     /// A token was sent, and is not good: RFC 6750 wants that said.
     bad_token: bool,
@@ -115,6 +76,7 @@ impl Problem {
             code,
             detail: detail.into(),
             errors: Vec::new(),
+            facts: Map::new(),
             // 503 and 504 pass; a 429 knows better when.
             retry_after: code.status().is_server_error().then_some(AGAIN).filter(|_| code != Code::Internal),
             bad_token: false,
@@ -160,6 +122,13 @@ impl Problem {
         self
     }
 
+    /// Adds a member, one of [`FACTS`].
+    #[must_use]
+    pub fn with_fact(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.facts.insert(name.to_owned(), value.into());
+        self
+    }
+
     #[must_use]
     pub fn with_code(self, code: Code) -> Self {
         Self { code, ..self }
@@ -168,6 +137,11 @@ impl Problem {
     fn on(mut self, field: impl Into<String>, message: impl Into<String>) -> Self {
         self.errors.push(FieldError { field: field.into(), message: message.into() });
         self
+    }
+
+    /// Adds what else is wrong with the same request.
+    pub fn and(&mut self, field: String, message: String) {
+        self.errors.push(FieldError { field, message });
     }
 
     /// What is wrong, field by field.
@@ -188,17 +162,20 @@ impl Problem {
             request_id: &'a str,
             #[serde(skip_serializing_if = "Vec::is_empty")]
             errors: Vec<FieldError>,
+            #[serde(flatten)]
+            facts: Map<String, Value>,
         }
 
         let status = self.code.status();
         let body = Body {
-            kind: format!("/docs#{}", self.code.as_str()),
+            kind: self.code.page(),
             title: self.code.title(),
             status: status.as_u16(),
             detail: &self.detail,
             code: self.code.as_str(),
             request_id,
             errors: self.errors,
+            facts: self.facts,
         };
         // Strings and numbers always serialise.
         let body = serde_json::to_vec(&body).unwrap_or_default();
@@ -255,8 +232,12 @@ impl From<Status> for Problem {
     /// way there and back, or from a fault.
     fn from(status: Status) -> Self {
         let told = status::read(&status);
-        if let Some(code) = Code::of_reason(&told.reason) {
+        if let Some(code) = Code::find(&told.reason) {
             let errors = told.violations.into_iter().map(|(field, message)| FieldError { field, message });
+            let fact = |(name, written): &(&str, Written)| {
+                Some(((*name).to_owned(), written.read(told.facts.get(*name)?)?))
+            };
+            let facts = FACTS.iter().filter_map(fact).collect();
             let retry_after = match code.status() {
                 StatusCode::SERVICE_UNAVAILABLE
                 | StatusCode::GATEWAY_TIMEOUT
@@ -266,7 +247,7 @@ impl From<Status> for Problem {
             let bad_token = matches!(code, Code::Unauthenticated | Code::TokenExpired | Code::SessionRevoked);
             let detail = status.message().to_owned().into();
             let replayed = is_replayed(status.metadata());
-            return Self { code, detail, errors: errors.collect(), retry_after, bad_token, replayed };
+            return Self { code, detail, errors: errors.collect(), facts, retry_after, bad_token, replayed };
         }
         match status.code() {
             _ if is_away(&status) => Self::unavailable(),
@@ -286,7 +267,7 @@ impl From<Status> for Problem {
             | Grpc::Aborted
             | Grpc::OutOfRange
             | Grpc::DataLoss => {
-                tracing::error!(code = ?status.code(), message = status.message(), "a service failed");
+                tracing::error!(code = ?status.code(), error = status.message(), "a service failed");
                 Self::internal()
             }
         }
@@ -314,6 +295,20 @@ mod tests {
         let problem = Problem::from(status);
         assert_eq!(problem.code.status(), StatusCode::UNPROCESSABLE_ENTITY);
         assert_eq!(problem.errors[0].field, "price");
+    }
+
+    #[test]
+    fn facts_arrive_as_members_of_their_types() {
+        let refusal = Refusal::new(Grpc::FailedPrecondition, "PRICE_CHANGED", "it costs more now")
+            .with_fact("current_total", "1999")
+            .with_fact("current_status", "2")
+            .with_fact("allowed", r#"["cancel"]"#)
+            .with_fact("lines", "not JSON")
+            .with_fact("secret", "of the inside");
+        let problem = Problem::from(Status::from(refusal));
+        let members =
+            serde_json::json!({"current_total": 1999, "current_status": "2", "allowed": ["cancel"]});
+        assert_eq!(Value::from(problem.facts), members);
     }
 
     #[test]

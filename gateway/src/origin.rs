@@ -31,7 +31,8 @@ const ANSWER_HEADERS: HeaderValue = HeaderValue::from_static(
 const REMEMBERED: HeaderValue = HeaderValue::from_static("7200");
 const VARIES: HeaderValue = HeaderValue::from_static("origin");
 
-/// A web origin as browsers send it: scheme, host and port; empty for a list without any.
+/// A web origin as browsers send it: scheme, host, and the port unless it is the scheme's own; empty for a list without
+/// any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin(String);
 
@@ -42,17 +43,30 @@ impl FromStr for Origin {
         if value.is_empty() {
             return Ok(Self(String::new()));
         }
-        let sound = value.parse::<http::Uri>().is_ok_and(|uri| {
-            let rest = value.split_once("://").map_or("", |(_, rest)| rest);
-            matches!(uri.scheme_str(), Some("http" | "https"))
-                && uri.authority().is_some_and(|authority| authority.as_str() == rest)
-                && !rest.contains('@')
-        });
-        if sound {
-            Ok(Self(value.to_ascii_lowercase()))
-        } else {
-            Err("not an origin such as https://shop.example".to_owned())
-        }
+        Self::canonical(value).ok_or_else(|| "not an origin such as https://shop.example".to_owned())
+    }
+}
+
+impl Origin {
+    /// The form in which browsers send an origin (WHATWG URL, ASCII serialisation of an origin).
+    fn canonical(value: &str) -> Option<Self> {
+        let uri: http::Uri = value.parse().ok()?;
+        let (scheme, rest) = value.split_once("://")?;
+        let authority = uri.authority().filter(|authority| authority.as_str() == rest)?;
+        let own_port: u16 = match uri.scheme_str()? {
+            "http" => 80,
+            "https" => 443,
+            _ => return None,
+        };
+        let host = authority.host();
+        let origin = match rest.strip_prefix(host)? {
+            "" | ":" => format!("{scheme}://{host}"),
+            port => match port.strip_prefix(':')?.parse::<u16>().ok()? {
+                port if port == own_port => format!("{scheme}://{host}"),
+                port => format!("{scheme}://{host}:{port}"),
+            },
+        };
+        (!host.is_empty()).then(|| Self(origin.to_ascii_lowercase()))
     }
 }
 
@@ -147,6 +161,38 @@ mod tests {
             assert!(!origins.allows(&HeaderValue::from_static(hostile)), "{hostile}");
         }
         assert!(!Origins::new(&[]).allows(&HeaderValue::from_static("")));
+    }
+
+    #[test]
+    fn an_origin_is_listed_as_browsers_send_it() {
+        for (setting, sent) in [
+            ("https://shop.example:443", "https://shop.example"),
+            ("HTTPS://Shop.Example:0443", "https://shop.example"),
+            ("http://shop.example:80", "http://shop.example"),
+            ("http://shop.example:443", "http://shop.example:443"),
+            ("https://shop.example:80", "https://shop.example:80"),
+            ("http://localhost:5173", "http://localhost:5173"),
+            ("https://[::1]:443", "https://[::1]"),
+        ] {
+            let origins = Origins::new(&[setting.parse().unwrap()]);
+            assert!(origins.allows(&HeaderValue::from_static(sent)), "{setting}");
+        }
+        for odd in [
+            "shop.example",
+            "ftp://shop.example",
+            "https://",
+            "https://:443",
+            "https://shop.example/",
+            "https://shop.example/page",
+            "https://shop.example?q",
+            "https://ann@shop.example",
+            "https://shop.example:99999",
+            "https://shop.example:x",
+            "*",
+            "null",
+        ] {
+            assert!(odd.parse::<Origin>().is_err(), "{odd}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fmt};
 use prost_types::value::Kind;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{Error as _, MapAccess, SeqAccess, Visitor},
+    de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor},
     ser::{Error as _, SerializeMap as _, SerializeSeq as _},
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -45,7 +45,15 @@ impl Serialize for Timestamp {
     }
 }
 
-/// `google.protobuf.Struct`; in JSON an object. A key that stands twice is refused.
+/// The most levels of objects and lists in free attributes, which are the first. A level takes up to three of the 100
+/// nested messages that prost decodes, and a list of products a few more.
+pub const MAX_OBJECT_DEPTH: usize = 16;
+
+/// Begins the message of serde's error about more levels than [`MAX_OBJECT_DEPTH`].
+pub const TOO_DEEP: &str = "nested too deeply";
+
+/// `google.protobuf.Struct`; in JSON an object. A key that stands twice is refused, and so are more than
+/// [`MAX_OBJECT_DEPTH`] levels.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Object {
     #[prost(btree_map = "string, message", tag = "1")]
@@ -74,7 +82,7 @@ impl<'de> Deserialize<'de> for Object {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object, A::Error> {
-                Ok(Object { fields: unique(map)? })
+                Ok(Object { fields: unique(map, MAX_OBJECT_DEPTH - 1)? })
             }
         }
 
@@ -82,10 +90,14 @@ impl<'de> Deserialize<'de> for Object {
     }
 }
 
-/// The entries of an object whose keys all differ.
-fn unique<'de, A: MapAccess<'de>>(mut map: A) -> Result<BTreeMap<String, prost_types::Value>, A::Error> {
+/// The entries of an object whose keys all differ, with at most `levels` of objects and lists inside.
+fn unique<'de, A: MapAccess<'de>>(
+    mut map: A,
+    levels: usize,
+) -> Result<BTreeMap<String, prost_types::Value>, A::Error> {
     let mut fields = BTreeMap::new();
-    while let Some((key, Owned(value))) = map.next_entry::<String, Owned>()? {
+    while let Some(key) = map.next_key::<String>()? {
+        let value = map.next_value_seed(Owned { levels })?;
         if fields.contains_key(&key) {
             return Err(A::Error::custom(format_args!("duplicate field `{key}`")));
         }
@@ -135,11 +147,25 @@ fn whole(value: f64) -> Option<i64> {
 }
 
 /// A value inside an [`Object`], on its way in.
-struct Owned(prost_types::Value);
+#[derive(Clone, Copy)]
+struct Owned {
+    /// How many levels of objects and lists it may have.
+    levels: usize,
+}
 
-impl<'de> Deserialize<'de> for Owned {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
+impl Owned {
+    /// What stands one level deeper.
+    fn inner<E: serde::de::Error>(self) -> Result<Self, E> {
+        let levels = self.levels.checked_sub(1).ok_or_else(|| E::custom(TOO_DEEP))?;
+        Ok(Self { levels })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Owned {
+    type Value = prost_types::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<prost_types::Value, D::Error> {
+        struct Any(Owned);
 
         impl<'de> Visitor<'de> for Any {
             type Value = Kind;
@@ -182,19 +208,21 @@ impl<'de> Deserialize<'de> for Owned {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Kind, A::Error> {
+                let inner = self.0.inner()?;
                 let mut values = Vec::new();
-                while let Some(Owned(value)) = seq.next_element()? {
+                while let Some(value) = seq.next_element_seed(inner)? {
                     values.push(value);
                 }
                 Ok(Kind::ListValue(prost_types::ListValue { values }))
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Kind, A::Error> {
-                Ok(Kind::StructValue(prost_types::Struct { fields: unique(map)?.into_iter().collect() }))
+                let fields = unique(map, self.0.inner()?.levels)?;
+                Ok(Kind::StructValue(prost_types::Struct { fields: fields.into_iter().collect() }))
             }
         }
 
-        Ok(Self(prost_types::Value { kind: Some(deserializer.deserialize_any(Any)?) }))
+        Ok(prost_types::Value { kind: Some(deserializer.deserialize_any(Any(self))?) })
     }
 }
 
@@ -357,6 +385,17 @@ mod tests {
     fn a_key_that_stands_twice_is_refused_at_any_depth() {
         for sent in [r#"{"a":1,"a":2}"#, r#"{"deep":[{"a":1,"a":2}]}"#] {
             assert!(serde_json::from_str::<Object>(sent).is_err(), "{sent}");
+        }
+    }
+
+    #[test]
+    fn attributes_have_at_most_the_largest_number_of_levels() {
+        let objects = |levels| format!("{}1{}", r#"{"a":"#.repeat(levels), "}".repeat(levels));
+        let lists = |levels| format!(r#"{{"a":{}{}}}"#, "[".repeat(levels - 1), "]".repeat(levels - 1));
+        for nested in [objects, lists] as [fn(usize) -> String; 2] {
+            assert!(serde_json::from_str::<Object>(&nested(MAX_OBJECT_DEPTH)).is_ok());
+            let error = serde_json::from_str::<Object>(&nested(MAX_OBJECT_DEPTH + 1)).unwrap_err();
+            assert!(error.to_string().starts_with(TOO_DEEP), "{error}");
         }
     }
 

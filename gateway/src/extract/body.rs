@@ -9,7 +9,8 @@ use std::{
 
 use axum::body::{Body, Bytes};
 use futures_util::FutureExt as _;
-use http::Extensions;
+use http::{header::EXPECT, request::Parts};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -65,7 +66,8 @@ impl Bodies {
         let count = callers.entry(caller).or_default();
         if *count >= MAX_BODIES_PER_CALLER {
             let detail = "too many bodies of the same caller have not arrived yet";
-            return Err(Problem::new(Code::RateLimited, detail).retry_after(Duration::from_secs(1)));
+            let problem = Problem::new(Code::RateLimited, detail).with_fact("limit", "bodies");
+            return Err(problem.retry_after(Duration::from_secs(1)));
         }
         *count += 1;
         drop(callers);
@@ -146,18 +148,18 @@ pub struct Sender {
 }
 
 /// Reads the whole body, of `limit` bytes at most.
-pub async fn read(
-    state: &State,
-    extensions: &Extensions,
-    body: Body,
-    limit: usize,
-) -> Result<Bytes, Problem> {
+pub async fn read(state: &State, parts: &Parts, body: Body, limit: usize) -> Result<Bytes, Problem> {
     let mut incoming = Incoming { body, limit, read: Vec::new() };
+    // A client that waits for `100 Continue` would get it as soon as the body is asked for.
+    let waits = parts.headers.contains_key(EXPECT);
+    if waits && incoming.body.size_hint().lower() > u64::try_from(limit).unwrap_or(u64::MAX) {
+        return Err(incoming.too_large());
+    }
     // A body that came together with its head, or that does not come at all.
     if let Some(Ok(whole)) = incoming.collect().now_or_never() {
         return Ok(whole);
     }
-    let sender = extensions.get::<Sender>().ok_or_else(Problem::internal)?;
+    let sender = parts.extensions.get::<Sender>().ok_or_else(Problem::internal)?;
     let mut arriving = state.bodies.admit(sender.caller, limit)?;
     sender.place.give_back();
     let whole = incoming.collect_in_time().await?;
@@ -213,9 +215,7 @@ impl Incoming {
                 Ok(Ok(false)) => return Ok(std::mem::take(&mut self.read).into()),
                 Ok(Err(Failure::TooLarge)) => {
                     self.drain().await;
-                    let limit = self.limit;
-                    let detail = format!("the body may have {limit} bytes at most");
-                    return Err(Problem::new(Code::PayloadTooLarge, detail));
+                    return Err(self.too_large());
                 }
                 Ok(Err(Failure::Broken)) => return Err(Problem::malformed("body", "did not arrive whole")),
                 Err(_elapsed) => {
@@ -223,6 +223,10 @@ impl Incoming {
                 }
             }
         }
+    }
+
+    fn too_large(&self) -> Problem {
+        Problem::new(Code::PayloadTooLarge, format!("the body may have {} bytes at most", self.limit))
     }
 
     /// Lets a client that sends too much come to its end, within bounds. A client whose connection is closed while it

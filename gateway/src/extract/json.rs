@@ -8,11 +8,12 @@ use http::{
     HeaderMap, HeaderValue,
     header::{CONTENT_ENCODING, CONTENT_TYPE},
 };
+use mime::Mime;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     body::{self, SMALL},
-    strict,
+    faults, numbers, strict,
 };
 use crate::{
     error::{Code, Problem},
@@ -29,7 +30,22 @@ impl<T: DeserializeOwned, const LIMIT: usize> FromRequest<State> for Json<T, LIM
     async fn from_request(request: Request, state: &State) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
         check_type(&parts.headers)?;
-        parse(&body::read(state, &parts.extensions, body, LIMIT).await?).map(Self)
+        Self::parse(&body::read(state, &parts, body, LIMIT).await?)
+    }
+}
+
+impl<T: DeserializeOwned, const LIMIT: usize> Json<T, LIMIT> {
+    /// Reads a body; where it is wrong, the problem names all that is.
+    pub fn parse(body: &[u8]) -> Result<Self, Problem> {
+        let value = parse(body).map_err(|first| faults::of_body::<T>(body, first))?;
+        // No batch has free attributes.
+        match (body.len() <= SMALL).then(|| numbers::first_changed(body)).flatten() {
+            Some(field) => Err(Problem::malformed(
+                field,
+                "has more digits than a number here keeps; send it as a string",
+            )),
+            None => Ok(Self(value)),
+        }
     }
 }
 
@@ -58,12 +74,12 @@ impl<T: DeserializeOwned> FromRequest<State> for OptionalJson<T> {
 
     async fn from_request(request: Request, state: &State) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
-        let body = body::read(state, &parts.extensions, body, SMALL).await?;
+        let body = body::read(state, &parts, body, SMALL).await?;
         if body.is_empty() {
             return Ok(Self(None));
         }
         check_type(&parts.headers)?;
-        parse(&body).map(|value| Self(Some(value)))
+        Json::<T>::parse(&body).map(|Json(value)| Self(Some(value)))
     }
 }
 
@@ -80,27 +96,23 @@ fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
 }
 
 fn is_json(content_type: &str) -> bool {
-    let mut parts = content_type.split(';').map(str::trim);
-    let essence = parts.next().unwrap_or_default().to_ascii_lowercase();
-    let json = essence.strip_prefix("application/").is_some_and(|subtype| {
-        subtype == "json" || subtype.strip_suffix("+json").is_some_and(|vendor| !vendor.is_empty())
-    });
-    let utf_8 = parts.filter(|parameter| !parameter.is_empty()).all(|parameter| {
-        parameter.split_once('=').is_some_and(|(name, value)| {
-            !name.eq_ignore_ascii_case("charset") || value.trim_matches('"').eq_ignore_ascii_case("utf-8")
-        })
-    });
-    json && utf_8
+    let Ok(media_type) = content_type.parse::<Mime>() else {
+        return false;
+    };
+    let is_json = media_type.type_() == mime::APPLICATION
+        && (media_type.subtype() == mime::JSON || media_type.suffix() == Some(mime::JSON));
+    let mut charsets = media_type.params().filter(|(name, _)| *name == mime::CHARSET);
+    // `utf8` is a label of the same encoding (WHATWG Encoding).
+    let is_utf_8 = charsets.all(|(_, charset)| charset == mime::UTF_8 || charset == "utf8");
+    is_json && is_utf_8
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let value = strict::read(&mut deserializer).map_err(|wrong| {
         let text = wrong.error.to_string();
-        if text.starts_with("recursion limit") {
-            Problem::malformed("body", "is nested too deeply")
-        } else if wrong.error.is_data() || text.starts_with("number out of range") {
-            wrong.problem("body")
+        if wrong.error.is_data() || text.starts_with("number out of range") {
+            wrong.fault("body").problem()
         } else {
             Problem::malformed("body", "is not JSON")
         }
@@ -186,11 +198,6 @@ mod tests {
             assert_eq!(wrong::<Order>(body), ("body".into(), "is not JSON".into()), "{body}");
         }
         assert_eq!(wrong::<Order>(r#"{"items":[]} {}"#).1, "goes on after its end");
-        let deep = format!(
-            r#"{{"sku":"a","name":"b","price":1,"stock":1,"attributes":{{"a":{}}}}}"#,
-            "[".repeat(100_000)
-        );
-        assert_eq!(wrong::<CreateProductRequest>(&deep).1, "is nested too deeply");
         assert!(parse::<Order>(b"{\"items\":[],\"\xff\":1}").is_err());
     }
 
@@ -217,13 +224,30 @@ mod tests {
     }
 
     #[test]
+    fn attributes_with_too_many_levels_break_a_rule() {
+        let deep = format!(
+            r#"{{"sku":"a","name":"b","price":1,"stock":1,"attributes":{{"a":{}}}}}"#,
+            "[".repeat(100_000)
+        );
+        let problem = parse::<CreateProductRequest>(deep.as_bytes()).unwrap_err();
+        assert_eq!(problem.code, Code::ValidationFailed);
+        assert_eq!(problem.errors()[0].field, "attributes");
+        assert_eq!(problem.errors()[0].message, "must have at most 16 levels");
+    }
+
+    #[test]
     fn only_json_in_utf_8_is_json() {
         for good in [
             "application/json",
             "Application/JSON; charset=UTF-8",
             "application/merge-patch+json",
             "application/json;charset=\"utf-8\"",
+            "application/json; charset=utf8",
+            "application/json; charset=UTF8",
             "application/json;",
+            "application/json; profile=\"https://shop.example/a;b=c\"",
+            "application/json; profile=\"a\"; charset=utf-8",
+            "application/json; odata.metadata=minimal",
         ] {
             assert!(is_json(good), "{good}");
         }

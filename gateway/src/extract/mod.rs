@@ -2,14 +2,18 @@
 //! is guessed.
 
 mod body;
+mod encoding;
+mod faults;
 mod json;
 mod key;
+mod numbers;
 mod path;
 mod precondition;
 mod query;
 mod strict;
 
 pub use body::{Bodies, LARGE, Place, Sender};
+pub use encoding::{settle_encoding, takes_gzip};
 pub use json::{Json, NoBody, OptionalJson};
 pub use key::IdempotencyKey;
 pub use path::{Id, Path, Uuid};

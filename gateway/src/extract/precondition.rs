@@ -59,6 +59,10 @@ impl FromRequestParts<State> for IfMatch {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Infallible> {
+        // Whatever is changed exists already (RFC 9110 §13.1.2).
+        if tags(&parts.headers, &IF_NONE_MATCH) == Some(Tags::Any) {
+            return Ok(Self::Versions(Vec::new()));
+        }
         Ok(match tags(&parts.headers, &IF_MATCH) {
             None | Some(Tags::Any) => Self::Any,
             Some(Tags::Of(tags)) => {

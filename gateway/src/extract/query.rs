@@ -5,7 +5,7 @@ use http::request::Parts;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use shoppee_proto::json::Word;
 
-use super::strict;
+use super::{faults, strict};
 use crate::{error::Problem, state::State};
 
 /// All parameters of a request, and nothing else.
@@ -40,7 +40,10 @@ fn parse<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
         return Err(Problem::malformed("query", "is not percent-encoded UTF-8"));
     }
     let pairs = form_urlencoded::parse(query.as_bytes());
-    strict::read(serde_urlencoded::Deserializer::new(pairs)).map_err(|wrong| wrong.problem("query"))
+    strict::read(serde_urlencoded::Deserializer::new(pairs)).map_err(|wrong| {
+        let pairs = pairs.into_owned().collect();
+        faults::of_query::<T>(pairs, wrong.fault("query").problem())
+    })
 }
 
 /// Whether decoding loses nothing: what is broken would be guessed at otherwise.

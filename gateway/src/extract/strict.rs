@@ -11,6 +11,8 @@ use serde::{
     de::{self, DeserializeSeed, EnumAccess, MapAccess, SeqAccess, Visitor},
 };
 
+use shoppee_proto::json::{MAX_OBJECT_DEPTH, TOO_DEEP};
+
 use crate::error::Problem;
 
 /// Names of fields are the client's; longer ones are cut.
@@ -36,9 +38,43 @@ pub struct Wrong<E> {
 }
 
 impl<E: fmt::Display> Wrong<E> {
-    /// The problem of the field; of `whole`, where it is all of it.
-    pub fn problem(self, whole: &str) -> Problem {
-        self.position.problem(&self.error.to_string(), whole)
+    /// The fault of the field; of `whole`, where it is all of it.
+    pub fn fault(self, whole: &str) -> Fault {
+        self.position.fault(&self.error.to_string(), whole)
+    }
+}
+
+/// What is wrong with one field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Its path; of what is all of the input, a word for that.
+    pub field: String,
+    pub message: String,
+    /// Whether the shape is right, and a rule broken that has to be checked together with it.
+    is_rule: bool,
+    pub mend: Mend,
+}
+
+/// What would have to be done to the field, so that what is wrong with the others shows too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mend {
+    Remove,
+    Insert,
+    /// By a value of the kind that was expected.
+    Replace(&'static str),
+}
+
+impl Fault {
+    pub const fn is_of_shape(&self) -> bool {
+        !self.is_rule
+    }
+
+    pub fn problem(self) -> Problem {
+        if self.is_rule {
+            Problem::invalid(self.field, self.message)
+        } else {
+            Problem::malformed(self.field, self.message)
+        }
     }
 }
 
@@ -78,12 +114,16 @@ impl Position {
         before
     }
 
-    fn problem(mut self, error: &str, whole: &str) -> Problem {
+    fn fault(mut self, error: &str, whole: &str) -> Fault {
+        let mut mend = Mend::Replace(self.expected);
+        let mut is_rule = false;
         let (message, deeper) = if error.starts_with("unknown field") {
+            mend = Mend::Remove;
             ("is not known here".to_owned(), Some(std::mem::take(&mut self.key)))
         } else if error.starts_with("duplicate field") {
             ("is given twice".to_owned(), Some(std::mem::take(&mut self.key)))
         } else if let Some(rest) = error.strip_prefix("missing field `") {
+            mend = Mend::Insert;
             ("is missing".to_owned(), rest.split('`').next().map(str::to_owned))
         } else if error.starts_with("unknown word") {
             ("is not one of the words it may be".to_owned(), None)
@@ -91,6 +131,11 @@ impl Position {
             ("is a number out of all range".to_owned(), None)
         } else if error.starts_with("an integer beyond 2^53") {
             ("holds an integer beyond 2^53, which would lose digits; send it as a string".to_owned(), None)
+        } else if error.starts_with(TOO_DEEP) {
+            // A rule of the product service, which cannot even decode what breaks it by far.
+            is_rule = true;
+            self.path.truncate(self.path.find(['.', '[']).unwrap_or(self.path.len()));
+            (format!("must have at most {MAX_OBJECT_DEPTH} levels"), None)
         } else if self.expected.is_empty() {
             ("is not valid here".to_owned(), None)
         } else {
@@ -101,7 +146,7 @@ impl Position {
             self.enter_key();
         }
         let field = if self.path.is_empty() { whole } else { &self.path };
-        Problem::malformed(field.chars().take(LONGEST_PATH).collect::<String>(), message)
+        Fault { field: field.chars().take(LONGEST_PATH).collect(), message, is_rule, mend }
     }
 }
 

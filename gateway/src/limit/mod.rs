@@ -198,6 +198,7 @@ impl Admission {
         };
         let code = if policy.guard { Code::TooManyAttempts } else { Code::RateLimited };
         Err(Problem::new(code, "too many requests; wait as long as Retry-After says")
+            .with_fact("limit", policy.name)
             .retry_after(verdict.next_in))
     }
 

@@ -148,7 +148,7 @@ pub const OPERATIONS: &[Operation] = &[
         )
         .or(&[ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
     op("ProductService.ListCategories", "listCategories", Anybody, "List the categories")
-        .about("All of them, by slug."),
+        .about("By slug."),
     op("ProductService.CreateCategory", "createCategory", Admin, "Add a category")
         .answers(201)
         .or(&[SlugTaken, ValidationFailed, RequestInProgress, IdempotencyKeyReused]),

@@ -15,6 +15,8 @@ pub fn write(paths: &mut Object, contract: &Contract, schemas: &mut Schemas<'_>)
     paths.entry("/openapi.json").set("get", document());
     paths.entry("/docs").set("get", docs());
     paths.entry("/docs/{file}").set("get", file_of_docs());
+    paths.entry("/problems").set("get", problem_pages());
+    paths.entry("/problems/{code}").set("get", problem_page());
     paths.entry("/healthz").set("get", health());
     paths.entry("/readyz").set("get", ready());
     paths.entry("/metrics").set("get", metrics());
@@ -167,6 +169,34 @@ fn file_of_docs() -> Object {
             },
             object! { "$ref": "#/components/parameters/If-None-Match" },
         ]),
+    );
+    described
+}
+
+/// A page of text, with what its route may refuse.
+fn page(id: &'static str, summary: &'static str, description: &'static str, codes: &[Code]) -> Object {
+    let headers = header_references(&["x-request-id", "RateLimit", "RateLimit-Policy", "Cache-Control"]);
+    let answer = object! {
+        "description": "The page.", "headers": headers, "content": object! { "text/html": text() },
+    };
+    open("documentation", id, summary, description, with_problems(object! { "200": answer }, codes))
+}
+
+fn problem_pages() -> Object {
+    page("listProblems", "All codes of problems", "With the status and the meaning of each.", &LIMITED)
+}
+
+fn problem_page() -> Object {
+    let codes: Vec<_> = LIMITED.into_iter().chain([Code::NotFound]).collect();
+    let about = "Where the `type` of a problem leads.";
+    let mut described = page("showProblem", "Cause and remedy of a problem", about, &codes);
+    let names = list(Code::ALL.iter().map(|code| code.as_str()));
+    described.set(
+        "parameters",
+        list([object! {
+            "name": "code", "in": "path", "required": true,
+            "schema": object! { "type": "string", "enum": names },
+        }]),
     );
     described
 }

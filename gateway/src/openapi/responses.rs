@@ -156,13 +156,16 @@ fn problem(codes: &[Code], limited: bool) -> Object {
 /// A problem as it may look.
 fn example(code: Code) -> Object {
     let mut example = object! {
-        "type": format!("/docs#{}", code.as_str()),
+        "type": code.page(),
         "title": code.title(),
         "status": i64::from(code.status().as_u16()),
         "detail": code.title(),
         "code": code.as_str(),
         "request_id": REQUEST_ID,
     };
+    for (name, value) in facts(code) {
+        example.set(name, value);
+    }
     let wrong = if code == Code::InvalidRequest {
         Some(("quantity", "must be an integer of 64 bits"))
     } else if code == Code::ValidationFailed {
@@ -174,4 +177,26 @@ fn example(code: Code) -> Object {
         example.set("errors", list([object! { "field": field, "message": message }]));
     }
     example
+}
+
+/// What a program acts on, beside the code.
+fn facts(code: Code) -> Vec<(&'static str, Json)> {
+    let line = object! { "product_id": 42, "sku": "MUG-RED", "requested": 3, "available": 1 };
+    if code == Code::OutOfStock {
+        vec![("lines", list([line]))]
+    } else if code == Code::ProductUnavailable {
+        vec![("lines", list([line.with("available", 0)]))]
+    } else if code == Code::PriceChanged {
+        vec![("current_total", 5997.into()), ("lines", list([line.with("unit_price", 1999)]))]
+    } else if code == Code::InvalidTransition {
+        vec![("current_status", "shipped".into()), ("allowed", list(["complete"]))]
+    } else if code == Code::PaymentDeclined {
+        vec![("decline_code", "insufficient_funds".into())]
+    } else if code == Code::RateLimited {
+        vec![("limit", "user".into())]
+    } else if code == Code::TooManyAttempts {
+        vec![("limit", "login".into())]
+    } else {
+        Vec::new()
+    }
 }

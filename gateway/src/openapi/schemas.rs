@@ -19,6 +19,7 @@ const NOT_FOR_CLIENTS: &[&str] = &[
     "UpdateProductRequest.expected_version",
     "ArchiveProductRequest.expected_version",
     "UpdateCategoryRequest.update_mask",
+    "ProductChange.clear",
     "ProductChangeResult.revision",
     "CreateProductRequest.idempotency_key",
     "UpdateProductRequest.idempotency_key",
@@ -39,7 +40,7 @@ const NOT_FOR_CLIENTS: &[&str] = &[
 ];
 
 /// Bodies in which a field that is absent stays as it is; those of [`CLEARED_BY_NULL`] may be null.
-const PATCHES: [&str; 2] = ["UpdateProductRequest", "UpdateCategoryRequest"];
+const PATCHES: [&str; 3] = ["UpdateProductRequest", "UpdateCategoryRequest", "ProductChange"];
 const CLEARED_BY_NULL: [&str; 5] = ["description", "category_id", "image_url", "attributes", "parent_id"];
 
 /// Where a body does not follow from the contract's `optional`.
@@ -115,6 +116,7 @@ impl<'a> Schemas<'a> {
 
     /// All that were asked for, and the problem, by name.
     pub fn finish(mut self) -> Object {
+        self.answer("shoppee.product.v1.RefusedLine");
         self.made.sort_by(|a, b| a.0.cmp(&b.0));
         let all = self
             .made
@@ -263,7 +265,8 @@ fn problem() -> Object {
         "description": "What went wrong (RFC 9457), as `application/problem+json`.",
         "properties": object! {
             "type": object! {
-                "type": "string", "format": "uri-reference", "description": "Where the code is explained."
+                "type": "string", "format": "uri-reference",
+                "description": "The page with cause and remedy, a path on this host."
             },
             "title": object! { "type": "string", "description": "The code in words; always the same." },
             "status": object! {
@@ -283,6 +286,32 @@ fn problem() -> Object {
                 "description": "Field by field; with `invalid_request` and `validation_failed`, and with \
                                 some others.",
                 "items": reference("FieldError"),
+            },
+            "lines": object! {
+                "type": "array",
+                "description": "The lines of an order that a refusal is about; with `out_of_stock`, \
+                                `product_unavailable` and `price_changed`.",
+                "items": reference("RefusedLine"),
+            },
+            "current_total": object! {
+                "type": "integer", "format": "int64",
+                "description": "With `price_changed`: what the order costs now, in minor units.",
+            },
+            "current_status": object! {
+                "type": "string", "description": "With `invalid_transition`: the present status of the order.",
+            },
+            "allowed": object! {
+                "type": "array",
+                "description": "With `invalid_transition`: the steps that the caller can take now.",
+                "items": object! { "type": "string" },
+            },
+            "decline_code": object! {
+                "type": "string", "description": "With `payment_declined`: why, in the provider's word.",
+            },
+            "limit": object! {
+                "type": "string",
+                "description": "With `rate_limited` and `too_many_attempts`: which limit was reached. A policy \
+                                of `RateLimit-Policy`, or `account` or `bodies`.",
             },
         },
         "required": list(["type", "title", "status", "detail", "code", "request_id"]),

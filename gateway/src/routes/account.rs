@@ -17,8 +17,11 @@ use shoppee_proto::auth::v1::{
 use crate::{
     auth::{Nobody, User},
     error::Problem,
-    extract::{IdempotencyKey, Json, NoBody, Path, Uuid},
-    routes::replay,
+    extract::{IdempotencyKey, Json, NoBody, Path, Query, Uuid},
+    routes::{
+        page::{Page, check_limit, of_query},
+        replay,
+    },
     state::State,
     upstream::Upstream,
 };
@@ -51,12 +54,16 @@ pub async fn login(
     headers: HeaderMap,
     Json(login): Json<LoginRequest>,
 ) -> Result<(HeaderMap, Json<Tokens>), Problem> {
-    let user_agent = headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let user_agent = user_agent.chars().take(LONGEST_USER_AGENT).collect();
+    let user_agent = headers.get(USER_AGENT).map(user_agent).unwrap_or_default();
     let request = LoginRequest { user_agent, device_token: device_token(&headers), ..login };
     let mut tokens = state.upstream.call(&Nobody, request).await?;
     let device = tokens.device_token.take().map(|token| known_device(&token, state.secure_cookies));
     Ok((device.unwrap_or_default(), Json(tokens)))
+}
+
+/// The text of a user agent. Most browsers' is ASCII; others are in UTF-8, or in what cannot be known.
+fn user_agent(value: &HeaderValue) -> String {
+    String::from_utf8_lossy(value.as_bytes()).chars().take(LONGEST_USER_AGENT).collect()
 }
 
 /// Returns the token that the device was given at its last sign-in. The auth service ignores a token that is not valid.
@@ -117,8 +124,13 @@ pub async fn change_password(
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub async fn list_sessions(user: User, shop: Upstream) -> Result<Json<ListSessionsResponse>, Problem> {
-    Ok(Json(shop.call(&user, ListSessionsRequest {}).await?))
+pub async fn list_sessions(
+    user: User,
+    shop: Upstream,
+    Query(Page { limit, cursor }): Query<Page>,
+) -> Result<Json<ListSessionsResponse>, Problem> {
+    check_limit(limit)?;
+    Ok(Json(shop.call(&user, ListSessionsRequest { limit, cursor }).await.map_err(of_query)?))
 }
 
 pub async fn revoke_session(user: User, shop: Upstream, Path(id): Path<Uuid>) -> Result<StatusCode, Problem> {
@@ -153,6 +165,15 @@ mod tests {
         }
         let long = format!("shoppee_device={}", "x".repeat(257));
         assert_eq!(device(&[(COOKIE, &long)]), None);
+    }
+
+    #[test]
+    fn a_user_agent_need_not_be_ascii() {
+        let read = |bytes: &[u8]| user_agent(&HeaderValue::from_bytes(bytes).unwrap());
+        assert_eq!(read(b"curl/8"), "curl/8");
+        assert_eq!(read("Büro-Kasse/1".as_bytes()), "Büro-Kasse/1");
+        assert_eq!(read(b"B\xfcro/1"), "B\u{fffd}ro/1");
+        assert_eq!(read("é".repeat(300).as_bytes()).chars().count(), LONGEST_USER_AGENT);
     }
 
     #[test]

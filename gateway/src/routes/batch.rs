@@ -7,9 +7,13 @@ use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, SeqAccess, Visitor},
 };
-use shoppee_proto::product::v1::{BatchUpdateProductsRequest, OnError, ProductChange};
+use shoppee_proto::product::v1::{BatchUpdateProductsRequest, OnError, ProductChange, ProductStatus};
 
-use crate::{error::Problem, extract::word};
+use crate::{
+    error::Problem,
+    extract::word,
+    routes::patch::{Mask, Nullable, given},
+};
 
 const MOST_ROWS: usize = 10_000;
 
@@ -33,6 +37,51 @@ impl TryFrom<Batch> for BatchUpdateProductsRequest {
     }
 }
 
+/// A row: like a PATCH, with the name of its product.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    #[serde(default, deserialize_with = "given")]
+    id: Option<i64>,
+    #[serde(default, deserialize_with = "given")]
+    sku: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    price: Option<i64>,
+    #[serde(default, deserialize_with = "given")]
+    stock: Option<i64>,
+    #[serde(default, deserialize_with = "given")]
+    stock_delta: Option<i64>,
+    #[serde(default, deserialize_with = "given")]
+    name: Option<String>,
+    #[serde(default)]
+    description: Nullable<String>,
+    #[serde(default)]
+    category_id: Nullable<i64>,
+    #[serde(default, deserialize_with = "word")]
+    status: Option<ProductStatus>,
+    #[serde(default, deserialize_with = "given")]
+    version: Option<i64>,
+}
+
+impl From<Row> for ProductChange {
+    fn from(row: Row) -> Self {
+        let mut cleared = Mask::default();
+        Self {
+            id: row.id,
+            sku: row.sku,
+            price: row.price,
+            stock: row.stock,
+            stock_delta: row.stock_delta,
+            name: row.name,
+            description: cleared.note_null("description", row.description),
+            category_id: cleared.note_null("category_id", row.category_id),
+            status: row.status.map(Into::into),
+            version: row.version,
+            clear: cleared.into(),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Rows {
     rows: Vec<ProductChange>,
@@ -53,8 +102,8 @@ impl<'de> Deserialize<'de> for Rows {
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Rows, A::Error> {
                 let mut read = Rows::default();
                 while read.rows.len() < MOST_ROWS {
-                    match seq.next_element()? {
-                        Some(row) => read.rows.push(row),
+                    match seq.next_element::<Row>()? {
+                        Some(row) => read.rows.push(row.into()),
                         None => return Ok(read),
                     }
                 }
@@ -85,6 +134,22 @@ mod tests {
         let batch = rows(MOST_ROWS).unwrap();
         assert_eq!((batch.on_error(), batch.items.len()), (OnError::Abort, MOST_ROWS));
         assert_eq!(rows(MOST_ROWS + 1).unwrap_err().code, crate::error::Code::ValidationFailed);
+    }
+
+    #[test]
+    fn null_empties_what_may_be_empty_and_nothing_else() {
+        let row = |row: &str| {
+            let body = format!(r#"{{"on_error":"abort","items":[{row}]}}"#);
+            let batch = BatchUpdateProductsRequest::try_from(serde_json::from_str::<Batch>(&body)?);
+            Ok::<_, serde_json::Error>(batch.unwrap().items.remove(0))
+        };
+        assert!(row(r#"{"id":1}"#).unwrap().clear.is_empty());
+        let cleared = row(r#"{"id":1,"description":null,"category_id":null}"#).unwrap();
+        assert_eq!(cleared.clear, ["description", "category_id"]);
+        assert_eq!(row(r#"{"id":1,"category_id":7}"#).unwrap().category_id, Some(7));
+        for field in ["id", "sku", "price", "stock", "stock_delta", "name", "status", "version"] {
+            assert!(row(&format!(r#"{{"{field}":null}}"#)).is_err(), "{field}");
+        }
     }
 
     #[test]

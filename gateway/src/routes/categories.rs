@@ -11,9 +11,10 @@ use crate::{
     auth::{Admin, MaybeUser},
     catalogue::Catalogue,
     error::Problem,
-    extract::{Id, IdempotencyKey, Json, Path},
+    extract::{Id, IdempotencyKey, Json, Path, Query},
     routes::{
         cache::{Caching, catalogue},
+        page::{Page, check_limit, of_query},
         patch::{Mask, Nullable, given},
         replay,
     },
@@ -23,8 +24,11 @@ use crate::{
 pub async fn list(
     user: MaybeUser,
     shop: Upstream,
+    Query(Page { limit, cursor }): Query<Page>,
 ) -> Result<(Caching, Json<ListCategoriesResponse>), Problem> {
-    Ok((catalogue(&user), Json(shop.call(&user, ListCategoriesRequest {}).await?)))
+    check_limit(limit)?;
+    let page = shop.call(&user, ListCategoriesRequest { limit, cursor }).await.map_err(of_query)?;
+    Ok((catalogue(&user), Json(page)))
 }
 
 pub async fn create(

@@ -10,14 +10,12 @@ use axum::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, StatusCode,
-    header::{
-        ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, VARY,
-    },
+    header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, VARY},
 };
 
 use crate::{
     error::{Code, Problem},
-    extract::{IfNoneMatch, etag},
+    extract::{IfNoneMatch, etag, takes_gzip},
     openapi,
     state::State,
 };
@@ -115,16 +113,6 @@ impl File {
     }
 }
 
-/// Whether the client takes gzip: it names it, and not with a weight of 0.
-fn takes_gzip(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|coding| {
-        let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
-        let refused = weight.trim().strip_prefix("q=").is_some_and(|weight| weight.parse() == Ok(0.0_f32));
-        name.trim().eq_ignore_ascii_case("gzip") && !refused
-    })
-}
-
 pub async fn document(Given(state): Given<State>, request: HeaderMap, known: IfNoneMatch) -> Response {
     state.docs.0.document.answer(&request, &known)
 }
@@ -179,15 +167,6 @@ fn page() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_client_says_whether_it_takes_gzip() {
-        let takes = |value: &'static str| {
-            takes_gzip(&HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static(value))]))
-        };
-        assert!(takes("gzip") && takes("br, GZIP;q=0.5, *"));
-        assert!(!takes("br") && !takes("gzip;q=0") && !takes("gzip; q=0.0") && !takes(""));
-    }
 
     #[test]
     fn the_page_names_no_other_host_and_has_no_script_of_its_own() {

@@ -8,6 +8,7 @@ pub mod categories;
 pub mod docs;
 pub mod health;
 pub mod orders;
+pub mod problems;
 pub mod products;
 pub mod ws;
 

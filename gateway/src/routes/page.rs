@@ -1,8 +1,18 @@
 //! What the parameters of lists have in common.
 
+use serde::Deserialize;
+
 use crate::error::{Code, Problem};
 
 const MOST_ITEMS: i32 = 100;
+
+/// The parameters of a list without filters.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Page {
+    pub limit: Option<i32>,
+    pub cursor: Option<String>,
+}
 
 /// How many items a page may have.
 pub fn check_limit(limit: Option<i32>) -> Result<(), Problem> {

@@ -48,6 +48,22 @@ impl Mask {
     }
 }
 
+impl Mask {
+    /// Notes only that a field is null, and hands a value on.
+    pub fn note_null<T>(&mut self, name: &str, value: Nullable<T>) -> Option<T> {
+        match value {
+            Nullable::Value(value) => Some(value),
+            Nullable::Absent | Nullable::Null => self.note_nullable(name, value),
+        }
+    }
+}
+
+impl From<Mask> for Vec<String> {
+    fn from(mask: Mask) -> Self {
+        mask.0
+    }
+}
+
 impl From<Mask> for prost_types::FieldMask {
     fn from(mask: Mask) -> Self {
         Self { paths: mask.0 }

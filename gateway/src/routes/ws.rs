@@ -2,7 +2,7 @@
 
 use axum::{
     extract,
-    response::{IntoResponse as _, Response},
+    response::{IntoResponse, Response},
 };
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version,
@@ -25,6 +25,8 @@ use crate::{
 
 /// The subprotocol a browser asks for, and is answered with.
 const PROTOCOL: &str = "shoppee.v1";
+/// The version of RFC 6455.
+const VERSION: HeaderValue = HeaderValue::from_static("13");
 /// Before the ticket, in a second subprotocol: the only header a browser's script can fill.
 const TICKET: &str = "ticket.";
 
@@ -32,15 +34,15 @@ const TICKET: &str = "ticket.";
 pub async fn upgrade(
     extract::State(state): extract::State<State>,
     mut request: Request<axum::body::Body>,
-) -> Result<Response, Problem> {
+) -> axum::response::Result<Response> {
     let headers = request.headers();
     let allowed = |origin| state.origins.allows(origin) || is_our_own(origin, headers);
     if !headers.get_all(ORIGIN).iter().all(allowed) {
-        return Err(Problem::new(Code::Forbidden, "pages of this origin may not open sockets"));
+        return Err(Problem::new(Code::Forbidden, "pages of this origin may not open sockets").into());
     }
-    let caller = caller(&state, headers)?;
+    let caller = caller(&state, headers).map_err(Problem::from)?;
     if caller.claims.role == Role::Service {
-        return Err(Problem::forbidden());
+        return Err(Problem::forbidden().into());
     }
     let after = after(request.uri().query().unwrap_or_default())?;
     let key = key(&request).ok_or_else(not_a_handshake)?;
@@ -126,16 +128,18 @@ fn key<B>(request: &Request<B>) -> Option<HeaderValue> {
         && request.version() == Version::HTTP_11
         && says(CONNECTION, "upgrade")
         && says(UPGRADE, "websocket")
-        && says(SEC_WEBSOCKET_VERSION, "13");
+        && headers.get(SEC_WEBSOCKET_VERSION) == Some(&VERSION);
     let key = headers.get(SEC_WEBSOCKET_KEY).filter(|key| handshake && key.len() == KEY)?;
     derive_accept_key(key.as_bytes()).parse().ok()
 }
 
-fn not_a_handshake() -> Problem {
-    Problem::new(
+/// Names the version that is spoken here, as RFC 6455 §4.4 asks for.
+fn not_a_handshake() -> impl IntoResponse {
+    let problem = Problem::new(
         Code::InvalidRequest,
         "this is a WebSocket: send the handshake of RFC 6455, version 13, over HTTP/1.1",
-    )
+    );
+    ([(SEC_WEBSOCKET_VERSION, VERSION)], problem)
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ async fn bodies_that_are_no_good() {
     ] {
         let answer = raw(&ann, Method::POST, "/cart/items", body.clone()).await;
         let answer = answer.problem(400, "invalid_request");
-        assert!(answer.fields() == [field] || body.len() > 1000, "{body}: {}", answer.text);
+        assert!(answer.fields().starts_with(&[field]) || body.len() > 1000, "{body}: {}", answer.text);
     }
     for (quantity, status) in [("0", 422), ("-1", 422), ("1001", 422), ("9223372036854775807", 422)] {
         let answer = raw(&ann, Method::POST, "/cart/items", line(quantity)).await;

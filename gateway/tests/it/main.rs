@@ -2,6 +2,7 @@
 
 mod access;
 mod accounts;
+mod attributes;
 mod coherence;
 mod edge;
 mod faults;
@@ -9,6 +10,7 @@ mod hostile;
 mod limits;
 mod memory;
 mod openapi;
+mod problems;
 mod promises;
 mod realtime;
 mod realtime_edges;
@@ -17,5 +19,6 @@ mod realtime_stage;
 mod routes;
 mod shop;
 mod slow_clients;
+mod standards;
 mod start;
 mod together;

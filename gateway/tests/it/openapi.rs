@@ -287,7 +287,9 @@ async fn no_method_of_a_documented_path_is_left_out() {
     for path in operations.iter().map(|operation| operation.path).collect::<BTreeSet<_>>() {
         let documented: BTreeSet<_> =
             operations.iter().filter(|one| one.path == path).map(|one| one.method.to_string()).collect();
-        let concrete = path.replace("{file}", "docs.css").replace("{id}", "1").replace("{product_id}", "1");
+        let concrete = path.replace("{code}", "not_found");
+        let concrete =
+            concrete.replace("{file}", "docs.css").replace("{id}", "1").replace("{product_id}", "1");
         let answer = send(admin.request(Method::TRACE, &format!("/{concrete}"))).await;
         let answer = answer.problem(405, "method_not_allowed");
         let allowed: BTreeSet<_> = answer
@@ -316,10 +318,6 @@ async fn the_page_and_the_document_are_served_by_ourselves() {
         files += 1;
     }
     assert!(files >= 4, "{files} files");
-    // The type of a problem leads to its place on the page.
-    let problem = guest.get("/nowhere").await.expect(404).body;
-    let place = text(&problem["type"]).strip_prefix("/docs#").expect("a place on the page").to_owned();
-    assert!(page.text.contains(&format!("id=\"{place}\"")));
     guest.get("//docs/passwd").await.problem(404, "not_found");
 
     for path in ["//openapi.json", "//docs", "//docs/swagger-ui-bundle.js"] {
@@ -333,4 +331,27 @@ async fn the_page_and_the_document_are_served_by_ourselves() {
     let bundle = bundle.send().await.expect("an answer");
     assert_eq!(bundle.headers()["content-encoding"], "gzip");
     assert!(bundle.bytes().await.expect("a body").starts_with(&[0x1f, 0x8b]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_type_of_every_problem_opens_a_page_with_cause_and_remedy() {
+    let shop = Shop::open().await;
+    let guest = shop.guest();
+    let document = Document::of(&shop).await;
+    let codes = document.0["components"]["schemas"]["Problem"]["properties"]["code"]["enum"].clone();
+    let codes: Vec<_> = codes.as_array().expect("codes").iter().map(text).map(str::to_owned).collect();
+    assert!(codes.len() > 30, "{codes:?}");
+    let all = guest.get("//problems").await.expect(200);
+    for code in codes {
+        let path = format!("/problems/{code}");
+        assert!(all.text.contains(&format!("href=\"{path}\"")), "{path}");
+        let page = guest.get(&format!("/{path}")).await.expect(200);
+        assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
+        for part in [&code, "<h2>Cause</h2>", "<h2>Remedy</h2>"] {
+            assert!(page.text.contains(part), "{code}: {part}");
+        }
+    }
+    let problem = guest.get("/nowhere").await.problem(404, "not_found").body;
+    guest.get(&format!("/{}", text(&problem["type"]))).await.expect(200);
+    guest.get("//problems/no_such_code").await.problem(404, "not_found");
 }

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use secrecy::{ExposeSecret as _, SecretString};
+use unicode_normalization::UnicodeNormalization as _;
 
 const USERNAME: std::ops::RangeInclusive<usize> = 3..=32;
 /// RFC 5321, 4.5.3.1: a path of 256 with its brackets.
@@ -98,9 +99,17 @@ fn is_domain(domain: &str) -> bool {
     domain.contains('.') && domain.split('.').all(is_label)
 }
 
-/// A password as it was typed in.
+/// The longest text that is looked at as a password: 256 characters, each decomposed. Bytes.
+const MAX_PASSWORD_BYTES: usize = 4096;
+
+/// A password. Keyboards compose characters differently: its form is that of OpaqueString (RFC 8265 §4.2), in which the
+/// same password is the same text. Characters are not restricted: what was set before can be typed again.
 #[derive(Clone, Debug)]
-pub struct Password(SecretString);
+pub struct Password {
+    text: SecretString,
+    /// As it was typed in, where that differs.
+    typed: Option<SecretString>,
+}
 
 impl Password {
     /// One that may be set.
@@ -114,26 +123,44 @@ impl Password {
     }
 
     /// One that is tried: what could never have been set is not worth a hash.
-    pub fn presented(text: String) -> Result<Self, &'static str> {
-        let password = Self(SecretString::from(text));
-        if password.expose().is_empty() {
+    pub fn presented(typed: String) -> Result<Self, &'static str> {
+        if typed.is_empty() {
             return Err("must not be empty");
         }
+        if typed.contains('\0') {
+            return Err("must not contain NUL");
+        }
+        let text: String = match typed.len() {
+            ..=MAX_PASSWORD_BYTES => typed.chars().map(plain_space).nfc().collect(),
+            _ => return Err("must have at most 256 characters"),
+        };
+        let typed = (typed != text).then(|| SecretString::from(typed));
+        let password = Self { text: SecretString::from(text), typed };
         if password.length() > *PASSWORD.end() {
             return Err("must have at most 256 characters");
-        }
-        if password.expose().contains('\0') {
-            return Err("must not contain NUL");
         }
         Ok(password)
     }
 
     pub fn expose(&self) -> &str {
-        self.0.expose_secret()
+        self.text.expose_secret()
+    }
+
+    /// The text as it was typed in, where that differs: older hashes were made of it.
+    pub fn expose_typed(&self) -> Option<&str> {
+        self.typed.as_ref().map(SecretString::expose_secret)
     }
 
     fn length(&self) -> usize {
         self.expose().chars().count()
+    }
+}
+
+/// Every space of Unicode's category Zs is the one of ASCII.
+fn plain_space(char: char) -> char {
+    match char {
+        '\u{a0}' | '\u{1680}' | '\u{2000}'..='\u{200a}' | '\u{202f}' | '\u{205f}' | '\u{3000}' => ' ',
+        char => char,
     }
 }
 
@@ -230,6 +257,21 @@ mod tests {
         for bad in ["", "1\0", &"x".repeat(257)] {
             assert!(Password::presented(bad.to_owned()).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_password_is_the_same_however_it_is_composed() {
+        let password = |text: &str| Password::new(text.to_owned()).unwrap();
+        assert_eq!(password("caf\u{e9}-caf\u{e9}").expose_typed(), None);
+        for typed in ["cafe\u{301}-caf\u{e9}", "cafe\u{301}-cafe\u{301}"] {
+            assert_eq!(password(typed).expose(), "caf\u{e9}-caf\u{e9}");
+            assert_eq!(password(typed).expose_typed(), Some(typed));
+        }
+        assert_eq!(password("full\u{3000}width\u{a0}space").expose(), "full width space");
+        assert_ne!(password("Correct\u{ff21}").expose(), "CorrectA", "compatible is not the same");
+        assert_eq!(password(&"e\u{301}".repeat(256)).length(), 256);
+        assert!(Password::new("e\u{301}".repeat(4)).is_err(), "four characters are too few");
+        assert!(Password::presented("x".repeat(100_000)).is_err());
     }
 
     #[test]

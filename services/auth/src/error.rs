@@ -70,7 +70,9 @@ impl From<Error> for Refusal {
             Error::InvalidCredentials => Self::new(Code::Unauthenticated, "INVALID_CREDENTIALS", told),
             Error::AccountDisabled => Self::new(Code::PermissionDenied, "ACCOUNT_DISABLED", told),
             Error::TooManyAttempts { retry_after } => {
-                Self::new(Code::ResourceExhausted, "TOO_MANY_ATTEMPTS", told).retry_after(retry_after)
+                Self::new(Code::ResourceExhausted, "TOO_MANY_ATTEMPTS", told)
+                    .with_fact("limit", "account")
+                    .retry_after(retry_after)
             }
             Error::UnknownRefreshToken | Error::TicketUsed => {
                 Self::new(Code::Unauthenticated, "UNAUTHENTICATED", told)

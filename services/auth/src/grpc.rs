@@ -28,6 +28,7 @@ use crate::{
 const LARGEST_REQUEST: usize = 64 * 1024;
 const PAGE: std::ops::RangeInclusive<i32> = 1..=100;
 const DEFAULT_PAGE: i32 = 20;
+const LIMIT: &str = "must be between 1 and 100";
 /// Characters.
 const LONGEST_PART: usize = 254;
 
@@ -114,14 +115,17 @@ impl AuthService for Api {
         request: Request<proto::ListSessionsRequest>,
     ) -> Answer<proto::ListSessionsResponse> {
         let caller = caller::user(&request)?;
-        let items = session::list(&self.0, &caller).await?.into_iter().map(|session| proto::Session {
+        let request = request.into_inner();
+        let limit = limit(request.limit).map_err(Error::Malformed)?;
+        let (page, next_cursor) = session::list(&self.0, &caller, limit, request.cursor.as_deref()).await?;
+        let items = page.into_iter().map(|session| proto::Session {
             id: session.id.to_string(),
             created_at: Some(session.created_at.into()),
             last_used_at: Some(session.last_used_at.into()),
             user_agent: session.user_agent,
             current: session.id == caller.claims.sid,
         });
-        Ok(Response::new(proto::ListSessionsResponse { items: items.collect(), next_cursor: None }))
+        Ok(Response::new(proto::ListSessionsResponse { items: items.collect(), next_cursor }))
     }
 
     async fn revoke_session(&self, request: Request<proto::RevokeSessionRequest>) -> Answer<()> {
@@ -161,11 +165,11 @@ impl AuthService for Api {
             .is_none_or(|part| (1..=LONGEST_PART).contains(&part.chars().count()) && !part.contains('\0'));
         wrong.check(sound, "q", "must have 1 to 254 characters and no NUL");
         let role = wrong.take("role", request.role.map(role).transpose()).flatten();
-        let limit = request.limit.unwrap_or(DEFAULT_PAGE);
-        wrong.check(PAGE.contains(&limit), "limit", "must be between 1 and 100");
+        let limit = limit(request.limit);
+        wrong.check(limit.is_ok(), "limit", LIMIT);
         wrong.finish().map_err(Error::Malformed)?;
-        let (users, next_cursor) =
-            user::list(&self.0, part, role, limit.into(), request.cursor.as_deref()).await?;
+        let limit = limit.map_err(Error::Malformed)?;
+        let (users, next_cursor) = user::list(&self.0, part, role, limit, request.cursor.as_deref()).await?;
         let items = users.into_iter().map(user_for_admin).collect();
         Ok(Response::new(proto::ListUsersResponse { items, next_cursor }))
     }
@@ -195,6 +199,12 @@ impl AuthService for Api {
         let (token, expires_in) = service_client::issue(&self.0, &client_id, &client_secret.into())?;
         Ok(Response::new(proto::ServiceToken { access_token: token.expose_secret().to_owned(), expires_in }))
     }
+}
+
+/// How many items a page has.
+fn limit(asked: Option<i32>) -> Result<i64, Violations> {
+    let limit = asked.unwrap_or(DEFAULT_PAGE);
+    if PAGE.contains(&limit) { Ok(limit.into()) } else { Err(Violations::from(("limit", LIMIT))) }
 }
 
 /// A role that a person can have.

@@ -56,7 +56,7 @@ pub enum HashError {
 pub enum Verdict {
     Wrong,
     Right,
-    /// Right, and its hash was weaker than today's: a new one of the same password.
+    /// Right, and its hash was weaker than today's, or made of another form of the text: a new one of the same password.
     RightButWeak(String),
 }
 
@@ -142,7 +142,14 @@ fn hash(memory: &mut Memory, password: &Password) -> Result<String, HashError> {
         version: Some(Version::V0x13.into()),
         params: ParamsString::try_from(&params)?,
         salt: Some(salt.as_salt()),
-        hash: Some(output(memory, password, Algorithm::Argon2id, Version::V0x13, params, salt.as_salt())?),
+        hash: Some(output(
+            memory,
+            password.expose(),
+            Algorithm::Argon2id,
+            Version::V0x13,
+            params,
+            salt.as_salt(),
+        )?),
     };
     Ok(hashed.to_string())
 }
@@ -157,17 +164,26 @@ fn verify(memory: &mut Memory, password: &Password, stored: Option<&str>) -> Res
     let version = known.version.map(Version::try_from).transpose().map_err(password_hash::Error::from)?;
     let params = Params::try_from(&known)?;
     // Outputs are compared in constant time.
-    let right = output(memory, password, algorithm, version.unwrap_or_default(), params, salt)? == expected;
-    Ok(match (right, stored) {
+    let mut is_of = |text: &str| -> Result<bool, HashError> {
+        Ok(output(memory, text, algorithm, version.unwrap_or_default(), params.clone(), salt)? == expected)
+    };
+    let right = is_of(password.expose())?;
+    let right_as_typed = match password.expose_typed() {
+        Some(typed) if !right => is_of(typed)?,
+        Some(_) | None => false,
+    };
+    Ok(match (right || right_as_typed, stored) {
         (false, _) | (_, None) => Verdict::Wrong,
-        (true, Some(_)) if is_weak(&known)? => Verdict::RightButWeak(hash(memory, password)?),
+        (true, Some(_)) if right_as_typed || is_weak(&known)? => {
+            Verdict::RightButWeak(hash(memory, password)?)
+        }
         (true, Some(_)) => Verdict::Right,
     })
 }
 
 fn output(
     memory: &mut Memory,
-    password: &Password,
+    password: &str,
     algorithm: Algorithm,
     version: Version,
     params: Params,
@@ -181,8 +197,7 @@ fn output(
     let size = params.output_len().unwrap_or(Params::DEFAULT_OUTPUT_LEN);
     let argon2 = Argon2::new(algorithm, version, params);
     Ok(Output::init_with(size, |output| {
-        let password = password.expose().as_bytes();
-        Ok(argon2.hash_password_into_with_memory(password, salt, output, memory.as_mut_slice())?)
+        Ok(argon2.hash_password_into_with_memory(password.as_bytes(), salt, output, memory.as_mut_slice())?)
     })?)
 }
 
@@ -237,6 +252,25 @@ mod tests {
         );
         assert_eq!(
             verify(&mut Memory::new(), &password("wrong horse"), Some(&stored)).unwrap(),
+            Verdict::Wrong
+        );
+    }
+
+    #[test]
+    fn a_hash_of_a_text_as_it_was_typed_is_right_and_made_anew() {
+        let params = Params::new(MEMORY, PASSES, LANES, None).unwrap();
+        let today = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        let salt = SaltString::encode_b64(&[7; SALT]).unwrap();
+        let (composed, typed) = (password("caf\u{e9} noir"), password("cafe\u{301} noir"));
+        let stored = today.hash_password("cafe\u{301} noir".as_bytes(), &salt).unwrap().to_string();
+        let Verdict::RightButWeak(anew) = verify(&mut Memory::new(), &typed, Some(&stored)).unwrap() else {
+            panic!("not made anew");
+        };
+        for same in [composed, typed] {
+            assert_eq!(verify(&mut Memory::new(), &same, Some(&anew)).unwrap(), Verdict::Right);
+        }
+        assert_eq!(
+            verify(&mut Memory::new(), &password("cafe noir"), Some(&stored)).unwrap(),
             Verdict::Wrong
         );
     }

@@ -1,7 +1,11 @@
 //! Sessions: how long they live, what they hand out, how they are listed and ended, tickets for sockets.
 
 use secrecy::SecretString;
-use shoppee_kit::caller::{AUDIENCE, Caller, Claims, ISSUER, Kind, Role};
+use shoppee_kit::{
+    caller::{AUDIENCE, Caller, Claims, ISSUER, Kind, Role},
+    cursor,
+    status::Violations,
+};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
@@ -91,11 +95,34 @@ pub fn user_agent(text: &str) -> String {
     text.chars().filter(|char| !char.is_control()).take(LONGEST_USER_AGENT).collect()
 }
 
-/// The caller's active sessions, newest first; at most [`MOST`].
+/// One page of the caller's active sessions, newest first, and the cursor of the next.
 #[tracing::instrument(name = "auth.sessions", skip_all)]
-pub async fn list(auth: &Auth, caller: &Caller) -> Result<Vec<Session>, Error> {
+pub async fn list(
+    auth: &Auth,
+    caller: &Caller,
+    limit: i64,
+    cursor: Option<&str>,
+) -> Result<(Vec<Session>, Option<String>), Error> {
+    let before = cursor.map(position).transpose()?;
     let mut conn = auth.pool.acquire().await?;
-    Ok(session::list(&mut conn, caller.user_id(), auth.clock.now(), MOST).await?)
+    // One more than asked for tells whether there is a next page.
+    let mut page = session::list(&mut conn, caller.user_id(), auth.clock.now(), before, limit + 1).await?;
+    let asked_for = usize::try_from(limit).unwrap_or_default();
+    let is_last = page.len() <= asked_for;
+    page.truncate(asked_for);
+    let next = page.last().filter(|_| !is_last).map(|last| {
+        let micros = last.created_at.unix_timestamp_nanos() / 1000;
+        cursor::encode(&(i64::try_from(micros).unwrap_or(i64::MAX), last.id))
+    });
+    Ok((page, next))
+}
+
+/// The place in the list that a cursor stands for.
+fn position(cursor: &str) -> Result<(OffsetDateTime, Uuid), Error> {
+    let (micros, id): (i64, Uuid) = cursor::decode(cursor).map_err(Error::Malformed)?;
+    let created_at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000);
+    let malformed = |_| Error::Malformed(Violations::from(("cursor", "is not a cursor of this list")));
+    Ok((created_at.map_err(malformed)?, id))
 }
 
 /// Ends one session of the caller; another's is as unknown as none.

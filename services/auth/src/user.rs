@@ -42,7 +42,11 @@ pub async fn change_password(
     Ok(())
 }
 
-/// One page of users, newest first, and the cursor of the next.
+/// Accounts that one page looks at for a part of their names: no index helps, and each takes about 0.5 µs.
+pub const MAX_LOOKED_AT: i64 = 20_000;
+
+/// One page of users, newest first, and the cursor of the next. A page that looks for a part of a name may have fewer than
+/// `limit` users, or none, and still be followed by another.
 #[tracing::instrument(name = "auth.list_users", skip_all)]
 pub async fn list(
     auth: &Auth,
@@ -53,13 +57,17 @@ pub async fn list(
 ) -> Result<(Vec<Account>, Option<String>), Error> {
     let before = cursor.map(cursor::decode::<i64>).transpose().map_err(Error::Malformed)?;
     let mut conn = auth.pool.acquire().await?;
+    let after = match part {
+        Some(_) => account::nth_before(&mut conn, before, MAX_LOOKED_AT).await?,
+        None => None,
+    };
     // One more than asked for tells whether there is a next page.
-    let mut users = account::list(&mut conn, &Filter { part, role, before }, limit + 1).await?;
+    let mut users = account::list(&mut conn, &Filter { part, role, before, after }, limit + 1).await?;
     let asked_for = usize::try_from(limit).unwrap_or_default();
-    let more = users.len() > asked_for;
+    let is_full = users.len() > asked_for;
     users.truncate(asked_for);
-    let next = users.last().filter(|_| more).map(|last| cursor::encode(&last.id));
-    Ok((users, next))
+    let next = if is_full { users.last().map(|last| last.id) } else { after.map(|after| after + 1) };
+    Ok((users, next.map(|next| cursor::encode(&next))))
 }
 
 /// What an admin changes.

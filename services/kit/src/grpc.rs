@@ -48,6 +48,8 @@ const LONGEST: Duration = Duration::from_mins(1);
 const OF_THE_CALLERS: f64 = 0.9;
 /// Bounds the connections: a process that calls has one for each replica.
 pub const MAX_CONNECTIONS: usize = 256;
+/// How prost begins the text of a `DecodeError`.
+const NOT_DECODED: &str = "failed to decode Protobuf message";
 /// Streams on one connection; a gateway has one connection a service.
 const STREAMS: u32 = 1024;
 /// Bytes that a caller may send before they are read: on one stream, and on all of a connection.
@@ -243,7 +245,7 @@ where
                 None => None,
             };
             let response = match answered {
-                Some(Ok(response)) => response?,
+                Some(Ok(response)) => with_reason(response?),
                 Some(Err(_panic)) => {
                     tracing::error!(%service, %method, "handler panicked");
                     tonic::Status::from(status::internal()).into_http()
@@ -259,6 +261,18 @@ where
             .record(started.elapsed().as_secs_f64());
             Ok(response)
         })
+    }
+}
+
+/// The response, with a reason where the request could not be decoded: that is the caller's fault and tonic's INTERNAL.
+fn with_reason(response: Response<Body>) -> Response<Body> {
+    let status = tonic::Status::from_header_map(response.headers());
+    if status
+        .is_some_and(|status| status.code() == Code::Internal && status.message().starts_with(NOT_DECODED))
+    {
+        tonic::Status::from(status::malformed_message()).into_http()
+    } else {
+        response
     }
 }
 

@@ -1,8 +1,10 @@
 //! Errors on the wire: a gRPC status with a `google.rpc.ErrorInfo` whose `reason` is the REST code in upper case,
-//! field violations where a request broke rules, and when to try again.
+//! what a program needs to know beside it in its `metadata`, field violations where a request broke rules, and when to
+//! try again.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, collections::HashMap, time::Duration};
 
+use serde::Serialize;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -12,6 +14,8 @@ const DOMAIN: &str = "shoppee";
 const MOST_VIOLATIONS: usize = 32;
 /// For the same reason.
 const LONGEST_MESSAGE: usize = 300;
+/// For the same reason: what does not fit into a list is left out. Bytes of JSON.
+const MAX_LIST_BYTES: usize = 6 * 1024;
 
 /// What is wrong with a request, field by field.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,13 +57,21 @@ pub struct Refusal {
     reason: &'static str,
     message: Cow<'static, str>,
     violations: Violations,
+    facts: HashMap<String, String>,
     retry_after: Option<Duration>,
 }
 
 impl Refusal {
     /// `reason` is the REST code in upper case; `message` is for people and says nothing of the inside.
     pub fn new(code: Code, reason: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, reason, message: message.into(), violations: Violations::default(), retry_after: None }
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            violations: Violations::default(),
+            facts: HashMap::new(),
+            retry_after: None,
+        }
     }
 
     /// A request that is well-formed and breaks rules.
@@ -77,11 +89,25 @@ impl Refusal {
         refusal
     }
 
-    /// Adds what is wrong field by field, to a refusal for the state of things.
+    /// Adds what a program acts on; REST clients find it as a member of the problem.
     #[must_use]
-    pub fn with_violations(mut self, violations: Violations) -> Self {
-        self.violations = violations;
+    pub fn with_fact(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.facts.insert(name.to_owned(), value.into());
         self
+    }
+
+    /// Adds a list of facts, as JSON; none where it is empty.
+    #[must_use]
+    pub fn with_facts<T: Serialize>(self, name: &str, items: &[T]) -> Self {
+        let mut list = String::new();
+        for item in items.iter().filter_map(|item| serde_json::to_string(item).ok()) {
+            if list.len() + item.len() >= MAX_LIST_BYTES {
+                break;
+            }
+            list.push(if list.is_empty() { '[' } else { ',' });
+            list.push_str(&item);
+        }
+        if list.is_empty() { self } else { self.with_fact(name, list + "]") }
     }
 
     #[must_use]
@@ -94,7 +120,7 @@ impl Refusal {
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let mut details = ErrorDetails::new();
-        details.set_error_info(refusal.reason, DOMAIN, []);
+        details.set_error_info(refusal.reason, DOMAIN, refusal.facts);
         for (field, message) in refusal.violations.iter().take(MOST_VIOLATIONS) {
             details.add_bad_request_violation(cut(field), cut(message));
         }
@@ -116,6 +142,14 @@ pub fn unavailable() -> Refusal {
         .retry_after(Duration::from_secs(1))
 }
 
+/// A request that is no message of its method, or is nested more deeply than is decoded.
+pub fn malformed_message() -> Refusal {
+    Refusal::malformed(Violations::from((
+        "message",
+        "cannot be decoded: it is malformed or nested too deeply",
+    )))
+}
+
 /// Our own fault; the log knows more.
 pub fn internal() -> Refusal {
     Refusal::new(Code::Internal, "INTERNAL", "something went wrong on our side")
@@ -127,6 +161,8 @@ pub struct Told {
     /// Upper case; empty where the status did not come from a handler of ours.
     pub reason: String,
     pub violations: Vec<(String, String)>,
+    /// By name.
+    pub facts: HashMap<String, String>,
     pub retry_after: Option<Duration>,
 }
 
@@ -135,6 +171,7 @@ pub fn read(status: &Status) -> Told {
     let details = status.get_error_details();
     Told {
         reason: details.error_info().map(|info| info.reason.clone()).unwrap_or_default(),
+        facts: details.error_info().map(|info| info.metadata.clone()).unwrap_or_default(),
         retry_after: details.retry_info().and_then(|info| info.retry_delay),
         violations: details
             .bad_request()

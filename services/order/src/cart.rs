@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use shoppee_kit::status::Violations;
 use shoppee_proto::{
     order::v1::{Cart, CartItem},
-    product::v1::{Product, ProductStatus},
+    product::v1::{Product, ProductStatus, RefusedLine},
 };
 use sqlx::Connection as _;
 use time::OffsetDateTime;
@@ -103,6 +103,15 @@ enum Change {
     Remove,
 }
 
+impl Change {
+    const fn quantity(self) -> i64 {
+        match self {
+            Self::Add(quantity) | Self::Set(quantity) => quantity.get(),
+            Self::Remove => 0,
+        }
+    }
+}
+
 /// Changes a line. The products are looked up before the transaction, so that its answer is kept in it, and nothing fails
 /// once it is committed.
 async fn change(
@@ -124,7 +133,12 @@ async fn change(
         ids.insert(product_id);
         let products = look_up(orders, ids.clone()).await?;
         if change != Change::Remove && !products.get(&product_id).is_some_and(is_active) {
-            return Err(Error::ProductUnavailable(format!("product {product_id} is not in the shop")));
+            return Err(Error::ProductUnavailable(vec![RefusedLine {
+                product_id,
+                sku: products.get(&product_id).map(|product| product.sku.clone()),
+                requested: change.quantity(),
+                ..RefusedLine::default()
+            }]));
         }
 
         let mut tx = orders.pool.begin().await?;

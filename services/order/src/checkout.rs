@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use shoppee_kit::idempotency::fingerprint;
 use shoppee_proto::{
     order::v1 as wire,
-    product::v1::{HeldLine, HoldResponse, ReleaseReason},
+    product::v1::{HeldLine, HoldResponse, RefusedLine, ReleaseReason},
 };
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -141,7 +141,7 @@ impl Checkout<'_> {
                 }
                 Err(NoHold::Refused(error)) => {
                     self.may_hold = false;
-                    return Err(error.into());
+                    return Err(self.with_own_orders(error).await.into());
                 }
                 // The hold of an earlier try is gone, or was for a cart that has changed since.
                 Err(NoHold::Gone) => self.may_hold = false,
@@ -158,6 +158,29 @@ impl Checkout<'_> {
             self.renew().await?;
         }
         Err(Error::InProgress.into())
+    }
+
+    /// Names the user's own unpaid orders that hold what is short: to pay one helps, to wait does not.
+    async fn with_own_orders(&self, error: Error) -> Error {
+        let Error::OutOfStock(mut lines) = error else {
+            return error;
+        };
+        let products: Vec<i64> = lines.iter().map(|line| line.product_id).collect();
+        let now = self.orders.clock.now();
+        let read = async {
+            let mut conn = self.orders.pool.acquire().await?;
+            store::unpaid_with(&mut conn, self.wish.user_id, now, &products).await
+        };
+        match read.await {
+            Ok(own) => {
+                for line in &mut lines {
+                    line.held_by_your_order = own.get(&line.product_id).map(Uuid::to_string);
+                }
+            }
+            // The refusal is true without them.
+            Err(error) => tracing::debug!(%error, "own orders not read"),
+        }
+        Error::OutOfStock(lines)
     }
 
     /// Goes on with another order id, and lets the goods of the first go.
@@ -246,11 +269,22 @@ impl Checkout<'_> {
     async fn write(&self, held: HoldResponse) -> Result<wire::Order, NotWritten> {
         let Self { orders, wish, order_id, .. } = self;
         let now = orders.clock.now();
-        let available = held.lines.iter().map(|line| (line.product_id, line.available)).collect();
+        let available: HashMap<i64, i64> =
+            held.lines.iter().map(|line| (line.product_id, line.available)).collect();
         let (row, lines) = compose(wish, *order_id, held, now, orders.order_ttl)?;
         let shown = view::order(&row, &lines)?;
         if wish.expected_total.is_some_and(|expected| expected != row.total) {
-            return Err(Error::PriceChanged(row.total).into());
+            // What this order holds can be bought again when it is released.
+            let line = |line: &LineRow| RefusedLine {
+                product_id: line.product_id,
+                sku: Some(line.sku.clone()),
+                requested: line.quantity,
+                available: line.quantity + available.get(&line.product_id).copied().unwrap_or_default(),
+                unit_price: Some(line.unit_price),
+                held_by_your_order: None,
+            };
+            let lines = lines.iter().map(line).collect();
+            return Err(Error::PriceChanged { current_total: row.total, lines }.into());
         }
 
         let mut tx = orders.pool.begin().await?;

@@ -5,7 +5,13 @@ use shoppee_kit::{
     pg,
     status::{self, Refusal, Violations},
 };
+use shoppee_proto::product::v1::RefusedLine;
 use tonic::{Code, Status, metadata::MetadataValue};
+
+use crate::{
+    order::{Status as OrderStatus, Step},
+    provider::Decline,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -18,23 +24,27 @@ pub enum Error {
     #[error("the role is not enough")]
     Forbidden,
     #[error("the order's state does not allow this step")]
-    InvalidTransition,
+    InvalidTransition {
+        current: OrderStatus,
+        /// The steps that the caller can take instead.
+        allowed: Vec<Step>,
+    },
     #[error("the order ran out")]
     OrderExpired,
     #[error("the cart is empty")]
     CartEmpty,
-    #[error("product {0} cannot be bought")]
-    ProductUnavailable(String),
-    #[error("not enough stock: {0}")]
-    OutOfStock(String),
-    #[error("the order would cost {0}")]
-    PriceChanged(i64),
+    #[error("products cannot be bought")]
+    ProductUnavailable(Vec<RefusedLine>),
+    #[error("not enough stock")]
+    OutOfStock(Vec<RefusedLine>),
+    #[error("the order would cost {current_total}")]
+    PriceChanged { current_total: i64, lines: Vec<RefusedLine> },
     #[error("too many unpaid orders")]
     TooManyUnpaid,
     #[error("too many units in unpaid orders")]
     TooManyUnpaidUnits,
-    #[error("the payment was declined: {why}")]
-    PaymentDeclined { why: &'static str, replayed: bool },
+    #[error("the payment was declined")]
+    PaymentDeclined { decline: Decline, replayed: bool },
     #[error("the key was used with another body")]
     KeyReused,
     #[error("a request of the same kind is running")]
@@ -55,6 +65,19 @@ impl From<Violations> for Error {
     }
 }
 
+/// The steps as a list in JSON.
+fn words(steps: &[Step]) -> String {
+    let words: Vec<String> = steps.iter().map(|step| format!("\"{}\"", step.word())).collect();
+    format!("[{}]", words.join(","))
+}
+
+/// The products of lines by what people call them.
+fn names(lines: &[RefusedLine]) -> String {
+    let name =
+        |line: &RefusedLine| line.sku.clone().unwrap_or_else(|| format!("product {}", line.product_id));
+    lines.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let replayed = matches!(error, Error::PaymentDeclined { replayed: true, .. });
@@ -65,26 +88,38 @@ impl From<Error> for Status {
             Error::Forbidden => {
                 Refusal::new(Code::PermissionDenied, "FORBIDDEN", "your role does not allow this")
             }
-            Error::InvalidTransition => Refusal::new(
+            Error::InvalidTransition { current, allowed } => Refusal::new(
                 Code::FailedPrecondition,
                 "INVALID_TRANSITION",
-                "the order is not in a state for this step",
-            ),
+                format!("the order is {}, and not in a state for this step", current.word()),
+            )
+            .with_fact("current_status", current.word())
+            .with_fact("allowed", words(&allowed)),
             Error::OrderExpired => Refusal::new(
                 Code::FailedPrecondition,
                 "ORDER_EXPIRED",
                 "the time to pay this order ran out; place a new one",
             ),
             Error::CartEmpty => Refusal::new(Code::FailedPrecondition, "CART_EMPTY", "the cart is empty"),
-            Error::ProductUnavailable(detail) => {
-                Refusal::new(Code::FailedPrecondition, "PRODUCT_UNAVAILABLE", detail)
-            }
-            Error::OutOfStock(detail) => Refusal::new(Code::FailedPrecondition, "OUT_OF_STOCK", detail),
-            Error::PriceChanged(total) => Refusal::new(
+            Error::ProductUnavailable(lines) => Refusal::new(
+                Code::FailedPrecondition,
+                "PRODUCT_UNAVAILABLE",
+                format!("unknown or no longer sold: {}", names(&lines)),
+            )
+            .with_facts("lines", &lines),
+            Error::OutOfStock(lines) => Refusal::new(
+                Code::FailedPrecondition,
+                "OUT_OF_STOCK",
+                format!("there is not enough in stock of {}", names(&lines)),
+            )
+            .with_facts("lines", &lines),
+            Error::PriceChanged { current_total, lines } => Refusal::new(
                 Code::FailedPrecondition,
                 "PRICE_CHANGED",
-                format!("the order costs {total} now, in minor units"),
-            ),
+                format!("the order costs {current_total} now, in minor units"),
+            )
+            .with_fact("current_total", current_total.to_string())
+            .with_facts("lines", &lines),
             Error::TooManyUnpaid => Refusal::new(
                 Code::FailedPrecondition,
                 "TOO_MANY_UNPAID_ORDERS",
@@ -95,8 +130,9 @@ impl From<Error> for Status {
                 "TOO_MANY_UNPAID_UNITS",
                 "your unpaid orders hold too much; pay or cancel one, or order less",
             ),
-            Error::PaymentDeclined { why, .. } => {
-                Refusal::new(Code::FailedPrecondition, "PAYMENT_DECLINED", why)
+            Error::PaymentDeclined { decline, .. } => {
+                Refusal::new(Code::FailedPrecondition, "PAYMENT_DECLINED", decline.text())
+                    .with_fact("decline_code", decline.code())
             }
             Error::KeyReused => idempotency::KeyReused.into(),
             Error::InProgress => idempotency::in_progress(),

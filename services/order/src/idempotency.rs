@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::{
     Orders,
     error::Error,
+    provider::Decline,
     store::{
         idempotency::{self as store, Claim, KeyOf, Lease},
         idempotent_request,
@@ -28,18 +29,15 @@ const LOOK: Duration = Duration::from_millis(25);
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
     Order(Box<Order>),
-    Declined(&'static str),
+    Declined(Decline),
 }
-
-/// What the provider can say; the answer's text must come back as it was.
-const DECLINED: [&str; 2] = [crate::provider::DECLINED, crate::provider::INSUFFICIENT_FUNDS];
 
 impl Answer {
     /// One byte for the kind, then the content.
     pub fn encode(&self) -> Vec<u8> {
         match self {
             Self::Order(order) => [b"o", order.encode_to_vec().as_slice()].concat(),
-            Self::Declined(why) => [b"d", why.as_bytes()].concat(),
+            Self::Declined(decline) => [b"d", decline.text().as_bytes()].concat(),
         }
     }
 
@@ -47,7 +45,7 @@ impl Answer {
         match bytes.split_first() {
             Some((b'o', order)) => Order::decode(order).ok().map(|order| Self::Order(Box::new(order))),
             Some((b'd', why)) => {
-                DECLINED.into_iter().find(|known| known.as_bytes() == why).map(Self::Declined)
+                Decline::ALL.into_iter().find(|known| known.text().as_bytes() == why).map(Self::Declined)
             }
             _ => None,
         }
@@ -173,12 +171,12 @@ fn is_known(error: &Error) -> bool {
         | Error::Malformed(_)
         | Error::NotFound
         | Error::Forbidden
-        | Error::InvalidTransition
+        | Error::InvalidTransition { .. }
         | Error::OrderExpired
         | Error::CartEmpty
         | Error::ProductUnavailable(_)
         | Error::OutOfStock(_)
-        | Error::PriceChanged(_)
+        | Error::PriceChanged { .. }
         | Error::TooManyUnpaid
         | Error::TooManyUnpaidUnits
         | Error::PaymentDeclined { .. }
@@ -200,7 +198,7 @@ mod tests {
     #[test]
     fn an_answer_comes_back_as_it_was() {
         let order = Answer::Order(Box::new(Order { id: "x".to_owned(), total: 7, ..Order::default() }));
-        for answer in [order, Answer::Declined(DECLINED[0]), Answer::Declined(DECLINED[1])] {
+        for answer in Decline::ALL.map(Answer::Declined).into_iter().chain([order]) {
             assert_eq!(Answer::decode(&answer.encode()).unwrap(), answer);
         }
         assert!(Answer::decode(b"").is_err() && Answer::decode(b"dother").is_err());

@@ -119,7 +119,9 @@ async fn prepare(
         match idempotency::claim(&orders, of, meaning, id, LEFT_OPEN).await? {
             Turn::Ours { lease, .. } => held = Some(lease),
             Turn::Done(Answer::Order(order)) => return Ok(Prepared::Answered(order)),
-            Turn::Done(Answer::Declined(why)) => return Err(Error::PaymentDeclined { why, replayed: true }),
+            Turn::Done(Answer::Declined(decline)) => {
+                return Err(Error::PaymentDeclined { decline, replayed: true });
+            }
         }
     }
     let opened = open(&orders, (owner, id), asker, key.as_ref()).await;
@@ -212,7 +214,7 @@ async fn finish(orders: &Orders, attempt: &Attempt, outcome: Outcome) -> Result<
             let owner_pays = Asker { owner: true, admin: false };
             // Its time may have run out while the provider took its own; whoever has paid gets the goods.
             let to = crate::order::step(Step::Pay, row.status, owner_pays)
-                .map_err(|_| Error::InvalidTransition)?;
+                .map_err(|_| steps::invalid_transition(&row, owner_pays))?;
             steps::advance(&mut tx, &mut row, to, now, None).await?;
             let task = StockTask { user_id: owner, order_id: id, step: StockStep::Commit };
             stock_task::add(&mut tx, &task, now, now + steps::STOCK_LEASE).await?;
@@ -235,15 +237,19 @@ async fn finish(orders: &Orders, attempt: &Attempt, outcome: Outcome) -> Result<
             if let Some(attempt) = to_refund {
                 refund::spawn(orders, attempt);
             }
-            Err(if row.expired { Error::OrderExpired } else { Error::InvalidTransition })
+            Err(if row.expired {
+                Error::OrderExpired
+            } else {
+                steps::invalid_transition(&row, Asker { owner: true, admin: false })
+            })
         }
-        Outcome::Declined(why) => {
+        Outcome::Declined(decline) => {
             if let Some(of) = &key {
-                idempotency::keep(&mut tx, of, id, &Answer::Declined(why)).await?;
+                idempotency::keep(&mut tx, of, id, &Answer::Declined(decline)).await?;
             }
             tx.commit().await?;
             cut_back(orders, attempt, row.expires_at - now);
-            Err(Error::PaymentDeclined { why, replayed: false })
+            Err(Error::PaymentDeclined { decline, replayed: false })
         }
         Outcome::Voided => {
             tx.commit().await?;

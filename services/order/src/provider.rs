@@ -9,9 +9,6 @@ use uuid::Uuid;
 
 use crate::{error::Error, store::sandbox as books};
 
-pub const DECLINED: &str = "the card was declined";
-pub const INSUFFICIENT_FUNDS: &str = "there are not sufficient funds";
-
 /// The time that the slow sandbox token takes.
 const SLOW: Duration = Duration::from_secs(3);
 
@@ -36,11 +33,38 @@ impl PaymentToken {
     }
 }
 
+/// Why the provider declines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decline {
+    Card,
+    InsufficientFunds,
+}
+
+impl Decline {
+    pub const ALL: [Self; 2] = [Self::Card, Self::InsufficientFunds];
+
+    /// For programs.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Card => "card_declined",
+            Self::InsufficientFunds => "insufficient_funds",
+        }
+    }
+
+    /// For people; also how an answer is kept.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Card => "the card was declined",
+            Self::InsufficientFunds => "there are not sufficient funds",
+        }
+    }
+}
+
 /// The provider's word on an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Approved,
-    Declined(&'static str),
+    Declined(Decline),
     /// It will never be charged.
     Voided,
 }
@@ -133,8 +157,8 @@ impl Sandbox {
         let outcome = books::record(&mut conn, attempt, outcome, amount, currency, now).await?;
         match outcome.as_str() {
             "approved" => Ok(Outcome::Approved),
-            "declined" => Ok(Outcome::Declined(DECLINED)),
-            "insufficient_funds" => Ok(Outcome::Declined(INSUFFICIENT_FUNDS)),
+            "declined" => Ok(Outcome::Declined(Decline::Card)),
+            "insufficient_funds" => Ok(Outcome::Declined(Decline::InsufficientFunds)),
             "voided" | "refunded" => Ok(Outcome::Voided),
             _ => Err(Error::Broken("the sandbox's books")),
         }

@@ -131,10 +131,15 @@ pub fn check(
     let to = order::step(step, row.status, asker).map_err(|refused| match refused {
         Refused::Forbidden => Error::Forbidden,
         Refused::Illegal if row.expired => Error::OrderExpired,
-        Refused::Illegal => Error::InvalidTransition,
+        Refused::Illegal => invalid_transition(row, asker),
     })?;
     let ran_out = row.status == Status::Pending && row.expires_at <= now;
     if ran_out && step != Step::Expire { Err(Error::OrderExpired) } else { Ok(to) }
+}
+
+/// The refusal of a step, with what the caller can do instead.
+pub fn invalid_transition(row: &OrderRow, asker: Asker) -> Error {
+    Error::InvalidTransition { current: row.status, allowed: order::allowed(row.status, asker) }
 }
 
 /// Whose order it is and how the caller stands to it. Another's order does not exist, but to an admin.

@@ -5,11 +5,11 @@ use std::{sync::Arc, time::Duration};
 use shoppee_kit::{
     client::{self, ServiceToken},
     pool::{Member, Pool},
-    status,
+    status::{self, Told},
 };
 use shoppee_proto::product::v1::{
-    BatchGetProductsRequest, CommitRequest, HoldRequest, HoldResponse, Product, ReleaseReason,
-    ReleaseRequest, StockLine, product_service_client::ProductServiceClient,
+    BatchGetProductsRequest, CommitRequest, HoldRequest, HoldResponse, Product, ProductView, RefusedLine,
+    ReleaseReason, ReleaseRequest, StockLine, product_service_client::ProductServiceClient,
     stock_service_client::StockServiceClient,
 };
 use tonic::{Code, Request, Status, transport::Channel};
@@ -76,10 +76,8 @@ impl Stock {
         held.map_err(|refused| {
             let told = status::read(&refused);
             match told.reason.as_str() {
-                "OUT_OF_STOCK" => NoHold::Refused(Error::OutOfStock(refused.message().to_owned())),
-                "PRODUCT_UNAVAILABLE" => {
-                    NoHold::Refused(Error::ProductUnavailable(refused.message().to_owned()))
-                }
+                "OUT_OF_STOCK" => NoHold::Refused(Error::OutOfStock(refused_lines(&told))),
+                "PRODUCT_UNAVAILABLE" => NoHold::Refused(Error::ProductUnavailable(refused_lines(&told))),
                 "ORDER_EXPIRED" => NoHold::Gone,
                 "IDEMPOTENCY_KEY_REUSED" => NoHold::Differs,
                 _ => {
@@ -110,18 +108,21 @@ impl Stock {
         .map(|_| ())
     }
 
-    /// Products as they are now, archived ones too.
+    /// Products as they are now, archived ones too, without what a cart does not show.
     pub async fn products(&self, ids: Vec<i64>) -> Result<Vec<Product>, Error> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
         let found = self
-            .call(BatchGetProductsRequest { ids }, |channel, request| async move {
-                ProductServiceClient::new(channel)
-                    .max_decoding_message_size(client::MAX_ANSWER_BYTES)
-                    .batch_get_products(request)
-                    .await
-            })
+            .call(
+                BatchGetProductsRequest { ids, view: ProductView::Basic.into() },
+                |channel, request| async move {
+                    ProductServiceClient::new(channel)
+                        .max_decoding_message_size(client::MAX_ANSWER_BYTES)
+                        .batch_get_products(request)
+                        .await
+                },
+            )
             .await;
         match found {
             Ok(found) => Ok(found.items),
@@ -156,6 +157,11 @@ impl Stock {
         };
         client::within(PATIENCE, twice).await.map(tonic::Response::into_inner)
     }
+}
+
+/// The lines that a refusal of product's names.
+fn refused_lines(told: &Told) -> Vec<RefusedLine> {
+    told.facts.get("lines").and_then(|lines| serde_json::from_str(lines).ok()).unwrap_or_default()
 }
 
 /// The request about the hold of an order, as it is.

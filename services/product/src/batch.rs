@@ -34,7 +34,8 @@ pub struct Change {
     pub stock: Option<StockChange>,
     pub name: Option<Name>,
     pub description: Option<Description>,
-    pub category_id: Option<i64>,
+    /// The inner `None` takes the product out of its category.
+    pub category_id: Option<Option<i64>>,
     pub status: Option<Status>,
     /// Which version the product must have.
     pub version: Option<i64>,
@@ -117,7 +118,7 @@ pub struct Update {
     pub name: Option<String>,
     pub description: Option<String>,
     pub price: Option<i64>,
-    pub category_id: Option<i64>,
+    pub category_id: Option<Option<i64>>,
     pub status: Option<Status>,
     /// What is added to the stock.
     pub correction: i64,
@@ -157,7 +158,7 @@ impl Change {
                 &current.description,
             ),
             price: differs(self.price.map(Price::get), &current.price),
-            category_id: self.category_id.filter(|category| Some(*category) != current.category_id),
+            category_id: differs(self.category_id, &current.category_id),
             status: differs(self.status, &current.status),
             correction,
         };
@@ -199,7 +200,7 @@ mod tests {
             price: Some(Price::parse(100).unwrap()),
             stock: Some(StockChange::To(Stock::parse(5).unwrap())),
             name: Some(Name::parse("Lamp".to_owned()).unwrap()),
-            category_id: Some(1),
+            category_id: Some(Some(1)),
             status: Some(Status::Active),
             version: Some(3),
             ..Change::default()

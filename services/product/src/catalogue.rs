@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use shoppee_kit::{clock::Clock, pg::PgPool, status::Violations};
+use shoppee_kit::{clock::Clock, pg::PgPool};
 use sqlx::PgConnection;
 
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     listing::{Filters, Key, Page, Position, Sort},
     product::{Changes, NewProduct, Product, Status, micros},
     replicas::Replicas,
-    stock::{AdjustError, Delta, Kind, Reason, Stock},
+    stock::{AdjustError, Delta, Kind, Reason, Shortage, Stock},
     store::{self, listing::After, stock::Movement},
 };
 
@@ -42,12 +42,12 @@ impl Catalogue {
     }
 
     /// Those of the products that exist, in the order asked for, each once.
-    pub async fn get_many(&self, ids: &[i64], archived: bool) -> Result<Vec<Product>, Error> {
+    pub async fn get_many(&self, ids: &[i64], archived: bool) -> Result<Vec<Arc<Known>>, Error> {
         let mut seen = HashSet::new();
         let ids: Vec<i64> = ids.iter().copied().filter(|id| seen.insert(*id)).collect();
-        let known = self.cache.get_many(&ids).await?;
-        let found = known.iter().filter_map(|known| known.product.as_ref());
-        Ok(found.filter(|product| product.may_be_seen(archived)).cloned().collect())
+        let may_be_seen =
+            |known: &Arc<Known>| known.product.as_ref().is_some_and(|product| product.may_be_seen(archived));
+        Ok(self.cache.get_many(&ids).await?.into_iter().filter(may_be_seen).collect())
     }
 
     /// A page of the active products; with `newest`, as they are after what was written just now.
@@ -171,7 +171,7 @@ impl Catalogue {
             tx.commit().await?;
             return Ok(Answered::new(before));
         }
-        store::product::update(&mut tx, &after, now).await?;
+        store::product::update(&mut tx, &after, changes.attributes.as_ref(), now).await?;
         correct(&mut tx, id, correction, SET, now).await?;
         let updated = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
         idempotency::keep(&mut tx, key, &updated).await?;
@@ -203,16 +203,20 @@ impl Catalogue {
             return Ok(answered);
         }
         let locked = store::stock::lock(&mut tx, &[id]).await?;
-        let available = locked.get(&id).ok_or(Error::NotFound)?.available;
+        let product = locked.get(&id).ok_or(Error::NotFound)?;
+        let available = product.available;
         let stock: Stock = delta.apply(available).map_err(|error| match error {
-            AdjustError::BelowZero => {
-                Error::OutOfStock(Violations::from(("delta", "takes more than there is in stock")))
-            }
+            AdjustError::BelowZero => Error::OutOfStock(vec![Shortage {
+                product_id: id,
+                sku: Some(product.sku.clone()),
+                requested: delta.get().saturating_neg(),
+                available,
+            }]),
             AdjustError::TooMuch => Error::invalid("delta", "would make the stock more than 10^9"),
         })?;
         store::product::lock(&mut tx, &[id]).await?;
         let product = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
-        store::product::update(&mut tx, &product, now).await?;
+        store::product::update(&mut tx, &product, None, now).await?;
         correct(&mut tx, id, stock.get() - available, reason.as_str(), now).await?;
         let adjusted = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
         idempotency::keep(&mut tx, key, &adjusted).await?;

@@ -4,7 +4,10 @@ use shoppee_kit::{
     idempotency, pg,
     status::{self, Refusal, Violations},
 };
+use shoppee_proto::product::v1::RefusedLine;
 use tonic::{Code, Status};
+
+use crate::stock::Shortage;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -23,9 +26,9 @@ pub enum Error {
     #[error("the version does not match")]
     VersionMismatch,
     #[error("out of stock")]
-    OutOfStock(Violations),
+    OutOfStock(Vec<Shortage>),
     #[error("a product is not for sale")]
-    ProductUnavailable(Violations),
+    ProductUnavailable(Vec<Shortage>),
     #[error("the hold is over")]
     OrderExpired,
     #[error("the order holds something else")]
@@ -69,7 +72,7 @@ impl From<sqlx::Error> for Error {
             Some("product_sku_key") => Self::SkuTaken,
             Some("category_slug_key") => Self::SlugTaken,
             Some("product_category_id_fkey" | "category_parent_id_fkey") => Self::CategoryInUse,
-            Some("stock_available_check") => Self::OutOfStock(Violations::default()),
+            Some("stock_available_check") => Self::OutOfStock(Vec::new()),
             Some(_) | None => {
                 tracing::error!(error = %error, "database error");
                 Self::Internal
@@ -82,6 +85,17 @@ impl From<sqlx::Error> for Error {
 fn is_undefined(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
     code.is_some_and(|code| code == "42P01")
+}
+
+fn refused(lines: Vec<Shortage>) -> Vec<RefusedLine> {
+    let line = |line: Shortage| RefusedLine {
+        product_id: line.product_id,
+        sku: line.sku,
+        requested: line.requested,
+        available: line.available,
+        ..RefusedLine::default()
+    };
+    lines.into_iter().map(line).collect()
 }
 
 impl From<Error> for Status {
@@ -102,16 +116,16 @@ impl From<Error> for Status {
             Error::VersionMismatch => {
                 Refusal::new(Code::Aborted, "VERSION_MISMATCH", "the product has been changed since")
             }
-            Error::OutOfStock(violations) => {
+            Error::OutOfStock(lines) => {
                 Refusal::new(Code::FailedPrecondition, "OUT_OF_STOCK", "there is not enough in stock")
-                    .with_violations(violations)
+                    .with_facts("lines", &refused(lines))
             }
-            Error::ProductUnavailable(violations) => Refusal::new(
+            Error::ProductUnavailable(lines) => Refusal::new(
                 Code::FailedPrecondition,
                 "PRODUCT_UNAVAILABLE",
                 "a product is unknown or no longer sold",
             )
-            .with_violations(violations),
+            .with_facts("lines", &refused(lines)),
             Error::OrderExpired => Refusal::new(
                 Code::FailedPrecondition,
                 "ORDER_EXPIRED",

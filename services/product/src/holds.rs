@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use shoppee_kit::{database_clock::DatabaseClock, pg::PgPool, status::Violations, tasks::Tasks};
+use shoppee_kit::{database_clock::DatabaseClock, pg::PgPool, tasks::Tasks};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -270,16 +270,9 @@ fn movements(lines: &[(Uuid, HeldLine)], kind: Kind, sign: i64) -> Vec<Movement<
 }
 
 fn refusal(refused: Refused) -> Error {
-    let about = |ids: Vec<i64>, message: &str| {
-        let mut violations = Violations::default();
-        for id in ids {
-            violations.check(false, format!("items[{id}]"), message);
-        }
-        violations
-    };
     match refused {
-        Refused::Unavailable(ids) => Error::ProductUnavailable(about(ids, "is unknown or no longer sold")),
-        Refused::OutOfStock(ids) => Error::OutOfStock(about(ids, "is not in stock in this quantity")),
+        Refused::Unavailable(lines) => Error::ProductUnavailable(lines),
+        Refused::OutOfStock(lines) => Error::OutOfStock(lines),
         Refused::Over => Error::OrderExpired,
         Refused::Different => Error::OtherLines,
         Refused::Unknown => Error::NotFound,

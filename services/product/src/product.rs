@@ -190,18 +190,39 @@ impl ImageUrl {
     }
 }
 
-/// Checks free attributes: at most 16 KiB as JSON, and nothing that PostgreSQL cannot store.
+/// A product is read far more often than its attributes are looked at. Bytes of JSON.
+pub const MAX_ATTRIBUTES_BYTES: usize = 16 * 1024;
+/// Levels of objects and lists, of which the attributes themselves are the first: what every message that a product
+/// travels in can hold.
+pub const MAX_ATTRIBUTES_DEPTH: usize = 16;
+
+/// Checks free attributes: at most 16 KiB as JSON, at most 16 levels, and nothing that PostgreSQL cannot store.
 pub fn attributes(attributes: Attributes) -> Result<Attributes, Fault> {
-    /// A product is read far more often than its attributes are looked at.
-    const LARGEST: usize = 16 * 1024;
     // An object of JSON always serialises.
-    if serde_json::to_vec(&attributes).unwrap_or_default().len() > LARGEST {
+    if serde_json::to_vec(&attributes).unwrap_or_default().len() > MAX_ATTRIBUTES_BYTES {
         return Err("must be at most 16 KiB as JSON");
+    }
+    if !are_shallow(&attributes) {
+        return Err("must have at most 16 levels");
     }
     if attributes.iter().any(|(key, value)| key.contains('\0') || holds_nul(value)) {
         return Err("must not contain NUL");
     }
     Ok(attributes)
+}
+
+/// Whether attributes have no more levels than they may.
+pub fn are_shallow(attributes: &Attributes) -> bool {
+    attributes.values().all(|value| is_within(value, MAX_ATTRIBUTES_DEPTH - 1))
+}
+
+/// Whether a value has at most so many levels of objects and lists.
+fn is_within(value: &Value, levels: usize) -> bool {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => true,
+        Value::Array(values) => levels > 0 && values.iter().all(|value| is_within(value, levels - 1)),
+        Value::Object(fields) => levels > 0 && fields.values().all(|value| is_within(value, levels - 1)),
+    }
 }
 
 fn holds_nul(value: &Value) -> bool {
@@ -321,5 +342,8 @@ mod tests {
         assert!(attributes(object(json!({"deep": [{"a\0": 1}]}))).is_err());
         assert!(attributes(object(json!({"deep": [["\0"]]}))).is_err());
         assert!(attributes(object(json!({"a": "x".repeat(16 * 1024)}))).is_err());
+        let nested = |levels: usize| (0..levels).fold(json!(1), |inner, _| json!({"a": inner}));
+        assert!(attributes(object(nested(MAX_ATTRIBUTES_DEPTH))).is_ok());
+        assert!(attributes(object(nested(MAX_ATTRIBUTES_DEPTH + 1))).is_err());
     }
 }

@@ -239,13 +239,24 @@ pub struct Want {
     pub shorten: bool,
 }
 
+/// A line that an order cannot have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    pub product_id: i64,
+    /// `None` where no product has the id.
+    pub sku: Option<String>,
+    pub requested: i64,
+    /// What can be bought now.
+    pub available: i64,
+}
+
 /// Why an order gets nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// These products are unknown or archived.
-    Unavailable(Vec<i64>),
+    Unavailable(Vec<Shortage>),
     /// There is not enough of these products.
-    OutOfStock(Vec<i64>),
+    OutOfStock(Vec<Shortage>),
     /// The hold was released or ran out.
     Over,
     /// The order holds something else.
@@ -309,16 +320,28 @@ impl Round {
         hold
     }
 
+    /// Of what is not on sale, nothing can be bought.
+    fn shortage(&self, line: &Line) -> Shortage {
+        let product = self.shelves.get(&line.product_id);
+        Shortage {
+            product_id: line.product_id,
+            sku: product.map(|product| product.sku.clone()),
+            requested: line.quantity,
+            available: product.filter(|product| product.on_sale).map_or(0, |product| product.available),
+        }
+    }
+
     fn take(&mut self, basket: &Basket) -> Result<Vec<HeldLine>, Refused> {
-        let ids_where = |refused: &dyn Fn(&Line) -> bool| -> Vec<i64> {
-            basket.lines().iter().filter(|line| refused(line)).map(|line| line.product_id).collect()
+        let lines_where = |is_refused: &dyn Fn(&Line) -> bool| -> Vec<Shortage> {
+            let refused = basket.lines().iter().filter(|line| is_refused(line));
+            refused.map(|line| self.shortage(line)).collect()
         };
         let unavailable =
-            ids_where(&|line| self.shelves.get(&line.product_id).is_none_or(|shelf| !shelf.on_sale));
+            lines_where(&|line| self.shelves.get(&line.product_id).is_none_or(|shelf| !shelf.on_sale));
         if !unavailable.is_empty() {
             return Err(Refused::Unavailable(unavailable));
         }
-        let short = ids_where(&|line| self.shelves[&line.product_id].available < line.quantity);
+        let short = lines_where(&|line| self.shelves[&line.product_id].available < line.quantity);
         if !short.is_empty() {
             return Err(Refused::OutOfStock(short));
         }

@@ -1,11 +1,11 @@
 //! The category tree: reading it, and what an admin does to it. Changes of the tree happen one at a time, so
 //! that two of them cannot make a circle together.
 
-use shoppee_kit::{clock::Clock, pg::PgPool};
+use shoppee_kit::{clock::Clock, cursor, pg::PgPool};
 
 use crate::{
     cache::Cache,
-    category::{Category, CategoryChanges, NewCategory, may_hang},
+    category::{Category, CategoryChanges, NewCategory, Slug, may_hang},
     error::Error,
     idempotency::{self, Answered, Key},
     product::Fault,
@@ -20,10 +20,26 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// All categories, by slug.
-    pub async fn all(&self) -> Result<Vec<Category>, Error> {
+    /// A page of the categories, by slug, with the cursor of the next.
+    pub async fn list(
+        &self,
+        limit: i64,
+        cursor: Option<&str>,
+    ) -> Result<(Vec<Category>, Option<String>), Error> {
+        let after = cursor.map(cursor::decode::<String>).transpose().map_err(Error::Malformed)?;
+        let is_slug = after.as_ref().is_none_or(|slug| Slug::parse(slug.clone()).is_ok());
+        if !is_slug {
+            return Err(Error::malformed("cursor", "is not a cursor of this list"));
+        }
         let mut conn = self.pool.acquire().await?;
-        Ok(store::category::all(&mut conn).await?)
+        // One more than asked for tells whether there is a next page.
+        let mut page =
+            store::category::page(&mut conn, after.as_deref().unwrap_or_default(), limit + 1).await?;
+        let asked_for = usize::try_from(limit).unwrap_or_default();
+        let is_last = page.len() <= asked_for;
+        page.truncate(asked_for);
+        let next = page.last().filter(|_| !is_last).map(|last| cursor::encode(&last.slug));
+        Ok((page, next))
     }
 
     pub async fn create(&self, new: &NewCategory, key: Option<&Key>) -> Result<Answered<Category>, Error> {

@@ -48,9 +48,20 @@ impl Answer {
         for field in ["type", "title", "detail"] {
             assert!(!text(&self.body[field]).is_empty(), "{field}: {}", self.text);
         }
+        assert_eq!(text(&self.body["type"]), format!("/problems/{code}"));
         let known = ["type", "title", "status", "detail", "code", "request_id", "errors"];
+        let facts: &[&str] = match code {
+            "out_of_stock" | "product_unavailable" => &["lines"],
+            "price_changed" => &["lines", "current_total"],
+            "invalid_transition" => &["current_status", "allowed"],
+            "payment_declined" => &["decline_code"],
+            "rate_limited" | "too_many_attempts" => &["limit"],
+            _ => &[],
+        };
         let body = self.body.as_object().expect("an object");
-        assert!(body.keys().all(|field| known.contains(&field.as_str())), "{}", self.text);
+        let is_known = |field: &str| known.contains(&field) || facts.contains(&field);
+        assert!(body.keys().all(|field| is_known(field)), "{}", self.text);
+        assert!(facts.iter().all(|fact| body.contains_key(*fact)), "{}", self.text);
         let wants_errors = matches!(code, "invalid_request" | "validation_failed");
         assert!(self.body["errors"].is_array() || !wants_errors, "{}", self.text);
         let come_back = matches!(status, 429 | 503 | 504);

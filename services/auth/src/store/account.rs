@@ -231,6 +231,23 @@ pub struct Filter {
     pub role: Option<Role>,
     /// Only accounts older than this one.
     pub before: Option<i64>,
+    /// Only accounts newer than this one.
+    pub after: Option<i64>,
+}
+
+/// The account that has `count` newer ones below `before`; `None` where there are not so many.
+pub async fn nth_before(
+    conn: &mut PgConnection,
+    before: Option<i64>,
+    count: i64,
+) -> Result<Option<i64>, sqlx::Error> {
+    sqlx::query_scalar!(
+        "select id from auth.account where id < $1 order by id desc offset $2 limit 1",
+        before.unwrap_or(i64::MAX),
+        count,
+    )
+    .fetch_optional(conn)
+    .await
 }
 
 /// Newest first.
@@ -244,12 +261,14 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter, limit: i64) -> Resul
                   or strpos(lower(email collate "C"), lower($1 collate "C")) > 0)
              and ($2::text is null or role = $2)
              and ($3::bigint is null or id < $3)
+             and ($5::bigint is null or id > $5)
            order by id desc
            limit $4"#,
         filter.part,
         filter.role.map(Role::word),
         filter.before,
         limit,
+        filter.after,
     )
     .fetch_all(conn)
     .await?;

@@ -47,22 +47,26 @@ pub async fn insert(conn: &mut PgConnection, new: &New<'_>) -> Result<(), sqlx::
     Ok(())
 }
 
-/// The active sessions of a user, newest first.
+/// The active sessions of a user, newest first, of those that are older than `before`.
 pub async fn list(
     conn: &mut PgConnection,
     user_id: i64,
     now: OffsetDateTime,
+    before: Option<(OffsetDateTime, Uuid)>,
     limit: i64,
 ) -> Result<Vec<Session>, sqlx::Error> {
     sqlx::query_as!(
         Session,
         "select id, user_agent, created_at, last_used_at from auth.session
          where user_id = $1 and ended_at is null and greatest(expires_at, access_expires_at) > $2
+           and ($4::timestamptz is null or (created_at, id) < ($4, $5))
          order by created_at desc, id desc
          limit $3",
         user_id,
         now,
         limit,
+        before.map(|(created_at, _)| created_at),
+        before.map(|(_, id)| id),
     )
     .fetch_all(conn)
     .await

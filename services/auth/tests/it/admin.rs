@@ -148,3 +148,28 @@ async fn none_of_it_is_for_users() {
     let request = ann.asks(GetUserRequest { id: ann.id() });
     refused(shop.client.clone().get_user(request).await, PermissionDenied, "FORBIDDEN");
 }
+
+#[tokio::test]
+async fn a_search_among_many_accounts_is_made_a_part_at_a_time() {
+    let shop = Shop::open().await;
+    shop.registers("needle-old").await;
+    let sql = "insert into auth.account (username, email, password_hash, created_at)
+               select 'user-' || n, 'user-' || n || '@example.com', 'x', now() from generate_series(1, 25000) n";
+    sqlx::query(sql).execute(&mut shop.connection().await).await.unwrap();
+    let admin = shop.admin("boss").await;
+    shop.registers("needle-new").await;
+    let (mut names, mut pages, mut cursor) = (Vec::new(), 0, None);
+    loop {
+        let request =
+            ListUsersRequest { q: Some("NEEDLE".to_owned()), cursor, ..ListUsersRequest::default() };
+        let page = admin.lists_users(request).await.unwrap();
+        names.extend(page.items.into_iter().map(|user| user.username));
+        pages += 1;
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(names, ["needle-new", "needle-old"]);
+    assert_eq!(pages, 2, "a page looks at so many accounts and no more");
+}

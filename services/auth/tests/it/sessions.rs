@@ -10,13 +10,14 @@ use shoppee_kit::{
     testing::TestProcess,
 };
 use shoppee_proto::auth::v1::{
-    CreateWsTicketRequest, GetJwksRequest, GetJwksResponse, LogoutAllRequest, RevokeSessionRequest, Role,
+    CreateWsTicketRequest, GetJwksRequest, GetJwksResponse, ListSessionsRequest, LogoutAllRequest,
+    RevokeSessionRequest, Role,
 };
 use sqlx::Connection as _;
 use tokio::sync::broadcast;
 use tonic::Code::{NotFound, Unauthenticated};
 
-use crate::shop::{PASSWORD, Person, Shop, refused};
+use crate::shop::{PASSWORD, Person, Shop, fields, refused};
 
 #[tokio::test]
 async fn sessions_are_listed_newest_first() {
@@ -284,4 +285,31 @@ async fn one_sign_in_too_many_ends_the_session_unused_for_longest() {
     let newest = shop.signs_in("ann").await;
     assert_eq!(newest.sessions().await.len(), 100);
     refused(shop.me(ann.token()).await, Unauthenticated, "SESSION_REVOKED");
+}
+
+#[tokio::test]
+async fn sessions_are_listed_page_by_page() {
+    let shop = Shop::open().await;
+    let ann = shop.registers_and_signs_in("ann").await;
+    for _ in 0..4 {
+        shop.signs_in("ann").await;
+    }
+    let all: Vec<String> = ann.sessions().await.into_iter().map(|session| session.id).collect();
+    let list = async |limit, cursor| {
+        ann.client.clone().list_sessions(ann.asks(ListSessionsRequest { limit, cursor })).await
+    };
+    let (mut found, mut cursor) = (Vec::new(), None);
+    for expected in [2, 2, 1] {
+        let page = list(Some(2), cursor).await.unwrap().into_inner();
+        assert_eq!(page.items.len(), expected);
+        found.extend(page.items.into_iter().map(|session| session.id));
+        cursor = page.next_cursor;
+    }
+    assert_eq!((found, cursor), (all, None));
+    for (limit, cursor, field) in
+        [(Some(0), None, "limit"), (Some(101), None, "limit"), (None, Some("nonsense".to_owned()), "cursor")]
+    {
+        let status = list(limit, cursor).await.expect_err("refused");
+        assert_eq!(fields(&status), [field]);
+    }
 }

@@ -248,7 +248,11 @@ impl Person {
     }
 
     pub async fn sessions(&self) -> Vec<Session> {
-        let sessions = self.client.clone().list_sessions(self.asks(ListSessionsRequest {})).await;
+        let sessions = self
+            .client
+            .clone()
+            .list_sessions(self.asks(ListSessionsRequest { limit: Some(100), cursor: None }))
+            .await;
         sessions.expect("lists sessions").into_inner().items
     }
 

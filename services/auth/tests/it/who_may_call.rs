@@ -30,7 +30,7 @@ async fn call_all(shop: &Shop, token: Option<&str>) -> Vec<(&'static str, Status
         logout_all LogoutAllRequest {},
         get_user_info GetUserInfoRequest {},
         change_password ChangePasswordRequest::default(),
-        list_sessions ListSessionsRequest {},
+        list_sessions ListSessionsRequest::default(),
         revoke_session RevokeSessionRequest::default(),
         create_ws_ticket CreateWsTicketRequest {},
         redeem_ws_ticket RedeemWsTicketRequest {},

@@ -277,6 +277,28 @@ pub async fn unpaid_units(
     Ok(rows.into_iter().map(|row| (row.product_id, row.units)).collect())
 }
 
+/// For those of `products` that pending orders of a user hold, the newest of the orders.
+pub async fn unpaid_with(
+    conn: &mut PgConnection,
+    user_id: i64,
+    now: OffsetDateTime,
+    products: &[i64],
+) -> sqlx::Result<HashMap<i64, Uuid>> {
+    let rows = sqlx::query!(
+        "select distinct on (line.product_id) line.product_id, o.id
+         from orders.orders as o
+         join orders.order_line as line on line.user_id = o.user_id and line.order_id = o.id
+         where o.user_id = $1 and o.status = 'pending' and o.expires_at > $2 and line.product_id = any($3)
+         order by line.product_id, o.created_at desc",
+        user_id,
+        now,
+        products,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.product_id, row.id)).collect())
+}
+
 /// Writes a new order and its lines, in one statement.
 pub async fn insert(conn: &mut PgConnection, order: &OrderRow, lines: &[LineRow]) -> sqlx::Result<()> {
     let products: Vec<i64> = lines.iter().map(|line| line.product_id).collect();

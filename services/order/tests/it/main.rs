@@ -11,6 +11,7 @@ mod payment;
 mod plans;
 mod races;
 mod refunds;
+mod refusals;
 mod shop;
 mod start;
 mod steps;

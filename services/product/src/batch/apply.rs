@@ -291,7 +291,7 @@ impl Ids {
 
 /// Locks the products of these rows, and decides each.
 async fn decide(conn: &mut PgConnection, rows: &[Found]) -> Result<(Done, Vec<Write>), Error> {
-    let categories: BTreeSet<i64> = rows.iter().filter_map(|row| row.change.category_id).collect();
+    let categories: BTreeSet<i64> = rows.iter().filter_map(|row| row.change.category_id.flatten()).collect();
     let categories: Vec<i64> = categories.into_iter().collect();
     let categories: BTreeMap<i64, String> = if categories.is_empty() {
         BTreeMap::new()
@@ -307,7 +307,7 @@ async fn decide(conn: &mut PgConnection, rows: &[Found]) -> Result<(Done, Vec<Wr
 
     let (mut done, mut writes) = (Done::default(), Vec::new());
     for Found { index, id, sku, change } in rows {
-        let known = change.category_id.is_none_or(|category| categories.contains_key(&category));
+        let known = change.category_id.flatten().is_none_or(|category| categories.contains_key(&category));
         let decided = match current.get(id) {
             None => Err(RowFault::NotFound),
             Some(current) if sku.as_ref().is_some_and(|sku| sku.as_str() != current.sku) => {
@@ -325,7 +325,10 @@ async fn decide(conn: &mut PgConnection, rows: &[Found]) -> Result<(Done, Vec<Wr
                 if update.rewords() {
                     done.reworded.push(*id);
                 }
-                let category_name = update.category_id.and_then(|id| categories.get(&id).cloned());
+                let name_of = |id: Option<i64>| {
+                    id.map_or_else(String::new, |id| categories.get(&id).cloned().unwrap_or_default())
+                };
+                let category_name = update.category_id.map(name_of);
                 writes.push(Write { id: *id, update, category_name });
                 Outcome::Updated { version: current.version + 1, revision: current.revision + 1 }
             }

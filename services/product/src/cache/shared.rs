@@ -33,7 +33,11 @@ use tokio::time::Instant;
 
 use self::follower::Follower;
 use super::{Cache, FLOOR, Known, count};
-use crate::{changes::Changes, product::Product, store::change::Change};
+use crate::{
+    changes::Changes,
+    product::{Product, are_shallow},
+    store::change::Change,
+};
 
 /// A reader does not wait longer for Redis, which answers in under a millisecond; PostgreSQL knows as well.
 const READ_TIMEOUT: Duration = Duration::from_millis(50);
@@ -182,6 +186,8 @@ impl Link {
             return None;
         };
         let kept: Kept<'_> = serde_json::from_str(&answer?).ok()?;
+        // A process of another version may have put it there.
+        are_shallow(&kept.product.attributes).then_some(())?;
         Some((kept.product.into_owned(), kept.read_at))
     }
 

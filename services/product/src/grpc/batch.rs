@@ -131,12 +131,22 @@ fn parse(change: wire::ProductChange) -> Result<Change, RowFault> {
         (None, Some(delta)) => Some(StockChange::By(in_field("stock_delta", Delta::parse(delta))?)),
         (Some(_), Some(_)) => in_field("stock", Err("must not stand beside stock_delta"))?,
     };
+    let (mut clears_description, mut clears_category) = (false, false);
+    for field in &change.clear {
+        match field.as_str() {
+            "description" if change.description.is_none() => clears_description = true,
+            "category_id" if change.category_id.is_none() => clears_category = true,
+            "description" | "category_id" => in_field("clear", Err("names a field that has a value"))?,
+            _ => in_field("clear", Err("names a field that cannot be emptied"))?,
+        }
+    }
+    let description = change.description.or_else(|| clears_description.then(String::new));
     Ok(Change {
         price: in_field("price", change.price.map(Price::parse).transpose())?,
         stock,
         name: in_field("name", change.name.map(Name::parse).transpose())?,
-        description: in_field("description", change.description.map(Description::parse).transpose())?,
-        category_id: change.category_id,
+        description: in_field("description", description.map(Description::parse).transpose())?,
+        category_id: change.category_id.map(Some).or(clears_category.then_some(None)),
         status: match change.status {
             None => None,
             status => Some(in_field("status", convert::status(status))?),

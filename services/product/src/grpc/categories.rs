@@ -5,11 +5,15 @@ use shoppee_proto::product::v1 as wire;
 use tonic::Response;
 
 use super::{convert, key};
-use crate::{category::Category, error::Error, idempotency::Answered, tree::Tree};
+use crate::{category::Category, error::Error, idempotency::Answered, listing, tree::Tree};
 
-pub async fn list(tree: &Tree) -> Result<wire::ListCategoriesResponse, Error> {
-    let items = tree.all().await?.into_iter().map(convert::category).collect();
-    Ok(wire::ListCategoriesResponse { items, next_cursor: None })
+pub async fn list(
+    tree: &Tree,
+    request: wire::ListCategoriesRequest,
+) -> Result<wire::ListCategoriesResponse, Error> {
+    let limit = listing::limit(request.limit).map_err(Error::Malformed)?;
+    let (page, next_cursor) = tree.list(limit, request.cursor.as_deref()).await?;
+    Ok(wire::ListCategoriesResponse { items: page.into_iter().map(convert::category).collect(), next_cursor })
 }
 
 pub async fn create(

@@ -3,7 +3,7 @@
 use prost_types::value::Kind;
 use serde_json::{Map, Value};
 use shoppee_kit::status::Violations;
-use shoppee_proto::{Object, product::v1 as wire};
+use shoppee_proto::{Object, json::MAX_OBJECT_DEPTH, product::v1 as wire};
 
 use crate::{
     category::{Category, CategoryChanges, CategoryName, NewCategory, Slug},
@@ -16,30 +16,42 @@ use crate::{
     stock::{Hold, Stock},
 };
 
+const _: () = assert!(product::MAX_ATTRIBUTES_DEPTH == MAX_OBJECT_DEPTH, "the rule and the contract agree");
+
+/// A product as PRODUCT_VIEW_FULL.
 pub fn product(product: Product, currency: &str) -> wire::Product {
+    let shown = basic(&product, currency);
+    wire::Product {
+        description: product.description,
+        image_url: product.image_url,
+        attributes: Some(object(product.attributes)),
+        ..shown
+    }
+}
+
+/// A product as PRODUCT_VIEW_BASIC.
+pub fn basic(product: &Product, currency: &str) -> wire::Product {
     let status = match product.status {
         Status::Active => wire::ProductStatus::Active,
         Status::Archived => wire::ProductStatus::Archived,
     };
     wire::Product {
         id: product.id,
-        sku: product.sku,
-        name: product.name,
-        description: product.description,
-        category: product.category.map(|category| wire::CategoryRef {
+        sku: product.sku.clone(),
+        name: product.name.clone(),
+        category: product.category.as_ref().map(|category| wire::CategoryRef {
             id: category.id,
-            slug: category.slug,
-            name: category.name,
+            slug: category.slug.clone(),
+            name: category.name.clone(),
         }),
         price: product.price,
         currency: currency.to_owned(),
         stock: product.stock,
         status: status.into(),
-        image_url: product.image_url,
-        attributes: Some(object(product.attributes)),
         version: product.version,
         created_at: Some(product.created_at.into()),
         updated_at: Some(product.updated_at.into()),
+        ..wire::Product::default()
     }
 }
 

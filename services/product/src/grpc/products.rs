@@ -13,7 +13,7 @@ use shoppee_proto::product::v1::{
     AdjustStockRequest, ArchiveProductRequest, BatchGetProductsRequest, BatchGetProductsResponse,
     BatchUpdateProductsRequest, BatchUpdateProductsResponse, Category, CreateCategoryRequest,
     CreateProductRequest, DeleteCategoryRequest, GetProductRequest, ListCategoriesRequest,
-    ListCategoriesResponse, ListProductsRequest, ListProductsResponse, Product, ProductSort,
+    ListCategoriesResponse, ListProductsRequest, ListProductsResponse, Product, ProductSort, ProductView,
     SearchProductsRequest, UpdateCategoryRequest, UpdateProductRequest,
     product_service_server::ProductService,
 };
@@ -122,12 +122,22 @@ impl ProductService for Products {
         request: Request<BatchGetProductsRequest>,
     ) -> Result<Response<BatchGetProductsResponse>, Status> {
         let caller = caller::anyone(&request)?;
-        let ids = request.into_inner().ids;
+        let BatchGetProductsRequest { ids, view } = request.into_inner();
         if ids.len() > MOST_IDS {
             return Err(Error::invalid("ids", "must be at most 1000").into());
         }
+        let show = match ProductView::try_from(view) {
+            Ok(ProductView::Unspecified | ProductView::Full) => {
+                |product: &crate::product::Product, currency: &str| {
+                    convert::product(product.clone(), currency)
+                }
+            }
+            Ok(ProductView::Basic) => convert::basic,
+            Err(_) => return Err(Error::malformed("view", "is unknown").into()),
+        };
         let found = self.catalogue.get_many(&ids, sees_archived(caller.as_ref())).await?;
-        let items = found.into_iter().map(|product| convert::product(product, &self.currency)).collect();
+        let products = found.iter().filter_map(|known| known.product.as_ref());
+        let items = products.map(|product| show(product, &self.currency)).collect();
         Ok(Response::new(BatchGetProductsResponse { items }))
     }
 
@@ -229,7 +239,7 @@ impl ProductService for Products {
         request: Request<ListCategoriesRequest>,
     ) -> Result<Response<ListCategoriesResponse>, Status> {
         caller::anyone(&request)?;
-        Ok(Response::new(categories::list(&self.tree).await?))
+        Ok(Response::new(categories::list(&self.tree, request.into_inner()).await?))
     }
 
     async fn create_category(

@@ -27,6 +27,10 @@ fn want(number: u128, lines: &[(i64, i64)]) -> Want {
     Want { order_id: order(number), basket, until: NOW + Duration::MINUTE, fence: 0, shorten: false }
 }
 
+fn short(product_id: i64, requested: i64, available: i64) -> Shortage {
+    Shortage { product_id, sku: Some("sku".to_owned()), requested, available }
+}
+
 #[test]
 fn the_last_unit_goes_to_one() {
     let mut round = round();
@@ -37,8 +41,14 @@ fn the_last_unit_goes_to_one() {
 #[test]
 fn an_order_gets_all_or_nothing() {
     let mut round = round();
-    assert_eq!(round.decide(&want(1, &[(1, 4), (2, 2), (3, 1)])), Err(Refused::OutOfStock(vec![2, 3])));
-    assert_eq!(round.decide(&want(2, &[(1, 4), (4, 1), (9, 1)])), Err(Refused::Unavailable(vec![4, 9])));
+    assert_eq!(
+        round.decide(&want(1, &[(1, 4), (2, 2), (3, 1)])),
+        Err(Refused::OutOfStock(vec![short(2, 2, 1), short(3, 1, 0)]))
+    );
+    assert_eq!(
+        round.decide(&want(2, &[(1, 4), (4, 1), (9, 1)])),
+        Err(Refused::Unavailable(vec![short(4, 1, 0), Shortage { sku: None, ..short(9, 1, 0) }]))
+    );
     // Nothing of what was refused is missing now.
     assert!(round.decide(&want(3, &[(1, 10), (2, 1)])).is_ok());
 }

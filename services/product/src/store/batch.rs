@@ -71,7 +71,7 @@ pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeMap
 pub struct Write {
     pub id: i64,
     pub update: Update,
-    /// Of the new category.
+    /// Of the new category; empty for none.
     pub category_name: Option<String>,
 }
 
@@ -112,14 +112,15 @@ async fn reword(conn: &mut PgConnection, writes: &[&Write]) -> sqlx::Result<()> 
     let names: Vec<Option<String>> = writes.iter().map(|write| write.update.name.clone()).collect();
     let descriptions: Vec<Option<String>> =
         writes.iter().map(|write| write.update.description.clone()).collect();
-    let categories: Vec<Option<i64>> = writes.iter().map(|write| write.update.category_id).collect();
+    let categories: Vec<Option<i64>> =
+        writes.iter().map(|write| write.update.category_id.flatten()).collect();
     let category_names: Vec<Option<String>> =
         writes.iter().map(|write| write.category_name.clone()).collect();
     sqlx::query!(
         "update product.product p
          set name = coalesce(c.name, p.name),
              description = coalesce(c.description, p.description),
-             category_id = coalesce(c.category_id, p.category_id),
+             category_id = case when c.category_name is null then p.category_id else c.category_id end,
              category_name = coalesce(c.category_name, p.category_name)
          from unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::text[])
               as c (id, name, description, category_id, category_name)

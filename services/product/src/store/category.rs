@@ -15,6 +15,19 @@ pub async fn all(conn: &mut PgConnection) -> sqlx::Result<Vec<Category>> {
     .await
 }
 
+/// Up to `limit` categories whose slugs come after `after`, by slug.
+pub async fn page(conn: &mut PgConnection, after: &str, limit: i64) -> sqlx::Result<Vec<Category>> {
+    sqlx::query_as!(
+        Category,
+        "select id, slug, name, parent_id from product.category
+         where slug collate \"C\" > $1 order by slug collate \"C\" limit $2",
+        after,
+        limit,
+    )
+    .fetch_all(conn)
+    .await
+}
+
 /// A category and all below it, the ids; empty where there is no such slug.
 pub async fn with_descendants(conn: &mut PgConnection, slug: &str) -> sqlx::Result<Vec<i64>> {
     sqlx::query_scalar!(

@@ -1,10 +1,17 @@
 //! Products, one by one.
 
-use serde_json::{Map, Value};
-use sqlx::{PgConnection, types::Json};
+use std::sync::LazyLock;
+
+use shoppee_kit::log_throttle::LogThrottle;
+use sqlx::{
+    Decode, PgConnection, Postgres, Type,
+    error::BoxDynError,
+    postgres::{PgTypeInfo, PgValueRef},
+    types::Json,
+};
 use time::OffsetDateTime;
 
-use crate::product::{CategoryRef, NewProduct, Product, Status};
+use crate::product::{self, Attributes, CategoryRef, NewProduct, Product, Status};
 
 /// A product with its category and its stock, as it is read everywhere.
 #[derive(Debug)]
@@ -16,7 +23,7 @@ pub struct Row {
     pub description: String,
     pub price: i64,
     pub image_url: Option<String>,
-    pub attributes: Json<Map<String, Value>>,
+    pub attributes: StoredAttributes,
     pub status: String,
     pub version: i64,
     pub created_at: OffsetDateTime,
@@ -26,6 +33,53 @@ pub struct Row {
     pub category_id: Option<i64>,
     pub category_slug: Option<String>,
     pub category_name: Option<String>,
+}
+
+/// Attributes as a row has them: `None` where they break the rules, which only SQL or an older version can have written.
+/// A product without them is shown; one that fails a page would take all others with it.
+#[derive(Debug)]
+pub struct StoredAttributes(Option<Attributes>);
+
+impl Type<Postgres> for StoredAttributes {
+    fn type_info() -> PgTypeInfo {
+        Json::<Attributes>::type_info()
+    }
+
+    fn compatible(of: &PgTypeInfo) -> bool {
+        Json::<Attributes>::compatible(of)
+    }
+}
+
+impl Decode<'_, Postgres> for StoredAttributes {
+    fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
+        // PostgreSQL's text is never shorter than ours.
+        let is_small = value.as_bytes()?.len() <= product::MAX_ATTRIBUTES_BYTES;
+        let decoded = Json::<Attributes>::decode(value).ok().map(|json| json.0);
+        Ok(Self(decoded.and_then(|attributes| {
+            if is_small {
+                Some(attributes).filter(product::are_shallow)
+            } else {
+                product::attributes(attributes).ok()
+            }
+        })))
+    }
+}
+
+impl StoredAttributes {
+    /// Those of the product with this id, or none.
+    fn of(self, id: i64) -> Attributes {
+        static THROTTLE: LazyLock<LogThrottle> = LazyLock::new(LogThrottle::default);
+        self.0.unwrap_or_else(|| {
+            if let Some(suppressed) = THROTTLE.admit() {
+                tracing::warn!(
+                    product.id = id,
+                    suppressed,
+                    "product shown without its attributes: they break the rules"
+                );
+            }
+            Attributes::new()
+        })
+    }
 }
 
 /// A query that reads products as [`Row`]s: `[where they come from, called p] [the rest]; arguments`, each
@@ -65,7 +119,7 @@ impl From<Row> for Product {
             stock: row.stock,
             status: Status::of(&row.status),
             image_url: row.image_url,
-            attributes: row.attributes.0,
+            attributes: row.attributes.of(row.id),
             version: row.version,
             revision: row.revision,
             created_at: row.created_at,
@@ -127,13 +181,19 @@ pub async fn insert(
     .await
 }
 
-/// Writes everything of a locked product but its category and its stock, as its next version.
-pub async fn update(conn: &mut PgConnection, product: &Product, now: OffsetDateTime) -> sqlx::Result<()> {
+/// Writes everything of a locked product but its category and its stock, as its next version. `attributes` are the new
+/// ones; without them, those that it has stay, also where they are not shown.
+pub async fn update(
+    conn: &mut PgConnection,
+    product: &Product,
+    attributes: Option<&Attributes>,
+    now: OffsetDateTime,
+) -> sqlx::Result<()> {
     sqlx::query!(
         "with noted as (insert into product.change (product_id, at) values ($1, $9))
          update product.product
-         set sku = $2, name = $3, description = $4, price = $5, image_url = $6, attributes = $7, status = $8,
-             version = version + 1, updated_at = $9
+         set sku = $2, name = $3, description = $4, price = $5, image_url = $6,
+             attributes = coalesce($7, attributes), status = $8, version = version + 1, updated_at = $9
          where id = $1",
         product.id,
         product.sku,
@@ -141,7 +201,7 @@ pub async fn update(conn: &mut PgConnection, product: &Product, now: OffsetDateT
         product.description,
         product.price,
         product.image_url,
-        Json(&product.attributes) as _,
+        attributes.map(Json) as _,
         product.status.word(),
         now,
     )

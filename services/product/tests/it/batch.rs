@@ -270,3 +270,36 @@ async fn a_sku_is_the_product_that_has_it_when_the_row_is_done() {
     assert_eq!(outcomes(&answer.unwrap()), [(RowStatus::Failed, "not_found")]);
     assert_eq!(shop.get(a).await.price, 1000);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_empties_the_fields_that_it_clears() {
+    let shop = Shop::open().await;
+    let category = shop.category("toys", None).await.id;
+    let create = |sku: &str| CreateProductRequest {
+        sku: sku.to_owned(),
+        name: sku.to_owned(),
+        description: Some("Gives light.".to_owned()),
+        category_id: Some(category),
+        ..CreateProductRequest::default()
+    };
+    let (lamp, other) = (shop.create(create("lamp")).await.id, shop.create(create("other")).await.id);
+    let clear = |fields: &[&str]| fields.iter().map(|field| (*field).to_owned()).collect();
+    let emptied = ProductChange { clear: clear(&["category_id", "description"]), ..row(lamp) };
+    let renamed = ProductChange { name: Some("Other".to_owned()), ..row(other) };
+    let answer = shop.batch(OnError::Continue, vec![emptied.clone(), renamed]).await.unwrap();
+    assert_eq!(outcomes(&answer), [(RowStatus::Updated, ""), (RowStatus::Updated, "")]);
+    let (product, other) = (shop.get(lamp).await, shop.get(other).await);
+    assert_eq!((product.category, product.description.as_str()), (None, ""));
+    assert_eq!(
+        (other.category.map(|category| category.id), other.description.as_str()),
+        (Some(category), "Gives light.")
+    );
+
+    let odd = |fields: &[&str]| ProductChange { clear: clear(fields), ..row(lamp) };
+    let contradictory = ProductChange { category_id: Some(category), ..odd(&["category_id"]) };
+    let rows = [emptied, odd(&["price"]), contradictory];
+    for (row, expected) in rows.into_iter().zip(["", "validation_failed", "validation_failed"]) {
+        let answer = shop.batch(OnError::Continue, vec![row]).await.unwrap();
+        assert_eq!(outcomes(&answer)[0].1, expected);
+    }
+}

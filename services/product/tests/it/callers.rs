@@ -38,13 +38,19 @@ async fn the_catalogue_is_open_to_read() {
     assert_eq!(answers!(shop, products.get_product(GetProductRequest { id })), open);
     let ids = vec![id];
     assert_eq!(
-        answers!(shop, products.batch_get_products(BatchGetProductsRequest { ids: ids.clone() })),
+        answers!(
+            shop,
+            products.batch_get_products(BatchGetProductsRequest {
+                ids: ids.clone(),
+                ..BatchGetProductsRequest::default()
+            })
+        ),
         open
     );
     assert_eq!(answers!(shop, products.list_products(ListProductsRequest::default())), open);
     let search = SearchProductsRequest { q: "a".to_owned(), ..SearchProductsRequest::default() };
     assert_eq!(answers!(shop, products.search_products(search.clone())), open);
-    assert_eq!(answers!(shop, products.list_categories(ListCategoriesRequest {})), open);
+    assert_eq!(answers!(shop, products.list_categories(ListCategoriesRequest::default())), open);
 }
 
 #[tokio::test(flavor = "multi_thread")]

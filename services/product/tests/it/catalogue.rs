@@ -4,7 +4,7 @@ use shoppee_proto::{
     Object,
     product::v1::{
         AdjustStockRequest, ArchiveProductRequest, BatchGetProductsRequest, CreateProductRequest,
-        GetProductRequest, Product, ProductStatus, UpdateProductRequest,
+        GetProductRequest, Product, ProductStatus, ProductView, UpdateProductRequest,
     },
 };
 use tonic::Status;
@@ -54,7 +54,8 @@ fn attributes(json: &str) -> Object {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_product_is_read_as_it_was_written() {
     let shop = Shop::open().await;
-    let sent = r#"{"colour":"red","deep":[{"grams":120},null,true,1.5],"huge":1e17}"#;
+    let sent =
+        r#"{"colour":"red","deep":[{"grams":120},null,true,1.5],"exact":0.42451918914251396,"huge":1e17}"#;
     let request = CreateProductRequest {
         description: Some("Gives light.\nTwo lines.".to_owned()),
         image_url: Some("https://cdn.example/lamp.png".to_owned()),
@@ -200,9 +201,19 @@ async fn many_are_read_in_the_order_asked_for() {
         let found = shop.products.clone().batch_get_products(request).await.unwrap().into_inner();
         found.items.into_iter().map(|product: Product| product.id).collect::<Vec<_>>()
     };
-    assert_eq!(read(tonic::Request::new(BatchGetProductsRequest { ids: ids.clone() })).await, [b, a]);
-    assert_eq!(read(shop.service(BatchGetProductsRequest { ids })).await, [b, gone, a]);
-    let many = BatchGetProductsRequest { ids: (0..1001).collect() };
+    assert_eq!(
+        read(tonic::Request::new(BatchGetProductsRequest {
+            ids: ids.clone(),
+            ..BatchGetProductsRequest::default()
+        }))
+        .await,
+        [b, a]
+    );
+    assert_eq!(
+        read(shop.service(BatchGetProductsRequest { ids, ..BatchGetProductsRequest::default() })).await,
+        [b, gone, a]
+    );
+    let many = BatchGetProductsRequest { ids: (0..1001).collect(), ..BatchGetProductsRequest::default() };
     assert_eq!(reason(shop.products.clone().batch_get_products(many).await), "VALIDATION_FAILED");
 }
 
@@ -228,4 +239,27 @@ async fn stock_is_corrected_within_bounds() {
     shop.archive(id).await.unwrap();
     assert_eq!(shop.adjust(id, -999_999_999).await.unwrap().stock, 1);
     shop.balances().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_basic_view_of_a_product_has_nothing_that_can_be_large() {
+    let shop = Shop::open().await;
+    let created = shop
+        .create(CreateProductRequest {
+            description: Some("Gives light.".to_owned()),
+            image_url: Some("https://cdn.example/lamp.png".to_owned()),
+            attributes: Some(attributes(r#"{"colour":"red"}"#)),
+            ..lamp()
+        })
+        .await;
+    let basic = Product { description: String::new(), image_url: None, attributes: None, ..created.clone() };
+    for (view, expected) in
+        [(ProductView::Unspecified, &created), (ProductView::Full, &created), (ProductView::Basic, &basic)]
+    {
+        let request = BatchGetProductsRequest { ids: vec![created.id], view: view.into() };
+        let answer = shop.products.clone().batch_get_products(request).await.unwrap().into_inner();
+        assert_eq!(answer.items, [expected.clone()], "{view:?}");
+    }
+    let request = BatchGetProductsRequest { ids: vec![created.id], view: 99 };
+    assert_eq!(fields(shop.products.clone().batch_get_products(request).await), ["view"]);
 }

@@ -51,7 +51,8 @@ async fn the_tree_stays_a_tree() {
     let shop = Shop::open().await;
     let shoes = shop.category("shoes", None).await;
     let boots = shop.category("boots", Some(shoes.id)).await;
-    let all = shop.products.clone().list_categories(ListCategoriesRequest {}).await.unwrap().into_inner();
+    let all =
+        shop.products.clone().list_categories(ListCategoriesRequest::default()).await.unwrap().into_inner();
     assert_eq!(all.items, [boots.clone(), shoes.clone()]);
 
     assert_eq!(reason(shop.try_category("boots", "x", None).await), "SLUG_TAKEN");
@@ -120,5 +121,34 @@ async fn a_category_in_use_stays() {
     for unused in [boots.id, shoes.id] {
         shop.delete_category(unused).await.unwrap();
         assert_eq!(reason(shop.delete_category(unused).await), "NOT_FOUND");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn categories_are_listed_page_by_page() {
+    let shop = Shop::open().await;
+    let mut slugs = Vec::new();
+    for number in 0..25 {
+        let slug = format!("category-{number:02}");
+        shop.category(&slug, None).await;
+        slugs.push(slug);
+    }
+    let list = async |limit, cursor| {
+        shop.products.clone().list_categories(ListCategoriesRequest { limit, cursor }).await
+    };
+    let (mut found, mut cursor) = (Vec::new(), None);
+    for expected in [10, 10, 5] {
+        let page = list(Some(10), cursor).await.unwrap().into_inner();
+        assert_eq!(page.items.len(), expected);
+        found.extend(page.items.into_iter().map(|category| category.slug));
+        cursor = page.next_cursor;
+    }
+    assert_eq!((found, cursor), (slugs, None));
+    assert_eq!(list(None, None).await.unwrap().into_inner().items.len(), 20);
+    for limit in [0, -1, 101] {
+        assert_eq!(fields(list(Some(limit), None).await), ["limit"]);
+    }
+    for cursor in ["nonsense", &shoppee_kit::cursor::encode(&"\0"), &shoppee_kit::cursor::encode(&7)] {
+        assert_eq!(fields(list(None, Some(cursor.to_owned())).await), ["cursor"]);
     }
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use shoppee_kit::testing::eventually;
 use shoppee_proto::product::v1::{
-    ArchiveProductRequest, HoldRequest, HoldResponse, ReleaseReason, UpdateProductRequest,
+    ArchiveProductRequest, HoldRequest, HoldResponse, RefusedLine, ReleaseReason, UpdateProductRequest,
 };
 
-use crate::shop::{Shop, fields, order, reason};
+use crate::shop::{Shop, order, reason, refused_lines};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_unit_goes_to_one_of_two_hundred() {
@@ -255,10 +255,20 @@ async fn a_refusal_names_the_products() {
 
     let unavailable = || shop.hold(order(), [(few, 1), (gone, 1), (999, 1)]);
     assert_eq!(reason(unavailable().await), "PRODUCT_UNAVAILABLE");
-    assert_eq!(fields(unavailable().await), [format!("items[{gone}]"), "items[999]".to_owned()]);
+    let line = |product_id, sku: Option<&str>, requested, available| RefusedLine {
+        product_id,
+        sku: sku.map(str::to_owned),
+        requested,
+        available,
+        ..RefusedLine::default()
+    };
+    let expected = [line(gone, Some("gone"), 1, 0), line(999, None, 1, 0)];
+    assert_eq!(refused_lines(unavailable().await), expected);
     let short = || shop.hold(order(), [(few, 3)]);
     assert_eq!(reason(short().await), "OUT_OF_STOCK");
-    assert_eq!(fields(short().await), [format!("items[{few}]")]);
+    assert_eq!(refused_lines(short().await), [line(few, Some("few"), 3, 2)]);
+    let correction = shop.adjust(few, -3).await;
+    assert_eq!(refused_lines(correction), [line(few, Some("few"), 3, 2)]);
     for odd in [vec![(few, 0)], vec![(few, 1001)], vec![(few, 1), (few, 1)]] {
         assert_eq!(reason(shop.hold(order(), odd).await), "VALIDATION_FAILED");
     }

@@ -1,5 +1,6 @@
 //! The service through its gRPC clients, on a real PostgreSQL, with tokens that a real auth service signed.
 
+mod attributes;
 mod audit;
 mod batch;
 mod cache;

@@ -13,9 +13,9 @@ use shoppee_proto::{
     auth::v1::{LoginRequest, RegisterRequest, auth_service_client::AuthServiceClient},
     product::v1::{
         AdjustStockRequest, CommitRequest, CreateProductRequest, GetProductRequest, HoldRequest,
-        HoldResponse, Product, ReleaseReason, ReleaseRequest, StockLine, hold_audit_client::HoldAuditClient,
-        product_cache_client::ProductCacheClient, product_service_client::ProductServiceClient,
-        stock_service_client::StockServiceClient,
+        HoldResponse, Product, RefusedLine, ReleaseReason, ReleaseRequest, StockLine,
+        hold_audit_client::HoldAuditClient, product_cache_client::ProductCacheClient,
+        product_service_client::ProductServiceClient, stock_service_client::StockServiceClient,
     },
 };
 use sqlx::{AssertSqlSafe, PgPool};
@@ -297,6 +297,12 @@ pub fn reason<T: std::fmt::Debug>(answer: Result<T, Status>) -> String {
 pub fn fields<T: std::fmt::Debug>(answer: Result<T, Status>) -> Vec<String> {
     let told = status::read(&answer.expect_err("refused"));
     told.violations.into_iter().map(|(field, _)| field).collect()
+}
+
+/// The lines that a refusal names.
+pub fn refused_lines<T: std::fmt::Debug>(answer: Result<T, Status>) -> Vec<RefusedLine> {
+    let told = status::read(&answer.expect_err("refused"));
+    serde_json::from_str(&told.facts["lines"]).expect("lines")
 }
 
 pub fn order() -> Uuid {

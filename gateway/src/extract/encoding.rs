@@ -1,0 +1,55 @@
+//! Which codings of an answer a client takes (RFC 9110 §12.5.3).
+
+use http::{HeaderMap, HeaderValue, Request, header::ACCEPT_ENCODING};
+
+/// Whether the client takes gzip: by name, or as one of all, and not with a weight of 0.
+pub fn takes_gzip(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    let codings = values.flat_map(|value| value.split(',')).map(|coding| {
+        let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+        let (parameter, weight) = weight.split_once('=').unwrap_or_default();
+        let is_weight = parameter.trim().eq_ignore_ascii_case("q");
+        (name.trim(), !is_weight || weight.trim().parse() != Ok(0.0_f32))
+    });
+    let (mut by_name, mut by_wildcard) = (None, None);
+    for (name, is_taken) in codings {
+        if name.eq_ignore_ascii_case("gzip") || name.eq_ignore_ascii_case("x-gzip") {
+            by_name = Some(is_taken);
+        } else if name == "*" {
+            by_wildcard = Some(is_taken);
+        }
+    }
+    by_name.or(by_wildcard).unwrap_or_default()
+}
+
+/// Reduces `Accept-Encoding` to what is decided by. An answer without a coding is there for every client: also for one
+/// that refuses it and takes nothing else, which would get 406 in place of an answer, or of an error.
+pub fn settle_encoding<B>(mut request: Request<B>) -> Request<B> {
+    let takes_gzip = takes_gzip(request.headers());
+    request.headers_mut().remove(ACCEPT_ENCODING);
+    if takes_gzip {
+        request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+    request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_says_whether_it_takes_gzip() {
+        let takes = |value: &'static str| {
+            takes_gzip(&HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static(value))]))
+        };
+        for value in
+            ["gzip", "br, GZIP;q=0.5, *", "*", "gzip, *;q=0", "gzip;q=1, identity;q=0", "gzip; Q=0.1"]
+        {
+            assert!(takes(value), "{value}");
+        }
+        for value in ["", "br", "gzip;q=0", "gzip; q=0.0", "*;q=0", "identity;q=0", "gzip;q=0, *", "gzip;Q=0"]
+        {
+            assert!(!takes(value), "{value}");
+        }
+    }
+}

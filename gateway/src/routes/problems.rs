@@ -1,0 +1,75 @@
+//! The pages to which the `type` of problems leads: cause and remedy of each code, from the table of codes.
+
+use std::fmt::Write as _;
+
+use axum::{extract::Path, response::Html};
+use http::{HeaderName, HeaderValue, header::CACHE_CONTROL};
+
+use crate::error::{Code, Problem};
+
+/// The pages change with a new version of the gateway alone.
+const CACHING: [(HeaderName, HeaderValue); 1] =
+    [(CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"))];
+
+type Page = ([(HeaderName, HeaderValue); 1], Html<String>);
+
+/// All codes.
+pub async fn list() -> Page {
+    let mut rows = String::new();
+    for code in Code::ALL {
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            rows,
+            "<tr><td><a href=\"{page}\"><code>{code}</code></a></td><td>{status}</td><td>{title}</td></tr>",
+            page = code.page(),
+            code = code.as_str(),
+            status = code.status().as_u16(),
+            title = code.title(),
+        );
+    }
+    page(
+        "Problems",
+        &format!("<table>\n<tr><th>Code</th><th>Status</th><th>Meaning</th></tr>\n{rows}</table>"),
+    )
+}
+
+/// One code.
+pub async fn show(Path(name): Path<String>) -> Result<Page, Problem> {
+    let code = Code::ALL.iter().find(|code| code.as_str() == name).ok_or_else(Problem::not_found)?;
+    Ok(page(
+        code.title(),
+        &format!(
+            "<p>Code <code>{code}</code>, status {status}.</p>\n<h2>Cause</h2>\n<p>{cause}</p>\n\
+             <h2>Remedy</h2>\n<p>{remedy}</p>\n<p><a href=\"/problems\">All problems</a></p>",
+            code = code.as_str(),
+            status = code.status(),
+            cause = code.cause(),
+            remedy = code.remedy(),
+        ),
+    ))
+}
+
+fn page(title: &str, content: &str) -> Page {
+    let html = format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title} - Shoppee</title>\n\
+         <link rel=\"icon\" href=\"data:,\">\n</head>\n<body>\n<h1>{title}</h1>\n{content}\n</body>\n</html>\n"
+    );
+    (CACHING, Html(html))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_texts_of_codes_need_no_escape_in_html() {
+        for code in Code::ALL {
+            for text in [code.as_str(), code.title(), code.cause(), code.remedy()] {
+                assert!(!text.is_empty() && !text.contains(['<', '>', '&', '"']), "{text}");
+                assert!(text.split_whitespace().count() <= 50, "{text}");
+            }
+        }
+    }
+}

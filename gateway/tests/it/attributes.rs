@@ -1,0 +1,60 @@
+//! Attributes as deep as they may be, and deeper.
+
+use http::Method;
+use serde_json::{Value, json};
+
+use crate::shop::{Shop, send, text};
+
+/// An object with so many levels of objects.
+fn nested(levels: usize) -> Value {
+    (0..levels).fold(json!(1), |inner, _| json!({"a": inner}))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deeply_nested_attributes_are_refused_and_break_no_page() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let product = |sku: &str, attributes: Value| json!({"sku": sku, "name": "Nested lamp", "price": 1, "stock": 5, "attributes": attributes});
+    let lists = json!({"x": (0..31).fold(json!([[1]]), |inner, _| json!({"a": inner}))});
+    for (number, attributes) in [nested(17), nested(33), nested(100), lists].into_iter().enumerate() {
+        let answer = admin.post("/products", &product(&format!("deep-{number}"), attributes)).await;
+        assert_eq!(answer.problem(422, "validation_failed").fields(), ["attributes"]);
+    }
+
+    let created = admin.post("/products", &product("deep", nested(16))).await.expect(201).body;
+    let path = format!("/products/{}", created["id"]);
+    let change = json!({"attributes": nested(17)});
+    assert_eq!(admin.patch(&path, &change).await.problem(422, "validation_failed").fields(), ["attributes"]);
+    ann.post("/cart/items", &json!({"product_id": created["id"], "quantity": 1})).await.expect(200);
+    assert_eq!(text(&ann.get("/cart").await.expect(200).body["items"][0]["sku"]), "deep");
+    for list in ["/products", "/products/search?q=nested"] {
+        let page = ann.get(list).await.expect(200).body;
+        assert_eq!(page["items"][0]["attributes"], nested(16), "{list}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_in_attributes_come_back_as_they_were_sent_or_are_refused() {
+    let shop = Shop::open().await;
+    let admin = shop.admin().await;
+    let create = async |number: &str| {
+        let body = format!(
+            r#"{{"sku":"n{}","name":"n","price":1,"stock":1,"attributes":{{"a":[{number}]}}}}"#,
+            number.replace(['.', '-', '+'], "_")
+        );
+        let request = admin.request(Method::POST, "/products").header("content-type", "application/json");
+        send(request.body(body)).await
+    };
+    for kept in ["0.42451918914251396", "1e20", "-0.1", "9007199254740992", "5e-324"] {
+        let created = create(kept).await.expect(201).body;
+        let shown = admin.get(&format!("/products/{}", created["id"])).await.expect(200);
+        for answer in [&created, &shown.body] {
+            let number = answer["attributes"]["a"][0].as_f64().unwrap();
+            assert_eq!(number.to_bits(), kept.parse::<f64>().unwrap().to_bits(), "{kept}");
+        }
+    }
+    for changed in ["99999999999999999999", "0.1234567890123456789", "9007199254740993", "1e-400"] {
+        let refused = create(changed).await.problem(400, "invalid_request");
+        assert_eq!(refused.fields(), ["attributes.a[0]"], "{changed}");
+    }
+}
