@@ -62,7 +62,8 @@ pub struct Docs(Arc<Parts>);
 
 #[derive(Debug)]
 struct Parts {
-    document: File,
+    openapi: File,
+    asyncapi: File,
     page: File,
     files: Vec<(&'static str, File)>,
 }
@@ -73,7 +74,8 @@ impl Docs {
             (name, File::new(kind, Bytes::from_static(content), compressed.map(Bytes::from_static)))
         };
         Ok(Self(Arc::new(Parts {
-            document: File::new("application/json", openapi::document()?.into(), None),
+            openapi: File::new("application/json", openapi::document()?.into(), None),
+            asyncapi: File::new("application/json", openapi::asyncapi::document()?.into(), None),
             page: File::new("text/html; charset=utf-8", page().into(), None),
             files: FILES.into_iter().map(file).collect(),
         })))
@@ -125,8 +127,12 @@ fn takes_gzip(headers: &HeaderMap) -> bool {
     })
 }
 
-pub async fn document(Given(state): Given<State>, request: HeaderMap, known: IfNoneMatch) -> Response {
-    state.docs.0.document.answer(&request, &known)
+pub async fn openapi(Given(state): Given<State>, request: HeaderMap, known: IfNoneMatch) -> Response {
+    state.docs.0.openapi.answer(&request, &known)
+}
+
+pub async fn asyncapi(Given(state): Given<State>, request: HeaderMap, known: IfNoneMatch) -> Response {
+    state.docs.0.asyncapi.answer(&request, &known)
 }
 
 pub async fn page_of_docs(Given(state): Given<State>, request: HeaderMap, known: IfNoneMatch) -> Response {

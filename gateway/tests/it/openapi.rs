@@ -56,17 +56,6 @@ impl Document {
     /// much as one that lacks.
     fn check(&self, schema: &Value, value: &Value) -> Result<(), String> {
         let schema = self.resolve(schema);
-        for part in schema["allOf"].as_array().into_iter().flatten() {
-            let part = self.resolve(part);
-            // What narrows another names only some of the fields.
-            if part.get("type").is_some() {
-                self.check(part, value)?;
-            } else {
-                for (name, narrowed) in part["properties"].as_object().into_iter().flatten() {
-                    self.check(narrowed, &value[name])?;
-                }
-            }
-        }
         if let Some(any) = schema["anyOf"].as_array() {
             let tried: Vec<_> = any.iter().map(|one| self.check(one, value)).collect();
             return if tried.iter().any(Result::is_ok) { Ok(()) } else { Err(format!("{tried:?}")) };
@@ -86,6 +75,9 @@ impl Document {
         };
         if !kinds.is_empty() && !kinds.iter().any(|known| known == kind) {
             return Err(format!("{value} is not {}", schema["type"]));
+        }
+        if schema.get("const").is_some_and(|only| only != value) {
+            return Err(format!("{value} is not {}", schema["const"]));
         }
         if schema["enum"].as_array().is_some_and(|words| !words.contains(value)) {
             return Err(format!("{value} is not of {}", schema["enum"]));
@@ -130,6 +122,10 @@ impl Document {
             None => Err(format!("has a body: {}", answer.text)),
             Some(content) => {
                 let content = content.get(kind).ok_or(format!("{kind:?} is not written down"))?;
+                let codes = response["x-problem-codes"].as_array();
+                if codes.is_some_and(|codes| !codes.contains(&answer.body["code"])) {
+                    return Err(format!("{} is not written down", answer.body["code"]));
+                }
                 if kind.ends_with("json") { self.check(&content["schema"], &answer.body) } else { Ok(()) }
             }
         }
@@ -179,10 +175,10 @@ async fn every_operation_answers_as_the_document_says() {
         "createOrder",
         "createProduct",
         "deleteCategory",
-        "endSession",
         "logoutAll",
         "openSocket",
         "refresh",
+        "revokeSession",
     ];
     assert_eq!(refused, expected.map(str::to_owned).into());
 }
@@ -226,7 +222,11 @@ async fn every_json_body_has_an_example_and_it_fits() {
         let responses = operation.it["responses"].as_object().expect("responses").values();
         let answers = responses.filter_map(|response| document.resolve(response)["content"].as_object());
         let json = answers.flatten().filter(|(kind, _)| kind.ends_with("json")).map(|(_, content)| content);
-        for content in body.into_iter().chain(json).filter(|_| id != "showDocument" || body.is_some()) {
+        for content in body
+            .into_iter()
+            .chain(json)
+            .filter(|_| !matches!(id, "getOpenApi" | "getAsyncApi") || body.is_some())
+        {
             let named = content["examples"].as_object().into_iter().flatten();
             let examples: Vec<_> =
                 content.get("example").into_iter().chain(named.map(|(_, one)| &one["value"])).collect();
