@@ -117,6 +117,7 @@ table! { without_query, WITHOUT_QUERY:
     post   "/api/v1/orders/{id}/ship"        => orders::ship,
     post   "/api/v1/orders/{id}/complete"    => orders::complete,
     get    "/.well-known/jwks.json"          => health::jwks,
+    get    "/"                               => docs::root,
     get    "/openapi.json"                   => docs::openapi,
     get    "/asyncapi.json"                  => docs::asyncapi,
     get    "/docs"                           => docs::page_of_docs,

@@ -49,7 +49,8 @@ def answered(url):
     for line in get(f"{url}/metrics").splitlines():
         if found := COUNT.match(line):
             labels = dict(re.findall(r'(\w+)="([^"]*)"', found[1]))
-            if labels["status"].startswith("2"):
+            # A redirect is the success of the root.
+            if labels["status"].startswith("2") or labels["status"] == "307":
                 successes.add((labels["method"].lower(), labels["route"]))
     paths = json.loads(get(f"{url}/openapi.json"))["paths"]
     operations = {(method, path): it["operationId"] for path, of in paths.items() for method, it in of.items()}

@@ -63,7 +63,7 @@ People register, look for products, fill a cart, order, pay, and watch their ord
 device.
 
 **A first order**: `POST /api/v1/auth/register`, then `POST /api/v1/auth/login`; use the `access_token` as \
-`Authorization: Bearer …` (here: the button *Authorize*). `GET /api/v1/products` shows what there is; put \
+`Authorization: Bearer …` (here: *Authentication*). `GET /api/v1/products` shows what there is; put \
 one into the cart with `POST /api/v1/cart/items`, place the order with `POST /api/v1/orders`, pay it with \
 `POST /api/v1/orders/{id}/pay` and `{\"payment_token\": \"tok_ok\"}`.
 

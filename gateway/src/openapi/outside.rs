@@ -12,6 +12,7 @@ use crate::error::Code;
 pub fn write(paths: &mut Object, contract: &Contract, schemas: &mut Schemas<'_>) {
     paths.entry("/ws").set("get", socket());
     paths.entry("/.well-known/jwks.json").set("get", jwks(contract, schemas));
+    paths.entry("/").set("get", root());
     paths.entry("/openapi.json").set("get", document());
     paths.entry("/asyncapi.json").set("get", async_document());
     paths.entry("/docs").set("get", docs());
@@ -114,6 +115,18 @@ fn jwks(contract: &Contract, schemas: &mut Schemas<'_>) -> Object {
     )
 }
 
+fn root() -> Object {
+    let headers = header_references(&["x-request-id", "RateLimit", "RateLimit-Policy"]);
+    let answer = object! {
+        "description": "Leads to `/docs`.",
+        "headers": headers.with("Location", object! {
+            "description": "The documentation.", "required": true, "schema": object! { "type": "string" },
+        }),
+    };
+    let responses = with_problems(object! { "307": answer }, &LIMITED);
+    open("documentation", "getRoot", "Where the documentation is", "A redirect.", responses)
+}
+
 fn document() -> Object {
     document_of("getOpenApi", "This document", "OpenAPI 3.1, made from the code that answers.", "openapi")
 }
@@ -172,7 +185,7 @@ fn file_of_docs() -> Object {
         "A script or a style sheet.",
         with_problems(object! { "200": answer, "304": kept() }, &codes),
     );
-    let names = list(["swagger-ui.css", "swagger-ui-bundle.js", "docs.css", "docs.js"]);
+    let names = list(["scalar.js", "docs.css", "docs.js"]);
     described.set(
         "parameters",
         list([
