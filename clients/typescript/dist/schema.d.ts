@@ -691,6 +691,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Where the documentation is
+         * @description A redirect.
+         */
+        get: operations["getRoot"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/openapi.json": {
         parameters: {
             query?: never;
@@ -3339,7 +3359,7 @@ export interface operations {
                  * @example {
                  *       "slug": "mugs",
                  *       "name": "Mugs",
-                 *       "parent_id": 7
+                 *       "parent_id": 1
                  *     }
                  */
                 "application/json": components["schemas"]["CreateCategoryRequest"];
@@ -4886,6 +4906,33 @@ export interface operations {
             503: components["responses"]["unavailable"];
         };
     };
+    getRoot: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Leads to `/docs`. */
+            307: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    /** @description The documentation. */
+                    Location: string;
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["invalid_request"];
+            429: components["responses"]["rate_limited"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["unavailable"];
+        };
+    };
     getOpenApi: {
         parameters: {
             query?: never;
@@ -5038,7 +5085,8 @@ export interface operations {
                 "If-None-Match"?: components["parameters"]["If-None-Match"];
             };
             path: {
-                file: "swagger-ui.css" | "swagger-ui-bundle.js" | "docs.css" | "docs.js";
+                /** @example docs.css */
+                file: "scalar.js" | "docs.css" | "docs.js";
             };
             cookie?: never;
         };
