@@ -1,25 +1,26 @@
-// The `type` of a problem leads to its row below the operations. Read first: Swagger UI takes the fragment for one of
-// its own.
+// The `type` of a problem leads to its row on this page, which needs nothing else.
 const row = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
+document.getElementById("problems").hidden = !row;
 
-// Starts Swagger UI on the shop's own document.
-SwaggerUIBundle({
-  url: "/openapi.json",
-  dom_id: "#api",
-  deepLinking: !row,
-  displayRequestDuration: true,
-  docExpansion: "list",
-  filter: true,
-  persistAuthorization: false,
-  requestSnippetsEnabled: true,
-  validatorUrl: null,
-});
-
-// The operations grow while they are drawn: the row is kept in sight until the reader moves.
-if (row) {
-  const keep = new ResizeObserver(() => row.scrollIntoView({ block: "center" }));
-  keep.observe(document.getElementById("api"));
-  for (const moved of ["wheel", "touchstart", "keydown", "mousedown"]) {
-    addEventListener(moved, () => keep.disconnect(), { once: true });
-  }
+// Starts Scalar on the shop's own documents. Everything that would ask another host is off; the page's policy allows
+// none either.
+if (!row) {
+  Scalar.createApiReference("#api", {
+    sources: [
+      { title: "REST", slug: "rest", url: "/openapi.json", default: true },
+      { title: "Events", slug: "events", url: "/asyncapi.json" },
+    ],
+    agent: { disabled: true },
+    authentication: { preferredSecurityScheme: "accessToken" },
+    documentDownloadType: "direct",
+    hideClientButton: true,
+    mcp: { disabled: true },
+    persistAuth: false,
+    proxyUrl: "",
+    showDeveloperTools: "never",
+    telemetry: false,
+    withDefaultFonts: false,
+  });
+} else {
+  row.scrollIntoView({ block: "center" });
 }

@@ -11,45 +11,64 @@ use super::json::Json;
 /// 2026-01-15T09:30:00Z.
 const MORNING: i64 = 1_768_469_400;
 const ORDER: &str = "019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44";
+const SESSION: &str = "019bc0e0-6c11-7b52-b1f4-7a3e9d2c4f10";
 pub const REQUEST_ID: &str = "019bc0e1-79fe-7d21-8a6b-5b0d3c9f1e02";
 
 fn at(minutes: i64) -> Timestamp {
     Timestamp { seconds: MORNING + 60 * minutes, nanos: 0 }
 }
 
+/// Returns the example of a parameter in the path or the query. The products, categories and users are those of the demo
+/// shop of `scripts/up`, so that the examples succeed there.
+pub fn parameter(operation: &str, name: &str) -> Option<Json> {
+    let id: i64 = match (operation, name) {
+        (_, "q") if operation == "listUsers" => return Some("ann".into()),
+        (_, "q") => return Some("casserole".into()),
+        ("getProduct" | "setCartItem" | "removeCartItem", _) => 42,
+        ("updateProduct" | "adjustStock", "id") => 47,
+        ("archiveProduct", "id") => 30,
+        ("updateCategory" | "deleteCategory", "id") => 7,
+        ("getUser" | "updateUser", "id") => 3,
+        ("revokeSession", "id") => return Some(SESSION.into()),
+        (_, "id") => return Some(ORDER.into()),
+        _ => return None,
+    };
+    Some(id.into())
+}
+
 /// What a client sends to an operation.
 pub fn body(operation: &str) -> Option<Json> {
     let text = match operation {
         "register" => {
-            r#"{"username": "ann", "email": "ann@example.com", "password": "correct horse battery"}"#
+            r#"{"username": "zoe", "email": "zoe@example.com", "password": "correct horse battery"}"#
         }
-        "login" => r#"{"username": "ann", "password": "correct horse battery"}"#,
+        "login" => r#"{"username": "zoe", "password": "correct horse battery"}"#,
         "refresh" => r#"{"refresh_token": "nJ3v0cJ0y7o4bq2m9s8d1kQxw5zGh6TtLr-eUfVaXiY"}"#,
         "changePassword" => {
             r#"{"current_password": "correct horse battery", "new_password": "an even better staple"}"#
         }
         "updateUser" => r#"{"role": "admin"}"#,
         "createProduct" => {
-            r#"{"sku": "TEE-RED-M", "name": "T-shirt, red, M", "price": 1999, "stock": 120,
-                "description": "Heavy cotton, cut straight.", "category_id": 3,
-                "image_url": "https://cdn.example.com/tee-red.jpg",
-                "attributes": {"colour": "red", "grams": 180}}"#
+            r#"{"sku": "MUG-RED", "name": "Stoneware Mug, 300 ml", "price": 1299, "stock": 120,
+                "description": "Safe in the dishwasher and the microwave.", "category_id": 7,
+                "image_url": "https://cdn.example.com/mug-red.jpg",
+                "attributes": {"colour": "red", "weight_g": 310}}"#
         }
-        "updateProduct" => r#"{"price": 1799, "image_url": null}"#,
+        "updateProduct" => r#"{"price": 895, "image_url": null}"#,
         "adjustStock" => r#"{"delta": -3, "reason": "damaged in the warehouse"}"#,
-        "updateProducts" => {
+        "batchUpdateProducts" => {
             r#"{"on_error": "continue", "items": [
-                {"id": 42, "price": 1799, "version": 7}, {"sku": "MUG-BLUE", "stock_delta": 50}]}"#
+                {"id": 47, "price": 895}, {"sku": "LITE-00030", "stock_delta": 50}]}"#
         }
-        "createCategory" => r#"{"slug": "t-shirts", "name": "T-shirts", "parent_id": 1}"#,
-        "updateCategory" => r#"{"name": "T-shirts and tops"}"#,
+        "createCategory" => r#"{"slug": "mugs", "name": "Mugs", "parent_id": 1}"#,
+        "updateCategory" => r#"{"name": "Tableware and mugs"}"#,
         "addCartItem" => r#"{"product_id": 42, "quantity": 2}"#,
         "setCartItem" => r#"{"quantity": 1}"#,
         "createOrder" => {
             r#"{"items": [{"product_id": 42, "quantity": 2}],
                 "shipping_address": {"recipient": "Ann Miller", "line1": "12 High Street", "city": "Utrecht",
                                      "postal_code": "3511 AB", "country": "NL"},
-                "expected_total": 3998}"#
+                "expected_total": 22800}"#
         }
         "payOrder" => r#"{"payment_token": "tok_ok"}"#,
         "cancelOrder" => r#"{"reason": "ordered twice"}"#,
@@ -61,7 +80,7 @@ pub fn body(operation: &str) -> Option<Json> {
 
 /// What an operation answers, where it answers with `message`.
 pub fn answer(operation: &str, message: &str) -> Option<Json> {
-    let admins = matches!(operation, "listUsers" | "showUser" | "updateUser");
+    let admins = matches!(operation, "listUsers" | "getUser" | "updateUser");
     match message {
         "User" => json(&user(admins)),
         "ListUsersResponse" => json(&auth::ListUsersResponse {
@@ -71,9 +90,9 @@ pub fn answer(operation: &str, message: &str) -> Option<Json> {
         "Tokens" => json(&tokens()),
         "ListSessionsResponse" => json(&sessions()),
         "WsTicket" => json(&auth::WsTicket { ticket: TICKET.to_owned(), expires_in: 30 }),
-        "Product" => json(&tee()),
+        "Product" => json(&casserole()),
         "ListProductsResponse" => json(&product::ListProductsResponse {
-            items: vec![tee()],
+            items: vec![casserole()],
             next_cursor: Some("eyJvZiI6MX0".to_owned()),
         }),
         "BatchUpdateProductsResponse" => json(&batch()),
@@ -129,7 +148,7 @@ fn tokens() -> auth::Tokens {
 
 fn sessions() -> auth::ListSessionsResponse {
     let session = auth::Session {
-        id: "019bc0e0-6c11-7b52-b1f4-7a3e9d2c4f10".to_owned(),
+        id: SESSION.to_owned(),
         created_at: Some(at(0)),
         last_used_at: Some(at(12)),
         user_agent: "Mozilla/5.0 (X11; Linux x86_64)".to_owned(),
@@ -138,28 +157,28 @@ fn sessions() -> auth::ListSessionsResponse {
     auth::ListSessionsResponse { items: vec![session], next_cursor: None }
 }
 
-fn tee() -> product::Product {
+fn casserole() -> product::Product {
     let text = |text: &str| prost_types::Value {
         kind: Some(prost_types::value::Kind::StringValue(text.to_owned())),
     };
-    let grams = prost_types::Value { kind: Some(prost_types::value::Kind::NumberValue(180.0)) };
+    let grams = prost_types::Value { kind: Some(prost_types::value::Kind::NumberValue(900.0)) };
     product::Product {
         id: 42,
-        sku: "TEE-RED-M".to_owned(),
-        name: "T-shirt, red, M".to_owned(),
-        description: "Heavy cotton, cut straight.".to_owned(),
+        sku: "COOK-00042".to_owned(),
+        name: "Pallas Enamelled Casserole, 6 l".to_owned(),
+        description: "Gets better with every meal.".to_owned(),
         category: Some(product::CategoryRef {
-            id: 3,
-            slug: "t-shirts".to_owned(),
-            name: "T-shirts".to_owned(),
+            id: 5,
+            slug: "cookware".to_owned(),
+            name: "Cookware".to_owned(),
         }),
-        price: 1999,
+        price: 11_400,
         currency: "EUR".to_owned(),
-        stock: 117,
+        stock: 1594,
         status: product::ProductStatus::Active.into(),
-        image_url: Some("https://cdn.example.com/tee-red.jpg".to_owned()),
+        image_url: Some("https://cdn.example.com/casserole.jpg".to_owned()),
         attributes: Some(Attributes {
-            fields: [("colour".to_owned(), text("red")), ("grams".to_owned(), grams)].into(),
+            fields: [("colour".to_owned(), text("Mustard")), ("weight_g".to_owned(), grams)].into(),
         }),
         version: 7,
         created_at: Some(at(0)),
@@ -182,27 +201,27 @@ fn batch() -> product::BatchUpdateProductsResponse {
         updated: 1,
         failed: 1,
         results: vec![
-            result(0, Some(42), product::RowStatus::Updated, Some(8), None),
+            result(0, Some(47), product::RowStatus::Updated, Some(8), None),
             result(1, None, product::RowStatus::Failed, None, Some(unknown)),
         ],
     }
 }
 
 fn category() -> product::Category {
-    product::Category { id: 3, slug: "t-shirts".to_owned(), name: "T-shirts".to_owned(), parent_id: Some(1) }
+    product::Category { id: 5, slug: "cookware".to_owned(), name: "Cookware".to_owned(), parent_id: Some(1) }
 }
 
 fn cart() -> order::Cart {
     let item = order::CartItem {
         product_id: 42,
-        sku: "TEE-RED-M".to_owned(),
-        name: "T-shirt, red, M".to_owned(),
-        unit_price: 1999,
+        sku: "COOK-00042".to_owned(),
+        name: "Pallas Enamelled Casserole, 6 l".to_owned(),
+        unit_price: 11_400,
         quantity: 2,
-        line_total: 3998,
+        line_total: 22_800,
         available: true,
     };
-    order::Cart { items: vec![item], total: 3998, currency: "EUR".to_owned(), updated_at: Some(at(50)) }
+    order::Cart { items: vec![item], total: 22_800, currency: "EUR".to_owned(), updated_at: Some(at(50)) }
 }
 
 /// The status an order has when an operation answers with it.
@@ -227,18 +246,18 @@ fn placed(status: order::OrderStatus) -> order::Order {
     };
     let item = order::OrderItem {
         product_id: 42,
-        sku: "TEE-RED-M".to_owned(),
-        name: "T-shirt, red, M".to_owned(),
-        unit_price: 1999,
+        sku: "COOK-00042".to_owned(),
+        name: "Pallas Enamelled Casserole, 6 l".to_owned(),
+        unit_price: 11_400,
         quantity: 2,
-        line_total: 3998,
+        line_total: 22_800,
     };
     order::Order {
         id: ORDER.to_owned(),
         user_id: 7,
         status: status.into(),
         items: vec![item],
-        total: 3998,
+        total: 22_800,
         currency: "EUR".to_owned(),
         shipping_address: Some(order::Address {
             recipient: "Ann Miller".to_owned(),

@@ -2,8 +2,10 @@
 //! descriptors ([`contract`]), problems from the table of codes, and what neither says from two tables,
 //! [`operations`] and [`rules`]. It is made and encoded once.
 
+pub mod asyncapi;
 mod contract;
 mod examples;
+mod frames;
 mod json;
 mod operations;
 mod outside;
@@ -27,9 +29,11 @@ pub fn document() -> anyhow::Result<Vec<u8>> {
     let mut paths = Object::default();
     paths::write(&mut paths, &contract, &mut schemas);
     outside::write(&mut paths, &contract, &mut schemas);
+    frames::write(&mut schemas);
     let document = object! {
         "openapi": "3.1.0",
         "info": info(),
+        "servers": list([object! { "url": "/", "description": "The shop that this document came from." }]),
         "tags": tags(),
         "paths": paths,
         "components": object! {
@@ -49,6 +53,7 @@ fn info() -> Object {
         "version": env!("CARGO_PKG_VERSION"),
         "summary": "The backend of an online shop: accounts, catalogue, cart, orders, and live events.",
         "description": ABOUT,
+        "contact": object! { "name": "Shoppee" },
         "license": object! { "name": "Apache 2.0", "identifier": "Apache-2.0" },
     }
 }
@@ -58,7 +63,7 @@ People register, look for products, fill a cart, order, pay, and watch their ord
 device.
 
 **A first order**: `POST /api/v1/auth/register`, then `POST /api/v1/auth/login`; use the `access_token` as \
-`Authorization: Bearer …` (here: the button *Authorize*). `GET /api/v1/products` shows what there is; put \
+`Authorization: Bearer …` (here: *Authentication*). `GET /api/v1/products` shows what there is; put \
 one into the cart with `POST /api/v1/cart/items`, place the order with `POST /api/v1/orders`, pay it with \
 `POST /api/v1/orders/{id}/pay` and `{\"payment_token\": \"tok_ok\"}`.
 

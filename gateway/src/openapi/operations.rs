@@ -28,7 +28,8 @@ pub struct Operation {
     pub rpc: &'static str,
     /// Which of the method's routes it is.
     pub binding: usize,
-    pub id: &'static str,
+    /// The operation's id where it is not the method's name.
+    id: Option<&'static str>,
     pub who: Who,
     pub summary: &'static str,
     pub about: &'static str,
@@ -40,9 +41,19 @@ pub struct Operation {
     pub body_may_be_absent: bool,
 }
 
-const fn op(rpc: &'static str, id: &'static str, who: Who, summary: &'static str) -> Operation {
+const fn op(rpc: &'static str, who: Who, summary: &'static str) -> Operation {
     let (about, codes) = ("", &[] as &[Code]);
-    Operation { rpc, binding: 0, id, who, summary, about, status: 200, codes, body_may_be_absent: false }
+    Operation {
+        rpc,
+        binding: 0,
+        id: None,
+        who,
+        summary,
+        about,
+        status: 200,
+        codes,
+        body_may_be_absent: false,
+    }
 }
 
 impl Operation {
@@ -62,20 +73,31 @@ impl Operation {
         Self { body_may_be_absent: true, ..self }
     }
 
-    const fn second_route(self) -> Self {
-        Self { binding: 1, ..self }
+    const fn second_route(self, id: &'static str) -> Self {
+        Self { binding: 1, id: Some(id), ..self }
+    }
+
+    /// Returns the `operationId`: the name of the gRPC method in lower camel case, so that both sides call an
+    /// operation the same.
+    pub fn id(&self) -> String {
+        if let Some(id) = self.id {
+            return id.to_owned();
+        }
+        let method = self.rpc.rsplit('.').next().unwrap_or_default();
+        let (first, rest) = method.split_at(method.len().min(1));
+        first.to_ascii_lowercase() + rest
     }
 }
 
 pub const OPERATIONS: &[Operation] = &[
-    op("AuthService.Register", "register", Nobody, "Open an account")
+    op("AuthService.Register", Nobody, "Open an account")
         .about(
             "A customer's. Signing in is a call of its own. A repeat with the same `Idempotency-Key`, username, \
              e-mail and password gets the same answer; with another password it counts as a try to sign in.",
         )
         .answers(201)
         .or(&[UsernameTaken, EmailTaken, ValidationFailed, IdempotencyKeyReused, TooManyAttempts]),
-    op("AuthService.Login", "login", Nobody, "Sign in")
+    op("AuthService.Login", Nobody, "Sign in")
         .about(
             "Begins a session. An account can be tried ten times a minute by all devices together that never \
              signed in to it, and as often by each device that did: it is known by the cookie \
@@ -83,63 +105,67 @@ pub const OPERATIONS: &[Operation] = &[
              unknown name and a wrong password look the same.",
         )
         .or(&[InvalidCredentials, AccountDisabled, ValidationFailed, TooManyAttempts]),
-    op("AuthService.Refresh", "refresh", Nobody, "Get new tokens")
+    op("AuthService.Refresh", Nobody, "Get new tokens")
         .about(
             "For a refresh token that has not been used. One that has ends its whole session: somebody has \
              a copy. Where the answer was lost, the same token may be sent once more within 10 s and gets \
              the same successor.",
         )
         .or(&[Code::Unauthenticated, Code::TokenExpired, Code::SessionRevoked]),
-    op("AuthService.Logout", "logout", User, "Sign out")
+    op("AuthService.Logout", User, "Sign out")
         .about("Ends this session: its tokens and its sockets, on every gateway within a second.")
         .answers(204),
-    op("AuthService.LogoutAll", "logoutAll", User, "Sign out everywhere")
+    op("AuthService.LogoutAll", User, "Sign out everywhere")
         .about("Ends every session of the caller, this one too.")
         .answers(204),
-    op("AuthService.GetUserInfo", "showMe", User, "Who am I?"),
-    op("AuthService.ChangePassword", "changePassword", User, "Change the password")
+    op("AuthService.GetUserInfo", User, "Show my account").about("The account that the access token belongs to."),
+    op("AuthService.ChangePassword", User, "Change the password")
         .about("All other sessions end.")
         .answers(204)
         .or(&[InvalidCredentials, ValidationFailed, TooManyAttempts]),
-    op("AuthService.ListSessions", "listSessions", User, "List my sessions")
+    op("AuthService.ListSessions", User, "List my sessions")
         .about("Those that are open, newest first."),
-    op("AuthService.RevokeSession", "endSession", User, "End one of my sessions").answers(204),
-    op("AuthService.CreateWsTicket", "createWsTicket", User, "Get a ticket for a socket")
+    op("AuthService.RevokeSession", User, "End one of my sessions")
+        .about("Its tokens and its sockets end within a second, on every gateway.")
+        .answers(204),
+    op("AuthService.CreateWsTicket", User, "Get a ticket for a socket")
         .about("What a browser opens `GET /ws` with, as it cannot set headers there. Good once, for 30 s.")
         .answers(201),
-    op("AuthService.ListUsers", "listUsers", Admin, "List users").about("Newest first."),
-    op("AuthService.GetUser", "showUser", Admin, "Show a user"),
-    op("AuthService.UpdateUser", "updateUser", Admin, "Change a user's role, or disable the account")
+    op("AuthService.ListUsers", Admin, "List users").about("Newest first."),
+    op("AuthService.GetUser", Admin, "Show a user")
+        .about("The account with its role, and whether it is disabled."),
+    op("AuthService.UpdateUser", Admin, "Change a user's role, or disable the account")
         .about("Either change ends the user's sessions within a second. The last admin stays one: 422.")
         .or(&[ValidationFailed]),
-    op("ProductService.ListProducts", "listProducts", Anybody, "List the catalogue")
+    op("ProductService.ListProducts", Anybody, "List the catalogue")
         .about("Products that are sold. Ties are ordered by id."),
-    op("ProductService.SearchProducts", "searchProducts", Anybody, "Search the catalogue").about(
+    op("ProductService.SearchProducts", Anybody, "Search the catalogue").about(
         "By relevance: a word in the name counts more than one in the description. Typing slips are \
                 forgiven, and the last word may be unfinished.",
     ),
-    op("ProductService.GetProduct", "showProduct", Anybody, "Show a product")
+    op("ProductService.GetProduct", Anybody, "Show a product")
         .about("An archived one only to an admin. Keep the `ETag`, and ask again with `If-None-Match`."),
-    op("ProductService.CreateProduct", "createProduct", Admin, "Add a product")
+    op("ProductService.CreateProduct", Admin, "Add a product")
+        .about("It is sold from then on. Its SKU must be new.")
         .answers(201)
         .or(&[SkuTaken, ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
-    op("ProductService.UpdateProduct", "updateProduct", Admin, "Change a product")
+    op("ProductService.UpdateProduct", Admin, "Change a product")
         .about(
             "Changes the fields that are given. `null` empties `description` and `attributes`, and takes \
              `category_id` and `image_url` away.",
         )
         .or(&[SkuTaken, VersionMismatch, ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
-    op("ProductService.ArchiveProduct", "archiveProduct", Admin, "Take a product out of the shop")
+    op("ProductService.ArchiveProduct", Admin, "Take a product out of the shop")
         .about(
             "It stays in the orders that have it. Again is no error; `PATCH` with `status` brings it \
                 back.",
         )
         .answers(204)
         .or(&[VersionMismatch]),
-    op("ProductService.AdjustStock", "adjustStock", Admin, "Correct a stock")
+    op("ProductService.AdjustStock", Admin, "Correct a stock")
         .about("Adds `delta` to what can be bought; never below zero.")
         .or(&[OutOfStock, ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
-    op("ProductService.BatchUpdateProducts", "updateProducts", Admin, "Change many products")
+    op("ProductService.BatchUpdateProducts", Admin, "Change many products")
         .about(
             "Up to 10 000 rows, in a body of up to 8 MiB. A row that breaks a rule, or names a product a \
              second time, fails alone; with `on_error: \"abort\"`, one that fails means that nothing is \
@@ -147,29 +173,30 @@ pub const OPERATIONS: &[Operation] = &[
              done by sending the same batch again, and no other row is done twice.",
         )
         .or(&[ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
-    op("ProductService.ListCategories", "listCategories", Anybody, "List the categories")
+    op("ProductService.ListCategories", Anybody, "List the categories")
         .about("By slug."),
-    op("ProductService.CreateCategory", "createCategory", Admin, "Add a category")
+    op("ProductService.CreateCategory", Admin, "Add a category")
+        .about("Its slug must be new. Without `parent_id` it is a root.")
         .answers(201)
         .or(&[SlugTaken, ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
-    op("ProductService.UpdateCategory", "updateCategory", Admin, "Change a category")
+    op("ProductService.UpdateCategory", Admin, "Change a category")
         .about("Changes the fields that are given; `parent_id: null` makes it a root.")
         .or(&[SlugTaken, ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
-    op("ProductService.DeleteCategory", "deleteCategory", Admin, "Remove a category")
+    op("ProductService.DeleteCategory", Admin, "Remove a category")
         .about("Not while products, archived ones too, or other categories are in it.")
         .answers(204)
         .or(&[CategoryInUse]),
-    op("OrderService.GetCart", "showCart", User, "Show my cart").about("With the prices of this moment."),
-    op("OrderService.ClearCart", "clearCart", User, "Empty my cart").answers(204),
-    op("OrderService.AddCartItem", "addCartItem", User, "Put a product into my cart")
+    op("OrderService.GetCart", User, "Show my cart").about("With the prices of this moment."),
+    op("OrderService.ClearCart", User, "Empty my cart").about("An empty cart is no error.").answers(204),
+    op("OrderService.AddCartItem", User, "Put a product into my cart")
         .about("Adds to its line where it is in the cart already. A cart has 100 lines at most.")
         .or(&[ProductUnavailable, RequestInProgress, ValidationFailed, IdempotencyKeyReused]),
-    op("OrderService.SetCartItem", "setCartItem", User, "Set how many of a product are in my cart")
+    op("OrderService.SetCartItem", User, "Set how many of a product are in my cart")
         .about("0 removes the line.")
         .or(&[ProductUnavailable, ValidationFailed]),
-    op("OrderService.RemoveCartItem", "removeCartItem", User, "Take a product out of my cart")
+    op("OrderService.RemoveCartItem", User, "Take a product out of my cart")
         .about("One that is not in it is no error."),
-    op("OrderService.CreateOrder", "createOrder", User, "Place an order")
+    op("OrderService.CreateOrder", User, "Place an order")
         .about(
             "Of `items`, at most 100 different products; without them, of the cart, which is empty \
              afterwards. The stock is held until the order is paid or its time runs out (`expires_at`). \
@@ -188,11 +215,11 @@ pub const OPERATIONS: &[Operation] = &[
             ValidationFailed,
             IdempotencyKeyReused,
         ]),
-    op("OrderService.ListOrders", "listOrders", User, "List my orders").about("Newest first."),
-    op("OrderService.GetOrder", "showOrder", User, "Show an order").about("My own; to an admin, any."),
-    op("OrderService.ListOrderEvents", "listOrderEvents", User, "Show an order's history")
+    op("OrderService.ListOrders", User, "List my orders").about("Newest first."),
+    op("OrderService.GetOrder", User, "Show an order").about("My own; to an admin, any."),
+    op("OrderService.ListOrderEvents", User, "Show an order's history")
         .about("Every step it took, oldest first. My own; to an admin, any."),
-    op("OrderService.PayOrder", "payOrder", User, "Pay my order")
+    op("OrderService.PayOrder", User, "Pay my order")
         .about("`pending` → `paid`. Only its owner pays an order.")
         .or(&[
             PaymentDeclined,
@@ -202,7 +229,7 @@ pub const OPERATIONS: &[Operation] = &[
             ValidationFailed,
             IdempotencyKeyReused,
         ]),
-    op("OrderService.CancelOrder", "cancelOrder", User, "Cancel an order")
+    op("OrderService.CancelOrder", User, "Cancel an order")
         .about(
             "The owner while it is `pending`; an admin while it is `pending` or `paid`, and then the \
              money goes back: `payment.status` is `refund_pending` until the provider has confirmed it. \
@@ -210,13 +237,13 @@ pub const OPERATIONS: &[Operation] = &[
         )
         .without_body()
         .or(&[InvalidTransition, OrderExpired, RequestInProgress, ValidationFailed, IdempotencyKeyReused]),
-    op("OrderService.ShipOrder", "shipOrder", Admin, "Ship an order")
+    op("OrderService.ShipOrder", Admin, "Ship an order")
         .about("`paid` → `shipped`. An order that was shipped so already is answered as it is.")
         .or(&[InvalidTransition, OrderExpired, RequestInProgress, ValidationFailed, IdempotencyKeyReused]),
-    op("OrderService.CompleteOrder", "completeOrder", User, "Say that an order has arrived")
+    op("OrderService.CompleteOrder", User, "Say that an order has arrived")
         .about("`shipped` → `completed`. My own; an admin, any. A completed order is answered as it is.")
         .or(&[InvalidTransition, OrderExpired, RequestInProgress, IdempotencyKeyReused]),
-    op("OrderService.ListOrders", "listAllOrders", Admin, "List the orders of all users")
+    op("OrderService.ListOrders", Admin, "List the orders of all users")
         .about("Or of one of them. Newest first.")
-        .second_route(),
+        .second_route("listAllOrders"),
 ];

@@ -5,14 +5,16 @@ use super::{
     json::{Json, Object, list, object},
     paths::token,
     responses::{NOT_SIGNED_IN, header_references, problems, success},
-    schemas::Schemas,
+    schemas::{Schemas, reference},
 };
 use crate::error::Code;
 
 pub fn write(paths: &mut Object, contract: &Contract, schemas: &mut Schemas<'_>) {
     paths.entry("/ws").set("get", socket());
     paths.entry("/.well-known/jwks.json").set("get", jwks(contract, schemas));
+    paths.entry("/").set("get", root());
     paths.entry("/openapi.json").set("get", document());
+    paths.entry("/asyncapi.json").set("get", async_document());
     paths.entry("/docs").set("get", docs());
     paths.entry("/docs/{file}").set("get", file_of_docs());
     paths.entry("/problems").set("get", problem_pages());
@@ -44,7 +46,7 @@ fn socket() -> Object {
         "operationId": "openSocket",
         "summary": "Open a socket for my events",
         "description": SOCKET,
-        "security": list([token(&[]), object! { "wsTicket": Json::List(Vec::new()) }]),
+        "security": list([token(), object! { "wsTicket": Json::List(Vec::new()) }]),
         "parameters": list([
             object! {
                 "name": "after", "in": "query", "required": false,
@@ -58,10 +60,11 @@ fn socket() -> Object {
             header("Origin", "Of a web page: one that the shop allows.", object! { "type": "string" }),
         ]),
         "responses": responses,
+        "x-frames": object! { "server": reference("ServerFrame"), "client": reference("ClientFrame") },
     }
 }
 
-const SOCKET: &str = "\
+pub const SOCKET: &str = "\
 A WebSocket (RFC 6455) over HTTP/1.1. Every step of every order of the caller arrives on every socket of \
 theirs, through whichever gateway, in order and without a gap.
 
@@ -106,7 +109,7 @@ fn jwks(contract: &Contract, schemas: &mut Schemas<'_>) -> Object {
     let answer = success("The keys.", &headers, Some(keys), Some(example.into()));
     open(
         "tokens",
-        "showKeys",
+        "getJwks",
         "Show the keys that access tokens are signed with",
         "A JSON Web Key Set (RFC 7517), for whoever verifies tokens: EdDSA, `typ` `at+jwt`, `iss` \
          `shoppee`, `aud` `shoppee-api`. During a rotation the previous key stands here too.",
@@ -114,17 +117,42 @@ fn jwks(contract: &Contract, schemas: &mut Schemas<'_>) -> Object {
     )
 }
 
+fn root() -> Object {
+    let headers = header_references(&["x-request-id", "RateLimit", "RateLimit-Policy"]);
+    let answer = object! {
+        "description": "Leads to `/docs`.",
+        "headers": headers.with("Location", object! {
+            "description": "The documentation.", "required": true, "schema": object! { "type": "string" },
+        }),
+    };
+    let responses = with_problems(object! { "307": answer }, &LIMITED);
+    open("documentation", "getRoot", "Where the documentation is", "A redirect.", responses)
+}
+
 fn document() -> Object {
+    document_of("getOpenApi", "This document", "OpenAPI 3.1, made from the code that answers.", "openapi")
+}
+
+fn async_document() -> Object {
+    document_of(
+        "getAsyncApi",
+        "The document of the socket",
+        "AsyncAPI 3.0: the frames of `GET /ws`.",
+        "asyncapi",
+    )
+}
+
+fn document_of(
+    id: &'static str,
+    summary: &'static str,
+    about: &'static str,
+    version: &'static str,
+) -> Object {
     let headers = ["x-request-id", "RateLimit", "RateLimit-Policy", "ETag", "Cache-Control"];
-    let schema = object! { "type": "object", "required": list(["openapi", "info", "paths"]) };
+    let schema = object! { "type": "object", "required": list([version, "info"]) };
     let answer = success("The document.", &headers, Some(schema), None);
-    let mut described = open(
-        "documentation",
-        "showDocument",
-        "This document",
-        "OpenAPI 3.1, made from the code that answers.",
-        with_problems(object! { "200": answer, "304": kept() }, &LIMITED),
-    );
+    let responses = with_problems(object! { "200": answer, "304": kept() }, &LIMITED);
+    let mut described = open("documentation", id, summary, about, responses);
     described.set("parameters", list([object! { "$ref": "#/components/parameters/If-None-Match" }]));
     described
 }
@@ -137,7 +165,7 @@ fn docs() -> Object {
     };
     let mut described = open(
         "documentation",
-        "showDocs",
+        "getDocs",
         "This page",
         "Reads the document and tries operations out.",
         with_problems(object! { "200": answer, "304": kept() }, &LIMITED),
@@ -154,18 +182,18 @@ fn file_of_docs() -> Object {
     let codes: Vec<_> = LIMITED.into_iter().chain([Code::NotFound]).collect();
     let mut described = open(
         "documentation",
-        "showFileOfDocs",
+        "getDocsFile",
         "A file of this page",
-        "",
+        "A script or a style sheet.",
         with_problems(object! { "200": answer, "304": kept() }, &codes),
     );
-    let names = list(["swagger-ui.css", "swagger-ui-bundle.js", "docs.css", "docs.js"]);
+    let names = list(["scalar.js", "docs.css", "docs.js"]);
     described.set(
         "parameters",
         list([
             object! {
                 "name": "file", "in": "path", "required": true,
-                "schema": object! { "type": "string", "enum": names },
+                "schema": object! { "type": "string", "enum": names }, "example": "docs.css",
             },
             object! { "$ref": "#/components/parameters/If-None-Match" },
         ]),
@@ -209,7 +237,7 @@ fn kept() -> Object {
 
 fn health() -> Object {
     operators(
-        "showHealth",
+        "getHealth",
         "Does the process live?",
         "For a container's liveness probe; asks nobody else.",
         object! { "200": plain("It lives.", "ok\n") },
@@ -222,7 +250,7 @@ fn ready() -> Object {
         "503": plain("Something does not answer, or the process is about to stop.", "not ready: redis (limits, tickets: connection refused)\n"),
     };
     let mut described = operators(
-        "showReadiness",
+        "getReadiness",
         "Can the process do its work?",
         "For people and alerts. A load balancer asks with `need=vital`: without Redis the shop is slower, \
          and still a shop.",
@@ -241,7 +269,7 @@ fn ready() -> Object {
 
 fn metrics() -> Object {
     operators(
-        "showMetrics",
+        "getMetrics",
         "The process's metrics",
         "In Prometheus' text format.",
         object! { "200": plain("The metrics.", "ws_connections 3\n") },
@@ -265,8 +293,11 @@ fn operators(
     id: &'static str,
     summary: &'static str,
     description: &'static str,
-    responses: Object,
+    mut responses: Object,
 ) -> Object {
+    for (status, problem) in problems(&[Code::InvalidRequest], false) {
+        responses.set(status.to_string(), problem);
+    }
     open("operation", id, summary, description, responses)
 }
 

@@ -13,12 +13,12 @@ use crate::error::Code;
 /// From an answer to what can be done with it next: operation, which field of the answer names the thing, and
 /// where to.
 const LINKS: [(&str, &str, &[&str]); 4] = [
-    ("createProduct", "id", &["showProduct", "updateProduct", "adjustStock", "archiveProduct"]),
+    ("createProduct", "id", &["getProduct", "updateProduct", "adjustStock", "archiveProduct"]),
     ("createCategory", "id", &["updateCategory", "deleteCategory"]),
     (
         "createOrder",
         "id",
-        &["showOrder", "listOrderEvents", "payOrder", "cancelOrder", "shipOrder", "completeOrder"],
+        &["getOrder", "listOrderEvents", "payOrder", "cancelOrder", "shipOrder", "completeOrder"],
     ),
     ("payOrder", "id", &["shipOrder", "completeOrder", "cancelOrder"]),
 ];
@@ -40,12 +40,10 @@ pub fn route<'a>(contract: &'a Contract, operation: &Operation) -> Option<&'a Ro
 fn describe(operation: &Operation, route: &Route, contract: &Contract, schemas: &mut Schemas<'_>) -> Object {
     let mut described = object! {
         "tags": list([tag(&route.path)]),
-        "operationId": operation.id,
+        "operationId": operation.id(),
         "summary": operation.summary,
+        "description": about(operation),
     };
-    if !operation.about.is_empty() {
-        described.set("description", operation.about);
-    }
     described.set("security", security(operation.who));
     let taken = path_parameters(&route.path);
     let parameters = parameters(operation, route, &taken, schemas);
@@ -54,7 +52,7 @@ fn describe(operation: &Operation, route: &Route, contract: &Contract, schemas: 
     }
     if route.has_body {
         let content = object! { "schema": schemas.body(&route.request, &taken) }
-            .with_some("example", examples::body(operation.id));
+            .with_some("example", examples::body(&operation.id()));
         described.set(
             "requestBody",
             object! {
@@ -72,18 +70,26 @@ fn tag(path: &str) -> String {
     path.trim_start_matches("/api/v1/").split('/').next().unwrap_or_default().to_owned()
 }
 
-fn security(who: Who) -> Json {
-    match who {
-        Who::Nobody => Json::List(Vec::new()),
-        Who::Anybody => list([token(&[]), Object::default()]),
-        Who::User => list([token(&[])]),
-        Who::Admin => list([token(&["admin"])]),
+/// The description, which says where only admins may call: a security requirement names roles for OAuth 2 alone.
+fn about(operation: &Operation) -> String {
+    match operation.who {
+        Who::Admin if operation.about.is_empty() => "For admins.".to_owned(),
+        Who::Admin => format!("For admins. {}", operation.about),
+        Who::Nobody | Who::Anybody | Who::User => operation.about.to_owned(),
     }
 }
 
-/// The requirement of an access token of one of `roles`; of any, where none is named.
-pub fn token(roles: &[&'static str]) -> Object {
-    object! { "accessToken": list(roles.iter().copied()) }
+fn security(who: Who) -> Json {
+    match who {
+        Who::Nobody => Json::List(Vec::new()),
+        Who::Anybody => list([token(), Object::default()]),
+        Who::User | Who::Admin => list([token()]),
+    }
+}
+
+/// The requirement of an access token.
+pub fn token() -> Object {
+    object! { "accessToken": Json::List(Vec::new()) }
 }
 
 fn path_parameters(path: &str) -> Vec<&str> {
@@ -97,12 +103,13 @@ fn parameters(
     schemas: &mut Schemas<'_>,
 ) -> Vec<Object> {
     let Some(request) = schemas.message(&route.request) else { return Vec::new() };
+    let id = operation.id();
     let mut parameters = Vec::new();
     for field in &request.fields {
+        let example = examples::parameter(&id, &field.name);
         if taken.contains(&field.name.as_str()) {
-            let mut parameter = parameter("path", field, schemas.parameter(&route.request, field));
-            parameter.set("required", true);
-            parameters.push(parameter);
+            let parameter = parameter("path", field, schemas.parameter(&route.request, field));
+            parameters.push(parameter.with("required", true).with_some("example", example));
         } else if route.method == "get"
             && for_clients(&route.request, &field.name)
             // Whose orders: only an admin chooses.
@@ -110,9 +117,8 @@ fn parameters(
         {
             let schema = schemas.parameter(&route.request, field);
             let required = !field.optional && schema.get("default").is_none();
-            let mut parameter = parameter("query", field, schema);
-            parameter.set("required", required);
-            parameters.push(parameter);
+            let parameter = parameter("query", field, schema).with("required", required);
+            parameters.push(parameter.with_some("example", example));
         }
     }
     let header = |name: &str| object! { "$ref": format!("#/components/parameters/{name}") };
@@ -207,7 +213,7 @@ fn responses(
         _ => "As asked for.",
     };
     let schema = (route.answer != EMPTY).then(|| schemas.answer(&route.answer));
-    let mut succeeded = success(description, &headers, schema, examples::answer(operation.id, answer));
+    let mut succeeded = success(description, &headers, schema, examples::answer(&operation.id(), answer));
     if let Some(links) = links(operation, contract) {
         succeeded.set("links", links);
     }
@@ -247,9 +253,9 @@ fn codes(operation: &Operation, route: &Route, taken: &[&str]) -> Vec<Code> {
 }
 
 fn links(operation: &Operation, contract: &Contract) -> Option<Object> {
-    let (_, field, next) = LINKS.iter().find(|(from, ..)| *from == operation.id)?;
+    let (_, field, next) = LINKS.iter().find(|(from, ..)| *from == operation.id())?;
     let link = |id: &&'static str| {
-        let to = OPERATIONS.iter().find(|known| known.id == *id)?;
+        let to = OPERATIONS.iter().find(|known| known.id() == *id)?;
         let path = &route(contract, to)?.path;
         let parameter = (*path_parameters(path).first()?).to_owned();
         let value = format!("$response.body#/{field}");

@@ -19,7 +19,10 @@ pub enum Bound {
     Not(i64),
     /// What it is where it is absent.
     Default(Value),
-    Words(&'static [&'static str]),
+    /// The only value.
+    Const(&'static str),
+    /// Some of the values.
+    Examples(&'static [&'static str]),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +31,7 @@ pub enum Value {
     Word(&'static str),
 }
 
-use Bound::{AtLeast, Default, Format, Items, Length, Not, Pattern, Range, Words};
+use Bound::{AtLeast, Const, Default, Examples, Format, Items, Length, Not, Pattern, Range};
 
 /// One line that says something. Control characters are refused too, which no pattern says that all engines
 /// know.
@@ -46,7 +49,6 @@ const MONEY: &[Bound] = &[AtLeast(0)];
 const ID: &[Bound] = &[AtLeast(1)];
 const UUID: &[Bound] = &[Format("uuid")];
 const IMAGE: &[Bound] = &[Length(1, 2048), Format("uri"), Pattern("^https?://")];
-const TOKENS: &[Bound] = &[Words(&["tok_ok", "tok_declined", "tok_insufficient_funds", "tok_slow"])];
 /// Messages whose `id` is an order's.
 const OF_AN_ORDER: &[&str] = &[
     "Order",
@@ -75,7 +77,7 @@ const RULES: &[(&[&str], &str, &[Bound])] = &[
     (&["ListUsersRequest"],            "q",                &[Length(1, 254)]),
     (&["Session", "RevokeSessionRequest"],   "id",               UUID),
     (&["User"],                        "email",            &[Format("email")]),
-    (&["Tokens"],                      "token_type",       &[Words(&["Bearer"])]),
+    (&["Tokens"],                      "token_type",       &[Const("Bearer")]),
 
     (&[NEW, PATCH],                    "sku",              &[Length(1, 64), Pattern("^[A-Za-z0-9_.-]+$")]),
     (&[NEW, PATCH],                    "name",             &line(200)),
@@ -97,7 +99,7 @@ const RULES: &[(&[&str], &str, &[Bound])] = &[
     (&["SetCartItemRequest"],          "quantity",         &[Range(0, 1000)]),
     (&["CreateOrderRequest"],          "items",            &[Items(1, i64::MAX)]),
     (&["CreateOrderRequest"],          "expected_total",   MONEY),
-    (&["PayOrderRequest"],             "payment_token",    TOKENS),
+    (&["PayOrderRequest"],             "payment_token",    &[Examples(&["tok_ok", "tok_declined", "tok_insufficient_funds"])]),
     (&["CancelOrderRequest"],          "reason",           &line(500)),
     (&["ShipOrderRequest"],            "carrier",          &line(100)),
     (&["ShipOrderRequest"],            "tracking_number",  &line(100)),
@@ -170,7 +172,8 @@ pub fn write(schema: &mut Object, bounds: &[Bound]) {
             Not(value) => schema.set("not", object! { "const": value }),
             Default(Value::Integer(value)) => schema.set("default", value),
             Default(Value::Word(value)) => schema.set("default", value),
-            Words(words) => schema.set("enum", list(words.iter().copied())),
+            Const(value) => schema.set("const", value),
+            Examples(values) => schema.set("examples", list(values.iter().copied())),
         }
     }
 }

@@ -118,11 +118,10 @@ impl<'a> Schemas<'a> {
     pub fn finish(mut self) -> Object {
         self.answer("shoppee.product.v1.RefusedLine");
         self.made.sort_by(|a, b| a.0.cmp(&b.0));
-        let all = self
-            .made
-            .into_iter()
-            .chain([("Problem".to_owned(), problem()), ("FieldError".to_owned(), field_error())]);
-        all.collect()
+        self.add("Problem", problem());
+        self.add("ProblemCode", problem_code());
+        self.add("FieldError", field_error());
+        self.made.into_iter().collect()
     }
 
     pub fn message(&self, name: &str) -> Option<&'a Message> {
@@ -210,6 +209,22 @@ impl<'a> Schemas<'a> {
         self.value(short(message), field, Self::answer)
     }
 
+    /// Returns a reference to the schema of an enumeration.
+    pub fn enumeration(&mut self, name: &str) -> Object {
+        let known = short(name);
+        if self.begun.insert(known.to_owned()) {
+            let words = self.contract.words.get(name).into_iter().flatten();
+            let words = words.filter(|word| *word != NO_WORD_OF_REST).cloned();
+            self.add(known, object! { "type": "string", "enum": list(words) });
+        }
+        reference(known)
+    }
+
+    /// Adds a schema that is not made from a message.
+    pub fn add(&mut self, name: &str, schema: Object) {
+        self.made.push((name.to_owned(), schema));
+    }
+
     /// What a field holds where it holds something.
     fn value(&mut self, message: &str, field: &Field, inner: impl Fn(&mut Self, &str) -> Object) -> Object {
         let bounds = rules::of(message, &field.name);
@@ -217,11 +232,7 @@ impl<'a> Schemas<'a> {
             Kind::Text => object! { "type": "string" },
             Kind::Integer { bits } => object! { "type": "integer", "format": format!("int{bits}") },
             Kind::Bool => object! { "type": "boolean" },
-            Kind::Word(name) => {
-                let words = self.contract.words.get(name).into_iter().flatten();
-                let words = words.filter(|word| *word != NO_WORD_OF_REST).cloned();
-                object! { "type": "string", "enum": list(words) }
-            }
+            Kind::Word(name) => self.enumeration(name),
             Kind::Message(name) if name == TIMESTAMP => object! { "type": "string", "format": "date-time" },
             Kind::Message(name) if name == STRUCT => {
                 object! { "type": "object", "additionalProperties": true }
@@ -248,10 +259,6 @@ fn or_null(mut schema: Object) -> Object {
         Some(Json::Text(kind)) => {
             let kinds = list([Json::Text(kind.clone()), "null".into()]);
             schema.set("type", kinds);
-            if let Some(Json::List(words)) = schema.get("enum") {
-                let with_null = words.iter().cloned().chain([Json::Null]);
-                schema.set("enum", list(with_null));
-            }
             schema
         }
         _ => object! { "anyOf": list([schema, object! { "type": "null" }]) },
@@ -273,11 +280,7 @@ fn problem() -> Object {
                 "type": "integer", "format": "int32", "description": "The HTTP status, once more."
             },
             "detail": object! { "type": "string", "description": "What it was this time, for people." },
-            "code": object! {
-                "type": "string",
-                "description": "What a program goes by.",
-                "enum": list(Code::ALL.iter().map(|code| code.as_str())),
-            },
+            "code": reference("ProblemCode").with("description", "What a program goes by."),
             "request_id": object! {
                 "type": "string", "description": "The same as in `x-request-id`; name it when you ask us."
             },
@@ -316,6 +319,10 @@ fn problem() -> Object {
         },
         "required": list(["type", "title", "status", "detail", "code", "request_id"]),
     }
+}
+
+fn problem_code() -> Object {
+    object! { "type": "string", "enum": list(Code::ALL.iter().map(|code| code.as_str())) }
 }
 
 fn field_error() -> Object {

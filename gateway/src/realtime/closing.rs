@@ -24,7 +24,7 @@ macro_rules! closings {
                 match self { $(Self::$variant => stringify!($code)),* }
             }
 
-            const fn reason(self) -> &'static str {
+            pub const fn reason(self) -> &'static str {
                 match self { $(Self::$variant => $reason),* }
             }
 
@@ -65,6 +65,12 @@ pub fn count_from_zero() {
 }
 
 impl Closing {
+    /// Whether a client that was closed so may connect again, with `after`. One that breaks the protocol would do so
+    /// again.
+    pub const fn lets_client_return(self) -> bool {
+        matches!(self.code(), 1001 | 4000..=4499)
+    }
+
     pub fn frame(self) -> CloseFrame {
         CloseFrame { code: CloseCode::from(self.code()), reason: Utf8Bytes::from_static(self.reason()) }
     }

@@ -134,6 +134,10 @@ fn write(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
     use super::*;
 
     fn event() -> OrderEvent {
@@ -172,6 +176,26 @@ mod tests {
             error(7, 5, "invalid_request").as_str(),
             r#"{"type":"error","content":{"code":"invalid_request"},"user_id":7,"time":5}"#
         );
+    }
+
+    #[test]
+    fn frames_have_the_fields_that_the_asyncapi_document_describes() {
+        let document: Value = serde_json::from_slice(&crate::openapi::asyncapi::document().unwrap()).unwrap();
+        let fields = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+        let order = Frame::of(&event()).unwrap().text;
+        for text in [ready(7, 5, 41, true), order, pong(7, 5), error(7, 5, "invalid_request")] {
+            let frame: Value = serde_json::from_str(&text).unwrap();
+            let message = &document["components"]["messages"][frame["type"].as_str().unwrap()];
+            let path = message["payload"]["$ref"].as_str().unwrap().trim_start_matches('#');
+            let schema = document.pointer(path).unwrap();
+            assert_eq!(fields(&frame), fields(&schema["properties"]), "{text}");
+            assert_eq!(fields(&frame).len(), schema["required"].as_array().unwrap().len(), "{text}");
+            assert_eq!(
+                fields(&frame["content"]),
+                fields(&schema["properties"]["content"]["properties"]),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -30,6 +30,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
+pub use self::closing::Closing;
 use self::{hub::Hub, resume::Resume, wire::Wire};
 use crate::{server, upstream::Upstream};
 

@@ -51,6 +51,16 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_of_the_asyncapi_document_are_understood() {
+        let document = crate::openapi::asyncapi::document().unwrap();
+        let document: serde_json::Value = serde_json::from_slice(&document).unwrap();
+        for kind in ["ping", "auth"] {
+            let example = &document["components"]["messages"][kind]["examples"][0]["payload"];
+            assert!(Said::parse(&example.to_string()).is_some(), "{example}");
+        }
+    }
+
+    #[test]
     fn everything_else_is_not_understood() {
         let deep = "[".repeat(10_000);
         for odd in [

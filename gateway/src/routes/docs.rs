@@ -1,13 +1,18 @@
-//! The API's documentation: `/openapi.json`, and `/docs`, a page that reads it and tries operations out. All
-//! of it is served from here, so that it works without any other host and under a policy that allows none.
+//! The API's documentation: `/openapi.json`, `/asyncapi.json`, and `/docs`, a page that reads them and tries operations
+//! out. All of it is served from here, so that it works without any other host and under a policy that allows none.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::{
+    fmt::Write as _,
+    io::{Read as _, Write as _},
+    sync::{Arc, OnceLock},
+};
 
 use axum::{
     extract::{Path, State as Given},
-    response::{IntoResponse as _, Response},
+    response::{IntoResponse as _, Redirect, Response},
 };
 use bytes::Bytes;
+use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use http::{
     HeaderMap, HeaderValue, StatusCode,
     header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, VARY},
@@ -20,39 +25,22 @@ use crate::{
     state::State,
 };
 
-/// Nothing but our own files and answers; `data:` for the arrows in Swagger UI's style sheet.
+/// Nothing but our own files and answers. Scalar writes its styles into the page, where no hash or nonce can be given to
+/// all of them; `data:` is for its icons.
 const POLICY: HeaderValue = HeaderValue::from_static(
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
-     base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
 /// A new version of the gateway is noticed at once, and costs a 304 otherwise.
 const KEPT: HeaderValue = HeaderValue::from_static("public, no-cache");
 
-macro_rules! unpacked {
-    ($name:literal) => {
-        include_bytes!(concat!(env!("OUT_DIR"), "/", $name))
-    };
-}
-
-/// Name, type, content, and the same compressed where it is large.
-type Source = (&'static str, &'static str, &'static [u8], Option<&'static [u8]>);
-
-const FILES: [Source; 4] = [
-    (
-        "swagger-ui-bundle.js",
-        "text/javascript; charset=utf-8",
-        unpacked!("swagger-ui-bundle.js"),
-        Some(unpacked!("swagger-ui-bundle.js.gz")),
-    ),
-    (
-        "swagger-ui.css",
-        "text/css; charset=utf-8",
-        unpacked!("swagger-ui.css"),
-        Some(unpacked!("swagger-ui.css.gz")),
-    ),
-    ("docs.js", "text/javascript; charset=utf-8", include_bytes!("../../assets/docs.js"), None),
-    ("docs.css", "text/css; charset=utf-8", include_bytes!("../../assets/docs.css"), None),
+/// The page's own files by name, with their types.
+const FILES: [(&str, &str, &[u8]); 2] = [
+    ("docs.js", "text/javascript; charset=utf-8", include_bytes!("../../assets/docs.js")),
+    ("docs.css", "text/css; charset=utf-8", include_bytes!("../../assets/docs.css")),
 ];
+/// Scalar, compressed by `build.rs`: the whole of it is several times as large.
+const SCALAR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/scalar.js.gz"));
 
 /// Everything there is to serve, made once.
 #[derive(Clone, Debug)]
@@ -60,20 +48,24 @@ pub struct Docs(Arc<Parts>);
 
 #[derive(Debug)]
 struct Parts {
-    document: File,
+    openapi: File,
+    asyncapi: File,
     page: File,
     files: Vec<(&'static str, File)>,
 }
 
 impl Docs {
     pub fn new() -> anyhow::Result<Self> {
-        let file = |(name, kind, content, compressed): Source| {
-            (name, File::new(kind, Bytes::from_static(content), compressed.map(Bytes::from_static)))
-        };
+        let document = |json: Vec<u8>| File::compressed("application/json", json.into());
+        let scalar = File::of_gzip("text/javascript; charset=utf-8", Bytes::from_static(SCALAR));
+        let files = FILES
+            .into_iter()
+            .map(|(name, kind, content)| (name, File::plain(kind, Bytes::from_static(content))));
         Ok(Self(Arc::new(Parts {
-            document: File::new("application/json", openapi::document()?.into(), None),
-            page: File::new("text/html; charset=utf-8", page().into(), None),
-            files: FILES.into_iter().map(file).collect(),
+            openapi: document(openapi::document()?)?,
+            asyncapi: document(openapi::asyncapi::document()?)?,
+            page: File::plain("text/html; charset=utf-8", page().into()),
+            files: files.chain([("scalar.js", scalar)]).collect(),
         })))
     }
 }
@@ -82,16 +74,30 @@ impl Docs {
 struct File {
     kind: HeaderValue,
     etag: HeaderValue,
-    content: Bytes,
-    compressed: Option<Bytes>,
+    gzip: Option<Bytes>,
+    /// Of a file that is kept compressed alone: made for the first client that does not take gzip.
+    plain: OnceLock<Bytes>,
 }
 
 impl File {
-    fn new(kind: &'static str, content: Bytes, compressed: Option<Bytes>) -> Self {
-        /// What is served changes with the program alone; the tag is that of the content.
-        const VERSION: i64 = 1;
-        let etag = etag(VERSION, &content);
-        Self { kind: HeaderValue::from_static(kind), etag, content, compressed }
+    fn plain(kind: &'static str, content: Bytes) -> Self {
+        Self::new(kind, tag(&content), None, OnceLock::from(content))
+    }
+
+    /// Compresses `content`.
+    fn compressed(kind: &'static str, content: Bytes) -> std::io::Result<Self> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(&content)?;
+        let gzip = encoder.finish()?.into();
+        Ok(Self::new(kind, tag(&content), Some(gzip), OnceLock::from(content)))
+    }
+
+    fn of_gzip(kind: &'static str, gzip: Bytes) -> Self {
+        Self::new(kind, tag(&gzip), Some(gzip), OnceLock::new())
+    }
+
+    fn new(kind: &'static str, etag: HeaderValue, gzip: Option<Bytes>, plain: OnceLock<Bytes>) -> Self {
+        Self { kind: HeaderValue::from_static(kind), etag, gzip, plain }
     }
 
     fn answer(&self, request: &HeaderMap, known: &IfNoneMatch) -> Response {
@@ -102,19 +108,39 @@ impl File {
         }
         let kind = [(CONTENT_TYPE, self.kind.clone())];
         let varies = [(VARY, HeaderValue::from_static("accept-encoding"))];
-        match &self.compressed {
-            Some(compressed) if takes_gzip(request) => {
+        match &self.gzip {
+            Some(gzip) if takes_gzip(request) => {
                 let encoding = [(CONTENT_ENCODING, HeaderValue::from_static("gzip"))];
-                (headers, kept, kind, encoding, varies, compressed.clone()).into_response()
+                (headers, kept, kind, encoding, varies, gzip.clone()).into_response()
             }
-            Some(_) => (headers, kept, kind, varies, self.content.clone()).into_response(),
-            None => (headers, kept, kind, self.content.clone()).into_response(),
+            Some(_) => (headers, kept, kind, varies, self.content()).into_response(),
+            None => (headers, kept, kind, self.content()).into_response(),
         }
+    }
+
+    fn content(&self) -> Bytes {
+        let unpacked = || {
+            let mut content = Vec::new();
+            // What this program compressed can be read.
+            let _ = GzDecoder::new(self.gzip.as_deref().unwrap_or_default()).read_to_end(&mut content);
+            content.into()
+        };
+        self.plain.get_or_init(unpacked).clone()
     }
 }
 
-pub async fn document(Given(state): Given<State>, request: HeaderMap, known: IfNoneMatch) -> Response {
-    state.docs.0.document.answer(&request, &known)
+/// What is served changes with the program alone; the tag is that of the content.
+fn tag(content: &[u8]) -> HeaderValue {
+    const VERSION: i64 = 1;
+    etag(VERSION, content)
+}
+
+pub async fn openapi(Given(state): Given<State>, request: HeaderMap, known: IfNoneMatch) -> Response {
+    state.docs.0.openapi.answer(&request, &known)
+}
+
+pub async fn asyncapi(Given(state): Given<State>, request: HeaderMap, known: IfNoneMatch) -> Response {
+    state.docs.0.asyncapi.answer(&request, &known)
 }
 
 pub async fn page_of_docs(Given(state): Given<State>, request: HeaderMap, known: IfNoneMatch) -> Response {
@@ -133,21 +159,25 @@ pub async fn file(
     found.map(|(_, file)| file.answer(&request, &known)).ok_or_else(Problem::not_found)
 }
 
-/// The page around Swagger UI. Each problem has its place there, where its `type` leads.
+/// The shop has no page of its own at its root.
+pub async fn root() -> Redirect {
+    Redirect::temporary("/docs")
+}
+
+/// The page around Scalar. Each problem has its place there, where its `type` leads.
 fn page() -> String {
     let mut page = String::from(concat!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n",
         "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n",
         "<title>Shoppee API</title>\n",
         "<link rel=\"icon\" href=\"data:,\">\n",
-        "<link rel=\"stylesheet\" href=\"/docs/swagger-ui.css\">\n",
         "<link rel=\"stylesheet\" href=\"/docs/docs.css\">\n",
-        "<script src=\"/docs/swagger-ui-bundle.js\" defer></script>\n",
+        "<script src=\"/docs/scalar.js\" defer></script>\n",
         "<script src=\"/docs/docs.js\" defer></script>\n</head>\n<body>\n",
         "<noscript><p>This page needs JavaScript; the document itself is ",
         "<a href=\"/openapi.json\">/openapi.json</a>.",
         "</p></noscript>\n<div id=\"api\"></div>\n",
-        "<section id=\"problems\">\n<h2>Problems</h2>\n",
+        "<section id=\"problems\">\n<p><a href=\"/docs\">All of the API</a></p>\n<h1>Problems</h1>\n",
         "<table>\n<thead><tr><th>code</th><th>status</th><th>meaning</th></tr></thead>\n<tbody>\n",
     ));
     for code in Code::ALL {

@@ -151,7 +151,10 @@ impl Plan {
             order,
             gateways,
             more: Vec::new(),
-            http: reqwest::Client::new(),
+            http: reqwest::Client::builder()
+                .redirect(reqwest::redirect::Policy::none())
+                .build()
+                .expect("a client"),
             _turn: turn,
         };
         shop.serves().await;

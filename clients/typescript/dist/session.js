@@ -1,0 +1,46 @@
+// The tokens of a signed-in user, and their renewal.
+import { ProblemError } from "./problem.js";
+/** How long before its end an access token is renewed. Milliseconds. */
+const RENEWAL_MARGIN = 30_000;
+/** Keeps one pair of tokens. Of all requests that need a newer access token at once, one renews it. */
+export class Session {
+    renew;
+    onTokens;
+    #tokens;
+    #endsAt = 0;
+    #renewal;
+    constructor(renew, onTokens) {
+        this.renew = renew;
+        this.onTokens = onTokens;
+    }
+    get tokens() {
+        return this.#tokens;
+    }
+    /** Takes new tokens. `age` is how long ago they were given, in milliseconds. */
+    set(tokens, age = 0) {
+        this.#tokens = tokens;
+        this.#endsAt = tokens === undefined ? 0 : Date.now() - age + tokens.expires_in * 1000;
+        this.onTokens(tokens);
+    }
+    /** Returns an access token that is good for now; undefined where nobody is signed in. */
+    async accessToken() {
+        if (this.#tokens !== undefined && Date.now() > this.#endsAt - RENEWAL_MARGIN) {
+            await this.renewed(this.#tokens.access_token);
+        }
+        return this.#tokens?.access_token;
+    }
+    /** Replaces `refused`, unless that was done already. Throws the ProblemError of a session that has ended. */
+    async renewed(refused) {
+        if (this.#tokens === undefined || this.#tokens.access_token !== refused)
+            return;
+        const { refresh_token } = this.#tokens;
+        this.#renewal ??= this.renew(refresh_token)
+            .then((tokens) => this.set(tokens), (error) => {
+            if (error instanceof ProblemError && error.status === 401)
+                this.set(undefined);
+            throw error;
+        })
+            .finally(() => (this.#renewal = undefined));
+        await this.#renewal;
+    }
+}

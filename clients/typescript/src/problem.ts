@@ -1,0 +1,62 @@
+// The errors of the shop (RFC 9457), as exceptions.
+
+import type { components } from "./schema.js";
+
+export type Problem = components["schemas"]["Problem"];
+export type ProblemCode = components["schemas"]["ProblemCode"];
+
+/** An answer that is no success. A program goes by `code`; `problem` has the members of the code. */
+export class ProblemError extends Error {
+  override readonly name = "ProblemError";
+
+  constructor(
+    readonly problem: Problem,
+    /** Seconds after which the shop lets the request be sent again, where it says so. */
+    readonly retryAfter: number | undefined,
+  ) {
+    super(`${problem.code}: ${problem.detail}`);
+  }
+
+  get code(): ProblemCode {
+    return this.problem.code;
+  }
+
+  get status(): number {
+    return this.problem.status;
+  }
+
+  /** Which fields of the request are wrong, and why. */
+  get errors(): NonNullable<Problem["errors"]> {
+    return this.problem.errors ?? [];
+  }
+
+  /** The id under which the shop's log has the request. */
+  get requestId(): string {
+    return this.problem.request_id;
+  }
+
+  /** Reads the problem of a response. One that is no problem, as of a proxy, becomes `unavailable` or `internal`. */
+  static async from(response: Response): Promise<ProblemError> {
+    const delay = retryAfter(response);
+    const type = response.headers.get("content-type") ?? "";
+    if (type.startsWith("application/problem+json")) {
+      return new ProblemError((await response.json()) as Problem, delay);
+    }
+    const code = [502, 503, 504].includes(response.status) ? "unavailable" : "internal";
+    const problem: Problem = {
+      type: "about:blank",
+      title: response.statusText,
+      status: response.status,
+      detail: `the answer is not of the shop: ${response.status} ${type}`,
+      code,
+      request_id: response.headers.get("x-request-id") ?? "",
+    };
+    return new ProblemError(problem, delay);
+  }
+}
+
+/** Reads `Retry-After`, in seconds. */
+export function retryAfter(response: Response): number | undefined {
+  const value = response.headers.get("retry-after");
+  return value !== null && /^\d+$/.test(value) ? Number(value) : undefined;
+}

@@ -1,0 +1,174 @@
+// Against a running shop: SHOP is the address of a gateway, PRODUCT the id of a product with stock.
+
+import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
+import { test } from "node:test";
+import WebSocket from "ws";
+import { ProblemError, Shoppee } from "../dist/index.js";
+import { Proxy } from "./proxy.mjs";
+
+const url = process.env.SHOP;
+const product_id = Number(process.env.PRODUCT);
+const shipping_address = { recipient: "Ann", line1: "1 High Street", city: "Utrecht", postal_code: "3511", country: "NL" };
+const password = "correct horse battery";
+
+async function customer(options = {}) {
+  const shop = new Shoppee({ url, ...options });
+  const username = `client-${randomUUID().slice(0, 20)}`;
+  await shop.post("/api/v1/auth/register", { body: { username, email: `${username}@example.com`, password } });
+  await shop.signIn(username, password);
+  return shop;
+}
+
+function order(shop, quantity = 1) {
+  return shop.post("/api/v1/orders", { body: { items: [{ product_id, quantity }], shipping_address } });
+}
+
+/** Waits for a condition. */
+async function until(holds, what) {
+  const end = Date.now() + 30_000;
+  while (!holds()) {
+    assert.ok(Date.now() < end, `within 30 s: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+test("an order is placed, paid and listed", async () => {
+  const shop = await customer();
+  const placed = await order(shop, 2);
+  assert.equal(placed.status, "pending");
+  const path = { id: placed.id };
+  const paid = await shop.post("/api/v1/orders/{id}/pay", { params: { path }, body: { payment_token: "tok_ok" } });
+  assert.equal(paid.status, "paid");
+  const { items } = await shop.get("/api/v1/orders", { params: { query: { status: "paid" } } });
+  assert.deepEqual(items.map((one) => one.id), [placed.id]);
+});
+
+test("a problem is an error with its code and fields", async () => {
+  const shop = await customer();
+  await assert.rejects(order(shop, 0), (error) => {
+    assert.ok(error instanceof ProblemError);
+    assert.deepEqual([error.status, error.code], [422, "validation_failed"]);
+    assert.equal(error.errors[0].field, "items[0].quantity");
+    assert.ok(error.requestId);
+    return true;
+  });
+});
+
+test("a write whose answer is lost is sent again and happens once", async () => {
+  const keys = [];
+  const shop = await customer({
+    fetch: async (request) => {
+      const response = await fetch(request);
+      if (request.method !== "POST" || !request.url.endsWith("/orders")) return response;
+      keys.push(request.headers.get("idempotency-key"));
+      if (keys.length === 1) throw new TypeError("the connection broke");
+      assert.equal(response.headers.get("idempotent-replayed"), "true");
+      return response;
+    },
+  });
+  await order(shop);
+  assert.equal(keys.length, 2);
+  assert.ok(keys[0] && keys[0] === keys[1]);
+  const { items } = await shop.get("/api/v1/orders");
+  assert.equal(items.length, 1);
+});
+
+test("a token that ends is renewed once for all requests", async () => {
+  let renewals = 0;
+  let expired = false;
+  const shop = await customer({
+    fetch: async (request) => {
+      if (request.url.endsWith("/auth/refresh")) {
+        renewals += 1;
+        expired = false;
+      } else if (expired) {
+        const problem = { status: 401, code: "token_expired", title: "", detail: "", type: "", request_id: "" };
+        const headers = { "content-type": "application/problem+json" };
+        return new Response(JSON.stringify(problem), { status: 401, headers });
+      }
+      return fetch(request);
+    },
+  });
+  const first = shop.tokens.access_token;
+  expired = true;
+  await Promise.all([shop.get("/api/v1/auth/me"), shop.get("/api/v1/cart"), shop.get("/api/v1/orders")]);
+  assert.equal(renewals, 1);
+  assert.notEqual(shop.tokens.access_token, first);
+  // Before its end it is renewed without a refusal.
+  const tokens = { ...shop.tokens, expires_in: 10 };
+  const kept = [];
+  const later = new Shoppee({ url, tokens, onTokens: (given) => kept.push(given) });
+  await later.get("/api/v1/auth/me");
+  assert.equal(kept.length, 2);
+  await later.signOut();
+  assert.equal(later.tokens, undefined);
+});
+
+test("a session that has ended signs the client out", async () => {
+  const shop = await customer();
+  const { refresh_token } = shop.tokens;
+  await shop.post("/api/v1/auth/logout");
+  const later = new Shoppee({ url, tokens: { ...shop.tokens, refresh_token, expires_in: 0 } });
+  await assert.rejects(later.get("/api/v1/auth/me"), (error) => error.status === 401);
+  assert.equal(later.tokens, undefined);
+});
+
+test("events go on after the connection was killed, each once and in order", async () => {
+  const shop = await customer();
+  const proxy = new Proxy(new URL(url));
+  await proxy.start();
+  const through = new Shoppee({ url: proxy.url, tokens: shop.tokens });
+  const frames = [];
+  const states = [];
+  const handlers = { onOrder: (frame) => frames.push(frame), onState: (state) => states.push(state) };
+  const events = through.events(handlers, { WebSocket });
+  await until(() => events.state === "open", "the socket opens");
+
+  await order(shop);
+  await until(() => frames.length === 1, "the first event");
+  for (let round = 0; round < 3; round += 1) {
+    const before = frames.length;
+    await proxy.stop();
+    await until(() => events.state === "waiting", "the loss is noticed");
+    // While the client is away.
+    await order(shop);
+    await order(shop);
+    await proxy.start();
+    await until(() => frames.length === before + 2, "what was missed is replayed");
+    await order(shop);
+    await until(() => frames.length === before + 3, "and events arrive live");
+  }
+  assert.deepEqual(frames.map((frame) => frame.seq), Array.from({ length: 10 }, (_, at) => at + 1));
+  assert.equal(frames[0].content.status, "pending");
+  assert.deepEqual(states, ["open", "waiting", "open", "waiting", "open", "waiting", "open"]);
+
+  // A later run goes on from a position.
+  events.close();
+  assert.equal(events.state, "closed");
+  const replayed = [];
+  const resumed = shop.events({ onOrder: (frame) => replayed.push(frame.seq) }, { WebSocket, after: 7 });
+  await until(() => replayed.length === 3, "what came after the position");
+  assert.deepEqual(replayed, [8, 9, 10]);
+  resumed.close();
+  await proxy.stop();
+});
+
+test("events that cannot be replayed are said to be missed", async () => {
+  const shop = await customer();
+  const resets = [];
+  const events = shop.events({ onOrder() {}, onReset: (seq) => resets.push(seq) }, { WebSocket, after: 1_000 });
+  await until(() => resets.length === 1, "the reset");
+  assert.deepEqual([resets[0], events.seq], [0, 0]);
+  events.close();
+});
+
+test("events end for good with their session", async () => {
+  const shop = await customer();
+  const errors = [];
+  const events = shop.events({ onOrder() {}, onError: (error) => errors.push(error) }, { WebSocket });
+  await until(() => events.state === "open", "the socket opens");
+  await shop.signOut();
+  await until(() => events.state === "closed", "the end");
+  assert.match(errors[0].message, /4501/);
+});
