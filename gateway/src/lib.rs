@@ -13,6 +13,7 @@ mod catalogue;
 mod error;
 mod extract;
 mod limit;
+mod metric_help;
 mod observe;
 mod openapi;
 mod origin;
@@ -29,7 +30,7 @@ pub use settings::{Network, Settings};
 
 use std::sync::Arc;
 
-use shoppee_kit::{caller::Verifier, keys, process::Process, redis, settings::Environment};
+use shoppee_kit::{caller::Verifier, keys, process::Process, redis, settings::Environment, telemetry};
 use tokio::sync::{Semaphore, broadcast};
 
 use crate::{
@@ -48,6 +49,7 @@ const ENDED_SESSIONS: usize = 4096;
 
 /// Wires the gateway, and spawns its tasks.
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
+    telemetry::describe(metric_help::HELP);
     let upstream = Upstream::start(&settings, &process)?;
     let verifier = Verifier::new(process.clock.clone());
     let (ended, _) = broadcast::channel(ENDED_SESSIONS);

@@ -98,7 +98,9 @@ impl Observed {
         self.trace.span().record("http.response.status_code", status);
         metrics::histogram!(
             "http_server_request_duration_seconds",
-            "method" => self.method, "route" => self.route().to_owned(), "status" => status.to_string()
+            "http_request_method" => self.method,
+            "http_route" => self.route().to_owned(),
+            "http_response_status_code" => status.to_string(),
         )
         .record(elapsed.as_secs_f64());
         tracing::info!(

@@ -50,8 +50,9 @@ def answered(url):
         if found := COUNT.match(line):
             labels = dict(re.findall(r'(\w+)="([^"]*)"', found[1]))
             # A redirect is the success of the root.
-            if labels["status"].startswith("2") or labels["status"] == "307":
-                successes.add((labels["method"].lower(), labels["route"]))
+            status = labels["http_response_status_code"]
+            if status.startswith("2") or status == "307":
+                successes.add((labels["http_request_method"].lower(), labels["http_route"]))
     paths = json.loads(get(f"{url}/openapi.json"))["paths"]
     operations = {(method, path): it["operationId"] for path, of in paths.items() for method, it in of.items()}
     never = {name for key, name in operations.items() if key not in successes}

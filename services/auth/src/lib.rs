@@ -16,6 +16,7 @@ mod cleaning;
 mod device;
 mod error;
 mod grpc;
+mod metric_help;
 mod outbox;
 mod password;
 mod refresh;
@@ -37,7 +38,7 @@ use shoppee_kit::{
     grpc as server, ops,
     pg::{self, PgPool},
     process::Process,
-    redis,
+    redis, telemetry,
 };
 use tokio::sync::{Notify, watch};
 
@@ -67,6 +68,7 @@ pub(crate) struct Auth {
 
 /// Starts the service; its tasks run until `process` stops.
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
+    telemetry::describe(metric_help::HELP);
     let secrets = settings.key_secrets()?;
     let signer = Signer::new(&secrets.current, secrets.previous.as_ref())?;
     let lifetimes = Lifetimes::from(settings.lifetimes()?);

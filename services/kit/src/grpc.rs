@@ -7,7 +7,7 @@
 mod admission;
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     convert::Infallible,
     net::SocketAddr,
     panic::AssertUnwindSafe,
@@ -207,13 +207,12 @@ where
         if request.uri().path().starts_with(HEALTH) {
             return Box::pin(self.inner.call(request));
         }
-        let (service, method) = name(request.uri().path());
+        let method = method(request.uri().path());
         let span = if telemetry::is_exported() {
             tracing::info_span!(
                 "rpc",
                 otel.name = request.uri().path().trim_start_matches('/'),
                 otel.kind = "server",
-                rpc.service = service,
                 rpc.method = method,
             )
         } else {
@@ -247,7 +246,7 @@ where
             let response = match answered {
                 Some(Ok(response)) => with_reason(response?),
                 Some(Err(_panic)) => {
-                    tracing::error!(%service, %method, "handler panicked");
+                    tracing::error!(%method, "handler panicked");
                     tonic::Status::from(status::internal()).into_http()
                 }
                 None => tonic::Status::from(status::unavailable()).into_http(),
@@ -255,8 +254,8 @@ where
             let code =
                 tonic::Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
             metrics::histogram!(
-                "rpc_server_duration_seconds",
-                "service" => service, "method" => method, "code" => format!("{code:?}")
+                "rpc_server_call_duration_seconds",
+                "rpc_method" => method, "rpc_response_status_code" => code_name(code)
             )
             .record(started.elapsed().as_secs_f64());
             Ok(response)
@@ -303,26 +302,47 @@ fn patience(headers: &http::HeaderMap) -> Duration {
     asked.map_or(PATIENCE, |asked| asked.min(LONGEST).mul_f64(OF_THE_CALLERS))
 }
 
-/// Service and method of a path, for labels: only names that the contract knows, so that nobody can make up more.
-fn name(path: &str) -> (&'static str, &'static str) {
-    static METHODS: LazyLock<HashMap<String, (&'static str, &'static str)>> = LazyLock::new(methods);
-    METHODS.get(path).copied().unwrap_or(("other", "other"))
+/// Returns the name of the method at `path`, as in `shoppee.order.v1.OrderService/CreateOrder`. A path that is none of
+/// the contract's is `_OTHER`, as the conventions of OpenTelemetry have it: a caller makes up no label.
+fn method(path: &str) -> &'static str {
+    static METHODS: LazyLock<HashSet<String>> = LazyLock::new(methods);
+    path.strip_prefix('/').and_then(|name| METHODS.get(name)).map_or("_OTHER", String::as_str)
 }
 
-fn methods() -> HashMap<String, (&'static str, &'static str)> {
+fn methods() -> HashSet<String> {
     use prost::Message as _;
     let contract = prost_types::FileDescriptorSet::decode(shoppee_proto::DESCRIPTORS).unwrap_or_default();
-    let mut methods = HashMap::new();
+    let mut methods = HashSet::new();
     for file in contract.file {
         for service in &file.service {
-            let full: &'static str = format!("{}.{}", file.package(), service.name()).leak();
-            for method in &service.method {
-                let method: &'static str = method.name().to_owned().leak();
-                methods.insert(format!("/{full}/{method}"), (full, method));
-            }
+            let names = service.method.iter().map(prost_types::MethodDescriptorProto::name);
+            methods.extend(names.map(|name| format!("{}.{}/{name}", file.package(), service.name())));
         }
     }
     methods
+}
+
+/// Returns the name of a code in the specification of gRPC.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
 }
 
 #[cfg(test)]
@@ -347,7 +367,7 @@ mod tests {
     #[test]
     fn labels_are_names_of_the_contract() {
         let known = "/shoppee.order.v1.OrderService/CreateOrder";
-        assert_eq!(name(known), ("shoppee.order.v1.OrderService", "CreateOrder"));
-        assert_eq!(name("/made.up/Name"), ("other", "other"));
+        assert_eq!(method(known), "shoppee.order.v1.OrderService/CreateOrder");
+        assert_eq!(method("/made.up/Name"), "_OTHER");
     }
 }

@@ -1,7 +1,9 @@
-//! Process metrics, by the names of Prometheus' client libraries: memory, the memory limit, and the time of the start.
+//! Process metrics, by the names of Prometheus' client libraries: processor time, memory, file descriptors, the time of
+//! the start; and the memory limit.
 
 use std::{fs, io, time::Duration};
 
+use rustix::process::{Resource, getrlimit};
 use tokio::sync::watch;
 
 use crate::{process::Process, worker};
@@ -12,6 +14,8 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// The limit of the container, in the second and the first version of control groups. Absent outside of one.
 const LIMITS: [&str; 2] = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
 const STATUS: &str = "/proc/self/status";
+const STAT: &str = "/proc/self/stat";
+const FILES: &str = "/proc/self/fd";
 const MACHINE: &str = "/proc/meminfo";
 
 /// Exports the metrics, until the process stops.
@@ -31,6 +35,13 @@ fn measure() -> io::Result<worker::Round> {
     let machine = field(&fs::read_to_string(MACHINE)?, "MemTotal:")?;
     let limit = limits.chain([machine]).min().unwrap_or(machine);
     metrics::gauge!("process_memory_limit_bytes").set(limit as f64);
+    let ticks = cpu_ticks(&fs::read_to_string(STAT)?)?;
+    // The crate counts in whole numbers.
+    metrics::counter!("process_cpu_seconds_total").absolute(ticks / rustix::param::clock_ticks_per_second());
+    metrics::gauge!("process_open_fds").set(fs::read_dir(FILES)?.count() as f64);
+    if let Some(max) = getrlimit(Resource::Nofile).current {
+        metrics::gauge!("process_max_fds").set(max as f64);
+    }
     Ok(worker::Round::Done)
 }
 
@@ -39,6 +50,16 @@ fn field(text: &str, name: &str) -> io::Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let kibibytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     kibibytes.map(|kibibytes| kibibytes * 1024).ok_or_else(|| io::Error::other(format!("no {name}")))
+}
+
+/// Returns the clock ticks of `/proc/self/stat` that the process has spent in user and in system mode, its fields 14 and
+/// 15. The name of the program, in parentheses, may have spaces.
+fn cpu_ticks(stat: &str) -> io::Result<u64> {
+    let fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_whitespace().skip(11));
+    let ticks = fields.and_then(|mut fields| {
+        Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+    });
+    ticks.ok_or_else(|| io::Error::other("no processor time in /proc/self/stat"))
 }
 
 #[cfg(test)]
@@ -50,6 +71,13 @@ mod tests {
         let text = "Name:\tshoppee\nVmHWM:\t  2048 kB\nVmRSS:\t   1234 kB\n";
         assert_eq!(field(text, "VmRSS:").unwrap(), 1234 * 1024);
         assert_eq!(field(text, "VmSwap:").unwrap_err().to_string(), "no VmSwap:");
+    }
+
+    #[test]
+    fn processor_time_is_read_whatever_the_program_is_called() {
+        let stat = "7 (a) (b c) S 1 7 7 0 -1 4194304 120 0 0 0 250 50 3 4 20 0";
+        assert_eq!(cpu_ticks(stat).unwrap(), 300);
+        cpu_ticks("7 (a) S 1").unwrap_err();
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! where one is set, Prometheus metrics for whoever asks.
 
 mod format;
+mod help;
 mod lines;
 
 use std::{
@@ -47,6 +48,7 @@ use crate::{
     worker::{self, Round},
 };
 use format::Json;
+pub use help::{Help, describe};
 use lines::{Lines, Writer};
 
 /// Upper bounds in seconds: from a memory hit to the longest deadline.
@@ -123,6 +125,7 @@ pub fn install(name: &'static str, settings: &Common) -> anyhow::Result<Telemetr
         .set_buckets_for_metric(Matcher::Full("cache_age_seconds".to_owned()), &AGES)?
         .install_recorder()?;
     METRICS.set(metrics).map_err(|_| anyhow::anyhow!("metrics were started twice"))?;
+    describe(help::HELP);
     metrics::counter!("log_lines_dropped_total").increment(0);
     std::panic::set_hook(Box::new(log_panic));
     metrics::gauge!("build_info", "service" => name, "version" => env!("CARGO_PKG_VERSION")).set(1.0);

@@ -10,6 +10,7 @@ mod country;
 mod error;
 mod grpc;
 mod idempotency;
+mod metric_help;
 mod order;
 mod outbox;
 mod payment;
@@ -36,6 +37,7 @@ use shoppee_kit::{
     process::Process,
     redis,
     settings::{self, Common, duration, service_urls},
+    telemetry,
 };
 use tokio::sync::Semaphore;
 
@@ -136,6 +138,7 @@ pub(crate) struct Orders {
 
 /// Wires the service and starts it.
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
+    telemetry::describe(metric_help::HELP);
     let Process { tasks, readiness, .. } = process.clone();
     anyhow::ensure!(settings.order_ttl >= Duration::from_secs(1), "ORDER_TTL must be at least 1s");
     let auth = Pool::start("auth", &settings.service_client.auth_url, &process)?;

@@ -94,7 +94,7 @@ pub fn count_from_zero(currency: &str) {
 /// Orders that reached `status`, and what they come to in minor units.
 fn count(status: Status, currency: &str, orders: u64, amount: u64) {
     let (status, currency) = (status.word(), currency.to_owned());
-    metrics::counter!("orders_total", "status" => status).increment(orders);
+    metrics::counter!("order_transitions_total", "status" => status).increment(orders);
     metrics::counter!("orders_amount_total", "status" => status, "currency" => currency).increment(amount);
 }
 

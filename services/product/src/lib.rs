@@ -17,6 +17,7 @@ mod hold_audit;
 pub mod holds;
 mod idempotency;
 pub mod listing;
+mod metric_help;
 pub mod product;
 mod replicas;
 pub mod search;
@@ -37,6 +38,7 @@ use shoppee_kit::{
     process::Process,
     redis,
     settings::{self, Common, service_urls},
+    telemetry,
     worker::{self, Round},
 };
 use tokio::sync::broadcast;
@@ -113,6 +115,7 @@ fn currency(value: &str) -> Result<String, String> {
 
 /// Wires the service and starts its tasks.
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
+    telemetry::describe(metric_help::HELP);
     let Process { clock, tasks, readiness, .. } = &process;
     let auth = Pool::start("auth", &settings.auth_url, &process)?;
     let redis = redis::Clients::open(&settings.redis, &process).await?;

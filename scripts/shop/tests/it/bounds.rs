@@ -27,7 +27,7 @@ const CALLS: usize = 4;
 /// A connection with calls whose requests never end.
 struct Client {
     requests: SendRequest<Bytes>,
-    _calls: Vec<(h2::client::ResponseFuture, h2::SendStream<Bytes>)>,
+    calls: Vec<(h2::client::ResponseFuture, h2::SendStream<Bytes>)>,
 }
 
 impl Client {
@@ -39,11 +39,11 @@ impl Client {
         let unknown = Request::post("http://shop.test/unknown").body(()).ok()?;
         let (answer, _) = requests.send_request(unknown, true).ok()?;
         timeout(ANSWER_TIMEOUT, answer).await.ok()?.ok()?;
-        Some(Self { requests, _calls: Vec::new() })
+        Some(Self { requests, calls: Vec::new() })
     }
 
     /// Begins calls whose request is announced as the largest, and lacks its end.
-    async fn begin_calls(&mut self, path: &str, message: &Bytes) {
+    async fn begincalls(&mut self, path: &str, message: &Bytes) {
         for _ in 0..CALLS {
             let request = Request::post(format!("http://shop.test{path}"))
                 .header("content-type", "application/grpc")
@@ -52,7 +52,7 @@ impl Client {
             let mut requests = self.requests.clone().ready().await.expect("open");
             let (answer, mut sender) = requests.send_request(request, false).expect("sent");
             sender.send_data(message.clone(), false).expect("sent");
-            self._calls.push((answer, sender));
+            self.calls.push((answer, sender));
         }
     }
 }
@@ -98,7 +98,7 @@ async fn a_service_at_the_bounds_of_its_server_holds_what_they_add_up_to() {
         // The processes of the shop have a few of their own.
         assert!((MAX_CONNECTIONS - 16..MAX_CONNECTIONS).contains(&opened), "{service}: {opened} connections");
         for client in &mut clients {
-            client.begin_calls(path, &message).await;
+            client.begincalls(path, &message).await;
         }
         let mut most = 0;
         for _ in 0..20 {

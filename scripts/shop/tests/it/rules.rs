@@ -1,6 +1,7 @@
 //! The rules of structure: who may know what. Each test names the files that break its rule.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -167,4 +168,36 @@ fn nothing_names_the_machine_it_was_written_on() {
     nobody(&sources(&["rs", "sql", "proto", "toml", "md", "yml", "yaml", "json"]), |source| {
         names(&source.text, &folders)
     });
+}
+
+/// The names of the metrics that the code of a crate records.
+fn recorded(folder: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for source in sources(&["rs"]).iter().filter(|source| source.path.starts_with(folder)) {
+        for kind in ["counter!(", "gauge!(", "histogram!("] {
+            let calls =
+                source.code().split(kind).skip(1).filter_map(|call| call.trim_start().strip_prefix('"'));
+            names.extend(calls.filter_map(|call| Some(call.split_once('"')?.0.to_owned())));
+        }
+    }
+    names
+}
+
+#[test]
+fn every_metric_has_a_help_text_and_every_help_text_a_metric() {
+    for (folder, help) in [
+        ("services/kit/src", "services/kit/src/telemetry/help.rs"),
+        ("services/auth/src", "services/auth/src/metric_help.rs"),
+        ("services/product/src", "services/product/src/metric_help.rs"),
+        ("services/order/src", "services/order/src/metric_help.rs"),
+        ("gateway/src", "gateway/src/metric_help.rs"),
+    ] {
+        let text = fs::read_to_string(root().join(help)).expect(help);
+        let entries = text.lines().filter_map(|line| line.trim().strip_prefix("(\""));
+        let described: BTreeSet<String> =
+            entries.filter_map(|entry| Some(entry.split_once('"')?.0.to_owned())).collect();
+        let recorded = recorded(folder);
+        assert!(!recorded.is_empty(), "{folder} records nothing");
+        assert_eq!(recorded, described, "{folder} and {help}");
+    }
 }

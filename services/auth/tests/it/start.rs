@@ -162,7 +162,9 @@ async fn it_serves_counts_traces_keeps_silent_and_stops() {
     eventually("the outbox is counted", || async { get(metrics, "/metrics").contains("\noutbox_pending 1") })
         .await;
     let counted = get(metrics, "/metrics");
-    for metric in ["outbox_lag_seconds", "rpc_server_duration_seconds", "db_pool_connections", "build_info"] {
+    for metric in
+        ["outbox_lag_seconds", "rpc_server_call_duration_seconds", "db_pool_connections", "build_info"]
+    {
         assert!(counted.contains(metric), "{metric}");
     }
 

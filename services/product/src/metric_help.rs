@@ -1,0 +1,13 @@
+//! The help texts of this process's metrics. A new metric is added here.
+
+use shoppee_kit::telemetry::Help;
+
+pub const HELP: &[Help] = &[
+    ("audit_age_seconds", "The time since the audit last finished a round"),
+    ("cache_age_seconds", "The age of an answer from a cache"),
+    ("cache_bypassed_seconds", "How long a level of the cache has been bypassed; 0 while it answers"),
+    ("cache_invalidation_seconds", "The time from the commit of a change to its removal from a cache"),
+    ("cache_requests_total", "Look-ups in a level of the cache, by their result"),
+    ("stock_held_unpaid_share", "The share of all stock that unpaid orders hold, from 0 to 1"),
+    ("stock_invariant_violations", "Products whose stock differs from the sum of their ledger"),
+];
