@@ -1,10 +1,10 @@
 //! `scripts/chaos`: a Shoppee of its own behind a real nginx, as it is deployed, is used and hurt at the same time; then
 //! what became of it is audited. To add a fault, add a [`Fault`] and a module.
 
-mod audit;
+pub mod audit;
 mod buyers;
 mod clingers;
-mod customers;
+pub mod customers;
 mod nginx;
 mod proxy;
 mod random;
@@ -79,12 +79,7 @@ pub async fn run(state: State, options: &Options) -> anyhow::Result<()> {
     if let Some(missing) = parts::missing(&options.binaries) {
         bail!("{} is not built", missing.display());
     }
-    let Some(lock) = state.lock()? else { bail!("another run goes on in {}", state.folder().display()) };
-    down::clear(&state).await?;
-    down::wipe(&state)?;
-    drop(lock);
-    let state = State::open(state.folder())?;
-    let Some(_lock) = state.lock()? else { bail!("another run has just begun") };
+    let (state, _lock) = down::reset(&state).await?;
 
     let faults = if options.fault.is_empty() { Fault::value_variants() } else { &options.fault };
     for fault in faults {

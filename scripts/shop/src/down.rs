@@ -10,7 +10,7 @@ use crate::{
     leftovers, postgres,
     run_file::RunFile,
     screen::{done, say},
-    state::State,
+    state::{Lock, State},
 };
 
 /// Longer than the gateways, then the services, then PostgreSQL and Redis may take.
@@ -72,4 +72,18 @@ pub fn wipe(state: &State) -> anyhow::Result<()> {
         fs::remove_dir_all(elsewhere)?;
     }
     fs::remove_dir_all(state.folder()).with_context(|| state.folder().display().to_string())
+}
+
+/// Removes what an earlier run left in this folder, and locks it for a new one.
+///
+/// # Errors
+/// Where another run goes on.
+pub async fn reset(state: &State) -> anyhow::Result<(State, Lock)> {
+    let Some(lock) = state.lock()? else { bail!("another run goes on in {}", state.folder().display()) };
+    clear(state).await?;
+    wipe(state)?;
+    drop(lock);
+    let state = State::open(state.folder())?;
+    let lock = state.lock()?.context("another run has just begun")?;
+    Ok((state, lock))
 }

@@ -1,10 +1,12 @@
-//! The program behind `scripts/up`, `scripts/down`, `scripts/demo` and `scripts/chaos`: keeps a whole Shoppee running on
-//! one machine, fills it with a demo shop, shows an order's way through it, and tries what it withstands.
+//! The program behind `scripts/up`, `scripts/down`, `scripts/demo`, `scripts/chaos` and `scripts/bench history`: keeps a
+//! whole Shoppee running on one machine, fills it with a demo shop, shows an order's way through it, and tries what it
+//! withstands: faults, and a long history.
 
 mod catalogue;
 mod chaos;
 mod demo;
 mod down;
+mod history;
 mod keeper;
 mod leftovers;
 mod parts;
@@ -48,6 +50,8 @@ enum What {
     Demo(demo::Options),
     #[command(override_usage = "scripts/chaos [OPTIONS] [FAULT]...")]
     Chaos(chaos::Options),
+    #[command(override_usage = "scripts/bench history [OPTIONS]")]
+    History(history::Options),
 }
 
 pub fn main() -> ExitCode {
@@ -70,6 +74,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         What::Down(options) => down::run(&state()?, &options).await,
         What::Demo(options) => demo::run(&command.state, &options).await,
         What::Chaos(options) => chaos::run(state()?, &options).await,
+        What::History(options) => history::run(state()?, &options).await,
     }
 }
 

@@ -102,9 +102,25 @@ impl System {
 
     /// From nothing to ready.
     pub async fn boot(&mut self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + READY_TIMEOUT;
-        let client = reqwest::Client::builder().no_proxy().build()?;
+        self.boot_stores().await?;
+        self.boot_processes().await?;
+        if !self.options.no_seed {
+            let began = Instant::now();
+            // However many products there are, they may take their time.
+            let deadline = Instant::now() + SEEDED_WITHIN;
+            let gateway = local(self.plan.gateways[0]);
+            let seeding =
+                seed::run(self.postgres_url.clone(), gateway, self.options.products, self.secrets.clone());
+            let added = self.unless_one_ends(deadline, seeding).await?;
+            let added = added.context("too slow").flatten().context("the demo shop")?;
+            done("demo shop", &format!("{added}, {}", seconds(began)));
+        }
+        Ok(())
+    }
 
+    /// Starts PostgreSQL and Redis, and makes the database where it is missing.
+    async fn boot_stores(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + READY_TIMEOUT;
         let began = Instant::now();
         self.start_stores()?;
         let private_redis = self.options.settings.redis_url.is_none().then_some(self.plan.redis);
@@ -115,8 +131,13 @@ impl System {
         stores?;
         postgres::bootstrap(&self.postgres_url, &self.secrets).await?;
         done("PostgreSQL and Redis", &seconds(began));
+        Ok(())
+    }
 
-        // Services and gateways, all at once: each waits for those it needs.
+    /// Starts services and gateways, all at once, and waits until all are ready: each waits for those it needs.
+    pub async fn boot_processes(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        let client = reqwest::Client::builder().no_proxy().build()?;
         let began = Instant::now();
         let programs = self.shop().programs()?;
         self.keep(programs);
@@ -144,18 +165,6 @@ impl System {
             replicas => format!("three services, {replicas} times each,"),
         };
         done(&format!("{services} and {gateways} gateway{plural}"), &seconds(began));
-
-        if !self.options.no_seed {
-            let began = Instant::now();
-            // However many products there are, they may take their time.
-            let deadline = Instant::now() + SEEDED_WITHIN;
-            let gateway = local(self.plan.gateways[0]);
-            let seeding =
-                seed::run(self.postgres_url.clone(), gateway, self.options.products, self.secrets.clone());
-            let added = self.unless_one_ends(deadline, seeding).await?;
-            let added = added.context("too slow").flatten().context("the demo shop")?;
-            done("demo shop", &format!("{added}, {}", seconds(began)));
-        }
         Ok(())
     }
 
@@ -294,21 +303,31 @@ impl System {
         }
     }
 
-    /// First those that serve customers, last those that keep the data.
-    pub async fn stop(self) {
-        let mut groups: [Vec<Keeper>; 3] = Default::default();
-        for keeper in self.keepers {
-            let group = match keeper.name.as_str() {
-                postgres::NAME | redis::NAME => 2,
-                name if name.starts_with("gateway-") || name == "nginx" => 0,
-                _ => 1,
-            };
-            groups[group].push(keeper);
-        }
-        for group in groups {
+    /// Stops gateways, then services; PostgreSQL and Redis go on.
+    pub async fn stop_processes(&mut self) {
+        let (stores, processes): (Vec<Keeper>, Vec<Keeper>) =
+            std::mem::take(&mut self.keepers).into_iter().partition(|keeper| is_store(&keeper.name));
+        self.keepers = stores;
+        let (edge, services): (Vec<Keeper>, Vec<Keeper>) =
+            processes.into_iter().partition(|keeper| is_edge(&keeper.name));
+        for group in [edge, services] {
             join_all(group.into_iter().map(Keeper::stop)).await;
         }
     }
+
+    /// First those that serve customers, last those that keep the data.
+    pub async fn stop(mut self) {
+        self.stop_processes().await;
+        join_all(self.keepers.into_iter().map(Keeper::stop)).await;
+    }
+}
+
+fn is_store(name: &str) -> bool {
+    [postgres::NAME, redis::NAME].contains(&name)
+}
+
+fn is_edge(name: &str) -> bool {
+    name.starts_with("gateway-") || name == "nginx"
 }
 
 /// Waits until both answer; a refusal is final.

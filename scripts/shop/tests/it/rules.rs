@@ -17,7 +17,9 @@ const RULES: [&str; 5] = [
 ];
 const LONGEST_FILE: usize = 450;
 const LONGEST_MAIN: usize = 30;
-const BUILT: [&str; 5] = ["target", ".git", ".shoppee", "node_modules", ".sqlx"];
+const BUILT: [&str; 4] = ["target", ".git", "node_modules", ".sqlx"];
+/// The beginning of the folders of systems that run, or that a failed run left.
+const STATE: &str = ".shoppee";
 
 struct Source {
     /// From the root of the repository, with `/`.
@@ -47,7 +49,7 @@ fn sources(extensions: &[&str]) -> Vec<Source> {
         for entry in fs::read_dir(folder).expect("a folder") {
             let path = entry.expect("an entry").path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if path.is_dir() && !BUILT.contains(&name) {
+            if path.is_dir() && !BUILT.contains(&name) && !name.starts_with(STATE) {
                 folders.push(path);
             } else if path.is_file() {
                 let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();

@@ -31,6 +31,7 @@ async fn guards_are_set_on_every_connection_and_not_sent_with_the_start_of_a_ses
             ("statement_timeout", "5s"),
             ("lock_timeout", "2s"),
             ("idle_in_transaction_session_timeout", "5s"),
+            ("jit", "off"),
         ] {
             let set: String = sqlx::query_scalar("select current_setting($1)")
                 .bind(guard)

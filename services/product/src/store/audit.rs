@@ -7,9 +7,11 @@
 use shoppee_kit::pg::PgPool;
 use sqlx::{PgConnection, Postgres, Transaction};
 
-/// Begins a transaction whose statements read one snapshot, and returns it with the checkpoint.
+/// Begins a transaction whose statements read one snapshot, and returns it with the checkpoint. They read the rows behind
+/// the checkpoint by the index of the ledger, also where PostgreSQL has no statistics that tell how few these are.
 pub async fn snapshot(pool: &PgPool) -> sqlx::Result<(Transaction<'static, Postgres>, i64)> {
     let mut tx = pool.begin_with("begin isolation level repeatable read read only").await?;
+    sqlx::query!("set local enable_seqscan = off").execute(&mut *tx).await?;
     let ledger_id = checkpoint(&mut tx).await?;
     Ok((tx, ledger_id))
 }
@@ -122,6 +124,7 @@ pub struct Slice {
 /// Compares the next `limit` products after `after` with the ledger, in the snapshot of `checkpoint`. The available
 /// quantity is the balance plus the rows behind the checkpoint, and the list knows what is in stock.
 pub async fn slice(conn: &mut PgConnection, checkpoint: i64, after: i64, limit: i64) -> sqlx::Result<Slice> {
+    // The rows behind the checkpoint are read once. Of a product alone, PostgreSQL would read all of its index entries.
     let row = sqlx::query!(
         r#"with slice as (
                select product_id, available
@@ -129,22 +132,23 @@ pub async fn slice(conn: &mut PgConnection, checkpoint: i64, after: i64, limit: 
                where product_id > $2
                order by product_id
                limit $3
+           ),
+           new as (
+               select product_id, sum(quantity) as available
+               from product.stock_ledger
+               where id > $1 and kind <> 'sale'
+               group by product_id
            )
            select max(slice.product_id) as last,
                   count(*) as "products!",
                   coalesce(array_agg(slice.product_id) filter (
-                      where slice.available <> coalesce(balance.available, 0) + new.available
+                      where slice.available <> coalesce(balance.available, 0) + coalesce(new.available, 0)
                          or product.in_stock <> (slice.available > 0)
                   ), '{}') as "violations!"
            from slice
            join product.product product on product.id = slice.product_id
            left join product.stock_balance balance on balance.product_id = slice.product_id
-           cross join lateral (
-               select coalesce(sum(quantity), 0) as available
-               from product.stock_ledger
-               where product_id = slice.product_id and (product_id, id) > (slice.product_id, $1)
-                 and kind <> 'sale'
-           ) new"#,
+           left join new on new.product_id = slice.product_id"#,
         checkpoint,
         after,
         limit,
