@@ -38,6 +38,9 @@ const RELEASE_RETRY_DELAY: Duration = Duration::from_millis(500);
 const MAX_RELEASE_TRIES: u32 = 7;
 /// Releases that may be tried at once. While product is away each refused order has one; what is more runs out.
 pub const MAX_RELEASES: usize = 1024;
+/// Refusals that look for the customer's own orders at a time. When everybody wants the last unit, connections are for
+/// those who get one.
+pub const MAX_EXPLAINED_REFUSALS: usize = 4;
 /// How often an order is tried anew because the cart, or the hold of an earlier try, had changed meanwhile.
 const TRIES: u32 = 3;
 
@@ -160,10 +163,14 @@ impl Checkout<'_> {
         Err(Error::InProgress.into())
     }
 
-    /// Names the user's own unpaid orders that hold what is short: to pay one helps, to wait does not.
+    /// Names the user's own unpaid orders that hold what is short: to pay one helps, to wait does not. A crowd is refused
+    /// without.
     async fn with_own_orders(&self, error: Error) -> Error {
         let Error::OutOfStock(mut lines) = error else {
             return error;
+        };
+        let Ok(_permit) = self.orders.refusals.try_acquire() else {
+            return Error::OutOfStock(lines);
         };
         let products: Vec<i64> = lines.iter().map(|line| line.product_id).collect();
         let now = self.orders.clock.now();
