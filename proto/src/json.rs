@@ -97,7 +97,7 @@ fn unique<'de, A: MapAccess<'de>>(
 ) -> Result<BTreeMap<String, prost_types::Value>, A::Error> {
     let mut fields = BTreeMap::new();
     while let Some(key) = map.next_key::<String>()? {
-        let value = map.next_value_seed(Owned { levels })?;
+        let value = map.next_value_seed(Owned(levels))?;
         if fields.contains_key(&key) {
             return Err(A::Error::custom(format_args!("duplicate field `{key}`")));
         }
@@ -146,18 +146,14 @@ fn whole(value: f64) -> Option<i64> {
     (value.fract() == 0.0 && value.abs() <= EXACT).then_some(as_integer)
 }
 
-/// A value inside an [`Object`], on its way in.
+/// A value inside an [`Object`], on its way in, with at most so many levels of objects and lists.
 #[derive(Clone, Copy)]
-struct Owned {
-    /// How many levels of objects and lists it may have.
-    levels: usize,
-}
+struct Owned(usize);
 
 impl Owned {
     /// What stands one level deeper.
     fn inner<E: serde::de::Error>(self) -> Result<Self, E> {
-        let levels = self.levels.checked_sub(1).ok_or_else(|| E::custom(TOO_DEEP))?;
-        Ok(Self { levels })
+        self.0.checked_sub(1).map(Self).ok_or_else(|| E::custom(TOO_DEEP))
     }
 }
 
@@ -217,7 +213,7 @@ impl<'de> DeserializeSeed<'de> for Owned {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Kind, A::Error> {
-                let fields = unique(map, self.0.inner()?.levels)?;
+                let fields = unique(map, self.0.inner()?.0)?;
                 Ok(Kind::StructValue(prost_types::Struct { fields: fields.into_iter().collect() }))
             }
         }

@@ -118,7 +118,8 @@ codes! {
         "The order has no items of its own, and nothing is in the cart.",
         "Put something into the cart, or send items.";
     PriceChanged = "price_changed", CONFLICT, "The price has changed",
-        "The order costs current_total now and not expected_total; lines has the prices of today. Nothing was ordered.",
+        "The order costs current_total now and not expected_total; lines names what became dearer or cheaper. Nothing was \
+         ordered.",
         "Show the new prices. If the customer agrees, order again with expected_total set to current_total.";
     TooManyUnpaidOrders = "too_many_unpaid_orders", CONFLICT, "Too many orders are not paid yet",
         "The user has as many unpaid orders as one may have.",

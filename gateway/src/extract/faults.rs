@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(fields::<Order>("[]"), ["body"]);
         assert_eq!(fields::<Order>("{"), ["body"]);
         let product = r#"{"sku":1,"name":"a","price":1,"stock":"x","attributes":{"a":9007199254740993}}"#;
-        assert_eq!(fields::<CreateProductRequest>(product), ["sku", "stock", "attributes.a"]);
+        assert_eq!(fields::<CreateProductRequest>(product), ["sku", "attributes.a", "stock"]);
     }
 
     #[test]
@@ -193,6 +193,6 @@ mod tests {
     #[test]
     fn faults_have_an_end() {
         let unknown: Vec<String> = (0..100).map(|number| format!(r#""field{number}":1"#)).collect();
-        assert_eq!(fields::<Order>(&format!("{{{}}}", unknown.join(","))).len(), MAX_FAULTS + 1);
+        assert_eq!(fields::<Order>(&format!("{{{}}}", unknown.join(","))).len(), MAX_FAULTS);
     }
 }

@@ -126,10 +126,13 @@ impl Position {
             mend = Mend::Insert;
             ("is missing".to_owned(), rest.split('`').next().map(str::to_owned))
         } else if error.starts_with("unknown word") {
+            mend = Mend::Remove;
             ("is not one of the words it may be".to_owned(), None)
         } else if error.starts_with("number out of range") {
+            mend = Mend::Replace("a number");
             ("is a number out of all range".to_owned(), None)
         } else if error.starts_with("an integer beyond 2^53") {
+            mend = Mend::Replace("a number");
             ("holds an integer beyond 2^53, which would lose digits; send it as a string".to_owned(), None)
         } else if error.starts_with(TOO_DEEP) {
             // A rule of the product service, which cannot even decode what breaks it by far.

@@ -135,10 +135,8 @@ fn key<B>(request: &Request<B>) -> Option<HeaderValue> {
 
 /// Names the version that is spoken here, as RFC 6455 §4.4 asks for.
 fn not_a_handshake() -> impl IntoResponse {
-    let problem = Problem::new(
-        Code::InvalidRequest,
-        "this is a WebSocket: send the handshake of RFC 6455, version 13, over HTTP/1.1",
-    );
+    let handshake = "must lead to a WebSocket: the handshake of RFC 6455, version 13, over HTTP/1.1";
+    let problem = Problem::malformed("upgrade", handshake);
     ([(SEC_WEBSOCKET_VERSION, VERSION)], problem)
 }
 

@@ -28,7 +28,36 @@ pub async fn get(orders: &Orders, user_id: i64) -> Result<Cart, Error> {
     let updated_at = store::updated_at(&mut conn, user_id).await?.unwrap_or_else(|| orders.clock.now());
     drop(conn);
     let products = look_up(orders, lines.iter().map(|line| line.product_id).collect()).await?;
+    let kept = async {
+        let mut conn = orders.pool.acquire().await?;
+        keep_prices(&mut conn, user_id, &lines, &products).await
+    };
+    // An order at old prices is refused as well without them, and says less.
+    if has_new_prices(&lines, &products)
+        && let Err(error) = kept.await
+    {
+        tracing::debug!(%error, "prices of a cart not kept");
+    }
     show(orders, &lines, &products, updated_at)
+}
+
+fn has_new_prices(lines: &[CartLine], products: &HashMap<i64, Product>) -> bool {
+    let is_new = |line: &CartLine| {
+        products.get(&line.product_id).is_some_and(|product| line.shown_price != Some(product.price))
+    };
+    lines.iter().any(is_new)
+}
+
+/// Keeps the prices that a cart is shown with, so that an order at others can say which ones moved.
+async fn keep_prices(
+    conn: &mut sqlx::PgConnection,
+    user_id: i64,
+    lines: &[CartLine],
+    products: &HashMap<i64, Product>,
+) -> sqlx::Result<()> {
+    let shown = lines.iter().filter_map(|line| products.get(&line.product_id));
+    let (ids, prices): (Vec<i64>, Vec<i64>) = shown.map(|product| (product.id, product.price)).unzip();
+    store::keep_prices(conn, user_id, &ids, &prices).await
 }
 
 async fn look_up(orders: &Orders, ids: BTreeSet<i64>) -> Result<HashMap<i64, Product>, Error> {
@@ -152,6 +181,9 @@ async fn change(
             return Err(Violations::from(("product_id", "a cart holds at most 100 products")).into());
         }
         if lines.iter().all(|line| ids.contains(&line.product_id)) {
+            if has_new_prices(&lines, &products) {
+                keep_prices(&mut tx, user_id, &lines, &products).await?;
+            }
             let cart = show(orders, &lines, &products, now)?;
             request.answer(&mut tx, &cart).await?;
             tx.commit().await?;
@@ -169,14 +201,13 @@ async fn apply(
     change: Change,
     now: OffsetDateTime,
 ) -> Result<(), Error> {
-    let line = |quantity: Quantity| CartLine { product_id, quantity: quantity.get() };
     match change {
         Change::Add(quantity) => {
-            if !store::add(conn, user_id, &line(quantity), Quantity::MOST, now).await? {
+            if !store::add(conn, user_id, product_id, quantity.get(), Quantity::MOST, now).await? {
                 return Err(Violations::from(("quantity", "would be more than 1000 in the cart")).into());
             }
         }
-        Change::Set(quantity) => store::set(conn, user_id, &line(quantity), now).await?,
+        Change::Set(quantity) => store::set(conn, user_id, product_id, quantity.get(), now).await?,
         Change::Remove => store::remove(conn, user_id, product_id).await?,
     }
     Ok(())

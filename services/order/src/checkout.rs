@@ -38,6 +38,9 @@ const RELEASE_RETRY_DELAY: Duration = Duration::from_millis(500);
 const MAX_RELEASE_TRIES: u32 = 7;
 /// Releases that may be tried at once. While product is away each refused order has one; what is more runs out.
 pub const MAX_RELEASES: usize = 1024;
+/// Refusals that look for the customer's own orders at a time. When everybody wants the last unit, connections are for
+/// those who get one.
+pub const MAX_EXPLAINED_REFUSALS: usize = 4;
 /// How often an order is tried anew because the cart, or the hold of an earlier try, had changed meanwhile.
 const TRIES: u32 = 3;
 
@@ -128,12 +131,12 @@ struct Checkout<'a> {
 impl Checkout<'_> {
     async fn run(&mut self) -> Result<wire::Order, Failure> {
         for _ in 0..TRIES {
-            let lines = wanted(self.orders, self.wish).await?;
+            let (lines, shown_prices) = wanted(self.orders, self.wish).await?;
             let ttl = self.orders.order_ttl + HOLD_MARGIN;
             match self.orders.stock.hold(self.order_id, &lines, ttl).await {
                 Ok(held) => {
                     self.may_hold = true;
-                    match self.write(held).await {
+                    match self.write(held, &shown_prices).await {
                         Ok(order) => return Ok(order),
                         Err(NotWritten::Failed(failure)) => return Err(failure),
                         Err(NotWritten::CartChanged) => {}
@@ -160,10 +163,14 @@ impl Checkout<'_> {
         Err(Error::InProgress.into())
     }
 
-    /// Names the user's own unpaid orders that hold what is short: to pay one helps, to wait does not.
+    /// Names the user's own unpaid orders that hold what is short: to pay one helps, to wait does not. A crowd is refused
+    /// without.
     async fn with_own_orders(&self, error: Error) -> Error {
         let Error::OutOfStock(mut lines) = error else {
             return error;
+        };
+        let Ok(_permit) = self.orders.refusals.try_acquire() else {
+            return Error::OutOfStock(lines);
         };
         let products: Vec<i64> = lines.iter().map(|line| line.product_id).collect();
         let now = self.orders.clock.now();
@@ -221,10 +228,10 @@ impl Checkout<'_> {
     }
 }
 
-/// The lines to hold.
-async fn wanted(orders: &Orders, wish: &Wish) -> Result<Lines, Error> {
+/// The lines to hold, and the prices by product that a cart was last shown with.
+async fn wanted(orders: &Orders, wish: &Wish) -> Result<(Lines, HashMap<i64, i64>), Error> {
     if let Some(lines) = &wish.lines {
-        return Ok(lines.clone());
+        return Ok((lines.clone(), HashMap::new()));
     }
     let mut conn = orders.pool.acquire().await?;
     let cart = cart::lines(&mut conn, wish.user_id).await?;
@@ -232,7 +239,8 @@ async fn wanted(orders: &Orders, wish: &Wish) -> Result<Lines, Error> {
         return Err(Error::CartEmpty);
     }
     let pairs: Vec<_> = cart.iter().map(|line| (line.product_id, line.quantity)).collect();
-    Ok(Lines::merge(&pairs)?)
+    let shown_prices = cart.iter().filter_map(|line| Some((line.product_id, line.shown_price?))).collect();
+    Ok((Lines::merge(&pairs)?, shown_prices))
 }
 
 /// Releases a hold in the background: no request waits for the stock of an order that was not placed.
@@ -266,7 +274,11 @@ impl Checkout<'_> {
         skip_all,
         fields(otel.kind = "client", db.system.name = "postgresql")
     )]
-    async fn write(&self, held: HoldResponse) -> Result<wire::Order, NotWritten> {
+    async fn write(
+        &self,
+        held: HoldResponse,
+        shown_prices: &HashMap<i64, i64>,
+    ) -> Result<wire::Order, NotWritten> {
         let Self { orders, wish, order_id, .. } = self;
         let now = orders.clock.now();
         let available: HashMap<i64, i64> =
@@ -274,16 +286,7 @@ impl Checkout<'_> {
         let (row, lines) = compose(wish, *order_id, held, now, orders.order_ttl)?;
         let shown = view::order(&row, &lines)?;
         if wish.expected_total.is_some_and(|expected| expected != row.total) {
-            // What this order holds can be bought again when it is released.
-            let line = |line: &LineRow| RefusedLine {
-                product_id: line.product_id,
-                sku: Some(line.sku.clone()),
-                requested: line.quantity,
-                available: line.quantity + available.get(&line.product_id).copied().unwrap_or_default(),
-                unit_price: Some(line.unit_price),
-                held_by_your_order: None,
-            };
-            let lines = lines.iter().map(line).collect();
+            let lines = repriced(&lines, &available, shown_prices);
             return Err(Error::PriceChanged { current_total: row.total, lines }.into());
         }
 
@@ -343,6 +346,30 @@ impl Checkout<'_> {
         let taken = Taken { previous: None, actor: Actor::Customer, reason: None };
         Ok(steps::tell(tx, row, seq, taken).await?)
     }
+}
+
+/// The lines whose price is not the one that the cart was shown with; all of them where none is known to have moved.
+fn repriced(
+    lines: &[LineRow],
+    available: &HashMap<i64, i64>,
+    shown_prices: &HashMap<i64, i64>,
+) -> Vec<RefusedLine> {
+    let has_moved =
+        |line: &&LineRow| shown_prices.get(&line.product_id).is_some_and(|shown| *shown != line.unit_price);
+    let mut moved: Vec<&LineRow> = lines.iter().filter(has_moved).collect();
+    if moved.is_empty() {
+        moved = lines.iter().collect();
+    }
+    let line = |line: &LineRow| RefusedLine {
+        product_id: line.product_id,
+        sku: Some(line.sku.clone()),
+        requested: line.quantity,
+        // What this order holds can be bought again when it is released.
+        available: line.quantity + available.get(&line.product_id).copied().unwrap_or_default(),
+        unit_price: Some(line.unit_price),
+        held_by_your_order: None,
+    };
+    moved.into_iter().map(line).collect()
 }
 
 /// The order as it will be, at the prices it was held at.

@@ -132,6 +132,8 @@ pub(crate) struct Orders {
     pub currency: String,
     /// One for each release of an abandoned checkout that is on its way.
     pub releases: Arc<Semaphore>,
+    /// Refusals that may look for the customer's own orders.
+    pub refusals: Arc<Semaphore>,
     /// One for each batch of orders that ran out whose stock is being released.
     pub expiries: Arc<Semaphore>,
 }
@@ -177,6 +179,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         currency: settings.shop_currency,
         expiries: Arc::new(Semaphore::new(steps::MAX_EXPIRIES)),
         releases: Arc::new(Semaphore::new(checkout::MAX_RELEASES)),
+        refusals: Arc::new(Semaphore::new(checkout::MAX_EXPLAINED_REFUSALS)),
         pool,
     };
 

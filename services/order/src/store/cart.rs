@@ -7,6 +7,8 @@ use time::OffsetDateTime;
 pub struct CartLine {
     pub product_id: i64,
     pub quantity: i64,
+    /// The price of one that the user was last shown, in minor units.
+    pub shown_price: Option<i64>,
 }
 
 /// Makes the cart where there is none, says that it changes now, and holds its lock until the transaction ends.
@@ -44,18 +46,40 @@ pub async fn updated_at(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<O
 pub async fn lines(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<Vec<CartLine>> {
     sqlx::query_as!(
         CartLine,
-        "select product_id, quantity from orders.cart_line where user_id = $1 order by added_at, product_id",
+        "select product_id, quantity, shown_price from orders.cart_line
+         where user_id = $1 order by added_at, product_id",
         user_id
     )
     .fetch_all(conn)
     .await
 }
 
+/// Keeps the prices that the user is shown now.
+pub async fn keep_prices(
+    conn: &mut PgConnection,
+    user_id: i64,
+    product_ids: &[i64],
+    prices: &[i64],
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update orders.cart_line as line set shown_price = shown.price
+         from unnest($2::bigint[], $3::bigint[]) as shown (product_id, price)
+         where line.user_id = $1 and line.product_id = shown.product_id",
+        user_id,
+        product_ids,
+        prices
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 /// Adds to the line of a product; `false` where it would be more than `most`.
 pub async fn add(
     conn: &mut PgConnection,
     user_id: i64,
-    line: &CartLine,
+    product_id: i64,
+    quantity: i64,
     most: i64,
     now: OffsetDateTime,
 ) -> sqlx::Result<bool> {
@@ -64,8 +88,8 @@ pub async fn add(
          on conflict (user_id, product_id) do update set quantity = line.quantity + excluded.quantity
          where line.quantity + excluded.quantity <= $5",
         user_id,
-        line.product_id,
-        line.quantity,
+        product_id,
+        quantity,
         now,
         most
     )
@@ -77,15 +101,16 @@ pub async fn add(
 pub async fn set(
     conn: &mut PgConnection,
     user_id: i64,
-    line: &CartLine,
+    product_id: i64,
+    quantity: i64,
     now: OffsetDateTime,
 ) -> sqlx::Result<()> {
     sqlx::query!(
         "insert into orders.cart_line (user_id, product_id, quantity, added_at) values ($1, $2, $3, $4)
          on conflict (user_id, product_id) do update set quantity = excluded.quantity",
         user_id,
-        line.product_id,
-        line.quantity,
+        product_id,
+        quantity,
         now
     )
     .execute(conn)

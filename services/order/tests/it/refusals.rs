@@ -1,7 +1,10 @@
 //! What a refusal tells a program beside its reason.
 
 use shoppee_kit::status::{self, Told};
-use shoppee_proto::product::v1::{ArchiveProductRequest, RefusedLine, UpdateProductRequest};
+use shoppee_proto::{
+    order::v1::CreateOrderRequest,
+    product::v1::{ArchiveProductRequest, RefusedLine, UpdateProductRequest},
+};
 use tonic::Status;
 
 use crate::shop::{Person, Shop, wish};
@@ -87,6 +90,30 @@ async fn an_order_at_old_prices_names_the_new_ones() {
     assert_eq!(refusal.facts["current_total"], "2200");
     let priced = |line, price| RefusedLine { unit_price: Some(price), ..line };
     assert_eq!(lines(&refusal), [priced(line(tea, "tea", 2, 10), 450), priced(line(cup, "cup", 1, 5), 1300)]);
+}
+
+#[tokio::test]
+async fn an_order_of_a_cart_names_the_lines_whose_price_moved_since_it_was_shown() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let (tea, cup) = (admin.sells("tea", 450, 10).await, admin.sells("cup", 1200, 5).await);
+    ann.adds(tea, 2).await.unwrap();
+    ann.adds(cup, 1).await.unwrap();
+    let order = |total| CreateOrderRequest { expected_total: Some(total), ..wish(&[]) };
+    let moved = |refusal: &Told| -> Vec<(i64, Option<i64>)> {
+        lines(refusal).into_iter().map(|line| (line.product_id, line.unit_price)).collect()
+    };
+    reprice(&admin, cup, 1300).await;
+    let refusal = told(ann.orders(order(2 * 450 + 1200)).await);
+    assert_eq!(refusal.facts["current_total"], "2200");
+    assert_eq!(moved(&refusal), [(cup, Some(1300))]);
+
+    // The cart shows the price of the cup now.
+    assert_eq!(ann.cart().await.total, 2200);
+    reprice(&admin, tea, 400).await;
+    let refusal = told(ann.orders(order(2200)).await);
+    assert_eq!(moved(&refusal), [(tea, Some(400))]);
+    assert_eq!(ann.orders(order(2100)).await.unwrap().into_inner().total, 2100);
 }
 
 #[tokio::test]
