@@ -1248,7 +1248,6 @@ export interface components {
              * @example tok_ok
              * @example tok_declined
              * @example tok_insufficient_funds
-             * @example tok_slow
              */
             payment_token: string;
         };
