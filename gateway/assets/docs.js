@@ -11,7 +11,6 @@ if (!row) {
       { title: "Events", slug: "events", url: "/asyncapi.json" },
     ],
     agent: { disabled: true },
-    authentication: { preferredSecurityScheme: "accessToken" },
     documentDownloadType: "direct",
     hideClientButton: true,
     mcp: { disabled: true },

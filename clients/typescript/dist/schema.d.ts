@@ -152,7 +152,7 @@ export interface paths {
         };
         /**
          * List my sessions
-         * @description Those that are open, newest first.
+         * @description Those that are open, newest first. The list is whole: a user has 100 at most.
          */
         get: operations["listSessions"];
         put?: never;
@@ -368,7 +368,7 @@ export interface paths {
         };
         /**
          * List the categories
-         * @description All of them, by slug.
+         * @description All of them, by slug: the list is whole.
          */
         get: operations["listCategories"];
         put?: never;
@@ -528,7 +528,7 @@ export interface paths {
         };
         /**
          * Show an order's history
-         * @description Every step it took, oldest first. My own; to an admin, any.
+         * @description Every step it took, oldest first: the list is whole. My own; to an admin, any.
          */
         get: operations["listOrderEvents"];
         put?: never;
@@ -1248,7 +1248,6 @@ export interface components {
              * @example tok_ok
              * @example tok_declined
              * @example tok_insufficient_funds
-             * @example tok_slow
              */
             payment_token: string;
         };

@@ -124,7 +124,7 @@ pub const OPERATIONS: &[Operation] = &[
         .answers(204)
         .or(&[InvalidCredentials, ValidationFailed, TooManyAttempts]),
     op("AuthService.ListSessions", User, "List my sessions")
-        .about("Those that are open, newest first."),
+        .about("Those that are open, newest first. The list is whole: a user has 100 at most."),
     op("AuthService.RevokeSession", User, "End one of my sessions")
         .about("Its tokens and its sockets end within a second, on every gateway.")
         .answers(204),
@@ -218,7 +218,7 @@ pub const OPERATIONS: &[Operation] = &[
     op("OrderService.ListOrders", User, "List my orders").about("Newest first."),
     op("OrderService.GetOrder", User, "Show an order").about("My own; to an admin, any."),
     op("OrderService.ListOrderEvents", User, "Show an order's history")
-        .about("Every step it took, oldest first. My own; to an admin, any."),
+        .about("Every step it took, oldest first: the list is whole. My own; to an admin, any."),
     op("OrderService.PayOrder", User, "Pay my order")
         .about("`pending` → `paid`. Only its owner pays an order.")
         .or(&[
