@@ -76,6 +76,7 @@ pub fn answer(operation: &str, message: &str) -> Option<Json> {
             items: vec![tee()],
             next_cursor: Some("eyJvZiI6MX0".to_owned()),
         }),
+        "SearchProductsResponse" => json(&found()),
         "BatchUpdateProductsResponse" => json(&batch()),
         "Category" => json(&category()),
         "ListCategoriesResponse" => {
@@ -164,6 +165,24 @@ fn tee() -> product::Product {
         version: 7,
         created_at: Some(at(0)),
         updated_at: Some(at(45)),
+    }
+}
+
+fn found() -> product::SearchProductsResponse {
+    product::SearchProductsResponse {
+        items: vec![tee()],
+        next_cursor: None,
+        total: 1,
+        total_is_exact: true,
+        facets: Some(product::SearchFacets {
+            category: vec![product::CategoryFacet {
+                slug: "t-shirts".to_owned(),
+                name: "T-shirts".to_owned(),
+                count: 1,
+            }],
+            in_stock: Some(product::StockFacet { r#true: 1, r#false: 0 }),
+            price: vec![product::PriceFacet { min: 1000, max: 1999, count: 1 }],
+        }),
     }
 }
 

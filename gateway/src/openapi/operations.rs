@@ -115,8 +115,11 @@ pub const OPERATIONS: &[Operation] = &[
     op("ProductService.ListProducts", "listProducts", Anybody, "List the catalogue")
         .about("Products that are sold. Ties are ordered by id."),
     op("ProductService.SearchProducts", "searchProducts", Anybody, "Search the catalogue").about(
-        "By relevance: a word in the name counts more than one in the description. Typing slips are \
-                forgiven, and the last word may be unfinished.",
+        "The best first: an exact SKU, in any case and without its separators too, an exact name, then products \
+         with all the words, then with some; the newest first among equals. In every script, without regard to \
+         case and accents. Typing slips are forgiven (one in a word of four letters or more, two from eight), and \
+         the last word may be unfinished. `total` counts all pages; so does `facets`, which is answered with \
+         `facets=true`. A change is found within a second.",
     ),
     op("ProductService.GetProduct", "showProduct", Anybody, "Show a product")
         .about("An archived one only to an admin. Keep the `ETag`, and ask again with `If-None-Match`."),
