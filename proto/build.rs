@@ -73,8 +73,9 @@ const WORDS: [(&str, &str, bool); 9] = [
 ];
 
 /// Fields that are left out of an answer where they do not apply, instead of being null.
-const OMITTED_WHERE_ABSENT: [&str; 5] = [
+const OMITTED_WHERE_ABSENT: [&str; 6] = [
     "shoppee.auth.v1.User.disabled",
+    "shoppee.product.v1.SearchProductsResponse.facets",
     "shoppee.product.v1.ProductChangeResult.version",
     "shoppee.product.v1.ProductChangeResult.error",
     "shoppee.product.v1.RefusedLine.unit_price",

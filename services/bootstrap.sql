@@ -21,7 +21,7 @@ revoke all on schema public from public;
 
 create schema if not exists :"schema" authorization :"role";
 
--- Trigram operators for the search that forgives typing slips.
+-- Trigram operators, for an index that migration 0003 creates and 0030 drops.
 do $$
 begin
     if current_setting('bootstrap.schema') = 'product' then

@@ -268,6 +268,7 @@ words! {
     crate::auth::v1::Role = "ROLE_",
     crate::product::v1::ProductStatus = "PRODUCT_STATUS_",
     crate::product::v1::ProductSort = "PRODUCT_SORT_",
+    crate::product::v1::SearchSort = "SEARCH_SORT_",
     crate::product::v1::OnError = "ON_ERROR_",
     crate::product::v1::RowStatus = "ROW_STATUS_",
     crate::order::v1::OrderStatus = "ORDER_STATUS_",

@@ -95,6 +95,7 @@ pub fn answer(operation: &str, message: &str) -> Option<Json> {
             items: vec![casserole()],
             next_cursor: Some("eyJvZiI6MX0".to_owned()),
         }),
+        "SearchProductsResponse" => json(&found()),
         "BatchUpdateProductsResponse" => json(&batch()),
         "Category" => json(&category()),
         "ListCategoriesResponse" => {
@@ -183,6 +184,24 @@ fn casserole() -> product::Product {
         version: 7,
         created_at: Some(at(0)),
         updated_at: Some(at(45)),
+    }
+}
+
+fn found() -> product::SearchProductsResponse {
+    product::SearchProductsResponse {
+        items: vec![casserole()],
+        next_cursor: None,
+        total: 1,
+        total_is_exact: true,
+        facets: Some(product::SearchFacets {
+            category: vec![product::CategoryFacet {
+                slug: "cookware".to_owned(),
+                name: "Cookware".to_owned(),
+                count: 1,
+            }],
+            in_stock: Some(product::StockFacet { r#true: 1, r#false: 0 }),
+            price: vec![product::PriceFacet { min: 10_000, max: 19_999, count: 1 }],
+        }),
     }
 }
 

@@ -124,7 +124,7 @@ pub const OPERATIONS: &[Operation] = &[
         .answers(204)
         .or(&[InvalidCredentials, ValidationFailed, TooManyAttempts]),
     op("AuthService.ListSessions", User, "List my sessions")
-        .about("Those that are open, newest first. The list is whole: a user has 100 at most."),
+        .about("Those that are open, newest first."),
     op("AuthService.RevokeSession", User, "End one of my sessions")
         .about("Its tokens and its sockets end within a second, on every gateway.")
         .answers(204),
@@ -140,8 +140,11 @@ pub const OPERATIONS: &[Operation] = &[
     op("ProductService.ListProducts", Anybody, "List the catalogue")
         .about("Products that are sold. Ties are ordered by id."),
     op("ProductService.SearchProducts", Anybody, "Search the catalogue").about(
-        "By relevance: a word in the name counts more than one in the description. Typing slips are \
-                forgiven, and the last word may be unfinished.",
+        "The best first: an exact SKU, in any case and without its separators too, an exact name, then products \
+         with all the words, then with some; the newest first among equals. In every script, without regard to \
+         case and accents. Typing slips are forgiven (one in a word of four letters or more, two from eight), and \
+         the last word may be unfinished. `total` counts all pages; so does `facets`, which is answered with \
+         `facets=true`. A change is found within a second.",
     ),
     op("ProductService.GetProduct", Anybody, "Show a product")
         .about("An archived one only to an admin. Keep the `ETag`, and ask again with `If-None-Match`."),

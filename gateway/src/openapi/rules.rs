@@ -94,6 +94,7 @@ const RULES: &[(&[&str], &str, &[Bound])] = &[
     (&[],                              "min_price",        MONEY),
     (&[],                              "max_price",        MONEY),
     (&["ListProductsRequest"],         "sort",             &[Default(Value::Word("newest"))]),
+    (&["SearchProductsRequest"],       "sort",             &[Default(Value::Word("relevance"))]),
 
     (&["AddCartItemRequest", "OrderLine"],   "quantity",         &[Range(1, 1000)]),
     (&["SetCartItemRequest"],          "quantity",         &[Range(0, 1000)]),

@@ -50,8 +50,9 @@ const MAY_BE_ABSENT: [&str; 1] = ["CreateOrderRequest.items"];
 /// Messages and times of answers that may be null; `optional` fields are so unless they are left out.
 const NULL_WHERE_ABSENT: [&str; 4] =
     ["Product.category", "Order.shipment", "Payment.paid_at", "Payment.refunded_at"];
-const OMITTED_WHERE_ABSENT: [&str; 6] = [
+const OMITTED_WHERE_ABSENT: [&str; 7] = [
     "User.disabled",
+    "SearchProductsResponse.facets",
     "ProductChangeResult.version",
     "ProductChangeResult.error",
     "OrderHistoryEvent.reason",

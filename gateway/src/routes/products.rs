@@ -11,7 +11,7 @@ use shoppee_proto::{
     product::v1::{
         AdjustStockRequest, ArchiveProductRequest, BatchUpdateProductsRequest, BatchUpdateProductsResponse,
         CreateProductRequest, ListProductsRequest, ListProductsResponse, ProductSort, ProductStatus,
-        SearchProductsRequest, UpdateProductRequest,
+        SearchProductsRequest, SearchProductsResponse, SearchSort, UpdateProductRequest,
     },
 };
 
@@ -74,6 +74,9 @@ pub struct Search {
     min_price: Option<i64>,
     max_price: Option<i64>,
     in_stock: Option<bool>,
+    #[serde(default, deserialize_with = "word")]
+    sort: Option<SearchSort>,
+    facets: Option<bool>,
     limit: Option<i32>,
     cursor: Option<String>,
 }
@@ -82,7 +85,7 @@ pub async fn search(
     user: MaybeUser,
     shop: Upstream,
     Query(search): Query<Search>,
-) -> Result<(Caching, Json<ListProductsResponse>), Problem> {
+) -> Result<(Caching, Json<SearchProductsResponse>), Problem> {
     check((1..=LONGEST_SEARCH).contains(&search.q.chars().count()), "q", "must be 1 to 200 characters")?;
     check_limit(search.limit)?;
     check_prices(search.min_price, search.max_price)?;
@@ -92,6 +95,8 @@ pub async fn search(
         min_price: search.min_price,
         max_price: search.max_price,
         in_stock: search.in_stock,
+        sort: search.sort.unwrap_or(SearchSort::Relevance).into(),
+        facets: search.facets,
         limit: search.limit,
         cursor: search.cursor,
     };

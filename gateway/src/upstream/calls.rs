@@ -22,8 +22,8 @@ use shoppee_proto::{
         AdjustStockRequest, ArchiveProductRequest, BatchUpdateProductsRequest, BatchUpdateProductsResponse,
         Category, CreateCategoryRequest, CreateProductRequest, DeleteCategoryRequest, GetProductRequest,
         ListCategoriesRequest, ListCategoriesResponse, ListProductsRequest, ListProductsResponse,
-        LookupRequest, LookupResponse, Product, ProductAsOf, SearchProductsRequest, UpdateCategoryRequest,
-        UpdateProductRequest,
+        LookupRequest, LookupResponse, Product, ProductAsOf, SearchProductsRequest, SearchProductsResponse,
+        UpdateCategoryRequest, UpdateProductRequest,
     },
 };
 use tonic::{Request, Response, Status, transport::Channel};
@@ -147,7 +147,7 @@ calls! {
 
     GetProductRequest => Product: product.get_product, READ;
     ListProductsRequest => ListProductsResponse: product.list_products, READ;
-    SearchProductsRequest => ListProductsResponse: product.search_products, READ;
+    SearchProductsRequest => SearchProductsResponse: product.search_products, READ;
     CreateProductRequest => Product: product.create_product, WRITE;
     UpdateProductRequest => Product: product.update_product, WRITE;
     ArchiveProductRequest => (): product.archive_product, WRITE;

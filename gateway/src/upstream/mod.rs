@@ -18,7 +18,8 @@ use shoppee_proto::{
     auth::v1::auth_service_client::AuthServiceClient,
     order::v1::order_service_client::OrderServiceClient,
     product::v1::{
-        change_feed_client::ChangeFeedClient, product_cache_client::ProductCacheClient,
+        change_feed_service_client::ChangeFeedServiceClient,
+        product_cache_service_client::ProductCacheServiceClient,
         product_service_client::ProductServiceClient,
     },
 };
@@ -62,8 +63,8 @@ impl Upstream {
     }
 
     /// For those who keep copies of products.
-    pub fn changes(&self) -> ChangeFeedClient<Channel> {
-        ChangeFeedClient::new(self.0.product.member().channel())
+    pub fn changes(&self) -> ChangeFeedServiceClient<Channel> {
+        ChangeFeedServiceClient::new(self.0.product.member().channel())
     }
 
     /// Makes the call that `message` stands for, as `caller`.
@@ -127,8 +128,8 @@ fn product(over: Channel) -> ProductServiceClient<Channel> {
     ProductServiceClient::new(over).max_decoding_message_size(client::MAX_ANSWER_BYTES)
 }
 
-fn product_cache(over: Channel) -> ProductCacheClient<Channel> {
-    ProductCacheClient::new(over).max_decoding_message_size(client::MAX_ANSWER_BYTES)
+fn product_cache(over: Channel) -> ProductCacheServiceClient<Channel> {
+    ProductCacheServiceClient::new(over).max_decoding_message_size(client::MAX_ANSWER_BYTES)
 }
 
 fn order(over: Channel) -> OrderServiceClient<Channel> {

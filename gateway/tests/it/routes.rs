@@ -2,6 +2,7 @@
 
 use http::Method;
 use serde_json::{Value, json};
+use shoppee_kit::testing::eventually;
 
 use crate::shop::{PASSWORD, Shop, address, send, text};
 
@@ -130,8 +131,27 @@ async fn the_catalogue() {
         );
     }
     assert_eq!(guest.get("/products?in_stock=false").await.expect(200).body["items"], json!([]));
-    let found = guest.get("/products/search?q=hamer&category=tools").await.expect(200).body;
+    let search = "/products/search?q=hamer&category=tools";
+    eventually("it is found", || async {
+        let found = guest.get(search).await;
+        found.status == 200 && found.body["total"] == 1
+    })
+    .await;
+    let found = guest.get(search).await.expect(200).body;
     assert_eq!(found["items"][0]["id"], made.body["id"]);
+    assert_eq!((&found["total_is_exact"], &found["next_cursor"]), (&json!(true), &Value::Null));
+    assert_eq!(found.get("facets"), None);
+    let facets = &guest.get(&format!("{search}&sort=price_asc&facets=true")).await.expect(200).body["facets"];
+    let count = |slug: &str, name: &str| json!({"slug": slug, "name": name, "count": 1});
+    let expected = json!({
+        "category": [count("hammers", "Hammer"), count("tools", "Tools")],
+        "in_stock": {"true": 1, "false": 0},
+        "price": [{"min": 1000, "max": 1999, "count": 1}],
+    });
+    assert_eq!(*facets, expected);
+    for odd in ["sort=best", "facets=1", "facets=true&facets=true", "cursor=e30"] {
+        guest.get(&format!("/products/search?q=hammer&{odd}")).await.problem(400, "invalid_request");
+    }
 
     let path = format!("/products/{}", made.body["id"]);
     let changed = admin.patch(&path, &json!({"price": 2500, "image_url": null})).await.expect(200).body;

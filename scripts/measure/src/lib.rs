@@ -7,6 +7,7 @@ mod envoy;
 mod hop;
 mod load;
 mod memory;
+mod search;
 mod system;
 mod table;
 

@@ -67,7 +67,7 @@ pub async fn look(target: &Target, time: Duration) -> anyhow::Result<Seen> {
 }
 
 /// What the process has used so far, of all cores.
-fn processor_seconds(pid: u32) -> anyhow::Result<f64> {
+pub fn processor_seconds(pid: u32) -> anyhow::Result<f64> {
     let stat = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"))?;
     // The name, which may hold anything, ends with the last parenthesis; user and system time are the 12th and 13th
     // field after it.

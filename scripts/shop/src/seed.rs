@@ -57,11 +57,11 @@ async fn products(postgres_url: &str, wanted: u32) -> anyhow::Result<usize> {
 
     copy(
         &mut transaction,
-        "copy product.product (id, sku, name, description, category_id, category_name, price, attributes, \
-         in_stock, created_at, updated_at) from stdin",
+        "copy product.product (id, sku, name, description, category_id, price, attributes, in_stock, created_at, \
+         updated_at) from stdin",
         &rows,
         |(id, product)| {
-            let (category_id, category_name) = &categories[product.category];
+            let category_id = categories[product.category];
             let at = time_text(now - Duration::minutes(product.age));
             Some(line(&[
                 &id.to_string(),
@@ -69,7 +69,6 @@ async fn products(postgres_url: &str, wanted: u32) -> anyhow::Result<usize> {
                 &product.name,
                 &product.description,
                 &category_id.to_string(),
-                category_name,
                 &product.price.to_string(),
                 &product.attributes.to_string(),
                 if product.stock > 0 { "t" } else { "f" },
@@ -97,20 +96,17 @@ async fn products(postgres_url: &str, wanted: u32) -> anyhow::Result<usize> {
     )
     .await?;
     transaction.commit().await?;
-    // So that the first queries are planned, and searched, as all later ones will be.
+    // So that the first queries are planned as all later ones will be.
     sqlx::query("vacuum (analyze) product.product, product.stock").execute(&mut connection).await?;
     connection.close().await?;
     Ok(rows.len())
 }
 
-/// Id and present name of each of [`CATEGORIES`].
-async fn categories(transaction: &mut PgTransaction<'_>) -> anyhow::Result<Vec<(i64, String)>> {
+/// The id of each of [`CATEGORIES`].
+async fn categories(transaction: &mut PgTransaction<'_>) -> anyhow::Result<Vec<i64>> {
     let mut known = Vec::new();
     for category in &CATEGORIES {
-        let parent: Option<i64> = category.parent.map(|parent| {
-            let (id, _): &(i64, String) = &known[parent];
-            *id
-        });
+        let parent: Option<i64> = category.parent.map(|parent| known[parent]);
         sqlx::query(
             "insert into product.category (slug, name, parent_id) values ($1, $2, $3) \
              on conflict (slug) do nothing",
@@ -120,11 +116,11 @@ async fn categories(transaction: &mut PgTransaction<'_>) -> anyhow::Result<Vec<(
         .bind(parent)
         .execute(&mut **transaction)
         .await?;
-        let row = sqlx::query_as("select id, name from product.category where slug = $1")
+        let id = sqlx::query_scalar("select id from product.category where slug = $1")
             .bind(category.slug)
             .fetch_one(&mut **transaction)
             .await?;
-        known.push(row);
+        known.push(id);
     }
     Ok(known)
 }

@@ -12,7 +12,8 @@ use shoppee_kit::{
     worker::{self, Round},
 };
 use shoppee_proto::product::v1::{
-    GetHoldsRequest, HoldState, ListHoldsRequest, OrderHold, hold_audit_client::HoldAuditClient,
+    GetHoldsRequest, HoldState, ListHoldsRequest, OrderHold,
+    hold_audit_service_client::HoldAuditServiceClient,
 };
 use time::OffsetDateTime;
 use tokio::{sync::watch, time::Instant};
@@ -220,7 +221,7 @@ async fn page(orders: &Orders, pass: Pass, after: Uuid) -> Result<(Vec<Uuid>, Op
             let listed = orders
                 .stock
                 .call(request, |channel, request| async move {
-                    HoldAuditClient::new(channel).list_holds(request).await
+                    HoldAuditServiceClient::new(channel).list_holds(request).await
                 })
                 .await
                 .map_err(|status| unavailable(&status))?;
@@ -255,10 +256,9 @@ async fn compare(orders: &Orders, ids: &[Uuid]) -> Result<(), Error> {
     let request = GetHoldsRequest { order_ids: ids.iter().map(Uuid::to_string).collect() };
     let held = orders
         .stock
-        .call(
-            request,
-            |channel, request| async move { HoldAuditClient::new(channel).get_holds(request).await },
-        )
+        .call(request, |channel, request| async move {
+            HoldAuditServiceClient::new(channel).get_holds(request).await
+        })
         .await
         .map_err(|status| unavailable(&status))?;
     let holds: BTreeMap<Uuid, Hold> = held.holds.iter().map(parse_hold).collect::<Result<_, _>>()?;

@@ -125,8 +125,8 @@ pub struct Update {
 }
 
 impl Update {
-    /// Whether the product is found by other words then.
-    pub fn rewords(&self) -> bool {
+    /// Whether the name, the description or the category is written.
+    pub fn describes(&self) -> bool {
         self.name.is_some() || self.description.is_some() || self.category_id.is_some()
     }
 }

@@ -4,10 +4,10 @@
 //! it outdates. Every answer has a revision, and an older one never takes the place of a newer one: the newest that
 //! was heard of lately is remembered, and what a slow read brings home below it is thrown away.
 
+mod many;
 mod shared;
 
 use std::{
-    collections::HashMap,
     future::ready,
     sync::{
         Arc, OnceLock,
@@ -216,40 +216,6 @@ impl Cache {
         known.product.as_ref().filter(|product| wanted(product))?;
         self.note_hit(&known);
         Some(known)
-    }
-
-    /// What is known of several ids, in their order. Those that are not in memory are read together.
-    pub async fn get_many(&self, ids: &[i64]) -> Result<Vec<Arc<Known>>, Error> {
-        let mut known = Vec::with_capacity(ids.len());
-        for id in ids {
-            known.push(match self.memory() {
-                Some(memory) => self.fresh(memory, *id, 0).await,
-                None => None,
-            });
-        }
-        let missing: Vec<i64> =
-            ids.iter().zip(&known).filter(|(_, known)| known.is_none()).map(|(id, _)| *id).collect();
-        count_many("memory", "hit", ids.len() - missing.len());
-        count_many("memory", "miss", missing.len());
-        if missing.is_empty() {
-            return Ok(known.into_iter().flatten().collect());
-        }
-        let (read_at, generation) = (self.0.clock.now(), self.generation());
-        let mut conn = self.0.pool.acquire().await?;
-        let read = store::product::get_many(&mut conn, &missing).await?;
-        drop(conn);
-        let mut read: HashMap<i64, Product> = read.into_iter().map(|product| (product.id, product)).collect();
-        let mut complete = Vec::with_capacity(ids.len());
-        for (id, known) in ids.iter().zip(known) {
-            complete.push(if let Some(known) = known {
-                known
-            } else {
-                let known = Arc::new(Known::new(read.remove(id), read_at, generation));
-                self.keep(*id, known.clone()).await;
-                known
-            });
-        }
-        Ok(complete)
     }
 
     /// A product as this process has just written it.

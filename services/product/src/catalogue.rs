@@ -13,6 +13,7 @@ use crate::{
     listing::{Filters, Key, Page, Position, Sort},
     product::{Changes, NewProduct, Product, Status, micros},
     replicas::Replicas,
+    search::Search,
     stock::{AdjustError, Delta, Kind, Reason, Shortage, Stock},
     store::{self, listing::After, stock::Movement},
 };
@@ -28,6 +29,7 @@ pub struct Catalogue {
     pub replicas: Replicas,
     pub clock: Clock,
     pub cache: Cache,
+    pub search: Search,
 }
 
 impl Catalogue {
@@ -111,8 +113,8 @@ impl Catalogue {
         if let Some(answered) = idempotency::claim(&mut tx, key).await? {
             return Ok(answered);
         }
-        let category = category_name(&mut tx, product.category_id).await?;
-        let id = store::product::insert(&mut tx, product, &category, now).await?;
+        lock_category(&mut tx, product.category_id).await?;
+        let id = store::product::insert(&mut tx, product, now).await?;
         store::stock::insert(&mut tx, id).await?;
         let supply = Movement {
             product_id: id,
@@ -126,7 +128,6 @@ impl Catalogue {
         idempotency::keep(&mut tx, key, &created).await?;
         tx.commit().await?;
         self.cache.wrote(&created).await;
-        self.learn(&[id]).await;
         Ok(Answered::new(created))
     }
 
@@ -145,10 +146,7 @@ impl Catalogue {
             return Ok(answered);
         }
         // In this order: a category that is deleted meanwhile looks at its products.
-        let category = match changes.category_id {
-            Some(category_id) => Some((category_id, category_name(&mut tx, category_id).await?)),
-            None => None,
-        };
+        lock_category(&mut tx, changes.category_id.flatten()).await?;
         // Its stock too: no order moves it until this is done, and the revision is exact.
         store::stock::lock(&mut tx, &[id]).await?;
         store::product::lock(&mut tx, &[id]).await?;
@@ -159,10 +157,10 @@ impl Catalogue {
 
         let mut after = before.clone();
         let mut differs = changes.apply(&mut after);
-        if let Some((category_id, name)) = &category
-            && *category_id != before.category.as_ref().map(|category| category.id)
+        if let Some(category_id) = changes.category_id
+            && category_id != before.category.as_ref().map(|category| category.id)
         {
-            store::product::set_category(&mut tx, id, *category_id, name).await?;
+            store::product::set_category(&mut tx, id, category_id).await?;
             differs = true;
         }
         let correction = changes.stock.map_or(0, |stock| stock.get() - before.stock);
@@ -177,9 +175,6 @@ impl Catalogue {
         idempotency::keep(&mut tx, key, &updated).await?;
         tx.commit().await?;
         self.cache.wrote(&updated).await;
-        if texts(&before) != texts(&updated) {
-            self.learn(&[id]).await;
-        }
         Ok(Answered::new(updated))
     }
 
@@ -226,24 +221,6 @@ impl Catalogue {
     }
 }
 
-impl Catalogue {
-    /// Lets the search know the words of products that were written. A worker does it where this does not: no reason to
-    /// refuse what is done.
-    pub(crate) async fn learn(&self, ids: &[i64]) {
-        let learnt: Result<(), Error> = async {
-            let mut conn = self.pool.acquire().await?;
-            for some in ids.chunks(store::search::AT_ONCE.into()) {
-                store::search::learn(&mut conn, some).await?;
-            }
-            Ok(())
-        }
-        .await;
-        if let Err(error) = learnt {
-            tracing::warn!(%error, "words of a product not added");
-        }
-    }
-}
-
 /// The categories that the filters name: the inner `None` for all, the outer one where there is no such
 /// category.
 pub(crate) async fn categories(
@@ -260,19 +237,14 @@ pub(crate) async fn categories(
     Ok(if ids.is_empty() { None } else { Some(Some(ids)) })
 }
 
-/// The name of a category that a product is put into; empty without one.
-async fn category_name(conn: &mut PgConnection, id: Option<i64>) -> Result<String, Error> {
+/// Locks the category that a product is put into; it cannot be deleted until the transaction ends.
+async fn lock_category(conn: &mut PgConnection, id: Option<i64>) -> Result<(), Error> {
     match id {
-        None => Ok(String::new()),
-        Some(id) => store::category::name(conn, id)
-            .await?
-            .ok_or_else(|| Error::invalid("category_id", "there is no such category")),
+        Some(id) if !store::category::lock(conn, id).await? => {
+            Err(Error::invalid("category_id", "there is no such category"))
+        }
+        Some(_) | None => Ok(()),
     }
-}
-
-/// What the search finds a product by, and that may change.
-fn texts(product: &Product) -> (&str, &str, Option<i64>) {
-    (&product.name, &product.description, product.category.as_ref().map(|category| category.id))
 }
 
 async fn correct(

@@ -19,8 +19,8 @@ use shoppee_kit::{
     process::Process,
 };
 use shoppee_proto::product::v1::{
-    change_feed_server::ChangeFeedServer, hold_audit_server::HoldAuditServer,
-    product_cache_server::ProductCacheServer, product_service_server::ProductServiceServer,
+    change_feed_service_server::ChangeFeedServiceServer, hold_audit_service_server::HoldAuditServiceServer,
+    product_cache_service_server::ProductCacheServiceServer, product_service_server::ProductServiceServer,
     stock_service_server::StockServiceServer,
 };
 
@@ -61,8 +61,8 @@ pub fn services(
     Services::default()
         .with(ProductServiceServer::new(products).max_decoding_message_size(LARGEST))
         .with(StockServiceServer::new(stock))
-        .with(HoldAuditServer::new(audit))
-        .with(ChangeFeedServer::new(feed::Feed::new(changes, process)))
-        .with(ProductCacheServer::new(memory))
+        .with(HoldAuditServiceServer::new(audit))
+        .with(ChangeFeedServiceServer::new(feed::Feed::new(changes, process)))
+        .with(ProductCacheServiceServer::new(memory))
         .with_large_calls(LARGE_CALLS)
 }

@@ -48,6 +48,7 @@ use crate::{
     catalogue::Catalogue,
     changes::Changes,
     replicas::Replicas,
+    search::Search,
 };
 
 /// The interval at which the share of unpaid orders is measured: it changes in minutes.
@@ -62,7 +63,7 @@ pub struct Settings {
     pub postgres: settings::Postgres,
     #[command(flatten)]
     pub redis: settings::Redis,
-    /// Read replicas for lists and searches, URLs as in DATABASE_URL; none where empty. Each gets DATABASE_POOL_SIZE
+    /// Read replicas for lists, URLs as in DATABASE_URL; none where empty. Each gets DATABASE_POOL_SIZE
     /// connections
     #[arg(
         long,
@@ -144,7 +145,8 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     });
     workers::start(&process, &ready, &pool, &holds, lifetimes);
     audit::start(&process, &ready, &pool, &changes);
-    let catalogue = Catalogue { replicas, pool, clock: clock.clone(), cache };
+    let search = Search::start(&pool, &changes, &process);
+    let catalogue = Catalogue { replicas, pool, clock: clock.clone(), cache, search };
     let services = grpc::services(catalogue, &process, changes, holds, &verifier, &settings.shop_currency);
     server::serve(settings.listen_addr, services, verifier, settings.grpc_reflection, &process).await
 }

@@ -46,6 +46,12 @@ impl Filters {
         Ok(Self { category, min_price, max_price, in_stock })
     }
 
+    /// Whether a product fits, but for its category.
+    pub fn fit(&self, product: &Product) -> bool {
+        (self.min_price..=self.max_price).contains(&product.price)
+            && self.in_stock.is_none_or(|in_stock| in_stock == (product.stock > 0))
+    }
+
     /// Whether products in stock are wanted.
     pub fn wants_in_stock(&self) -> bool {
         self.in_stock != Some(false)

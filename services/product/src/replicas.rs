@@ -1,4 +1,4 @@
-//! Read replicas of PostgreSQL, for lists and searches. One is asked only as long as it is known to lag behind by less
+//! Read replicas of PostgreSQL, for lists. One is asked only as long as it is known to lag behind by less
 //! than a change may take to show; who changes the catalogue always reads from the server that was written to.
 
 use std::{

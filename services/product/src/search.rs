@@ -1,27 +1,44 @@
-//! Search: the words of a query, completed and corrected, and the products they stand in.
-//!
-//! A product in which all the words stand comes before one in which some do; among the first, one with all of
-//! them in its name comes first, then one with all in name and description. Within such a level PostgreSQL's
-//! rank decides.
+//! Search: the index of this process ([`index`]), which a follower of the change log keeps up ([`follower`]), and how
+//! a query is answered from it ([`words`], [`ranking`], [`facets`]). PostgreSQL stays the truth; no search asks it for
+//! more than the products of a page, and those mostly come from memory.
 
-pub(crate) mod words;
+mod facets;
+mod fold;
+mod follower;
+mod index;
+mod ranking;
+mod segment;
+mod tree;
+mod words;
 
-use shoppee_kit::pg::PgPool;
-use std::collections::HashMap;
+use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwapOption;
 use serde::Serialize;
+use shoppee_kit::{pg::PgPool, process::Process};
+use tokio::sync::{Semaphore, watch};
 
-use crate::{
-    catalogue::{Catalogue, categories},
-    error::Error,
-    listing::{Filters, Key, Page, Position},
-    product::Product,
-    store,
+pub use self::{facets::Facets, index::Entry};
+use self::{
+    index::Snapshot,
+    ranking::{Question, TIERS},
 };
-pub use words::Words;
+use crate::{
+    catalogue::Catalogue,
+    changes::Changes,
+    error::Error,
+    listing::{Filters, Key, Position, Sort},
+    product::Product,
+};
 
 /// Characters of a query.
-const LONGEST: usize = 200;
+const MAX_QUERY_LEN: usize = 200;
+/// Searches that run or wait; more are refused.
+const MAX_SEARCHES: usize = 64;
+/// Searches that run at a time: the index is read on blocking threads, and the rest of the service needs the cores too.
+const MAX_RUNNING: usize = 2;
+/// How long an admin's search waits for what was written before it.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What somebody looks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -29,7 +46,7 @@ pub struct Query(String);
 
 impl Query {
     pub fn parse(q: String) -> Result<Self, Error> {
-        if !(1..=LONGEST).contains(&q.chars().count()) {
+        if !(1..=MAX_QUERY_LEN).contains(&q.chars().count()) {
             Err(Error::malformed("q", "must be 1 to 200 characters"))
         } else if q.contains('\0') {
             Err(Error::malformed("q", "must not contain NUL"))
@@ -37,100 +54,160 @@ impl Query {
             Ok(Self(q))
         }
     }
+}
 
-    pub fn as_str(&self) -> &str {
-        &self.0
+/// A search, but for where its page begins.
+#[derive(Clone, Debug)]
+pub struct SearchRequest {
+    pub query: Query,
+    pub filters: Filters,
+    pub ranking: Ranking,
+    /// Products of a page.
+    pub limit: i64,
+    pub facets: bool,
+}
+
+/// The order of what is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Ranking {
+    Relevance,
+    By(Sort),
+}
+
+impl Ranking {
+    /// Reports whether a position of this order can have such a key.
+    fn fits(self, key: &Key) -> bool {
+        match (self, key) {
+            (Self::Relevance, Key::Number(tier)) => usize::try_from(*tier).is_ok_and(|tier| tier < TIERS),
+            (Self::Relevance, Key::Text(_)) => false,
+            (Self::By(sort), key) => sort.fits(key),
+        }
+    }
+}
+
+/// What the index has found.
+#[derive(Debug)]
+struct Found {
+    /// The keys of the products in the order asked for, and their ids.
+    hits: Vec<(Key, i64)>,
+    more: bool,
+    total: u64,
+    facets: Option<Facets>,
+}
+
+/// A page of what a search finds.
+#[derive(Debug)]
+pub struct Results {
+    pub items: Vec<Product>,
+    pub next_cursor: Option<String>,
+    /// On all pages.
+    pub total: u64,
+    pub facets: Option<Facets>,
+}
+
+/// The search index of this process; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Search(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// `None` until it was built.
+    snapshot: ArcSwapOption<Snapshot>,
+    /// The number of the change log up to which all changes are in the snapshot.
+    applied: watch::Sender<i64>,
+    waiting: Semaphore,
+    running: Arc<Semaphore>,
+}
+
+impl Search {
+    /// Starts to build the index, and to follow the log.
+    pub fn start(pool: &PgPool, changes: &Changes, process: &Process) -> Self {
+        let search = Self::unbuilt();
+        follower::start(&search, pool, changes, process);
+        search
     }
 
-    /// Whether the last word may go on.
-    fn is_open(&self) -> bool {
-        self.0.chars().next_back().is_some_and(char::is_alphanumeric)
+    fn unbuilt() -> Self {
+        Self(Arc::new(Inner {
+            snapshot: ArcSwapOption::empty(),
+            applied: watch::Sender::new(i64::MIN),
+            waiting: Semaphore::new(MAX_SEARCHES),
+            running: Arc::new(Semaphore::new(MAX_RUNNING)),
+        }))
     }
+
+    /// Answers a question, on a thread of its own. Unavailable while the index is built, and where too many search.
+    async fn answer(&self, question: Question) -> Result<Found, Error> {
+        let _waiting = self.0.waiting.try_acquire().map_err(|_| Error::Unavailable)?;
+        let running = self.0.running.clone().acquire_owned().await.map_err(|_| Error::Unavailable)?;
+        let snapshot = self.0.snapshot.load_full().ok_or(Error::Unavailable)?;
+        let answering = tokio::task::spawn_blocking(move || {
+            // A caller that hangs up does not end the work: the place is free when it is done.
+            let _running = running;
+            ranking::answer(&snapshot, &question)
+        });
+        let answer = answering.await.map_err(internal)?;
+        answer.map_err(internal)
+    }
+
+    /// Waits until the changes up to a number of the log can be found, but not for ever.
+    async fn catch_up(&self, number: i64) {
+        let mut applied = self.0.applied.subscribe();
+        let _ = tokio::time::timeout(CATCH_UP_TIMEOUT, applied.wait_for(|applied| *applied >= number)).await;
+    }
+}
+
+fn internal(error: impl std::fmt::Display) -> Error {
+    tracing::error!(%error, "search failed");
+    Error::Internal
 }
 
 impl Catalogue {
-    /// A page of the active products that a query finds, the best first; with `newest`, as they are after what was
-    /// written just now. The best thousand or so can be paged through.
+    /// A page of the active products that a query finds; with `newest`, as they are after what was written just now.
     pub async fn search(
         &self,
-        query: &Query,
-        filters: &Filters,
-        limit: i64,
+        request: &SearchRequest,
         cursor: Option<&str>,
         newest: bool,
-    ) -> Result<Page, Error> {
-        let question = ("search", query, filters);
+    ) -> Result<Results, Error> {
+        let SearchRequest { query, filters, ranking, limit, facets } = request;
+        let asked = ("search", ranking, query, filters);
         let after = match cursor {
-            None => (i64::MAX, i64::MAX),
-            Some(cursor) => match Position::parse(cursor, &question).map_err(Error::Malformed)? {
-                Position { key: Key::Number(score), id, .. } => (score, id),
-                Position { key: Key::Text(_), .. } => {
-                    return Err(Error::malformed("cursor", "is not a cursor of this list"));
+            None => None,
+            Some(cursor) => {
+                let Position { key, id, .. } = Position::parse(cursor, &asked).map_err(Error::Malformed)?;
+                if !ranking.fits(&key) {
+                    return Err(Error::malformed("cursor", "is not a cursor of this search"));
                 }
-            },
+                Some((key, id))
+            }
         };
-        // One more than the page shows whether there is another.
-        let look = move |pool: PgPool| async move { look(&pool, query, filters, after, limit + 1).await };
-        let mut found = self.replicas.read(newest, look).await?;
-        let more = found.len() > usize::try_from(limit).unwrap_or_default();
-        if more {
-            found.pop();
+        if newest && let Some(number) = self.cache.newest_change().await {
+            self.search.catch_up(number).await;
         }
-        let next_cursor = found
-            .last()
-            .filter(|_| more)
-            .map(|(product, score)| Position::new(&question, Key::Number(*score), product.id).cursor());
-        Ok(Page { items: found.into_iter().map(|(product, _)| product).collect(), next_cursor })
+        let question = Question {
+            query: query.0.clone(),
+            filters: filters.clone(),
+            ranking: *ranking,
+            limit: usize::try_from(*limit).unwrap_or_default(),
+            after,
+            facets: *facets,
+        };
+        let found = self.search.answer(question).await?;
+        let ids: Vec<i64> = found.hits.iter().map(|(_, id)| *id).collect();
+        let known = self.cache.get_many_or_stale(&ids).await?;
+        // What has changed since it was found fits no more, perhaps.
+        let products = known.iter().filter_map(|known| known.product.as_ref());
+        let items = products.filter(|product| product.may_be_seen(false) && filters.fit(product)).cloned();
+        let last = found.hits.last().filter(|_| found.more);
+        Ok(Results {
+            items: items.collect(),
+            next_cursor: last.map(|(key, id)| Position::new(&asked, key.clone(), *id).cursor()),
+            total: found.total,
+            facets: found.facets,
+        })
     }
-}
-
-/// Up to so many products behind a score and an id, the best first, each with its score.
-async fn look(
-    pool: &PgPool,
-    query: &Query,
-    filters: &Filters,
-    after: (i64, i64),
-    wanted: i64,
-) -> Result<Vec<(Product, i64)>, Error> {
-    let mut tx = pool.begin().await?;
-    let Some(categories) = categories(&mut tx, filters).await? else {
-        return Ok(Vec::new());
-    };
-    let asked = store::search::words(&mut tx, query.as_str()).await?;
-    let Some(words) = Words::choose(asked, query.is_open()) else {
-        return Ok(Vec::new());
-    };
-
-    store::search::prepare(&mut tx).await?;
-    // What is best is looked for first.
-    let missing = |found: &[(i64, i64)]| wanted - i64::try_from(found.len()).unwrap_or(wanted);
-    let (all, any) = (words.all(), words.any());
-    let within = store::search::Within { filters, categories: categories.as_deref(), after };
-    let mut found = store::search::names(&mut tx, &all, &within, wanted).await?;
-    if missing(&found) > 0 {
-        found.extend(store::search::texts(&mut tx, &all, &within, missing(&found)).await?);
-    }
-    if missing(&found) > 0 && all != any {
-        found.extend(store::search::some(&mut tx, &any, &all, &within, missing(&found)).await?);
-    }
-    let ids: Vec<i64> = found.iter().map(|(id, _)| *id).collect();
-    let read = store::product::get_many(&mut tx, &ids).await?;
-    tx.commit().await?;
-    let mut read: HashMap<i64, Product> = read.into_iter().map(|product| (product.id, product)).collect();
-    Ok(found.into_iter().filter_map(|(id, score)| Some((read.remove(&id)?, score))).collect())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_query_is_short_and_storable() {
-        for sound in ["a", "%", "😀", &"ü".repeat(200)] {
-            assert!(Query::parse(sound.to_owned()).is_ok(), "{sound}");
-        }
-        for odd in ["", "a\0b", &"ü".repeat(201)] {
-            assert!(Query::parse(odd.to_owned()).is_err(), "{odd}");
-        }
-    }
-}
+mod tests;

@@ -11,18 +11,10 @@ use shoppee_kit::{
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-use crate::{
-    cache::Lifetimes,
-    holds::Holds,
-    store::{self, search::AT_ONCE},
-};
+use crate::{cache::Lifetimes, holds::Holds, store};
 
 /// A hold is back on the shelf within about this after its time.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
-/// A renamed category's products are found by the new name within about this.
-const RENAMING_INTERVAL: Duration = Duration::from_secs(1);
-/// How soon words begin to be read that were not at once: of a load past the service, or where that went wrong.
-const WORDS_INTERVAL: Duration = Duration::from_secs(1);
 /// How often old entries of the change log are deleted.
 const CHANGE_LOG_INTERVAL: Duration = Duration::from_mins(1);
 /// Longer than anything stays in Redis that an entry could make old.
@@ -48,11 +40,6 @@ pub fn start(
         let holds = holds.clone();
         async move { holds.expire().await.map(|ended| Round::more_if(ended > 0)) }
     });
-    let renamed = pool.clone();
-    worker::spawn(process, "category-renaming", RENAMING_INTERVAL, ready.clone(), move || {
-        let pool = renamed.clone();
-        async move { rename(&pool).await }
-    });
     let (logged, clock) = (pool.clone(), process.clock.clone());
     let kept = CHANGE_LOG_TTL.max(2 * lifetimes.shared);
     worker::spawn(process, "change-log-cleanup", CHANGE_LOG_INTERVAL, ready.clone(), move || {
@@ -63,11 +50,6 @@ pub fn start(
     worker::spawn(process, "idempotency-cleanup", KEY_INTERVAL, ready.clone(), move || {
         let pool = keys.clone();
         async move { forget_keys(&pool).await }
-    });
-    let unread = pool.clone();
-    worker::spawn(process, "search-words", WORDS_INTERVAL, ready.clone(), move || {
-        let pool = unread.clone();
-        async move { read(&pool).await }
     });
 }
 
@@ -83,27 +65,4 @@ async fn forget_keys(pool: &PgPool) -> sqlx::Result<Round> {
     let mut conn = pool.acquire().await?;
     let deleted = store::idempotency::sweep(&mut conn, KEY_LIMIT).await?;
     Ok(Round::more_if(deleted >= u64::try_from(KEY_LIMIT).unwrap_or(u64::MAX)))
-}
-
-/// Lets some products of a renamed category follow.
-async fn rename(pool: &PgPool) -> sqlx::Result<Round> {
-    let mut conn = pool.acquire().await?;
-    let Some(category) = store::category::renamed(&mut conn).await? else {
-        return Ok(Round::Done);
-    };
-    let rewritten = store::category::rewrite(&mut conn, category, AT_ONCE.into()).await?;
-    if rewritten.is_empty() {
-        // Where some are being changed right now, it is settled at the next step.
-        return Ok(Round::more_if(store::category::settle(&mut conn, category).await?));
-    }
-    store::search::learn(&mut conn, &rewritten).await?;
-    Ok(Round::More)
-}
-
-/// Reads the words of some products whose words were not read yet.
-async fn read(pool: &PgPool) -> sqlx::Result<Round> {
-    let mut conn = pool.acquire().await?;
-    let unread = store::search::unread(&mut conn).await?;
-    store::search::learn(&mut conn, &unread).await?;
-    Ok(Round::more_if(!unread.is_empty()))
 }

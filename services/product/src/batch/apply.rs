@@ -5,7 +5,7 @@
 //! neither. With `abort` everything is one transaction.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -51,11 +51,10 @@ struct Found {
     change: Change,
 }
 
-/// What became of the rows of a chunk, and which products are found by other words now.
+/// What became of the rows of a chunk.
 #[derive(Debug, Default)]
 struct Done {
     outcomes: Vec<(usize, Outcome)>,
-    reworded: Vec<i64>,
 }
 
 impl Batches {
@@ -139,9 +138,6 @@ impl Batches {
                 }
             }
         }
-        if !done.reworded.is_empty() {
-            self.catalogue.learn(&done.reworded).await;
-        }
         Ok(results)
     }
 
@@ -180,7 +176,6 @@ impl Batches {
         let failed = |outcome: &Outcome| matches!(outcome, Outcome::Failed(_));
         if !sound || done.outcomes.iter().any(|(_, outcome)| failed(outcome)) {
             tx.rollback().await?;
-            done.reworded.clear();
             for (_, outcome) in &mut done.outcomes {
                 if !failed(outcome) {
                     *outcome = Outcome::Skipped;
@@ -209,7 +204,6 @@ impl Batches {
                 Ok(Ok(chunk)) => {
                     any = true;
                     done.outcomes.extend(chunk.outcomes);
-                    done.reworded.extend(chunk.reworded);
                 }
                 Ok(Err((chunk, why))) => {
                     tracing::warn!(error = %why, rows = chunk.len(), "rows of a batch not done");
@@ -293,8 +287,8 @@ impl Ids {
 async fn decide(conn: &mut PgConnection, rows: &[Found]) -> Result<(Done, Vec<Write>), Error> {
     let categories: BTreeSet<i64> = rows.iter().filter_map(|row| row.change.category_id.flatten()).collect();
     let categories: Vec<i64> = categories.into_iter().collect();
-    let categories: BTreeMap<i64, String> = if categories.is_empty() {
-        BTreeMap::new()
+    let categories = if categories.is_empty() {
+        BTreeSet::new()
     } else {
         store::batch::categories(conn, &categories).await?
     };
@@ -307,7 +301,7 @@ async fn decide(conn: &mut PgConnection, rows: &[Found]) -> Result<(Done, Vec<Wr
 
     let (mut done, mut writes) = (Done::default(), Vec::new());
     for Found { index, id, sku, change } in rows {
-        let known = change.category_id.flatten().is_none_or(|category| categories.contains_key(&category));
+        let known = change.category_id.flatten().is_none_or(|category| categories.contains(&category));
         let decided = match current.get(id) {
             None => Err(RowFault::NotFound),
             Some(current) if sku.as_ref().is_some_and(|sku| sku.as_str() != current.sku) => {
@@ -322,14 +316,7 @@ async fn decide(conn: &mut PgConnection, rows: &[Found]) -> Result<(Done, Vec<Wr
             Err(fault) => Outcome::Failed(fault),
             Ok((None, current)) => Outcome::Unchanged(current.version),
             Ok((Some(update), current)) => {
-                if update.rewords() {
-                    done.reworded.push(*id);
-                }
-                let name_of = |id: Option<i64>| {
-                    id.map_or_else(String::new, |id| categories.get(&id).cloned().unwrap_or_default())
-                };
-                let category_name = update.category_id.map(name_of);
-                writes.push(Write { id: *id, update, category_name });
+                writes.push(Write { id: *id, update });
                 Outcome::Updated { version: current.version + 1, revision: current.revision + 1 }
             }
         };
@@ -357,7 +344,7 @@ mod tests {
 
     fn done() -> Done {
         let updated = Outcome::Updated { version: 2, revision: 3 };
-        Done { outcomes: vec![(0, updated), (1, Outcome::Unchanged(7))], reworded: Vec::new() }
+        Done { outcomes: vec![(0, updated), (1, Outcome::Unchanged(7))] }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use shoppee_kit::caller;
 use shoppee_kit::pg::PgPool;
 use shoppee_proto::product::v1::{
     GetHoldsRequest, GetHoldsResponse, HoldState, ListHoldsRequest, ListHoldsResponse, OrderHold, StockLine,
-    hold_audit_server::HoldAudit,
+    hold_audit_service_server::HoldAuditService,
 };
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
@@ -20,7 +20,7 @@ pub struct Audit {
 }
 
 #[tonic::async_trait]
-impl HoldAudit for Audit {
+impl HoldAuditService for Audit {
     async fn get_holds(
         &self,
         request: Request<GetHoldsRequest>,

@@ -2,7 +2,7 @@
 
 use shoppee_kit::caller;
 use shoppee_proto::product::v1::{
-    CachedProduct, LookupRequest, LookupResponse, product_cache_server::ProductCache,
+    CachedProduct, LookupRequest, LookupResponse, product_cache_service_server::ProductCacheService,
 };
 use tonic::{Request, Response, Status};
 
@@ -32,7 +32,7 @@ impl Memory {
 }
 
 #[tonic::async_trait]
-impl ProductCache for Memory {
+impl ProductCacheService for Memory {
     async fn lookup(&self, request: Request<LookupRequest>) -> Result<Response<LookupResponse>, Status> {
         caller::anyone(&request)?;
         let asked = request.into_inner().products;

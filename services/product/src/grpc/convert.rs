@@ -13,6 +13,7 @@ use crate::{
         self, Attributes, Changes, Description, Fault, ImageUrl, Name, NewProduct, Price, Product, Sku,
         Status,
     },
+    search::{Facets, Results},
     stock::{Hold, Stock},
 };
 
@@ -60,6 +61,42 @@ pub fn page(page: Page, currency: &str) -> wire::ListProductsResponse {
         items: page.items.into_iter().map(|one| product(one, currency)).collect(),
         next_cursor: page.next_cursor,
     }
+}
+
+pub fn results(results: Results, currency: &str) -> wire::SearchProductsResponse {
+    wire::SearchProductsResponse {
+        items: results.items.into_iter().map(|one| product(one, currency)).collect(),
+        next_cursor: results.next_cursor,
+        total: number(results.total),
+        // Every result is counted whole.
+        total_is_exact: true,
+        facets: results.facets.map(facets),
+    }
+}
+
+fn facets(facets: Facets) -> wire::SearchFacets {
+    let category = facets.categories.into_iter().map(|category| wire::CategoryFacet {
+        slug: category.slug,
+        name: category.name,
+        count: number(category.count),
+    });
+    let price = facets.prices.into_iter().map(|price| wire::PriceFacet {
+        min: price.min,
+        max: price.max,
+        count: number(price.count),
+    });
+    wire::SearchFacets {
+        category: category.collect(),
+        in_stock: Some(wire::StockFacet {
+            r#true: number(facets.in_stock),
+            r#false: number(facets.sold_out),
+        }),
+        price: price.collect(),
+    }
+}
+
+fn number(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 pub fn category(category: Category) -> wire::Category {

@@ -4,7 +4,7 @@ use std::pin::Pin;
 
 use shoppee_kit::{process::Process, status};
 use shoppee_proto::product::v1::{
-    ProductRevision, WatchRequest, WatchResponse, change_feed_server::ChangeFeed,
+    ProductRevision, WatchRequest, WatchResponse, change_feed_service_server::ChangeFeedService,
 };
 use tokio::sync::{Semaphore, broadcast::error::RecvError, mpsc};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -50,7 +50,7 @@ fn message(news: Option<&News>) -> WatchResponse {
 }
 
 #[tonic::async_trait]
-impl ChangeFeed for Feed {
+impl ChangeFeedService for Feed {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
 
     async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {

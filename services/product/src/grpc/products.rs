@@ -14,7 +14,7 @@ use shoppee_proto::product::v1::{
     BatchUpdateProductsRequest, BatchUpdateProductsResponse, Category, CreateCategoryRequest,
     CreateProductRequest, DeleteCategoryRequest, GetProductRequest, ListCategoriesRequest,
     ListCategoriesResponse, ListProductsRequest, ListProductsResponse, Product, ProductSort, ProductView,
-    SearchProductsRequest, UpdateCategoryRequest, UpdateProductRequest,
+    SearchProductsRequest, SearchProductsResponse, SearchSort, UpdateCategoryRequest, UpdateProductRequest,
     product_service_server::ProductService,
 };
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
@@ -26,7 +26,7 @@ use crate::{
     error::Error,
     idempotency::Answered,
     listing::{self, Filters, Sort},
-    search::Query,
+    search::{Query, Ranking, SearchRequest},
     stock::{Delta, Reason},
     tree::Tree,
 };
@@ -98,6 +98,17 @@ fn sort(number: i32) -> Result<Sort, Error> {
     }
 }
 
+fn ranking(number: i32) -> Result<Ranking, Error> {
+    match SearchSort::try_from(number) {
+        Ok(SearchSort::Unspecified | SearchSort::Relevance) => Ok(Ranking::Relevance),
+        Ok(SearchSort::Newest) => Ok(Ranking::By(Sort::Newest)),
+        Ok(SearchSort::PriceAsc) => Ok(Ranking::By(Sort::PriceAsc)),
+        Ok(SearchSort::PriceDesc) => Ok(Ranking::By(Sort::PriceDesc)),
+        Ok(SearchSort::Name) => Ok(Ranking::By(Sort::Name)),
+        Err(_) => Err(Error::malformed("sort", "is unknown")),
+    }
+}
+
 type Answers = Pin<Box<dyn tokio_stream::Stream<Item = Result<BatchUpdateProductsResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -158,15 +169,18 @@ impl ProductService for Products {
     async fn search_products(
         &self,
         request: Request<SearchProductsRequest>,
-    ) -> Result<Response<ListProductsResponse>, Status> {
+    ) -> Result<Response<SearchProductsResponse>, Status> {
         let newest = writes(caller::anyone(&request)?.as_ref());
         let asked = request.into_inner();
         let query = Query::parse(asked.q)?;
         let filters = Filters::parse(asked.category, asked.min_price, asked.max_price, asked.in_stock)
             .map_err(Error::Malformed)?;
         let limit = listing::limit(asked.limit).map_err(Error::Malformed)?;
-        let page = self.catalogue.search(&query, &filters, limit, asked.cursor.as_deref(), newest).await?;
-        Ok(Response::new(convert::page(page, &self.currency)))
+        let ranking = ranking(asked.sort)?;
+        let search =
+            SearchRequest { query, filters, ranking, limit, facets: asked.facets.unwrap_or_default() };
+        let results = self.catalogue.search(&search, asked.cursor.as_deref(), newest).await?;
+        Ok(Response::new(convert::results(results, &self.currency)))
     }
 
     async fn create_product(

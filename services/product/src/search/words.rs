@@ -1,134 +1,186 @@
-//! Which words a query is really about.
+//! The words of a query in the index: as they are, as beginnings while they are typed, else corrected.
 
-use crate::store::search::{LONGER, LOOKED_UP};
+use std::collections::{BTreeMap, BTreeSet};
 
-/// Words of a query that are looked for; the rest of a longer one is left out.
-const MOST: usize = 8;
-/// Characters of a beginning with which all words are found that begin so, where there are many: of a shorter one
-/// there may be so many that finding them takes long.
-const BEGINNING: usize = 3;
-/// Corrections of one word that are looked for.
-const CORRECTIONS: usize = 3;
+use tantivy::Term;
 
-/// One word of a query, as the catalogue knows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Asked {
-    /// In lower case, as PostgreSQL takes the query apart.
-    pub word: String,
-    /// Its English stem; `None` for a word that says nothing, as `the`.
-    pub stem: Option<String>,
-    /// Whether the catalogue has it just so.
-    pub known: bool,
-    /// Whether the catalogue has another form of it.
-    pub stem_known: bool,
-    /// Words of the catalogue that begin with it, the shortest first.
-    pub longer: Vec<String>,
-    /// Words of the catalogue that look like it, the most similar first.
-    pub similar: Vec<String>,
+use super::{
+    fold::{self, query_terms},
+    index::Snapshot,
+    segment::{Docs, Segment},
+};
+
+/// The length of a beginning of a SKU's parts: of a shorter one there may be as many as products. Characters.
+const MIN_CODE_PREFIX: usize = 3;
+/// The length of a word, as it is typed or meant, in which one slip is forgiven, and two. Characters.
+const ONE_SLIP: usize = 4;
+const TWO_SLIPS: usize = 8;
+
+/// The documents of one segment that one word of the query stands in; each set contains the one before.
+#[derive(Clone, Debug, Default)]
+pub struct Matches {
+    /// In the name or the SKU, as it is typed.
+    pub exact: Docs,
+    /// In the name or the SKU, as a beginning or misspelt too.
+    pub name: Docs,
+    /// There or in the description.
+    pub near: Docs,
+    /// There or in the name of the category.
+    pub any: Docs,
 }
 
-/// For each word that counts, the words that will do for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Words(Vec<Vec<Term>>);
+/// One word of the query, with its matches in each segment.
+pub type Word = Vec<Matches>;
 
-/// What will do for a word.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Term {
-    Word(String),
-    /// All words that begin so.
-    Beginning(String),
+/// How a word is looked for.
+#[derive(Debug)]
+enum Form {
+    Exact(String),
+    /// The last word, which may be going on.
+    Open(String),
+    /// The words that it may have meant.
+    Corrected(BTreeSet<String>),
 }
 
-impl Term {
-    /// As it stands in a tsquery, whatever it is made of.
-    fn quoted(&self) -> String {
-        let quote = |word: &str| word.replace('\\', "\\\\").replace('\'', "''");
-        match self {
-            Self::Word(word) => format!("'{}'", quote(word)),
-            Self::Beginning(word) => format!("'{}':*", quote(word)),
+/// Finds the words of a query. A word that nothing is like is left out.
+pub fn find(snapshot: &Snapshot, query: &str) -> tantivy::Result<Vec<Word>> {
+    let is_open = query.chars().next_back().is_some_and(char::is_alphanumeric);
+    let terms = query_terms(query);
+    let last = terms.len().saturating_sub(1);
+    let mut words = Vec::with_capacity(terms.len());
+    for (at, term) in terms.into_iter().enumerate() {
+        let form = match &term {
+            fold::Term::Word(word) if at == last && is_open => Form::Open(word.clone()),
+            fold::Term::Word(text) | fold::Term::Gram(text) => Form::Exact(text.clone()),
+        };
+        let mut word = in_all(snapshot, &form)?;
+        if is_nowhere(&word)
+            && let fold::Term::Word(text) = &term
+            && let Some(corrected) = correct(snapshot, text)?
+        {
+            word = corrected;
+        }
+        if !is_nowhere(&word) {
+            words.push(word);
         }
     }
+    Ok(words)
 }
 
-impl Words {
-    /// Decides by what the catalogue knows, in the order of the query; where it is `open` its last word may
-    /// be a beginning. A word that nothing is like is left out, as are those that say nothing beside others
-    /// that do. `None` where nothing is left.
-    pub fn choose(asked: Vec<Asked>, open: bool) -> Option<Self> {
-        let last = asked.len().saturating_sub(1);
-        // Of more words than were looked up, the last is not among them.
-        let open = open && asked.len() < LOOKED_UP as usize;
-        let says_something = asked.iter().any(|asked| asked.stem.is_some());
-        let chosen: Vec<Vec<Term>> = asked
-            .into_iter()
-            .enumerate()
-            .filter(|(at, asked)| asked.stem.is_some() || !says_something || (*at == last && open))
-            .filter_map(|(at, asked)| alternatives(asked, open && at == last))
-            .take(MOST)
-            .collect();
-        (!chosen.is_empty()).then_some(Self(chosen))
-    }
+fn is_nowhere(word: &Word) -> bool {
+    word.iter().all(|matches| matches.any.is_empty())
+}
 
-    /// A tsquery: all the words.
-    pub fn all(&self) -> String {
-        self.join(" & ")
-    }
+fn in_all(snapshot: &Snapshot, form: &Form) -> tantivy::Result<Word> {
+    let categories = match form {
+        Form::Exact(text) => snapshot.tree.named(|word| word == text),
+        Form::Open(text) => snapshot.tree.named(|word| word.starts_with(text)),
+        Form::Corrected(texts) => snapshot.tree.named(|word| texts.contains(word)),
+    };
+    snapshot.segments.iter().map(|segment| in_one(snapshot, segment, form, &categories)).collect()
+}
 
-    /// A tsquery: any of the words.
-    pub fn any(&self) -> String {
-        self.join(" | ")
+fn in_one(
+    snapshot: &Snapshot,
+    segment: &Segment,
+    form: &Form,
+    categories: &[i64],
+) -> tantivy::Result<Matches> {
+    let fields = snapshot.fields;
+    let in_name = |text: &str| -> tantivy::Result<Docs> {
+        Ok(segment.word(fields.name, text)? | segment.word(fields.code, text)?)
+    };
+    let mut matches = match form {
+        Form::Exact(text) => {
+            let exact = in_name(text)?;
+            Matches {
+                near: &exact | segment.word(fields.text, text)?,
+                name: exact.clone(),
+                exact,
+                any: Docs::new(),
+            }
+        }
+        Form::Open(text) => {
+            let exact = in_name(text)?;
+            let mut name = &exact | segment.prefix(fields.name, text)?;
+            if text.chars().count() >= MIN_CODE_PREFIX {
+                name |= segment.prefix(fields.code, text)?;
+            }
+            Matches { near: &name | segment.prefix(fields.text, text)?, name, exact, any: Docs::new() }
+        }
+        Form::Corrected(texts) => {
+            let (mut name, mut near) = (Docs::new(), Docs::new());
+            for text in texts {
+                name |= in_name(text)?;
+                near |= segment.word(fields.text, text)?;
+            }
+            near |= &name;
+            Matches { name, near, ..Matches::default() }
+        }
+    };
+    matches.any.clone_from(&matches.near);
+    for category in categories {
+        matches.any |= segment.term(&Term::from_field_i64(fields.category, *category))?;
     }
+    Ok(matches)
+}
 
-    fn join(&self, operator: &str) -> String {
-        let one = |terms: &Vec<Term>| {
-            let quoted: Vec<String> = terms.iter().map(Term::quoted).collect();
-            format!("({})", quoted.join(" | "))
+/// Looks for the words that a misspelt one may have meant: those with the fewest slips that some product has now. A
+/// number is looked for as it is.
+fn correct(snapshot: &Snapshot, word: &str) -> tantivy::Result<Option<Word>> {
+    let len = word.chars().count();
+    if word.contains(|char: char| char.is_numeric()) {
+        return Ok(None);
+    }
+    for distance in [1, 2] {
+        // The word that is meant may be longer by as many letters.
+        if len + usize::from(distance) < (if distance == 1 { ONE_SLIP } else { TWO_SLIPS }) {
+            return Ok(None);
+        }
+        let mut found = BTreeMap::<usize, BTreeSet<String>>::new();
+        let mut add = |candidate: &str| {
+            if let Some(slips) = forgiven_slips(word, candidate) {
+                found.entry(slips).or_default().insert(candidate.to_owned());
+            }
         };
-        self.0.iter().map(one).collect::<Vec<_>>().join(operator)
+        let fields = snapshot.fields;
+        for segment in &snapshot.segments {
+            for field in [fields.name, fields.code, fields.text] {
+                for candidate in segment.similar(field, word, distance)? {
+                    add(&candidate);
+                }
+            }
+        }
+        snapshot.tree.words().for_each(add);
+        for candidates in found.into_values() {
+            let corrected = in_all(snapshot, &Form::Corrected(candidates))?;
+            if !is_nowhere(&corrected) {
+                return Ok(Some(corrected));
+            }
+        }
     }
+    Ok(None)
 }
 
-/// What will do for a word; `None` where nothing will.
-fn alternatives(asked: Asked, open: bool) -> Option<Vec<Term>> {
-    // The catalogue's list has no words with digits: a SKU, a size.
-    let has_digits = asked.word.contains(|c: char| c.is_ascii_digit());
-    let has_many_longer = has_digits || asked.longer.len() >= LONGER as usize;
-    let mut words = Vec::new();
-    if open && has_many_longer && asked.word.chars().count() >= BEGINNING {
-        words.push(Term::Beginning(asked.word.clone()));
-    } else if asked.known || has_digits {
-        words.push(Term::Word(asked.word.clone()));
+/// The number of slips between a word as it is typed and one that may be meant, if the longer of them is long enough for
+/// so many.
+fn forgiven_slips(typed: &str, meant: &str) -> Option<usize> {
+    let (typed, meant): (Vec<char>, Vec<char>) = (typed.chars().collect(), meant.chars().collect());
+    let len = typed.len().max(meant.len());
+    if typed.len().abs_diff(meant.len()) > 2 {
+        return None;
     }
-    if asked.stem_known {
-        words.extend(asked.stem.filter(|stem| *stem != asked.word).map(Term::Word));
-    }
-    if open && !matches!(words.first(), Some(Term::Beginning(_))) {
-        let longer = asked.longer.into_iter().map(Term::Word);
-        words.extend(longer.filter(|longer| !words.contains(longer)).collect::<Vec<_>>());
-    }
-    if words.is_empty() {
-        let slips = asked.similar.into_iter().map(|similar| (slips(&asked.word, &similar), similar));
-        let allowed = allowed_slips(&asked.word);
-        let mut near: Vec<(usize, String)> = slips.filter(|(slips, _)| *slips <= allowed).collect();
-        // The most similar of those with the fewest slips; the sort is stable.
-        near.sort_by_key(|(slips, _)| *slips);
-        words.extend(near.into_iter().take(CORRECTIONS).map(|(_, word)| Term::Word(word)));
-    }
-    (!words.is_empty()).then_some(words)
-}
-
-fn allowed_slips(word: &str) -> usize {
-    match word.chars().count() {
-        ..=2 => 0,
-        3..=4 => 1,
-        5..=8 => 2,
-        _ => 3,
-    }
+    let slips = slips(&typed, &meant);
+    let allowed = match len {
+        TWO_SLIPS.. => 2,
+        ONE_SLIP.. => 1,
+        _ => 0,
+    };
+    (slips <= allowed).then_some(slips)
 }
 
 /// How many letters were missed, added, changed or swapped between two words (optimal string alignment).
-fn slips(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+fn slips(a: &[char], b: &[char]) -> usize {
     let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
     for (i, row) in rows.iter_mut().enumerate() {
         row[0] = i;
@@ -153,18 +205,6 @@ fn slips(a: &str, b: &str) -> usize {
 mod tests {
     use super::*;
 
-    fn word(word: &str) -> Asked {
-        Asked { word: word.to_owned(), stem: Some(word.to_owned()), ..Asked::default() }
-    }
-
-    fn known(text: &str) -> Asked {
-        Asked { known: true, ..word(text) }
-    }
-
-    fn chosen(asked: Vec<Asked>, open: bool) -> String {
-        Words::choose(asked, open).map(|words| words.all()).unwrap_or_default()
-    }
-
     #[test]
     fn slips_are_counted() {
         for (a, b, count) in [
@@ -176,60 +216,27 @@ mod tests {
             ("snaekors", "sneakers", 2),
             ("grün", "grun", 1),
         ] {
-            assert_eq!(slips(a, b), count, "{a} {b}");
-            assert_eq!(slips(b, a), count, "{b} {a}");
+            let (x, y): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+            assert_eq!(slips(&x, &y), count, "{a} {b}");
+            assert_eq!(slips(&y, &x), count, "{b} {a}");
         }
     }
 
     #[test]
-    fn the_last_word_goes_on_while_it_is_typed() {
-        let sne = || Asked { longer: vec!["sneaker".to_owned(), "sneakers".to_owned()], ..word("sne") };
-        assert_eq!(chosen(vec![known("red"), sne()], true), "('red') & ('sneaker' | 'sneakers')");
-        assert_eq!(chosen(vec![known("red"), sne()], false), "('red')");
-        let many = (0..LONGER).map(|at| format!("back{at}")).collect();
-        let backs = Asked { longer: many, stem: Some("back".to_owned()), stem_known: true, ..word("backs") };
-        assert_eq!(chosen(vec![backs], true), "('backs':* | 'back')");
-    }
-
-    #[test]
-    fn what_was_not_looked_up_cannot_be_a_beginning() {
-        let mut asked = vec![word("xyzzy"); LOOKED_UP as usize - 1];
-        asked.push(word("x20"));
-        assert_eq!(chosen(asked[1..].to_vec(), true), "('x20':*)");
-        assert_eq!(chosen(asked, true), "('x20')");
-    }
-
-    #[test]
-    fn a_slip_is_corrected_and_a_bad_word_left_out() {
-        let similar = vec!["speakers".to_owned(), "sneakers".to_owned(), "snacks".to_owned()];
-        let slip = Asked { similar, ..word("sneakrs") };
-        assert_eq!(chosen(vec![slip], true), "('sneakers' | 'speakers')");
-        assert_eq!(chosen(vec![known("red"), word("xyzzy")], true), "('red')");
-        assert_eq!(Words::choose(vec![word("xyzzy")], true), None);
-    }
-
-    #[test]
-    fn words_that_say_nothing_count_only_alone() {
-        let the = || Asked { stem: None, ..known("the") };
-        assert_eq!(chosen(vec![the(), known("lamp")], true), "('lamp')");
-        assert_eq!(chosen(vec![the()], true), "('the')");
-    }
-
-    #[test]
-    fn another_form_of_a_word_will_do() {
-        let walked = Asked { stem: Some("walk".to_owned()), stem_known: true, ..word("walked") };
-        assert_eq!(chosen(vec![walked], false), "('walk')");
-    }
-
-    #[test]
-    fn a_number_is_looked_for_as_it_is() {
-        assert_eq!(chosen(vec![word("x200")], false), "('x200')");
-        assert_eq!(chosen(vec![word("x2")], true), "('x2')");
-        assert_eq!(chosen(vec![word("x20")], true), "('x20':*)");
-    }
-
-    #[test]
-    fn no_word_gets_out_of_its_quotes() {
-        assert_eq!(chosen(vec![known("o'\\1")], true), r"('o''\\1':*)");
+    fn slips_are_forgiven_by_the_length_of_the_word() {
+        for (typed, meant, forgiven) in [
+            ("lapm", "lamp", true),
+            ("lmp", "lamp", true),
+            ("lampp", "lamp", true),
+            ("mug", "rug", false),
+            ("mg", "mug", false),
+            ("lmap", "lamps", false),
+            ("elephnt", "elephant", true),
+            ("elphnt", "elephant", true),
+            ("elpnt", "elephant", false),
+            ("kettles", "settled", false),
+        ] {
+            assert_eq!(forgiven_slips(typed, meant).is_some(), forgiven, "{typed} {meant}");
+        }
     }
 }

@@ -1,11 +1,10 @@
 //! Many products at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use super::search::AT_ONCE;
 use crate::{
     batch::{Current, Update},
     product::Status,
@@ -25,13 +24,13 @@ pub async fn find(conn: &mut PgConnection, ids: &[i64], skus: &[String]) -> sqlx
     Ok(rows.into_iter().map(|row| (row.id, row.sku)).collect())
 }
 
-/// The names of the categories that exist among these, none of which can change until the transaction ends.
-pub async fn categories(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeMap<i64, String>> {
-    let rows =
-        sqlx::query!("select id, name from product.category where id = any($1) order by id for share", ids)
+/// The categories that exist among these, none of which can change until the transaction ends.
+pub async fn categories(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeSet<i64>> {
+    let found =
+        sqlx::query_scalar!("select id from product.category where id = any($1) order by id for share", ids)
             .fetch_all(conn)
             .await?;
-    Ok(rows.into_iter().map(|row| (row.id, row.name)).collect())
+    Ok(found.into_iter().collect())
 }
 
 /// Locks products in the order of their ids, and tells how they are. A stock that is to be changed has to be
@@ -71,8 +70,6 @@ pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeMap
 pub struct Write {
     pub id: i64,
     pub update: Update,
-    /// Of the new category; empty for none.
-    pub category_name: Option<String>,
 }
 
 /// Writes locked products, each as its next version.
@@ -99,37 +96,32 @@ pub async fn write(conn: &mut PgConnection, writes: &[Write], now: OffsetDateTim
     )
     .execute(&mut *conn)
     .await?;
-    let reworded: Vec<&Write> = writes.iter().filter(|write| write.update.rewords()).collect();
-    for some in reworded.chunks(AT_ONCE.into()) {
-        reword(&mut *conn, some).await?;
-    }
-    Ok(())
+    let described: Vec<&Write> = writes.iter().filter(|write| write.update.describes()).collect();
+    if described.is_empty() { Ok(()) } else { describe(&mut *conn, &described).await }
 }
 
-/// A statement of its own: where any text is set, even to what it was, PostgreSQL takes all texts apart again.
-async fn reword(conn: &mut PgConnection, writes: &[&Write]) -> sqlx::Result<()> {
+/// Writes names, descriptions and categories: a statement of its own, as most batches have none.
+async fn describe(conn: &mut PgConnection, writes: &[&Write]) -> sqlx::Result<()> {
     let ids: Vec<i64> = writes.iter().map(|write| write.id).collect();
     let names: Vec<Option<String>> = writes.iter().map(|write| write.update.name.clone()).collect();
     let descriptions: Vec<Option<String>> =
         writes.iter().map(|write| write.update.description.clone()).collect();
     let categories: Vec<Option<i64>> =
         writes.iter().map(|write| write.update.category_id.flatten()).collect();
-    let category_names: Vec<Option<String>> =
-        writes.iter().map(|write| write.category_name.clone()).collect();
+    let moves: Vec<bool> = writes.iter().map(|write| write.update.category_id.is_some()).collect();
     sqlx::query!(
         "update product.product p
          set name = coalesce(c.name, p.name),
              description = coalesce(c.description, p.description),
-             category_id = case when c.category_name is null then p.category_id else c.category_id end,
-             category_name = coalesce(c.category_name, p.category_name)
-         from unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::text[])
-              as c (id, name, description, category_id, category_name)
+             category_id = case when c.moves then c.category_id else p.category_id end
+         from unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::bool[])
+              as c (id, name, description, category_id, moves)
          where p.id = c.id",
         &ids,
         &names as &[Option<String>],
         &descriptions as &[Option<String>],
         &categories as &[Option<i64>],
-        &category_names as &[Option<String>],
+        &moves,
     )
     .execute(conn)
     .await?;

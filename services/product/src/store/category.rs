@@ -49,11 +49,12 @@ pub async fn lock_tree(conn: &mut PgConnection) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// The name of a category, which cannot change until the transaction ends.
-pub async fn name(conn: &mut PgConnection, id: i64) -> sqlx::Result<Option<String>> {
-    sqlx::query_scalar!("select name from product.category where id = $1 for share", id)
+/// Locks a category against changes until the transaction ends. Returns whether it exists.
+pub async fn lock(conn: &mut PgConnection, id: i64) -> sqlx::Result<bool> {
+    let found = sqlx::query_scalar!("select id from product.category where id = $1 for share", id)
         .fetch_optional(conn)
-        .await
+        .await?;
+    Ok(found.is_some())
 }
 
 pub async fn insert(conn: &mut PgConnection, category: &NewCategory) -> sqlx::Result<i64> {
@@ -67,14 +68,14 @@ pub async fn insert(conn: &mut PgConnection, category: &NewCategory) -> sqlx::Re
     .await
 }
 
-/// Writes a category anew; [`rewrite`] will follow where the name is another.
+/// Writes a category anew.
 pub async fn update(conn: &mut PgConnection, category: &Category, now: OffsetDateTime) -> sqlx::Result<()> {
     // Its products are shown differently. In statements of their own: the change log asks for it.
     sqlx::query!("update product.tree set revision = revision + 1").execute(&mut *conn).await?;
     // Waits for those who are putting products into it, which are then among those that are noted.
     sqlx::query!(
         "update product.category
-         set slug = $2, name = $3, parent_id = $4, renamed = renamed or name <> $3
+         set slug = $2, name = $3, parent_id = $4
          where id = $1",
         category.id,
         category.slug,
@@ -99,51 +100,4 @@ pub async fn delete(conn: &mut PgConnection, id: i64) -> sqlx::Result<bool> {
     let deleted =
         sqlx::query!("delete from product.category where id = $1", id).execute(conn).await?.rows_affected();
     Ok(deleted > 0)
-}
-
-/// A category whose products are still found by an old name.
-pub async fn renamed(conn: &mut PgConnection) -> sqlx::Result<Option<i64>> {
-    sqlx::query_scalar!("select id from product.category where renamed order by id limit 1")
-        .fetch_optional(conn)
-        .await
-}
-
-/// Gives up to `most` products of a category its name; which. Those that are being changed are left for
-/// later.
-pub async fn rewrite(conn: &mut PgConnection, id: i64, most: i64) -> sqlx::Result<Vec<i64>> {
-    sqlx::query_scalar!(
-        "update product.product p
-         set category_name = c.name
-         from product.category c
-         where c.id = $1 and p.id in (
-             select q.id
-             from product.product q
-             where q.category_id = $1
-               and q.category_name <> (select name from product.category where id = $1)
-             order by q.id
-             limit $2
-             for no key update skip locked
-         )
-         returning p.id",
-        id,
-        most,
-    )
-    .fetch_all(conn)
-    .await
-}
-
-/// Notes that a category's products have its name, unless one does not yet; whether it could.
-pub async fn settle(conn: &mut PgConnection, id: i64) -> sqlx::Result<bool> {
-    let settled = sqlx::query!(
-        "update product.category c
-         set renamed = false
-         where c.id = $1 and not exists (
-             select from product.product p where p.category_id = c.id and p.category_name <> c.name
-         )",
-        id,
-    )
-    .execute(conn)
-    .await?
-    .rows_affected();
-    Ok(settled > 0)
 }

@@ -152,26 +152,20 @@ pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<()> {
 }
 
 /// Adds a product, for now without stock; its id.
-pub async fn insert(
-    conn: &mut PgConnection,
-    product: &NewProduct,
-    category_name: &str,
-    now: OffsetDateTime,
-) -> sqlx::Result<i64> {
+pub async fn insert(conn: &mut PgConnection, product: &NewProduct, now: OffsetDateTime) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
         "with created as (
-             insert into product.product (sku, name, description, category_id, category_name, price, image_url,
-                                          attributes, created_at, updated_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)
+             insert into product.product (sku, name, description, category_id, price, image_url, attributes,
+                                          created_at, updated_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $8)
              returning id
          ),
-         noted as (insert into product.change (product_id, at) select id, $9 from created)
+         noted as (insert into product.change (product_id, at) select id, $8 from created)
          select id from created",
         product.sku.as_str(),
         product.name.as_str(),
         product.description.as_str(),
         product.category_id,
-        category_name,
         product.price.get(),
         product.image_url.as_ref().map(crate::product::ImageUrl::as_str),
         Json(&product.attributes) as _,
@@ -211,19 +205,9 @@ pub async fn update(
 }
 
 /// Puts a locked product into a category, or out of all.
-pub async fn set_category(
-    conn: &mut PgConnection,
-    id: i64,
-    category_id: Option<i64>,
-    category_name: &str,
-) -> sqlx::Result<()> {
-    sqlx::query!(
-        "update product.product set category_id = $2, category_name = $3 where id = $1",
-        id,
-        category_id,
-        category_name,
-    )
-    .execute(conn)
-    .await?;
+pub async fn set_category(conn: &mut PgConnection, id: i64, category_id: Option<i64>) -> sqlx::Result<()> {
+    sqlx::query!("update product.product set category_id = $2 where id = $1", id, category_id)
+        .execute(conn)
+        .await?;
     Ok(())
 }

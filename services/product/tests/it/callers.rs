@@ -1,7 +1,7 @@
 //! Who may call what: nobody, a customer, an admin, a service, a token that is none.
 
 use secrecy::SecretString;
-use shoppee_kit::client;
+use shoppee_kit::{client, testing::eventually};
 use shoppee_proto::product::v1::{
     AdjustStockRequest, ArchiveProductRequest, BatchGetProductsRequest, BatchUpdateProductsRequest,
     CommitRequest, CreateCategoryRequest, CreateProductRequest, DeleteCategoryRequest, GetHoldsRequest,
@@ -49,6 +49,10 @@ async fn the_catalogue_is_open_to_read() {
     );
     assert_eq!(answers!(shop, products.list_products(ListProductsRequest::default())), open);
     let search = SearchProductsRequest { q: "a".to_owned(), ..SearchProductsRequest::default() };
+    eventually("the index is built", || async {
+        shop.products.clone().search_products(search.clone()).await.is_ok()
+    })
+    .await;
     assert_eq!(answers!(shop, products.search_products(search.clone())), open);
     assert_eq!(answers!(shop, products.list_categories(ListCategoriesRequest::default())), open);
 }

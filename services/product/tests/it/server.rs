@@ -50,9 +50,9 @@ async fn reflection_lists_the_services_that_the_server_answers() {
         listed,
         [
             "grpc.health.v1.Health",
-            "shoppee.product.v1.ChangeFeed",
-            "shoppee.product.v1.HoldAudit",
-            "shoppee.product.v1.ProductCache",
+            "shoppee.product.v1.ChangeFeedService",
+            "shoppee.product.v1.HoldAuditService",
+            "shoppee.product.v1.ProductCacheService",
             "shoppee.product.v1.ProductService",
             "shoppee.product.v1.StockService",
         ]

@@ -14,7 +14,8 @@ use shoppee_proto::{
     product::v1::{
         AdjustStockRequest, CommitRequest, CreateProductRequest, GetProductRequest, HoldRequest,
         HoldResponse, Product, RefusedLine, ReleaseReason, ReleaseRequest, StockLine,
-        hold_audit_client::HoldAuditClient, product_cache_client::ProductCacheClient,
+        hold_audit_service_client::HoldAuditServiceClient,
+        product_cache_service_client::ProductCacheServiceClient,
         product_service_client::ProductServiceClient, stock_service_client::StockServiceClient,
     },
 };
@@ -26,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PASSWORD: &str = "correct horse battery staple";
 
 pub type Products = ProductServiceClient<Channel>;
-pub type Memory = ProductCacheClient<Channel>;
+pub type Memory = ProductCacheServiceClient<Channel>;
 
 /// Everything stops when this is dropped.
 pub struct Shop {
@@ -34,7 +35,7 @@ pub struct Shop {
     pub products: Products,
     pub memory: Memory,
     pub stock: StockServiceClient<Channel>,
-    pub audit: HoldAuditClient<Channel>,
+    pub audit: HoldAuditServiceClient<Channel>,
     pub admin: Arc<SecretString>,
     pub customer: Arc<SecretString>,
     pub service: Arc<SecretString>,
@@ -116,9 +117,9 @@ impl Shop {
         Self {
             accounts,
             products: ProductServiceClient::new(channel.clone()),
-            memory: ProductCacheClient::new(channel.clone()),
+            memory: ProductCacheServiceClient::new(channel.clone()),
             stock: StockServiceClient::new(channel.clone()),
-            audit: HoldAuditClient::new(channel),
+            audit: HoldAuditServiceClient::new(channel),
             admin,
             customer,
             service,
@@ -151,7 +152,7 @@ impl Shop {
         let channel = client::channel(&format!("http://{listen_addr}")).expect("a URL");
         Replica {
             products: ProductServiceClient::new(channel.clone()),
-            memory: ProductCacheClient::new(channel),
+            memory: ProductCacheServiceClient::new(channel),
             _process: process,
         }
     }
