@@ -125,6 +125,7 @@ fn system(options: &Options) -> up::Options {
         gateways: 1,
         replicas: 1,
         port: None,
+        grpc_port_base: None,
         products: PRODUCTS,
         no_seed: false,
         profile: "release".to_owned(),
