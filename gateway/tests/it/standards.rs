@@ -15,18 +15,18 @@ use crate::shop::{PASSWORD, Shop, send, text};
 async fn ask(shop: &Shop, head: &str, last: &str) -> String {
     let mut stream = TcpStream::connect(shop.gateways[0].addr).await.expect("accepts");
     stream.write_all(head.as_bytes()).await.expect("sent");
-    let (mut heard, mut buffer) = (String::new(), [0; 4096]);
-    let answered = async {
-        while !heard.contains(last) {
+    let (mut answer, mut buffer) = (String::new(), [0; 4096]);
+    let reading = async {
+        while !answer.contains(last) {
             let read = stream.read(&mut buffer).await.expect("read");
             if read == 0 {
                 break;
             }
-            heard.push_str(&String::from_utf8_lossy(&buffer[..read]));
+            answer.push_str(&String::from_utf8_lossy(&buffer[..read]));
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), answered).await.expect("an answer");
-    heard
+    tokio::time::timeout(Duration::from_secs(10), reading).await.expect("an answer");
+    answer
 }
 
 #[tokio::test(flavor = "multi_thread")]
