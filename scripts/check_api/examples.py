@@ -66,7 +66,10 @@ class Examples:
 
     def order(self, name):
         """The id of a new order on which the operation can be done."""
-        order = json.loads(self.send("createOrder")[1])["id"]
+        status, text = self.send("createOrder")
+        if status != 201:
+            sys.exit(f"createOrder: {status} instead of 201: {text}")
+        order = json.loads(text)["id"]
         for step in BEFORE.get(name, []):
             self.send(step, self.operations[step][1].replace("{id}", order))
         return order
