@@ -258,7 +258,7 @@ async fn the_basic_view_of_a_product_has_nothing_that_can_be_large() {
     {
         let request = BatchGetProductsRequest { ids: vec![created.id], view: view.into() };
         let answer = shop.products.clone().batch_get_products(request).await.unwrap().into_inner();
-        assert_eq!(answer.items, std::slice::from_ref(&expected), "{view:?}");
+        assert_eq!(answer.items, std::slice::from_ref(expected), "{view:?}");
     }
     let request = BatchGetProductsRequest { ids: vec![created.id], view: 99 };
     assert_eq!(fields(shop.products.clone().batch_get_products(request).await), ["view"]);
