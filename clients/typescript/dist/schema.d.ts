@@ -152,7 +152,7 @@ export interface paths {
         };
         /**
          * List my sessions
-         * @description Those that are open, newest first. The list is whole: a user has 100 at most.
+         * @description Those that are open, newest first.
          */
         get: operations["listSessions"];
         put?: never;
@@ -280,7 +280,7 @@ export interface paths {
         };
         /**
          * Search the catalogue
-         * @description By relevance: a word in the name counts more than one in the description. Typing slips are forgiven, and the last word may be unfinished.
+         * @description The best first: an exact SKU, in any case and without its separators too, an exact name, then products with all the words, then with some; the newest first among equals. In every script, without regard to case and accents. Typing slips are forgiven (one in a word of four letters or more, two from eight), and the last word may be unfinished. `total` counts all pages; so does `facets`, which is answered with `facets=true`. A change is found within a second.
          */
         get: operations["searchProducts"];
         put?: never;
@@ -368,7 +368,7 @@ export interface paths {
         };
         /**
          * List the categories
-         * @description All of them, by slug: the list is whole.
+         * @description By slug.
          */
         get: operations["listCategories"];
         put?: never;
@@ -791,6 +791,46 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/problems": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * All codes of problems
+         * @description With the status and the meaning of each.
+         */
+        get: operations["listProblems"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/problems/{code}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Cause and remedy of a problem
+         * @description Where the `type` of a problem leads.
+         */
+        get: operations["showProblem"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/healthz": {
         parameters: {
             query?: never;
@@ -977,6 +1017,13 @@ export interface components {
              */
             parent_id: number | null;
         };
+        /** @description A category, and how many of the products the filter `category` leaves. */
+        CategoryFacet: {
+            slug: string;
+            name: string;
+            /** Format: int64 */
+            count: number;
+        };
         /** @description The category a product stands in. */
         CategoryRef: {
             /** Format: int64 */
@@ -1014,6 +1061,8 @@ export interface components {
              * @description Minor units. Refused with `price_changed` where the order would cost something else.
              */
             expected_total?: number | null;
+            /** @description Orders the lines of the cart, which is emptied in the same transaction, instead of `items`. */
+            from_cart: boolean;
         };
         CreateProductRequest: {
             /** @description 1..64 of A-Z a-z 0-9 _ . -; unique as it is written. */
@@ -1037,7 +1086,7 @@ export interface components {
              * @description http or https.
              */
             image_url?: string | null;
-            /** @description At most 16 KiB as JSON. */
+            /** @description At most 16 KiB as JSON, and 16 levels of objects and lists. */
             attributes?: {
                 [key: string]: unknown;
             } | null;
@@ -1298,6 +1347,21 @@ export interface components {
              */
             time: number;
         };
+        /** @description A range of prices, and how many of the products it has. */
+        PriceFacet: {
+            /**
+             * Format: int64
+             * @description Inclusive.
+             */
+            min: number;
+            /**
+             * Format: int64
+             * @description Inclusive.
+             */
+            max: number;
+            /** Format: int64 */
+            count: number;
+        };
         /** @description What the shop sells. */
         Product: {
             /** Format: int64 */
@@ -1338,30 +1402,30 @@ export interface components {
         /** @description One row of a batch: the product, either by `id` or by `sku`, and what changes. The rules of the fields are those of a single change; a row that breaks one fails, and says so in the answer. */
         ProductChangeInput: {
             /** Format: int64 */
-            id?: number | null;
-            sku?: string | null;
+            id?: number;
+            sku?: string;
             /** Format: int64 */
-            price?: number | null;
+            price?: number;
             /**
              * Format: int64
              * @description Sets what can be bought now; not together with `stock_delta`.
              */
-            stock?: number | null;
+            stock?: number;
             /**
              * Format: int64
              * @description Added to what can be bought now. With `version`, sending the row again is harmless: once it is done, the product has another one.
              */
-            stock_delta?: number | null;
-            name?: string | null;
+            stock_delta?: number;
+            name?: string;
             description?: string | null;
             /** Format: int64 */
             category_id?: number | null;
-            status?: components["schemas"]["ProductStatus"] | null;
+            status?: components["schemas"]["ProductStatus"];
             /**
              * Format: int64
              * @description The row fails where the product has another one.
              */
-            version?: number | null;
+            version?: number;
         };
         /** @description What became of one row. */
         ProductChangeResult: {
@@ -1426,6 +1490,27 @@ export interface components {
              */
             refresh_token: string;
         };
+        /** @description A line that an order is refused for. In `lines` of the metadata of google.rpc.ErrorInfo, as a list in JSON; a member of the same name in a REST problem. */
+        RefusedLine: {
+            /** Format: int64 */
+            product_id: number;
+            /** @description Absent where no product has the id. */
+            sku: string | null;
+            /** Format: int64 */
+            requested: number;
+            /**
+             * Format: int64
+             * @description What can be bought now.
+             */
+            available: number;
+            /**
+             * Format: int64
+             * @description With PRICE_CHANGED: what one costs now, in minor units.
+             */
+            unit_price?: number;
+            /** @description With OUT_OF_STOCK: an unpaid order of the caller's own that holds units of the product. */
+            held_by_your_order?: string;
+        };
         RegisterRequest: {
             /** @description 3..32 of A-Z a-z 0-9 _ . -; unique without regard to case. */
             username: string;
@@ -1447,6 +1532,29 @@ export interface components {
         };
         /** @enum {string} */
         RowStatus: "updated" | "unchanged" | "failed" | "skipped";
+        /** @description The kinds of products that a search found. */
+        SearchFacets: {
+            /** @description The 100 largest, the largest first; a product counts in its category and in all above. */
+            category: components["schemas"]["CategoryFacet"][];
+            in_stock: components["schemas"]["StockFacet"];
+            /** @description The cheapest first, without ranges that have no product. */
+            price: components["schemas"]["PriceFacet"][];
+        };
+        SearchProductsResponse: {
+            items: components["schemas"]["Product"][];
+            next_cursor: string | null;
+            /**
+             * Format: int64
+             * @description Products on all pages.
+             */
+            total: number;
+            /** @description Always where `total` is at most 10 000. Where it is not, there are more than `total`. */
+            total_is_exact: boolean;
+            /** @description Of all pages; only where the request asks for it. */
+            facets?: components["schemas"]["SearchFacets"];
+        };
+        /** @enum {string} */
+        SearchSort: "relevance" | "newest" | "price_asc" | "price_desc" | "name";
         /** @description A frame that the gateway sends on `GET /ws`. */
         ServerFrame: components["schemas"]["ReadyFrame"] | components["schemas"]["OrderFrame"] | components["schemas"]["PongFrame"] | components["schemas"]["ErrorFrame"];
         /** @description One sign-in, on one device. */
@@ -1485,6 +1593,13 @@ export interface components {
             tracking_number: string;
             /** Format: date-time */
             shipped_at: string;
+        };
+        /** @description How many of the products the filter `in_stock` leaves. */
+        StockFacet: {
+            /** Format: int64 */
+            true: number;
+            /** Format: int64 */
+            false: number;
         };
         /** @description What a session is used with. */
         Tokens: {
@@ -1566,7 +1681,7 @@ export interface components {
         Problem: {
             /**
              * Format: uri-reference
-             * @description Where the code is explained.
+             * @description The page with cause and remedy, a path on this host.
              */
             type: string;
             /** @description The code in words; always the same. */
@@ -1584,6 +1699,21 @@ export interface components {
             request_id: string;
             /** @description Field by field; with `invalid_request` and `validation_failed`, and with some others. */
             errors?: components["schemas"]["FieldError"][];
+            /** @description The lines of an order that a refusal is about; with `out_of_stock`, `product_unavailable` and `price_changed`. */
+            lines?: components["schemas"]["RefusedLine"][];
+            /**
+             * Format: int64
+             * @description With `price_changed`: what the order costs now, in minor units.
+             */
+            current_total?: number;
+            /** @description With `invalid_transition`: the present status of the order. */
+            current_status?: string;
+            /** @description With `invalid_transition`: the steps that the caller can take now. */
+            allowed?: string[];
+            /** @description With `payment_declined`: why, in the provider's word. */
+            decline_code?: string;
+            /** @description With `rate_limited` and `too_many_attempts`: which limit was reached. A policy of `RateLimit-Policy`, or `account` or `bodies`. */
+            limit?: string;
         };
         /** @enum {string} */
         ProblemCode: "invalid_request" | "unauthenticated" | "token_expired" | "session_revoked" | "invalid_credentials" | "payment_declined" | "forbidden" | "account_disabled" | "not_found" | "method_not_allowed" | "request_timeout" | "username_taken" | "email_taken" | "sku_taken" | "slug_taken" | "category_in_use" | "invalid_transition" | "order_expired" | "out_of_stock" | "product_unavailable" | "cart_empty" | "price_changed" | "too_many_unpaid_orders" | "too_many_unpaid_units" | "request_in_progress" | "version_mismatch" | "payload_too_large" | "unsupported_media_type" | "validation_failed" | "idempotency_key_reused" | "rate_limited" | "too_many_attempts" | "internal" | "unavailable" | "deadline_exceeded";
@@ -2285,7 +2415,11 @@ export interface operations {
     };
     listSessions: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description 1..100, 20 where absent. */
+                limit?: number;
+                cursor?: string;
+            };
             header?: never;
             path?: never;
             cookie?: never;
@@ -2402,7 +2536,7 @@ export interface operations {
         parameters: {
             query?: {
                 /**
-                 * @description Part of a username or e-mail.
+                 * @description Part of a username or e-mail. A page looks at a bounded number of accounts for it: it may have fewer users than `limit`, or none, and a next page.
                  * @example ann
                  */
                 q?: string;
@@ -2759,6 +2893,9 @@ export interface operations {
                 in_stock?: boolean;
                 limit?: number;
                 cursor?: string;
+                sort?: components["schemas"]["SearchSort"];
+                /** @description True: `facets` is answered too. */
+                facets?: boolean;
             };
             header?: never;
             path?: never;
@@ -2803,10 +2940,32 @@ export interface operations {
                      *           "updated_at": "2026-01-15T10:15:00Z"
                      *         }
                      *       ],
-                     *       "next_cursor": "eyJvZiI6MX0"
+                     *       "next_cursor": null,
+                     *       "total": 1,
+                     *       "total_is_exact": true,
+                     *       "facets": {
+                     *         "category": [
+                     *           {
+                     *             "slug": "cookware",
+                     *             "name": "Cookware",
+                     *             "count": 1
+                     *           }
+                     *         ],
+                     *         "in_stock": {
+                     *           "true": 1,
+                     *           "false": 0
+                     *         },
+                     *         "price": [
+                     *           {
+                     *             "min": 10000,
+                     *             "max": 19999,
+                     *             "count": 1
+                     *           }
+                     *         ]
+                     *       }
                      *     }
                      */
-                    "application/json": components["schemas"]["ListProductsResponse"];
+                    "application/json": components["schemas"]["SearchProductsResponse"];
                 };
             };
             400: components["responses"]["invalid_request"];
@@ -3298,7 +3457,11 @@ export interface operations {
     };
     listCategories: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description 1..100, 20 where absent. */
+                limit?: number;
+                cursor?: string;
+            };
             header?: never;
             path?: never;
             cookie?: never;
@@ -5117,6 +5280,65 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content?: never;
+            };
+            400: components["responses"]["invalid_request"];
+            404: components["responses"]["not_found"];
+            429: components["responses"]["rate_limited"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["unavailable"];
+        };
+    };
+    listProblems: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The page. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/html": string;
+                };
+            };
+            400: components["responses"]["invalid_request"];
+            429: components["responses"]["rate_limited"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["unavailable"];
+        };
+    };
+    showProblem: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                code: "invalid_request" | "unauthenticated" | "token_expired" | "session_revoked" | "invalid_credentials" | "payment_declined" | "forbidden" | "account_disabled" | "not_found" | "method_not_allowed" | "request_timeout" | "username_taken" | "email_taken" | "sku_taken" | "slug_taken" | "category_in_use" | "invalid_transition" | "order_expired" | "out_of_stock" | "product_unavailable" | "cart_empty" | "price_changed" | "too_many_unpaid_orders" | "too_many_unpaid_units" | "request_in_progress" | "version_mismatch" | "payload_too_large" | "unsupported_media_type" | "validation_failed" | "idempotency_key_reused" | "rate_limited" | "too_many_attempts" | "internal" | "unavailable" | "deadline_exceeded";
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The page. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/html": string;
+                };
             };
             400: components["responses"]["invalid_request"];
             404: components["responses"]["not_found"];
