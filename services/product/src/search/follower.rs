@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use metrics::{Gauge, Unit, describe_gauge, gauge};
+use metrics::{Gauge, gauge};
 use shoppee_kit::{
     age::Age,
     pg::PgPool,
@@ -52,17 +52,6 @@ const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Starts to keep up.
 pub fn start(search: &Search, pool: &PgPool, changes: &Changes, process: &Process) {
-    describe_gauge!(
-        "search_index_age_seconds",
-        Unit::Seconds,
-        "Time since all changes were in the search index"
-    );
-    describe_gauge!("search_index_documents", Unit::Count, "Products in the search index");
-    describe_gauge!(
-        "search_index_pass_seconds",
-        Unit::Seconds,
-        "Time of the last pass through all products, which builds the search index or compares it"
-    );
     let age = Age::default();
     age.export(process, gauge!("search_index_age_seconds"));
     let follower = Arc::new(tokio::sync::Mutex::new(Follower::new(search, pool, changes, age)));
