@@ -65,7 +65,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let state = State::from(Parts {
         catalogue,
         limits: Limits::start(&settings, redis.client("limits")?, &process.tasks),
-        origins: Origins::new(&settings.cors_origins),
+        origins: Origins::new(&settings.cors_origins, settings.common.shoppee_env),
         room: Arc::new(Semaphore::new(usize::try_from(settings.max_requests)?)),
         bodies: Bodies::new(usize::try_from(settings.max_body_bytes)?),
         process: process.clone(),

@@ -15,6 +15,7 @@ use http::{
         VARY,
     },
 };
+use shoppee_kit::{log_throttle::LogThrottle, settings::Environment};
 
 /// What a page may send.
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE");
@@ -72,18 +73,45 @@ impl Origin {
 
 /// The allow-list.
 #[derive(Clone, Debug)]
-pub struct Origins(Arc<[Origin]>);
+pub struct Origins {
+    listed: Arc<[Origin]>,
+    /// In development the pages of this machine are allowed, on any port.
+    with_localhost: bool,
+    refusals: Arc<LogThrottle>,
+}
 
 impl Origins {
-    pub fn new(allowed: &[Origin]) -> Self {
-        Self(allowed.iter().filter(|origin| !origin.0.is_empty()).cloned().collect())
+    pub fn new(allowed: &[Origin], environment: Environment) -> Self {
+        Self {
+            listed: allowed.iter().filter(|origin| !origin.0.is_empty()).cloned().collect(),
+            with_localhost: environment == Environment::Development,
+            refusals: Arc::default(),
+        }
     }
 
     /// Whether a page of this `Origin` may use the gateway. Compared byte by byte, as browsers do: `null`,
     /// another port, a longer host are not on the list.
     pub fn allows(&self, origin: &HeaderValue) -> bool {
-        self.0.iter().any(|allowed| allowed.0.as_bytes() == origin.as_bytes())
+        self.listed.iter().any(|allowed| allowed.0.as_bytes() == origin.as_bytes())
+            || self.with_localhost && is_localhost(origin)
     }
+
+    /// Logs that a page was refused, once a minute.
+    pub fn log_refusal(&self, origin: &HeaderValue) {
+        if let Some(suppressed) = self.refusals.admit() {
+            tracing::warn!(?origin, suppressed, "page refused: its origin is not in CORS_ORIGINS");
+        }
+    }
+}
+
+/// Reports whether the page came from this machine, whatever its port.
+fn is_localhost(origin: &HeaderValue) -> bool {
+    let local = |origin: &str| {
+        let rest = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"))?;
+        let port = ["localhost", "127.0.0.1", "[::1]"].iter().find_map(|host| rest.strip_prefix(host))?;
+        Some(port.is_empty() || port.strip_prefix(':')?.parse::<u16>().is_ok())
+    };
+    origin.to_str().ok().and_then(local) == Some(true)
 }
 
 /// Reports whether the page came from the target of the request: a page of our own, by the same origin of RFC 6454. No
@@ -101,6 +129,7 @@ pub fn is_our_own(origin: &HeaderValue, headers: &HeaderMap) -> bool {
 #[derive(Debug)]
 pub struct Cors {
     origin: Option<HeaderValue>,
+    is_our_own: bool,
     preflight: bool,
 }
 
@@ -110,7 +139,8 @@ impl Cors {
         let preflight = origin.is_some()
             && request.method() == Method::OPTIONS
             && request.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD);
-        Self { origin, preflight }
+        let is_our_own = origin.as_ref().is_some_and(|origin| is_our_own(origin, request.headers()));
+        Self { origin, is_our_own, preflight }
     }
 
     /// The answer to a browser that asks whether it may ask.
@@ -120,8 +150,12 @@ impl Cors {
 
     /// Tells the browser whether its page may read the answer.
     pub fn write(self, origins: &Origins, headers: &mut HeaderMap) {
-        if let Some(origin) = self.origin.filter(|origin| origins.allows(origin)) {
-            grant(headers, origin, self.preflight);
+        if let Some(origin) = self.origin {
+            if origins.allows(&origin) {
+                grant(headers, origin, self.preflight);
+            } else if !self.is_our_own {
+                origins.log_refusal(&origin);
+            }
         }
         // A cache must not hand one page's answer to another.
         headers.append(VARY, VARIES);
@@ -145,7 +179,8 @@ mod tests {
 
     #[test]
     fn only_what_is_on_the_list_is_allowed() {
-        let origins = Origins::new(&["https://shop.example".parse().unwrap(), "".parse().unwrap()]);
+        let listed = ["https://shop.example".parse().unwrap(), "".parse().unwrap()];
+        let origins = Origins::new(&listed, Environment::Production);
         assert!(origins.allows(&HeaderValue::from_static("https://shop.example")));
         for hostile in [
             "",
@@ -157,10 +192,32 @@ mod tests {
             "https://shop.example/",
             "https://SHOP.example",
             "*",
+            "http://localhost:3000",
         ] {
             assert!(!origins.allows(&HeaderValue::from_static(hostile)), "{hostile}");
         }
-        assert!(!Origins::new(&[]).allows(&HeaderValue::from_static("")));
+        assert!(!Origins::new(&[], Environment::Production).allows(&HeaderValue::from_static("")));
+    }
+
+    #[test]
+    fn in_development_pages_of_this_machine_are_allowed_on_any_port() {
+        let origins = Origins::new(&[], Environment::Development);
+        for local in
+            ["http://localhost", "http://localhost:5173", "https://127.0.0.1:8443", "http://[::1]:3000"]
+        {
+            assert!(origins.allows(&HeaderValue::from_static(local)), "{local}");
+        }
+        for other in [
+            "http://localhost.evil.example",
+            "http://localhost:",
+            "http://localhost:99999",
+            "http://localhost@evil.example",
+            "http://127.0.0.10",
+            "file://localhost",
+            "null",
+        ] {
+            assert!(!origins.allows(&HeaderValue::from_static(other)), "{other}");
+        }
     }
 
     #[test]
@@ -174,7 +231,7 @@ mod tests {
             ("http://localhost:5173", "http://localhost:5173"),
             ("https://[::1]:443", "https://[::1]"),
         ] {
-            let origins = Origins::new(&[setting.parse().unwrap()]);
+            let origins = Origins::new(&[setting.parse().unwrap()], Environment::Production);
             assert!(origins.allows(&HeaderValue::from_static(sent)), "{setting}");
         }
         for odd in [
