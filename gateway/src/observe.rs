@@ -2,7 +2,7 @@
 //! on every answer, and the body of every problem. Nothing a client sends gets into the log but an id that
 //! was checked.
 
-use std::panic::AssertUnwindSafe;
+use std::{panic::AssertUnwindSafe, time::Duration};
 
 use axum::{
     extract::{MatchedPath, Request},
@@ -27,6 +27,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const LONGEST_REQUEST_ID: usize = 128;
 /// The label of requests that no route takes, so that nobody can make up labels.
 const UNMATCHED: &str = "unmatched";
+/// The routes that probes and scrapers ask every few seconds; their lines are at debug.
+const PROBES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
 /// Whom a request was found to speak for; goes out with the answer, for the log.
 #[derive(Clone, Copy, Debug)]
@@ -103,19 +105,34 @@ impl Observed {
             "http_response_status_code" => status.to_string(),
         )
         .record(elapsed.as_secs_f64());
-        tracing::info!(
-            target: "access",
-            method = self.method,
-            route = self.route(),
-            status,
-            duration_ms = elapsed.as_secs_f64() * 1000.0,
-            user_id = response.extensions().get::<UserId>().map(|user| user.0),
-            trace_id = self.trace.id(),
-            request_id = self.id.to_str().unwrap_or_default(),
-            "request"
-        );
+        let duration_ms = milliseconds(elapsed);
+        macro_rules! log {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: "access",
+                    method = self.method,
+                    route = self.route(),
+                    status,
+                    duration_ms,
+                    user_id = response.extensions().get::<UserId>().map(|user| user.0),
+                    trace_id = self.trace.id(),
+                    request_id = self.id.to_str().unwrap_or_default(),
+                    "request"
+                )
+            };
+        }
+        if PROBES.contains(&self.route()) {
+            log!(debug);
+        } else {
+            log!(info);
+        }
         response
     }
+}
+
+/// Returns milliseconds with three decimals.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// The client's own id where it is one, else a new one; handlers find it where it came.
@@ -179,6 +196,12 @@ mod tests {
             let id = request_id(&mut with_id(odd.to_vec().leak()));
             assert!(id.to_str().unwrap().parse::<Uuid>().is_ok(), "{odd:?}");
         }
+    }
+
+    #[test]
+    fn a_duration_is_logged_with_three_decimals() {
+        assert_eq!(milliseconds(Duration::from_nanos(1_234_567)).to_string(), "1.235");
+        assert_eq!(milliseconds(Duration::from_millis(70)).to_string(), "70");
     }
 
     #[tokio::test]

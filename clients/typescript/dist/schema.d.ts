@@ -822,7 +822,7 @@ export interface paths {
          * Cause and remedy of a problem
          * @description Where the `type` of a problem leads.
          */
-        get: operations["showProblem"];
+        get: operations["getProblem"];
         put?: never;
         post?: never;
         delete?: never;
@@ -1061,8 +1061,6 @@ export interface components {
              * @description Minor units. Refused with `price_changed` where the order would cost something else.
              */
             expected_total?: number | null;
-            /** @description Orders the lines of the cart, which is emptied in the same transaction, instead of `items`. */
-            from_cart: boolean;
         };
         CreateProductRequest: {
             /** @description 1..64 of A-Z a-z 0-9 _ . -; unique as it is written. */
@@ -5316,11 +5314,12 @@ export interface operations {
             503: components["responses"]["unavailable"];
         };
     };
-    showProblem: {
+    getProblem: {
         parameters: {
             query?: never;
             header?: never;
             path: {
+                /** @example out_of_stock */
                 code: "invalid_request" | "unauthenticated" | "token_expired" | "session_revoked" | "invalid_credentials" | "payment_declined" | "forbidden" | "account_disabled" | "not_found" | "method_not_allowed" | "request_timeout" | "username_taken" | "email_taken" | "sku_taken" | "slug_taken" | "category_in_use" | "invalid_transition" | "order_expired" | "out_of_stock" | "product_unavailable" | "cart_empty" | "price_changed" | "too_many_unpaid_orders" | "too_many_unpaid_units" | "request_in_progress" | "version_mismatch" | "payload_too_large" | "unsupported_media_type" | "validation_failed" | "idempotency_key_reused" | "rate_limited" | "too_many_attempts" | "internal" | "unavailable" | "deadline_exceeded";
             };
             cookie?: never;

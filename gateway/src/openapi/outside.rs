@@ -217,13 +217,13 @@ fn problem_pages() -> Object {
 fn problem_page() -> Object {
     let codes: Vec<_> = LIMITED.into_iter().chain([Code::NotFound]).collect();
     let about = "Where the `type` of a problem leads.";
-    let mut described = page("showProblem", "Cause and remedy of a problem", about, &codes);
+    let mut described = page("getProblem", "Cause and remedy of a problem", about, &codes);
     let names = list(Code::ALL.iter().map(|code| code.as_str()));
     described.set(
         "parameters",
         list([object! {
             "name": "code", "in": "path", "required": true,
-            "schema": object! { "type": "string", "enum": names },
+            "schema": object! { "type": "string", "enum": names }, "example": "out_of_stock",
         }]),
     );
     described

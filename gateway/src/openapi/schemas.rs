@@ -28,6 +28,7 @@ const NOT_FOR_CLIENTS: &[&str] = &[
     "CreateCategoryRequest.idempotency_key",
     "UpdateCategoryRequest.idempotency_key",
     "CreateOrderRequest.idempotency_key",
+    "CreateOrderRequest.from_cart",
     "PayOrderRequest.idempotency_key",
     "AddCartItemRequest.idempotency_key",
     "CancelOrderRequest.idempotency_key",

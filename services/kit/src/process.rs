@@ -60,8 +60,8 @@ where
     F: FnOnce(S, Process) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
-    let settings: S = match secret_files::parse(std::env::args_os()) {
-        Ok(settings) => settings,
+    let (settings, given): (S, _) = match secret_files::parse(std::env::args_os()) {
+        Ok(parsed) => parsed,
         Err(error) if !error.use_stderr() => {
             let _ = error.print();
             return ExitCode::SUCCESS;
@@ -78,7 +78,7 @@ where
         Ok(runtime) => runtime,
         Err(error) => return fail(name, &error.to_string()),
     };
-    let outcome = runtime.block_on(run(name, settings, start));
+    let outcome = runtime.block_on(run(name, settings, &given, start));
     // What still runs has had its time.
     runtime.shutdown_background();
     match outcome {
@@ -102,7 +102,7 @@ fn use_small_pages() {
     let _ = disable_transparent_huge_pages(true);
 }
 
-async fn run<S, F, Fut>(name: &'static str, settings: S, start: F) -> anyhow::Result<()>
+async fn run<S, F, Fut>(name: &'static str, settings: S, given: &str, start: F) -> anyhow::Result<()>
 where
     S: Settings,
     F: FnOnce(S, Process) -> Fut,
@@ -112,6 +112,7 @@ where
     tls::install_provider();
     let tls = GrpcTls::load(&settings.common().grpc_tls)?;
     let telemetry = telemetry::install(name, settings.common())?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), settings = given, "starting");
     let (tasks, mut ended) = Tasks::new();
     let process =
         Process { clock: Clock::default(), tasks: tasks.clone(), readiness: Readiness::default(), tls };

@@ -2,12 +2,16 @@
 //! Kubernetes mount secrets. A setting is a secret where its value is hidden from `--help` (`hide_env_values`); nothing
 //! else is needed to make it readable from a file.
 
-use std::{ffi::OsString, path::Path};
+use std::{
+    ffi::{OsStr, OsString},
+    path::Path,
+};
 
 use clap::{Arg, ArgMatches, Command, Parser, error::ErrorKind, parser::ValueSource, value_parser};
 
-/// Reads the settings from flags and environment, secrets also from the files that are named.
-pub fn parse<S: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<S, clap::Error> {
+/// Reads the settings from flags and environment, secrets also from the files that are named. Returns with them the
+/// settings that are given and no secrets, as in `LOG=debug SHUTDOWN_LAG=1s`, for the log.
+pub fn parse<S: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<(S, String), clap::Error> {
     let mut args: Vec<OsString> = args.into_iter().collect();
     let secrets = secrets(&S::command());
     let mut command = with_files(S::command(), &secrets);
@@ -24,7 +28,23 @@ pub fn parse<S: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<S, c
         let value = value.map_err(|why| clap::Error::raw(ErrorKind::ValueValidation, why + "\n"))?;
         args.extend(value.map(|value| OsString::from(format!("--{}={value}", secret.flag))));
     }
-    S::from_arg_matches(&command.try_get_matches_from_mut(args)?)
+    let matches = command.try_get_matches_from_mut(args)?;
+    let given = given(&command, &matches);
+    Ok((S::from_arg_matches(&matches)?, given))
+}
+
+/// Returns the settings that do not have their default values, without the secrets.
+fn given(command: &Command, matches: &ArgMatches) -> String {
+    let shown = command.get_arguments().filter(|arg| !arg.is_hide_env_values_set());
+    let given = shown.filter_map(|arg| {
+        let id = arg.get_id().as_str();
+        let value = matches.get_raw(id)?.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(",");
+        let default = arg.get_default_values().join(OsStr::new(","));
+        let is_given =
+            matches.value_source(id)? != ValueSource::DefaultValue && *value != *default.to_string_lossy();
+        is_given.then(|| format!("{}={value}", arg.get_env().unwrap_or(OsStr::new(id)).to_string_lossy()))
+    });
+    given.collect::<Vec<_>>().join(" ")
 }
 
 #[derive(Debug)]
@@ -115,7 +135,18 @@ mod tests {
 
     fn parsed(flags: &[&str]) -> Result<Settings, String> {
         let args = [&["test"], flags].concat();
-        parse(args.into_iter().map(OsString::from)).map_err(|error: clap::Error| error.render().to_string())
+        let parsed = parse(args.into_iter().map(OsString::from));
+        parsed.map(|(settings, _)| settings).map_err(|error: clap::Error| error.render().to_string())
+    }
+
+    #[test]
+    fn the_log_tells_the_settings_that_are_given_and_no_secret() {
+        let secret = file(b"by file");
+        let args = ["test", "--url-file", &secret, "--list", "hidden", "--plain", "shown"];
+        let (_, given) = parse::<Settings>(args.into_iter().map(OsString::from)).unwrap();
+        assert_eq!(given, format!("TEST_PLAIN=shown TEST_URL_FILE={secret}"));
+        let (_, given) = parse::<Settings>(["test", "--url", "x"].into_iter().map(OsString::from)).unwrap();
+        assert_eq!(given, "");
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod lines;
 
 use std::{
     convert::Infallible,
+    io::IsTerminal as _,
     panic::PanicHookInfo,
     sync::{
         OnceLock,
@@ -104,7 +105,11 @@ pub fn install(name: &'static str, settings: &Common) -> anyhow::Result<Telemetr
     let (lines, log) = Lines::start(std::io::stdout()).context("the log")?;
     let format = match settings.log_format {
         LogFormat::Json => json(lines).boxed(),
-        LogFormat::Pretty => tracing_subscriber::fmt::layer().with_writer(lines).compact().boxed(),
+        LogFormat::Pretty => tracing_subscriber::fmt::layer()
+            .with_writer(lines)
+            .with_ansi(std::io::stdout().is_terminal())
+            .compact()
+            .boxed(),
     };
     tracing_subscriber::registry()
         .with(filter)

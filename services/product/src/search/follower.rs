@@ -203,7 +203,7 @@ impl Follower {
             }
             gauge!("search_index_pass_seconds").set(took.as_secs_f64());
             if is_first {
-                let duration_ms = took.as_secs_f64() * 1e3;
+                let duration_ms = (took.as_secs_f64() * 1e6).round() / 1e3;
                 tracing::info!(products = self.len(), duration_ms, "search index built");
                 self.is_complete = true;
             }
