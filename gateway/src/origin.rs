@@ -75,18 +75,16 @@ impl Origin {
 #[derive(Clone, Debug)]
 pub struct Origins {
     listed: Arc<[Origin]>,
-    /// In development the pages of this machine are allowed, on any port.
+    /// In development, where nothing is listed, the pages of this machine are allowed, on any port.
     with_localhost: bool,
     refusals: Arc<LogThrottle>,
 }
 
 impl Origins {
     pub fn new(allowed: &[Origin], environment: Environment) -> Self {
-        Self {
-            listed: allowed.iter().filter(|origin| !origin.0.is_empty()).cloned().collect(),
-            with_localhost: environment == Environment::Development,
-            refusals: Arc::default(),
-        }
+        let listed: Arc<[Origin]> = allowed.iter().filter(|origin| !origin.0.is_empty()).cloned().collect();
+        let with_localhost = environment == Environment::Development && listed.is_empty();
+        Self { listed, with_localhost, refusals: Arc::default() }
     }
 
     /// Whether a page of this `Origin` may use the gateway. Compared byte by byte, as browsers do: `null`,
@@ -200,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn in_development_pages_of_this_machine_are_allowed_on_any_port() {
+    fn in_development_pages_of_this_machine_are_allowed_where_nothing_is_listed() {
         let origins = Origins::new(&[], Environment::Development);
         for local in
             ["http://localhost", "http://localhost:5173", "https://127.0.0.1:8443", "http://[::1]:3000"]
@@ -218,6 +216,8 @@ mod tests {
         ] {
             assert!(!origins.allows(&HeaderValue::from_static(other)), "{other}");
         }
+        let listed = Origins::new(&["http://localhost:3000".parse().unwrap()], Environment::Development);
+        assert!(!listed.allows(&HeaderValue::from_static("http://localhost:5173")));
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub struct Settings {
     #[arg(long, env = "ORDER_URL", default_value = "http://127.0.0.1:50053", value_parser = service_urls)]
     pub order_url: String,
     /// Web pages that may call this API and open sockets, as in `https://shop.example`; none where empty. In development
-    /// pages of localhost may too
+    /// pages of localhost may where it is empty
     #[arg(long, env = "CORS_ORIGINS", value_delimiter = ',', default_value = "", value_parser = origin)]
     pub cors_origins: Vec<Origin>,
     /// Proxies whose X-Forwarded-For is believed, as CIDRs; none where empty

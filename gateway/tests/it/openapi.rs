@@ -347,7 +347,7 @@ async fn the_type_of_every_problem_opens_a_page_with_cause_and_remedy() {
     let shop = Shop::open().await;
     let guest = shop.guest();
     let document = Document::of(&shop).await;
-    let codes = document.0["components"]["schemas"]["Problem"]["properties"]["code"]["enum"].clone();
+    let codes = document.0["components"]["schemas"]["ProblemCode"]["enum"].clone();
     let codes: Vec<_> = codes.as_array().expect("codes").iter().map(text).map(str::to_owned).collect();
     assert!(codes.len() > 30, "{codes:?}");
     let all = guest.get("//problems").await.expect(200);
