@@ -37,7 +37,7 @@ use crate::{
     telemetry::{self, Trace},
     tls::incoming::Acceptor,
 };
-use admission::Admission;
+use admission::{Admission, Place};
 pub use admission::{LargeCalls, MAX_REQUEST_BYTES, MAX_TOTAL_REQUEST_BYTES};
 
 /// How long a caller waits at most, where it names no shorter time: 503 within 2.5 s is promised at the edge.
@@ -221,18 +221,21 @@ where
         let trace = Trace::go_on(span, request.headers());
         let identity = identify(&self.layer.verifier, request.headers());
         let patience = patience(request.headers());
-        let handler = self.layer.admission.admit(request).map(|(place, mut request)| {
+        // The clone that was polled ready answers; what stays behind is polled again.
+        let ready = self.inner.clone();
+        let mut service = std::mem::replace(&mut self.inner, ready);
+        let admission = self.layer.admission.clone();
+        let call = move |(place, mut request): (Place, Request<Body>)| {
             request.extensions_mut().insert(Identity(identity));
-            // The clone that was polled ready answers; what stays behind is polled again.
-            let ready = self.inner.clone();
-            let answer = trace.of(std::mem::replace(&mut self.inner, ready).call(request));
+            let answer = trace.of(service.call(request));
             let placed = answer.map_ok(|response| response.map(|body| place.keep_until_sent(body)));
             Box::pin(AssertUnwindSafe(placed).catch_unwind())
-        });
+        };
         let tasks = self.layer.process.tasks.clone();
 
         Box::pin(async move {
-            let answered = match handler {
+            let admitted = tokio::time::timeout(patience, admission.admit(request)).await;
+            let answered = match admitted.ok().flatten().map(call) {
                 // What is in memory is answered at once, and needs no task.
                 Some(mut handler) => match (&mut handler).now_or_never() {
                     Some(answered) => Some(answered),

@@ -112,7 +112,6 @@ where
     tls::install_provider();
     let tls = GrpcTls::load(&settings.common().grpc_tls)?;
     let telemetry = telemetry::install(name, settings.common())?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), settings = given, "starting");
     let (tasks, mut ended) = Tasks::new();
     let process =
         Process { clock: Clock::default(), tasks: tasks.clone(), readiness: Readiness::default(), tls };
@@ -124,6 +123,8 @@ where
         telemetry.shut_down();
         return Err(error);
     }
+    // Not before: a start that fails is one line, which says why.
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), settings = given, "started");
 
     let outcome = tokio::select! {
         _ = term.recv() => Ok(()),

@@ -30,7 +30,8 @@ pub const MAX_TOTAL_REQUEST_BYTES: usize = 32 * 1024 * 1024;
 pub struct LargeCalls {
     /// Each as in `/shoppee.product.v1.ProductService/BatchUpdateProducts`.
     pub paths: &'static [&'static str],
-    /// Bounds the calls of all these methods at work.
+    /// Bounds the calls of all these methods at work. Further ones wait, with no more of their requests than arrives
+    /// unread.
     pub max_calls: usize,
 }
 
@@ -54,12 +55,15 @@ impl Admission {
         }
     }
 
-    /// Returns the place of a call and its request, or `None` where all places are taken.
-    pub(super) fn admit(&self, request: Request<Body>) -> Option<(Place, Request<Body>)> {
+    /// Returns the place of a call and its request, or `None` where all places are taken. A large call waits for one.
+    pub(super) async fn admit(&self, request: Request<Body>) -> Option<(Place, Request<Body>)> {
         let path = request.uri().path();
         let is_large = self.large.paths.contains(&path);
-        let places = if is_large { &self.large_calls } else { &self.calls };
-        let Ok(permit) = places.clone().try_acquire_owned() else {
+        let permit = if is_large {
+            self.large_calls.clone().acquire_owned().await.ok()?
+        } else if let Ok(permit) = self.calls.clone().try_acquire_owned() {
+            permit
+        } else {
             if let Some(suppressed) = self.throttle.admit() {
                 tracing::warn!(path, suppressed, "call refused: too many are at work");
             }
@@ -169,6 +173,7 @@ impl HttpBody for Placed {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
     use http_body_util::{BodyExt as _, Full};
     use tonic::Code;
 
@@ -192,40 +197,45 @@ mod tests {
     #[tokio::test]
     async fn a_call_keeps_its_place_until_its_answer_is_sent() {
         let admission = Admission::new(LargeCalls::default());
-        let mut admitted: Vec<_> = (0..MAX_CALLS).map_while(|_| admission.admit(request("/", 1))).collect();
+        let mut admitted = Vec::new();
+        while let Some(call) = admission.admit(request("/", 1)).await {
+            admitted.push(call);
+        }
         assert_eq!(admitted.len(), MAX_CALLS);
-        assert!(admission.admit(request("/", 1)).is_none(), "all places are taken");
         let answer = admitted.pop().unwrap().0.keep_until_sent(body(1));
-        assert!(admission.admit(request("/", 1)).is_none(), "the answer is not sent");
+        assert!(admission.admit(request("/", 1)).await.is_none(), "the answer is not sent");
         drop(answer);
-        assert!(admission.admit(request("/", 1)).is_some());
+        assert!(admission.admit(request("/", 1)).await.is_some());
     }
 
     #[tokio::test]
     async fn large_calls_have_places_of_their_own_and_any_size() {
         let admission = Admission::new(LargeCalls { paths: &[BATCH], max_calls: 1 });
-        let (_place, large) = admission.admit(request(BATCH, 2 * MAX_REQUEST_BYTES)).unwrap();
+        let (place, large) = admission.admit(request(BATCH, 2 * MAX_REQUEST_BYTES)).await.unwrap();
         assert_eq!(read(large).await, Ok(2 * MAX_REQUEST_BYTES));
-        assert!(admission.admit(request(BATCH, 1)).is_none());
-        assert!(admission.admit(request("/", 1)).is_some());
+        let mut further = Box::pin(admission.admit(request(BATCH, 1)));
+        assert!((&mut further).now_or_never().is_none(), "the only place is taken");
+        assert!(admission.admit(request("/", 1)).await.is_some());
+        drop(place);
+        assert!(further.await.is_some());
     }
 
     #[tokio::test]
     async fn requests_are_bounded_one_by_one_and_together() {
         let admission = Admission::new(LargeCalls::default());
-        let (place, larger) = admission.admit(request("/", MAX_REQUEST_BYTES + 1)).unwrap();
+        let (place, larger) = admission.admit(request("/", MAX_REQUEST_BYTES + 1)).await.unwrap();
         assert_eq!(read(larger).await, Err(Code::OutOfRange));
         drop(place);
         let mut places = Vec::new();
         for _ in 0..MAX_TOTAL_REQUEST_BYTES / MAX_REQUEST_BYTES {
-            let (place, request) = admission.admit(request("/", MAX_REQUEST_BYTES)).unwrap();
+            let (place, request) = admission.admit(request("/", MAX_REQUEST_BYTES)).await.unwrap();
             assert_eq!(read(request).await, Ok(MAX_REQUEST_BYTES));
             places.push(place);
         }
-        let (_place, further) = admission.admit(request("/", 1)).unwrap();
+        let (_place, further) = admission.admit(request("/", 1)).await.unwrap();
         assert_eq!(read(further).await, Err(Code::Unavailable), "the budget is spent");
         places.pop();
-        let (_place, further) = admission.admit(request("/", MAX_REQUEST_BYTES)).unwrap();
+        let (_place, further) = admission.admit(request("/", MAX_REQUEST_BYTES)).await.unwrap();
         assert_eq!(read(further).await, Ok(MAX_REQUEST_BYTES), "a call that ended gives its bytes back");
     }
 }

@@ -19,10 +19,7 @@ pub(super) const HELP: &[Help] = &[
     ("process_resident_memory_bytes", "Resident memory of this process"),
     ("process_start_time_seconds", "The start of this process, in seconds since 1970"),
     ("redis_errors_total", "Errors of Redis, by their class"),
-    (
-        "revocation_list_sheds_total",
-        "Times at which the full list of ended sessions dropped the half that expires first",
-    ),
+    ("revocation_list_sheds_total", "Times at which the full list of ended sessions dropped its older half"),
     ("revoked_sessions", "Ended sessions whose tokens have not expired"),
     ("rpc_server_call_duration_seconds", "The time from a gRPC request to its answer"),
     ("worker_failures_total", "Failed runs of a periodic worker"),

@@ -277,7 +277,11 @@ pub async fn unpaid_units(
     Ok(rows.into_iter().map(|row| (row.product_id, row.units)).collect())
 }
 
-/// For those of `products` that pending orders of a user hold, the newest of the orders.
+/// Bounds the lines of a user's pending orders that are looked at: those of 20 orders, as many as a user may have.
+const MAX_PENDING_LINES: i64 = 2000;
+
+/// Returns, for those of `products` that pending orders of a user hold, the newest of the orders. All lines of these
+/// orders are read, up to [`MAX_PENDING_LINES`]: their index begins with the order.
 pub async fn unpaid_with(
     conn: &mut PgConnection,
     user_id: i64,
@@ -285,18 +289,23 @@ pub async fn unpaid_with(
     products: &[i64],
 ) -> sqlx::Result<HashMap<i64, Uuid>> {
     let rows = sqlx::query!(
-        "select distinct on (line.product_id) line.product_id, o.id
+        "select line.product_id, o.id
          from orders.orders as o
          join orders.order_line as line on line.user_id = o.user_id and line.order_id = o.id
-         where o.user_id = $1 and o.status = 'pending' and o.expires_at > $2 and line.product_id = any($3)
-         order by line.product_id, o.created_at desc",
+         where o.user_id = $1 and o.status = 'pending' and o.expires_at > $2
+         order by o.created_at desc
+         limit $3",
         user_id,
         now,
-        products,
+        MAX_PENDING_LINES,
     )
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(|row| (row.product_id, row.id)).collect())
+    let mut newest = HashMap::new();
+    for row in rows.into_iter().filter(|row| products.contains(&row.product_id)) {
+        newest.entry(row.product_id).or_insert(row.id);
+    }
+    Ok(newest)
 }
 
 /// Writes a new order and its lines, in one statement.

@@ -113,8 +113,11 @@ async fn an_order_cancelled_while_the_provider_is_busy_gets_its_money_back() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     ann.cancels(&id).await.unwrap();
     assert_eq!(refused(paying.await.unwrap()), "invalid_transition");
-    let outcome: String =
-        sqlx::query_scalar("select outcome from orders.sandbox_charge").fetch_one(&look).await.unwrap();
-    assert_eq!(outcome, "refunded");
-    assert_eq!(admin.stock(tea).await, 10);
+    eventually("the money goes back", || async {
+        let outcome: String =
+            sqlx::query_scalar("select outcome from orders.sandbox_charge").fetch_one(&look).await.unwrap();
+        outcome == "refunded"
+    })
+    .await;
+    eventually("the stock goes back", || async { admin.stock(tea).await == 10 }).await;
 }

@@ -1,5 +1,7 @@
 //! Attributes that are refused, and rows whose attributes break the rules.
 
+use std::time::Duration;
+
 use shoppee_proto::{
     Object,
     product::v1::{
@@ -41,14 +43,20 @@ impl Shop {
         let mut products = self.products.clone();
         let listed = products.list_products(ListProductsRequest::default()).await;
         let search = SearchProductsRequest { q: "nested".to_owned(), ..SearchProductsRequest::default() };
-        let found = products.search_products(search).await;
+        // The index of a process is built soon after its start.
+        let searching = async {
+            loop {
+                match products.clone().search_products(search.clone()).await {
+                    Ok(page) if page.get_ref().items.len() == ids.len() => break page.into_inner().items,
+                    _ => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            }
+        };
+        let found =
+            tokio::time::timeout(Duration::from_secs(20), searching).await.expect("the search finds all");
         let request = BatchGetProductsRequest { ids: ids.to_vec(), ..BatchGetProductsRequest::default() };
         let named = products.batch_get_products(self.service(request)).await;
-        [
-            listed.expect("a list").into_inner().items,
-            found.expect("results").into_inner().items,
-            named.expect("products").into_inner().items,
-        ]
+        [listed.expect("a list").into_inner().items, found, named.expect("products").into_inner().items]
     }
 }
 
