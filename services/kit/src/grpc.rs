@@ -46,15 +46,13 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_mins(1);
 /// The part of a caller's own deadline after which it is answered, so that it hears why before it gives up.
 const OF_THE_CALLERS: f64 = 0.9;
-/// Bounds the connections: a process that calls has one for each replica.
-pub const MAX_CONNECTIONS: usize = 256;
+/// Bounds the connections: a process that calls has one for each replica. A peer may send 1 MiB on each before it is
+/// read, which is hyper's own bound: with 256 KiB, a thousand calls at once broke their connection.
+pub const MAX_CONNECTIONS: usize = 128;
 /// How prost begins the text of a `DecodeError`.
 const NOT_DECODED: &str = "failed to decode Protobuf message";
 /// Streams on one connection; a gateway has one connection a service.
 const STREAMS: u32 = 1024;
-/// Bytes that a caller may send before they are read: on one stream, and on all of a connection.
-const STREAM_WINDOW: u32 = 64 * 1024;
-const CONNECTION_WINDOW: u32 = 256 * 1024;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// The health checks, which take no place among the calls: a server that is busy is still well.
 const HEALTH: &str = "/grpc.health.";
@@ -119,8 +117,6 @@ pub async fn serve(
     }
     let server = Server::builder()
         .max_concurrent_streams(STREAMS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .http2_max_header_list_size(HEADERS)

@@ -16,13 +16,13 @@ use crate::whole::Checkout;
 
 const MIB: usize = 1024 * 1024;
 /// A connection with its buffers and what it has read of requests that are refused.
-const CONNECTION_BYTES: usize = 320 * 1024;
+const CONNECTION_BYTES: usize = 1088 * 1024;
 /// Buffers that the allocator keeps.
 const SLACK: usize = 24 * MIB;
 /// The time in which a server that takes a connection has answered on it, also on a busy machine.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Calls that are begun on each connection.
-const CALLS: usize = 4;
+const CALLS: usize = 16;
 
 /// A connection with calls whose requests never end.
 struct Client {
