@@ -339,7 +339,8 @@ pub struct Person {
     pub token: Option<String>,
     base: String,
     http: reqwest::Client,
-    /// Makes the client come back after a 503 with `Retry-After`, which a shop short of processor time may answer.
+    /// Makes the client send a request again after a 503 or 504 with `Retry-After`, which a shop short of processor time
+    /// may answer.
     retries_unavailable: bool,
 }
 
@@ -399,7 +400,7 @@ impl Person {
         let deadline = Instant::now() + UNAVAILABLE_TIMEOUT;
         loop {
             let answer = send(request.try_clone().expect("a body in memory")).await;
-            let comes_back = answer.status == 503 && !answer.header("retry-after").is_empty();
+            let comes_back = matches!(answer.status, 503 | 504) && !answer.header("retry-after").is_empty();
             if !comes_back || !self.retries_unavailable || Instant::now() > deadline {
                 return answer;
             }

@@ -1,6 +1,8 @@
 //! A database and a Redis of its own for each test, on real servers. `scripts/test` starts the PostgreSQL that
 //! `SHOPPEE_TEST_POSTGRES` names (a superuser's URL); each Redis is started here, so that a test may kill it.
 
+mod stalls;
+
 use std::{
     io::Read as _,
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -18,6 +20,8 @@ use uuid::Uuid;
 use crate::{
     clock::Clock, process::Process, readiness::Readiness, redis, settings, tasks::Tasks, tls::GrpcTls,
 };
+
+pub use stalls::Stalls;
 
 const WAIT: Duration = Duration::from_secs(20);
 /// How long a process may take to find out that it cannot start.

@@ -16,7 +16,7 @@ async fn the_last_unit_is_sold_once() {
         let rush: Vec<_> = (0..200)
             .map(|number| {
                 let buyer = buyers[number % buyers.len()].clone();
-                tokio::spawn(async move { buyer.orders(wish(&[(tea, 1)])).await })
+                tokio::spawn(async move { buyer.orders_with_retries(wish(&[(tea, 1)])).await })
             })
             .collect();
         let mut sold = 0;

@@ -24,8 +24,10 @@ use sqlx::PgPool;
 use tonic::{Code, Request, Response, Status, transport::Channel};
 
 mod requests;
+mod retry;
 
 pub use requests::{refused, wish};
+use retry::retry;
 
 const ORDER_SECRET: &str = "the order service's own secret";
 const PASSWORD: &str = "correct horse battery";
@@ -293,8 +295,11 @@ impl Person {
     }
 
     pub async fn product(&self, id: i64) -> Product {
-        let request = self.with_token(GetProductRequest { id });
-        self.product.clone().get_product(request).await.expect("found").into_inner()
+        let request = || self.with_token(GetProductRequest { id });
+        retry(|| async { self.product.clone().get_product(request()).await })
+            .await
+            .expect("found")
+            .into_inner()
     }
 
     pub async fn stock(&self, id: i64) -> i64 {
@@ -318,19 +323,15 @@ impl Person {
         self.order.clone().create_order(self.with_token(request)).await
     }
 
+    /// Orders under a key, and again while a busy machine refuses that for now.
+    pub async fn orders_with_retries(&self, request: CreateOrderRequest) -> Result<Order, Status> {
+        let key = Some(uuid::Uuid::now_v7().to_string());
+        let request = CreateOrderRequest { idempotency_key: key, ..request };
+        retry(|| async { self.orders(request.clone()).await.map(Response::into_inner) }).await
+    }
+
     pub async fn buys(&self, product_id: i64, quantity: i64) -> Order {
-        let mut request = wish(&[(product_id, quantity)]);
-        request.idempotency_key = Some(uuid::Uuid::now_v7().to_string());
-        // On a busy machine it may be refused for now.
-        for _ in 0..20 {
-            match self.orders(request.clone()).await {
-                Err(status) if [Code::Unavailable, Code::Aborted].contains(&status.code()) => {
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                }
-                answered => return answered.expect("ordered").into_inner(),
-            }
-        }
-        panic!("no order was placed")
+        self.orders_with_retries(wish(&[(product_id, quantity)])).await.expect("ordered")
     }
 
     pub async fn sees(&self, id: &str) -> Result<Order, Status> {

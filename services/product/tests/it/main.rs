@@ -11,6 +11,7 @@ mod conservation;
 mod holds;
 mod idempotency;
 mod listing;
+mod lookup;
 mod replicas;
 mod search;
 mod server;
