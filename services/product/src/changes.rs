@@ -18,7 +18,6 @@ use tokio::{
     time::Instant,
 };
 
-pub use self::reader::PAGE;
 use self::reader::{Look, Reader};
 use crate::{
     cache::Cache,

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Entries read by one statement.
-pub const PAGE: usize = 10_000;
+const PAGE: usize = 10_000;
 /// Pages read by one look. Where there are more, as after a load, everything is dropped once instead.
 const MAX_PAGES: usize = 4;
 /// Changes told one by one within [`WINDOW`], for which each cache remembers the newest revision so long. More are told

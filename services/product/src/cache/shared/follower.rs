@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::{Cache, LOG, Link, REPORT_TIMEOUT, Reported, Scripts, Shared};
 use crate::{
-    changes::{Changes, News, PAGE},
+    changes::{Changes, News},
     store::change::{self, Range},
 };
 
@@ -27,6 +27,10 @@ const RECONNECT_INTERVAL: Duration = Duration::from_millis(500);
 /// Numbers of the log that are reported to a Redis that does not know of them: some seconds of work. Of more a new epoch
 /// begins.
 const MAX_REPLAY: i64 = 100_000;
+
+/// Numbers of a page of such a replay. Redis knows how far it has come after each of them, so that a connection that
+/// breaks loses no more than one.
+const REPLAY_PAGE: usize = 1_000;
 
 /// The sources of the reports, and their targets.
 #[derive(Debug)]
@@ -173,10 +177,10 @@ impl Follower {
             let settled = self.changes.settled().unwrap_or(*position);
             let rest = [Range { after, upto: i64::MAX }];
             let mut conn = self.pool.acquire().await?;
-            let page = change::page(&mut conn, &rest, i64::try_from(PAGE).unwrap_or(i64::MAX)).await?;
+            let page = change::page(&mut conn, &rest, i64::try_from(REPLAY_PAGE).unwrap_or(i64::MAX)).await?;
             drop(conn);
             link.report(&page.changes).await?;
-            let last = page.numbers.last().copied().filter(|_| page.numbers.len() >= PAGE);
+            let last = page.numbers.last().copied().filter(|_| page.numbers.len() >= REPLAY_PAGE);
             let upto = settled.min(last.unwrap_or(settled)).max(*position);
             if !link.note(*position, upto).await? {
                 return Ok(false);
