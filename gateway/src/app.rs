@@ -4,7 +4,6 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
-    body::Body,
     extract::{ConnectInfo, MatchedPath, Request, State as Given},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse as _, Response},
@@ -16,22 +15,17 @@ use http::{
 };
 use http_body::Body as _;
 use shoppee_kit::ops;
-use tower::util::MapRequestLayer;
-use tower_http::compression::{CompressionLayer, predicate::SizeAbove};
 
 use crate::{
     auth,
     error::Problem,
-    extract::{Place, Sender, refuse_query, settle_encoding},
+    extract::{Place, Sender, refuse_query},
     observe::{Observed, UserId},
     origin::Cors,
     routes::{account, admin, cart, categories, docs, health, orders, problems, products, ws},
     server::Overdrawn,
     state::State,
 };
-
-/// What fits into one packet arrives no sooner when it is smaller. Bytes.
-const WORTH_COMPRESSING: u64 = 1400;
 
 /// The whole gateway behind its socket. Each request needs a [`ConnectInfo`] with its peer's address.
 pub fn app(state: State) -> Router {
@@ -77,14 +71,9 @@ table! { with_query, #[cfg(test)] WITH_QUERY:
     get    "/api/v1/orders"          => orders::list,
     get    "/api/v1/auth/sessions"   => account::list_sessions,
     get    "/api/v1/categories"      => categories::list,
-    get    "/ws"                     => ws::upgrade,
-}
-
-// The same; the answers are long, and compressed for those who like. They hold nothing secret: beside something that a
-// client chose, the length of a compressed secret tells what it is (BREACH).
-table! { compressed, #[cfg(test)] COMPRESSED:
     get    "/api/v1/products"        => products::list,
     get    "/api/v1/products/search" => products::search,
+    get    "/ws"                     => ws::upgrade,
 }
 
 // A query is refused before they are asked.
@@ -132,11 +121,7 @@ table! { without_query, WITHOUT_QUERY:
 }
 
 fn routes() -> Router<State> {
-    let compression = (
-        MapRequestLayer::new(settle_encoding::<Body>),
-        CompressionLayer::new().compress_when(SizeAbove::new(WORTH_COMPRESSING)),
-    );
-    without_query().merge(with_query()).merge(compressed().route_layer(compression))
+    without_query().merge(with_query())
 }
 
 /// Operators ask these, also of a gateway that is full.

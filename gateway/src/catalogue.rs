@@ -7,6 +7,8 @@
 //! that will do, and what comes home below it is not kept.
 
 mod belief;
+mod pages;
+mod rendered;
 mod together;
 
 use std::{
@@ -18,17 +20,11 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    extract::FromRequestParts,
-    response::{IntoResponse, Response},
-};
-use bytes::Bytes;
-use http::{
-    HeaderValue,
-    header::{CONTENT_TYPE, ETAG},
-    request::Parts as Request,
-};
+use axum::extract::FromRequestParts;
+use http::request::Parts as Request;
 use metrics::{Counter, Histogram, counter, histogram};
+use prost::Message;
+use serde::Serialize;
 use shoppee_kit::{client, clock::Clock, fold::Fold, process::Process};
 use shoppee_proto::{
     PRODUCT_REVISION,
@@ -47,11 +43,12 @@ use tonic::{Response as Told, Status, metadata::MetadataMap};
 use crate::{
     auth::{Credential, MaybeUser, Nobody},
     error::{Code, Problem},
-    extract::etag,
     state::State,
-    upstream::Upstream,
+    upstream::{Call, Upstream},
 };
 use belief::Belief;
+use pages::{Key, Pages};
+pub use rendered::{Page, Tagged};
 use together::Together;
 
 /// The memory for answers. Bytes.
@@ -67,38 +64,11 @@ const SEEN: Duration = Duration::from_secs(10);
 const MOST_SEEN: u64 = 100_000;
 /// The revision of an answer that says none: older than all.
 const UNKNOWN: i64 = 0;
+/// The key of the pages among the ids of products whose stock moves; no product has it.
+const PAGES: i64 = 0;
 /// Whoever waits for what another has asked for, and asks once more, does both within this; in 2.5 s a client hears
 /// that a part of the shop is away.
 const PATIENCE: Duration = Duration::from_millis(2400);
-
-/// A product as JSON, with its entity tag.
-#[derive(Clone, Debug)]
-pub struct Tagged {
-    pub etag: HeaderValue,
-    body: Bytes,
-}
-
-impl Tagged {
-    pub fn new(product: &Product) -> Result<Self, Problem> {
-        let body = serde_json::to_vec(product).map_err(|error| {
-            tracing::error!(%error, "a product does not serialise");
-            Problem::internal()
-        })?;
-        Ok(Self::of(product.version, body))
-    }
-
-    /// That version of a product, as it is shown.
-    fn of(version: i64, body: Vec<u8>) -> Self {
-        Self { etag: etag(version, &body), body: body.into() }
-    }
-}
-
-impl IntoResponse for Tagged {
-    fn into_response(self) -> Response {
-        let json = HeaderValue::from_static("application/json");
-        ([(ETAG, self.etag), (CONTENT_TYPE, json)], self.body).into_response()
-    }
-}
 
 /// An answer of the service.
 #[derive(Clone, Debug)]
@@ -150,6 +120,7 @@ struct Parts {
     seen: moka::sync::Cache<i64, Revision>,
     /// Grows each time that everything is forgotten.
     era: AtomicU64,
+    pages: Pages,
     belief: Belief,
     fold: Fold,
     watched: Watched,
@@ -190,7 +161,7 @@ impl Catalogue {
     /// Starts to listen to the service. Keeps answers for `lifetime` at most; nothing where that is zero.
     pub fn start(upstream: Upstream, lifetime: Duration, process: &Process) -> Self {
         let answers = (!lifetime.is_zero()).then(|| {
-            let size = |kept: &Arc<Kept>| u32::try_from(OVERHEAD + kept.answer.tagged.body.len());
+            let size = |kept: &Arc<Kept>| u32::try_from(OVERHEAD + kept.answer.tagged.len());
             moka::future::Cache::builder()
                 .max_capacity(ROOM)
                 .weigher(move |_, kept| size(kept).unwrap_or(u32::MAX))
@@ -204,6 +175,7 @@ impl Catalogue {
             answers,
             seen: moka::sync::Cache::builder().max_capacity(MOST_SEEN).time_to_live(2 * SEEN).build(),
             era: AtomicU64::new(0),
+            pages: Pages::new(),
             belief: Belief::none(Instant::now()),
             fold: Fold::default(),
             watched: Watched::new(),
@@ -247,6 +219,20 @@ impl Catalogue {
         watched.misses.increment(1);
         let shared = timeout(PATIENCE, self.ask_with_others(answers, era, id));
         shared.await.unwrap_or_else(|_| Err(Problem::unavailable()))
+    }
+
+    /// Returns the page that `request` asks for, as `user` may see it.
+    pub async fn page<C>(&self, user: &MaybeUser, request: C) -> Result<Page, Problem>
+    where
+        C: Call<Answer: Serialize + Sync> + Message,
+    {
+        let pages = &self.0.pages;
+        if user.sees_more() || self.believed().is_none() {
+            pages.bypasses.increment(1);
+            return Page::new(&self.0.upstream.call(user, request).await?);
+        }
+        let key = Key::of(&request);
+        pages.get(key, async { Page::new(&self.0.upstream.call(&Nobody, request).await?) }).await
     }
 
     /// One asks, the others wait for what it gets, and all who come later are told it too.
@@ -307,11 +293,13 @@ impl Catalogue {
 
     /// Takes notice of a change that went through here: whoever asks next is shown it.
     pub async fn wrote(&self, id: i64, metadata: &MetadataMap) {
+        self.0.pages.invalidate();
         self.outdate(id, told_revision(metadata)).await;
     }
 
     /// The same of many.
     pub async fn wrote_many(&self, results: &[ProductChangeResult]) {
+        self.0.pages.invalidate();
         let mut doubtful = false;
         for result in results {
             match (result.id, result.status()) {
@@ -329,6 +317,9 @@ impl Catalogue {
 
     /// The same of an order, which has moved stocks; of many moves of one stock the service tells soon enough.
     pub async fn ordered(&self, ids: &[i64]) {
+        if self.0.fold.lets_through(PAGES) {
+            self.0.pages.invalidate();
+        }
         if let Some(answers) = &self.0.answers {
             for id in ids.iter().filter(|id| self.0.fold.lets_through(**id)) {
                 answers.invalidate(id).await;
@@ -339,6 +330,7 @@ impl Catalogue {
     /// Forgets everything; what is on its way is not kept either.
     pub fn forget_all(&self) {
         self.0.era.fetch_add(1, Ordering::AcqRel);
+        self.0.pages.invalidate();
         if let Some(answers) = &self.0.answers {
             answers.invalidate_all();
         }
@@ -377,6 +369,9 @@ impl Catalogue {
             self.0.belief.end();
             self.forget_all();
             return;
+        }
+        if !news.changed.is_empty() {
+            self.0.pages.invalidate();
         }
         for changed in news.changed {
             self.outdate(changed.product_id, changed.revision).await;

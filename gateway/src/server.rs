@@ -10,11 +10,7 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use axum::{Router, body::Body, extract::ConnectInfo};
 use bytes::Bytes;
-use http::{
-    HeaderValue, Request, Response, StatusCode, Version,
-    header::{CONNECTION, CONTENT_ENCODING},
-};
-use http_body_util::BodyExt as _;
+use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION};
 use hyper::{body::Incoming, service::service_fn, upgrade::Upgraded};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -30,7 +26,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use crate::{Settings, error::Problem};
+use crate::Settings;
 use activity::{ActiveRequest, Expired, Timeouts, Watched};
 use unsent::{Accounted, Accounts, Ledger, OpenAccount};
 
@@ -264,21 +260,5 @@ async fn answer(
     if is_http1 && readiness.is_stopping() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    // A compressor holds 300 KiB until it has come to its end, which a client could put off.
-    if response.headers().contains_key(CONTENT_ENCODING) {
-        response = compressed(response).await;
-    }
     Ok(response.map(|body| Accounted { body, ledger, _request: active }))
-}
-
-/// Compresses the whole of an answer that is in memory.
-async fn compressed(response: Response<Body>) -> Response<Body> {
-    let (parts, body) = response.into_parts();
-    match body.collect().await {
-        Ok(whole) => Response::from_parts(parts, Body::from(whole.to_bytes())),
-        Err(error) => {
-            tracing::error!(%error, "an answer does not compress");
-            Problem::internal().render("")
-        }
-    }
 }

@@ -47,7 +47,8 @@ pub struct Settings {
     #[arg(long, env = "MAX_REQUESTS", default_value_t = 1_024,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_requests: u32,
-    /// How long an answer about a product is kept in memory, though no longer than it is true; 0s: not at all
+    /// How long an answer about a product is kept in memory, though no longer than it is true; 0s: not at all, and no page
+    /// of a list or a search either
     #[arg(long, env = "CACHE_L1_TTL", default_value = "5m", value_parser = duration)]
     pub cache_l1_ttl: Duration,
     /// Bytes of bodies that are arriving, of all clients, each accounted with twice its largest size; more are answered

@@ -1,6 +1,11 @@
 //! Which codings of an answer a client takes (RFC 9110 §12.5.3).
 
-use http::{HeaderMap, HeaderValue, Request, header::ACCEPT_ENCODING};
+use std::convert::Infallible;
+
+use axum::extract::FromRequestParts;
+use http::{HeaderMap, header::ACCEPT_ENCODING, request::Parts};
+
+use crate::state::State;
 
 /// Whether the client takes gzip: by name, or as one of all, and not with a weight of 0.
 pub fn takes_gzip(headers: &HeaderMap) -> bool {
@@ -22,19 +27,23 @@ pub fn takes_gzip(headers: &HeaderMap) -> bool {
     by_name.or(by_wildcard).unwrap_or_default()
 }
 
-/// Reduces `Accept-Encoding` to what is decided by. An answer without a coding is there for every client: also for one
-/// that refuses it and takes nothing else, which would get 406 in place of an answer, or of an error.
-pub fn settle_encoding<B>(mut request: Request<B>) -> Request<B> {
-    let takes_gzip = takes_gzip(request.headers());
-    request.headers_mut().remove(ACCEPT_ENCODING);
-    if takes_gzip {
-        request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
+/// Whether the client accepts gzip. An answer without a coding is there for every client: also for one that refuses it
+/// and takes nothing else, which would get 406 in place of an answer, or of an error.
+#[derive(Clone, Copy, Debug)]
+pub struct AcceptsGzip(pub bool);
+
+impl FromRequestParts<State> for AcceptsGzip {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Infallible> {
+        Ok(Self(takes_gzip(&parts.headers)))
     }
-    request
 }
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     #[test]

@@ -13,7 +13,7 @@ mod query;
 mod strict;
 
 pub use body::{Bodies, LARGE, Place, Sender};
-pub use encoding::{settle_encoding, takes_gzip};
+pub use encoding::{AcceptsGzip, takes_gzip};
 pub use json::{Json, NoBody, OptionalJson};
 pub use key::IdempotencyKey;
 pub use path::{Id, Path, Uuid};

@@ -10,8 +10,8 @@ use shoppee_proto::{
     Object,
     product::v1::{
         AdjustStockRequest, ArchiveProductRequest, BatchUpdateProductsRequest, BatchUpdateProductsResponse,
-        CreateProductRequest, ListProductsRequest, ListProductsResponse, ProductSort, ProductStatus,
-        SearchProductsRequest, SearchProductsResponse, SearchSort, UpdateProductRequest,
+        CreateProductRequest, ListProductsRequest, ProductSort, ProductStatus, SearchProductsRequest,
+        SearchSort, UpdateProductRequest,
     },
 };
 
@@ -19,7 +19,7 @@ use crate::{
     auth::{Admin, MaybeUser},
     catalogue::{Catalogue, Tagged},
     error::Problem,
-    extract::{Id, IdempotencyKey, IfMatch, IfNoneMatch, Json, LARGE, Path, Query, word},
+    extract::{AcceptsGzip, Id, IdempotencyKey, IfMatch, IfNoneMatch, Json, LARGE, Path, Query, word},
     routes::{
         batch::Batch,
         cache::{Caching, catalogue},
@@ -49,9 +49,10 @@ pub struct List {
 
 pub async fn list(
     user: MaybeUser,
-    shop: Upstream,
+    products: Catalogue,
+    AcceptsGzip(gzip): AcceptsGzip,
     Query(list): Query<List>,
-) -> Result<(Caching, Json<ListProductsResponse>), Problem> {
+) -> Result<(Caching, Response), Problem> {
     check_limit(list.limit)?;
     check_prices(list.min_price, list.max_price)?;
     let request = ListProductsRequest {
@@ -63,7 +64,8 @@ pub async fn list(
         limit: list.limit,
         cursor: list.cursor,
     };
-    Ok((catalogue(&user), Json(shop.call(&user, request).await.map_err(of_query)?)))
+    let page = products.page(&user, request).await.map_err(of_query)?;
+    Ok((catalogue(&user), page.respond(gzip)))
 }
 
 #[derive(Debug, Deserialize)]
@@ -83,9 +85,10 @@ pub struct Search {
 
 pub async fn search(
     user: MaybeUser,
-    shop: Upstream,
+    products: Catalogue,
+    AcceptsGzip(gzip): AcceptsGzip,
     Query(search): Query<Search>,
-) -> Result<(Caching, Json<SearchProductsResponse>), Problem> {
+) -> Result<(Caching, Response), Problem> {
     check((1..=LONGEST_SEARCH).contains(&search.q.chars().count()), "q", "must be 1 to 200 characters")?;
     check_limit(search.limit)?;
     check_prices(search.min_price, search.max_price)?;
@@ -100,7 +103,8 @@ pub async fn search(
         limit: search.limit,
         cursor: search.cursor,
     };
-    Ok((catalogue(&user), Json(shop.call(&user, request).await.map_err(of_query)?)))
+    let page = products.page(&user, request).await.map_err(of_query)?;
+    Ok((catalogue(&user), page.respond(gzip)))
 }
 
 fn check_prices(min: Option<i64>, max: Option<i64>) -> Result<(), Problem> {

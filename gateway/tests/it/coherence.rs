@@ -12,6 +12,7 @@ use std::{
 use futures_util::future::join_all;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use shoppee_kit::testing::Stalls;
 
 use crate::shop::{Person, Shop};
 
@@ -22,7 +23,7 @@ const CHANGES: usize = 100;
 /// Changes one product again and again, each time through another gateway, and looks at it through all.
 async fn stays_true(people: &[Person], id: &Value) {
     let path = format!("/products/{id}");
-    let mut newest = vec![0; people.len()];
+    let (mut newest, stalls) = (vec![0; people.len()], Stalls::watch());
     for change in 0..CHANGES {
         let (writer, price) = (change % people.len(), 1000 + change);
         let written = people[writer].patch(&path, &json!({"price": price})).await.expect(200);
@@ -37,7 +38,8 @@ async fn stays_true(people: &[Person], id: &Value) {
                     break;
                 }
                 assert!(gateway != writer, "not seen where it was written");
-                assert!(began.elapsed() < SOON, "{version} not seen at gateway {gateway}");
+                let late = began.elapsed() > SOON + stalls.allowance();
+                assert!(!late, "{version} not seen at gateway {gateway}");
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
@@ -217,4 +219,87 @@ async fn what_has_just_been_made_is_there() {
         }
     };
     among_others(&guest, all_come).await;
+}
+
+/// Requests a page again and again, so that it is always cached.
+async fn keep_hot(guest: &Person, path: &str) {
+    loop {
+        guest.get(path).await.expect(200);
+    }
+}
+
+/// Waits until a page shows a product at a price; that price never goes back on a list.
+async fn shows_price(guest: &Person, path: &str, id: &Value, price: i64, newest: &mut i64, is_list: bool) {
+    let (began, stalls) = (Instant::now(), Stalls::watch());
+    loop {
+        let page = guest.get(path).await.expect(200).body;
+        let items = page["items"].as_array().expect("items");
+        let item = items.iter().find(|item| item["id"] == *id);
+        let seen = item.map_or(0, |item| item["price"].as_i64().expect("a price"));
+        assert!(seen >= *newest || !is_list, "{seen} after {newest} on {path}");
+        *newest = seen;
+        if seen >= price {
+            return;
+        }
+        assert!(began.elapsed() < SOON + stalls.allowance(), "{price} is not on {path}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_shows_within_a_second_on_hot_pages_of_every_gateway() {
+    let mut shop = Shop::plan().gateways(2).alone().open().await;
+    shop.second_product_service().await;
+    let admin = shop.admin().await;
+    let product = shop.product(&admin, 1000, 10).await;
+    let search = format!("/products/search?q={}", product["sku"].as_str().expect("a SKU"));
+    let pages = [("/products?limit=5", true), (search.as_str(), false)];
+    let guests: Vec<Person> = (0..3).map(|gateway| shop.guest().through(&shop, gateway)).collect();
+    let admins: Vec<Person> = (0..3).map(|gateway| admin.through(&shop, gateway)).collect();
+    let hot = guests.iter().flat_map(|guest| pages.map(|(path, _)| keep_hot(guest, path)));
+    let changes = async {
+        let mut newest = vec![0; guests.len() * pages.len()];
+        for change in 1..=30 {
+            let (price, path) = (1000 + change, format!("/products/{}", product["id"]));
+            let writer = usize::try_from(change).expect("small") % admins.len();
+            admins[writer].patch(&path, &json!({"price": price})).await.expect(200);
+            let seen = newest.iter_mut().enumerate().map(|(at, newest)| {
+                let (guest, (path, is_list)) = (&guests[at / pages.len()], pages[at % pages.len()]);
+                shows_price(guest, path, &product["id"], price, newest, is_list)
+            });
+            join_all(seen).await;
+        }
+    };
+    tokio::select! {
+        () = changes => {}
+        _ = join_all(hot) => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_shows_a_change_at_once_through_the_gateway_that_made_it() {
+    let shop = Shop::open().await;
+    let (admin, guest) = (shop.admin().await, shop.guest());
+    let product = shop.product(&admin, 1000, 10).await;
+    for price in 1001..1011 {
+        guest.get("/products?limit=5").await.expect(200);
+        admin.patch(&format!("/products/{}", product["id"]), &json!({"price": price})).await.expect(200);
+        let page = guest.get("/products?limit=5").await.expect(200).body;
+        let items = page["items"].as_array().expect("items");
+        let shown = items.iter().find(|item| item["id"] == product["id"]).expect("the product");
+        assert_eq!(shown["price"], price);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn admins_and_guests_do_not_share_pages() {
+    let shop = Shop::open().await;
+    let (admin, guest) = (shop.admin().await, shop.guest());
+    let product = shop.product(&admin, 1000, 10).await;
+    let path = format!("/products/search?q={}", product["sku"].as_str().expect("a SKU"));
+    for person in [&admin, &guest, &admin] {
+        let page = person.get(&path).await.expect(200);
+        let caching = if person.token.is_none() { "public, no-cache" } else { "private, no-cache" };
+        assert_eq!(page.header("cache-control"), caching);
+    }
 }

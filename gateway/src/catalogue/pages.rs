@@ -1,0 +1,303 @@
+//! Pages of lists and searches, as JSON, for callers who may see no more than everybody.
+//!
+//! Each page is requested once, however many callers want it at the same moment (request coalescing), and cached for a
+//! moment. A cached page is dropped when the gateway learns of any change of the catalogue.
+
+use std::{
+    any::TypeId,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use metrics::{Counter, counter};
+use prost::Message;
+#[cfg(doc)]
+use shoppee_proto::PRODUCT_LAG;
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, timeout},
+};
+
+use super::Page;
+use crate::error::Problem;
+
+/// The age at which a page is requested anew, counted from its request. Together with the lag of a service's memory
+/// ([`PRODUCT_LAG`]), out of which a search takes its products, it is below the second within which a change shows.
+const MAX_PAGE_AGE: Duration = Duration::from_millis(300);
+/// The capacity for pages and their keys, in bytes.
+const CAPACITY: u64 = 16 * 1024 * 1024;
+/// The size of an entry without its key and body, in bytes.
+const ENTRY_OVERHEAD: usize = 512;
+/// The longest wait for a page, whichever caller requests it. A client hears within 2.5 s that a part of the shop is
+/// away.
+const MAX_WAIT: Duration = Duration::from_millis(2400);
+
+/// The request message of a page: its type and its encoding.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key(TypeId, Vec<u8>);
+
+impl Key {
+    pub fn of<M: Message + 'static>(request: &M) -> Self {
+        Self(TypeId::of::<M>(), request.encode_to_vec())
+    }
+}
+
+/// A page that is requested, or was.
+#[derive(Debug)]
+struct Entry {
+    requested_at: Instant,
+    generation: u64,
+    /// Empty while the request is under way.
+    page: OnceCell<Result<Page, Problem>>,
+}
+
+impl Entry {
+    fn new(requested_at: Instant, generation: u64) -> Self {
+        Self { requested_at, generation, page: OnceCell::new() }
+    }
+
+    /// Whether a caller that comes at `now` may be given it. An error is for those alone that wait for it already.
+    fn is_fresh(&self, now: Instant, generation: u64, max_age: Duration) -> bool {
+        self.generation == generation
+            && now < self.requested_at + max_age
+            && self.page.get().is_none_or(Result::is_ok)
+    }
+
+    /// The size of the page and of its compressed form, which is not larger, in bytes.
+    fn size(&self) -> usize {
+        2 * self.page.get().and_then(|page| page.as_ref().ok()).map_or(0, Page::len)
+    }
+}
+
+/// The cache.
+#[derive(Debug)]
+pub struct Pages {
+    entries: moka::sync::Cache<Key, Arc<Entry>>,
+    max_age: Duration,
+    /// The number of changes that the gateway has learned of. A page of an earlier generation is stale.
+    generation: AtomicU64,
+    hits: Counter,
+    misses: Counter,
+    pub bypasses: Counter,
+}
+
+impl Pages {
+    pub fn new() -> Self {
+        Self::with_max_age(MAX_PAGE_AGE)
+    }
+
+    fn with_max_age(max_age: Duration) -> Self {
+        let size = |key: &Key, entry: &Arc<Entry>| u32::try_from(ENTRY_OVERHEAD + key.1.len() + entry.size());
+        let count =
+            |result: &'static str| counter!("cache_requests_total", "level" => "pages", "result" => result);
+        Self {
+            entries: moka::sync::Cache::builder()
+                .max_capacity(CAPACITY)
+                .weigher(move |key, entry| size(key, entry).unwrap_or(u32::MAX))
+                .time_to_live(max_age)
+                .build(),
+            max_age,
+            generation: AtomicU64::new(0),
+            hits: count("hit"),
+            misses: count("miss"),
+            bypasses: count("bypass"),
+        }
+    }
+
+    /// Returns the cached page, that of a request under way, or the one that `fetch` returns. An error of `fetch` goes to
+    /// all callers that wait for it. 503 after [`MAX_WAIT`].
+    pub async fn get(
+        &self,
+        key: Key,
+        fetch: impl Future<Output = Result<Page, Problem>>,
+    ) -> Result<Page, Problem> {
+        let entry = self.fresh(&key);
+        if let Some(page) = entry.page.get() {
+            return page.clone();
+        }
+        let mut fetched = false;
+        // A caller that hangs up while it fetches leaves that to the next one that waits.
+        let page = entry.page.get_or_init(async || {
+            fetched = true;
+            fetch.await
+        });
+        let page = timeout(MAX_WAIT, page).await.map_err(|_elapsed| Problem::unavailable())?.clone();
+        if fetched && self.is_fresh(&entry) {
+            // Weighed with its page now.
+            self.entries.insert(key, entry);
+        }
+        page
+    }
+
+    /// Makes all pages stale, those under way included.
+    pub fn invalidate(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Returns the entry of `key` whose page a caller may be given now: a new one where there is none.
+    fn fresh(&self, key: &Key) -> Arc<Entry> {
+        if let Some(entry) = self.entries.get(key)
+            && self.is_fresh(&entry)
+        {
+            self.hits.increment(1);
+            return entry;
+        }
+        let new = || Arc::new(Entry::new(Instant::now(), self.generation()));
+        let found = self.entries.entry_by_ref(key).or_insert_with_if(new, |entry| !self.is_fresh(entry));
+        let count = if found.is_fresh() { &self.misses } else { &self.hits };
+        count.increment(1);
+        found.into_value()
+    }
+
+    fn is_fresh(&self, entry: &Entry) -> bool {
+        entry.is_fresh(Instant::now(), self.generation(), self.max_age)
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use futures_util::future::join_all;
+    use shoppee_proto::product::v1::{ListProductsRequest, SearchProductsRequest};
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::error::Code;
+
+    /// A service whose answers wait for a permit each. The page is the number of its fetch.
+    #[derive(Debug)]
+    struct Source {
+        fetches: AtomicUsize,
+        permits: Semaphore,
+    }
+
+    impl Source {
+        fn new(permits: usize) -> Self {
+            Self { fetches: AtomicUsize::new(0), permits: Semaphore::new(permits) }
+        }
+
+        fn fetches(&self) -> usize {
+            self.fetches.load(Ordering::Relaxed)
+        }
+
+        async fn fetch(&self) -> Result<Page, Problem> {
+            let number = self.fetches.fetch_add(1, Ordering::Relaxed);
+            self.permits.acquire().await.unwrap().forget();
+            page(number)
+        }
+
+        async fn refuse(&self) -> Result<Page, Problem> {
+            self.fetch().await?;
+            Err(Problem::unavailable())
+        }
+    }
+
+    fn page(number: usize) -> Result<Page, Problem> {
+        Page::new(&number)
+    }
+
+    /// Pages that do not age while a test runs.
+    fn ageless() -> Pages {
+        Pages::with_max_age(Duration::from_hours(1))
+    }
+
+    fn key() -> Key {
+        Key::of(&ListProductsRequest::default())
+    }
+
+    #[test]
+    fn an_entry_is_fresh_up_to_its_maximum_age_and_within_its_generation() {
+        let (now, moment) = (Instant::now(), Duration::from_millis(1));
+        let entry = Entry::new(now, 7);
+        let is_fresh = |age, generation| entry.is_fresh(now + age, generation, MAX_PAGE_AGE);
+        assert!(is_fresh(MAX_PAGE_AGE.saturating_sub(moment), 7));
+        assert!(!is_fresh(MAX_PAGE_AGE, 7));
+        assert!(!is_fresh(moment, 8));
+    }
+
+    #[tokio::test]
+    async fn callers_at_the_same_moment_cause_one_fetch() {
+        let (pages, source) = (ageless(), Source::new(0));
+        let callers = join_all((0..100).map(|_| pages.get(key(), source.fetch())));
+        let (answers, ()) = tokio::join!(callers, async { source.permits.add_permits(1) });
+        assert!(answers.into_iter().all(|answer| answer == page(0)));
+        assert_eq!(pages.get(key(), source.fetch()).await, page(0), "cached");
+    }
+
+    #[tokio::test]
+    async fn a_change_makes_pages_stale_also_those_under_way() {
+        let (pages, source) = (ageless(), Source::new(0));
+        let second = async {
+            pages.invalidate();
+            source.permits.add_permits(2);
+            pages.get(key(), source.fetch()).await
+        };
+        let answers = tokio::join!(pages.get(key(), source.fetch()), second);
+        assert_eq!(answers, (page(0), page(1)));
+        assert_eq!(pages.get(key(), source.fetch()).await, page(1));
+        pages.invalidate();
+        source.permits.add_permits(1);
+        assert_eq!(pages.get(key(), source.fetch()).await, page(2));
+    }
+
+    #[tokio::test]
+    async fn an_error_reaches_those_who_wait_and_is_not_cached() {
+        let (pages, source) = (ageless(), Source::new(0));
+        let callers = join_all((0..10).map(|_| pages.get(key(), source.refuse())));
+        let (answers, ()) = tokio::join!(callers, async { source.permits.add_permits(2) });
+        assert!(answers.into_iter().all(|answer| answer.is_err_and(|error| error.code == Code::Unavailable)));
+        assert_eq!(source.fetches(), 1);
+        assert_eq!(pages.get(key(), source.fetch()).await, page(1));
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_hangs_up_leaves_its_fetch_to_the_next() {
+        let (pages, source) = (ageless(), Source::new(0));
+        let (gone, stays) = tokio::join!(
+            timeout(Duration::ZERO, pages.get(key(), source.fetch())),
+            timeout(MAX_WAIT, async {
+                let page = pages.get(key(), source.fetch());
+                let permit = async {
+                    while source.fetches() < 2 {
+                        tokio::task::yield_now().await;
+                    }
+                    source.permits.add_permits(1);
+                };
+                tokio::join!(page, permit).0
+            })
+        );
+        assert!(gone.is_err());
+        assert_eq!(stays, Ok(page(1)));
+    }
+
+    #[tokio::test]
+    async fn each_request_has_its_own_page() {
+        let (pages, source) = (ageless(), Source::new(3));
+        let of_20 = ListProductsRequest { limit: Some(20), ..ListProductsRequest::default() };
+        for key in [key(), Key::of(&of_20), Key::of(&SearchProductsRequest::default())] {
+            pages.get(key, source.fetch()).await.unwrap();
+        }
+        assert_eq!(source.fetches(), 3);
+    }
+
+    #[tokio::test]
+    async fn pages_are_weighed_with_their_bodies() {
+        let pages = ageless();
+        let large = Page::new(&"x".repeat(usize::try_from(CAPACITY / 8).unwrap())).unwrap();
+        for limit in 0..8 {
+            let key = Key::of(&ListProductsRequest { limit: Some(limit), ..ListProductsRequest::default() });
+            pages.get(key, async { Ok(large.clone()) }).await.unwrap();
+        }
+        pages.entries.run_pending_tasks();
+        let weight = pages.entries.weighted_size();
+        assert!((CAPACITY / 4..=CAPACITY).contains(&weight), "{weight} bytes");
+    }
+}

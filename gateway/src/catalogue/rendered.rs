@@ -1,0 +1,107 @@
+//! Products and pages as the JSON that callers are sent.
+
+use std::{
+    io::Read as _,
+    sync::{Arc, OnceLock},
+};
+
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use flate2::{Compression, read::GzEncoder};
+use http::{
+    HeaderValue,
+    header::{CONTENT_ENCODING, CONTENT_TYPE, ETAG, VARY},
+};
+use serde::Serialize;
+use shoppee_proto::product::v1::Product;
+
+use crate::{error::Problem, extract::etag};
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+/// A page of up to this size fits into one packet, and arrives no sooner when it is smaller. Bytes.
+const MIN_COMPRESSED_SIZE: usize = 1400;
+
+/// A product as JSON, with its entity tag.
+#[derive(Clone, Debug)]
+pub struct Tagged {
+    pub etag: HeaderValue,
+    body: Bytes,
+}
+
+impl Tagged {
+    pub fn new(product: &Product) -> Result<Self, Problem> {
+        Ok(Self::of(product.version, render(product)?))
+    }
+
+    /// That version of a product, as it is shown.
+    pub fn of(version: i64, body: Vec<u8>) -> Self {
+        Self { etag: etag(version, &body), body: body.into() }
+    }
+
+    /// The size of the body in bytes.
+    pub fn len(&self) -> usize {
+        self.body.len()
+    }
+}
+
+impl IntoResponse for Tagged {
+    fn into_response(self) -> Response {
+        ([(ETAG, self.etag), (CONTENT_TYPE, JSON)], self.body).into_response()
+    }
+}
+
+/// A page of a list or a search as JSON, and compressed for the clients that accept it; cheap to clone. It holds nothing
+/// secret: beside something that a client chose, the length of a compressed secret tells what it is (BREACH).
+#[derive(Clone, Debug)]
+pub struct Page(Arc<Encodings>);
+
+#[derive(Debug)]
+struct Encodings {
+    json: Bytes,
+    /// Written when the first client accepts it.
+    gzip: OnceLock<Bytes>,
+}
+
+impl Page {
+    pub fn new(page: &impl Serialize) -> Result<Self, Problem> {
+        Ok(Self(Arc::new(Encodings { json: render(page)?.into(), gzip: OnceLock::new() })))
+    }
+
+    /// The size of the JSON in bytes.
+    pub fn len(&self) -> usize {
+        self.0.json.len()
+    }
+
+    /// Returns the response for a client that accepts gzip, or does not.
+    pub fn respond(&self, accepts_gzip: bool) -> Response {
+        let headers = [(CONTENT_TYPE, JSON), (VARY, HeaderValue::from_static("accept-encoding"))];
+        if accepts_gzip && self.len() > MIN_COMPRESSED_SIZE {
+            let encoding = [(CONTENT_ENCODING, HeaderValue::from_static("gzip"))];
+            let gzip = self.0.gzip.get_or_init(|| compress(&self.0.json));
+            return (headers, encoding, gzip.clone()).into_response();
+        }
+        (headers, self.0.json.clone()).into_response()
+    }
+}
+
+#[cfg(test)]
+impl PartialEq for Page {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.json == other.0.json
+    }
+}
+
+/// Returns `json` compressed by gzip, at the level that costs the least.
+fn compress(json: &[u8]) -> Bytes {
+    let mut compressed = Vec::new();
+    // A vector takes all that is written.
+    let _ = GzEncoder::new(json, Compression::fast()).read_to_end(&mut compressed);
+    compressed.into()
+}
+
+fn render(value: &impl Serialize) -> Result<Vec<u8>, Problem> {
+    serde_json::to_vec(value).map_err(|error| {
+        tracing::error!(%error, "an answer does not serialise");
+        Problem::internal()
+    })
+}
