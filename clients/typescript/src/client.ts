@@ -76,8 +76,9 @@ export class Shoppee {
     this.#session = new Session(
       (refresh_token) => this.post("/api/v1/auth/refresh", { body: { refresh_token } }),
       options.onTokens ?? (() => {}),
+      options.tokens,
+      options.tokensAge,
     );
-    if (options.tokens !== undefined) this.#session.set(options.tokens, options.tokensAge);
   }
 
   /** The tokens of the signed-in user. */
@@ -92,11 +93,13 @@ export class Shoppee {
     return tokens;
   }
 
-  /** Ends the session, here and in the shop. */
+  /** Ends the session, here and in the shop. One that the shop has ended already is no error. */
   async signOut(): Promise<void> {
     if (this.tokens === undefined) return;
-    await this.post("/api/v1/auth/logout");
-    this.#session.set(undefined);
+    await this.post("/api/v1/auth/logout").catch((error: unknown) => {
+      if (!(error instanceof ProblemError && error.status === 401)) throw error;
+    });
+    if (this.tokens !== undefined) this.#session.set(undefined);
   }
 
   /** Opens the socket of the signed-in user; see LiveEvents. */
@@ -129,6 +132,7 @@ export class Shoppee {
         tries += 1;
       } else {
         const problem = await ProblemError.from(response);
+        if (problem.code === "session_revoked" && token !== undefined) this.#session.end(token);
         if (problem.code !== "token_expired" || token === undefined || renewed) throw problem;
         await this.#session.renewed(token);
         renewed = true;
