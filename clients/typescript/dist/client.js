@@ -9,6 +9,8 @@ const FIRST_RETRY_DELAY = 200;
 const MAX_RETRY_DELAY = 5_000;
 /** Requests that tell a token of their own, or give one. */
 const OPEN = ["/auth/login", "/auth/register", "/auth/refresh"];
+/** Refusals of a token after which its user must sign in again: the session has ended, or is of another shop. */
+const LOST = ["session_revoked", "unauthenticated"];
 export class Shoppee {
     get;
     post;
@@ -92,7 +94,7 @@ export class Shoppee {
             }
             else {
                 const problem = await ProblemError.from(response);
-                if (problem.code === "session_revoked" && token !== undefined)
+                if (LOST.includes(problem.code) && token !== undefined)
                     this.#session.end(token);
                 if (problem.code !== "token_expired" || token === undefined || renewed)
                     throw problem;

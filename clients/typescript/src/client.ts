@@ -4,7 +4,7 @@ import createFetchClient, { type Client, type FetchResponse, type MaybeOptionalI
 import type { MediaType, PathsWithMethod, RequiredKeysOf } from "openapi-typescript-helpers";
 import { backoff, sleep } from "./backoff.js";
 import { LiveEvents, type EventHandlers, type EventOptions } from "./events.js";
-import { ProblemError, retryAfter } from "./problem.js";
+import { ProblemError, retryAfter, type ProblemCode } from "./problem.js";
 import type { paths } from "./schema.js";
 import { Session, type Tokens } from "./session.js";
 
@@ -45,6 +45,8 @@ const FIRST_RETRY_DELAY = 200;
 const MAX_RETRY_DELAY = 5_000;
 /** Requests that tell a token of their own, or give one. */
 const OPEN = ["/auth/login", "/auth/register", "/auth/refresh"];
+/** Refusals of a token after which its user must sign in again: the session has ended, or is of another shop. */
+const LOST: ProblemCode[] = ["session_revoked", "unauthenticated"];
 
 export class Shoppee {
   readonly get: Call<"get">;
@@ -132,7 +134,7 @@ export class Shoppee {
         tries += 1;
       } else {
         const problem = await ProblemError.from(response);
-        if (problem.code === "session_revoked" && token !== undefined) this.#session.end(token);
+        if (LOST.includes(problem.code) && token !== undefined) this.#session.end(token);
         if (problem.code !== "token_expired" || token === undefined || renewed) throw problem;
         await this.#session.renewed(token);
         renewed = true;

@@ -131,6 +131,12 @@ test("a client whose session was ended elsewhere forgets it", async () => {
   assert.equal(reports.at(-1), undefined);
 });
 
+test("a token of another shop is forgotten", async () => {
+  const shop = new Shoppee({ url, tokens: { access_token: "of.another.shop", refresh_token: "", expires_in: 60 } });
+  await assert.rejects(shop.get("/api/v1/auth/me"), (error) => error.code === "unauthenticated");
+  assert.equal(shop.tokens, undefined);
+});
+
 test("events go on after the connection was killed, each once and in order", async () => {
   const shop = await customer();
   const proxy = new Proxy(new URL(url));
