@@ -38,7 +38,7 @@ export declare class Shoppee {
     get tokens(): Tokens | undefined;
     /** Signs in; all calls after it are the user's. */
     signIn(username: string, password: string): Promise<Tokens>;
-    /** Ends the session, here and in the shop. */
+    /** Ends the session, here and in the shop. One that the shop has ended already is no error. */
     signOut(): Promise<void>;
     /** Opens the socket of the signed-in user; see LiveEvents. */
     events(handlers: EventHandlers, options?: EventOptions): LiveEvents;

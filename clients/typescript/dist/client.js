@@ -9,6 +9,8 @@ const FIRST_RETRY_DELAY = 200;
 const MAX_RETRY_DELAY = 5_000;
 /** Requests that tell a token of their own, or give one. */
 const OPEN = ["/auth/login", "/auth/register", "/auth/refresh"];
+/** Refusals of a token after which its user must sign in again: the session has ended, or is of another shop. */
+const LOST = ["session_revoked", "unauthenticated"];
 export class Shoppee {
     get;
     post;
@@ -35,9 +37,7 @@ export class Shoppee {
         this.put = call("PUT");
         this.patch = call("PATCH");
         this.delete = call("DELETE");
-        this.#session = new Session((refresh_token) => this.post("/api/v1/auth/refresh", { body: { refresh_token } }), options.onTokens ?? (() => { }));
-        if (options.tokens !== undefined)
-            this.#session.set(options.tokens, options.tokensAge);
+        this.#session = new Session((refresh_token) => this.post("/api/v1/auth/refresh", { body: { refresh_token } }), options.onTokens ?? (() => { }), options.tokens, options.tokensAge);
     }
     /** The tokens of the signed-in user. */
     get tokens() {
@@ -49,12 +49,16 @@ export class Shoppee {
         this.#session.set(tokens);
         return tokens;
     }
-    /** Ends the session, here and in the shop. */
+    /** Ends the session, here and in the shop. One that the shop has ended already is no error. */
     async signOut() {
         if (this.tokens === undefined)
             return;
-        await this.post("/api/v1/auth/logout");
-        this.#session.set(undefined);
+        await this.post("/api/v1/auth/logout").catch((error) => {
+            if (!(error instanceof ProblemError && error.status === 401))
+                throw error;
+        });
+        if (this.tokens !== undefined)
+            this.#session.set(undefined);
     }
     /** Opens the socket of the signed-in user; see LiveEvents. */
     events(handlers, options = {}) {
@@ -90,6 +94,8 @@ export class Shoppee {
             }
             else {
                 const problem = await ProblemError.from(response);
+                if (LOST.includes(problem.code) && token !== undefined)
+                    this.#session.end(token);
                 if (problem.code !== "token_expired" || token === undefined || renewed)
                     throw problem;
                 await this.#session.renewed(token);

@@ -9,18 +9,24 @@ export class Session {
     #tokens;
     #endsAt = 0;
     #renewal;
-    constructor(renew, onTokens) {
+    /** Begins with `tokens` that were given `age` milliseconds ago, in an earlier run, and does not report them. */
+    constructor(renew, onTokens, tokens, age = 0) {
         this.renew = renew;
         this.onTokens = onTokens;
+        this.#keep(tokens, age);
     }
     get tokens() {
         return this.#tokens;
     }
-    /** Takes new tokens. `age` is how long ago they were given, in milliseconds. */
-    set(tokens, age = 0) {
-        this.#tokens = tokens;
-        this.#endsAt = tokens === undefined ? 0 : Date.now() - age + tokens.expires_in * 1000;
+    /** Takes new tokens, or none where the session has ended, and reports them. */
+    set(tokens) {
+        this.#keep(tokens, 0);
         this.onTokens(tokens);
+    }
+    /** Forgets the tokens, unless others have replaced the one that was refused. */
+    end(refused) {
+        if (this.#tokens?.access_token === refused)
+            this.set(undefined);
     }
     /** Returns an access token that is good for now; undefined where nobody is signed in. */
     async accessToken() {
@@ -42,5 +48,9 @@ export class Session {
         })
             .finally(() => (this.#renewal = undefined));
         await this.#renewal;
+    }
+    #keep(tokens, age) {
+        this.#tokens = tokens;
+        this.#endsAt = tokens === undefined ? 0 : Date.now() - age + tokens.expires_in * 1000;
     }
 }

@@ -4,7 +4,7 @@ import createFetchClient, { type Client, type FetchResponse, type MaybeOptionalI
 import type { MediaType, PathsWithMethod, RequiredKeysOf } from "openapi-typescript-helpers";
 import { backoff, sleep } from "./backoff.js";
 import { LiveEvents, type EventHandlers, type EventOptions } from "./events.js";
-import { ProblemError, retryAfter } from "./problem.js";
+import { ProblemError, retryAfter, type ProblemCode } from "./problem.js";
 import type { paths } from "./schema.js";
 import { Session, type Tokens } from "./session.js";
 
@@ -45,6 +45,8 @@ const FIRST_RETRY_DELAY = 200;
 const MAX_RETRY_DELAY = 5_000;
 /** Requests that tell a token of their own, or give one. */
 const OPEN = ["/auth/login", "/auth/register", "/auth/refresh"];
+/** Refusals of a token after which its user must sign in again: the session has ended, or is of another shop. */
+const LOST: ProblemCode[] = ["session_revoked", "unauthenticated"];
 
 export class Shoppee {
   readonly get: Call<"get">;
@@ -76,8 +78,9 @@ export class Shoppee {
     this.#session = new Session(
       (refresh_token) => this.post("/api/v1/auth/refresh", { body: { refresh_token } }),
       options.onTokens ?? (() => {}),
+      options.tokens,
+      options.tokensAge,
     );
-    if (options.tokens !== undefined) this.#session.set(options.tokens, options.tokensAge);
   }
 
   /** The tokens of the signed-in user. */
@@ -92,11 +95,13 @@ export class Shoppee {
     return tokens;
   }
 
-  /** Ends the session, here and in the shop. */
+  /** Ends the session, here and in the shop. One that the shop has ended already is no error. */
   async signOut(): Promise<void> {
     if (this.tokens === undefined) return;
-    await this.post("/api/v1/auth/logout");
-    this.#session.set(undefined);
+    await this.post("/api/v1/auth/logout").catch((error: unknown) => {
+      if (!(error instanceof ProblemError && error.status === 401)) throw error;
+    });
+    if (this.tokens !== undefined) this.#session.set(undefined);
   }
 
   /** Opens the socket of the signed-in user; see LiveEvents. */
@@ -129,6 +134,7 @@ export class Shoppee {
         tries += 1;
       } else {
         const problem = await ProblemError.from(response);
+        if (LOST.includes(problem.code) && token !== undefined) this.#session.end(token);
         if (problem.code !== "token_expired" || token === undefined || renewed) throw problem;
         await this.#session.renewed(token);
         renewed = true;

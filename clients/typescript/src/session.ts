@@ -14,20 +14,29 @@ export class Session {
   #endsAt = 0;
   #renewal: Promise<void> | undefined;
 
+  /** Begins with `tokens` that were given `age` milliseconds ago, in an earlier run, and does not report them. */
   constructor(
     private readonly renew: (refreshToken: string) => Promise<Tokens>,
     private readonly onTokens: (tokens: Tokens | undefined) => void,
-  ) {}
+    tokens: Tokens | undefined,
+    age = 0,
+  ) {
+    this.#keep(tokens, age);
+  }
 
   get tokens(): Tokens | undefined {
     return this.#tokens;
   }
 
-  /** Takes new tokens. `age` is how long ago they were given, in milliseconds. */
-  set(tokens: Tokens | undefined, age = 0): void {
-    this.#tokens = tokens;
-    this.#endsAt = tokens === undefined ? 0 : Date.now() - age + tokens.expires_in * 1000;
+  /** Takes new tokens, or none where the session has ended, and reports them. */
+  set(tokens: Tokens | undefined): void {
+    this.#keep(tokens, 0);
     this.onTokens(tokens);
+  }
+
+  /** Forgets the tokens, unless others have replaced the one that was refused. */
+  end(refused: string): void {
+    if (this.#tokens?.access_token === refused) this.set(undefined);
   }
 
   /** Returns an access token that is good for now; undefined where nobody is signed in. */
@@ -52,5 +61,10 @@ export class Session {
       )
       .finally(() => (this.#renewal = undefined));
     await this.#renewal;
+  }
+
+  #keep(tokens: Tokens | undefined, age: number): void {
+    this.#tokens = tokens;
+    this.#endsAt = tokens === undefined ? 0 : Date.now() - age + tokens.expires_in * 1000;
   }
 }

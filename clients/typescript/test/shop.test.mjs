@@ -100,9 +100,11 @@ test("a token that ends is renewed once for all requests", async () => {
   const kept = [];
   const later = new Shoppee({ url, tokens, onTokens: (given) => kept.push(given) });
   await later.get("/api/v1/auth/me");
-  assert.equal(kept.length, 2);
+  // Reported are the new tokens alone: those it began with are kept already, with their age.
+  assert.deepEqual(kept, [later.tokens]);
   await later.signOut();
   assert.equal(later.tokens, undefined);
+  assert.equal(kept.at(-1), undefined);
 });
 
 test("a session that has ended signs the client out", async () => {
@@ -112,6 +114,27 @@ test("a session that has ended signs the client out", async () => {
   const later = new Shoppee({ url, tokens: { ...shop.tokens, refresh_token, expires_in: 0 } });
   await assert.rejects(later.get("/api/v1/auth/me"), (error) => error.status === 401);
   assert.equal(later.tokens, undefined);
+});
+
+test("a client whose session was ended elsewhere forgets it", async () => {
+  const reports = [];
+  const shop = await customer({ onTokens: (tokens) => reports.push(tokens) });
+  const events = shop.events({ onOrder() {} }, { WebSocket });
+  await until(() => events.state === "open", "the socket opens");
+  const other = new Shoppee({ url, tokens: shop.tokens });
+  await shop.post("/api/v1/auth/logout-all");
+  await until(() => events.state === "closed", "the gateway knows that the session has ended");
+  await other.signOut();
+  assert.equal(other.tokens, undefined);
+  await assert.rejects(shop.get("/api/v1/auth/me"), (error) => error.code === "session_revoked");
+  assert.equal(shop.tokens, undefined);
+  assert.equal(reports.at(-1), undefined);
+});
+
+test("a token of another shop is forgotten", async () => {
+  const shop = new Shoppee({ url, tokens: { access_token: "of.another.shop", refresh_token: "", expires_in: 60 } });
+  await assert.rejects(shop.get("/api/v1/auth/me"), (error) => error.code === "unauthenticated");
+  assert.equal(shop.tokens, undefined);
 });
 
 test("events go on after the connection was killed, each once and in order", async () => {
