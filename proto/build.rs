@@ -3,10 +3,12 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 11] = [
     "shoppee/auth/v1/auth.proto",
     "shoppee/auth/v1/events.proto",
     "shoppee/product/v1/product.proto",
+    "shoppee/product/v1/category.proto",
+    "shoppee/product/v1/search.proto",
     "shoppee/product/v1/stock.proto",
     "shoppee/product/v1/audit.proto",
     "shoppee/product/v1/changes.proto",

@@ -152,7 +152,7 @@ export interface paths {
         };
         /**
          * List my sessions
-         * @description Those that are open, newest first.
+         * @description Those that are open, newest first. There are at most 100: one more sign-in ends the session that was not used for the longest time.
          */
         get: operations["listSessions"];
         put?: never;
@@ -368,7 +368,7 @@ export interface paths {
         };
         /**
          * List the categories
-         * @description By slug.
+         * @description By slug, with `limit` and `cursor`: their number is not bounded.
          */
         get: operations["listCategories"];
         put?: never;
@@ -528,7 +528,7 @@ export interface paths {
         };
         /**
          * Show an order's history
-         * @description Every step it took, oldest first: the list is whole. My own; to an admin, any.
+         * @description Every step it took, oldest first. The list is whole, with at most four entries, and `next_cursor` is null. My own; to an admin, any.
          */
         get: operations["listOrderEvents"];
         put?: never;
@@ -902,41 +902,55 @@ export interface components {
             product_id: number;
             /**
              * Format: int64
-             * @description 1..1000.
+             * @description 1..1000; at most 1000 in the line after it.
              */
             quantity: number;
         };
         /** @description Where an order is sent. */
         Address: {
+            /** @description One line of 1..200 characters. */
             recipient: string;
+            /** @description One line of 1..200 characters. */
             line1: string;
+            /** @description One line of 1..200 characters. */
             line2: string | null;
+            /** @description One line of 1..200 characters. */
             city: string;
+            /** @description One line of 1..200 characters. */
             region: string | null;
+            /** @description One line of 1..20 characters. */
             postal_code: string;
-            /** @description ISO 3166-1 alpha-2. */
+            /** @description ISO 3166-1 alpha-2, upper case. */
             country: string;
+            /** @description One line of 1..40 characters. */
             phone: string | null;
         };
         /** @description Where an order is sent. */
         AddressInput: {
+            /** @description One line of 1..200 characters. */
             recipient: string;
+            /** @description One line of 1..200 characters. */
             line1: string;
+            /** @description One line of 1..200 characters. */
             line2?: string | null;
+            /** @description One line of 1..200 characters. */
             city: string;
+            /** @description One line of 1..200 characters. */
             region?: string | null;
+            /** @description One line of 1..20 characters. */
             postal_code: string;
-            /** @description ISO 3166-1 alpha-2. */
+            /** @description ISO 3166-1 alpha-2, upper case. */
             country: string;
+            /** @description One line of 1..40 characters. */
             phone?: string | null;
         };
         AdjustStockRequest: {
             /**
              * Format: int64
-             * @description What comes in, or goes out where it is negative; never 0.
+             * @description What comes in, or goes out where it is negative: -10^9..10^9, never 0.
              */
             delta: number;
-            /** @description For the ledger. */
+            /** @description For the ledger: one line of 1..500 characters. */
             reason: string;
         };
         /**
@@ -969,22 +983,28 @@ export interface components {
              * @description Rows that changed a product.
              */
             updated: number;
-            /** Format: int64 */
+            /**
+             * Format: int64
+             * @description Rows that broke a rule, or were not done.
+             */
             failed: number;
             /** @description One a row, in the order given. */
             results: components["schemas"]["ProductChangeResult"][];
         };
         CancelOrderRequest: {
+            /** @description One line of 1..500 characters. */
             reason?: string | null;
         };
         /** @description What somebody is about to order. */
         Cart: {
+            /** @description At most 100 lines. */
             items: components["schemas"]["CartItem"][];
             /**
              * Format: int64
              * @description Minor units, live prices.
              */
             total: number;
+            /** @description ISO 4217. */
             currency: string;
             /** Format: date-time */
             updated_at: string;
@@ -995,11 +1015,20 @@ export interface components {
             product_id: number;
             sku: string;
             name: string;
-            /** Format: int64 */
+            /**
+             * Format: int64
+             * @description Minor units.
+             */
             unit_price: number;
-            /** Format: int64 */
+            /**
+             * Format: int64
+             * @description 1..1000.
+             */
             quantity: number;
-            /** Format: int64 */
+            /**
+             * Format: int64
+             * @description Minor units: `unit_price` times `quantity`.
+             */
             line_total: number;
             /** @description Whether that quantity can be bought now. */
             available: boolean;
@@ -1008,8 +1037,9 @@ export interface components {
         Category: {
             /** Format: int64 */
             id: number;
-            /** @description Stands for it in addresses. */
+            /** @description Stands for it in addresses; 1..64 of a-z 0-9 -. */
             slug: string;
+            /** @description 1..100 characters. */
             name: string;
             /**
              * Format: int64
@@ -1028,11 +1058,16 @@ export interface components {
         CategoryRef: {
             /** Format: int64 */
             id: number;
+            /** @description 1..64 of a-z 0-9 -. */
             slug: string;
+            /** @description 1..100 characters. */
             name: string;
         };
         ChangePasswordRequest: {
-            /** Format: password */
+            /**
+             * Format: password
+             * @description 1..256 characters.
+             */
             current_password: string;
             /**
              * Format: password
@@ -1045,26 +1080,28 @@ export interface components {
         CreateCategoryRequest: {
             /** @description 1..64 of a-z 0-9 -; unique. */
             slug: string;
+            /** @description One line of 1..100 characters. */
             name: string;
             /**
              * Format: int64
-             * @description Absent: a root.
+             * @description Absent: a root. A tree has at most 16 levels.
              */
             parent_id?: number | null;
         };
         CreateOrderRequest: {
-            /** @description Lines with the same product are one line. Absent or null: the cart. */
+            /** @description At most 100 different products; lines with the same product are one line. Absent or null: the cart. */
             items?: components["schemas"]["OrderLineInput"][] | null;
             shipping_address: components["schemas"]["AddressInput"];
             /**
              * Format: int64
-             * @description Minor units. Refused with `price_changed` where the order would cost something else.
+             * @description Minor units, at least 0. Refused with `price_changed` where the order would cost something else.
              */
             expected_total?: number | null;
         };
         CreateProductRequest: {
             /** @description 1..64 of A-Z a-z 0-9 _ . -; unique as it is written. */
             sku: string;
+            /** @description One line of 1..200 characters. */
             name: string;
             /**
              * Format: int64
@@ -1076,12 +1113,13 @@ export interface components {
              * @description 0..10^9.
              */
             stock: number;
+            /** @description At most 10 000 characters. */
             description?: string | null;
             /** Format: int64 */
             category_id?: number | null;
             /**
              * Format: uri
-             * @description http or https.
+             * @description http or https, at most 2048 bytes.
              */
             image_url?: string | null;
             /** @description At most 16 KiB as JSON, and 16 levels of objects and lists. */
@@ -1119,42 +1157,61 @@ export interface components {
         };
         /** @description An Ed25519 public key as in RFC 8037. */
         Jwk: {
+            /** @description Always "OKP". */
             kty: string;
+            /** @description Always "Ed25519". */
             crv: string;
+            /** @description Always "EdDSA". */
             alg: string;
+            /** @description Always "sig". */
             use: string;
             kid: string;
             /** @description The key's 32 bytes, base64url without padding. */
             x: string;
         };
         ListCategoriesResponse: {
+            /** @description At most `limit`. */
             items: components["schemas"]["Category"][];
+            /** @description The cursor of the next page; none after the last. */
             next_cursor: string | null;
         };
         ListOrderEventsResponse: {
+            /** @description All of them, at most four. */
             items: components["schemas"]["OrderHistoryEvent"][];
+            /** @description Always none: the list is whole. */
             next_cursor: string | null;
         };
         ListOrdersResponse: {
+            /** @description At most `limit`. */
             items: components["schemas"]["Order"][];
+            /** @description The cursor of the next page; none after the last. */
             next_cursor: string | null;
         };
         ListProductsResponse: {
+            /** @description At most `limit`. */
             items: components["schemas"]["Product"][];
+            /** @description The cursor of the next page; none after the last. */
             next_cursor: string | null;
         };
         ListSessionsResponse: {
+            /** @description At most `limit`. */
             items: components["schemas"]["Session"][];
+            /** @description The cursor of the next page; none after the last. */
             next_cursor: string | null;
         };
         ListUsersResponse: {
+            /** @description At most `limit`. */
             items: components["schemas"]["User"][];
+            /** @description The cursor of the next page; none after the last. */
             next_cursor: string | null;
         };
         LoginRequest: {
-            /** @description Username or e-mail. */
+            /** @description Username or e-mail, 1..254 characters. */
             username: string;
-            /** Format: password */
+            /**
+             * Format: password
+             * @description 1..256 characters.
+             */
             password: string;
         };
         /** @enum {string} */
@@ -1169,18 +1226,20 @@ export interface components {
             /** Format: int64 */
             user_id: number;
             status: components["schemas"]["OrderStatus"];
+            /** @description 1..100 lines. */
             items: components["schemas"]["OrderItem"][];
             /**
              * Format: int64
              * @description Minor units, frozen when the order was created.
              */
             total: number;
+            /** @description ISO 4217. */
             currency: string;
             shipping_address: components["schemas"]["Address"];
             payment: components["schemas"]["Payment"];
             /** @description Null until it is shipped. */
             shipment: components["schemas"]["Shipment"] | null;
-            /** @description Of a cancelled order, where one was given. */
+            /** @description Of a cancelled order, where one was given; at most 500 characters. */
             cancel_reason: string | null;
             /**
              * Format: date-time
@@ -1262,6 +1321,7 @@ export interface components {
             at: string;
             /** @description In whose right. */
             actor: components["schemas"]["Actor"];
+            /** @description At most 500 characters. */
             reason?: string;
         };
         /** @description A line of an order, frozen. */
@@ -1270,11 +1330,20 @@ export interface components {
             product_id: number;
             sku: string;
             name: string;
-            /** Format: int64 */
+            /**
+             * Format: int64
+             * @description Minor units.
+             */
             unit_price: number;
-            /** Format: int64 */
+            /**
+             * Format: int64
+             * @description 1..1000.
+             */
             quantity: number;
-            /** Format: int64 */
+            /**
+             * Format: int64
+             * @description Minor units: `unit_price` times `quantity`.
+             */
             line_total: number;
         };
         /** @description A product, and how many of it. */
@@ -1349,12 +1418,12 @@ export interface components {
         PriceFacet: {
             /**
              * Format: int64
-             * @description Inclusive.
+             * @description Minor units, inclusive.
              */
             min: number;
             /**
              * Format: int64
-             * @description Inclusive.
+             * @description Minor units, inclusive.
              */
             max: number;
             /** Format: int64 */
@@ -1364,9 +1433,11 @@ export interface components {
         Product: {
             /** Format: int64 */
             id: number;
-            /** @description The shop's own number for it, unique as it is written. */
+            /** @description The shop's own number for it, unique as it is written; 1..64 characters. */
             sku: string;
+            /** @description 1..200 characters. */
             name: string;
+            /** @description At most 10 000 characters. */
             description: string;
             category: components["schemas"]["CategoryRef"] | null;
             /**
@@ -1382,6 +1453,7 @@ export interface components {
              */
             stock: number;
             status: components["schemas"]["ProductStatus"];
+            /** @description http or https, at most 2048 bytes. */
             image_url: string | null;
             /** @description Whatever else the shop says about it: colours, sizes, weights. */
             attributes: {
@@ -1401,20 +1473,26 @@ export interface components {
         ProductChangeInput: {
             /** Format: int64 */
             id?: number;
+            /** @description 1..64 characters. */
             sku?: string;
-            /** Format: int64 */
+            /**
+             * Format: int64
+             * @description Minor units, 0..10^12.
+             */
             price?: number;
             /**
              * Format: int64
-             * @description Sets what can be bought now; not together with `stock_delta`.
+             * @description Sets what can be bought now, 0..10^9; not together with `stock_delta`.
              */
             stock?: number;
             /**
              * Format: int64
-             * @description Added to what can be bought now. With `version`, sending the row again is harmless: once it is done, the product has another one.
+             * @description Added to what can be bought now: -10^9..10^9, never 0. With `version`, sending the row again is harmless: once it is done, the product has another one.
              */
             stock_delta?: number;
+            /** @description One line of 1..200 characters. */
             name?: string;
+            /** @description At most 10 000 characters. */
             description?: string | null;
             /** Format: int64 */
             category_id?: number | null;
@@ -1494,7 +1572,10 @@ export interface components {
             product_id: number;
             /** @description Absent where no product has the id. */
             sku: string | null;
-            /** Format: int64 */
+            /**
+             * Format: int64
+             * @description The quantity asked for.
+             */
             requested: number;
             /**
              * Format: int64
@@ -1512,7 +1593,10 @@ export interface components {
         RegisterRequest: {
             /** @description 3..32 of A-Z a-z 0-9 _ . -; unique without regard to case. */
             username: string;
-            /** Format: email */
+            /**
+             * Format: email
+             * @description At most 254 ASCII characters; unique without regard to case.
+             */
             email: string;
             /**
              * Format: password
@@ -1539,7 +1623,9 @@ export interface components {
             price: components["schemas"]["PriceFacet"][];
         };
         SearchProductsResponse: {
+            /** @description At most `limit`. */
             items: components["schemas"]["Product"][];
+            /** @description The cursor of the next page; none after the last. */
             next_cursor: string | null;
             /**
              * Format: int64
@@ -1569,7 +1655,7 @@ export interface components {
              * @description The last sign-in or refresh.
              */
             last_used_at: string;
-            /** @description What the device called itself when it signed in. */
+            /** @description What the device called itself when it signed in; at most 256 characters. */
             user_agent: string;
             /** @description Whether it is the caller's own. */
             current: boolean;
@@ -1582,12 +1668,16 @@ export interface components {
             quantity: number;
         };
         ShipOrderRequest: {
+            /** @description One line of 1..100 characters. */
             carrier: string;
+            /** @description One line of 1..100 characters. */
             tracking_number: string;
         };
         /** @description On its way. */
         Shipment: {
+            /** @description At most 100 characters. */
             carrier: string;
+            /** @description At most 100 characters. */
             tracking_number: string;
             /** Format: date-time */
             shipped_at: string;
@@ -1624,40 +1714,63 @@ export interface components {
         };
         /** @description What changes; a field that is absent stays as it is. */
         UpdateCategoryRequest: {
+            /** @description 1..64 of a-z 0-9 -; unique. */
             slug?: string;
+            /** @description One line of 1..100 characters. */
             name?: string;
-            /** Format: int64 */
+            /**
+             * Format: int64
+             * @description A tree has at most 16 levels.
+             */
             parent_id?: number | null;
         };
         /** @description What changes; a field that is absent stays as it is. */
         UpdateProductRequest: {
+            /** @description 1..64 of A-Z a-z 0-9 _ . -; unique as it is written. */
             sku?: string;
+            /** @description One line of 1..200 characters. */
             name?: string;
-            /** Format: int64 */
+            /**
+             * Format: int64
+             * @description Minor units, 0..10^12.
+             */
             price?: number;
-            /** Format: int64 */
+            /**
+             * Format: int64
+             * @description 0..10^9.
+             */
             stock?: number;
+            /** @description At most 10 000 characters. */
             description?: string | null;
             /** Format: int64 */
             category_id?: number | null;
-            /** Format: uri */
+            /**
+             * Format: uri
+             * @description http or https, at most 2048 bytes.
+             */
             image_url?: string | null;
+            /** @description At most 16 KiB as JSON, and 16 levels of objects and lists. */
             attributes?: {
                 [key: string]: unknown;
             } | null;
             status?: components["schemas"]["ProductStatus"];
         };
         UpdateUserRequest: {
+            /** @description Absent: as it is. */
             role?: components["schemas"]["Role"] | null;
-            /** @description Whether signing in is refused. */
+            /** @description Whether signing in is refused; absent: as it is. */
             disabled?: boolean | null;
         };
         /** @description Somebody who has an account. */
         User: {
             /** Format: int64 */
             id: number;
+            /** @description 3..32 characters. */
             username: string;
-            /** Format: email */
+            /**
+             * Format: email
+             * @description At most 254 characters.
+             */
             email: string;
             role: components["schemas"]["Role"];
             /** Format: date-time */
@@ -2416,6 +2529,7 @@ export interface operations {
             query?: {
                 /** @description 1..100, 20 where absent. */
                 limit?: number;
+                /** @description The `next_cursor` of the page before; absent: the first page. The rest of the request stays the same. */
                 cursor?: string;
             };
             header?: never;
@@ -2464,7 +2578,10 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @example 019bc0e0-6c11-7b52-b1f4-7a3e9d2c4f10 */
+                /**
+                 * @description A UUID.
+                 * @example 019bc0e0-6c11-7b52-b1f4-7a3e9d2c4f10
+                 */
                 id: string;
             };
             cookie?: never;
@@ -2534,13 +2651,15 @@ export interface operations {
         parameters: {
             query?: {
                 /**
-                 * @description Part of a username or e-mail. A page looks at a bounded number of accounts for it: it may have fewer users than `limit`, or none, and a next page.
+                 * @description Part of a username or e-mail, 1..254 characters. A page looks at a bounded number of accounts for it: it may have fewer users than `limit`, or none, and a next page.
                  * @example ann
                  */
                 q?: string;
+                /** @description Only users with this role. */
                 role?: components["schemas"]["Role"];
                 /** @description 1..100, 20 where absent. */
                 limit?: number;
+                /** @description The `next_cursor` of the page before; absent: the first page. The rest of the request stays the same. */
                 cursor?: string;
             };
             header?: never;
@@ -2691,15 +2810,16 @@ export interface operations {
             query?: {
                 /** @description A slug; its descendants count too. */
                 category?: string;
-                /** @description Inclusive. */
+                /** @description Minor units, inclusive, at least 0. */
                 min_price?: number;
-                /** @description Inclusive. */
+                /** @description Minor units, inclusive, at least 0. */
                 max_price?: number;
                 /** @description True: only what can be bought now; false: only the others. */
                 in_stock?: boolean;
                 sort?: components["schemas"]["ProductSort"];
                 /** @description 1..100, 20 where absent. */
                 limit?: number;
+                /** @description The `next_cursor` of the page before; absent: the first page. The rest of the request stays the same. */
                 cursor?: string;
             };
             header?: never;
@@ -2885,11 +3005,17 @@ export interface operations {
                  * @example casserole
                  */
                 q: string;
+                /** @description A slug; its descendants count too. */
                 category?: string;
+                /** @description Minor units, inclusive, at least 0. */
                 min_price?: number;
+                /** @description Minor units, inclusive, at least 0. */
                 max_price?: number;
+                /** @description True: only what can be bought now; false: only the others. */
                 in_stock?: boolean;
+                /** @description 1..100, 20 where absent. */
                 limit?: number;
+                /** @description The `next_cursor` of the page before; absent: the first page. The rest of the request stays the same. */
                 cursor?: string;
                 sort?: components["schemas"]["SearchSort"];
                 /** @description True: `facets` is answered too. */
@@ -3458,6 +3584,7 @@ export interface operations {
             query?: {
                 /** @description 1..100, 20 where absent. */
                 limit?: number;
+                /** @description The `next_cursor` of the page before; absent: the first page. The rest of the request stays the same. */
                 cursor?: string;
             };
             header?: never;
@@ -3960,7 +4087,11 @@ export interface operations {
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             408: components["responses"]["request_timeout"];
-            /** @description `product_unavailable`: The product cannot be bought. */
+            /**
+             * @description `product_unavailable`: The product cannot be bought.
+             *
+             *     `request_in_progress`: The same request is still running.
+             */
             409: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
@@ -4027,6 +4158,18 @@ export interface operations {
             401: components["responses"]["not_signed_in"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
+            /** @description `request_in_progress`: The same request is still running. */
+            409: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             429: components["responses"]["rate_limited"];
             500: components["responses"]["internal"];
             503: components["responses"]["unavailable"];
@@ -4036,9 +4179,11 @@ export interface operations {
     listOrders: {
         parameters: {
             query?: {
+                /** @description Only orders with this status. */
                 status?: components["schemas"]["OrderStatus"];
                 /** @description 1..100, 20 where absent. */
                 limit?: number;
+                /** @description The `next_cursor` of the page before; absent: the first page. The rest of the request stays the same. */
                 cursor?: string;
             };
             header?: never;
@@ -4263,7 +4408,10 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @example 019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44 */
+                /**
+                 * @description A UUIDv7.
+                 * @example 019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44
+                 */
                 id: string;
             };
             cookie?: never;
@@ -4337,7 +4485,10 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @example 019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44 */
+                /**
+                 * @description A UUIDv7.
+                 * @example 019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44
+                 */
                 id: string;
             };
             cookie?: never;
@@ -4398,7 +4549,10 @@ export interface operations {
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
             };
             path: {
-                /** @example 019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44 */
+                /**
+                 * @description A UUIDv7.
+                 * @example 019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44
+                 */
                 id: string;
             };
             cookie?: never;
@@ -4538,7 +4692,10 @@ export interface operations {
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
             };
             path: {
-                /** @example 019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44 */
+                /**
+                 * @description A UUIDv7.
+                 * @example 019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44
+                 */
                 id: string;
             };
             cookie?: never;
@@ -4665,7 +4822,10 @@ export interface operations {
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
             };
             path: {
-                /** @example 019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44 */
+                /**
+                 * @description A UUIDv7.
+                 * @example 019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44
+                 */
                 id: string;
             };
             cookie?: never;
@@ -4797,7 +4957,10 @@ export interface operations {
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
             };
             path: {
-                /** @example 019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44 */
+                /**
+                 * @description A UUIDv7.
+                 * @example 019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44
+                 */
                 id: string;
             };
             cookie?: never;
@@ -4907,9 +5070,11 @@ export interface operations {
     listAllOrders: {
         parameters: {
             query?: {
+                /** @description Only orders with this status. */
                 status?: components["schemas"]["OrderStatus"];
                 /** @description 1..100, 20 where absent. */
                 limit?: number;
+                /** @description The `next_cursor` of the page before; absent: the first page. The rest of the request stays the same. */
                 cursor?: string;
                 user_id?: number;
             };

@@ -124,7 +124,10 @@ pub const OPERATIONS: &[Operation] = &[
         .answers(204)
         .or(&[InvalidCredentials, ValidationFailed, TooManyAttempts]),
     op("AuthService.ListSessions", User, "List my sessions")
-        .about("Those that are open, newest first."),
+        .about(
+            "Those that are open, newest first. There are at most 100: one more sign-in ends the session that was \
+             not used for the longest time.",
+        ),
     op("AuthService.RevokeSession", User, "End one of my sessions")
         .about("Its tokens and its sockets end within a second, on every gateway.")
         .answers(204),
@@ -177,7 +180,7 @@ pub const OPERATIONS: &[Operation] = &[
         )
         .or(&[ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
     op("ProductService.ListCategories", Anybody, "List the categories")
-        .about("By slug."),
+        .about("By slug, with `limit` and `cursor`: their number is not bounded."),
     op("ProductService.CreateCategory", Admin, "Add a category")
         .about("Its slug must be new. Without `parent_id` it is a root.")
         .answers(201)
@@ -196,9 +199,10 @@ pub const OPERATIONS: &[Operation] = &[
         .or(&[ProductUnavailable, RequestInProgress, ValidationFailed, IdempotencyKeyReused]),
     op("OrderService.SetCartItem", User, "Set how many of a product are in my cart")
         .about("0 removes the line.")
-        .or(&[ProductUnavailable, ValidationFailed]),
+        .or(&[ProductUnavailable, ValidationFailed, RequestInProgress]),
     op("OrderService.RemoveCartItem", User, "Take a product out of my cart")
-        .about("One that is not in it is no error."),
+        .about("One that is not in it is no error.")
+        .or(&[RequestInProgress]),
     op("OrderService.CreateOrder", User, "Place an order")
         .about(
             "Of `items`, at most 100 different products; without them, of the cart, which is empty \
@@ -221,7 +225,10 @@ pub const OPERATIONS: &[Operation] = &[
     op("OrderService.ListOrders", User, "List my orders").about("Newest first."),
     op("OrderService.GetOrder", User, "Show an order").about("My own; to an admin, any."),
     op("OrderService.ListOrderEvents", User, "Show an order's history")
-        .about("Every step it took, oldest first: the list is whole. My own; to an admin, any."),
+        .about(
+            "Every step it took, oldest first. The list is whole, with at most four entries, and `next_cursor` is \
+             null. My own; to an admin, any.",
+        ),
     op("OrderService.PayOrder", User, "Pay my order")
         .about("`pending` → `paid`. Only its owner pays an order.")
         .or(&[
@@ -250,3 +257,57 @@ pub const OPERATIONS: &[Operation] = &[
         .about("Or of one of them. Newest first.")
         .second_route("listAllOrders"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashMap, HashSet};
+
+    use prost::Message as _;
+    use prost_types::FileDescriptorSet;
+
+    use super::*;
+
+    /// Numbers of fields in descriptor.proto, which paths to comments are made of.
+    const SERVICES: i32 = 6;
+    const METHODS: i32 = 2;
+
+    /// The comment of each method of the contract, by `Service.Method`.
+    fn comments() -> HashMap<String, String> {
+        let mut comments = HashMap::new();
+        for file in FileDescriptorSet::decode(shoppee_proto::DESCRIPTORS).unwrap().file {
+            let places = file.source_code_info.unwrap_or_default().location;
+            for (at, service) in (0..).zip(&file.service) {
+                for (index, method) in (0..).zip(&service.method) {
+                    let place = places.iter().find(|place| place.path == [SERVICES, at, METHODS, index]);
+                    let comment = place.map(|place| place.leading_comments().replace('\n', ""));
+                    let name = format!("{}.{}", service.name(), method.name());
+                    comments.insert(name, comment.unwrap_or_default());
+                }
+            }
+        }
+        comments
+    }
+
+    #[test]
+    fn rest_and_grpc_admit_the_same_callers_and_refuse_for_the_same_reasons() {
+        let comments = comments();
+        for operation in OPERATIONS {
+            let rpc = operation.rpc;
+            let (_, stated) = comments[rpc].split_once("Callers: ").expect(rpc);
+            let (callers, stated) = stated.split_once(" Reasons: ").expect(rpc);
+            let (reasons, _) = stated.split_once(" Repeat: ").expect(rpc);
+            match operation.who {
+                Nobody => assert_eq!(callers, "open.", "{rpc}"),
+                Anybody => assert!(callers.starts_with("open; "), "{rpc}: {callers}"),
+                User => assert!(callers.starts_with("a signed-in user, own things only"), "{rpc}: {callers}"),
+                Admin => assert!(callers.contains("an admin"), "{rpc}: {callers}"),
+            }
+            // The status codes stand in brackets. What is not found is named by the path, in REST.
+            let words =
+                reasons.split(['(', ')']).step_by(2).flat_map(|part| part.split([' ', ',', ';', '.']));
+            let told: HashSet<Code> =
+                words.filter_map(Code::find).filter(|code| *code != Code::NotFound).collect();
+            assert_eq!(told, operation.codes.iter().copied().collect(), "{rpc}");
+        }
+    }
+}

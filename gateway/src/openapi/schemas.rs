@@ -70,10 +70,13 @@ const IN_OTHER_WORDS: [(&str, &str); 9] = [
         "One row of a batch: the product, either by `id` or by `sku`, and what changes. The rules of the \
          fields are those of a single change; a row that breaks one fails, and says so in the answer.",
     ),
-    ("CreateOrderRequest.items", "Lines with the same product are one line. Absent or null: the cart."),
+    (
+        "CreateOrderRequest.items",
+        "At most 100 different products; lines with the same product are one line. Absent or null: the cart.",
+    ),
     (
         "CreateOrderRequest.expected_total",
-        "Minor units. Refused with `price_changed` where the order would cost something else.",
+        "Minor units, at least 0. Refused with `price_changed` where the order would cost something else.",
     ),
     ("ProductChangeResult.id", "Null where the row names no product that exists."),
     ("Category.parent_id", "Null in a root."),

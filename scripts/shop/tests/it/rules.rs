@@ -21,15 +21,16 @@ const BUILT: [&str; 4] = ["target", ".git", "node_modules", ".sqlx"];
 /// The beginning of the folders of systems that run, or that a failed run left.
 const STATE: &str = ".shoppee";
 
-struct Source {
+#[derive(Clone)]
+pub struct Source {
     /// From the root of the repository, with `/`.
-    path: String,
-    text: String,
+    pub path: String,
+    pub text: String,
 }
 
 impl Source {
     /// Without the tests in the file.
-    fn code(&self) -> &str {
+    pub fn code(&self) -> &str {
         self.text.split("#[cfg(test)]").next().unwrap_or_default()
     }
 
@@ -38,11 +39,11 @@ impl Source {
     }
 }
 
-fn root() -> PathBuf {
+pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the repository")
 }
 
-fn sources(extensions: &[&str]) -> Vec<Source> {
+pub fn sources(extensions: &[&str]) -> Vec<Source> {
     let (root, mut found) = (root(), Vec::new());
     let mut folders = vec![root.clone()];
     while let Some(folder) = folders.pop() {
