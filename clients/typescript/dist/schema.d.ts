@@ -1998,6 +1998,11 @@ export interface components {
          */
         "If-None-Match": string;
         /**
+         * @description Tags of states of the product that are not to be changed: 412 where it is in one of them. Stock moves do not make another state.
+         * @example "7-9f86d081884c7d65"
+         */
+        "If-None-Match-of-a-change": string;
+        /**
          * @description The `ETag` of the product that the change is meant for: 412 where somebody else was quicker. Stock moves do not count as such.
          * @example "7-9f86d081884c7d65"
          */
@@ -3187,6 +3192,11 @@ export interface operations {
                  * @example "7-9f86d081884c7d65"
                  */
                 "If-Match"?: components["parameters"]["If-Match"];
+                /**
+                 * @description Tags of states of the product that are not to be changed: 412 where it is in one of them. Stock moves do not make another state.
+                 * @example "7-9f86d081884c7d65"
+                 */
+                "If-None-Match"?: components["parameters"]["If-None-Match-of-a-change"];
             };
             path: {
                 /** @example 30 */
@@ -3237,6 +3247,11 @@ export interface operations {
                  * @example "7-9f86d081884c7d65"
                  */
                 "If-Match"?: components["parameters"]["If-Match"];
+                /**
+                 * @description Tags of states of the product that are not to be changed: 412 where it is in one of them. Stock moves do not make another state.
+                 * @example "7-9f86d081884c7d65"
+                 */
+                "If-None-Match"?: components["parameters"]["If-None-Match-of-a-change"];
                 /**
                  * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
                  * @example checkout-8f14e45f

@@ -17,5 +17,5 @@ pub use encoding::{AcceptsGzip, takes_gzip};
 pub use json::{Json, NoBody, OptionalJson};
 pub use key::IdempotencyKey;
 pub use path::{Id, Path, Uuid};
-pub use precondition::{IfMatch, IfNoneMatch, etag};
+pub use precondition::{IfNoneMatch, WriteCondition, etag};
 pub use query::{Query, refuse as refuse_query, word};

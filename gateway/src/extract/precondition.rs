@@ -46,34 +46,52 @@ impl FromRequestParts<State> for IfNoneMatch {
     }
 }
 
-/// Which versions a client is ready to change.
+/// The versions that a write depends on: of `If-Match` and `If-None-Match` together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum IfMatch {
-    /// Whatever it is.
+pub enum WriteCondition {
+    /// Any version.
     Any,
     /// One of these; none where no tag can match.
-    Versions(Vec<i64>),
+    OneOf(Vec<i64>),
+    /// Any version but these, of which there is at least one.
+    NoneOf(Vec<i64>),
 }
 
-impl FromRequestParts<State> for IfMatch {
+impl WriteCondition {
+    fn read(headers: &HeaderMap) -> Self {
+        let refused = match tags(headers, &IF_NONE_MATCH) {
+            None => Vec::new(),
+            // Whatever is changed exists already (RFC 9110 §13.1.2).
+            Some(Tags::Any) => return Self::OneOf(Vec::new()),
+            // Compared weakly.
+            Some(Tags::Of(tags)) => versions(tags.iter()),
+        };
+        match tags(headers, &IF_MATCH) {
+            None | Some(Tags::Any) if refused.is_empty() => Self::Any,
+            None | Some(Tags::Any) => Self::NoneOf(refused),
+            Some(Tags::Of(tags)) => {
+                let mut wanted = versions(tags.iter().filter(|tag| !tag.weak));
+                wanted.retain(|version| !refused.contains(version));
+                Self::OneOf(wanted)
+            }
+        }
+    }
+}
+
+impl FromRequestParts<State> for WriteCondition {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Infallible> {
-        // Whatever is changed exists already (RFC 9110 §13.1.2).
-        if tags(&parts.headers, &IF_NONE_MATCH) == Some(Tags::Any) {
-            return Ok(Self::Versions(Vec::new()));
-        }
-        Ok(match tags(&parts.headers, &IF_MATCH) {
-            None | Some(Tags::Any) => Self::Any,
-            Some(Tags::Of(tags)) => {
-                let mut versions: Vec<i64> =
-                    tags.iter().filter(|tag| !tag.weak).filter_map(|tag| version(&tag.opaque)).collect();
-                versions.sort_unstable();
-                versions.dedup();
-                Self::Versions(versions)
-            }
-        })
+        Ok(Self::read(&parts.headers))
     }
+}
+
+/// The versions in tags, each once.
+fn versions<'a>(tags: impl Iterator<Item = &'a Tag>) -> Vec<i64> {
+    let mut versions: Vec<i64> = tags.filter_map(|tag| version(&tag.opaque)).collect();
+    versions.sort_unstable();
+    versions.dedup();
+    versions
 }
 
 /// The version in a tag that [`etag`] made.
@@ -154,5 +172,30 @@ mod tests {
         }
         assert_eq!(sent(&IF_MATCH, &[]), None);
         assert_eq!(sent(&IF_MATCH, &["nonsense"]), Some(Tags::Of(vec![])));
+    }
+
+    #[test]
+    fn both_headers_make_one_condition() {
+        let condition = |sent: &[(&HeaderName, &str)]| {
+            let headers = sent.iter().map(|(name, value)| ((*name).clone(), value.parse().unwrap()));
+            WriteCondition::read(&headers.collect())
+        };
+        let (seven, eight) = ("\"7-0123456789abcdef\"", "\"8-0123456789abcdef\"");
+        let both = format!("{eight}, W/{seven}");
+        let (one_of, none_of) = (WriteCondition::OneOf, WriteCondition::NoneOf);
+        for (sent, expected) in [
+            (&[][..], WriteCondition::Any),
+            (&[(&IF_MATCH, "*")], WriteCondition::Any),
+            (&[(&IF_NONE_MATCH, "nonsense")], WriteCondition::Any),
+            (&[(&IF_MATCH, "nonsense")], one_of(vec![])),
+            (&[(&IF_NONE_MATCH, "*")], one_of(vec![])),
+            (&[(&IF_MATCH, both.as_str())], one_of(vec![8])),
+            (&[(&IF_NONE_MATCH, both.as_str())], none_of(vec![7, 8])),
+            (&[(&IF_MATCH, "*"), (&IF_NONE_MATCH, seven)], none_of(vec![7])),
+            (&[(&IF_MATCH, both.as_str()), (&IF_NONE_MATCH, seven)], one_of(vec![8])),
+            (&[(&IF_MATCH, seven), (&IF_NONE_MATCH, both.as_str())], one_of(vec![])),
+        ] {
+            assert_eq!(condition(sent), expected, "{sent:?}");
+        }
     }
 }

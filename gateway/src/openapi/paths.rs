@@ -127,6 +127,7 @@ fn parameters(
     }
     for (field, name) in [
         ("expected_version", "If-Match"),
+        ("expected_version", "If-None-Match-of-a-change"),
         ("idempotency_key", "Idempotency-Key"),
         ("device_token", "device-token"),
     ] {
@@ -156,6 +157,13 @@ pub fn header_parameters() -> Object {
         "If-None-Match": header(
             "If-None-Match",
             "The `ETag` of the product that the client has: 304 where it is still the same.",
+            text(),
+            "\"7-9f86d081884c7d65\"",
+        ),
+        "If-None-Match-of-a-change": header(
+            "If-None-Match",
+            "Tags of states of the product that are not to be changed: 412 where it is in one of them. Stock moves do \
+             not make another state.",
             text(),
             "\"7-9f86d081884c7d65\"",
         ),

@@ -19,7 +19,7 @@ use crate::{
     auth::{Admin, MaybeUser},
     catalogue::{Catalogue, Tagged},
     error::Problem,
-    extract::{AcceptsGzip, Id, IdempotencyKey, IfMatch, IfNoneMatch, Json, LARGE, Path, Query, word},
+    extract::{AcceptsGzip, Id, IdempotencyKey, IfNoneMatch, Json, LARGE, Path, Query, WriteCondition, word},
     routes::{
         batch::Batch,
         cache::{Caching, catalogue},
@@ -198,11 +198,11 @@ pub async fn update(
     shop: Upstream,
     products: Catalogue,
     Path(id): Path<Id>,
-    version: IfMatch,
+    condition: WriteCondition,
     IdempotencyKey(key): IdempotencyKey,
     Json(patch): Json<Patch>,
 ) -> Result<(HeaderMap, Tagged), Problem> {
-    let expected_version = expected(&admin, &products, id, version).await?;
+    let expected_version = expected(&admin, &products, id, condition).await?;
     let answer = shop.call_in_full(&admin, patch.of(id, expected_version, key)).await?;
     products.wrote(id.into(), answer.metadata()).await;
     Ok((replay::headers(answer.metadata()), Tagged::new(answer.get_ref())?))
@@ -213,9 +213,9 @@ pub async fn archive(
     shop: Upstream,
     products: Catalogue,
     Path(id): Path<Id>,
-    version: IfMatch,
+    condition: WriteCondition,
 ) -> Result<StatusCode, Problem> {
-    let expected_version = expected(&admin, &products, id, version).await?;
+    let expected_version = expected(&admin, &products, id, condition).await?;
     let request = ArchiveProductRequest { id: id.into(), expected_version };
     let answer = shop.call_in_full(&admin, request).await?;
     products.wrote(id.into(), answer.metadata()).await;
@@ -250,16 +250,17 @@ pub async fn update_batch(
     Ok((replay::headers(&metadata), Json(answer)))
 }
 
-/// The version a write depends on. Of several that the client would take, it is the one the product has.
+/// The version a write depends on. Of several that the client would take, it is the one the product has. Versions only
+/// grow: one that the product does not have now, and that the client has seen, does not come back.
 async fn expected(
     admin: &Admin,
     products: &Catalogue,
     id: Id,
-    version: IfMatch,
+    condition: WriteCondition,
 ) -> Result<Option<i64>, Problem> {
-    match version {
-        IfMatch::Any => Ok(None),
-        IfMatch::Versions(versions) => match versions[..] {
+    match condition {
+        WriteCondition::Any => Ok(None),
+        WriteCondition::OneOf(versions) => match versions[..] {
             [] => Ok(Some(NO_VERSION)),
             [version] => Ok(Some(version)),
             [..] => {
@@ -267,5 +268,9 @@ async fn expected(
                 Ok(Some(if versions.contains(&current) { current } else { NO_VERSION }))
             }
         },
+        WriteCondition::NoneOf(versions) => {
+            let current = products.newest(admin, id.into()).await?.get_ref().version;
+            Ok(versions.contains(&current).then_some(NO_VERSION))
+        }
     }
 }

@@ -119,6 +119,33 @@ async fn what_must_not_exist_yet_is_not_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_product_in_a_state_of_if_none_match_is_not_changed() {
+    let shop = Shop::open().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let product = shop.product(&admin, 100, 10).await;
+    let path = format!("/products/{}", product["id"]);
+    let first = admin.get(&path).await.expect(200).header("etag").to_owned();
+    let change = |method: &Method, path: &str, tags: &str| {
+        let request = admin.request(method.clone(), path).header("if-none-match", tags);
+        send(if *method == Method::PATCH { request.json(&json!({"price": 200})) } else { request })
+    };
+    // The stock moves; the version does not.
+    ann.orders(&product, 1).await.expect(201);
+    for method in [Method::PATCH, Method::DELETE] {
+        for tags in [first.clone(), format!("W/{first}"), format!("\"x\", {first}")] {
+            change(&method, &path, &tags).await.problem(412, "version_mismatch");
+        }
+        change(&method, "/products/999999", &first).await.problem(404, "not_found");
+    }
+    assert_eq!(admin.get(&path).await.expect(200).body["price"], 100);
+    change(&Method::PATCH, &path, "\"x\"").await.expect(200);
+    let both =
+        admin.request(Method::DELETE, &path).header("if-match", &first).header("if-none-match", "\"x\"");
+    send(both).await.problem(412, "version_mismatch");
+    change(&Method::DELETE, &path, &first).await.expect(204);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_listed_under_a_user_agent_in_any_language() {
     let shop = Shop::open().await;
     let ann = shop.customer("ann").await;
