@@ -27,6 +27,8 @@ const shop = new Shoppee({
     if (tokens) sessionStorage.setItem("session", JSON.stringify({ tokens, time: Date.now() }));
     else sessionStorage.removeItem("session");
   },
+  deviceToken: localStorage.getItem("device") ?? undefined,
+  onDeviceToken: (token) => localStorage.setItem("device", token),
 });
 
 // Errors. A page decides by `code`; which members stand beside it depends on the code.

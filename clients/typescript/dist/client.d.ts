@@ -12,6 +12,10 @@ export interface ClientOptions {
     tokensAge?: number;
     /** Called with each new pair of tokens, and with undefined when the session has ended: where they are kept, if at all. */
     onTokens?: (tokens: Tokens | undefined) => void;
+    /** The token of this device from an earlier sign-in: with it, strangers' wrong passwords lock nobody out here. */
+    deviceToken?: string;
+    /** Called with the token of this device after each sign-in: where it is kept, if at all. */
+    onDeviceToken?: (token: string) => void;
     /** Instead of the global one. */
     fetch?: (request: Request) => Promise<Response>;
     /** How often a request that got no answer, or 503, is sent again; 2 where absent. */

@@ -7,8 +7,11 @@ import { Session } from "./session.js";
 /** Between the first tries of a request, and the longest. Milliseconds. */
 const FIRST_RETRY_DELAY = 200;
 const MAX_RETRY_DELAY = 5_000;
+const LOGIN = "/auth/login";
 /** Requests that tell a token of their own, or give one. */
-const OPEN = ["/auth/login", "/auth/register", "/auth/refresh"];
+const OPEN = [LOGIN, "/auth/register", "/auth/refresh"];
+/** The header that names a device which has signed in before, both ways. */
+const DEVICE_TOKEN = "device-token";
 /** Refusals of a token after which its user must sign in again: the session has ended, or is of another shop. */
 const LOST = ["session_revoked", "unauthenticated"];
 export class Shoppee {
@@ -22,10 +25,14 @@ export class Shoppee {
     #session;
     #fetch;
     #retries;
+    #onDeviceToken;
+    #deviceToken;
     constructor(options) {
         this.url = options.url.replace(/\/+$/, "");
         this.#fetch = options.fetch ?? ((request) => globalThis.fetch(request));
         this.#retries = options.retries ?? 2;
+        this.#deviceToken = options.deviceToken;
+        this.#onDeviceToken = options.onDeviceToken ?? (() => { });
         const client = createFetchClient({ baseUrl: this.url, fetch: (request) => this.#send(request) });
         const call = (method) => {
             // The types of openapi-fetch do not follow a method that is a parameter; `Call` says the same of each.
@@ -73,6 +80,9 @@ export class Shoppee {
             headers.set("idempotency-key", newKey());
         }
         const open = OPEN.some((path) => request.url.endsWith(path));
+        const device = request.url.endsWith(LOGIN) ? this.#deviceToken : undefined;
+        if (device !== undefined)
+            headers.set(DEVICE_TOKEN, device);
         for (let tries = 0, renewed = false;;) {
             const token = open ? undefined : await this.#session.accessToken();
             if (token !== undefined)
@@ -82,8 +92,10 @@ export class Shoppee {
                     throw error;
                 return undefined;
             });
-            if (response?.ok || response?.status === 304)
+            if (response?.ok || response?.status === 304) {
+                this.#keepDeviceToken(response.headers.get(DEVICE_TOKEN));
                 return response;
+            }
             if (response?.status === 503 && tries < this.#retries) {
                 await sleep(delay(tries, response));
                 tries += 1;
@@ -102,6 +114,12 @@ export class Shoppee {
                 renewed = true;
             }
         }
+    }
+    #keepDeviceToken(token) {
+        if (token === null)
+            return;
+        this.#deviceToken = token;
+        this.#onDeviceToken(token);
     }
 }
 /** Returns how long to wait before a request is sent again: at least what the shop says. Milliseconds. */

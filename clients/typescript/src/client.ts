@@ -17,6 +17,10 @@ export interface ClientOptions {
   tokensAge?: number;
   /** Called with each new pair of tokens, and with undefined when the session has ended: where they are kept, if at all. */
   onTokens?: (tokens: Tokens | undefined) => void;
+  /** The token of this device from an earlier sign-in: with it, strangers' wrong passwords lock nobody out here. */
+  deviceToken?: string;
+  /** Called with the token of this device after each sign-in: where it is kept, if at all. */
+  onDeviceToken?: (token: string) => void;
   /** Instead of the global one. */
   fetch?: (request: Request) => Promise<Response>;
   /** How often a request that got no answer, or 503, is sent again; 2 where absent. */
@@ -43,8 +47,11 @@ type Call<M extends Method> = <
 /** Between the first tries of a request, and the longest. Milliseconds. */
 const FIRST_RETRY_DELAY = 200;
 const MAX_RETRY_DELAY = 5_000;
+const LOGIN = "/auth/login";
 /** Requests that tell a token of their own, or give one. */
-const OPEN = ["/auth/login", "/auth/register", "/auth/refresh"];
+const OPEN = [LOGIN, "/auth/register", "/auth/refresh"];
+/** The header that names a device which has signed in before, both ways. */
+const DEVICE_TOKEN = "device-token";
 /** Refusals of a token after which its user must sign in again: the session has ended, or is of another shop. */
 const LOST: ProblemCode[] = ["session_revoked", "unauthenticated"];
 
@@ -59,11 +66,15 @@ export class Shoppee {
   readonly #session: Session;
   readonly #fetch: (request: Request) => Promise<Response>;
   readonly #retries: number;
+  readonly #onDeviceToken: (token: string) => void;
+  #deviceToken: string | undefined;
 
   constructor(options: ClientOptions) {
     this.url = options.url.replace(/\/+$/, "");
     this.#fetch = options.fetch ?? ((request) => globalThis.fetch(request));
     this.#retries = options.retries ?? 2;
+    this.#deviceToken = options.deviceToken;
+    this.#onDeviceToken = options.onDeviceToken ?? (() => {});
     const client = createFetchClient<paths>({ baseUrl: this.url, fetch: (request) => this.#send(request) });
     const call = <M extends Method>(method: Uppercase<M>): Call<M> => {
       // The types of openapi-fetch do not follow a method that is a parameter; `Call` says the same of each.
@@ -118,6 +129,8 @@ export class Shoppee {
       headers.set("idempotency-key", newKey());
     }
     const open = OPEN.some((path) => request.url.endsWith(path));
+    const device = request.url.endsWith(LOGIN) ? this.#deviceToken : undefined;
+    if (device !== undefined) headers.set(DEVICE_TOKEN, device);
     for (let tries = 0, renewed = false; ; ) {
       const token = open ? undefined : await this.#session.accessToken();
       if (token !== undefined) headers.set("authorization", `Bearer ${token}`);
@@ -125,7 +138,10 @@ export class Shoppee {
         if (request.signal.aborted || tries >= this.#retries) throw error;
         return undefined;
       });
-      if (response?.ok || response?.status === 304) return response;
+      if (response?.ok || response?.status === 304) {
+        this.#keepDeviceToken(response.headers.get(DEVICE_TOKEN));
+        return response;
+      }
       if (response?.status === 503 && tries < this.#retries) {
         await sleep(delay(tries, response));
         tries += 1;
@@ -140,6 +156,12 @@ export class Shoppee {
         renewed = true;
       }
     }
+  }
+
+  #keepDeviceToken(token: string | null): void {
+    if (token === null) return;
+    this.#deviceToken = token;
+    this.#onDeviceToken(token);
   }
 }
 

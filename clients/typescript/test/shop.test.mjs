@@ -74,6 +74,23 @@ test("a write whose answer is lost is sent again and happens once", async () => 
   assert.equal(items.length, 1);
 });
 
+test("a device that signed in is named at its next sign-in", async () => {
+  const [sent, kept] = [[], []];
+  const options = {
+    fetch(request) {
+      if (request.url.endsWith("/login")) sent.push(request.headers.get("device-token"));
+      return fetch(request);
+    },
+    onDeviceToken: (token) => kept.push(token),
+  };
+  const shop = await customer(options);
+  const { username } = shop.tokens.user;
+  await shop.signIn(username, password);
+  await new Shoppee({ url, ...options, deviceToken: kept[1] }).signIn(username, password);
+  assert.deepEqual(sent, [null, kept[0], kept[1]]);
+  assert.ok(kept.length === 3 && kept[0]);
+});
+
 test("a token that ends is renewed once for all requests", async () => {
   let renewals = 0;
   let expired = false;
