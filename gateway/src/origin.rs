@@ -21,7 +21,7 @@ use shoppee_kit::{log_throttle::LogThrottle, settings::Environment};
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE");
 const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
     "authorization, content-type, idempotency-key, if-match, if-none-match, x-request-id, \
-     traceparent, tracestate, device-token",
+     traceparent, tracestate, baggage, device-token",
 );
 /// What a page may read besides the body.
 const ANSWER_HEADERS: HeaderValue = HeaderValue::from_static(

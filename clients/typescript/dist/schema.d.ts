@@ -650,7 +650,7 @@ export interface paths {
          * Open a socket for my events
          * @description A WebSocket (RFC 6455) over HTTP/1.1. Every step of every order of the caller arrives on every socket of theirs, through whichever gateway, in order and without a gap.
          *
-         *     Sign in with `Authorization: Bearer …`, or from a browser, which cannot set headers, with a ticket of `POST /api/v1/auth/ws-ticket` as a subprotocol: `new WebSocket(url, ["shoppee.v1", "ticket." + ticket])`.
+         *     Sign in with `Authorization: Bearer …`, or from a browser, which cannot set headers, with a ticket of `POST /api/v1/auth/ws-ticket` as a subprotocol: `new WebSocket(url, ["shoppee.v1", "ticket." + ticket])`. A ticket is good for 30 seconds and opens one socket. A browser shows a handshake that is refused as closing code 1006, without the reason.
          *
          *     **Frames from the server** are `{"type","content","user_id","time","seq"?}`, with `time` in Unix seconds:
          *
@@ -3022,6 +3022,7 @@ export interface operations {
                 limit?: number;
                 /** @description The `next_cursor` of the page before; absent: the first page. The rest of the request stays the same. */
                 cursor?: string;
+                /** @description Absent: by relevance. */
                 sort?: components["schemas"]["SearchSort"];
                 /** @description True: `facets` is answered too. */
                 facets?: boolean;

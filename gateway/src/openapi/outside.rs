@@ -70,7 +70,8 @@ theirs, through whichever gateway, in order and without a gap.
 
 Sign in with `Authorization: Bearer …`, or from a browser, which cannot set headers, with a ticket of \
 `POST /api/v1/auth/ws-ticket` as a subprotocol: `new WebSocket(url, [\"shoppee.v1\", \"ticket.\" + \
-ticket])`.
+ticket])`. A ticket is good for 30 seconds and opens one socket. A browser shows a handshake that is refused as \
+closing code 1006, without the reason.
 
 **Frames from the server** are `{\"type\",\"content\",\"user_id\",\"time\",\"seq\"?}`, with `time` in Unix \
 seconds:

@@ -3,15 +3,32 @@
 use std::fmt::Write as _;
 
 use axum::{extract::Path, response::Html};
-use http::{HeaderName, HeaderValue, header::CACHE_CONTROL};
+use http::{
+    HeaderName, HeaderValue,
+    header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY},
+};
 
 use crate::error::{Code, Problem};
 
-/// The pages change with a new version of the gateway alone.
-const CACHING: [(HeaderName, HeaderValue); 1] =
-    [(CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"))];
+/// The pages change with a new version of the gateway alone. They load nothing: their style stands in them, and the empty
+/// icon keeps a browser from asking for one.
+const HEADERS: [(HeaderName, HeaderValue); 2] = [
+    (CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600")),
+    (
+        CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(
+            "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; \
+             frame-ancestors 'none'",
+        ),
+    ),
+];
+const STYLE: &str = "\
+body{max-width:46rem;margin:2rem auto;padding:0 1rem;font:1rem/1.5 system-ui,sans-serif}\
+table{border-collapse:collapse;width:100%}\
+th,td{padding:.3rem .6rem .3rem 0;border-bottom:1px solid #8884;text-align:left}\
+code{font-size:.95em;overflow-wrap:anywhere}";
 
-type Page = ([(HeaderName, HeaderValue); 1], Html<String>);
+type Page = ([(HeaderName, HeaderValue); 2], Html<String>);
 
 /// All codes.
 pub async fn list() -> Page {
@@ -54,9 +71,9 @@ fn page(title: &str, content: &str) -> Page {
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title} - Shoppee</title>\n\
-         <link rel=\"icon\" href=\"data:,\">\n</head>\n<body>\n<h1>{title}</h1>\n{content}\n</body>\n</html>\n"
+         <link rel=\"icon\" href=\"data:,\">\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n{content}\n</body>\n</html>\n"
     );
-    (CACHING, Html(html))
+    (HEADERS, Html(html))
 }
 
 #[cfg(test)]
