@@ -23,14 +23,12 @@ use std::{
 use axum::extract::FromRequestParts;
 use http::request::Parts as Request;
 use metrics::{Counter, Histogram, counter, histogram};
-use prost::Message;
-use serde::Serialize;
 use shoppee_kit::{client, clock::Clock, fold::Fold, process::Process};
 use shoppee_proto::{
     PRODUCT_REVISION,
     product::v1::{
-        CachedProduct, Product, ProductAsOf, ProductChangeResult, ProductStatus, RowStatus, WatchRequest,
-        WatchResponse,
+        CachedProduct, GetPageRequest, Product, ProductAsOf, ProductChangeResult, ProductStatus, RowStatus,
+        WatchRequest, WatchResponse,
     },
 };
 use time::OffsetDateTime;
@@ -38,13 +36,13 @@ use tokio::{
     task::coop::consume_budget,
     time::{Instant, timeout},
 };
-use tonic::{Response as Told, Status, metadata::MetadataMap};
+use tonic::{Code as Grpc, Response as Told, Status, metadata::MetadataMap};
 
 use crate::{
     auth::{Credential, MaybeUser, Nobody},
     error::{Code, Problem},
     state::State,
-    upstream::{Call, Upstream},
+    upstream::Upstream,
 };
 use belief::Belief;
 use pages::{Key, Pages};
@@ -222,17 +220,36 @@ impl Catalogue {
     }
 
     /// Returns the page that `request` asks for, as `user` may see it.
-    pub async fn page<C>(&self, user: &MaybeUser, request: C) -> Result<Page, Problem>
-    where
-        C: Call<Answer: Serialize + Sync> + Message,
-    {
+    pub async fn page(&self, user: &MaybeUser, request: GetPageRequest) -> Result<Page, Problem> {
         let pages = &self.0.pages;
-        if user.sees_more() || self.believed().is_none() {
+        if user.sees_more() {
             pages.bypasses.increment(1);
-            return Page::new(&self.0.upstream.call(user, request).await?);
+            return self.ask_for_items(user, request).await;
         }
-        let key = Key::of(&request);
-        pages.get(key, async { Page::new(&self.0.upstream.call(&Nobody, request).await?) }).await
+        if self.believed().is_none() {
+            pages.bypasses.increment(1);
+            return self.ask_for_page(request).await;
+        }
+        pages.get(Key::of(&request), self.ask_for_page(request)).await
+    }
+
+    /// A page as anybody may see it, which the service renders.
+    async fn ask_for_page(&self, request: GetPageRequest) -> Result<Page, Problem> {
+        match self.0.upstream.call_in_full(&Nobody, request.clone()).await {
+            Ok(told) => Ok(Page::from_json(told.into_inner().json)),
+            // A service of the version before, while a new one is rolled out.
+            Err(status) if status.code() == Grpc::Unimplemented => self.ask_for_items(&Nobody, request).await,
+            Err(status) => Err(status.into()),
+        }
+    }
+
+    /// The products of a page, rendered here.
+    async fn ask_for_items(&self, user: &impl Credential, request: GetPageRequest) -> Result<Page, Problem> {
+        let upstream = &self.0.upstream;
+        match request.search {
+            Some(request) => Page::new(&upstream.call(user, request).await?),
+            None => Page::new(&upstream.call(user, request.list.unwrap_or_default()).await?),
+        }
     }
 
     /// One asks, the others wait for what it gets, and all who come later are told it too.

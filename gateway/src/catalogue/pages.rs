@@ -4,7 +4,6 @@
 //! moment. A cached page is dropped when the gateway learns of any change of the catalogue.
 
 use std::{
-    any::TypeId,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -16,6 +15,7 @@ use metrics::{Counter, counter};
 use prost::Message;
 #[cfg(doc)]
 use shoppee_proto::PRODUCT_LAG;
+use shoppee_proto::product::v1::GetPageRequest;
 use tokio::{
     sync::OnceCell,
     time::{Instant, timeout},
@@ -35,13 +35,13 @@ const ENTRY_OVERHEAD: usize = 512;
 /// away.
 const MAX_WAIT: Duration = Duration::from_millis(2400);
 
-/// The request message of a page: its type and its encoding.
+/// The request of a page, encoded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key(TypeId, Vec<u8>);
+pub struct Key(Vec<u8>);
 
 impl Key {
-    pub fn of<M: Message + 'static>(request: &M) -> Self {
-        Self(TypeId::of::<M>(), request.encode_to_vec())
+    pub fn of(request: &GetPageRequest) -> Self {
+        Self(request.encode_to_vec())
     }
 }
 
@@ -90,7 +90,7 @@ impl Pages {
     }
 
     fn with_max_age(max_age: Duration) -> Self {
-        let size = |key: &Key, entry: &Arc<Entry>| u32::try_from(ENTRY_OVERHEAD + key.1.len() + entry.size());
+        let size = |key: &Key, entry: &Arc<Entry>| u32::try_from(ENTRY_OVERHEAD + key.0.len() + entry.size());
         let count =
             |result: &'static str| counter!("cache_requests_total", "level" => "pages", "result" => result);
         Self {
@@ -210,7 +210,12 @@ mod tests {
     }
 
     fn key() -> Key {
-        Key::of(&ListProductsRequest::default())
+        of_list(None)
+    }
+
+    fn of_list(limit: Option<i32>) -> Key {
+        let list = ListProductsRequest { limit, ..ListProductsRequest::default() };
+        Key::of(&GetPageRequest { list: Some(list), search: None })
     }
 
     #[test]
@@ -281,8 +286,8 @@ mod tests {
     #[tokio::test]
     async fn each_request_has_its_own_page() {
         let (pages, source) = (ageless(), Source::new(3));
-        let of_20 = ListProductsRequest { limit: Some(20), ..ListProductsRequest::default() };
-        for key in [key(), Key::of(&of_20), Key::of(&SearchProductsRequest::default())] {
+        let search = GetPageRequest { list: None, search: Some(SearchProductsRequest::default()) };
+        for key in [key(), of_list(Some(20)), Key::of(&search)] {
             pages.get(key, source.fetch()).await.unwrap();
         }
         assert_eq!(source.fetches(), 3);
@@ -293,8 +298,7 @@ mod tests {
         let pages = ageless();
         let large = Page::new(&"x".repeat(usize::try_from(CAPACITY / 8).unwrap())).unwrap();
         for limit in 0..8 {
-            let key = Key::of(&ListProductsRequest { limit: Some(limit), ..ListProductsRequest::default() });
-            pages.get(key, async { Ok(large.clone()) }).await.unwrap();
+            pages.get(of_list(Some(limit)), async { Ok(large.clone()) }).await.unwrap();
         }
         pages.entries.run_pending_tasks();
         let weight = pages.entries.weighted_size();

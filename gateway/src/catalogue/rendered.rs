@@ -64,7 +64,11 @@ struct Encodings {
 
 impl Page {
     pub fn new(page: &impl Serialize) -> Result<Self, Problem> {
-        Ok(Self(Arc::new(Encodings { json: render(page)?.into(), gzip: OnceLock::new() })))
+        render(page).map(Self::from_json)
+    }
+
+    pub fn from_json(json: Vec<u8>) -> Self {
+        Self(Arc::new(Encodings { json: json.into(), gzip: OnceLock::new() }))
     }
 
     /// The size of the JSON in bytes.

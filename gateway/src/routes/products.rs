@@ -10,8 +10,8 @@ use shoppee_proto::{
     Object,
     product::v1::{
         AdjustStockRequest, ArchiveProductRequest, BatchUpdateProductsRequest, BatchUpdateProductsResponse,
-        CreateProductRequest, ListProductsRequest, ProductSort, ProductStatus, SearchProductsRequest,
-        SearchSort, UpdateProductRequest,
+        CreateProductRequest, GetPageRequest, ListProductsRequest, ProductSort, ProductStatus,
+        SearchProductsRequest, SearchSort, UpdateProductRequest,
     },
 };
 
@@ -64,7 +64,8 @@ pub async fn list(
         limit: list.limit,
         cursor: list.cursor,
     };
-    let page = products.page(&user, request).await.map_err(of_query)?;
+    let page =
+        products.page(&user, GetPageRequest { list: Some(request), search: None }).await.map_err(of_query)?;
     Ok((catalogue(&user), page.respond(gzip)))
 }
 
@@ -103,7 +104,8 @@ pub async fn search(
         limit: search.limit,
         cursor: search.cursor,
     };
-    let page = products.page(&user, request).await.map_err(of_query)?;
+    let page =
+        products.page(&user, GetPageRequest { list: None, search: Some(request) }).await.map_err(of_query)?;
     Ok((catalogue(&user), page.respond(gzip)))
 }
 

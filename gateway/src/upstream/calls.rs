@@ -20,10 +20,10 @@ use shoppee_proto::{
     },
     product::v1::{
         AdjustStockRequest, ArchiveProductRequest, BatchUpdateProductsRequest, BatchUpdateProductsResponse,
-        Category, CreateCategoryRequest, CreateProductRequest, DeleteCategoryRequest, GetProductRequest,
-        ListCategoriesRequest, ListCategoriesResponse, ListProductsRequest, ListProductsResponse,
-        LookupRequest, LookupResponse, Product, ProductAsOf, SearchProductsRequest, SearchProductsResponse,
-        UpdateCategoryRequest, UpdateProductRequest,
+        Category, CreateCategoryRequest, CreateProductRequest, DeleteCategoryRequest, GetPageRequest,
+        GetPageResponse, GetProductRequest, ListCategoriesRequest, ListCategoriesResponse,
+        ListProductsRequest, ListProductsResponse, LookupRequest, LookupResponse, Product, ProductAsOf,
+        SearchProductsRequest, SearchProductsResponse, UpdateCategoryRequest, UpdateProductRequest,
     },
 };
 use tonic::{Request, Response, Status, transport::Channel};
@@ -103,6 +103,23 @@ impl Call for LookupRequest {
 
     async fn send(over: Channel, request: Request<Self>) -> Result<Response<LookupResponse>, Status> {
         product_cache(over).lookup(request).await
+    }
+}
+
+impl Call for GetPageRequest {
+    type Answer = GetPageResponse;
+    const CLASS: Class = READ;
+
+    fn repeatable(&self) -> bool {
+        true
+    }
+
+    fn pool(of: &Upstream) -> &Pool {
+        &of.0.product
+    }
+
+    async fn send(over: Channel, request: Request<Self>) -> Result<Response<GetPageResponse>, Status> {
+        product_cache(over).get_page(request).await
     }
 }
 

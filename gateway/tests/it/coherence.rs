@@ -12,7 +12,7 @@ use std::{
 use futures_util::future::join_all;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use shoppee_kit::testing::Stalls;
+use shoppee_kit::testing::{Stalls, eventually};
 
 use crate::shop::{Person, Shop};
 
@@ -297,9 +297,13 @@ async fn admins_and_guests_do_not_share_pages() {
     let (admin, guest) = (shop.admin().await, shop.guest());
     let product = shop.product(&admin, 1000, 10).await;
     let path = format!("/products/search?q={}", product["sku"].as_str().expect("a SKU"));
+    eventually("it is found", || async { admin.get(&path).await.body["total"] == 1 }).await;
+    let first = admin.get(&path).await.expect(200);
     for person in [&admin, &guest, &admin] {
         let page = person.get(&path).await.expect(200);
         let caching = if person.token.is_none() { "public, no-cache" } else { "private, no-cache" };
         assert_eq!(page.header("cache-control"), caching);
+        // The gateway renders the pages of admins, the service those of all others.
+        assert_eq!(page.body, first.body);
     }
 }

@@ -8,6 +8,7 @@ mod categories;
 mod convert;
 mod feed;
 mod key;
+mod pages;
 mod products;
 mod stock;
 

@@ -24,6 +24,7 @@ use self::{
     ranking::{Question, TIERS},
 };
 use crate::{
+    cache::Known,
     catalogue::Catalogue,
     changes::Changes,
     error::Error,
@@ -98,7 +99,8 @@ struct Found {
 /// A page of what a search finds.
 #[derive(Debug)]
 pub struct Results {
-    pub items: Vec<Product>,
+    /// Each with its product.
+    pub items: Vec<Arc<Known>>,
     pub next_cursor: Option<String>,
     /// On all pages.
     pub total: u64,
@@ -195,13 +197,13 @@ impl Catalogue {
         };
         let found = self.search.answer(question).await?;
         let ids: Vec<i64> = found.hits.iter().map(|(_, id)| *id).collect();
-        let known = self.cache.get_many_or_stale(&ids).await?;
+        let mut items = self.cache.get_many_or_stale(&ids).await?;
         // What has changed since it was found fits no more, perhaps.
-        let products = known.iter().filter_map(|known| known.product.as_ref());
-        let items = products.filter(|product| product.may_be_seen(false) && filters.fit(product)).cloned();
+        let fits = |product: &Product| product.may_be_seen(false) && filters.fit(product);
+        items.retain(|known| known.product.as_ref().is_some_and(fits));
         let last = found.hits.last().filter(|_| found.more);
         Ok(Results {
-            items: items.collect(),
+            items,
             next_cursor: last.map(|(key, id)| Position::new(&asked, key.clone(), *id).cursor()),
             total: found.total,
             facets: found.facets,

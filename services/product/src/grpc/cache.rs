@@ -1,13 +1,18 @@
-//! Products from memory, several in one call.
+//! Products from memory, several in one call, and pages of them. Each product is rendered as JSON once for all answers
+//! that show it.
 
+use std::sync::Arc;
+
+use serde::Serialize;
 use shoppee_kit::caller;
 use shoppee_proto::product::v1::{
-    CachedProduct, LookupRequest, LookupResponse, product_cache_service_server::ProductCacheService,
+    CachedProduct, GetPageRequest, GetPageResponse, ListProductsRequest, LookupRequest, LookupResponse,
+    SearchProductsRequest, product_cache_service_server::ProductCacheService,
 };
 use tonic::{Request, Response, Status};
 
-use super::convert;
-use crate::{cache::Known, catalogue::Catalogue, error::Error, product::Product};
+use super::{convert, pages};
+use crate::{cache::Known, catalogue::Catalogue, error::Error, listing::Page, product::Product};
 
 /// Products of one call. A hundred of the largest are the most that a caller takes in one answer.
 const MOST: usize = 100;
@@ -25,10 +30,75 @@ impl Memory {
         Some(CachedProduct { id: product.id, revision: product.revision, version: product.version, json })
     }
 
+    async fn list(&self, asked: ListProductsRequest) -> Result<Vec<u8>, Error> {
+        let Page { items, next_cursor } = pages::list(&self.catalogue, asked, false).await?;
+        let mut rendered = Vec::with_capacity(items.len());
+        for product in &items {
+            rendered.push(self.rendered(product).await?);
+        }
+        let empty = convert::page(Page { items: Vec::new(), next_cursor }, &self.currency);
+        splice(&empty, rendered.iter().map(Rendered::json))
+    }
+
+    async fn search(&self, asked: SearchProductsRequest) -> Result<Vec<u8>, Error> {
+        let mut results = pages::search(&self.catalogue, asked, false).await?;
+        let items = std::mem::take(&mut results.items);
+        let rendered = items.iter().filter_map(|known| known.rendered(|product| self.render(product)));
+        splice(&convert::results(results, &self.currency), rendered)
+    }
+
+    /// Returns the JSON of a product that was just read: that in memory, where it is of the same revision.
+    async fn rendered(&self, product: &Product) -> Result<Rendered, Error> {
+        let known = self.catalogue.in_memory(product.id, product.revision).await;
+        if let Some(known) = known.filter(|known| known.revision() == product.revision)
+            && known.rendered(|product| self.render(product)).is_some()
+        {
+            return Ok(Rendered::Shared(known));
+        }
+        self.render(product).map(Rendered::Own).ok_or_else(unserialisable)
+    }
+
     fn render(&self, product: &Product) -> Option<Box<[u8]>> {
         let product = convert::product(product.clone(), &self.currency);
         serde_json::to_vec(&product).ok().map(Vec::into_boxed_slice)
     }
+}
+
+/// The JSON of a product.
+enum Rendered {
+    /// In memory.
+    Shared(Arc<Known>),
+    Own(Box<[u8]>),
+}
+
+impl Rendered {
+    fn json(&self) -> &[u8] {
+        match self {
+            Self::Shared(known) => known.rendered(|_| None).unwrap_or_default(),
+            Self::Own(json) => json,
+        }
+    }
+}
+
+/// Returns the JSON of `page`, which has no items, with the JSON of its items.
+fn splice<'a>(page: &impl Serialize, items: impl Iterator<Item = &'a [u8]>) -> Result<Vec<u8>, Error> {
+    let page = serde_json::to_vec(page).map_err(|_| unserialisable())?;
+    let rest = page.strip_prefix(br#"{"items":[]"#).ok_or_else(unserialisable)?;
+    let mut json = br#"{"items":["#.to_vec();
+    for (at, item) in items.enumerate() {
+        if at > 0 {
+            json.push(b',');
+        }
+        json.extend_from_slice(item);
+    }
+    json.push(b']');
+    json.extend_from_slice(rest);
+    Ok(json)
+}
+
+fn unserialisable() -> Error {
+    tracing::error!("a page does not serialise");
+    Error::Internal
 }
 
 #[tonic::async_trait]
@@ -45,5 +115,15 @@ impl ProductCacheService for Memory {
             products.extend(known.and_then(|known| self.tell(&known)));
         }
         Ok(Response::new(LookupResponse { products }))
+    }
+
+    async fn get_page(&self, request: Request<GetPageRequest>) -> Result<Response<GetPageResponse>, Status> {
+        caller::anyone(&request)?;
+        let json = match request.into_inner() {
+            GetPageRequest { list: Some(asked), search: None } => self.list(asked).await?,
+            GetPageRequest { list: None, search: Some(asked) } => self.search(asked).await?,
+            _ => return Err(Error::malformed("list", "or search: one of the two must be present").into()),
+        };
+        Ok(Response::new(GetPageResponse { json }))
     }
 }

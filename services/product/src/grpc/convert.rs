@@ -64,8 +64,9 @@ pub fn page(page: Page, currency: &str) -> wire::ListProductsResponse {
 }
 
 pub fn results(results: Results, currency: &str) -> wire::SearchProductsResponse {
+    let products = results.items.iter().filter_map(|known| known.product.clone());
     wire::SearchProductsResponse {
-        items: results.items.into_iter().map(|one| product(one, currency)).collect(),
+        items: products.map(|one| product(one, currency)).collect(),
         next_cursor: results.next_cursor,
         total: number(results.total),
         // Every result is counted whole.

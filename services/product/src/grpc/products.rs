@@ -13,20 +13,18 @@ use shoppee_proto::product::v1::{
     AdjustStockRequest, ArchiveProductRequest, BatchGetProductsRequest, BatchGetProductsResponse,
     BatchUpdateProductsRequest, BatchUpdateProductsResponse, Category, CreateCategoryRequest,
     CreateProductRequest, DeleteCategoryRequest, GetProductRequest, ListCategoriesRequest,
-    ListCategoriesResponse, ListProductsRequest, ListProductsResponse, Product, ProductSort, ProductView,
-    SearchProductsRequest, SearchProductsResponse, SearchSort, UpdateCategoryRequest, UpdateProductRequest,
+    ListCategoriesResponse, ListProductsRequest, ListProductsResponse, Product, ProductView,
+    SearchProductsRequest, SearchProductsResponse, UpdateCategoryRequest, UpdateProductRequest,
     product_service_server::ProductService,
 };
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use super::{batch, categories, convert, key};
+use super::{batch, categories, convert, key, pages};
 use crate::{
     batch::Batches,
     catalogue::Catalogue,
     error::Error,
     idempotency::Answered,
-    listing::{self, Filters, Sort},
-    search::{Query, Ranking, SearchRequest},
     stock::{Delta, Reason},
     tree::Tree,
 };
@@ -88,27 +86,6 @@ fn writes(caller: Option<&Caller>) -> bool {
     caller.is_some_and(Caller::is_admin)
 }
 
-fn sort(number: i32) -> Result<Sort, Error> {
-    match ProductSort::try_from(number) {
-        Ok(ProductSort::Unspecified | ProductSort::Newest) => Ok(Sort::Newest),
-        Ok(ProductSort::PriceAsc) => Ok(Sort::PriceAsc),
-        Ok(ProductSort::PriceDesc) => Ok(Sort::PriceDesc),
-        Ok(ProductSort::Name) => Ok(Sort::Name),
-        Err(_) => Err(Error::malformed("sort", "is unknown")),
-    }
-}
-
-fn ranking(number: i32) -> Result<Ranking, Error> {
-    match SearchSort::try_from(number) {
-        Ok(SearchSort::Unspecified | SearchSort::Relevance) => Ok(Ranking::Relevance),
-        Ok(SearchSort::Newest) => Ok(Ranking::By(Sort::Newest)),
-        Ok(SearchSort::PriceAsc) => Ok(Ranking::By(Sort::PriceAsc)),
-        Ok(SearchSort::PriceDesc) => Ok(Ranking::By(Sort::PriceDesc)),
-        Ok(SearchSort::Name) => Ok(Ranking::By(Sort::Name)),
-        Err(_) => Err(Error::malformed("sort", "is unknown")),
-    }
-}
-
 type Answers = Pin<Box<dyn tokio_stream::Stream<Item = Result<BatchUpdateProductsResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -157,12 +134,7 @@ impl ProductService for Products {
         request: Request<ListProductsRequest>,
     ) -> Result<Response<ListProductsResponse>, Status> {
         let newest = writes(caller::anyone(&request)?.as_ref());
-        let asked = request.into_inner();
-        let filters = Filters::parse(asked.category, asked.min_price, asked.max_price, asked.in_stock)
-            .map_err(Error::Malformed)?;
-        let limit = listing::limit(asked.limit).map_err(Error::Malformed)?;
-        let (sort, cursor) = (sort(asked.sort)?, asked.cursor.as_deref());
-        let page = self.catalogue.list(&filters, sort, limit, cursor, newest).await?;
+        let page = pages::list(&self.catalogue, request.into_inner(), newest).await?;
         Ok(Response::new(convert::page(page, &self.currency)))
     }
 
@@ -171,15 +143,7 @@ impl ProductService for Products {
         request: Request<SearchProductsRequest>,
     ) -> Result<Response<SearchProductsResponse>, Status> {
         let newest = writes(caller::anyone(&request)?.as_ref());
-        let asked = request.into_inner();
-        let query = Query::parse(asked.q)?;
-        let filters = Filters::parse(asked.category, asked.min_price, asked.max_price, asked.in_stock)
-            .map_err(Error::Malformed)?;
-        let limit = listing::limit(asked.limit).map_err(Error::Malformed)?;
-        let ranking = ranking(asked.sort)?;
-        let search =
-            SearchRequest { query, filters, ranking, limit, facets: asked.facets.unwrap_or_default() };
-        let results = self.catalogue.search(&search, asked.cursor.as_deref(), newest).await?;
+        let results = pages::search(&self.catalogue, request.into_inner(), newest).await?;
         Ok(Response::new(convert::results(results, &self.currency)))
     }
 

@@ -1,8 +1,10 @@
 //! `ProductCacheService.Lookup`: the products that a process has in memory, and nothing else.
 
+use serde_json::{Value, json};
 use shoppee_kit::testing::eventually;
 use shoppee_proto::product::v1::{
-    ArchiveProductRequest, CachedProduct, GetProductRequest, LookupRequest, Product, ProductAsOf,
+    ArchiveProductRequest, CachedProduct, GetPageRequest, GetProductRequest, ListProductsRequest,
+    LookupRequest, Product, ProductAsOf, SearchProductsRequest,
 };
 use tonic::{Code, Status};
 
@@ -68,4 +70,62 @@ async fn many_are_looked_up_in_memory_and_in_nothing_else() {
 
     let many = (1..=101).map(|id| (id, 0));
     assert_eq!(look_up(&shop.memory, many).await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+/// Reads a page as JSON.
+async fn page(memory: &Memory, request: GetPageRequest) -> Value {
+    let page = memory.clone().get_page(request).await.expect("a page").into_inner();
+    serde_json::from_slice(&page.json).expect("JSON")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_is_the_answer_of_the_list_and_of_the_search_as_json() {
+    let shop = Shop::open().await;
+    let mut ids = Vec::new();
+    for number in 0..3 {
+        ids.push(shop.product(&format!("lamp-{number}"), 10).await.id);
+    }
+    let list = ListProductsRequest { limit: Some(2), ..ListProductsRequest::default() };
+    let search = SearchProductsRequest {
+        q: "lamp".to_owned(),
+        limit: Some(2),
+        facets: Some(true),
+        ..SearchProductsRequest::default()
+    };
+    eventually("all are found", || async {
+        let found = shop.products.clone().search_products(search.clone()).await;
+        found.is_ok_and(|found| found.into_inner().total == 3)
+    })
+    .await;
+    // Nothing in memory, and then some: one product is in memory in an old state.
+    for _ in 0..2 {
+        shop.adjust(ids[2], -1).await.expect("adjusted");
+        let listed = shop.products.clone().list_products(list.clone()).await.expect("listed").into_inner();
+        let request = GetPageRequest { list: Some(list.clone()), search: None };
+        assert_eq!(page(&shop.memory, request).await, json!(listed));
+        for product in &listed.items {
+            remembers(&shop.products, &shop.memory, product.id).await;
+        }
+        let request = GetPageRequest { list: Some(list.clone()), search: None };
+        assert_eq!(page(&shop.memory, request).await, json!(listed));
+        let found = shop.products.clone().search_products(search.clone()).await.expect("found").into_inner();
+        let request = GetPageRequest { list: None, search: Some(search.clone()) };
+        assert_eq!(page(&shop.memory, request).await, json!(found));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_page_is_a_page_and_none_at_all_is_refused() {
+    let shop = Shop::open().await;
+    let list = || Some(ListProductsRequest::default());
+    let empty = page(&shop.memory, GetPageRequest { list: list(), search: None }).await;
+    assert_eq!(empty["items"], json!([]));
+    let search = || Some(SearchProductsRequest { q: "lamp".to_owned(), ..SearchProductsRequest::default() });
+    for (list, search) in [(None, None), (list(), search())] {
+        let refused = shop.memory.clone().get_page(GetPageRequest { list, search }).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+    }
+    let wrong = ListProductsRequest { limit: Some(0), ..ListProductsRequest::default() };
+    let refused = shop.memory.clone().get_page(GetPageRequest { list: Some(wrong), search: None }).await;
+    assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
 }
