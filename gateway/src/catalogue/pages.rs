@@ -1,4 +1,4 @@
-//! Pages of lists and searches, as JSON, for callers who may see no more than everybody.
+//! Pages of lists and searches, as JSON, for callers without special rights.
 //!
 //! Each page is requested once, however many callers want it at the same moment (request coalescing), and cached for a
 //! moment. A cached page is dropped when the gateway learns of any change of the catalogue.
@@ -59,7 +59,7 @@ impl Entry {
         Self { requested_at, generation, page: OnceCell::new() }
     }
 
-    /// Whether a caller that comes at `now` may be given it. An error is for those alone that wait for it already.
+    /// Reports whether a caller that comes at `now` may get the page. Only callers that wait already get an error.
     fn is_fresh(&self, now: Instant, generation: u64, max_age: Duration) -> bool {
         self.generation == generation
             && now < self.requested_at + max_age

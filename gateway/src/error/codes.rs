@@ -30,7 +30,7 @@ macro_rules! codes {
                 match self { $(Self::$variant => $cause),* }
             }
 
-            /// What the client does about it.
+            /// Returns the remedy: the action of the client.
             pub const fn remedy(self) -> &'static str {
                 match self { $(Self::$variant => $remedy),* }
             }

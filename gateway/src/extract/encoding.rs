@@ -1,4 +1,4 @@
-//! Which codings of an answer a client takes (RFC 9110 §12.5.3).
+//! The content codings that a client accepts (RFC 9110 §12.5.3).
 
 use std::convert::Infallible;
 
@@ -7,7 +7,7 @@ use http::{HeaderMap, header::ACCEPT_ENCODING, request::Parts};
 
 use crate::state::State;
 
-/// Whether the client takes gzip: by name, or as one of all, and not with a weight of 0.
+/// Reports whether the client accepts gzip: by name or by wildcard, with a weight above 0.
 pub fn takes_gzip(headers: &HeaderMap) -> bool {
     let values = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     let codings = values.flat_map(|value| value.split(',')).map(|coding| {
@@ -27,8 +27,8 @@ pub fn takes_gzip(headers: &HeaderMap) -> bool {
     by_name.or(by_wildcard).unwrap_or_default()
 }
 
-/// Whether the client accepts gzip. An answer without a coding is there for every client: also for one that refuses it
-/// and takes nothing else, which would get 406 in place of an answer, or of an error.
+/// The client accepts gzip, or does not. Every client can get an answer without a coding. A client that refuses it and
+/// accepts no other coding gets it too, in place of 406.
 #[derive(Clone, Copy, Debug)]
 pub struct AcceptsGzip(pub bool);
 

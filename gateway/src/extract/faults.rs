@@ -62,7 +62,7 @@ fn collect(mut problem: Problem, most: usize, mut next: impl FnMut() -> Option<(
     problem
 }
 
-/// Whether a path is `outer`, or leads into it.
+/// Reports whether a path is `outer`, or leads into it.
 fn is_within(path: &str, outer: &str) -> bool {
     path.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
@@ -85,7 +85,7 @@ fn mend(tree: &mut Value, fault: &Fault) -> Option<()> {
     }
 }
 
-/// What stands at a path of names and indices, as in `items[0].quantity`.
+/// Returns the value at a path of names and indices, as in `items[0].quantity`.
 fn find<'t>(tree: &'t mut Value, path: &str) -> Option<&'t mut Value> {
     let steps = path.split('.').flat_map(|name| {
         let (name, indices) = name.split_at(name.find('[').unwrap_or(name.len()));

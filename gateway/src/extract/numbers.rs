@@ -33,7 +33,7 @@ fn find(value: &RawValue, path: &str) -> Option<String> {
     }
 }
 
-/// Whether the double of a literal, written out again, is the same number.
+/// Reports whether the double of a literal, written out again, is the same number.
 fn is_kept(literal: &str) -> bool {
     literal.parse::<f64>().is_ok_and(|double| decimal(literal) == decimal(&format!("{double:e}")))
 }

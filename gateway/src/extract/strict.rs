@@ -44,7 +44,7 @@ impl<E: fmt::Display> Wrong<E> {
     }
 }
 
-/// What is wrong with one field.
+/// The error of one field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Its path; of what is all of the input, a word for that.

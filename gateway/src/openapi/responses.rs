@@ -178,7 +178,7 @@ fn example(code: Code) -> Object {
     example
 }
 
-/// What a program acts on, beside the code.
+/// The facts beside the code on which a program acts.
 fn facts(code: Code) -> Vec<(&'static str, Json)> {
     let line = object! { "product_id": 42, "sku": "MUG-RED", "requested": 3, "available": 1 };
     if code == Code::OutOfStock {

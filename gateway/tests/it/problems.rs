@@ -1,4 +1,4 @@
-//! What a program reads in a problem beside its code.
+//! The facts of a problem beside its code, for programs.
 
 use serde_json::json;
 

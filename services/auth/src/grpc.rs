@@ -201,7 +201,7 @@ impl AuthService for Api {
     }
 }
 
-/// How many items a page has.
+/// The number of items of a page.
 fn limit(asked: Option<i32>) -> Result<i64, Violations> {
     let limit = asked.unwrap_or(DEFAULT_PAGE);
     if PAGE.contains(&limit) { Ok(limit.into()) } else { Err(Violations::from(("limit", LIMIT))) }

@@ -49,7 +49,7 @@ const OF_THE_CALLERS: f64 = 0.9;
 /// Bounds the connections: a process that calls has one for each replica. A peer may send 1 MiB on each before it is
 /// read, which is hyper's own bound: with 256 KiB, a thousand calls at once broke their connection.
 pub const MAX_CONNECTIONS: usize = 128;
-/// How prost begins the text of a `DecodeError`.
+/// The beginning of the text of prost's `DecodeError`.
 const NOT_DECODED: &str = "failed to decode Protobuf message";
 /// Streams on one connection; a gateway has one connection a service.
 const STREAMS: u32 = 1024;

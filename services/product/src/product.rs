@@ -211,12 +211,12 @@ pub fn attributes(attributes: Attributes) -> Result<Attributes, Fault> {
     Ok(attributes)
 }
 
-/// Whether attributes have no more levels than they may.
+/// Reports whether attributes are within the bound of levels.
 pub fn are_shallow(attributes: &Attributes) -> bool {
     attributes.values().all(|value| is_within(value, MAX_ATTRIBUTES_DEPTH - 1))
 }
 
-/// Whether a value has at most so many levels of objects and lists.
+/// Reports whether a value has at most so many levels of objects and lists.
 fn is_within(value: &Value, levels: usize) -> bool {
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => true,

@@ -111,7 +111,7 @@ fn reasons(text: &str) -> BTreeSet<Reason> {
     found
 }
 
-/// Whether a text consists of reasons with their codes.
+/// Reports whether a text consists of reasons with their codes.
 fn is_list_of_reasons(text: &str) -> bool {
     let is_part = |word: &str| is_constant(word.trim_matches(['(', ')', ',', ';']));
     let groups = text.strip_suffix('.').map(|list| list.split("; ").collect::<Vec<_>>());

@@ -1,4 +1,4 @@
-//! What a refusal tells a program beside its reason.
+//! The facts of a refusal beside its reason, for programs.
 
 use shoppee_kit::status::{self, Told};
 use shoppee_proto::{

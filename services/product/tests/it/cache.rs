@@ -358,7 +358,7 @@ async fn a_thousand_who_ask_for_one_product_ask_the_database_once() {
     let shop = Shop::open().await;
     let id = shop.product("a", 1).await.id;
     let replica = shop.replica().await;
-    let cold = replica.products.clone();
+    let (cold, stalls) = (replica.products.clone(), Stalls::watch());
     let () = shop.redis.client().await.flushall(false).await.unwrap();
     let mut holding = shop.pool.begin().await.unwrap();
     // Of all that goes on, only what reads a product waits for this.
@@ -391,6 +391,7 @@ async fn a_thousand_who_ask_for_one_product_ask_the_database_once() {
     let (answers, waiting) = tokio::join!(all, waiting);
     let refused: Vec<_> = answers.iter().filter_map(|answer| answer.as_ref().err()).collect();
     assert!(refused.is_empty(), "{} of them: {:?}", refused.len(), refused.first());
-    // A memory that begins anew meanwhile, on a busy machine, asks once more.
-    assert!((1..=3).contains(&waiting), "{waiting} of a thousand asked");
+    // On a machine that stalls, two were seen.
+    let most = if stalls.allowance().is_zero() { 1 } else { 3 };
+    assert!((1..=most).contains(&waiting), "{waiting} of a thousand asked");
 }
