@@ -54,8 +54,9 @@ const NOT_DECODED: &str = "failed to decode Protobuf message";
 /// Streams on one connection; a gateway has one connection a service.
 const STREAMS: u32 = 1024;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
-/// The health checks, which take no place among the calls: a server that is busy is still well.
-const HEALTH: &str = "/grpc.health.";
+/// The services of every gRPC server take no place among the calls: a server that is busy is still healthy, and the
+/// requests of reflection are streams that have no end while they are answered.
+const INFRASTRUCTURE: &str = "/grpc.";
 /// Metadata: a token, a trace, an idempotency key.
 const HEADERS: u32 = 16 * 1024;
 
@@ -200,7 +201,7 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let started = Instant::now();
-        if request.uri().path().starts_with(HEALTH) {
+        if request.uri().path().starts_with(INFRASTRUCTURE) {
             return Box::pin(self.inner.call(request));
         }
         let method = method(request.uri().path());
@@ -231,24 +232,25 @@ where
 
         Box::pin(async move {
             let admitted = tokio::time::timeout(patience, admission.admit(request)).await;
-            let answered = match admitted.ok().flatten().map(call) {
+            let unavailable = || tonic::Status::from(status::unavailable());
+            let answered = match admitted.unwrap_or_else(|_elapsed| Err(unavailable())).map(call) {
                 // What is in memory is answered at once, and needs no task.
-                Some(mut handler) => match (&mut handler).now_or_never() {
-                    Some(answered) => Some(answered),
+                Ok(mut handler) => match (&mut handler).now_or_never() {
+                    Some(answered) => Ok(answered),
                     None => match tokio::time::timeout(patience, tasks.track(handler)).await {
-                        Ok(finished) => Some(finished.unwrap_or_else(|lost| Err(Box::new(lost)))),
-                        Err(_elapsed) => None,
+                        Ok(finished) => Ok(finished.unwrap_or_else(|lost| Err(Box::new(lost)))),
+                        Err(_elapsed) => Err(unavailable()),
                     },
                 },
-                None => None,
+                Err(refused) => Err(refused),
             };
             let response = match answered {
-                Some(Ok(response)) => with_reason(response?),
-                Some(Err(_panic)) => {
+                Ok(Ok(response)) => with_reason(response?),
+                Ok(Err(_panic)) => {
                     tracing::error!(%method, "handler panicked");
                     tonic::Status::from(status::internal()).into_http()
                 }
-                None => tonic::Status::from(status::unavailable()).into_http(),
+                Err(status) => status.into_http(),
             };
             let code =
                 tonic::Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());

@@ -2,15 +2,13 @@
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    task::{Context, Poll, ready},
+    sync::Arc,
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
 use http::Request;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Status, body::Body};
@@ -55,31 +53,39 @@ impl Admission {
         }
     }
 
-    /// Returns the place of a call and its request, or `None` where all places are taken. A large call waits for one.
-    pub(super) async fn admit(&self, request: Request<Body>) -> Option<(Place, Request<Body>)> {
+    /// Returns the place of a call and its request, which has arrived whole but for [`LargeCalls`]. An answer from memory
+    /// then waits for nothing. UNAVAILABLE where all places or bytes are taken, OUT_OF_RANGE where the request is too
+    /// large.
+    pub(super) async fn admit(&self, request: Request<Body>) -> Result<(Place, Request<Body>), Status> {
         let path = request.uri().path();
         let is_large = self.large.paths.contains(&path);
         let permit = if is_large {
-            self.large_calls.clone().acquire_owned().await.ok()?
+            let permit = self.large_calls.clone().acquire_owned().await;
+            permit.map_err(|_closed| status::unavailable())?
         } else if let Ok(permit) = self.calls.clone().try_acquire_owned() {
             permit
         } else {
             if let Some(suppressed) = self.throttle.admit() {
                 tracing::warn!(path, suppressed, "call refused: too many are at work");
             }
-            return None;
+            return Err(status::unavailable().into());
         };
-        let bytes = Arc::new(HeldBytes { budget: self.request_bytes.clone(), held: AtomicUsize::new(0) });
-        let place = Place { _permit: permit, _bytes: bytes.clone() };
-        let limit = |body| Body::new(Bounded { body, bytes });
-        Some((place, if is_large { request } else { request.map(limit) }))
+        let mut bytes = HeldBytes { budget: self.request_bytes.clone(), held: 0 };
+        let request = if is_large {
+            request
+        } else {
+            let (head, body) = request.into_parts();
+            let body = Full::new(bytes.read(body).await?).map_err(|never| match never {});
+            Request::from_parts(head, Body::new(body))
+        };
+        Ok((Place { _permit: permit, _bytes: bytes }, request))
     }
 }
 
 /// The place of a call among those at work, with the bytes of its request.
 pub(super) struct Place {
     _permit: OwnedSemaphorePermit,
-    _bytes: Arc<HeldBytes>,
+    _bytes: HeldBytes,
 }
 
 impl Place {
@@ -92,57 +98,40 @@ impl Place {
 /// The bytes that one call has of the budget of all.
 struct HeldBytes {
     budget: Arc<Semaphore>,
-    held: AtomicUsize,
+    held: usize,
 }
 
 impl HeldBytes {
-    fn take(&self, length: usize) -> Result<(), Status> {
-        if self.held.load(Ordering::Relaxed) + length > MAX_REQUEST_BYTES {
+    /// Reads a request to its end.
+    async fn read(&mut self, mut body: Body) -> Result<Bytes, Status> {
+        let mut whole = Bytes::new();
+        while !body.is_end_stream()
+            && let Some(frame) = body.frame().await.transpose()?
+        {
+            let Ok(data) = frame.into_data() else { continue };
+            self.take(data.len())?;
+            // Most requests are one frame, which is not copied.
+            whole = if whole.is_empty() { data } else { [whole, data].concat().into() };
+        }
+        Ok(whole)
+    }
+
+    fn take(&mut self, length: usize) -> Result<(), Status> {
+        if self.held + length > MAX_REQUEST_BYTES {
             return Err(Status::out_of_range(format!(
                 "the request is larger than {MAX_REQUEST_BYTES} bytes"
             )));
         }
         let permits = u32::try_from(length).ok().and_then(|length| self.budget.try_acquire_many(length).ok());
         permits.ok_or_else(|| Status::from(status::unavailable()))?.forget();
-        self.held.fetch_add(length, Ordering::Relaxed);
+        self.held += length;
         Ok(())
     }
 }
 
 impl Drop for HeldBytes {
     fn drop(&mut self) {
-        self.budget.add_permits(*self.held.get_mut());
-    }
-}
-
-/// A request that is read within the bounds.
-struct Bounded {
-    body: Body,
-    bytes: Arc<HeldBytes>,
-}
-
-impl HttpBody for Bounded {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        let Some(Ok(frame)) = frame else {
-            return Poll::Ready(frame);
-        };
-        let length = frame.data_ref().map_or(0, Bytes::len);
-        Poll::Ready(Some(self.bytes.take(length).map(|()| frame)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.budget.add_permits(self.held);
     }
 }
 
@@ -173,8 +162,8 @@ impl HttpBody for Placed {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt as _;
-    use http_body_util::{BodyExt as _, Full};
+    use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
+    use http_body_util::StreamBody;
     use tonic::Code;
 
     use super::*;
@@ -198,14 +187,14 @@ mod tests {
     async fn a_call_keeps_its_place_until_its_answer_is_sent() {
         let admission = Admission::new(LargeCalls::default());
         let mut admitted = Vec::new();
-        while let Some(call) = admission.admit(request("/", 1)).await {
+        while let Ok(call) = admission.admit(request("/", 1)).await {
             admitted.push(call);
         }
         assert_eq!(admitted.len(), MAX_CALLS);
         let answer = admitted.pop().unwrap().0.keep_until_sent(body(1));
-        assert!(admission.admit(request("/", 1)).await.is_none(), "the answer is not sent");
+        assert!(admission.admit(request("/", 1)).await.is_err(), "the answer is not sent");
         drop(answer);
-        assert!(admission.admit(request("/", 1)).await.is_some());
+        assert!(admission.admit(request("/", 1)).await.is_ok());
     }
 
     #[tokio::test]
@@ -215,27 +204,40 @@ mod tests {
         assert_eq!(read(large).await, Ok(2 * MAX_REQUEST_BYTES));
         let mut further = Box::pin(admission.admit(request(BATCH, 1)));
         assert!((&mut further).now_or_never().is_none(), "the only place is taken");
-        assert!(admission.admit(request("/", 1)).await.is_some());
+        assert!(admission.admit(request("/", 1)).await.is_ok());
         drop(place);
-        assert!(further.await.is_some());
+        assert!(further.await.is_ok());
     }
 
     #[tokio::test]
     async fn requests_are_bounded_one_by_one_and_together() {
         let admission = Admission::new(LargeCalls::default());
-        let (place, larger) = admission.admit(request("/", MAX_REQUEST_BYTES + 1)).await.unwrap();
-        assert_eq!(read(larger).await, Err(Code::OutOfRange));
-        drop(place);
+        let refusal = |length| {
+            let admission = &admission;
+            async move { admission.admit(request("/", length)).await.err().map(|status| status.code()) }
+        };
+        assert_eq!(refusal(MAX_REQUEST_BYTES + 1).await, Some(Code::OutOfRange));
         let mut places = Vec::new();
         for _ in 0..MAX_TOTAL_REQUEST_BYTES / MAX_REQUEST_BYTES {
             let (place, request) = admission.admit(request("/", MAX_REQUEST_BYTES)).await.unwrap();
             assert_eq!(read(request).await, Ok(MAX_REQUEST_BYTES));
             places.push(place);
         }
-        let (_place, further) = admission.admit(request("/", 1)).await.unwrap();
-        assert_eq!(read(further).await, Err(Code::Unavailable), "the budget is spent");
+        assert_eq!(refusal(1).await, Some(Code::Unavailable), "the budget is spent");
         places.pop();
-        let (_place, further) = admission.admit(request("/", MAX_REQUEST_BYTES)).await.unwrap();
-        assert_eq!(read(further).await, Ok(MAX_REQUEST_BYTES), "a call that ended gives its bytes back");
+        assert_eq!(refusal(MAX_REQUEST_BYTES).await, None, "a call that ended gives its bytes back");
+    }
+
+    #[tokio::test]
+    async fn a_request_is_admitted_when_all_of_it_has_arrived() {
+        let admission = Admission::new(LargeCalls::default());
+        let admit = |frames: Pin<Box<dyn Stream<Item = &'static str> + Send>>| {
+            let frames = frames.map(|text| Ok::<_, Status>(Frame::data(Bytes::from(text))));
+            admission.admit(Request::post("/").body(Body::new(StreamBody::new(frames))).unwrap())
+        };
+        let (whole, half) = (stream::iter(["half", " and half"]), stream::iter(["half"]));
+        assert!(admit(Box::pin(half.chain(stream::pending()))).now_or_never().is_none());
+        let (_place, request) = admit(Box::pin(whole)).await.unwrap();
+        assert_eq!(request.into_body().collect().await.unwrap().to_bytes(), "half and half");
     }
 }
