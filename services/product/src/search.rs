@@ -36,8 +36,12 @@ use crate::{
 const MAX_QUERY_LEN: usize = 200;
 /// Searches that run or wait; more are refused.
 const MAX_SEARCHES: usize = 64;
-/// Searches that run at a time: the index is read on blocking threads, and the rest of the service needs the cores too.
+/// Searches that run on blocking threads at a time: the rest of the service needs the cores too.
 const MAX_RUNNING: usize = 2;
+/// Products of an index, and characters of a query, up to which a search runs in the task of its caller. Such a search
+/// takes less time than a blocking thread takes to wake up.
+const MAX_INLINE_PRODUCTS: u32 = 5_000;
+const MAX_INLINE_QUERY_LEN: usize = 40;
 /// How long an admin's search waits for what was written before it.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -138,11 +142,15 @@ impl Search {
         }))
     }
 
-    /// Answers a question, on a thread of its own. Unavailable while the index is built, and where too many search.
+    /// Answers a question: at once where that is little work, on a blocking thread otherwise. Unavailable while the
+    /// index is built, and where too many search.
     async fn answer(&self, question: Question) -> Result<Found, Error> {
+        let snapshot = self.0.snapshot.load_full().ok_or(Error::Unavailable)?;
+        if snapshot.len() <= MAX_INLINE_PRODUCTS && question.query.chars().count() <= MAX_INLINE_QUERY_LEN {
+            return ranking::answer(&snapshot, &question).map_err(internal);
+        }
         let _waiting = self.0.waiting.try_acquire().map_err(|_| Error::Unavailable)?;
         let running = self.0.running.clone().acquire_owned().await.map_err(|_| Error::Unavailable)?;
-        let snapshot = self.0.snapshot.load_full().ok_or(Error::Unavailable)?;
         let answering = tokio::task::spawn_blocking(move || {
             // A caller that hangs up does not end the work: the place is free when it is done.
             let _running = running;

@@ -84,8 +84,10 @@ impl Rendered {
 fn splice<'a>(page: &impl Serialize, items: impl Iterator<Item = &'a [u8]>) -> Result<Vec<u8>, Error> {
     let page = serde_json::to_vec(page).map_err(|_| unserialisable())?;
     let rest = page.strip_prefix(br#"{"items":[]"#).ok_or_else(unserialisable)?;
-    let mut json = br#"{"items":["#.to_vec();
-    for (at, item) in items.enumerate() {
+    let items: Vec<&[u8]> = items.collect();
+    let mut json = Vec::with_capacity(page.len() + items.iter().map(|item| item.len() + 1).sum::<usize>());
+    json.extend_from_slice(br#"{"items":["#);
+    for (at, item) in items.into_iter().enumerate() {
         if at > 0 {
             json.push(b',');
         }

@@ -154,6 +154,13 @@ pub struct Snapshot {
     pub tree: Arc<Tree>,
 }
 
+impl Snapshot {
+    /// The number of products.
+    pub fn len(&self) -> u32 {
+        self.segments.iter().map(|segment| segment.len).sum()
+    }
+}
+
 /// The one that changes the index; its calls take time and belong on a blocking thread.
 pub struct Writer {
     fields: Fields,

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures_util::FutureExt as _;
+
 use super::{
     fold::{Term, index_terms, query_terms},
     index::Writer,
@@ -180,13 +182,26 @@ fn only_what_differs_is_written() {
     assert_eq!(writer.put(&entries).unwrap(), 1);
     assert_eq!((writer.len(), writer.ids(3, 6)), (10, vec![4, 5, 6]));
     assert!(writer.remove(4) && !writer.remove(4));
-    assert_eq!(writer.commit(tree()).unwrap().segments.iter().map(|segment| segment.len).sum::<u32>(), 9);
+    assert_eq!(writer.commit(tree()).unwrap().len(), 9);
+}
+
+#[tokio::test]
+async fn a_small_search_runs_in_the_task_of_its_caller() {
+    let search = Search::unbuilt();
+    search.0.snapshot.store(Some(Arc::new(grown(4).0)));
+    let running = search.0.running.clone().acquire_many_owned(2).await.unwrap();
+    let answer = |query: &str| search.answer(question(query, filters(None, None, None), Ranking::Relevance));
+    assert!(answer("lamp").now_or_never().unwrap().unwrap().total > 0);
+    assert!(answer(&"lamp ".repeat(9)).now_or_never().is_none(), "a long query waits for a blocking thread");
+    drop(running);
+    assert!(answer(&"lamp ".repeat(9)).await.unwrap().total > 0);
 }
 
 #[tokio::test]
 async fn searches_are_refused_before_the_index_is_built_and_where_too_many_wait() {
     let search = Search::unbuilt();
-    let lamp = || question("lamp", filters(None, None, None), Ranking::Relevance);
+    // So long a query runs on a blocking thread.
+    let lamp = || question(&"lamp ".repeat(9), filters(None, None, None), Ranking::Relevance);
     assert_eq!(search.answer(lamp()).await.unwrap_err(), Error::Unavailable);
     search.0.snapshot.store(Some(Arc::new(grown(4).0)));
     assert!(search.answer(lamp()).await.unwrap().total > 0);
