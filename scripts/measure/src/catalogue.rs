@@ -145,10 +145,10 @@ async fn detail(options: &Options, running: &Running) -> anyhow::Result<(Vec<Row
     Ok((rows, vec![hit]))
 }
 
-/// A gateway that caches nothing; its target is the address alone.
+/// A gateway that caches nothing, without limits, as the shop runs here; its target is the address alone.
 async fn cold_gateway(options: &Options, running: &Running) -> anyhow::Result<Started> {
     let settings = &[("CACHE_L1_TTL", "0s")];
-    let gateway = Gateway { binary: &options.gateway, limits: FAR_LIMITS, log: "info", settings };
+    let gateway = Gateway { binary: &options.gateway, limits: "off", log: "info", settings };
     let mut started = gateway.start(running, "cold", "/readyz", None).await?;
     started.target.url.truncate(started.target.url.len() - "/readyz".len());
     Ok(started)

@@ -18,8 +18,8 @@ const INTERVAL: Duration = Duration::from_millis(10);
 const TIMED: usize = 100;
 /// Searches of each kind, whose processor time is taken.
 const COUNTED: usize = 300;
-/// Searches at a time, while processor time is taken.
-const PARALLEL: usize = 4;
+/// Searches at a time, while processor time is taken: both cores are busy.
+const PARALLEL: usize = 32;
 /// Until the index has what was added.
 const SHOWS: Duration = Duration::from_secs(30);
 
