@@ -10,7 +10,7 @@ use crate::product::Product;
 pub const LONGEST_PAGE: i32 = 100;
 const PAGE: i32 = 20;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum Sort {
     Newest,
     PriceAsc,
@@ -19,7 +19,7 @@ pub enum Sort {
 }
 
 /// Which products a list is about.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Filters {
     /// A slug; its descendants count too.
     pub category: Option<String>,
@@ -74,7 +74,7 @@ pub fn limit(asked: Option<i32>) -> Result<i64, Violations> {
 }
 
 /// What a list is ordered by, of one product.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Key {
     /// A price, a negated price, microseconds since the Unix epoch, a score.

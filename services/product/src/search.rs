@@ -7,6 +7,7 @@ mod fold;
 mod follower;
 mod index;
 mod ranking;
+mod result_cache;
 mod segment;
 mod tree;
 mod words;
@@ -22,6 +23,7 @@ pub use self::{facets::Facets, index::Entry};
 use self::{
     index::Snapshot,
     ranking::{Question, TIERS},
+    result_cache::ResultCache,
 };
 use crate::{
     cache::Known,
@@ -73,7 +75,7 @@ pub struct SearchRequest {
 }
 
 /// The order of what is found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum Ranking {
     Relevance,
     By(Sort),
@@ -119,6 +121,7 @@ pub struct Search(Arc<Inner>);
 struct Inner {
     /// `None` until it was built.
     snapshot: ArcSwapOption<Snapshot>,
+    results: ResultCache,
     /// The number of the change log up to which all changes are in the snapshot.
     applied: watch::Sender<i64>,
     waiting: Semaphore,
@@ -136,16 +139,28 @@ impl Search {
     fn unbuilt() -> Self {
         Self(Arc::new(Inner {
             snapshot: ArcSwapOption::empty(),
+            results: ResultCache::new(),
             applied: watch::Sender::new(i64::MIN),
             waiting: Semaphore::new(MAX_SEARCHES),
             running: Arc::new(Semaphore::new(MAX_RUNNING)),
         }))
     }
 
-    /// Answers a question: at once where that is little work, on a blocking thread otherwise. Unavailable while the
-    /// index is built, and where too many search.
-    async fn answer(&self, question: Question) -> Result<Found, Error> {
+    /// Answers a question, from the newest snapshot or the result of a repeat. Unavailable while the index is built, and
+    /// where too many search.
+    async fn answer(&self, question: Question) -> Result<Arc<Found>, Error> {
         let snapshot = self.0.snapshot.load_full().ok_or(Error::Unavailable)?;
+        let key = (snapshot.generation, question);
+        if let Some(found) = self.0.results.get(&key) {
+            return Ok(found);
+        }
+        let found = Arc::new(self.compute(snapshot, key.1.clone()).await?);
+        self.0.results.insert(key, found.clone());
+        Ok(found)
+    }
+
+    /// Reads the index: at once where that is little work, on a blocking thread otherwise.
+    async fn compute(&self, snapshot: Arc<Snapshot>, question: Question) -> Result<Found, Error> {
         if snapshot.len() <= MAX_INLINE_PRODUCTS && question.query.chars().count() <= MAX_INLINE_QUERY_LEN {
             return ranking::answer(&snapshot, &question).map_err(internal);
         }
@@ -214,7 +229,7 @@ impl Catalogue {
             items,
             next_cursor: last.map(|(key, id)| Position::new(&asked, key.clone(), *id).cursor()),
             total: found.total,
-            facets: found.facets,
+            facets: found.facets.clone(),
         })
     }
 }

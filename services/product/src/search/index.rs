@@ -152,6 +152,8 @@ pub struct Snapshot {
     pub fields: Fields,
     pub segments: Vec<Segment>,
     pub tree: Arc<Tree>,
+    /// Its number among the snapshots of the writer.
+    pub generation: u64,
 }
 
 impl Snapshot {
@@ -169,6 +171,8 @@ pub struct Writer {
     /// The products in the index, and the fingerprints of their entries: what is the same is not written again.
     entries: BTreeMap<i64, u64>,
     segments: HashMap<SegmentId, Segment>,
+    /// The number of snapshots.
+    generation: u64,
 }
 
 impl std::fmt::Debug for Writer {
@@ -195,7 +199,8 @@ impl Writer {
             .build();
         let documents = index.writer_with_options(options)?;
         let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
-        Ok(Self { fields, documents, reader, entries: BTreeMap::new(), segments: HashMap::new() })
+        let (entries, segments) = (BTreeMap::new(), HashMap::new());
+        Ok(Self { fields, documents, reader, entries, segments, generation: 0 })
     }
 
     /// The number of products in the index, those that are not committed yet included.
@@ -251,7 +256,9 @@ impl Writer {
             segments.insert(id, Segment::open(reader, self.segments.get(&id))?);
         }
         self.segments = segments;
-        Ok(Snapshot { fields: self.fields, segments: self.segments.values().cloned().collect(), tree })
+        self.generation += 1;
+        let segments = self.segments.values().cloned().collect();
+        Ok(Snapshot { fields: self.fields, segments, tree, generation: self.generation })
     }
 
     /// Reports whether segments were merged since the last snapshot: the memory of the old ones is held until the next.

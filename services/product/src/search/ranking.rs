@@ -30,7 +30,7 @@ pub const TIERS: usize = WHOLE_TIERS + 2 * (MAX_MISSED + 1);
 const MIN_SKU_PREFIX: usize = 3;
 
 /// What is looked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Question {
     pub query: String,
     pub filters: Filters,

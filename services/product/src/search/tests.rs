@@ -1,6 +1,9 @@
 //! The index against what a plain look at all products finds, whatever happened to it before.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use futures_util::FutureExt as _;
 
@@ -186,6 +189,21 @@ fn only_what_differs_is_written() {
 }
 
 #[tokio::test]
+async fn a_repeated_question_is_answered_from_its_result_until_the_index_changes() {
+    let search = Search::unbuilt();
+    let (mut writer, mut dice) = (Writer::open().unwrap(), Dice(5));
+    let lamp = || search.answer(question("lamp", filters(None, None, None), Ranking::Relevance));
+    let entry = |id, dice: &mut Dice| Entry { name: "Lamp".to_owned(), ..dice.entry(id) };
+    writer.put(&[entry(1, &mut dice)]).unwrap();
+    search.0.snapshot.store(Some(Arc::new(writer.commit(tree()).unwrap())));
+    let (first, second) = (lamp().await.unwrap(), lamp().await.unwrap());
+    assert!(Arc::ptr_eq(&first, &second));
+    writer.put(&[entry(2, &mut dice)]).unwrap();
+    search.0.snapshot.store(Some(Arc::new(writer.commit(tree()).unwrap())));
+    assert_eq!((first.total, lamp().await.unwrap().total), (1, 2));
+}
+
+#[tokio::test]
 async fn a_small_search_runs_in_the_task_of_its_caller() {
     let search = Search::unbuilt();
     search.0.snapshot.store(Some(Arc::new(grown(4).0)));
@@ -200,8 +218,16 @@ async fn a_small_search_runs_in_the_task_of_its_caller() {
 #[tokio::test]
 async fn searches_are_refused_before_the_index_is_built_and_where_too_many_wait() {
     let search = Search::unbuilt();
-    // So long a query runs on a blocking thread.
-    let lamp = || question(&"lamp ".repeat(9), filters(None, None, None), Ranking::Relevance);
+    // So long a query runs on a blocking thread, and none is the repeat of another.
+    let number = Cell::new(0);
+    let lamp = || {
+        number.set(number.get() + 1);
+        question(
+            &format!("{}{}", "lamp ".repeat(9), number.get()),
+            filters(None, None, None),
+            Ranking::Relevance,
+        )
+    };
     assert_eq!(search.answer(lamp()).await.unwrap_err(), Error::Unavailable);
     search.0.snapshot.store(Some(Arc::new(grown(4).0)));
     assert!(search.answer(lamp()).await.unwrap().total > 0);
@@ -209,8 +235,8 @@ async fn searches_are_refused_before_the_index_is_built_and_where_too_many_wait(
     let running = search.0.running.clone().acquire_many_owned(2).await.unwrap();
     let mut waiting: Vec<_> = (0..MAX_SEARCHES)
         .map(|_| {
-            let search = search.clone();
-            tokio::spawn(async move { search.answer(lamp()).await })
+            let (search, question) = (search.clone(), lamp());
+            tokio::spawn(async move { search.answer(question).await })
         })
         .collect();
     while search.0.waiting.available_permits() > 0 {
