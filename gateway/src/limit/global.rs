@@ -1,6 +1,6 @@
 //! Limits that hold over all gateways, kept in Redis, by Redis's clock. All requests that wait are asked about
-//! together, in one round trip; those of one caller cost one key. Who may ask thousands of times and does is counted in
-//! advance ([`advance`]). A Redis that does not answer is left alone for a while, so that not every request waits for it.
+//! together, in one round trip; those of one caller cost one key. A Redis that does not answer is
+//! left alone for a while, so that not every request waits for it.
 
 use std::{
     collections::HashMap,
@@ -19,10 +19,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{
-    Set, Subject, Verdict,
-    advance::{self, Advances, Who},
-};
+use super::{Set, Subject, Verdict};
 
 const SOURCE: &str = include_str!("gcra.lua");
 /// A request does not wait longer than this for Redis, which answers in under a millisecond.
@@ -35,6 +32,10 @@ const ROUND: usize = 128;
 const WORKERS: usize = 2;
 /// Requests that wait to be asked about; more are counted by this gateway alone.
 const WAITING: usize = 4096;
+
+/// Who is counted, and by which policies: requests are equal where both are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Who(Subject, usize);
 
 /// A request that waits.
 #[derive(Debug)]
@@ -57,7 +58,6 @@ struct Link {
     start: Instant,
     /// Milliseconds since the start until which Redis is left alone; 0 while it answers.
     rest_until: AtomicU64,
-    advances: Advances,
 }
 
 impl Global {
@@ -68,16 +68,8 @@ impl Global {
             script: Script::from_lua(SOURCE),
             start: Instant::now(),
             rest_until: AtomicU64::new(0),
-            advances: Advances::default(),
         };
         let (link, waiting) = (Arc::new(link), Arc::new(Mutex::new(waiting)));
-        let (giving, stopping) = (link.clone(), tasks.stopping());
-        tasks.spawn("limits", async move {
-            while stopping.run_until_cancelled(tokio::time::sleep(advance::LIFE)).await.is_some() {
-                giving.give_back().await;
-            }
-            Ok(())
-        });
         for _ in 0..WORKERS {
             let (link, waiting, stopping) = (link.clone(), waiting.clone(), tasks.stopping());
             tasks.spawn("limits", async move {
@@ -97,9 +89,6 @@ impl Global {
         if self.link.rests() {
             return None;
         }
-        if let Some(verdicts) = self.link.advances.take(set, subject) {
-            return Some(verdicts);
-        }
         let (answer, verdicts) = oneshot::channel();
         self.queue.try_send(Ask { set: set.clone(), subject, answer }).ok()?;
         verdicts.await.ok().flatten()
@@ -111,7 +100,7 @@ async fn work(link: &Link, waiting: &Mutex<mpsc::Receiver<Ask>>) {
     while waiting.lock().await.recv_many(&mut round, ROUND).await > 0 {
         let mut groups = HashMap::<Who, Vec<Ask>>::new();
         for ask in round.drain(..) {
-            groups.entry(Who::of(&ask.set, ask.subject)).or_default().push(ask);
+            groups.entry(Who(ask.subject, Arc::as_ptr(&ask.set).addr())).or_default().push(ask);
         }
         link.answer(groups.into_values().collect()).await;
     }
@@ -121,12 +110,9 @@ impl Link {
     /// Answers groups of equal requests.
     async fn answer(&self, groups: Vec<Vec<Ask>>) {
         let decided = if self.may_ask() { self.decide(&groups).await } else { None };
-        let mut decided = decided.into_iter().flatten().map(Arc::new);
+        let mut decided = decided.into_iter().flatten();
         for group in groups {
             let decision = decided.next();
-            if let (Some(decision), Some(first)) = (&decision, group.first()) {
-                self.advances.put(&first.set, first.subject, decision);
-            }
             for (place, ask) in (0..).zip(group) {
                 let verdicts = decision.as_ref().map(|decision| decision.verdicts(place));
                 // Nobody listens where the client hung up.
@@ -138,8 +124,7 @@ impl Link {
     async fn decide(&self, groups: &[Vec<Ask>]) -> Option<Vec<Decision>> {
         let questions = groups.iter().filter_map(|group| {
             let Ask { set, subject, .. } = group.first()?;
-            let (requests, advance) = (group.len(), self.advances.asked(set, group.len()));
-            Some(Question { set, subject: *subject, requests, advance, unused: 0, age: Duration::ZERO })
+            Some(Question { set, subject: *subject, requests: group.len() })
         });
         match self.ask(&questions.collect::<Vec<_>>()).await {
             Ok(answer) => {
@@ -175,26 +160,6 @@ impl Link {
                     .is_ok())
     }
 
-    /// Has what was counted in advance and never came counted back.
-    async fn give_back(&self) {
-        let unused = self.advances.unused();
-        if unused.is_empty() || self.rests() {
-            return;
-        }
-        let questions = unused.iter().map(|unused| Question {
-            set: &unused.set,
-            subject: unused.subject,
-            requests: 0,
-            advance: 0,
-            unused: unused.left,
-            age: unused.age,
-        });
-        if let Err(error) = self.ask(&questions.collect::<Vec<_>>()).await {
-            // It comes back with time.
-            tracing::debug!(%error, "not counted back");
-        }
-    }
-
     async fn ask(&self, questions: &[Question<'_>]) -> anyhow::Result<Vec<Decision>> {
         // A command would wait for a connection that is being made; a request does not.
         anyhow::ensure!(self.redis.is_connected(), "not connected");
@@ -208,14 +173,8 @@ impl Link {
         let (mut keys, mut arguments) = (Vec::new(), Vec::new());
         for question in questions {
             let count = |of: usize| i64::try_from(of).unwrap_or_default();
-            let Question { set, subject, requests, advance, unused, age } = *question;
-            arguments.extend([
-                count(set.policies.len()),
-                count(requests),
-                count(advance),
-                unused,
-                micros(age),
-            ]);
+            let Question { set, subject, requests } = *question;
+            arguments.extend([count(set.policies.len()), count(requests)]);
             for policy in &set.policies {
                 // The braces make a caller's keys one slot of a cluster.
                 keys.push(format!("rate:{{{subject}}}:{}", policy.name));
@@ -246,18 +205,12 @@ struct Question<'a> {
     set: &'a Set,
     subject: Subject,
     requests: usize,
-    advance: usize,
-    /// Let in in advance, and never came.
-    unused: i64,
-    age: Duration,
 }
 
 /// What was decided about a group of equal requests.
 #[derive(Debug)]
-pub struct Decision {
+struct Decision {
     let_in: i64,
-    /// Those let in that have not come yet.
-    pub advance: i64,
     /// Of each policy, after those that were let in.
     states: Vec<State>,
 }
@@ -270,28 +223,20 @@ struct State {
 }
 
 impl Decision {
-    pub fn read(policies: usize, answer: &mut impl Iterator<Item = i64>) -> Option<Self> {
-        let (let_in, advance) = (answer.next()?, answer.next()?);
+    fn read(policies: usize, answer: &mut impl Iterator<Item = i64>) -> Option<Self> {
+        let let_in = answer.next()?;
         let duration = |micros: i64| Duration::from_micros(u64::try_from(micros).unwrap_or_default());
         let states = (0..policies).map(|_| {
             let (remaining, next_in, whole_in) = (answer.next()?, answer.next()?, answer.next()?);
             Some(State { remaining, next_in: duration(next_in), whole_in: duration(whole_in) })
         });
-        Some(Self { let_in, advance, states: states.collect::<Option<_>>()? })
+        Some(Self { let_in, states: states.collect::<Option<_>>()? })
     }
 
     /// For the request at this place of the group, from 0.
     fn verdicts(&self, place: i64) -> Vec<Verdict> {
         let let_in = place < self.let_in;
-        self.told(let_in, if let_in { self.let_in + self.advance - 1 - place } else { 0 })
-    }
-
-    /// For one of those that were let in before they came, when so many of them have still not come.
-    pub fn verdicts_in_advance(&self, behind: i64) -> Vec<Verdict> {
-        self.told(true, behind)
-    }
-
-    fn told(&self, let_in: bool, behind: i64) -> Vec<Verdict> {
+        let behind = if let_in { self.let_in - 1 - place } else { 0 };
         let verdict = |state: &State| Verdict {
             let_in: let_in || state.remaining > 0,
             remaining: u32::try_from(state.remaining + behind).unwrap_or_default(),
@@ -317,7 +262,7 @@ mod tests {
     #[test]
     fn the_first_of_equal_requests_are_let_in_first() {
         // Two of three, by a quota of 10 in 1 s; the second policy would take many more.
-        let answer = [2, 0, 0, 100_000, 1_000_000, 50, 0, 20_000];
+        let answer = [2, 0, 100_000, 1_000_000, 50, 0, 20_000];
         let decision = Decision::read(2, &mut answer.into_iter()).unwrap();
         let at =
             |place| decision.verdicts(place).into_iter().map(|verdict| (verdict.let_in, verdict.remaining));
@@ -326,6 +271,6 @@ mod tests {
         assert_eq!(at(2).collect::<Vec<_>>(), [(false, 0), (true, 50)]);
         assert_eq!(decision.verdicts(2)[0].next_in, Duration::from_millis(100));
         assert_eq!(decision.verdicts(1)[0].next_in, Duration::ZERO);
-        assert!(Decision::read(2, &mut [2, 0, 0].into_iter()).is_none());
+        assert!(Decision::read(2, &mut [2, 0].into_iter()).is_none());
     }
 }

@@ -1,9 +1,7 @@
 //! Limits on how often somebody may ask: the policies stand in [`policy`]. They are counted over all gateways in Redis
-//! ([`global`]), some of a large quota in advance ([`advance`]), and per gateway while Redis is away ([`local`]), never
-//! not at all.
+//! ([`global`]), and per gateway while Redis is away ([`local`]), never not at all.
 
 mod address;
-mod advance;
 mod global;
 mod local;
 mod policy;
