@@ -1,10 +1,10 @@
-//! The table of routes, and the one layer that every request passes on its way to them.
+//! The table of routes, and the middleware in front of them.
 
 use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
-    extract::{ConnectInfo, MatchedPath, Request, State as Given},
+    extract::{ConnectInfo, MatchedPath, Request, State},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse as _, Response},
     routing::{delete, get, patch, post, put},
@@ -17,54 +17,54 @@ use http_body::Body as _;
 use shoppee_kit::ops;
 
 use crate::{
+    access_log::{RequestRecorder, UserId},
     auth,
+    cors::CorsRequest,
     error::Problem,
     extract::{Place, Sender, refuse_query},
-    observe::{Observed, UserId},
-    origin::Cors,
     routes::{account, admin, cart, categories, docs, health, orders, problems, products, ws},
-    server::Overdrawn,
-    state::State,
+    server::SendBacklogFull,
+    state::AppState,
 };
 
-/// The whole gateway behind its socket. Each request needs a [`ConnectInfo`] with its peer's address.
-pub fn app(state: State) -> Router {
+/// Builds the router of the gateway. Each request needs a [`ConnectInfo`] with its peer's address.
+pub fn app(state: AppState) -> Router {
     routes()
         .fallback(health::not_found)
         .with_state(state.clone())
         .merge(ops::router(state.process.readiness.clone()))
         .method_not_allowed_fallback(health::method_not_allowed)
-        // One layer for all: each of its own would cost every request a box and a copy of what is below it.
-        .layer(from_fn_with_state(state, edge))
+        // One layer for all steps: each layer costs every request a box and a clone of the services below it.
+        .layer(from_fn_with_state(state, request_middleware))
 }
 
-/// What every request passes on its way in and every answer on its way out.
-async fn edge(Given(state): Given<State>, mut request: Request, next: Next) -> Response {
+/// Records each request, answers CORS preflights, and passes other requests to admission control.
+async fn request_middleware(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
-    let trusted = peer.is_some_and(|peer| state.limits.is_trusted(peer.ip(), request.headers()));
-    let observed = Observed::begin(&mut request, trusted);
-    let cors = Cors::of(&request);
-    let mut response = match cors.preflight() {
-        Some(answer) => answer,
-        None => observed.answered_by(admit(&state, request, next)).await,
+    let trusted = peer.is_some_and(|peer| state.rate_limiter.is_trusted(peer.ip(), request.headers()));
+    let recorder = RequestRecorder::start(&mut request, trusted);
+    let cors = CorsRequest::from(&request);
+    let mut response = match cors.preflight_response() {
+        Some(response) => response,
+        None => recorder.run(admit(&state, request, next)).await,
     };
-    cors.write(&state.origins, response.headers_mut());
-    observed.end(response)
+    cors.write_headers(&state.allowed_origins, response.headers_mut());
+    recorder.finish(response)
 }
 
-/// Each table becomes a router, and a list that the API's document is compared with.
+/// Makes a router of each table, and a list for comparison with the OpenAPI document.
 macro_rules! table {
     ($router:ident, $(#[$for:meta])? $list:ident: $($method:ident $path:literal => $handler:path,)*) => {
         $(#[$for])?
         pub const $list: &[(&str, &str)] = &[$((stringify!($method), $path)),*];
 
-        fn $router() -> Router<State> {
+        fn $router() -> Router<AppState> {
             Router::new()$(.route($path, $method($handler)))*
         }
     };
 }
 
-// Parameters of these queries are read by the handlers.
+// The handlers of these routes read query parameters.
 table! { with_query, #[cfg(test)] WITH_QUERY:
     get    "/api/v1/admin/users"     => admin::list_users,
     get    "/api/v1/admin/orders"    => admin::list_orders,
@@ -76,7 +76,7 @@ table! { with_query, #[cfg(test)] WITH_QUERY:
     get    "/ws"                     => ws::upgrade,
 }
 
-// A query is refused before they are asked.
+// The middleware refuses query parameters to these routes.
 table! { without_query, WITHOUT_QUERY:
     post   "/api/v1/auth/register"           => account::register,
     post   "/api/v1/auth/login"              => account::login,
@@ -120,25 +120,25 @@ table! { without_query, WITHOUT_QUERY:
     get    "/problems/{code}"                => problems::show,
 }
 
-fn routes() -> Router<State> {
+fn routes() -> Router<AppState> {
     without_query().merge(with_query())
 }
 
-/// Operators ask these, also of a gateway that is full.
+/// Reports whether a route is for operators: it answers under overload too.
 fn is_ops(route: Option<&str>) -> bool {
     matches!(route, Some("/healthz" | "/readyz" | "/metrics"))
 }
 
-/// Refuses at once what could only wait: latency stays what it is for those who are let in. Then finds out who calls,
-/// and whether they may call so often.
-async fn admit(state: &State, mut request: Request, next: Next) -> Response {
-    if !names_its_host(&request) {
+/// Sheds load, authenticates the caller and applies rate limits. A request without a permit is refused at once: a queue
+/// would add latency to all others.
+async fn admit(state: &AppState, mut request: Request, next: Next) -> Response {
+    if !has_single_host_header(&request) {
         return Problem::malformed("host", "must be sent, and once").into_response();
     }
-    if !is_framed_plainly(&request) {
+    if !has_plain_framing(&request) {
         return Problem::malformed("transfer-encoding", "must be chunked alone").into_response();
     }
-    if request.extensions().get::<Overdrawn>().is_some() {
+    if request.extensions().get::<SendBacklogFull>().is_some() {
         metrics::counter!("http_requests_shed_total").increment(1);
         return Problem::unavailable().into_response();
     }
@@ -147,55 +147,56 @@ async fn admit(state: &State, mut request: Request, next: Next) -> Response {
     if is_ops(route) {
         return next.run(request).await;
     }
-    let place = match Place::take(&state.room) {
+    let place = match Place::take(&state.request_permits) {
         Ok(place) => Arc::new(place),
         Err(problem) => return problem.into_response(),
     };
     let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<SocketAddr>>().copied() else {
         return Problem::internal().into_response();
     };
-    let identity = auth::identify(&state.verifier, request.headers());
+    let identity = auth::authenticate(&state.verifier, request.headers());
     let caller = identity.0.as_ref().ok().cloned();
-    let admission = state.limits.admit(route, caller.as_ref(), peer.ip(), request.headers()).await;
+    let admission = state.rate_limiter.admit(route, caller.as_ref(), peer.ip(), request.headers()).await;
     let mut response = match admission.check().and_then(|()| check_query(route, &request)) {
         Ok(()) => {
             request.extensions_mut().insert(identity);
             if !request.body().is_end_stream() {
-                let caller = state.limits.subject(caller.as_ref(), peer.ip(), request.headers());
+                let caller = state.rate_limiter.key(caller.as_ref(), peer.ip(), request.headers());
                 request.extensions_mut().insert(Sender { place: place.clone(), caller });
             }
             next.run(request).await
         }
         Err(problem) => problem.into_response(),
     };
-    admission.write(response.headers_mut());
+    admission.write_headers(response.headers_mut());
     if let Some(caller) = caller {
         response.extensions_mut().insert(UserId(caller.user_id()));
     }
     response
 }
 
-/// A parameter that nobody reads is a mistake of the client's.
+/// Refuses query parameters to a route that reads none: the client made a mistake.
 fn check_query(route: Option<&str>, request: &Request) -> Result<(), Problem> {
     let (Some(route), Some(query)) = (route, request.uri().query()) else {
         return Ok(());
     };
-    // Whoever takes GET takes HEAD.
+    // A route for GET serves HEAD too.
     let method = if request.method() == Method::HEAD { "GET" } else { request.method().as_str() };
-    let known =
-        WITHOUT_QUERY.iter().any(|(of, without)| method.eq_ignore_ascii_case(of) && *without == route);
-    if known { refuse_query(query) } else { Ok(()) }
+    let without_query =
+        WITHOUT_QUERY.iter().any(|(verb, path)| method.eq_ignore_ascii_case(verb) && *path == route);
+    if without_query { refuse_query(query) } else { Ok(()) }
 }
 
-/// A coding below the chunks would be taken for content (RFC 9112 §6.1): hyper takes off the chunks and no other.
-fn is_framed_plainly<B>(request: &Request<B>) -> bool {
+/// Reports whether the body has no transfer coding but `chunked` (RFC 9112 §6.1). hyper decodes chunks alone and would
+/// take another coding for content.
+fn has_plain_framing<B>(request: &Request<B>) -> bool {
     let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
     codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
         && codings.next().is_none()
 }
 
-/// HTTP/1.1 wants the host once (RFC 9112 §3.2), or a proxy in between may take the request for another; hyper does not
-/// look.
-fn names_its_host<B>(request: &Request<B>) -> bool {
+/// Reports whether an HTTP/1.1 request has one `Host` header (RFC 9112 §3.2), which hyper does not check. A proxy might
+/// otherwise route the request to another host.
+fn has_single_host_header<B>(request: &Request<B>) -> bool {
     request.version() != Version::HTTP_11 || request.headers().get_all(HOST).iter().count() == 1
 }

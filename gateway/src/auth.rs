@@ -1,5 +1,5 @@
-//! Who may call, as a handler's parameter: [`User`], [`Admin`], [`MaybeUser`]; a handler without one is open
-//! to all. Only a signed token says who somebody is: no other header has any say.
+//! Authentication and authorization, as extractors: [`User`], [`Admin`], [`MaybeUser`]. A handler without one is open
+//! to all. A signed token is the only proof of identity; no other header counts.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -8,47 +8,47 @@ use http::{HeaderMap, header::AUTHORIZATION, request::Parts};
 use secrecy::SecretString;
 use shoppee_kit::caller::{Caller, Identity, Kind, Role, TokenError, Verifier, bearer};
 
-use crate::{error::Problem, state::State, upstream::Upstream};
+use crate::{error::Problem, state::AppState, upstream::Upstream};
 
-/// Whom a request's `Authorization` speaks for.
-pub fn identify(verifier: &Verifier, headers: &HeaderMap) -> Identity {
+/// Verifies the access token in a request's `Authorization` header.
+pub fn authenticate(verifier: &Verifier, headers: &HeaderMap) -> Identity {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else {
         return Identity(Err(TokenError::Missing));
     };
-    // Two of them, or another scheme, is nobody we know.
+    // A second header or another scheme is invalid.
     let token = value.to_str().ok().and_then(bearer).filter(|_| values.next().is_none());
     Identity(token.ok_or(TokenError::Invalid).and_then(|token| verifier.verify(token, Kind::Access)))
 }
 
-/// A person: a customer or an admin.
+/// A signed-in person: a customer or an admin.
 #[derive(Clone, Debug)]
 pub struct User(pub Caller);
 
-/// An admin.
+/// A signed-in admin.
 #[derive(Clone, Debug)]
 pub struct Admin(pub Caller);
 
-/// Anybody, known or not; a token that is not good is refused even so, so that its owner learns of it.
+/// Any caller, signed in or not. A token that is sent and invalid is refused, so that its owner notices.
 #[derive(Clone, Debug)]
 pub struct MaybeUser(pub Option<Caller>);
 
 impl MaybeUser {
-    /// Whether they are shown what others are not.
-    pub fn sees_more(&self) -> bool {
+    /// Reports whether the caller sees more than customers do, such as archived products.
+    pub fn is_privileged(&self) -> bool {
         self.0.as_ref().is_some_and(|caller| caller.claims.role != Role::User)
     }
 }
 
-/// For calls that carry their own credentials, or need none.
+/// No access token: for calls that carry credentials in their message, or need none.
 #[derive(Clone, Copy, Debug)]
-pub struct Nobody;
+pub struct Anonymous;
 
-impl FromRequestParts<State> for User {
+impl FromRequestParts<AppState> for User {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Problem> {
-        let caller = identity(parts)?;
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Problem> {
+        let caller = caller_from_extensions(parts)?;
         match caller.claims.role {
             Role::User | Role::Admin => Ok(Self(caller)),
             Role::Service => Err(Problem::forbidden()),
@@ -56,20 +56,20 @@ impl FromRequestParts<State> for User {
     }
 }
 
-impl FromRequestParts<State> for Admin {
+impl FromRequestParts<AppState> for Admin {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
         let User(caller) = User::from_request_parts(parts, state).await?;
         if caller.is_admin() { Ok(Self(caller)) } else { Err(Problem::forbidden()) }
     }
 }
 
-impl FromRequestParts<State> for MaybeUser {
+impl FromRequestParts<AppState> for MaybeUser {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Problem> {
-        match identity(parts) {
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Problem> {
+        match caller_from_extensions(parts) {
             Ok(caller) => Ok(Self(Some(caller))),
             Err(TokenError::Missing) => Ok(Self(None)),
             Err(error) => Err(error.into()),
@@ -77,20 +77,20 @@ impl FromRequestParts<State> for MaybeUser {
     }
 }
 
-impl FromRequestParts<State> for Upstream {
+impl FromRequestParts<AppState> for Upstream {
     type Rejection = Infallible;
 
-    async fn from_request_parts(_: &mut Parts, state: &State) -> Result<Self, Infallible> {
+    async fn from_request_parts(_: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
         Ok(state.upstream.clone())
     }
 }
 
-/// What admission found.
-fn identity(parts: &Parts) -> Result<Caller, TokenError> {
+/// Returns the caller that the request middleware authenticated.
+fn caller_from_extensions(parts: &Parts) -> Result<Caller, TokenError> {
     parts.extensions.get::<Identity>().map_or(Err(TokenError::Missing), |identity| identity.0.clone())
 }
 
-/// Whose token a call to a service carries.
+/// The source of the access token that a call to a service carries.
 pub trait Credential {
     fn token(&self) -> Option<Arc<SecretString>>;
 }
@@ -119,7 +119,7 @@ impl Credential for Caller {
     }
 }
 
-impl Credential for Nobody {
+impl Credential for Anonymous {
     fn token(&self) -> Option<Arc<SecretString>> {
         None
     }

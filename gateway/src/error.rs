@@ -1,5 +1,5 @@
-//! Every error a client can see: the table of [`codes`], and what becomes of a service's status. The only place that
-//! turns errors into HTTP statuses.
+//! The errors that clients see: problem details (RFC 9457), made from the table of [`codes`] and from the gRPC status
+//! of a service. No other module maps errors to HTTP statuses.
 
 mod codes;
 
@@ -18,30 +18,30 @@ use tonic::{Code as Grpc, Status};
 use crate::routes::replay::{REPLAYED, YES, is_replayed};
 pub use codes::Code;
 
-/// What a client that is refused for load, or for a part that is away, is asked to wait.
-const AGAIN: Duration = Duration::from_secs(1);
+/// The `Retry-After` of overload and of an unavailable service.
+const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The members of a problem that a program acts on, and how services write them into `google.rpc.ErrorInfo.metadata`.
-const FACTS: [(&str, Written); 6] = [
-    ("lines", Written::AsJson),
-    ("current_total", Written::AsJson),
-    ("current_status", Written::AsText),
-    ("allowed", Written::AsJson),
-    ("decline_code", Written::AsText),
-    ("limit", Written::AsText),
+/// The extension members of a problem, and their encoding in `google.rpc.ErrorInfo.metadata`.
+const FACTS: [(&str, FactEncoding); 6] = [
+    ("lines", FactEncoding::Json),
+    ("current_total", FactEncoding::Json),
+    ("current_status", FactEncoding::Text),
+    ("allowed", FactEncoding::Json),
+    ("decline_code", FactEncoding::Text),
+    ("limit", FactEncoding::Text),
 ];
 
 #[derive(Clone, Copy, Debug)]
-enum Written {
-    AsText,
-    AsJson,
+enum FactEncoding {
+    Text,
+    Json,
 }
 
-impl Written {
-    fn read(self, text: &str) -> Option<Value> {
+impl FactEncoding {
+    fn decode(self, text: &str) -> Option<Value> {
         match self {
-            Self::AsText => Some(text.into()),
-            Self::AsJson => serde_json::from_str(text).ok(),
+            Self::Text => Some(text.into()),
+            Self::Json => serde_json::from_str(text).ok(),
         }
     }
 }
@@ -53,45 +53,49 @@ pub struct FieldError {
     pub message: String,
 }
 
-/// An error on its way to the client (RFC 9457). It is written out by [`Problem::render`], in the outermost
-/// layer, which knows the id of the request.
+/// Problem details (RFC 9457). The request middleware renders them with [`Problem::render`], as it knows the request
+/// id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub code: Code,
     detail: Cow<'static, str>,
     errors: Vec<FieldError>,
-    /// Members beside those that every problem has.
+    /// Extension members, some of [`FACTS`].
     facts: Map<String, Value>,
     retry_after: Option<Duration>,
-    /// A token was sent, and is not good: RFC 6750 wants that said.
+    /// The request had an invalid token, which `WWW-Authenticate` states (RFC 6750).
     bad_token: bool,
-    /// It was answered before, under the same idempotency key.
+    /// The response repeats that of an earlier request with the same idempotency key.
     replayed: bool,
 }
 
 impl Problem {
-    /// `detail` is for people, and says nothing of the inside.
+    /// `detail` is for people, and reveals no internals.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         Self {
             code,
             detail: detail.into(),
             errors: Vec::new(),
             facts: Map::new(),
-            // 503 and 504 pass; a 429 knows better when.
-            retry_after: code.status().is_server_error().then_some(AGAIN).filter(|_| code != Code::Internal),
+            // 503 and 504 are temporary. A 429 sets a delay of its own.
+            retry_after: code
+                .status()
+                .is_server_error()
+                .then_some(DEFAULT_RETRY_AFTER)
+                .filter(|_| code != Code::Internal),
             bad_token: false,
             replayed: false,
         }
     }
 
-    /// A request of the wrong shape.
+    /// Returns a 400 for a request of the wrong shape.
     pub fn malformed(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::new(Code::InvalidRequest, "the request is not well-formed").on(field, message)
+        Self::new(Code::InvalidRequest, "the request is not well-formed").with_field_error(field, message)
     }
 
-    /// A request that breaks a rule which only this side can see.
+    /// Returns a 422 for a request that breaks a rule of the gateway.
     pub fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::new(Code::ValidationFailed, "the request breaks a rule").on(field, message)
+        Self::new(Code::ValidationFailed, "the request breaks a rule").with_field_error(field, message)
     }
 
     pub fn not_found() -> Self {
@@ -110,10 +114,10 @@ impl Problem {
         Self::new(Code::Internal, "something went wrong on our side")
     }
 
-    /// A part of the shop is away, or there is more to do than can be done.
+    /// Returns a 503 for an unavailable service or overload.
     pub fn unavailable() -> Self {
         Self::new(Code::Unavailable, "a part of the shop does not answer right now; try again")
-            .retry_after(AGAIN)
+            .retry_after(DEFAULT_RETRY_AFTER)
     }
 
     #[must_use]
@@ -122,7 +126,7 @@ impl Problem {
         self
     }
 
-    /// Adds a member, one of [`FACTS`].
+    /// Adds an extension member, one of [`FACTS`].
     #[must_use]
     pub fn with_fact(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.facts.insert(name.to_owned(), value.into());
@@ -134,22 +138,22 @@ impl Problem {
         Self { code, ..self }
     }
 
-    fn on(mut self, field: impl Into<String>, message: impl Into<String>) -> Self {
-        self.errors.push(FieldError { field: field.into(), message: message.into() });
+    fn with_field_error(mut self, field: impl Into<String>, message: impl Into<String>) -> Self {
+        self.add_field_error(field.into(), message.into());
         self
     }
 
-    /// Adds what else is wrong with the same request.
-    pub fn and(&mut self, field: String, message: String) {
+    /// Adds another error of the same request.
+    pub fn add_field_error(&mut self, field: String, message: String) {
         self.errors.push(FieldError { field, message });
     }
 
-    /// What is wrong, field by field.
+    /// Returns the errors of fields.
     pub fn errors(&self) -> &[FieldError] {
         &self.errors
     }
 
-    /// The answer, with the body that names the request.
+    /// Returns the response, whose body names the request.
     pub fn render(self, request_id: &str) -> Response {
         #[derive(Serialize)]
         struct Body<'a> {
@@ -168,7 +172,7 @@ impl Problem {
 
         let status = self.code.status();
         let body = Body {
-            kind: self.code.page(),
+            kind: self.code.type_uri(),
             title: self.code.title(),
             status: status.as_u16(),
             detail: &self.detail,
@@ -177,7 +181,7 @@ impl Problem {
             errors: self.errors,
             facts: self.facts,
         };
-        // Strings and numbers always serialise.
+        // Strings and numbers always serialize.
         let body = serde_json::to_vec(&body).unwrap_or_default();
         let mut response =
             (status, [(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"))], body)
@@ -193,7 +197,7 @@ impl Problem {
     }
 }
 
-/// Rounded up: whoever waits this long has waited long enough.
+/// Returns the delay in seconds, rounded up, so that a client does not return too early.
 fn whole_seconds(delay: Duration) -> u64 {
     delay.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX).max(1)
 }
@@ -206,7 +210,7 @@ fn challenge(bad_token: bool) -> HeaderValue {
     }
 }
 
-/// Carries the problem to the outermost layer; what stands between sees only its status.
+/// Carries the problem to the request middleware. Layers in between see its status alone.
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut response = self.code.status().into_response();
@@ -228,21 +232,20 @@ impl From<TokenError> for Problem {
 }
 
 impl From<Status> for Problem {
-    /// A status with a reason came from a handler of ours and says what it means. One without came from the
-    /// way there and back, or from a fault.
+    /// A status with a reason comes from a handler of a service. One without comes from the transport, or from a fault.
     fn from(status: Status) -> Self {
-        let told = status::read(&status);
-        if let Some(code) = Code::find(&told.reason) {
-            let errors = told.violations.into_iter().map(|(field, message)| FieldError { field, message });
-            let fact = |(name, written): &(&str, Written)| {
-                Some(((*name).to_owned(), written.read(told.facts.get(*name)?)?))
+        let details = status::read(&status);
+        if let Some(code) = Code::from_reason(&details.reason) {
+            let errors = details.violations.into_iter().map(|(field, message)| FieldError { field, message });
+            let fact = |(name, encoding): &(&str, FactEncoding)| {
+                Some(((*name).to_owned(), encoding.decode(details.facts.get(*name)?)?))
             };
             let facts = FACTS.iter().filter_map(fact).collect();
             let retry_after = match code.status() {
                 StatusCode::SERVICE_UNAVAILABLE
                 | StatusCode::GATEWAY_TIMEOUT
-                | StatusCode::TOO_MANY_REQUESTS => Some(told.retry_after.unwrap_or(AGAIN)),
-                _ => told.retry_after,
+                | StatusCode::TOO_MANY_REQUESTS => Some(details.retry_after.unwrap_or(DEFAULT_RETRY_AFTER)),
+                _ => details.retry_after,
             };
             let bad_token = matches!(code, Code::Unauthenticated | Code::TokenExpired | Code::SessionRevoked);
             let detail = status.message().to_owned().into();
@@ -281,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_of_a_service_has_its_status() {
+    fn each_reason_of_a_service_becomes_its_code() {
         for code in Code::ALL {
             let reason: &'static str = code.as_str().to_ascii_uppercase().leak();
             let status: Status = Refusal::new(Grpc::FailedPrecondition, reason, "said so").into();
@@ -290,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn violations_arrive_field_by_field() {
+    fn each_violation_becomes_a_field_error() {
         let status: Status = Refusal::invalid(Violations::from(("price", "must not be negative"))).into();
         let problem = Problem::from(status);
         assert_eq!(problem.code.status(), StatusCode::UNPROCESSABLE_ENTITY);
@@ -298,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn facts_arrive_as_members_of_their_types() {
+    fn known_facts_become_members_of_their_types() {
         let refusal = Refusal::new(Grpc::FailedPrecondition, "PRICE_CHANGED", "it costs more now")
             .with_fact("current_total", "1999")
             .with_fact("current_status", "2")
@@ -312,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_without_a_reason_goes_by_its_code() {
+    fn a_status_without_a_reason_is_mapped_by_its_grpc_code() {
         for (grpc, status) in [
             (Grpc::Unavailable, 503),
             (Grpc::Unimplemented, 503),
@@ -323,12 +326,12 @@ mod tests {
         ] {
             let problem = Problem::from(Status::new(grpc, "relation \"orders\" does not exist"));
             assert_eq!(problem.code.status().as_u16(), status);
-            assert!(!problem.detail.contains("relation"), "the inside is not shown");
+            assert!(!problem.detail.contains("relation"), "internals are not shown");
         }
     }
 
     #[test]
-    fn waiting_is_rounded_up() {
+    fn retry_after_is_rounded_up_to_seconds() {
         assert_eq!(whole_seconds(Duration::from_millis(1)), 1);
         assert_eq!(whole_seconds(Duration::from_millis(2001)), 3);
     }

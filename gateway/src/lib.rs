@@ -1,22 +1,23 @@
-//! The shop's front: REST and WebSocket to the outside, gRPC to the three services behind.
+//! The shop's gateway: REST and WebSocket to clients, gRPC to the three services.
 //!
-//! - [`app`] has the table of routes and the layer before them; [`server`] the socket they are served on
-//! - [`routes`]: a handler each, which parses, calls and maps; [`extract`] parses, [`upstream`] calls
-//! - [`catalogue`]: the products, kept as they are sent
-//! - [`auth`]: who may call; [`limit`]: how often; [`origin`]: from which web pages
-//! - [`error`]: everything that can go wrong, as a client sees it; [`observe`]: as the log and the metrics do
-//! - [`realtime`]: the sockets, and the events that reach them
+//! - [`app`]: the table of routes and the request middleware; [`server`]: the HTTP connections
+//! - [`routes`]: the handlers; [`extract`]: their extractors; [`upstream`]: the gRPC calls
+//! - [`product_cache`]: a response cache for products and pages
+//! - [`auth`]: authentication; [`rate_limit`]: rate limits; [`cors`]: allowed web origins
+//! - [`error`]: errors as clients see them; [`access_log`]: requests as logs, metrics and traces see them
+//! - [`realtime`]: WebSocket connections and the events sent to them
+//! - [`openapi`]: the API documents
 
+mod access_log;
 mod app;
 mod auth;
-mod catalogue;
+mod cors;
 mod error;
 mod extract;
-mod limit;
 mod metric_help;
-mod observe;
 mod openapi;
-mod origin;
+mod product_cache;
+mod rate_limit;
 mod realtime;
 mod routes;
 mod server;
@@ -24,8 +25,8 @@ mod settings;
 mod state;
 mod upstream;
 
-pub use limit::RateLimits;
-pub use origin::Origin;
+pub use cors::Origin;
+pub use rate_limit::RateLimits;
 pub use settings::{Network, Settings};
 
 use std::sync::Arc;
@@ -34,39 +35,39 @@ use shoppee_kit::{caller::Verifier, keys, process::Process, redis, settings::Env
 use tokio::sync::{Semaphore, broadcast};
 
 use crate::{
-    catalogue::Catalogue,
+    cors::AllowedOrigins,
     extract::Bodies,
-    limit::Limits,
-    origin::Origins,
+    product_cache::ProductCache,
+    rate_limit::RateLimiter,
     realtime::Realtime,
     routes::docs::Docs,
-    state::{Parts, State},
+    state::{AppState, Inner},
     upstream::Upstream,
 };
 
-/// Ended sessions that may wait for the sockets to be closed; a reader that falls behind is told so.
-const ENDED_SESSIONS: usize = 4096;
+/// Ended sessions in the channel whose receivers close sockets. A receiver that falls behind gets a `Lagged` error.
+const ENDED_SESSIONS_CAPACITY: usize = 4096;
 
-/// Wires the gateway, and spawns its tasks.
+/// Builds the gateway and spawns its tasks.
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     telemetry::describe(metric_help::HELP);
     let upstream = Upstream::start(&settings, &process)?;
     let verifier = Verifier::new(process.clock.clone());
-    let (ended, _) = broadcast::channel(ENDED_SESSIONS);
-    let auth = upstream.auth().clone();
-    keys::follow(&process, auth, verifier.clone(), ended.clone());
+    let (ended, _) = broadcast::channel(ENDED_SESSIONS_CAPACITY);
+    let auth_pool = upstream.auth_pool().clone();
+    keys::follow(&process, auth_pool, verifier.clone(), ended.clone());
 
     let redis = redis::Clients::open(&settings.redis, &process).await?;
     let realtime = Realtime::start(&redis, upstream.clone(), verifier.clone(), &ended, &process)?;
 
-    // What never happened is 0 for those who watch, not absent.
+    // A counter that is exported as 0 before the first event lets alerts compute its rate.
     metrics::counter!("http_requests_shed_total").increment(0);
-    let catalogue = Catalogue::start(upstream.clone(), settings.cache_l1_ttl, &process);
-    let state = State::from(Parts {
-        catalogue,
-        limits: Limits::start(&settings, redis.client("limits")?, &process.tasks),
-        origins: Origins::new(&settings.cors_origins, settings.common.shoppee_env),
-        room: Arc::new(Semaphore::new(usize::try_from(settings.max_requests)?)),
+    let product_cache = ProductCache::start(upstream.clone(), settings.cache_l1_ttl, &process);
+    let state = AppState::from(Inner {
+        product_cache,
+        rate_limiter: RateLimiter::start(&settings, redis.client("limits")?, &process.tasks),
+        allowed_origins: AllowedOrigins::new(&settings.cors_origins, settings.common.shoppee_env),
+        request_permits: Arc::new(Semaphore::new(usize::try_from(settings.max_requests)?)),
         bodies: Bodies::new(usize::try_from(settings.max_body_bytes)?),
         process: process.clone(),
         upstream,

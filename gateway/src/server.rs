@@ -1,6 +1,5 @@
-//! The listening socket. axum's own loop knows no time limits; this one closes whoever is slow to send the
-//! head of a request, bounds how many connections there are and what HTTP/2 may ask for, and ends each
-//! politely at a stop.
+//! The HTTP server: the accept loop and its connections. Unlike axum's own loop, it has deadlines for slow clients,
+//! bounds the number of connections and what HTTP/2 clients may request, and shuts each connection down gracefully.
 
 mod activity;
 mod unsent;
@@ -27,43 +26,44 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use crate::Settings;
-use activity::{ActiveRequest, Expired, Timeouts, Watched};
+use activity::{ActiveRequest, ExpiredDeadline, RecordedStream, Timeouts};
 use unsent::{Accounted, Accounts, Ledger, OpenAccount};
 
-/// A mark in a request's extensions: its client does not take the answers that it was sent before.
+/// Marks a request, in its extensions, whose connection has too many unsent bytes of earlier responses.
 #[derive(Clone, Copy, Debug)]
-pub struct Overdrawn;
+pub struct SendBacklogFull;
 
-/// Head of a request: a token, an ETag, an idempotency key, a long query. More is 431.
-const LARGEST_HEAD: usize = 32 * 1024;
-/// Headers of one request; more is 431.
-const MOST_HEADERS: usize = 64;
-/// Requests at once on one HTTP/2 connection.
-const STREAMS: u32 = 128;
-/// Streams that a client opened and reset before they were looked at; more ends the connection
+/// The head of a request: a token, an ETag, an idempotency key, a long query. More is 431.
+const MAX_HEADER_BYTES: usize = 32 * 1024;
+/// Headers of one request. More is 431.
+const MAX_HEADERS: usize = 64;
+/// Concurrent requests on one HTTP/2 connection.
+const MAX_CONCURRENT_STREAMS: u32 = 128;
+/// Streams that a client opened and reset, or broke, before the server handled them. More ends the connection
 /// (CVE-2023-44487).
-const RESETS: usize = 32;
-/// Bytes of one answer that hyper takes from it before the client has room for them.
-const UNSENT: usize = 64 * 1024;
+const MAX_RESET_STREAMS: usize = 32;
+/// Bytes of one response that hyper buffers before the client has room for them.
+const MAX_SEND_BUF_SIZE: usize = 64 * 1024;
 /// Bytes of a body that a client may send before they are read: on one stream, and on all of a connection.
-const STREAM_WINDOW: u32 = 64 * 1024;
-const CONNECTION_WINDOW: u32 = 256 * 1024;
-/// How soon a silent HTTP/2 peer is asked whether it is still there, and how long it may take to say so.
-const PING: Duration = Duration::from_secs(20);
-/// How long a client may leave what it is sent lying.
-const SLOW_READER: Duration = Duration::from_secs(25);
+const STREAM_WINDOW_SIZE: u32 = 64 * 1024;
+const CONNECTION_WINDOW_SIZE: u32 = 256 * 1024;
+/// The interval and the timeout of HTTP/2 pings to a silent peer.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEP_ALIVE_TIMEOUT: Duration = KEEP_ALIVE_INTERVAL;
+/// Bounds the time for which sent bytes may stay unacknowledged.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(25);
 /// Bounds the other requests of a connection that ends.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
-/// After the stop, how long a request that is on its way to a connection may take to arrive.
-const ON_ITS_WAY: Duration = Duration::from_secs(1);
-/// How long a start may take until requests are answered, whatever is still missing.
-const STARTING: Duration = Duration::from_secs(1);
-/// The interval between two looks for connections without a request while there is no room for another.
+/// Bounds, after the shutdown signal, the wait for the first request of a new connection.
+const SHUTDOWN_ACCEPT_GRACE: Duration = Duration::from_secs(1);
+/// Bounds the wait for readiness before the server accepts connections.
+const STARTUP_GRACE: Duration = Duration::from_secs(1);
+/// The interval between evictions of idle connections while the server is full.
 const EVICTION_INTERVAL: Duration = Duration::from_millis(200);
-/// After an error of `accept`, as when files run out.
-const PAUSE: Duration = Duration::from_millis(50);
+/// The delay after an error of `accept`, such as too many open files.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
-/// Starts to serve `app`.
+/// Binds the listener and spawns the task that serves `app`.
 pub async fn serve(settings: &Settings, app: Router, process: &Process) -> anyhow::Result<()> {
     let addr = settings.listen_addr;
     let listener = TcpListener::bind(addr).await.with_context(|| format!("LISTEN_ADDR {addr}"))?;
@@ -79,55 +79,56 @@ pub async fn serve(settings: &Settings, app: Router, process: &Process) -> anyho
     for reason in ["head", "idle", "stalled", "unsent", "full"] {
         metrics::counter!("http_connections_closed_total", "reason" => reason).increment(0);
     }
-    let stop = process.tasks.stopping();
+    let shutdown = process.tasks.stopping();
     process.clone().tasks.spawn("http", async move {
-        let begin = |stream, peer, place| {
+        let spawn_connection = |stream, peer, permit| {
             let connection =
-                connection(server.clone(), stream, peer, accounts.open(timeouts), process.clone());
+                serve_connection(server.clone(), stream, peer, accounts.open(timeouts), process.clone());
             process.tasks.track(async move {
                 metrics::gauge!("http_connections").increment(1.0);
                 connection.await;
                 metrics::gauge!("http_connections").decrement(1.0);
-                drop(place);
+                drop(permit);
             });
         };
-        // A proxy sends requests to whoever listens. While the keys of tokens are on their way, they wait in the kernel's
-        // queue; where auth is away, they are told so.
+        // A proxy sends requests to a port that listens. Until the token keys are loaded, the requests wait in the
+        // kernel's queue; if auth is unavailable, they get a 503 after the grace period.
         let mut serving = process.readiness.serving();
         tokio::select! {
-            _ = timeout(STARTING, serving.wait_for(|serving| *serving)) => {}
-            () = stop.cancelled() => {}
+            _ = timeout(STARTUP_GRACE, serving.wait_for(|serving| *serving)) => {}
+            () = shutdown.cancelled() => {}
         }
         loop {
-            let accepting = async { (take_place(&connections, &accounts).await, listener.accept().await) };
-            let (place, accepted) = tokio::select! {
+            let accepting =
+                async { (acquire_connection_permit(&connections, &accounts).await, listener.accept().await) };
+            let (permit, accepted) = tokio::select! {
                 accepted = accepting => accepted,
-                () = stop.cancelled() => break,
+                () = shutdown.cancelled() => break,
             };
             match accepted {
-                Ok((stream, peer)) => begin(stream, peer, place?),
+                Ok((stream, peer)) => spawn_connection(stream, peer, permit?),
                 Err(error) => {
-                    tracing::warn!(%error, "no connection accepted");
-                    tokio::time::sleep(PAUSE).await;
+                    tracing::warn!(%error, "cannot accept connections");
+                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 }
             }
         }
-        // Whoever the kernel let in before would be hung up on together with the listener.
+        // Connections in the kernel's queue are served: dropping the listener would reset them.
         let listener = listener.into_std()?;
         while let Ok((stream, peer)) = listener.accept()
-            && let Ok(place) = connections.clone().try_acquire_owned()
+            && let Ok(permit) = connections.clone().try_acquire_owned()
         {
             stream.set_nonblocking(true)?;
-            begin(TcpStream::from_std(stream)?, peer, place);
+            spawn_connection(TcpStream::from_std(stream)?, peer, permit);
         }
         Ok(())
     });
     Ok(())
 }
 
-/// The listener accepts no more connections than can be held. The rest waits in the kernel's queue while those without
-/// a request are closed. Else these would keep out liveness probes.
-async fn take_place(
+/// Waits for a connection permit. While there is none, new connections wait in the kernel's queue and idle ones are
+/// evicted, which would otherwise keep out liveness probes.
+async fn acquire_connection_permit(
     connections: &Arc<Semaphore>,
     accounts: &Accounts,
 ) -> Result<OwnedSemaphorePermit, AcquireError> {
@@ -135,13 +136,13 @@ async fn take_place(
         if connections.available_permits() == 0 {
             accounts.evict_idle();
         }
-        if let Ok(place) = timeout(EVICTION_INTERVAL, connections.clone().acquire_owned()).await {
-            return place;
+        if let Ok(permit) = timeout(EVICTION_INTERVAL, connections.clone().acquire_owned()).await {
+            return permit;
         }
     }
 }
 
-/// The parts that serve each connection. Cheap to clone.
+/// The parts that each connection shares. Cheap to clone.
 #[derive(Clone)]
 struct Server {
     builder: auto::Builder<TokioExecutor>,
@@ -154,83 +155,84 @@ fn builder(timeouts: Timeouts) -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        // From the end of the last answer: `Activity` tells a head that has begun from an idle connection.
+        // Counted from the end of the last response; `Activity` has the exact deadlines of heads and idle connections.
         .header_read_timeout(timeouts.idle + timeouts.header)
-        .max_headers(MOST_HEADERS)
-        .max_buf_size(LARGEST_HEAD);
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEADER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS)
-        .max_pending_accept_reset_streams(RESETS)
-        .max_local_error_reset_streams(RESETS)
-        .max_send_buf_size(UNSENT)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(u32::try_from(LARGEST_HEAD).unwrap_or(u32::MAX))
-        .keep_alive_interval(PING)
-        .keep_alive_timeout(PING);
+        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
+        .max_local_error_reset_streams(MAX_RESET_STREAMS)
+        .max_send_buf_size(MAX_SEND_BUF_SIZE)
+        .initial_stream_window_size(STREAM_WINDOW_SIZE)
+        .initial_connection_window_size(CONNECTION_WINDOW_SIZE)
+        .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX))
+        .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
     builder
 }
 
 /// Returns the TCP stream below an upgraded connection, with the bytes that were read from it before.
 pub fn into_stream(upgraded: Upgraded) -> Option<(TcpStream, Bytes)> {
-    let parts = auto::upgrade::downcast::<TokioIo<Watched<TcpStream>>>(upgraded).ok()?;
+    let parts = auto::upgrade::downcast::<TokioIo<RecordedStream<TcpStream>>>(upgraded).ok()?;
     Some((parts.io.into_inner().stream, parts.read_buf))
 }
 
 /// Serves one connection to its end.
-async fn connection(
+async fn serve_connection(
     server: Server,
     stream: TcpStream,
     peer: SocketAddr,
     account: OpenAccount,
     process: Process,
 ) {
-    // Small answers would wait for an acknowledgement otherwise, up to 45 ms.
+    // With Nagle's algorithm, small responses would wait for an acknowledgement, up to 45 ms.
     let _ = stream.set_nodelay(true);
-    // The kernel gives up on a peer that takes nothing of what it is sent.
-    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(SLOW_READER));
+    // The kernel drops a peer that acknowledges nothing.
+    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
     let activity = account.activity.clone();
-    let begun = CancellationToken::new();
+    let first_request = CancellationToken::new();
     let service = {
-        let (activity, begun, ledger) = (activity.clone(), begun.clone(), activity.ledger.clone());
+        let (activity, first_request, ledger) =
+            (activity.clone(), first_request.clone(), activity.ledger.clone());
         let readiness = process.readiness.clone();
         service_fn(move |request: Request<Incoming>| {
-            begun.cancel();
+            first_request.cancel();
             let active = activity.begin_request(request.version() == Version::HTTP_2);
-            answer(server.app.clone(), request, peer, readiness.clone(), ledger.clone(), active)
+            handle_request(server.app.clone(), request, peer, readiness.clone(), ledger.clone(), active)
         })
     };
-    let watched = Watched { stream, activity: activity.clone() };
-    let connection = server.builder.serve_connection_with_upgrades(TokioIo::new(watched), service);
+    let recorded = RecordedStream { stream, activity: activity.clone() };
+    let connection = server.builder.serve_connection_with_upgrades(TokioIo::new(recorded), service);
     tokio::pin!(connection);
-    let stop = process.tasks.stopping();
+    let shutdown = process.tasks.stopping();
 
     let expired = activity.expired();
     tokio::pin!(expired);
-    // An error is a client that went away or talked nonsense; hyper has answered what can be answered. What was read is
-    // noted before the deadlines are looked at.
+    // An error means that the client left or broke the protocol; hyper has responded if possible. The connection is
+    // polled first: reads are recorded before the deadlines are checked.
     tokio::select! {
         biased;
         _ = &mut connection => return,
         () = activity.ledger.evicted() => return,
-        () = stop.cancelled() => {}
+        () = shutdown.cancelled() => {}
         expired = &mut expired => {
             metrics::counter!("http_connections_closed_total", "reason" => expired.as_str()).increment(1);
-            if expired != Expired::Head {
+            if expired != ExpiredDeadline::Head {
                 connection.as_mut().graceful_shutdown();
                 let _ = timeout(CLOSE_GRACE.min(server.timeouts.send), connection).await;
             }
             return;
         }
     }
-    // hyper hangs up at once where it has read nothing yet: a proxy that has just connected could not send its request
-    // to anybody else any more.
+    // hyper closes a connection without a request at once, and a proxy that has just connected could not send its
+    // request to another gateway any more.
     tokio::select! {
         _ = &mut connection => return,
-        () = begun.cancelled() => {}
-        () = tokio::time::sleep(ON_ITS_WAY) => {}
+        () = first_request.cancelled() => {}
+        () = tokio::time::sleep(SHUTDOWN_ACCEPT_GRACE) => {}
     }
     connection.as_mut().graceful_shutdown();
     tokio::select! {
@@ -240,7 +242,7 @@ async fn connection(
     }
 }
 
-async fn answer(
+async fn handle_request(
     app: Router,
     request: Request<Incoming>,
     peer: SocketAddr,
@@ -251,12 +253,11 @@ async fn answer(
     let mut request = request.map(Body::new);
     let is_http1 = request.version() <= Version::HTTP_11;
     request.extensions_mut().insert(ConnectInfo(peer));
-    if !ledger.has_room() {
-        request.extensions_mut().insert(Overdrawn);
+    if !ledger.has_capacity() {
+        request.extensions_mut().insert(SendBacklogFull);
     }
     let mut response = app.oneshot(request).await?;
-    // Before the stop, clients that keep their connection are made to come back on another one, which a load balancer
-    // gives to another gateway.
+    // Before the shutdown, keep-alive clients are made to reconnect; a load balancer then picks another gateway.
     if is_http1 && readiness.is_stopping() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }

@@ -1,4 +1,4 @@
-//! What every request may use.
+//! The state that all handlers share.
 
 use std::{ops::Deref, sync::Arc};
 
@@ -6,42 +6,42 @@ use shoppee_kit::{caller::Verifier, process::Process};
 use tokio::sync::Semaphore;
 
 use crate::{
-    catalogue::Catalogue, extract::Bodies, limit::Limits, origin::Origins, realtime::Realtime,
-    routes::docs::Docs, upstream::Upstream,
+    cors::AllowedOrigins, extract::Bodies, product_cache::ProductCache, rate_limit::RateLimiter,
+    realtime::Realtime, routes::docs::Docs, upstream::Upstream,
 };
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct State(Arc<Parts>);
+pub struct AppState(Arc<Inner>);
 
 #[derive(Debug)]
-pub struct Parts {
+pub struct Inner {
     pub process: Process,
-    /// The three services.
+    /// Clients of the three services.
     pub upstream: Upstream,
-    pub catalogue: Catalogue,
+    pub product_cache: ProductCache,
     pub verifier: Arc<Verifier>,
-    pub limits: Limits,
-    pub origins: Origins,
+    pub rate_limiter: RateLimiter,
+    pub allowed_origins: AllowedOrigins,
     pub realtime: Realtime,
     pub docs: Docs,
     /// Restricts cookies to TLS.
     pub secure_cookies: bool,
-    /// A permit for each request that is worked on.
-    pub room: Arc<Semaphore>,
+    /// A permit per request in progress.
+    pub request_permits: Arc<Semaphore>,
     pub bodies: Arc<Bodies>,
 }
 
-impl From<Parts> for State {
-    fn from(parts: Parts) -> Self {
-        Self(Arc::new(parts))
+impl From<Inner> for AppState {
+    fn from(inner: Inner) -> Self {
+        Self(Arc::new(inner))
     }
 }
 
-impl Deref for State {
-    type Target = Parts;
+impl Deref for AppState {
+    type Target = Inner;
 
-    fn deref(&self) -> &Parts {
+    fn deref(&self) -> &Inner {
         &self.0
     }
 }

@@ -1,5 +1,4 @@
-//! The table of codes (contract §1): what a program goes by, and what people read of it on the code's page. A new code is
-//! one entry.
+//! The table of problem codes (docs/API.md, "Errors"), with the text of each code's page. A new code is one entry.
 
 use http::StatusCode;
 
@@ -10,7 +9,7 @@ macro_rules! codes {
         pub enum Code { $($variant),* }
 
         impl Code {
-            /// All codes, for the documentation.
+            /// All codes, for the API documents.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
             pub const fn as_str(self) -> &'static str {
@@ -25,7 +24,7 @@ macro_rules! codes {
                 match self { $(Self::$variant => $title),* }
             }
 
-            /// Why a request is answered so.
+            /// Returns the cause of the problem.
             pub const fn cause(self) -> &'static str {
                 match self { $(Self::$variant => $cause),* }
             }
@@ -39,13 +38,13 @@ macro_rules! codes {
 }
 
 impl Code {
-    /// The code with this text, in any case.
-    pub fn find(text: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|code| code.as_str().eq_ignore_ascii_case(text))
+    /// Returns the code with this name, in any case: services write reasons in upper case.
+    pub fn from_reason(reason: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|code| code.as_str().eq_ignore_ascii_case(reason))
     }
 
-    /// The path of the page that explains the code, which is the `type` of a problem.
-    pub fn page(self) -> String {
+    /// Returns the `type` of a problem: the path of the page that explains the code.
+    pub fn type_uri(self) -> String {
         format!("/problems/{}", self.as_str())
     }
 }
@@ -54,13 +53,13 @@ codes! {
     InvalidRequest = "invalid_request", BAD_REQUEST, "The request is not well-formed",
         "The request has the wrong shape: it is not JSON, a field is missing, unknown, doubled or of another type, or a \
          query parameter or cursor is not one.",
-        "Correct the fields that errors names; the request as it is will never succeed. A cursor that is refused belongs \
-         to another question: begin with the first page.";
+        "Correct the fields that errors names; the request as it is will never succeed. A refused cursor belongs to \
+         another query: start with the first page.";
     Unauthenticated = "unauthenticated", UNAUTHORIZED, "Sign in first",
         "The request carries no access token, or one that this shop did not sign.",
         "Sign in with POST /api/v1/auth/login and send the access_token as Authorization: Bearer.";
     TokenExpired = "token_expired", UNAUTHORIZED, "The access token has expired",
-        "The access token was good and its time is over.",
+        "The access token was valid and has expired.",
         "Get another one with POST /api/v1/auth/refresh, and send the request again.";
     SessionRevoked = "session_revoked", UNAUTHORIZED, "The session has ended",
         "The session was signed out, or ended by a change of the password, of the role or of the account.",
@@ -152,10 +151,10 @@ codes! {
         "Too many passwords were tried, for the account or from the address; limit says which.",
         "Wait as many seconds as Retry-After says. A device that has signed in before has tries of its own.";
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something went wrong on our side",
-        "The shop made a mistake, which its log knows under request_id.",
+        "The shop made a mistake, which its log has under request_id.",
         "Tell the shop the request_id. Try again only with an Idempotency-Key, or where the request changes nothing.";
     Unavailable = "unavailable", SERVICE_UNAVAILABLE, "Not available right now",
-        "A part of the shop does not answer, or there is more to do than can be done. A change may have been made.",
+        "A part of the shop does not answer, or the shop is overloaded. A change may have been made.",
         "Wait as many seconds as Retry-After says, and send the same request again, with the same Idempotency-Key.";
     DeadlineExceeded = "deadline_exceeded", GATEWAY_TIMEOUT, "It took too long",
         "The answer did not come in time. A change may have been made.",

@@ -19,8 +19,8 @@ use tokio::{
 
 use crate::{
     error::{Code, Problem},
-    limit::Subject,
-    state::State,
+    rate_limit::RateLimitKey,
+    state::AppState,
 };
 
 /// The largest body other than a batch. Bytes.
@@ -47,7 +47,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Bodies {
     /// A permit for each KiB.
     room: Arc<Semaphore>,
-    callers: Mutex<HashMap<Subject, usize>>,
+    callers: Mutex<HashMap<RateLimitKey, usize>>,
 }
 
 impl Bodies {
@@ -55,12 +55,12 @@ impl Bodies {
         Arc::new(Self { room: Arc::new(Semaphore::new(max_bytes / 1024)), callers: Mutex::default() })
     }
 
-    fn callers(&self) -> MutexGuard<'_, HashMap<Subject, usize>> {
+    fn callers(&self) -> MutexGuard<'_, HashMap<RateLimitKey, usize>> {
         self.callers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes room for a body of at most `limit` bytes.
-    fn admit(self: &Arc<Self>, caller: Subject, limit: usize) -> Result<Arriving, Problem> {
+    fn admit(self: &Arc<Self>, caller: RateLimitKey, limit: usize) -> Result<Arriving, Problem> {
         let permits = u32::try_from(ACCOUNTED * limit / 1024).unwrap_or(u32::MAX);
         let mut callers = self.callers();
         let count = callers.entry(caller).or_default();
@@ -85,7 +85,7 @@ impl Bodies {
 #[derive(Debug)]
 struct Arriving {
     bodies: Arc<Bodies>,
-    caller: Subject,
+    caller: RateLimitKey,
     room: Option<OwnedSemaphorePermit>,
 }
 
@@ -144,11 +144,11 @@ impl Place {
 #[derive(Clone, Debug)]
 pub struct Sender {
     pub place: Arc<Place>,
-    pub caller: Subject,
+    pub caller: RateLimitKey,
 }
 
 /// Reads the whole body, of `limit` bytes at most.
-pub async fn read(state: &State, parts: &Parts, body: Body, limit: usize) -> Result<Bytes, Problem> {
+pub async fn read(state: &AppState, parts: &Parts, body: Body, limit: usize) -> Result<Bytes, Problem> {
     let mut incoming = Incoming { body, limit, read: Vec::new() };
     // A client that waits for `100 Continue` would get it as soon as the body is asked for.
     let waits = parts.headers.contains_key(EXPECT);

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use axum::extract::FromRequestParts;
 use http::{HeaderMap, header::ACCEPT_ENCODING, request::Parts};
 
-use crate::state::State;
+use crate::state::AppState;
 
 /// Reports whether the client accepts gzip: by name or by wildcard, with a weight above 0.
 pub fn takes_gzip(headers: &HeaderMap) -> bool {
@@ -32,10 +32,10 @@ pub fn takes_gzip(headers: &HeaderMap) -> bool {
 #[derive(Clone, Copy, Debug)]
 pub struct AcceptsGzip(pub bool);
 
-impl FromRequestParts<State> for AcceptsGzip {
+impl FromRequestParts<AppState> for AcceptsGzip {
     type Rejection = Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Infallible> {
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Infallible> {
         Ok(Self(takes_gzip(&parts.headers)))
     }
 }

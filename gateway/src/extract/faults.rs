@@ -53,7 +53,7 @@ fn collect(mut problem: Problem, most: usize, mut next: impl FnMut() -> Option<(
         };
         let is_told = problem.errors().iter().any(|told| is_within(&fault.field, &told.field));
         if !is_told && fault.is_of_shape() {
-            problem.and(fault.field, fault.message);
+            problem.add_field_error(fault.field, fault.message);
         }
         if !is_mended {
             break;

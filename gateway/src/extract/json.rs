@@ -17,17 +17,17 @@ use super::{
 };
 use crate::{
     error::{Code, Problem},
-    state::State,
+    state::AppState,
 };
 
 /// A body that is all of a `T` and nothing else; on its way out, any.
 #[derive(Clone, Copy, Debug)]
 pub struct Json<T, const LIMIT: usize = SMALL>(pub T);
 
-impl<T: DeserializeOwned, const LIMIT: usize> FromRequest<State> for Json<T, LIMIT> {
+impl<T: DeserializeOwned, const LIMIT: usize> FromRequest<AppState> for Json<T, LIMIT> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &State) -> Result<Self, Problem> {
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
         check_type(&parts.headers)?;
         Self::parse(&body::read(state, &parts, body, LIMIT).await?)
@@ -53,10 +53,10 @@ impl<T: DeserializeOwned, const LIMIT: usize> Json<T, LIMIT> {
 #[derive(Clone, Copy, Debug)]
 pub struct NoBody;
 
-impl FromRequest<State> for NoBody {
+impl FromRequest<AppState> for NoBody {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &State) -> Result<Self, Problem> {
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, Problem> {
         #[derive(serde::Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Empty {}
@@ -69,10 +69,10 @@ impl FromRequest<State> for NoBody {
 #[derive(Clone, Copy, Debug)]
 pub struct OptionalJson<T>(pub Option<T>);
 
-impl<T: DeserializeOwned> FromRequest<State> for OptionalJson<T> {
+impl<T: DeserializeOwned> FromRequest<AppState> for OptionalJson<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &State) -> Result<Self, Problem> {
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
         let body = body::read(state, &parts, body, SMALL).await?;
         if body.is_empty() {

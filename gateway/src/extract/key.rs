@@ -3,7 +3,7 @@
 use axum::extract::FromRequestParts;
 use http::request::Parts;
 
-use crate::{error::Problem, state::State};
+use crate::{error::Problem, state::AppState};
 
 const NAME: &str = "idempotency-key";
 const LONGEST: usize = 255;
@@ -12,10 +12,10 @@ const LONGEST: usize = 255;
 #[derive(Clone, Debug)]
 pub struct IdempotencyKey(pub Option<String>);
 
-impl FromRequestParts<State> for IdempotencyKey {
+impl FromRequestParts<AppState> for IdempotencyKey {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Problem> {
         let mut keys = parts.headers.get_all(NAME).iter();
         let Some(key) = keys.next() else { return Ok(Self(None)) };
         let key = key.to_str().ok().filter(|key| is_sound(key) && keys.next().is_none());

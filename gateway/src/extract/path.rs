@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use axum::extract::{FromRequestParts, RawPathParams};
 use http::request::Parts;
 
-use crate::{error::Problem, state::State};
+use crate::{error::Problem, state::AppState};
 
 /// The one id in a path.
 #[derive(Clone, Copy, Debug)]
@@ -57,10 +57,10 @@ impl FromStr for Uuid {
     }
 }
 
-impl<T: FromStr> FromRequestParts<State> for Path<T> {
+impl<T: FromStr> FromRequestParts<AppState> for Path<T> {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
         let params =
             RawPathParams::from_request_parts(parts, state).await.map_err(|_| Problem::not_found())?;
         let id = params.iter().next().and_then(|(_, text)| text.parse().ok());

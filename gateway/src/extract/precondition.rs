@@ -11,7 +11,7 @@ use http::{
     request::Parts,
 };
 
-use crate::state::State;
+use crate::state::AppState;
 
 /// The tag of a body.
 pub fn etag(version: i64, body: &[u8]) -> HeaderValue {
@@ -38,10 +38,10 @@ impl IfNoneMatch {
     }
 }
 
-impl FromRequestParts<State> for IfNoneMatch {
+impl FromRequestParts<AppState> for IfNoneMatch {
     type Rejection = Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Infallible> {
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Infallible> {
         Ok(Self(tags(&parts.headers, &IF_NONE_MATCH)))
     }
 }
@@ -78,10 +78,10 @@ impl WriteCondition {
     }
 }
 
-impl FromRequestParts<State> for WriteCondition {
+impl FromRequestParts<AppState> for WriteCondition {
     type Rejection = Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Infallible> {
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Infallible> {
         Ok(Self::read(&parts.headers))
     }
 }

@@ -6,16 +6,16 @@ use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use shoppee_proto::json::Word;
 
 use super::{faults, strict};
-use crate::{error::Problem, state::State};
+use crate::{error::Problem, state::AppState};
 
 /// All parameters of a request, and nothing else.
 #[derive(Clone, Copy, Debug)]
 pub struct Query<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequestParts<State> for Query<T> {
+impl<T: DeserializeOwned> FromRequestParts<AppState> for Query<T> {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Problem> {
         parse(parts.uri.query().unwrap_or_default()).map(Self)
     }
 }

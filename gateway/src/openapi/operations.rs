@@ -306,7 +306,7 @@ mod tests {
             let words =
                 reasons.split(['(', ')']).step_by(2).flat_map(|part| part.split([' ', ',', ';', '.']));
             let told: HashSet<Code> =
-                words.filter_map(Code::find).filter(|code| *code != Code::NotFound).collect();
+                words.filter_map(Code::from_reason).filter(|code| *code != Code::NotFound).collect();
             assert_eq!(told, operation.codes.iter().copied().collect(), "{rpc}");
         }
     }

@@ -155,7 +155,7 @@ fn problem(codes: &[Code], limited: bool) -> Object {
 /// A problem as it may look.
 fn example(code: Code) -> Object {
     let mut example = object! {
-        "type": code.page(),
+        "type": code.type_uri(),
         "title": code.title(),
         "status": i64::from(code.status().as_u16()),
         "detail": code.title(),

@@ -15,14 +15,14 @@ use shoppee_proto::auth::v1::{
 };
 
 use crate::{
-    auth::{Nobody, User},
+    auth::{Anonymous, User},
     error::Problem,
     extract::{IdempotencyKey, Json, NoBody, Path, Query, Uuid},
     routes::{
         page::{Page, check_limit, of_query},
         replay,
     },
-    state::State,
+    state::AppState,
     upstream::Upstream,
 };
 
@@ -44,19 +44,19 @@ pub async fn register(
     Json(account): Json<RegisterRequest>,
 ) -> Result<(StatusCode, HeaderMap, Json<Account>), Problem> {
     let request = RegisterRequest { idempotency_key, ..account };
-    let (metadata, account, _) = shop.call_in_full(&Nobody, request).await?.into_parts();
+    let (metadata, account, _) = shop.call_with_metadata(&Anonymous, request).await?.into_parts();
     Ok((StatusCode::CREATED, replay::headers(&metadata), Json(account)))
 }
 
 pub async fn login(
-    extract::State(state): extract::State<State>,
+    extract::State(state): extract::State<AppState>,
     _: IdempotencyKey,
     headers: HeaderMap,
     Json(login): Json<LoginRequest>,
 ) -> Result<(HeaderMap, Json<Tokens>), Problem> {
     let user_agent = headers.get(USER_AGENT).map(user_agent).unwrap_or_default();
     let request = LoginRequest { user_agent, device_token: device_token(&headers), ..login };
-    let mut tokens = state.upstream.call(&Nobody, request).await?;
+    let mut tokens = state.upstream.call(&Anonymous, request).await?;
     let device = tokens.device_token.take().map(|token| known_device(&token, state.secure_cookies));
     Ok((device.unwrap_or_default(), Json(tokens)))
 }
@@ -93,7 +93,7 @@ pub async fn refresh(
     _: IdempotencyKey,
     Json(token): Json<RefreshRequest>,
 ) -> Result<Json<Tokens>, Problem> {
-    Ok(Json(shop.call(&Nobody, token).await?))
+    Ok(Json(shop.call(&Anonymous, token).await?))
 }
 
 pub async fn logout(user: User, shop: Upstream, _: IdempotencyKey, _: NoBody) -> Result<StatusCode, Problem> {

@@ -28,7 +28,7 @@ pub async fn add(
     IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(item): Json<AddCartItemRequest>,
 ) -> Result<(HeaderMap, Json<Cart>), Problem> {
-    Ok(replay::answer(shop.call_in_full(&user, AddCartItemRequest { idempotency_key, ..item }).await?))
+    Ok(replay::answer(shop.call_with_metadata(&user, AddCartItemRequest { idempotency_key, ..item }).await?))
 }
 
 pub async fn set(

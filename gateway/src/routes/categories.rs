@@ -9,9 +9,9 @@ use shoppee_proto::product::v1::{
 
 use crate::{
     auth::{Admin, MaybeUser},
-    catalogue::Catalogue,
     error::Problem,
     extract::{Id, IdempotencyKey, Json, Path, Query},
+    product_cache::ProductCache,
     routes::{
         cache::{Caching, catalogue},
         page::{Page, check_limit, of_query},
@@ -38,7 +38,7 @@ pub async fn create(
     Json(category): Json<CreateCategoryRequest>,
 ) -> Result<(StatusCode, HeaderMap, Json<Category>), Problem> {
     let request = CreateCategoryRequest { idempotency_key, ..category };
-    let (metadata, category, _) = shop.call_in_full(&admin, request).await?.into_parts();
+    let (metadata, category, _) = shop.call_with_metadata(&admin, request).await?.into_parts();
     Ok((StatusCode::CREATED, replay::headers(&metadata), Json(category)))
 }
 
@@ -56,7 +56,7 @@ pub struct Patch {
 pub async fn update(
     admin: Admin,
     shop: Upstream,
-    products: Catalogue,
+    products: ProductCache,
     Path(id): Path<Id>,
     IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(patch): Json<Patch>,
@@ -71,9 +71,9 @@ pub async fn update(
         idempotency_key,
     };
     request.update_mask = Some(mask.into());
-    let (metadata, category, _) = shop.call_in_full(&admin, request).await?.into_parts();
+    let (metadata, category, _) = shop.call_with_metadata(&admin, request).await?.into_parts();
     // Its products show its name.
-    products.forget_all();
+    products.invalidate_all();
     Ok((replay::headers(&metadata), Json(category)))
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use axum::{
-    extract::{Path, State as Given},
+    extract::{Path, State},
     response::{IntoResponse as _, Redirect, Response},
 };
 use bytes::Bytes;
@@ -22,7 +22,7 @@ use crate::{
     error::{Code, Problem},
     extract::{IfNoneMatch, etag, takes_gzip},
     openapi,
-    state::State,
+    state::AppState,
 };
 
 /// Nothing but our own files and answers. Scalar writes its styles into the page, where no hash or nonce can be given to
@@ -135,22 +135,22 @@ fn tag(content: &[u8]) -> HeaderValue {
     etag(VERSION, content)
 }
 
-pub async fn openapi(Given(state): Given<State>, request: HeaderMap, known: IfNoneMatch) -> Response {
+pub async fn openapi(State(state): State<AppState>, request: HeaderMap, known: IfNoneMatch) -> Response {
     state.docs.0.openapi.answer(&request, &known)
 }
 
-pub async fn asyncapi(Given(state): Given<State>, request: HeaderMap, known: IfNoneMatch) -> Response {
+pub async fn asyncapi(State(state): State<AppState>, request: HeaderMap, known: IfNoneMatch) -> Response {
     state.docs.0.asyncapi.answer(&request, &known)
 }
 
-pub async fn page_of_docs(Given(state): Given<State>, request: HeaderMap, known: IfNoneMatch) -> Response {
+pub async fn page_of_docs(State(state): State<AppState>, request: HeaderMap, known: IfNoneMatch) -> Response {
     let mut response = state.docs.0.page.answer(&request, &known);
     response.headers_mut().insert(CONTENT_SECURITY_POLICY, POLICY);
     response
 }
 
 pub async fn file(
-    Given(state): Given<State>,
+    State(state): State<AppState>,
     Path(name): Path<String>,
     request: HeaderMap,
     known: IfNoneMatch,

@@ -1,11 +1,11 @@
 //! What is not part of the shop: the keys that tokens are verified with, and where no route leads.
 
-use axum::extract::State as Given;
+use axum::extract::State;
 use http::{HeaderName, HeaderValue, header::CACHE_CONTROL};
 use serde::Serialize;
 use shoppee_proto::auth::v1::Jwk;
 
-use crate::{error::Problem, extract::Json, state::State};
+use crate::{error::Problem, extract::Json, state::AppState};
 
 /// Keys change rarely, and a new one is published before it signs.
 const KEPT: HeaderValue = HeaderValue::from_static("public, max-age=300");
@@ -17,7 +17,7 @@ pub struct Jwks {
 }
 
 pub async fn jwks(
-    Given(state): Given<State>,
+    State(state): State<AppState>,
 ) -> Result<([(HeaderName, HeaderValue); 1], Json<Jwks>), Problem> {
     let keys = state.verifier.jwks();
     if keys.is_empty() {

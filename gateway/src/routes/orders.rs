@@ -10,9 +10,9 @@ use shoppee_proto::order::v1::{
 
 use crate::{
     auth::{Admin, User},
-    catalogue::Catalogue,
     error::Problem,
     extract::{IdempotencyKey, Json, NoBody, OptionalJson, Path, Query, Uuid, word},
+    product_cache::ProductCache,
     routes::{
         page::{check_limit, of_query},
         replay,
@@ -47,13 +47,13 @@ impl NewOrder {
 pub async fn create(
     user: User,
     shop: Upstream,
-    products: Catalogue,
+    products: ProductCache,
     IdempotencyKey(key): IdempotencyKey,
     Json(order): Json<NewOrder>,
 ) -> Result<(StatusCode, HeaderMap, [(HeaderName, String); 1], Json<Order>), Problem> {
-    let (metadata, order, _) = shop.call_in_full(&user, order.with_key(key)?).await?.into_parts();
+    let (metadata, order, _) = shop.call_with_metadata(&user, order.with_key(key)?).await?.into_parts();
     if !replay::is_replayed(&metadata) {
-        products.ordered(&order.items.iter().map(|line| line.product_id).collect::<Vec<_>>()).await;
+        products.invalidate_stock(&order.items.iter().map(|line| line.product_id).collect::<Vec<_>>()).await;
     }
     let location = format!("/api/v1/orders/{}", order.id);
     Ok((StatusCode::CREATED, replay::headers(&metadata), [(LOCATION, location)], Json(order)))
@@ -104,7 +104,7 @@ pub async fn pay(
     Json(payment): Json<PayOrderRequest>,
 ) -> Result<(HeaderMap, Json<Order>), Problem> {
     let request = PayOrderRequest { id: id.into(), idempotency_key, ..payment };
-    Ok(replay::answer(shop.call_in_full(&user, request).await?))
+    Ok(replay::answer(shop.call_with_metadata(&user, request).await?))
 }
 
 pub async fn cancel(
@@ -115,7 +115,7 @@ pub async fn cancel(
     OptionalJson(why): OptionalJson<CancelOrderRequest>,
 ) -> Result<(HeaderMap, Json<Order>), Problem> {
     let request = CancelOrderRequest { id: id.into(), idempotency_key, ..why.unwrap_or_default() };
-    Ok(replay::answer(shop.call_in_full(&user, request).await?))
+    Ok(replay::answer(shop.call_with_metadata(&user, request).await?))
 }
 
 pub async fn ship(
@@ -126,7 +126,7 @@ pub async fn ship(
     Json(parcel): Json<ShipOrderRequest>,
 ) -> Result<(HeaderMap, Json<Order>), Problem> {
     let request = ShipOrderRequest { id: id.into(), idempotency_key, ..parcel };
-    Ok(replay::answer(shop.call_in_full(&admin, request).await?))
+    Ok(replay::answer(shop.call_with_metadata(&admin, request).await?))
 }
 
 pub async fn complete(
@@ -137,7 +137,7 @@ pub async fn complete(
     _: NoBody,
 ) -> Result<(HeaderMap, Json<Order>), Problem> {
     let request = CompleteOrderRequest { id: id.into(), idempotency_key };
-    Ok(replay::answer(shop.call_in_full(&user, request).await?))
+    Ok(replay::answer(shop.call_with_metadata(&user, request).await?))
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ pub async fn list() -> Page {
         let _ = writeln!(
             rows,
             "<tr><td><a href=\"{page}\"><code>{code}</code></a></td><td>{status}</td><td>{title}</td></tr>",
-            page = code.page(),
+            page = code.type_uri(),
             code = code.as_str(),
             status = code.status().as_u16(),
             title = code.title(),

@@ -17,9 +17,9 @@ use shoppee_proto::{
 
 use crate::{
     auth::{Admin, MaybeUser},
-    catalogue::{Catalogue, Tagged},
     error::Problem,
     extract::{AcceptsGzip, Id, IdempotencyKey, IfNoneMatch, Json, LARGE, Path, Query, WriteCondition, word},
+    product_cache::{ProductCache, ProductResponse},
     routes::{
         batch::Batch,
         cache::{Caching, catalogue},
@@ -49,7 +49,7 @@ pub struct List {
 
 pub async fn list(
     user: MaybeUser,
-    products: Catalogue,
+    products: ProductCache,
     AcceptsGzip(gzip): AcceptsGzip,
     Query(list): Query<List>,
 ) -> Result<(Caching, Response), Problem> {
@@ -64,8 +64,10 @@ pub async fn list(
         limit: list.limit,
         cursor: list.cursor,
     };
-    let page =
-        products.page(&user, GetPageRequest { list: Some(request), search: None }).await.map_err(of_query)?;
+    let page = products
+        .get_page(&user, GetPageRequest { list: Some(request), search: None })
+        .await
+        .map_err(of_query)?;
     Ok((catalogue(&user), page.respond(gzip)))
 }
 
@@ -86,7 +88,7 @@ pub struct Search {
 
 pub async fn search(
     user: MaybeUser,
-    products: Catalogue,
+    products: ProductCache,
     AcceptsGzip(gzip): AcceptsGzip,
     Query(search): Query<Search>,
 ) -> Result<(Caching, Response), Problem> {
@@ -104,8 +106,10 @@ pub async fn search(
         limit: search.limit,
         cursor: search.cursor,
     };
-    let page =
-        products.page(&user, GetPageRequest { list: None, search: Some(request) }).await.map_err(of_query)?;
+    let page = products
+        .get_page(&user, GetPageRequest { list: None, search: Some(request) })
+        .await
+        .map_err(of_query)?;
     Ok((catalogue(&user), page.respond(gzip)))
 }
 
@@ -117,11 +121,11 @@ fn check_prices(min: Option<i64>, max: Option<i64>) -> Result<(), Problem> {
 
 pub async fn show(
     user: MaybeUser,
-    products: Catalogue,
+    products: ProductCache,
     Path(id): Path<Id>,
     known: IfNoneMatch,
 ) -> Result<Response, Problem> {
-    let product = products.product(&user, id.into()).await?;
+    let product = products.get(&user, id.into()).await?;
     if known.has(&product.etag) {
         return Ok((StatusCode::NOT_MODIFIED, catalogue(&user), [(ETAG, product.etag)]).into_response());
     }
@@ -131,17 +135,17 @@ pub async fn show(
 pub async fn create(
     admin: Admin,
     shop: Upstream,
-    products: Catalogue,
+    products: ProductCache,
     IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(product): Json<CreateProductRequest>,
 ) -> Result<Response, Problem> {
     let request = CreateProductRequest { idempotency_key, ..product };
-    let answer = shop.call_in_full(&admin, request).await?;
+    let answer = shop.call_with_metadata(&admin, request).await?;
     let product = answer.get_ref();
-    products.wrote(product.id, answer.metadata()).await;
+    products.record_update(product.id, answer.metadata()).await;
     let location = format!("/api/v1/products/{}", product.id);
     let headers = replay::headers(answer.metadata());
-    Ok((StatusCode::CREATED, headers, [(LOCATION, location)], Tagged::new(product)?).into_response())
+    Ok((StatusCode::CREATED, headers, [(LOCATION, location)], ProductResponse::new(product)?).into_response())
 }
 
 #[derive(Debug, Deserialize)]
@@ -198,57 +202,57 @@ impl Patch {
 pub async fn update(
     admin: Admin,
     shop: Upstream,
-    products: Catalogue,
+    products: ProductCache,
     Path(id): Path<Id>,
     condition: WriteCondition,
     IdempotencyKey(key): IdempotencyKey,
     Json(patch): Json<Patch>,
-) -> Result<(HeaderMap, Tagged), Problem> {
+) -> Result<(HeaderMap, ProductResponse), Problem> {
     let expected_version = expected(&admin, &products, id, condition).await?;
-    let answer = shop.call_in_full(&admin, patch.of(id, expected_version, key)).await?;
-    products.wrote(id.into(), answer.metadata()).await;
-    Ok((replay::headers(answer.metadata()), Tagged::new(answer.get_ref())?))
+    let answer = shop.call_with_metadata(&admin, patch.of(id, expected_version, key)).await?;
+    products.record_update(id.into(), answer.metadata()).await;
+    Ok((replay::headers(answer.metadata()), ProductResponse::new(answer.get_ref())?))
 }
 
 pub async fn archive(
     admin: Admin,
     shop: Upstream,
-    products: Catalogue,
+    products: ProductCache,
     Path(id): Path<Id>,
     condition: WriteCondition,
 ) -> Result<StatusCode, Problem> {
     let expected_version = expected(&admin, &products, id, condition).await?;
     let request = ArchiveProductRequest { id: id.into(), expected_version };
-    let answer = shop.call_in_full(&admin, request).await?;
-    products.wrote(id.into(), answer.metadata()).await;
+    let answer = shop.call_with_metadata(&admin, request).await?;
+    products.record_update(id.into(), answer.metadata()).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
 pub async fn adjust_stock(
     admin: Admin,
     shop: Upstream,
-    products: Catalogue,
+    products: ProductCache,
     Path(id): Path<Id>,
     IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(change): Json<AdjustStockRequest>,
-) -> Result<(HeaderMap, Tagged), Problem> {
+) -> Result<(HeaderMap, ProductResponse), Problem> {
     let request = AdjustStockRequest { id: id.into(), idempotency_key, ..change };
-    let answer = shop.call_in_full(&admin, request).await?;
-    products.wrote(id.into(), answer.metadata()).await;
-    Ok((replay::headers(answer.metadata()), Tagged::new(answer.get_ref())?))
+    let answer = shop.call_with_metadata(&admin, request).await?;
+    products.record_update(id.into(), answer.metadata()).await;
+    Ok((replay::headers(answer.metadata()), ProductResponse::new(answer.get_ref())?))
 }
 
 pub async fn update_batch(
     admin: Admin,
     shop: Upstream,
-    products: Catalogue,
+    products: ProductCache,
     IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(batch): Json<Batch, LARGE>,
 ) -> Result<(HeaderMap, Json<BatchUpdateProductsResponse>), Problem> {
     let request: BatchUpdateProductsRequest = batch.try_into()?;
     let request = BatchUpdateProductsRequest { idempotency_key, ..request };
-    let (metadata, answer, _) = shop.call_in_full(&admin, request).await?.into_parts();
-    products.wrote_many(&answer.results).await;
+    let (metadata, answer, _) = shop.call_with_metadata(&admin, request).await?.into_parts();
+    products.record_batch_update(&answer.results).await;
     Ok((replay::headers(&metadata), Json(answer)))
 }
 
@@ -256,7 +260,7 @@ pub async fn update_batch(
 /// grow: one that the product does not have now, and that the client has seen, does not come back.
 async fn expected(
     admin: &Admin,
-    products: &Catalogue,
+    products: &ProductCache,
     id: Id,
     condition: WriteCondition,
 ) -> Result<Option<i64>, Problem> {
@@ -266,12 +270,12 @@ async fn expected(
             [] => Ok(Some(NO_VERSION)),
             [version] => Ok(Some(version)),
             [..] => {
-                let current = products.newest(admin, id.into()).await?.get_ref().version;
+                let current = products.fetch_at_min_revision(admin, id.into()).await?.get_ref().version;
                 Ok(Some(if versions.contains(&current) { current } else { NO_VERSION }))
             }
         },
         WriteCondition::NoneOf(versions) => {
-            let current = products.newest(admin, id.into()).await?.get_ref().version;
+            let current = products.fetch_at_min_revision(admin, id.into()).await?.get_ref().version;
             Ok(versions.contains(&current).then_some(NO_VERSION))
         }
     }

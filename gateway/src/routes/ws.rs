@@ -16,11 +16,11 @@ use shoppee_kit::caller::{Caller, Kind, Role, TokenError};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::{
-    auth::identify,
+    auth::authenticate,
+    cors::is_same_origin,
     error::{Code, Problem},
-    origin::is_our_own,
     realtime::ticket,
-    state::State,
+    state::AppState,
 };
 
 /// The subprotocol a browser asks for, and is answered with.
@@ -32,11 +32,11 @@ const TICKET: &str = "ticket.";
 
 /// Opens a socket for the events of the caller.
 pub async fn upgrade(
-    extract::State(state): extract::State<State>,
+    extract::State(state): extract::State<AppState>,
     mut request: Request<axum::body::Body>,
 ) -> axum::response::Result<Response> {
     let headers = request.headers();
-    let allowed = |origin| state.origins.allows(origin) || is_our_own(origin, headers);
+    let allowed = |origin| state.allowed_origins.allows(origin) || is_same_origin(origin, headers);
     if !headers.get_all(ORIGIN).iter().all(allowed) {
         return Err(Problem::new(Code::Forbidden, "pages of this origin may not open sockets").into());
     }
@@ -73,9 +73,9 @@ pub async fn upgrade(
 }
 
 /// Who opens the socket, by its token or its ticket.
-fn caller(state: &State, headers: &HeaderMap) -> Result<Caller, TokenError> {
+fn caller(state: &AppState, headers: &HeaderMap) -> Result<Caller, TokenError> {
     if headers.contains_key(AUTHORIZATION) {
-        return identify(&state.verifier, headers).0;
+        return authenticate(&state.verifier, headers).0;
     }
     let mut tickets = protocols(headers).filter_map(|offered| offered.strip_prefix(TICKET));
     match (tickets.next(), tickets.next()) {

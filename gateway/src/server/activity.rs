@@ -1,5 +1,5 @@
-//! Deadlines of a connection: for a request's head once begun, a connection without a request, and an answer
-//! that the client does not take.
+//! The deadlines of a connection: for the head of a request, for an idle connection, and for a response that the client
+//! does not read.
 
 use std::{
     future::poll_fn,
@@ -23,24 +23,24 @@ pub struct Timeouts {
     /// The time from the first byte of a request's head to its last, and from a connection's start to its first
     /// request.
     pub header: Duration,
-    /// The time from the end of the last answer to the next request.
+    /// The time from the end of the last response to the next request.
     pub idle: Duration,
-    /// The time from an answer's start to its end, but for the time granted to a slow client for its progress.
+    /// The time from a response's start to its end, without the time granted to a slow client for its progress.
     pub send: Duration,
 }
 
-/// The reasons to end a connection.
+/// The deadline that ended a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expired {
+pub enum ExpiredDeadline {
     /// A head that did not arrive in time.
     Head,
     /// A connection that had no request for too long.
     Idle,
-    /// A client that does not take an answer.
+    /// A client that does not read a response.
     Stalled,
 }
 
-impl Expired {
+impl ExpiredDeadline {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Head => "head",
@@ -55,17 +55,17 @@ impl Expired {
 pub struct Activity {
     timeouts: Timeouts,
     state: Mutex<State>,
-    /// Answers that wait to be sent.
+    /// The connection's unsent bytes.
     pub ledger: Arc<Ledger>,
 }
 
 #[derive(Debug)]
 struct State {
-    /// Requests that are not answered yet.
+    /// Requests without a complete response.
     active: usize,
-    /// The time at which the first byte of the next head came.
+    /// The arrival of the first byte of the next head.
     head_since: Option<Instant>,
-    /// The time at which the last answer ended, or the connection began.
+    /// The end of the last response, or the start of the connection.
     idle_since: Instant,
     protocol: Protocol,
 }
@@ -75,7 +75,7 @@ enum Protocol {
     /// A connection without a request so far.
     Unknown,
     Http1,
-    /// A connection over HTTP/2: an idle client may send frames, such as a ping, that begin no head.
+    /// An idle HTTP/2 client may send frames, such as a ping, that begin no head.
     Http2,
 }
 
@@ -90,7 +90,7 @@ impl Activity {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that bytes came in.
+    /// Records the arrival of bytes.
     fn record_read(&self) {
         let mut state = self.lock();
         if state.active == 0 && state.protocol == Protocol::Http1 && state.head_since.is_none() {
@@ -98,7 +98,7 @@ impl Activity {
         }
     }
 
-    /// Notes that a request's head is complete. It is answered when the guard is dropped.
+    /// Records a complete head. The request ends when the guard is dropped.
     pub fn begin_request(self: &Arc<Self>, is_http2: bool) -> ActiveRequest {
         let mut state = self.lock();
         state.active += 1;
@@ -108,34 +108,34 @@ impl Activity {
         ActiveRequest(self.clone())
     }
 
-    /// Returns the time since which there is no request, nor an answer on its way; `None` where there is one.
+    /// Returns the start of the idle period; `None` while a request or an unsent response exists.
     pub fn idle_since(&self) -> Option<Instant> {
         let state = self.lock();
         (state.active == 0 && self.ledger.bytes() == 0).then_some(state.idle_since)
     }
 
-    /// Returns the next deadline, and its meaning if it has passed. A connection at work is looked at again after a
-    /// while.
-    fn next_deadline(&self, now: Instant) -> (Instant, Option<Expired>) {
+    /// Returns the next deadline, and its meaning if it has passed. A connection with active requests is checked again
+    /// after the shortest timeout.
+    fn next_deadline(&self, now: Instant) -> (Instant, Option<ExpiredDeadline>) {
         let Timeouts { header, idle, send } = self.timeouts;
         if let Some(deadline) = self.ledger.deadline(send) {
-            return (deadline.min(now + send), Some(Expired::Stalled).filter(|_| deadline <= now));
+            return (deadline.min(now + send), Some(ExpiredDeadline::Stalled).filter(|_| deadline <= now));
         }
         let state = self.lock();
         match (state.active, state.head_since, state.protocol) {
-            (0, _, Protocol::Unknown) => (state.idle_since + header, Some(Expired::Head)),
-            (0, Some(since), _) => (since + header, Some(Expired::Head)),
-            (0, None, _) => (state.idle_since + idle, Some(Expired::Idle)),
+            (0, _, Protocol::Unknown) => (state.idle_since + header, Some(ExpiredDeadline::Head)),
+            (0, Some(since), _) => (since + header, Some(ExpiredDeadline::Head)),
+            (0, None, _) => (state.idle_since + idle, Some(ExpiredDeadline::Idle)),
             (1.., ..) => (now + header.min(idle).min(send), None),
         }
     }
 
-    /// Waits until the connection must end. To be polled by the task that reads from it, after it has read.
-    pub async fn expired(&self) -> Expired {
+    /// Waits until the connection must end. The task that reads from the connection polls this after each read.
+    pub async fn expired(&self) -> ExpiredDeadline {
         let (mut armed, _) = self.next_deadline(Instant::now());
         let mut sleep = Box::pin(sleep_until(armed));
         poll_fn(|context| {
-            // A head that has begun is due before the end of an idle connection.
+            // The deadline of a head that has begun is before that of an idle connection.
             let now = Instant::now();
             let (deadline, _) = self.next_deadline(now);
             if deadline < armed {
@@ -157,7 +157,7 @@ impl Activity {
     }
 }
 
-/// A request that is being answered.
+/// A guard for a request in progress.
 #[derive(Debug)]
 pub struct ActiveRequest(Arc<Activity>);
 
@@ -169,14 +169,14 @@ impl Drop for ActiveRequest {
     }
 }
 
-/// A stream whose reads are noted.
+/// A stream that records its reads.
 #[derive(Debug)]
-pub struct Watched<S> {
+pub struct RecordedStream<S> {
     pub stream: S,
     pub activity: Arc<Activity>,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for RecordedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -191,7 +191,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for RecordedStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -1,8 +1,8 @@
-//! Accounts of the bytes of answers that wait to be sent, for each connection and for all. HTTP/2 lets a client hold
-//! back answers for as long as it likes, and asks for more meanwhile.
+//! Accounting of unsent response bytes, per connection and in total. An HTTP/2 client may hold responses back with flow
+//! control, and send further requests meanwhile.
 //!
-//! Bytes are accounted from the moment in which hyper takes them out of an answer. The account ends when the last of
-//! them is written to the socket, wherever they wait in between.
+//! A byte is accounted from the moment in which hyper takes it out of a response body until it is written to the
+//! socket.
 
 use std::{
     collections::BTreeMap,
@@ -24,16 +24,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::activity::{ActiveRequest, Activity, Timeouts};
 
-/// Bounds the bytes that a connection holds before further requests are refused: forty of the longest lists.
+/// A connection with more unsent bytes gets no further responses: forty of the longest lists.
 const MAX_UNSENT_BYTES_PER_CONNECTION: usize = 2 * 1024 * 1024;
-/// The bytes of an answer that a client must take each second, beyond the time granted for the whole.
+/// The minimum pace of a client, in addition to the timeout for the whole response.
 const MIN_BYTES_PER_SECOND: usize = 4 * 1024;
 
-/// Connections without a request that are closed where there is no room for another: to look for them takes longer than
-/// to close them.
-const EVICTED_AT_ONCE: usize = 32;
+/// Idle connections that one eviction closes: finding them costs more than closing them.
+const EVICTION_BATCH_SIZE: usize = 32;
 
-/// The account of all connections.
+/// The accounts of all connections.
 #[derive(Debug)]
 pub struct Accounts {
     max_bytes: usize,
@@ -72,7 +71,7 @@ impl Accounts {
         OpenAccount { id, activity }
     }
 
-    /// Ends the connection that holds the most, where all together hold too much.
+    /// Closes the connection with the most unsent bytes if the total is above the bound.
     fn evict_largest(&self) {
         if self.bytes.load(Ordering::Relaxed) <= self.max_bytes {
             return;
@@ -85,20 +84,20 @@ impl Accounts {
         }
     }
 
-    /// Ends the connections that have been without a request for longest, to make room for new ones.
+    /// Closes the connections that have been idle longest, for new ones.
     pub fn evict_idle(&self) {
         let connections = self.lock();
         let live = connections.values().filter(|activity| !activity.ledger.evicted.is_cancelled());
         let mut idle: Vec<_> = live.filter_map(|activity| Some((activity.idle_since()?, activity))).collect();
         idle.sort_unstable_by_key(|(since, _)| *since);
-        for (_, activity) in idle.into_iter().take(EVICTED_AT_ONCE) {
+        for (_, activity) in idle.into_iter().take(EVICTION_BATCH_SIZE) {
             activity.ledger.evicted.cancel();
             metrics::counter!("http_connections_closed_total", "reason" => "full").increment(1);
         }
     }
 }
 
-/// An account that is open.
+/// A guard for the account of an open connection.
 #[derive(Debug)]
 pub struct OpenAccount {
     id: u64,
@@ -123,11 +122,11 @@ pub struct Ledger {
 #[derive(Debug, Default)]
 struct Chunks {
     next_id: u64,
-    waiting: BTreeMap<u64, Waiting>,
+    pending: BTreeMap<u64, PendingChunk>,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct PendingChunk {
     since: Instant,
     sent: usize,
 }
@@ -141,33 +140,33 @@ impl Ledger {
         self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reports whether a further request may be answered.
-    pub fn has_room(&self) -> bool {
+    /// Reports whether the connection may send a further response.
+    pub fn has_capacity(&self) -> bool {
         self.bytes() <= MAX_UNSENT_BYTES_PER_CONNECTION
     }
 
-    /// Waits until the connection must end for the sake of the others.
+    /// Waits until the connection is evicted.
     pub async fn evicted(&self) {
         self.evicted.cancelled().await;
     }
 
-    /// Returns the time at which the first of the chunks should have been taken; `None` where there is none.
+    /// Returns the earliest deadline of a pending chunk; `None` if there is no chunk.
     pub fn deadline(&self, timeout: Duration) -> Option<Instant> {
         if self.bytes() == 0 {
             return None;
         }
-        let granted = |waiting: &Waiting| {
-            let seconds = u64::try_from(waiting.sent / MIN_BYTES_PER_SECOND).unwrap_or(u64::MAX);
-            waiting.since + timeout + Duration::from_secs(seconds)
+        let deadline = |pending: &PendingChunk| {
+            let seconds = u64::try_from(pending.sent / MIN_BYTES_PER_SECOND).unwrap_or(u64::MAX);
+            pending.since + timeout + Duration::from_secs(seconds)
         };
-        self.lock().waiting.values().map(granted).min()
+        self.lock().pending.values().map(deadline).min()
     }
 
     fn take(self: &Arc<Self>, bytes: Bytes) -> Chunk {
         let mut chunks = self.lock();
         let id = chunks.next_id;
         chunks.next_id += 1;
-        chunks.waiting.insert(id, Waiting { since: Instant::now(), sent: 0 });
+        chunks.pending.insert(id, PendingChunk { since: Instant::now(), sent: 0 });
         drop(chunks);
         self.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
         self.accounts.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
@@ -177,7 +176,7 @@ impl Ledger {
         Chunk { id, bytes, ledger: self.clone() }
     }
 
-    fn give_back(&self, bytes: usize) {
+    fn release(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.accounts.bytes.fetch_sub(bytes, Ordering::Relaxed);
         #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
@@ -185,7 +184,7 @@ impl Ledger {
     }
 }
 
-/// Bytes of an answer on their way to the socket.
+/// Bytes of a response on their way to the socket.
 #[derive(Debug)]
 pub struct Chunk {
     id: u64,
@@ -204,26 +203,26 @@ impl Buf for Chunk {
 
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
-        self.ledger.give_back(count);
-        if let Some(waiting) = self.ledger.lock().waiting.get_mut(&self.id) {
-            waiting.sent += count;
+        self.ledger.release(count);
+        if let Some(pending) = self.ledger.lock().pending.get_mut(&self.id) {
+            pending.sent += count;
         }
     }
 }
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        self.ledger.give_back(self.bytes.len());
-        self.ledger.lock().waiting.remove(&self.id);
+        self.ledger.release(self.bytes.len());
+        self.ledger.lock().pending.remove(&self.id);
     }
 }
 
-/// The body of an answer, accounted as it is taken.
+/// A response body whose bytes are accounted.
 #[derive(Debug)]
 pub struct Accounted {
     pub body: Body,
     pub ledger: Arc<Ledger>,
-    /// The request, which is answered when the body is gone.
+    /// The request, which ends when the body is dropped.
     pub _request: ActiveRequest,
 }
 

@@ -1,5 +1,4 @@
-//! Every call the gateway makes: the message, its answer, the method, and what kind of call it is. To add
-//! one, add a line to the table.
+//! The table of gRPC calls: request message, response message, method and call policy. A new call is one line.
 
 use std::time::Duration;
 
@@ -30,117 +29,119 @@ use tonic::{Request, Response, Status, transport::Channel};
 
 use super::{Upstream, auth, order, product, product_cache};
 
-/// What kinds of calls there are.
+/// The policy of a call (gRPC: method config).
 #[derive(Clone, Copy, Debug)]
-pub struct Class {
-    /// How long the answer may take, retry included; the service is told.
-    pub deadline: Duration,
-    /// Whether it changes anything, and so must not be broken off half-way.
-    pub changes: bool,
+pub struct CallPolicy {
+    /// Bounds the call with its retry. The service gets it as its deadline.
+    pub timeout: Duration,
+    /// The call changes state: it is not cancelled when the client hangs up.
+    pub mutates: bool,
 }
 
-/// What is in memory is told at once, or asked for by a call of the next kind: together that is within 2.5 s.
-const AT_ONCE: Class = Class { deadline: Duration::from_millis(200), changes: false };
-const READ: Class = Class { deadline: Duration::from_secs(2), changes: false };
-const WRITE: Class = Class { deadline: Duration::from_secs(2), changes: true };
-/// A password is hashed, and waits up to 1.5 s for its turn before.
-const SIGN_IN: Class = Class { deadline: Duration::from_millis(2400), changes: true };
-/// The payment provider takes its time.
-const PAY: Class = Class { deadline: Duration::from_secs(10), changes: true };
-/// Ten thousand rows.
-const BATCH: Class = Class { deadline: Duration::from_secs(30), changes: true };
+/// A lookup in the service's memory. A `READ` may follow it; both together stay within 2.5 s.
+const CACHE_LOOKUP: CallPolicy = CallPolicy { timeout: Duration::from_millis(200), mutates: false };
+const READ: CallPolicy = CallPolicy { timeout: Duration::from_secs(2), mutates: false };
+const WRITE: CallPolicy = CallPolicy { timeout: Duration::from_secs(2), mutates: true };
+/// A password is hashed, after up to 1.5 s in the queue for a hashing permit.
+const SIGN_IN: CallPolicy = CallPolicy { timeout: Duration::from_millis(2400), mutates: true };
+/// The payment provider may be slow.
+const PAY: CallPolicy = CallPolicy { timeout: Duration::from_secs(10), mutates: true };
+/// A batch has up to 10 000 rows.
+const BATCH: CallPolicy = CallPolicy { timeout: Duration::from_secs(30), mutates: true };
 
-/// A request message that stands for the one method that takes it.
+/// A request message, which identifies the method that takes it.
 pub trait Call: Clone + Send + Sync + 'static {
-    type Answer: Send + 'static;
-    const CLASS: Class;
+    type Response: Send + 'static;
+    const POLICY: CallPolicy;
 
-    /// Whether doing it twice is the same as once.
-    fn repeatable(&self) -> bool;
+    /// Reports whether the call may be sent again: it is idempotent.
+    fn is_retryable(&self) -> bool;
 
-    /// The service that answers it.
-    fn pool(of: &Upstream) -> &Pool;
+    /// Returns the connections to the call's service.
+    fn pool(upstream: &Upstream) -> &Pool;
 
-    /// Sends it once.
+    /// Sends the request once.
     fn send(
-        over: Channel,
+        channel: Channel,
         request: Request<Self>,
-    ) -> impl Future<Output = Result<Response<Self::Answer>, Status>> + Send;
+    ) -> impl Future<Output = Result<Response<Self::Response>, Status>> + Send;
 }
 
 impl Call for ProductAsOf {
-    type Answer = Product;
-    const CLASS: Class = READ;
+    type Response = Product;
+    const POLICY: CallPolicy = READ;
 
-    fn repeatable(&self) -> bool {
+    fn is_retryable(&self) -> bool {
         true
     }
 
-    fn pool(of: &Upstream) -> &Pool {
-        &of.0.product
+    fn pool(upstream: &Upstream) -> &Pool {
+        &upstream.0.product
     }
 
-    async fn send(over: Channel, request: Request<Self>) -> Result<Response<Product>, Status> {
+    async fn send(channel: Channel, request: Request<Self>) -> Result<Response<Product>, Status> {
         let (mut metadata, extensions, Self { id, revision }) = request.into_parts();
         if revision > 0 {
             metadata.insert(PRODUCT_REVISION, revision.into());
         }
-        product(over).get_product(Request::from_parts(metadata, extensions, GetProductRequest { id })).await
+        product(channel)
+            .get_product(Request::from_parts(metadata, extensions, GetProductRequest { id }))
+            .await
     }
 }
 
 impl Call for LookupRequest {
-    type Answer = LookupResponse;
-    const CLASS: Class = AT_ONCE;
+    type Response = LookupResponse;
+    const POLICY: CallPolicy = CACHE_LOOKUP;
 
-    fn repeatable(&self) -> bool {
+    fn is_retryable(&self) -> bool {
         false
     }
 
-    fn pool(of: &Upstream) -> &Pool {
-        &of.0.product
+    fn pool(upstream: &Upstream) -> &Pool {
+        &upstream.0.product
     }
 
-    async fn send(over: Channel, request: Request<Self>) -> Result<Response<LookupResponse>, Status> {
-        product_cache(over).lookup(request).await
+    async fn send(channel: Channel, request: Request<Self>) -> Result<Response<LookupResponse>, Status> {
+        product_cache(channel).lookup(request).await
     }
 }
 
 impl Call for GetPageRequest {
-    type Answer = GetPageResponse;
-    const CLASS: Class = READ;
+    type Response = GetPageResponse;
+    const POLICY: CallPolicy = READ;
 
-    fn repeatable(&self) -> bool {
+    fn is_retryable(&self) -> bool {
         true
     }
 
-    fn pool(of: &Upstream) -> &Pool {
-        &of.0.product
+    fn pool(upstream: &Upstream) -> &Pool {
+        &upstream.0.product
     }
 
-    async fn send(over: Channel, request: Request<Self>) -> Result<Response<GetPageResponse>, Status> {
-        product_cache(over).get_page(request).await
+    async fn send(channel: Channel, request: Request<Self>) -> Result<Response<GetPageResponse>, Status> {
+        product_cache(channel).get_page(request).await
     }
 }
 
 macro_rules! calls {
     ($(
-        $message:ident => $answer:ty: $service:ident.$method:ident, $class:ident $(, keyed by $key:ident)?;
+        $message:ident => $response:ty: $service:ident.$method:ident, $policy:ident $(, keyed by $key:ident)?;
     )*) => {$(
         impl Call for $message {
-            type Answer = $answer;
-            const CLASS: Class = $class;
+            type Response = $response;
+            const POLICY: CallPolicy = $policy;
 
-            fn repeatable(&self) -> bool {
-                !Self::CLASS.changes $(|| self.$key.is_some())?
+            fn is_retryable(&self) -> bool {
+                !Self::POLICY.mutates $(|| self.$key.is_some())?
             }
 
-            fn pool(of: &Upstream) -> &Pool {
-                &of.0.$service
+            fn pool(upstream: &Upstream) -> &Pool {
+                &upstream.0.$service
             }
 
-            async fn send(over: Channel, request: Request<Self>) -> Result<Response<$answer>, Status> {
-                $service(over).$method(request).await
+            async fn send(channel: Channel, request: Request<Self>) -> Result<Response<$response>, Status> {
+                $service(channel).$method(request).await
             }
         }
     )*};

@@ -1,5 +1,5 @@
-//! Calls to the three services: which there are stands in [`calls`]. A handler hands in a request message and gets the
-//! answer; deadline, retry and the caller's token are seen to here.
+//! The gRPC clients of the three services. A handler passes a request message and gets the response; this module adds
+//! the deadline, the retry and the caller's token. [`calls`] is the table of calls.
 
 mod calls;
 
@@ -30,17 +30,17 @@ use crate::{Settings, auth::Credential, error::Problem};
 
 pub use calls::Call;
 
-/// Within this a service says that something it needs is away, or has shown that it lives.
-const SOON: Duration = Duration::from_secs(2);
-/// Within this a client hears that a part of the shop is away.
-const PROMISED: Duration = Duration::from_millis(2500);
+/// Bounds an attempt unless its service proves that it is alive. A service reports an unavailable dependency within it.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bounds the time until a client learns that a service is unavailable.
+const MAX_UNAVAILABLE_LATENCY: Duration = Duration::from_millis(2500);
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Upstream(Arc<Parts>);
+pub struct Upstream(Arc<Inner>);
 
 #[derive(Debug)]
-struct Parts {
+struct Inner {
     auth: Arc<Pool>,
     product: Arc<Pool>,
     order: Arc<Pool>,
@@ -49,7 +49,7 @@ struct Parts {
 
 impl Upstream {
     pub fn start(settings: &Settings, process: &Process) -> anyhow::Result<Self> {
-        Ok(Self(Arc::new(Parts {
+        Ok(Self(Arc::new(Inner {
             auth: Pool::start("auth", &settings.auth_url, process)?,
             product: Pool::start("product", &settings.product_url, process)?,
             order: Pool::start("order", &settings.order_url, process)?,
@@ -57,81 +57,85 @@ impl Upstream {
         })))
     }
 
-    /// For those who follow the keys.
-    pub fn auth(&self) -> &Arc<Pool> {
+    /// Returns the connections to the auth service, from which the gateway polls keys and ended sessions.
+    pub fn auth_pool(&self) -> &Arc<Pool> {
         &self.0.auth
     }
 
-    /// For those who keep copies of products.
-    pub fn changes(&self) -> ChangeFeedServiceClient<Channel> {
+    /// Returns a client of the product service's change stream.
+    pub fn change_feed(&self) -> ChangeFeedServiceClient<Channel> {
         ChangeFeedServiceClient::new(self.0.product.member().channel())
     }
 
-    /// Makes the call that `message` stands for, as `caller`.
-    pub async fn call<C: Call>(&self, caller: &impl Credential, message: C) -> Result<C::Answer, Problem> {
-        Ok(self.call_in_full(caller, message).await?.into_inner())
+    /// Calls the method that takes `message`, as `caller`.
+    pub async fn call<C: Call>(&self, caller: &impl Credential, message: C) -> Result<C::Response, Problem> {
+        Ok(self.call_with_metadata(caller, message).await?.into_inner())
     }
 
-    /// The same, with the metadata of the answer or of the refusal.
-    pub async fn call_in_full<C: Call>(
+    /// Like [`Upstream::call`], with the metadata of the response or of the error.
+    pub async fn call_with_metadata<C: Call>(
         &self,
         caller: &impl Credential,
         message: C,
-    ) -> Result<Response<C::Answer>, Status> {
-        let attempts = self.clone().attempts(caller.token(), message);
-        if C::CLASS.changes {
-            // In a task of its own: what was begun is not broken off when the client hangs up.
-            let task = self.0.tasks.track(Trace::current().of(attempts));
+    ) -> Result<Response<C::Response>, Status> {
+        let call = self.clone().call_with_retry(caller.token(), message);
+        if C::POLICY.mutates {
+            // A task of its own: the call goes on when the client hangs up.
+            let task = self.0.tasks.track(Trace::current().of(call));
             task.await.unwrap_or_else(|_panicked| Err(status::internal().into()))
         } else {
-            // Large, and part of the answer to every request, also of those that need no call.
-            Box::pin(attempts).await
+            // Boxed, as the future is large and part of every handler's future.
+            Box::pin(call).await
         }
     }
 
-    /// At most two tries within one deadline.
-    async fn attempts<C: Call>(
+    /// Makes up to two attempts within one deadline.
+    async fn call_with_retry<C: Call>(
         self,
         token: Option<Arc<SecretString>>,
         message: C,
-    ) -> Result<Response<C::Answer>, Status> {
+    ) -> Result<Response<C::Response>, Status> {
         let started = Instant::now();
-        let left = || C::CLASS.deadline.saturating_sub(started.elapsed());
+        let remaining = || C::POLICY.timeout.saturating_sub(started.elapsed());
         let attempt = |member: Arc<Member>| {
-            let request = client::request(message.clone(), token.as_deref(), left());
+            let request = client::request(message.clone(), token.as_deref(), remaining());
             async move {
                 let mut call = pin!(C::send(member.channel(), request));
-                if let Ok(answer) = timeout_at(started + C::CLASS.deadline.min(SOON), &mut call).await {
-                    return answer;
+                if let Ok(response) =
+                    timeout_at(started + C::POLICY.timeout.min(ATTEMPT_TIMEOUT), &mut call).await
+                {
+                    return response;
                 }
-                // What takes its time is waited for only while its service lives: one that says nothing at all any
-                // more is frozen, or was cut off.
+                // A slow call goes on only while its service is alive: a silent service is frozen or unreachable.
                 tokio::select! {
                     biased;
                     () = member.falls_silent() => Err(status::unavailable().into()),
-                    answer = client::within(left(), call) => answer,
+                    response = client::within(remaining(), call) => response,
                 }
             }
         };
-        // Only where both together are within what is promised.
-        let in_time = || !left().is_zero() && started.elapsed() + left().min(SOON) <= PROMISED;
-        let again = || message.repeatable() && in_time();
-        C::pool(&self).call(again, attempt).await
+        // Both attempts together must stay within the bound.
+        let in_time = || {
+            !remaining().is_zero()
+                && started.elapsed() + remaining().min(ATTEMPT_TIMEOUT) <= MAX_UNAVAILABLE_LATENCY
+        };
+        let may_retry = || message.is_retryable() && in_time();
+        C::pool(&self).call(may_retry, attempt).await
     }
 }
 
-fn auth(over: Channel) -> AuthServiceClient<Channel> {
-    AuthServiceClient::new(over)
+fn auth(channel: Channel) -> AuthServiceClient<Channel> {
+    AuthServiceClient::new(channel)
 }
 
-fn product(over: Channel) -> ProductServiceClient<Channel> {
-    ProductServiceClient::new(over).max_decoding_message_size(client::MAX_ANSWER_BYTES)
+fn product(channel: Channel) -> ProductServiceClient<Channel> {
+    ProductServiceClient::new(channel).max_decoding_message_size(client::MAX_ANSWER_BYTES)
 }
 
-fn product_cache(over: Channel) -> ProductCacheServiceClient<Channel> {
-    ProductCacheServiceClient::new(over).max_decoding_message_size(client::MAX_ANSWER_BYTES)
+fn product_cache(channel: Channel) -> ProductCacheServiceClient<Channel> {
+    ProductCacheServiceClient::new(channel).max_decoding_message_size(client::MAX_ANSWER_BYTES)
 }
 
-fn order(over: Channel) -> OrderServiceClient<Channel> {
-    OrderServiceClient::new(over).max_decoding_message_size(client::MAX_ANSWER_BYTES)
+fn order(channel: Channel) -> OrderServiceClient<Channel> {
+    OrderServiceClient::new(channel).max_decoding_message_size(client::MAX_ANSWER_BYTES)
 }

@@ -1,5 +1,5 @@
-//! Which web pages may use the gateway: the allow-list behind CORS (the Fetch standard) and behind the
-//! `Origin` check of sockets.
+//! Cross-origin resource sharing (CORS, the Fetch standard): the allow-list of web origins. The WebSocket handshake
+//! checks `Origin` against the same list.
 
 use std::{str::FromStr, sync::Arc};
 
@@ -17,23 +17,23 @@ use http::{
 };
 use shoppee_kit::{log_throttle::LogThrottle, settings::Environment};
 
-/// What a page may send.
-const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE");
-const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
+/// The methods and headers that a page may send.
+const ALLOW_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE");
+const ALLOW_HEADERS: HeaderValue = HeaderValue::from_static(
     "authorization, content-type, idempotency-key, if-match, if-none-match, x-request-id, \
      traceparent, tracestate, baggage, device-token",
 );
-/// What a page may read besides the body.
-const ANSWER_HEADERS: HeaderValue = HeaderValue::from_static(
+/// The response headers that a page may read.
+const EXPOSE_HEADERS: HeaderValue = HeaderValue::from_static(
     "etag, location, retry-after, ratelimit, ratelimit-policy, x-request-id, idempotent-replayed, \
      device-token",
 );
-/// How long a browser remembers the answer to a preflight. Seconds: the longest that Chromium honours.
-const REMEMBERED: HeaderValue = HeaderValue::from_static("7200");
-const VARIES: HeaderValue = HeaderValue::from_static("origin");
+/// The seconds for which a browser caches a preflight response: the maximum that Chromium honours.
+const PREFLIGHT_MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
+const VARY_ORIGIN: HeaderValue = HeaderValue::from_static("origin");
 
-/// A web origin as browsers send it: scheme, host, and the port unless it is the scheme's own; empty for a list without
-/// any.
+/// A web origin as browsers send it: scheme, host, and the port unless it is the scheme's default. Empty for an empty
+/// list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin(String);
 
@@ -49,12 +49,12 @@ impl FromStr for Origin {
 }
 
 impl Origin {
-    /// The form in which browsers send an origin (WHATWG URL, ASCII serialisation of an origin).
+    /// Returns the ASCII serialisation of an origin (WHATWG URL), which browsers send.
     fn canonical(value: &str) -> Option<Self> {
         let uri: http::Uri = value.parse().ok()?;
         let (scheme, rest) = value.split_once("://")?;
         let authority = uri.authority().filter(|authority| authority.as_str() == rest)?;
-        let own_port: u16 = match uri.scheme_str()? {
+        let default_port: u16 = match uri.scheme_str()? {
             "http" => 80,
             "https" => 443,
             _ => return None,
@@ -63,7 +63,7 @@ impl Origin {
         let origin = match rest.strip_prefix(host)? {
             "" | ":" => format!("{scheme}://{host}"),
             port => match port.strip_prefix(':')?.parse::<u16>().ok()? {
-                port if port == own_port => format!("{scheme}://{host}"),
+                port if port == default_port => format!("{scheme}://{host}"),
                 port => format!("{scheme}://{host}:{port}"),
             },
         };
@@ -71,30 +71,30 @@ impl Origin {
     }
 }
 
-/// The allow-list.
+/// The allow-list of web origins.
 #[derive(Clone, Debug)]
-pub struct Origins {
+pub struct AllowedOrigins {
     listed: Arc<[Origin]>,
-    /// In development, where nothing is listed, the pages of this machine are allowed, on any port.
+    /// Allows pages of localhost on any port: in development, if the list is empty.
     with_localhost: bool,
     refusals: Arc<LogThrottle>,
 }
 
-impl Origins {
+impl AllowedOrigins {
     pub fn new(allowed: &[Origin], environment: Environment) -> Self {
         let listed: Arc<[Origin]> = allowed.iter().filter(|origin| !origin.0.is_empty()).cloned().collect();
         let with_localhost = environment == Environment::Development && listed.is_empty();
         Self { listed, with_localhost, refusals: Arc::default() }
     }
 
-    /// Whether a page of this `Origin` may use the gateway. Compared byte by byte, as browsers do: `null`,
-    /// another port, a longer host are not on the list.
+    /// Reports whether a page of this `Origin` may use the gateway. Compares byte by byte, as browsers do: `null`,
+    /// another port or a longer host do not match.
     pub fn allows(&self, origin: &HeaderValue) -> bool {
         self.listed.iter().any(|allowed| allowed.0.as_bytes() == origin.as_bytes())
             || self.with_localhost && is_localhost(origin)
     }
 
-    /// Logs that a page was refused, once a minute.
+    /// Logs a refused page, at most once a minute.
     pub fn log_refusal(&self, origin: &HeaderValue) {
         if let Some(suppressed) = self.refusals.admit() {
             tracing::warn!(?origin, suppressed, "page refused: its origin is not in CORS_ORIGINS");
@@ -102,7 +102,7 @@ impl Origins {
     }
 }
 
-/// Reports whether the page came from this machine, whatever its port.
+/// Reports whether the origin is localhost, on any port.
 fn is_localhost(origin: &HeaderValue) -> bool {
     let local = |origin: &str| {
         let rest = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"))?;
@@ -112,9 +112,9 @@ fn is_localhost(origin: &HeaderValue) -> bool {
     origin.to_str().ok().and_then(local) == Some(true)
 }
 
-/// Reports whether the page came from the target of the request: a page of our own, by the same origin of RFC 6454. No
-/// cookie signs a user in, so that a page under a borrowed name has nothing to ride on.
-pub fn is_our_own(origin: &HeaderValue, headers: &HeaderMap) -> bool {
+/// Reports whether the origin is the target of the request (RFC 6454). A forged host name gains nothing: no cookie
+/// authenticates a user.
+pub fn is_same_origin(origin: &HeaderValue, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(HOST).iter();
     let Some(host) = hosts.next().filter(|host| !host.is_empty() && hosts.next().is_none()) else {
         return false;
@@ -123,51 +123,53 @@ pub fn is_our_own(origin: &HeaderValue, headers: &HeaderMap) -> bool {
     page.filter_map(|scheme| origin.as_bytes().strip_prefix(scheme)).any(|page| page == host.as_bytes())
 }
 
-/// What CORS asks of one request.
+/// The CORS properties of a request.
 #[derive(Debug)]
-pub struct Cors {
+pub struct CorsRequest {
     origin: Option<HeaderValue>,
-    is_our_own: bool,
-    preflight: bool,
+    is_same_origin: bool,
+    is_preflight: bool,
 }
 
-impl Cors {
-    pub fn of(request: &Request) -> Self {
+impl From<&Request> for CorsRequest {
+    fn from(request: &Request) -> Self {
         let origin = request.headers().get(ORIGIN).cloned();
-        let preflight = origin.is_some()
+        let is_preflight = origin.is_some()
             && request.method() == Method::OPTIONS
             && request.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD);
-        let is_our_own = origin.as_ref().is_some_and(|origin| is_our_own(origin, request.headers()));
-        Self { origin, is_our_own, preflight }
+        let is_same_origin = origin.as_ref().is_some_and(|origin| is_same_origin(origin, request.headers()));
+        Self { origin, is_same_origin, is_preflight }
+    }
+}
+
+impl CorsRequest {
+    /// Returns the response to a preflight request.
+    pub fn preflight_response(&self) -> Option<Response> {
+        self.is_preflight.then(|| StatusCode::NO_CONTENT.into_response())
     }
 
-    /// The answer to a browser that asks whether it may ask.
-    pub fn preflight(&self) -> Option<Response> {
-        self.preflight.then(|| StatusCode::NO_CONTENT.into_response())
-    }
-
-    /// Tells the browser whether its page may read the answer.
-    pub fn write(self, origins: &Origins, headers: &mut HeaderMap) {
+    /// Writes the headers by which a browser decides whether its page may read the response.
+    pub fn write_headers(self, origins: &AllowedOrigins, headers: &mut HeaderMap) {
         if let Some(origin) = self.origin {
             if origins.allows(&origin) {
-                grant(headers, origin, self.preflight);
-            } else if !self.is_our_own {
+                grant(headers, origin, self.is_preflight);
+            } else if !self.is_same_origin {
                 origins.log_refusal(&origin);
             }
         }
-        // A cache must not hand one page's answer to another.
-        headers.append(VARY, VARIES);
+        // A cache must not serve one origin's response to another.
+        headers.append(VARY, VARY_ORIGIN);
     }
 }
 
 fn grant(headers: &mut HeaderMap, origin: HeaderValue, preflight: bool) {
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     if preflight {
-        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, METHODS);
-        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, REQUEST_HEADERS);
-        headers.insert(ACCESS_CONTROL_MAX_AGE, REMEMBERED);
+        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, ALLOW_METHODS);
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, ALLOW_HEADERS);
+        headers.insert(ACCESS_CONTROL_MAX_AGE, PREFLIGHT_MAX_AGE);
     } else {
-        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, ANSWER_HEADERS);
+        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSE_HEADERS);
     }
 }
 
@@ -176,9 +178,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_on_the_list_is_allowed() {
+    fn only_a_listed_origin_is_allowed() {
         let listed = ["https://shop.example".parse().unwrap(), "".parse().unwrap()];
-        let origins = Origins::new(&listed, Environment::Production);
+        let origins = AllowedOrigins::new(&listed, Environment::Production);
         assert!(origins.allows(&HeaderValue::from_static("https://shop.example")));
         for hostile in [
             "",
@@ -194,12 +196,12 @@ mod tests {
         ] {
             assert!(!origins.allows(&HeaderValue::from_static(hostile)), "{hostile}");
         }
-        assert!(!Origins::new(&[], Environment::Production).allows(&HeaderValue::from_static("")));
+        assert!(!AllowedOrigins::new(&[], Environment::Production).allows(&HeaderValue::from_static("")));
     }
 
     #[test]
-    fn in_development_pages_of_this_machine_are_allowed_where_nothing_is_listed() {
-        let origins = Origins::new(&[], Environment::Development);
+    fn localhost_is_allowed_in_development_if_the_list_is_empty() {
+        let origins = AllowedOrigins::new(&[], Environment::Development);
         for local in
             ["http://localhost", "http://localhost:5173", "https://127.0.0.1:8443", "http://[::1]:3000"]
         {
@@ -216,12 +218,13 @@ mod tests {
         ] {
             assert!(!origins.allows(&HeaderValue::from_static(other)), "{other}");
         }
-        let listed = Origins::new(&["http://localhost:3000".parse().unwrap()], Environment::Development);
+        let listed =
+            AllowedOrigins::new(&["http://localhost:3000".parse().unwrap()], Environment::Development);
         assert!(!listed.allows(&HeaderValue::from_static("http://localhost:5173")));
     }
 
     #[test]
-    fn an_origin_is_listed_as_browsers_send_it() {
+    fn a_listed_origin_is_brought_into_its_canonical_form() {
         for (setting, sent) in [
             ("https://shop.example:443", "https://shop.example"),
             ("HTTPS://Shop.Example:0443", "https://shop.example"),
@@ -231,7 +234,7 @@ mod tests {
             ("http://localhost:5173", "http://localhost:5173"),
             ("https://[::1]:443", "https://[::1]"),
         ] {
-            let origins = Origins::new(&[setting.parse().unwrap()], Environment::Production);
+            let origins = AllowedOrigins::new(&[setting.parse().unwrap()], Environment::Production);
             assert!(origins.allows(&HeaderValue::from_static(sent)), "{setting}");
         }
         for odd in [
@@ -253,10 +256,10 @@ mod tests {
     }
 
     #[test]
-    fn a_page_of_our_own_is_one_of_the_same_host_and_port() {
+    fn a_same_origin_page_has_the_same_host_and_port() {
         let headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static("shop.example:8080"))]);
-        let own = |origin: &'static str| is_our_own(&HeaderValue::from_static(origin), &headers);
-        assert!(own("http://shop.example:8080") && own("https://shop.example:8080"));
+        let same_origin = |origin: &'static str| is_same_origin(&HeaderValue::from_static(origin), &headers);
+        assert!(same_origin("http://shop.example:8080") && same_origin("https://shop.example:8080"));
         for other in [
             "",
             "null",
@@ -266,8 +269,8 @@ mod tests {
             "http://evil@shop.example:8080",
             "file://shop.example:8080",
         ] {
-            assert!(!own(other), "{other}");
+            assert!(!same_origin(other), "{other}");
         }
-        assert!(!is_our_own(&HeaderValue::from_static("http://"), &HeaderMap::new()));
+        assert!(!is_same_origin(&HeaderValue::from_static("http://"), &HeaderMap::new()));
     }
 }

@@ -1,7 +1,7 @@
-//! Pages of lists and searches, as JSON, for callers without special rights.
+//! A response cache for pages of lists and searches, as JSON, for callers without special rights.
 //!
-//! Each page is requested once, however many callers want it at the same moment (request coalescing), and cached for a
-//! moment. A cached page is dropped when the gateway learns of any change of the catalogue.
+//! Concurrent requests for one page cause one fetch (request coalescing), whose page is cached for [`MAX_PAGE_AGE`].
+//! Any change of a product or category that the gateway learns of invalidates all pages.
 
 use std::{
     sync::{
@@ -24,78 +24,79 @@ use tokio::{
 use super::Page;
 use crate::error::Problem;
 
-/// The age at which a page is requested anew, counted from its request. Together with the lag of a service's memory
-/// ([`PRODUCT_LAG`]), out of which a search takes its products, it is below the second within which a change shows.
+/// The maximum age of a page, counted from the start of its fetch. A search reads the service's memory, which lags by
+/// up to [`PRODUCT_LAG`]. Both together stay below the second within which a change must show.
 const MAX_PAGE_AGE: Duration = Duration::from_millis(300);
-/// The capacity for pages and their keys, in bytes.
-const CAPACITY: u64 = 16 * 1024 * 1024;
+/// The capacity for pages and their keys.
+const MAX_CACHE_BYTES: u64 = 16 * 1024 * 1024;
 /// The size of an entry without its key and body, in bytes.
 const ENTRY_OVERHEAD: usize = 512;
-/// The longest wait for a page, whichever caller requests it. A client hears within 2.5 s that a part of the shop is
-/// away.
-const MAX_WAIT: Duration = Duration::from_millis(2400);
+/// Bounds the wait for a page, whichever caller fetches it. A client learns within 2.5 s that a service is unavailable.
+const FETCH_TIMEOUT: Duration = Duration::from_millis(2400);
 
-/// The request of a page, encoded.
+/// The encoded request of a page.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key(Vec<u8>);
+pub struct PageKey(Vec<u8>);
 
-impl Key {
-    pub fn of(request: &GetPageRequest) -> Self {
+impl From<&GetPageRequest> for PageKey {
+    fn from(request: &GetPageRequest) -> Self {
         Self(request.encode_to_vec())
     }
 }
 
-/// A page that is requested, or was.
+/// A page that was fetched or is being fetched.
 #[derive(Debug)]
 struct Entry {
-    requested_at: Instant,
+    fetch_started_at: Instant,
     generation: u64,
-    /// Empty while the request is under way.
+    /// Empty during the fetch.
     page: OnceCell<Result<Page, Problem>>,
 }
 
 impl Entry {
-    fn new(requested_at: Instant, generation: u64) -> Self {
-        Self { requested_at, generation, page: OnceCell::new() }
+    fn new(fetch_started_at: Instant, generation: u64) -> Self {
+        Self { fetch_started_at, generation, page: OnceCell::new() }
     }
 
-    /// Reports whether a caller that comes at `now` may get the page. Only callers that wait already get an error.
+    /// Reports whether a caller that comes at `now` may get the page. An error reaches only the callers that already
+    /// wait.
     fn is_fresh(&self, now: Instant, generation: u64, max_age: Duration) -> bool {
         self.generation == generation
-            && now < self.requested_at + max_age
+            && now < self.fetch_started_at + max_age
             && self.page.get().is_none_or(Result::is_ok)
     }
 
-    /// The size of the page and of its compressed form, which is not larger, in bytes.
+    /// Returns the bytes of the page and of its compressed form, which is not larger.
     fn size(&self) -> usize {
         2 * self.page.get().and_then(|page| page.as_ref().ok()).map_or(0, Page::len)
     }
 }
 
-/// The cache.
+/// A cache of pages.
 #[derive(Debug)]
-pub struct Pages {
-    entries: moka::sync::Cache<Key, Arc<Entry>>,
+pub struct PageCache {
+    entries: moka::sync::Cache<PageKey, Arc<Entry>>,
     max_age: Duration,
-    /// The number of changes that the gateway has learned of. A page of an earlier generation is stale.
+    /// Increases with each invalidation. A page of an earlier generation is stale.
     generation: AtomicU64,
     hits: Counter,
     misses: Counter,
     pub bypasses: Counter,
 }
 
-impl Pages {
+impl PageCache {
     pub fn new() -> Self {
         Self::with_max_age(MAX_PAGE_AGE)
     }
 
     fn with_max_age(max_age: Duration) -> Self {
-        let size = |key: &Key, entry: &Arc<Entry>| u32::try_from(ENTRY_OVERHEAD + key.0.len() + entry.size());
+        let size =
+            |key: &PageKey, entry: &Arc<Entry>| u32::try_from(ENTRY_OVERHEAD + key.0.len() + entry.size());
         let count =
             |result: &'static str| counter!("cache_requests_total", "level" => "pages", "result" => result);
         Self {
             entries: moka::sync::Cache::builder()
-                .max_capacity(CAPACITY)
+                .max_capacity(MAX_CACHE_BYTES)
                 .weigher(move |key, entry| size(key, entry).unwrap_or(u32::MAX))
                 .time_to_live(max_age)
                 .build(),
@@ -107,38 +108,38 @@ impl Pages {
         }
     }
 
-    /// Returns the cached page, that of a request under way, or the one that `fetch` returns. An error of `fetch` goes to
-    /// all callers that wait for it. 503 after [`MAX_WAIT`].
+    /// Returns the cached page, that of a fetch in progress, or the page that `fetch` returns. An error of `fetch` goes
+    /// to all callers that wait for it. 503 after [`FETCH_TIMEOUT`].
     pub async fn get(
         &self,
-        key: Key,
+        key: PageKey,
         fetch: impl Future<Output = Result<Page, Problem>>,
     ) -> Result<Page, Problem> {
-        let entry = self.fresh(&key);
+        let entry = self.fresh_entry(&key);
         if let Some(page) = entry.page.get() {
             return page.clone();
         }
         let mut fetched = false;
-        // A caller that hangs up while it fetches leaves that to the next one that waits.
+        // If the fetching caller hangs up, the next waiting caller fetches.
         let page = entry.page.get_or_init(async || {
             fetched = true;
             fetch.await
         });
-        let page = timeout(MAX_WAIT, page).await.map_err(|_elapsed| Problem::unavailable())?.clone();
+        let page = timeout(FETCH_TIMEOUT, page).await.map_err(|_elapsed| Problem::unavailable())?.clone();
         if fetched && self.is_fresh(&entry) {
-            // Weighed with its page now.
+            // Inserted again: its weight now includes the page.
             self.entries.insert(key, entry);
         }
         page
     }
 
-    /// Makes all pages stale, those under way included.
+    /// Makes all pages stale, those of fetches in progress included.
     pub fn invalidate(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Returns the entry of `key` whose page a caller may be given now: a new one where there is none.
-    fn fresh(&self, key: &Key) -> Arc<Entry> {
+    /// Returns the fresh entry of `key`, or a new one.
+    fn fresh_entry(&self, key: &PageKey) -> Arc<Entry> {
         if let Some(entry) = self.entries.get(key)
             && self.is_fresh(&entry)
         {
@@ -146,10 +147,10 @@ impl Pages {
             return entry;
         }
         let new = || Arc::new(Entry::new(Instant::now(), self.generation()));
-        let found = self.entries.entry_by_ref(key).or_insert_with_if(new, |entry| !self.is_fresh(entry));
-        let count = if found.is_fresh() { &self.misses } else { &self.hits };
+        let entry = self.entries.entry_by_ref(key).or_insert_with_if(new, |entry| !self.is_fresh(entry));
+        let count = if entry.is_fresh() { &self.misses } else { &self.hits };
         count.increment(1);
-        found.into_value()
+        entry.into_value()
     }
 
     fn is_fresh(&self, entry: &Entry) -> bool {
@@ -172,7 +173,7 @@ mod tests {
     use super::*;
     use crate::error::Code;
 
-    /// A service whose answers wait for a permit each. The page is the number of its fetch.
+    /// A service whose responses wait for a permit each. Each page is the number of its fetch.
     #[derive(Debug)]
     struct Source {
         fetches: AtomicUsize,
@@ -204,18 +205,18 @@ mod tests {
         Page::new(&number)
     }
 
-    /// Pages that do not age while a test runs.
-    fn ageless() -> Pages {
-        Pages::with_max_age(Duration::from_hours(1))
+    /// Returns a cache whose pages do not age during a test.
+    fn ageless() -> PageCache {
+        PageCache::with_max_age(Duration::from_hours(1))
     }
 
-    fn key() -> Key {
-        of_list(None)
+    fn key() -> PageKey {
+        list_key(None)
     }
 
-    fn of_list(limit: Option<i32>) -> Key {
+    fn list_key(limit: Option<i32>) -> PageKey {
         let list = ListProductsRequest { limit, ..ListProductsRequest::default() };
-        Key::of(&GetPageRequest { list: Some(list), search: None })
+        PageKey::from(&GetPageRequest { list: Some(list), search: None })
     }
 
     #[test]
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_change_makes_pages_stale_also_those_under_way() {
+    async fn an_invalidation_makes_pages_stale_also_those_being_fetched() {
         let (pages, source) = (ageless(), Source::new(0));
         let second = async {
             pages.invalidate();
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_error_reaches_those_who_wait_and_is_not_cached() {
+    async fn an_error_reaches_the_waiting_callers_and_is_not_cached() {
         let (pages, source) = (ageless(), Source::new(0));
         let callers = join_all((0..10).map(|_| pages.get(key(), source.refuse())));
         let (answers, ()) = tokio::join!(callers, async { source.permits.add_permits(2) });
@@ -268,7 +269,7 @@ mod tests {
         let (pages, source) = (ageless(), Source::new(0));
         let (gone, stays) = tokio::join!(
             timeout(Duration::ZERO, pages.get(key(), source.fetch())),
-            timeout(MAX_WAIT, async {
+            timeout(FETCH_TIMEOUT, async {
                 let page = pages.get(key(), source.fetch());
                 let permit = async {
                     while source.fetches() < 2 {
@@ -287,7 +288,7 @@ mod tests {
     async fn each_request_has_its_own_page() {
         let (pages, source) = (ageless(), Source::new(3));
         let search = GetPageRequest { list: None, search: Some(SearchProductsRequest::default()) };
-        for key in [key(), of_list(Some(20)), Key::of(&search)] {
+        for key in [key(), list_key(Some(20)), PageKey::from(&search)] {
             pages.get(key, source.fetch()).await.unwrap();
         }
         assert_eq!(source.fetches(), 3);
@@ -296,12 +297,12 @@ mod tests {
     #[tokio::test]
     async fn pages_are_weighed_with_their_bodies() {
         let pages = ageless();
-        let large = Page::new(&"x".repeat(usize::try_from(CAPACITY / 8).unwrap())).unwrap();
+        let large = Page::new(&"x".repeat(usize::try_from(MAX_CACHE_BYTES / 8).unwrap())).unwrap();
         for limit in 0..8 {
-            pages.get(of_list(Some(limit)), async { Ok(large.clone()) }).await.unwrap();
+            pages.get(list_key(Some(limit)), async { Ok(large.clone()) }).await.unwrap();
         }
         pages.entries.run_pending_tasks();
         let weight = pages.entries.weighted_size();
-        assert!((CAPACITY / 4..=CAPACITY).contains(&weight), "{weight} bytes");
+        assert!((MAX_CACHE_BYTES / 4..=MAX_CACHE_BYTES).contains(&weight), "{weight} bytes");
     }
 }

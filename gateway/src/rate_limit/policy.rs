@@ -1,11 +1,10 @@
-//! Which limits there are: one line a policy.
+//! The table of rate limit policies: one line each.
 
 use std::{str::FromStr, time::Duration};
 
 use shoppee_kit::settings;
 
-/// So many requests in such a window, all at once or spread. After a burst, the next is let in as soon as the
-/// steady rate allows.
+/// A number of requests in a window, at once or spread. After a burst, requests are allowed at the steady rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
     pub count: u32,
@@ -15,11 +14,11 @@ pub struct Quota {
 /// The requests a policy counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// Those with a good token, per user.
+    /// Requests with a valid token, per user.
     User,
-    /// All others, per address.
+    /// All other requests, per address.
     Anonymous,
-    /// Those of one route, per address.
+    /// Requests to one route, per address.
     Route(&'static str),
 }
 
@@ -28,31 +27,31 @@ pub struct Policy {
     pub name: &'static str,
     pub quota: Quota,
     pub scope: Scope,
-    /// Whether it stands before the guessing of passwords.
-    pub guard: bool,
+    /// Limits the guessing of passwords.
+    pub anti_bruteforce: bool,
 }
 
 /// The table. `RATE_LIMITS` overrides quotas by name.
 #[rustfmt::skip]
 pub const POLICIES: [Policy; 4] = [
-    policy("user",      quota(40, 2),  Scope::User),
-    policy("anonymous", quota(60, 2),  Scope::Anonymous),
-    guard("login",      quota(30, 60), Scope::Route("/api/v1/auth/login")),
-    policy("register",  quota(30, 60), Scope::Route("/api/v1/auth/register")),
+    policy("user",           quota(40, 2),  Scope::User),
+    policy("anonymous",      quota(60, 2),  Scope::Anonymous),
+    anti_bruteforce("login", quota(30, 60), Scope::Route("/api/v1/auth/login")),
+    policy("register",       quota(30, 60), Scope::Route("/api/v1/auth/register")),
 ];
 
 const fn policy(name: &'static str, quota: Quota, scope: Scope) -> Policy {
-    Policy { name, quota, scope, guard: false }
+    Policy { name, quota, scope, anti_bruteforce: false }
 }
 
-const fn guard(name: &'static str, quota: Quota, scope: Scope) -> Policy {
-    Policy { name, quota, scope, guard: true }
+const fn anti_bruteforce(name: &'static str, quota: Quota, scope: Scope) -> Policy {
+    Policy { name, quota, scope, anti_bruteforce: true }
 }
 
-/// A quota that a window can be written with in `RateLimit-Policy`: whole seconds, up to a day.
-const LONGEST_WINDOW: Duration = Duration::from_hours(24);
-/// Keeps the time between two requests at a microsecond or more.
-const MOST: u32 = 1_000_000;
+/// The longest window. `RateLimit-Policy` has whole seconds.
+const MAX_WINDOW: Duration = Duration::from_hours(24);
+/// The largest count of a quota. Keeps the time between two requests at a microsecond or more.
+const MAX_COUNT: u32 = 1_000_000;
 
 const fn quota(count: u32, seconds: u64) -> Quota {
     Quota { count, window: Duration::from_secs(seconds) }
@@ -61,14 +60,14 @@ const fn quota(count: u32, seconds: u64) -> Quota {
 /// The setting `RATE_LIMITS`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RateLimits {
-    /// None at all, for tests of something else.
+    /// No policy, for tests of other parts.
     Off,
-    /// The table, with other quotas for some.
+    /// The table, with other quotas for some policies.
     On(Vec<(&'static str, Quota)>),
 }
 
 impl RateLimits {
-    /// The policies in force.
+    /// Returns the policies in force.
     pub fn policies(&self) -> Vec<Policy> {
         match self {
             Self::Off => Vec::new(),
@@ -91,22 +90,22 @@ impl FromStr for RateLimits {
             return Ok(Self::Off);
         }
         let entries = value.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-        entries.map(entry).collect::<Result<_, _>>().map(Self::On)
+        entries.map(parse_override).collect::<Result<_, _>>().map(Self::On)
     }
 }
 
-fn entry(text: &str) -> Result<(&'static str, Quota), String> {
-    let wrong = || format!("`{text}` is not like user=40/2s");
-    let (name, rest) = text.split_once('=').ok_or_else(wrong)?;
-    let (count, window) = rest.split_once('/').ok_or_else(wrong)?;
-    let count: u32 = count.trim().parse().map_err(|_| wrong())?;
-    let window = settings::duration(window.trim()).map_err(|_| wrong())?;
-    let whole = window.subsec_nanos() == 0 && !window.is_zero() && window <= LONGEST_WINDOW;
-    if !whole || !(1..=MOST).contains(&count) {
-        return Err(format!("`{text}`: 1..{MOST} in whole seconds, up to a day"));
+fn parse_override(text: &str) -> Result<(&'static str, Quota), String> {
+    let invalid = || format!("`{text}` is not like user=40/2s");
+    let (name, rest) = text.split_once('=').ok_or_else(invalid)?;
+    let (count, window) = rest.split_once('/').ok_or_else(invalid)?;
+    let count: u32 = count.trim().parse().map_err(|_| invalid())?;
+    let window = settings::duration(window.trim()).map_err(|_| invalid())?;
+    let whole = window.subsec_nanos() == 0 && !window.is_zero() && window <= MAX_WINDOW;
+    if !whole || !(1..=MAX_COUNT).contains(&count) {
+        return Err(format!("`{text}`: 1..{MAX_COUNT} in whole seconds, up to a day"));
     }
-    let known = POLICIES.iter().find(|policy| policy.name == name.trim());
-    known.map(|policy| (policy.name, Quota { count, window })).ok_or_else(|| {
+    let policy = POLICIES.iter().find(|policy| policy.name == name.trim());
+    policy.map(|policy| (policy.name, Quota { count, window })).ok_or_else(|| {
         let names: Vec<&str> = POLICIES.iter().map(|policy| policy.name).collect();
         format!("`{name}` is no policy; there are {}", names.join(", "))
     })
@@ -126,13 +125,13 @@ mod tests {
     }
 
     #[test]
-    fn off_and_nothing_are_different_things() {
+    fn off_lifts_all_limits_and_an_empty_value_none() {
         assert!("off".parse::<RateLimits>().unwrap().policies().is_empty());
         assert_eq!("".parse::<RateLimits>().unwrap().policies().len(), POLICIES.len());
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn an_invalid_override_is_refused() {
         for odd in
             ["user", "user=", "user=40", "user=40/", "user=0/2s", "user=-1/2s", "user=40/500ms", "king=1/1s"]
         {

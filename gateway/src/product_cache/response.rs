@@ -1,4 +1,4 @@
-//! Products and pages as the JSON that callers are sent.
+//! Rendered responses: products and pages as JSON.
 
 use std::{
     io::Read as _,
@@ -18,47 +18,47 @@ use shoppee_proto::product::v1::Product;
 use crate::{error::Problem, extract::etag};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
-/// A page of up to this size fits into one packet, and arrives no sooner when it is smaller. Bytes.
+/// The bytes of a page that fits into one packet: compression would not make it arrive sooner.
 const MIN_COMPRESSED_SIZE: usize = 1400;
 
 /// A product as JSON, with its entity tag.
 #[derive(Clone, Debug)]
-pub struct Tagged {
+pub struct ProductResponse {
     pub etag: HeaderValue,
     body: Bytes,
 }
 
-impl Tagged {
+impl ProductResponse {
     pub fn new(product: &Product) -> Result<Self, Problem> {
-        Ok(Self::of(product.version, render(product)?))
+        Ok(Self::from_json(product.version, render(product)?))
     }
 
-    /// That version of a product, as it is shown.
-    pub fn of(version: i64, body: Vec<u8>) -> Self {
+    /// Wraps the rendered JSON of a product's version.
+    pub fn from_json(version: i64, body: Vec<u8>) -> Self {
         Self { etag: etag(version, &body), body: body.into() }
     }
 
-    /// The size of the body in bytes.
+    /// Returns the size of the body in bytes.
     pub fn len(&self) -> usize {
         self.body.len()
     }
 }
 
-impl IntoResponse for Tagged {
+impl IntoResponse for ProductResponse {
     fn into_response(self) -> Response {
         ([(ETAG, self.etag), (CONTENT_TYPE, JSON)], self.body).into_response()
     }
 }
 
-/// A page of a list or a search as JSON, and compressed for the clients that accept it; cheap to clone. It holds nothing
-/// secret: beside something that a client chose, the length of a compressed secret tells what it is (BREACH).
+/// A page of a list or a search as JSON, compressed for the clients that accept it. Cheap to clone. A page must hold no
+/// secret: compressed next to text that a client chose, the length would reveal it (BREACH).
 #[derive(Clone, Debug)]
-pub struct Page(Arc<Encodings>);
+pub struct Page(Arc<Inner>);
 
 #[derive(Debug)]
-struct Encodings {
+struct Inner {
     json: Bytes,
-    /// Written when the first client accepts it.
+    /// Compressed for the first client that accepts it.
     gzip: OnceLock<Bytes>,
 }
 
@@ -68,15 +68,15 @@ impl Page {
     }
 
     pub fn from_json(json: Vec<u8>) -> Self {
-        Self(Arc::new(Encodings { json: json.into(), gzip: OnceLock::new() }))
+        Self(Arc::new(Inner { json: json.into(), gzip: OnceLock::new() }))
     }
 
-    /// The size of the JSON in bytes.
+    /// Returns the size of the JSON in bytes.
     pub fn len(&self) -> usize {
         self.0.json.len()
     }
 
-    /// Returns the response for a client that accepts gzip, or does not.
+    /// Returns the response, compressed if the client accepts gzip and the page is large enough.
     pub fn respond(&self, accepts_gzip: bool) -> Response {
         let headers = [(CONTENT_TYPE, JSON), (VARY, HeaderValue::from_static("accept-encoding"))];
         if accepts_gzip && self.len() > MIN_COMPRESSED_SIZE {
@@ -98,14 +98,14 @@ impl PartialEq for Page {
 /// Returns `json` compressed by gzip, at the level that costs the least.
 fn compress(json: &[u8]) -> Bytes {
     let mut compressed = Vec::new();
-    // A vector takes all that is written.
+    // Writing into a vector cannot fail.
     let _ = GzEncoder::new(json, Compression::fast()).read_to_end(&mut compressed);
     compressed.into()
 }
 
 fn render(value: &impl Serialize) -> Result<Vec<u8>, Problem> {
     serde_json::to_vec(value).map_err(|error| {
-        tracing::error!(%error, "an answer does not serialise");
+        tracing::error!(%error, "response cannot be serialized");
         Problem::internal()
     })
 }

@@ -1,6 +1,5 @@
-//! What is seen of every request: its id, its span and trace, one line in the log, its metrics, what stands
-//! on every answer, and the body of every problem. Nothing a client sends gets into the log but an id that
-//! was checked.
+//! The record of each request: request id, span and trace, access log line, metrics, and the headers of each response.
+//! It also renders problems, whose bodies name the request. Of a client's text, only a validated request id is logged.
 
 use std::{panic::AssertUnwindSafe, time::Duration};
 
@@ -24,19 +23,19 @@ use uuid::Uuid;
 use crate::error::Problem;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const LONGEST_REQUEST_ID: usize = 128;
-/// The label of requests that no route takes, so that nobody can make up labels.
+const MAX_REQUEST_ID_LEN: usize = 128;
+/// The label of requests without a route: clients cannot add labels.
 const UNMATCHED: &str = "unmatched";
-/// The routes that probes and scrapers ask every few seconds; their lines are at debug.
+/// Routes that probes and scrapers call every few seconds; their lines are at debug.
 const PROBES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
-/// Whom a request was found to speak for; goes out with the answer, for the log.
+/// The user of a request, in the response's extensions, for the log.
 #[derive(Clone, Copy, Debug)]
 pub struct UserId(pub i64);
 
-/// A request on its way through the gateway.
+/// The record of a request in progress.
 #[derive(Debug)]
-pub struct Observed {
+pub struct RequestRecorder {
     started: Instant,
     id: HeaderValue,
     method: &'static str,
@@ -44,12 +43,12 @@ pub struct Observed {
     trace: Trace,
 }
 
-impl Observed {
-    /// Gives the request an id and a trace. The gateway believes the trace headers of `trusted` callers alone.
-    pub fn begin(request: &mut Request, trusted: bool) -> Self {
+impl RequestRecorder {
+    /// Gives the request an id and a trace. The sampling flag of a trace header counts only from `trusted` callers.
+    pub fn start(request: &mut Request, trusted: bool) -> Self {
         let started = Instant::now();
         let id = request_id(request.headers_mut());
-        let method = known(request.method());
+        let method = method_label(request.method());
         let route = request.extensions().get::<MatchedPath>().cloned();
         let name = route.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
         let span = if telemetry::is_exported() {
@@ -76,25 +75,25 @@ impl Observed {
         self.route.as_ref().map_or(UNMATCHED, MatchedPath::as_str)
     }
 
-    /// Lets `handling` answer; one that panics has answered too.
-    pub async fn answered_by(&self, handling: impl Future<Output = Response>) -> Response {
-        let answered = self.trace.of(AssertUnwindSafe(handling).catch_unwind()).await;
-        answered.unwrap_or_else(|_panic| {
+    /// Runs `handler` in the request's trace. Returns a 500 if the handler panics.
+    pub async fn run(&self, handler: impl Future<Output = Response>) -> Response {
+        let response = self.trace.of(AssertUnwindSafe(handler).catch_unwind()).await;
+        response.unwrap_or_else(|_panic| {
             tracing::error!(parent: self.trace.span(), route = self.route(), "handler panicked");
             Problem::internal().into_response()
         })
     }
 
-    /// Writes problems out, seals the answer, and tells of it.
-    pub fn end(self, mut response: Response) -> Response {
+    /// Renders a problem, sets the headers of all responses, and writes the metrics and the log line.
+    pub fn finish(self, mut response: Response) -> Response {
         if let Some(problem) = response.extensions_mut().remove::<Problem>() {
-            let told = problem.render(self.id.to_str().unwrap_or_default());
-            let (parts, body) = told.into_parts();
+            let rendered = problem.render(self.id.to_str().unwrap_or_default());
+            let (parts, body) = rendered.into_parts();
             response.headers_mut().remove(CONTENT_LENGTH);
             response.headers_mut().extend(parts.headers);
             *response.body_mut() = body;
         }
-        seal(response.headers_mut(), self.id.clone());
+        set_response_headers(response.headers_mut(), self.id.clone());
 
         let (status, elapsed) = (response.status().as_u16(), self.started.elapsed());
         self.trace.span().record("http.response.status_code", status);
@@ -135,26 +134,26 @@ fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// The client's own id where it is one, else a new one; handlers find it where it came.
+/// Returns the client's id if it is valid, or else a new one, and sets it on the request.
 fn request_id(headers: &mut HeaderMap) -> HeaderValue {
-    let own = headers.get(REQUEST_ID).filter(|id| is_sane(id.as_bytes())).cloned();
+    let own = headers.get(REQUEST_ID).filter(|id| is_valid_request_id(id.as_bytes())).cloned();
     let id = own.unwrap_or_else(|| {
         let mut text = Uuid::encode_buffer();
         let text = Uuid::now_v7().hyphenated().encode_lower(&mut text);
-        // Hexadecimal digits and hyphens are a header value.
+        // Hexadecimal digits and hyphens are a valid header value.
         HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("none"))
     });
     headers.insert(REQUEST_ID, id.clone());
     id
 }
 
-fn is_sane(id: &[u8]) -> bool {
-    (1..=LONGEST_REQUEST_ID).contains(&id.len())
+fn is_valid_request_id(id: &[u8]) -> bool {
+    (1..=MAX_REQUEST_ID_LEN).contains(&id.len())
         && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
 }
 
-/// The method as a label: those that HTTP knows, and one word for all that a client makes up.
-fn known(method: &Method) -> &'static str {
+/// Returns the method as a label: a method of HTTP, or `other`.
+fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
         Method::HEAD => "HEAD",
@@ -167,8 +166,8 @@ fn known(method: &Method) -> &'static str {
     }
 }
 
-/// What stands on every answer. Nothing is kept by a cache unless its handler says so.
-fn seal(headers: &mut HeaderMap, id: HeaderValue) {
+/// Sets the headers of all responses. Caches store nothing unless a handler allows it.
+fn set_response_headers(headers: &mut HeaderMap, id: HeaderValue) {
     headers.insert(REQUEST_ID, id);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
@@ -190,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sane_id_is_kept_and_any_other_replaced() {
+    fn a_valid_request_id_is_kept_and_any_other_replaced() {
         assert_eq!(request_id(&mut with_id(b"order-7_a.B")), "order-7_a.B");
         for odd in [&b""[..], b"a b", b"<script>", b"\xff\xfe", &[b'a'; 129]] {
             let id = request_id(&mut with_id(odd.to_vec().leak()));
@@ -205,22 +204,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_stranger_says_of_the_recording_of_a_trace_is_not_handed_on() {
+    async fn the_sampling_flag_of_an_untrusted_trace_header_is_not_propagated() {
         telemetry::install_propagator();
         let id = "0af7651916cd43dd8448eb211c80319c";
         for (trusted, flags) in [(true, "00"), (false, "01")] {
-            let told = format!("00-{id}-b7ad6b7169203331-00");
+            let traceparent = format!("00-{id}-b7ad6b7169203331-00");
             let mut request =
-                Request::get("/").header("traceparent", told).body(axum::body::Body::empty()).unwrap();
-            let observed = Observed::begin(&mut request, trusted);
-            let handed_on = observed.trace.of(async { telemetry::traceparent() }).await;
-            assert!(handed_on.starts_with(&format!("00-{id}-")), "{handed_on}");
-            assert!(handed_on.ends_with(&format!("-{flags}")), "{trusted}: {handed_on}");
+                Request::get("/").header("traceparent", traceparent).body(axum::body::Body::empty()).unwrap();
+            let recorder = RequestRecorder::start(&mut request, trusted);
+            let propagated = recorder.trace.of(async { telemetry::traceparent() }).await;
+            assert!(propagated.starts_with(&format!("00-{id}-")), "{propagated}");
+            assert!(propagated.ends_with(&format!("-{flags}")), "{trusted}: {propagated}");
         }
     }
 
     #[test]
-    fn labels_cannot_be_made_up() {
-        assert_eq!(known(&Method::from_bytes(b"BREW").unwrap()), "other");
+    fn an_unknown_method_has_the_label_other() {
+        assert_eq!(method_label(&Method::from_bytes(b"BREW").unwrap()), "other");
     }
 }
