@@ -270,7 +270,7 @@ impl From<Status> for Problem {
             | Grpc::Aborted
             | Grpc::OutOfRange
             | Grpc::DataLoss => {
-                tracing::error!(code = ?status.code(), error = status.message(), "a service failed");
+                tracing::error!(code = ?status.code(), error = status.message(), "service call failed");
                 Self::internal()
             }
         }

@@ -53,7 +53,7 @@ pub use response::{Page, ProductResponse};
 
 const MAX_CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// The bytes of an entry without its body.
-const ENTRY_OVERHEAD: usize = 512;
+const ENTRY_OVERHEAD_BYTES: usize = 512;
 /// A change stream without a message for so long is abandoned for another replica.
 const WATCH_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 const RECONNECT_DELAY: Duration = Duration::from_millis(200);
@@ -127,7 +127,8 @@ impl ProductCache {
     /// Starts to watch the service's changes. Entries live for `ttl` at most; zero disables the cache.
     pub fn start(upstream: Upstream, ttl: Duration, process: &Process) -> Self {
         let entries = (!ttl.is_zero()).then(|| {
-            let size = |entry: &Arc<CacheEntry>| u32::try_from(ENTRY_OVERHEAD + entry.product.response.len());
+            let size =
+                |entry: &Arc<CacheEntry>| u32::try_from(ENTRY_OVERHEAD_BYTES + entry.product.response.len());
             moka::future::Cache::builder()
                 .max_capacity(MAX_CACHE_BYTES)
                 .weigher(move |_, entry| size(entry).unwrap_or(u32::MAX))

@@ -1,5 +1,5 @@
-//! The HTTP server: the accept loop and its connections. Unlike axum's own loop, it has deadlines for slow clients,
-//! bounds the number of connections and what HTTP/2 clients may request, and shuts each connection down gracefully.
+//! The HTTP server: the accept loop and its connections. Unlike axum's own loop, it has deadlines for slow clients and
+//! bounds for connections and HTTP/2 streams. It shuts each connection down gracefully.
 
 mod activity;
 mod unsent;
@@ -27,7 +27,7 @@ use tower::ServiceExt as _;
 
 use crate::Settings;
 use activity::{ActiveRequest, ExpiredDeadline, RecordedStream, Timeouts};
-use unsent::{Accounted, Accounts, Ledger, OpenAccount};
+use unsent::{AccountGuard, AccountedBody, Accounts, ConnectionAccount};
 
 /// Marks a request, in its extensions, whose connection has too many unsent bytes of earlier responses.
 #[derive(Clone, Copy, Debug)]
@@ -185,7 +185,7 @@ async fn serve_connection(
     server: Server,
     stream: TcpStream,
     peer: SocketAddr,
-    account: OpenAccount,
+    account: AccountGuard,
     process: Process,
 ) {
     // With Nagle's algorithm, small responses would wait for an acknowledgement, up to 45 ms.
@@ -195,13 +195,13 @@ async fn serve_connection(
     let activity = account.activity.clone();
     let first_request = CancellationToken::new();
     let service = {
-        let (activity, first_request, ledger) =
-            (activity.clone(), first_request.clone(), activity.ledger.clone());
+        let (activity, first_request, account) =
+            (activity.clone(), first_request.clone(), activity.account.clone());
         let readiness = process.readiness.clone();
         service_fn(move |request: Request<Incoming>| {
             first_request.cancel();
             let active = activity.begin_request(request.version() == Version::HTTP_2);
-            handle_request(server.app.clone(), request, peer, readiness.clone(), ledger.clone(), active)
+            handle_request(server.app.clone(), request, peer, readiness.clone(), account.clone(), active)
         })
     };
     let recorded = RecordedStream { stream, activity: activity.clone() };
@@ -216,7 +216,7 @@ async fn serve_connection(
     tokio::select! {
         biased;
         _ = &mut connection => return,
-        () = activity.ledger.evicted() => return,
+        () = activity.account.evicted() => return,
         () = shutdown.cancelled() => {}
         expired = &mut expired => {
             metrics::counter!("http_connections_closed_total", "reason" => expired.as_str()).increment(1);
@@ -227,8 +227,8 @@ async fn serve_connection(
             return;
         }
     }
-    // hyper closes a connection without a request at once, and a proxy that has just connected could not send its
-    // request to another gateway any more.
+    // hyper closes a connection without a request at once. A proxy that has just connected could not send its request to
+    // another gateway any more.
     tokio::select! {
         _ = &mut connection => return,
         () = first_request.cancelled() => {}
@@ -247,13 +247,13 @@ async fn handle_request(
     request: Request<Incoming>,
     peer: SocketAddr,
     readiness: Readiness,
-    ledger: Arc<Ledger>,
+    account: Arc<ConnectionAccount>,
     active: ActiveRequest,
-) -> Result<Response<Accounted>, Infallible> {
+) -> Result<Response<AccountedBody>, Infallible> {
     let mut request = request.map(Body::new);
     let is_http1 = request.version() <= Version::HTTP_11;
     request.extensions_mut().insert(ConnectInfo(peer));
-    if !ledger.has_capacity() {
+    if !account.has_capacity() {
         request.extensions_mut().insert(SendBacklogFull);
     }
     let mut response = app.oneshot(request).await?;
@@ -261,5 +261,5 @@ async fn handle_request(
     if is_http1 && readiness.is_stopping() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(response.map(|body| Accounted { body, ledger, _request: active }))
+    Ok(response.map(|body| AccountedBody { body, account, _request: active }))
 }

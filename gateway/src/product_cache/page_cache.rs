@@ -30,7 +30,7 @@ const MAX_PAGE_AGE: Duration = Duration::from_millis(300);
 /// The capacity for pages and their keys.
 const MAX_CACHE_BYTES: u64 = 16 * 1024 * 1024;
 /// The size of an entry without its key and body, in bytes.
-const ENTRY_OVERHEAD: usize = 512;
+const ENTRY_OVERHEAD_BYTES: usize = 512;
 /// Bounds the wait for a page, whichever caller fetches it. A client learns within 2.5 s that a service is unavailable.
 const FETCH_TIMEOUT: Duration = Duration::from_millis(2400);
 
@@ -90,8 +90,9 @@ impl PageCache {
     }
 
     fn with_max_age(max_age: Duration) -> Self {
-        let size =
-            |key: &PageKey, entry: &Arc<Entry>| u32::try_from(ENTRY_OVERHEAD + key.0.len() + entry.size());
+        let size = |key: &PageKey, entry: &Arc<Entry>| {
+            u32::try_from(ENTRY_OVERHEAD_BYTES + key.0.len() + entry.size())
+        };
         let count =
             |result: &'static str| counter!("cache_requests_total", "level" => "pages", "result" => result);
         Self {

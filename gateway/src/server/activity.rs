@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::unsent::Ledger;
+use super::unsent::ConnectionAccount;
 
 /// The deadlines that an operator can set.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +56,7 @@ pub struct Activity {
     timeouts: Timeouts,
     state: Mutex<State>,
     /// The connection's unsent bytes.
-    pub ledger: Arc<Ledger>,
+    pub account: Arc<ConnectionAccount>,
 }
 
 #[derive(Debug)]
@@ -80,10 +80,10 @@ enum Protocol {
 }
 
 impl Activity {
-    pub fn new(timeouts: Timeouts, ledger: Arc<Ledger>) -> Self {
+    pub fn new(timeouts: Timeouts, account: Arc<ConnectionAccount>) -> Self {
         let state =
             State { active: 0, head_since: None, idle_since: Instant::now(), protocol: Protocol::Unknown };
-        Self { timeouts, state: Mutex::new(state), ledger }
+        Self { timeouts, state: Mutex::new(state), account }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -111,14 +111,14 @@ impl Activity {
     /// Returns the start of the idle period; `None` while a request or an unsent response exists.
     pub fn idle_since(&self) -> Option<Instant> {
         let state = self.lock();
-        (state.active == 0 && self.ledger.bytes() == 0).then_some(state.idle_since)
+        (state.active == 0 && self.account.bytes() == 0).then_some(state.idle_since)
     }
 
     /// Returns the next deadline, and its meaning if it has passed. A connection with active requests is checked again
     /// after the shortest timeout.
     fn next_deadline(&self, now: Instant) -> (Instant, Option<ExpiredDeadline>) {
         let Timeouts { header, idle, send } = self.timeouts;
-        if let Some(deadline) = self.ledger.deadline(send) {
+        if let Some(deadline) = self.account.deadline(send) {
             return (deadline.min(now + send), Some(ExpiredDeadline::Stalled).filter(|_| deadline <= now));
         }
         let state = self.lock();

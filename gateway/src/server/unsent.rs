@@ -58,17 +58,17 @@ impl Accounts {
     }
 
     /// Opens the account of a connection, which lasts until the guard is dropped.
-    pub fn open(self: &Arc<Self>, timeouts: Timeouts) -> OpenAccount {
+    pub fn open(self: &Arc<Self>, timeouts: Timeouts) -> AccountGuard {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let ledger = Arc::new(Ledger {
+        let account = Arc::new(ConnectionAccount {
             accounts: self.clone(),
             evicted: CancellationToken::new(),
             bytes: AtomicUsize::new(0),
             chunks: Mutex::default(),
         });
-        let activity = Arc::new(Activity::new(timeouts, ledger));
+        let activity = Arc::new(Activity::new(timeouts, account));
         self.lock().insert(id, activity.clone());
-        OpenAccount { id, activity }
+        AccountGuard { id, activity }
     }
 
     /// Closes the connection with the most unsent bytes if the total is above the bound.
@@ -77,9 +77,9 @@ impl Accounts {
             return;
         }
         let connections = self.lock();
-        let live = connections.values().filter(|activity| !activity.ledger.evicted.is_cancelled());
-        if let Some(largest) = live.max_by_key(|activity| activity.ledger.bytes()) {
-            largest.ledger.evicted.cancel();
+        let live = connections.values().filter(|activity| !activity.account.evicted.is_cancelled());
+        if let Some(largest) = live.max_by_key(|activity| activity.account.bytes()) {
+            largest.account.evicted.cancel();
             metrics::counter!("http_connections_closed_total", "reason" => "unsent").increment(1);
         }
     }
@@ -87,11 +87,11 @@ impl Accounts {
     /// Closes the connections that have been idle longest, for new ones.
     pub fn evict_idle(&self) {
         let connections = self.lock();
-        let live = connections.values().filter(|activity| !activity.ledger.evicted.is_cancelled());
+        let live = connections.values().filter(|activity| !activity.account.evicted.is_cancelled());
         let mut idle: Vec<_> = live.filter_map(|activity| Some((activity.idle_since()?, activity))).collect();
         idle.sort_unstable_by_key(|(since, _)| *since);
         for (_, activity) in idle.into_iter().take(EVICTION_BATCH_SIZE) {
-            activity.ledger.evicted.cancel();
+            activity.account.evicted.cancel();
             metrics::counter!("http_connections_closed_total", "reason" => "full").increment(1);
         }
     }
@@ -99,20 +99,20 @@ impl Accounts {
 
 /// A guard for the account of an open connection.
 #[derive(Debug)]
-pub struct OpenAccount {
+pub struct AccountGuard {
     id: u64,
     pub activity: Arc<Activity>,
 }
 
-impl Drop for OpenAccount {
+impl Drop for AccountGuard {
     fn drop(&mut self) {
-        self.activity.ledger.accounts.lock().remove(&self.id);
+        self.activity.account.accounts.lock().remove(&self.id);
     }
 }
 
 /// The account of one connection.
 #[derive(Debug)]
-pub struct Ledger {
+pub struct ConnectionAccount {
     accounts: Arc<Accounts>,
     evicted: CancellationToken,
     bytes: AtomicUsize,
@@ -131,7 +131,7 @@ struct PendingChunk {
     sent: usize,
 }
 
-impl Ledger {
+impl ConnectionAccount {
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -173,7 +173,7 @@ impl Ledger {
         #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
         self.accounts.gauge.increment(bytes.len() as f64);
         self.accounts.evict_largest();
-        Chunk { id, bytes, ledger: self.clone() }
+        Chunk { id, bytes, account: self.clone() }
     }
 
     fn release(&self, bytes: usize) {
@@ -189,7 +189,7 @@ impl Ledger {
 pub struct Chunk {
     id: u64,
     bytes: Bytes,
-    ledger: Arc<Ledger>,
+    account: Arc<ConnectionAccount>,
 }
 
 impl Buf for Chunk {
@@ -203,8 +203,8 @@ impl Buf for Chunk {
 
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
-        self.ledger.release(count);
-        if let Some(pending) = self.ledger.lock().pending.get_mut(&self.id) {
+        self.account.release(count);
+        if let Some(pending) = self.account.lock().pending.get_mut(&self.id) {
             pending.sent += count;
         }
     }
@@ -212,21 +212,21 @@ impl Buf for Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        self.ledger.release(self.bytes.len());
-        self.ledger.lock().pending.remove(&self.id);
+        self.account.release(self.bytes.len());
+        self.account.lock().pending.remove(&self.id);
     }
 }
 
 /// A response body whose bytes are accounted.
 #[derive(Debug)]
-pub struct Accounted {
+pub struct AccountedBody {
     pub body: Body,
-    pub ledger: Arc<Ledger>,
+    pub account: Arc<ConnectionAccount>,
     /// The request, which ends when the body is dropped.
     pub _request: ActiveRequest,
 }
 
-impl http_body::Body for Accounted {
+impl http_body::Body for AccountedBody {
     type Data = Chunk;
     type Error = axum::Error;
 
@@ -235,7 +235,7 @@ impl http_body::Body for Accounted {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, axum::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
-        frame.map_ok(|frame| frame.map_data(|bytes| self.ledger.take(bytes)))
+        frame.map_ok(|frame| frame.map_data(|bytes| self.account.take(bytes)))
     }
 
     fn is_end_stream(&self) -> bool {
