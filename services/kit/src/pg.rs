@@ -27,6 +27,7 @@ use crate::{
 
 mod class;
 mod health;
+mod loss;
 mod options;
 mod pool;
 
@@ -65,10 +66,11 @@ pub async fn open(
     let options = connect_options(service, settings.database_url.expose_secret()).context("DATABASE_URL")?;
     let demotion = Arc::new(Demotion::default());
     let leaves = demotion.clone();
-    let pool_options = pool_options(settings.database_pool_size).before_acquire(move |_, connection| {
-        let stays = !leaves.includes(connection.age);
-        Box::pin(async move { Ok(stays) })
-    });
+    let pool_options =
+        pool_options(settings.database_pool_size).before_acquire(move |connection, metadata| {
+            let stays = !leaves.includes(metadata.age);
+            Box::pin(async move { Ok(stays && loss::is_usable(connection, metadata).await) })
+        });
     let pool = PgPool::new(pool_options, options.clone());
     for class in Class::ALL {
         metrics::counter!("db_errors_total", "class" => class.name()).increment(0);
@@ -122,8 +124,11 @@ fn pool_options(connections: u32) -> PgPoolOptions {
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(CONNECT_TIMEOUT)
-        // A connection is tested when it is given back; once is enough.
+        // A connection is tested when it is given back, and again where others were lost since.
         .test_before_acquire(false)
+        .before_acquire(|connection, metadata| {
+            Box::pin(async move { Ok(loss::is_usable(connection, metadata).await) })
+        })
         .after_connect(|connection, _| {
             Box::pin(async move { connection.execute(AssertSqlSafe(GUARDS)).await.map(drop) })
         })
@@ -228,6 +233,9 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
 fn count(error: &sqlx::Error) -> Class {
     let class = Class::of(error);
     metrics::counter!("db_errors_total", "class" => class.name()).increment(1);
+    if class.loses_connection() {
+        loss::record();
+    }
     class
 }
 

@@ -105,6 +105,11 @@ impl Class {
         }
     }
 
+    /// Reports whether the connection that met the failure has ended, and others may have ended with it.
+    pub(super) fn loses_connection(self) -> bool {
+        matches!(self, Self::ConnectionLost | Self::NotAccepting)
+    }
+
     fn of_io(error: &io::Error) -> Self {
         const KINDS: [(io::ErrorKind, Class); 4] = [
             (io::ErrorKind::ConnectionRefused, Class::ConnectionRefused),

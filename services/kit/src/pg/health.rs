@@ -39,7 +39,8 @@ pub(super) struct Demotion {
 /// The origin of the times.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-fn millis_since_start(at: Instant) -> u64 {
+/// Returns the milliseconds from the start of the process to `at`.
+pub(super) fn millis_since_start(at: Instant) -> u64 {
     u64::try_from(at.saturating_duration_since(*START).as_millis()).unwrap_or(u64::MAX)
 }
 

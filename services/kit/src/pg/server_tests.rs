@@ -45,6 +45,28 @@ async fn guards_are_set_on_every_connection_and_not_sent_with_the_start_of_a_ses
 }
 
 #[tokio::test]
+async fn after_one_lost_connection_the_other_dead_ones_are_found_before_their_use() {
+    const CONNECTIONS: usize = 4;
+    let (database, process) = (Database::create().await, TestProcess::default());
+    let pool = open_pool(&database, &process).await;
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        connections.push(pool.acquire().await.unwrap());
+    }
+    drop(connections);
+    eventually("all connections are idle", || async { pool.num_idle() >= CONNECTIONS }).await;
+    let terminate = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                     where datname = current_database() and pid <> pg_backend_pid()";
+    let mut other = PgConnection::connect_with(&pool.connect_options()).await.unwrap();
+    sqlx::raw_sql(terminate).execute(&mut other).await.unwrap();
+    let error = write(&pool).await.expect_err("the first connection is dead");
+    assert!(is_unavailable(&error), "{error}");
+    for _ in 0..CONNECTIONS {
+        write(&pool).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_cannot_write_is_unavailable_for_writes_and_left_for_one_that_can() {
     let (database, mut process) = (Database::create().await, TestProcess::default());
     let pool = open_pool(&database, &process).await;
