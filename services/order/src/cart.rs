@@ -1,4 +1,4 @@
-//! Carts. A line is a product and a number; names and prices are looked up each time, so they are never old.
+//! Carts. A line is a product id and a quantity. Names and prices are fetched at each read, so that they are current.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -11,34 +11,34 @@ use sqlx::Connection as _;
 use time::OffsetDateTime;
 
 use crate::{
-    Orders,
+    OrderContext,
     error::Error,
-    order::{Line, MOST_LINES, Quantity, total},
-    request::IdempotentRequest,
+    idempotent_request::IdempotentRequest,
+    order::{Line, MAX_LINES, Quantity, total},
     store::cart::{self as store, CartLine},
 };
 
-/// A change is made anew where another device has put a product in that was not looked up.
-const TRIES: u32 = 3;
+/// Bounds the attempts of a change, which is retried if another device adds a product that was not fetched.
+const MAX_ATTEMPTS: u32 = 3;
 
-/// The cart with live names and prices. One that has not been made yet is empty.
-pub async fn get(orders: &Orders, user_id: i64) -> Result<Cart, Error> {
-    let mut conn = orders.pool.acquire().await?;
+/// Returns the cart with current names and prices. A cart that does not exist yet is empty.
+pub async fn get(context: &OrderContext, user_id: i64) -> Result<Cart, Error> {
+    let mut conn = context.pool.acquire().await?;
     let lines = store::lines(&mut conn, user_id).await?;
-    let updated_at = store::updated_at(&mut conn, user_id).await?.unwrap_or_else(|| orders.clock.now());
+    let updated_at = store::updated_at(&mut conn, user_id).await?.unwrap_or_else(|| context.clock.now());
     drop(conn);
-    let products = look_up(orders, lines.iter().map(|line| line.product_id).collect()).await?;
-    let kept = async {
-        let mut conn = orders.pool.acquire().await?;
-        keep_prices(&mut conn, user_id, &lines, &products).await
+    let products = fetch_products(context, lines.iter().map(|line| line.product_id).collect()).await?;
+    let saving = async {
+        let mut conn = context.pool.acquire().await?;
+        save_shown_prices(&mut conn, user_id, &lines, &products).await
     };
-    // An order at old prices is refused as well without them, and says less.
+    // Without saved prices an order at old prices is rejected too, with less detail.
     if has_new_prices(&lines, &products)
-        && let Err(error) = kept.await
+        && let Err(error) = saving.await
     {
-        tracing::debug!(%error, "prices of a cart not kept");
+        tracing::debug!(%error, "shown prices of a cart not saved");
     }
-    show(orders, &lines, &products, updated_at)
+    build_cart(context, &lines, &products, updated_at)
 }
 
 fn has_new_prices(lines: &[CartLine], products: &HashMap<i64, Product>) -> bool {
@@ -48,8 +48,8 @@ fn has_new_prices(lines: &[CartLine], products: &HashMap<i64, Product>) -> bool 
     lines.iter().any(is_new)
 }
 
-/// Keeps the prices that a cart is shown with, so that an order at others can say which ones moved.
-async fn keep_prices(
+/// Saves the prices that the user is shown, so that the error of an order at old prices can name the changed ones.
+async fn save_shown_prices(
     conn: &mut sqlx::PgConnection,
     user_id: i64,
     lines: &[CartLine],
@@ -57,29 +57,29 @@ async fn keep_prices(
 ) -> sqlx::Result<()> {
     let shown = lines.iter().filter_map(|line| products.get(&line.product_id));
     let (ids, prices): (Vec<i64>, Vec<i64>) = shown.map(|product| (product.id, product.price)).unzip();
-    store::keep_prices(conn, user_id, &ids, &prices).await
+    store::save_shown_prices(conn, user_id, &ids, &prices).await
 }
 
-async fn look_up(orders: &Orders, ids: BTreeSet<i64>) -> Result<HashMap<i64, Product>, Error> {
-    let products = orders.stock.products(ids.into_iter().collect()).await?;
+async fn fetch_products(context: &OrderContext, ids: BTreeSet<i64>) -> Result<HashMap<i64, Product>, Error> {
+    let products = context.product.get_products(ids.into_iter().collect()).await?;
     Ok(products.into_iter().map(|product| (product.id, product)).collect())
 }
 
-fn show(
-    orders: &Orders,
+fn build_cart(
+    context: &OrderContext,
     lines: &[CartLine],
     products: &HashMap<i64, Product>,
     updated_at: OffsetDateTime,
 ) -> Result<Cart, Error> {
     let items: Vec<CartItem> = lines
         .iter()
-        // A product is archived, never deleted.
+        // Products are archived and never deleted.
         .filter_map(|line| Some(item(line, products.get(&line.product_id)?)))
         .collect();
     Ok(Cart {
         total: total(items.iter().map(|item| (item.unit_price, item.quantity)))
-            .ok_or(Error::Broken("a cart's total beyond 64 bits"))?,
-        currency: orders.currency.clone(),
+            .ok_or(Error::Internal("a cart's total overflows 64 bits"))?,
+        currency: context.currency.clone(),
         items,
         updated_at: Some(updated_at.into()),
     })
@@ -101,28 +101,28 @@ fn is_active(product: &Product) -> bool {
     product.status() == ProductStatus::Active
 }
 
-/// Adds to the line of a product; with whether the answer was given before, under the same key.
+/// Adds to the line of a product. Returns the cart, and whether the response is a replay under the same key.
 pub async fn add(
-    orders: &Orders,
+    context: &OrderContext,
     user_id: i64,
     line: Line,
     key: Option<String>,
 ) -> Result<(Cart, bool), Error> {
-    let meaning = (line.product_id, line.quantity.get());
-    let request = IdempotentRequest::new(user_id, "cart/add", key, &meaning);
-    change(orders, user_id, line.product_id, Change::Add(line.quantity), &request).await
+    let payload = (line.product_id, line.quantity.get());
+    let request = IdempotentRequest::new(user_id, "cart/add", key, &payload);
+    change(context, user_id, line.product_id, Change::Add(line.quantity), &request).await
 }
 
-/// Sets the line of a product; `None` removes it.
+/// Sets the quantity of a product; `None` removes the line.
 pub async fn set(
-    orders: &Orders,
+    context: &OrderContext,
     user_id: i64,
     product_id: i64,
     quantity: Option<Quantity>,
 ) -> Result<Cart, Error> {
-    let change_to = quantity.map_or(Change::Remove, Change::Set);
+    let new_value = quantity.map_or(Change::Remove, Change::Set);
     let request = IdempotentRequest::new(user_id, "cart/set", None, &());
-    change(orders, user_id, product_id, change_to, &request).await.map(|(cart, _)| cart)
+    change(context, user_id, product_id, new_value, &request).await.map(|(cart, _)| cart)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,26 +141,26 @@ impl Change {
     }
 }
 
-/// Changes a line. The products are looked up before the transaction, so that its answer is kept in it, and nothing fails
-/// once it is committed.
+/// Changes a line. The products are fetched before the transaction, so that the response is saved in it, and nothing
+/// can fail after the commit.
 async fn change(
-    orders: &Orders,
+    context: &OrderContext,
     user_id: i64,
     product_id: i64,
     change: Change,
     request: &IdempotentRequest,
 ) -> Result<(Cart, bool), Error> {
-    for _ in 0..TRIES {
-        let now = orders.clock.now();
-        let mut conn = orders.pool.acquire().await?;
-        if let Some(answer) = request.find(&mut conn, now).await? {
-            return Ok((answer, true));
+    for _ in 0..MAX_ATTEMPTS {
+        let now = context.clock.now();
+        let mut conn = context.pool.acquire().await?;
+        if let Some(response) = request.find(&mut conn, now).await? {
+            return Ok((response, true));
         }
         let before = store::lines(&mut conn, user_id).await?;
         drop(conn);
         let mut ids: BTreeSet<i64> = before.iter().map(|line| line.product_id).collect();
         ids.insert(product_id);
-        let products = look_up(orders, ids.clone()).await?;
+        let products = fetch_products(context, ids.clone()).await?;
         if change != Change::Remove && !products.get(&product_id).is_some_and(is_active) {
             return Err(Error::ProductUnavailable(vec![RefusedLine {
                 product_id,
@@ -170,22 +170,22 @@ async fn change(
             }]));
         }
 
-        let mut tx = orders.pool.begin().await?;
-        if let Some(answer) = request.claim(&mut tx, now).await? {
-            return Ok((answer, true));
+        let mut tx = context.pool.begin().await?;
+        if let Some(response) = request.claim(&mut tx, now).await? {
+            return Ok((response, true));
         }
         store::touch(&mut tx, user_id, now).await?;
         apply(&mut tx, user_id, product_id, change, now).await?;
         let lines = store::lines(&mut tx, user_id).await?;
-        if change != Change::Remove && lines.len() > MOST_LINES {
+        if change != Change::Remove && lines.len() > MAX_LINES {
             return Err(Violations::from(("product_id", "a cart holds at most 100 products")).into());
         }
         if lines.iter().all(|line| ids.contains(&line.product_id)) {
             if has_new_prices(&lines, &products) {
-                keep_prices(&mut tx, user_id, &lines, &products).await?;
+                save_shown_prices(&mut tx, user_id, &lines, &products).await?;
             }
-            let cart = show(orders, &lines, &products, now)?;
-            request.answer(&mut tx, &cart).await?;
+            let cart = build_cart(context, &lines, &products, now)?;
+            request.save_response(&mut tx, &cart).await?;
             tx.commit().await?;
             return Ok((cart, false));
         }
@@ -203,7 +203,7 @@ async fn apply(
 ) -> Result<(), Error> {
     match change {
         Change::Add(quantity) => {
-            if !store::add(conn, user_id, product_id, quantity.get(), Quantity::MOST, now).await? {
+            if !store::add(conn, user_id, product_id, quantity.get(), Quantity::MAX, now).await? {
                 return Err(Violations::from(("quantity", "would be more than 1000 in the cart")).into());
             }
         }
@@ -213,10 +213,10 @@ async fn apply(
     Ok(())
 }
 
-pub async fn clear(orders: &Orders, user_id: i64) -> Result<(), Error> {
-    let mut conn = orders.pool.acquire().await?;
+pub async fn clear(context: &OrderContext, user_id: i64) -> Result<(), Error> {
+    let mut conn = context.pool.acquire().await?;
     let mut tx = conn.begin().await?;
-    store::touch(&mut tx, user_id, orders.clock.now()).await?;
+    store::touch(&mut tx, user_id, context.clock.now()).await?;
     store::clear(&mut tx, user_id).await?;
     Ok(tx.commit().await?)
 }

@@ -1,5 +1,5 @@
-//! Placing an order: claim the key, hold the stock, then one transaction with the order, its event, the emptied cart
-//! and the kept answer. Where that does not happen the hold is released, or runs out by itself.
+//! Checkout: claims the key, holds the stock, then runs one transaction with the order, its event, the emptied cart and
+//! the stored response. If the transaction is not committed, the hold is released or expires by itself.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -14,49 +14,48 @@ use tonic::Code;
 use uuid::Uuid;
 
 use crate::{
-    Orders,
+    OrderContext, convert,
     error::Error,
-    idempotency::{self, Answer, Turn},
-    order::{Actor, Address, Lines, Status, UnpaidCaps, UnpaidLine, total},
-    steps::{self, Taken},
-    stock::NoHold,
+    idempotency::{self, Claim, StoredResponse},
+    order::{Actor, Address, HOLD_MARGIN, Lines, Status, UnpaidCaps, UnpaidLine, total},
+    product_client::HoldError,
     store::{
         cart, event,
-        idempotency::{KeyOf, Lease},
+        idempotency::{IdempotencyKey, Lease},
         order::{self as store, LineRow, OrderRow},
     },
-    view,
+    transitions::{self, TransitionContext},
 };
 
-/// A hold outlives the time to pay by this, so that an open order always has its stock.
-pub const HOLD_MARGIN: Duration = Duration::from_mins(1);
-/// How long a request may have its key for itself; longer than it can take.
-const LEASE: Duration = Duration::from_secs(10);
-/// The delay before a release is tried again, doubled each time; after the last try the hold runs out by itself.
+/// The lease of a key, longer than a request can take.
+const IDEMPOTENCY_LEASE: Duration = Duration::from_secs(10);
+/// The delay before a release is retried, doubled each time. After the last attempt the hold expires by itself.
 const RELEASE_RETRY_DELAY: Duration = Duration::from_millis(500);
-/// About a minute of tries: longer than product restarts, shorter than a hold lives.
-const MAX_RELEASE_TRIES: u32 = 7;
-/// Releases that may be tried at once. While product is away each refused order has one; what is more runs out.
-pub const MAX_RELEASES: usize = 1024;
-/// Refusals that look for the customer's own orders at a time. When everybody wants the last unit, connections are for
-/// those who get one.
-pub const MAX_EXPLAINED_REFUSALS: usize = 4;
-/// How often an order is tried anew because the cart, or the hold of an earlier try, had changed meanwhile.
-const TRIES: u32 = 3;
+/// Bounds the attempts of a release to about a minute: longer than a restart of the product service, shorter than a
+/// hold.
+const MAX_RELEASE_ATTEMPTS: u32 = 7;
+/// Bounds the pending releases. While the product service is unavailable each failed checkout has one. Further holds
+/// expire by themselves.
+pub const MAX_CONCURRENT_RELEASES: usize = 1024;
+/// Bounds the rejections that read the customer's own orders concurrently. During a rush for the last unit, database
+/// connections are kept for successful checkouts.
+pub const MAX_CONCURRENT_EXPLANATIONS: usize = 4;
+/// Bounds the attempts of a checkout, which is retried if the cart or the hold of an earlier attempt has changed.
+const MAX_ATTEMPTS: u32 = 3;
 
-/// What a customer wants to buy.
+/// The command to place an order.
 #[derive(Clone, Debug)]
-pub struct Wish {
+pub struct PlaceOrder {
     pub user_id: i64,
-    /// `None`: what is in the cart.
+    /// The lines to order; `None` orders the cart.
     pub lines: Option<Lines>,
     pub address: Address,
-    /// Minor units.
+    /// The total that the customer expects, in minor units.
     pub expected_total: Option<i64>,
     pub key: Option<String>,
 }
 
-impl Wish {
+impl PlaceOrder {
     fn fingerprint(&self) -> Vec<u8> {
         let lines = self.lines.as_ref().map(|lines| {
             let pairs = lines.as_slice().iter().map(|line| (line.product_id, line.quantity.get()));
@@ -66,175 +65,186 @@ impl Wish {
     }
 }
 
-/// Places an order; with whether the answer was given before.
-pub async fn place(orders: &Orders, wish: Wish) -> Result<(wire::Order, bool), Error> {
-    let key = wish.key.clone().map(|key| KeyOf { user_id: wish.user_id, scope: "create".to_owned(), key });
+/// Places an order. Returns the order, and whether the response is a replay under the same key.
+pub async fn place(context: &OrderContext, command: PlaceOrder) -> Result<(wire::Order, bool), Error> {
+    let key = command.key.clone().map(|key| IdempotencyKey {
+        user_id: command.user_id,
+        scope: "create".to_owned(),
+        key,
+    });
     let mut checkout =
-        Checkout { orders, wish: &wish, order_id: Uuid::now_v7(), lease: None, may_hold: false };
-    if let Some(of) = &key {
-        match idempotency::claim(orders, of, wish.fingerprint(), checkout.order_id, LEASE).await? {
-            Turn::Ours { lease, adopted } => {
+        Checkout { context, command: &command, order_id: Uuid::now_v7(), lease: None, may_have_hold: false };
+    if let Some(key) = &key {
+        match idempotency::claim(context, key, command.fingerprint(), checkout.order_id, IDEMPOTENCY_LEASE)
+            .await?
+        {
+            Claim::Acquired { lease, adopted } => {
                 checkout.order_id = lease.order_id;
                 checkout.lease = Some(lease);
-                checkout.may_hold = adopted;
+                checkout.may_have_hold = adopted;
             }
-            Turn::Done(Answer::Order(order)) => return Ok((*order, true)),
-            Turn::Done(Answer::Declined(_)) => return Err(Error::Broken("an order that was declined")),
+            Claim::Completed(StoredResponse::Order(order)) => return Ok((*order, true)),
+            Claim::Completed(StoredResponse::Declined(_)) => {
+                return Err(Error::Internal("a declined payment under the key of a checkout"));
+            }
         }
     }
     match checkout.run().await {
         Ok(order) => Ok((order, false)),
-        Err(failure) => Err(checkout.clean_up(failure).await),
+        Err(error) => Err(checkout.clean_up(error).await),
     }
 }
 
-/// The reason why a checkout came to no order.
-enum Failure {
+/// The failure of a checkout.
+enum CheckoutError {
     /// No transaction with the order's id was committed.
-    NothingWritten(Error),
-    /// It is not known if there is an order or a hold: an answer did not come, or another request has the key.
-    Unknown(Error),
+    NotCommitted(Error),
+    /// The order or the hold may exist: a response was lost, or another request has taken the key over.
+    OutcomeUnknown(Error),
 }
 
-impl<E: Into<Error>> From<E> for Failure {
+impl<E: Into<Error>> From<E> for CheckoutError {
     fn from(error: E) -> Self {
-        Self::NothingWritten(error.into())
+        Self::NotCommitted(error.into())
     }
 }
 
-/// The reason why a transaction was not committed.
-enum NotWritten {
-    /// The cart is no longer what it was.
+/// The failure of a checkout's transaction.
+enum PersistError {
+    /// The cart has changed since it was read.
     CartChanged,
-    Failed(Failure),
+    Failed(CheckoutError),
 }
 
-impl<E: Into<Error>> From<E> for NotWritten {
+impl<E: Into<Error>> From<E> for PersistError {
     fn from(error: E) -> Self {
         Self::Failed(error.into().into())
     }
 }
 
-/// One request to place an order. An order id whose release may have been sent is never used again: the release may
-/// arrive at any later time. With a key, another request may adopt the id; so the key names another id first, or
-/// nothing, and only then the release is sent.
+/// One request to place an order. An order id is never reused after its release may have been sent, as the release may
+/// arrive at any later time. With a key, another request may adopt the id. So the key's order id is replaced, or the
+/// key is deleted, before the release is sent.
 struct Checkout<'a> {
-    orders: &'a Orders,
-    wish: &'a Wish,
+    context: &'a OrderContext,
+    command: &'a PlaceOrder,
     order_id: Uuid,
-    /// With a key.
+    /// The lease of the key, if the request has one.
     lease: Option<Lease>,
-    /// True while product may hold something for `order_id`.
-    may_hold: bool,
+    /// True while the product service may have a hold for `order_id`.
+    may_have_hold: bool,
 }
 
 impl Checkout<'_> {
-    async fn run(&mut self) -> Result<wire::Order, Failure> {
-        for _ in 0..TRIES {
-            let (lines, shown_prices) = wanted(self.orders, self.wish).await?;
-            let ttl = self.orders.order_ttl + HOLD_MARGIN;
-            match self.orders.stock.hold(self.order_id, &lines, ttl).await {
-                Ok(held) => {
-                    self.may_hold = true;
-                    match self.write(held, &shown_prices).await {
+    async fn run(&mut self) -> Result<wire::Order, CheckoutError> {
+        for _ in 0..MAX_ATTEMPTS {
+            let (lines, shown_prices) = resolve_lines(self.context, self.command).await?;
+            let ttl = self.context.order_ttl + HOLD_MARGIN;
+            match self.context.product.hold(self.order_id, &lines, ttl).await {
+                Ok(hold) => {
+                    self.may_have_hold = true;
+                    match self.persist(hold, &shown_prices).await {
                         Ok(order) => return Ok(order),
-                        Err(NotWritten::Failed(failure)) => return Err(failure),
-                        Err(NotWritten::CartChanged) => {}
+                        Err(PersistError::Failed(error)) => return Err(error),
+                        Err(PersistError::CartChanged) => {}
                     }
                 }
-                Err(NoHold::Refused(error)) => {
-                    self.may_hold = false;
-                    return Err(self.with_own_orders(error).await.into());
+                Err(HoldError::Rejected(error)) => {
+                    self.may_have_hold = false;
+                    return Err(self.add_own_orders(error).await.into());
                 }
-                // The hold of an earlier try is gone, or was for a cart that has changed since.
-                Err(NoHold::Gone) => self.may_hold = false,
-                Err(NoHold::Differs) => self.may_hold = true,
-                Err(NoHold::Unavailable) => {
-                    self.may_hold = true;
+                // The hold of an earlier attempt has expired, or was for a cart that has changed since.
+                Err(HoldError::Expired) => self.may_have_hold = false,
+                Err(HoldError::Mismatch) => self.may_have_hold = true,
+                Err(HoldError::Unavailable) => {
+                    self.may_have_hold = true;
                     return Err(match self.lease {
-                        // The next request with the key adopts what is held.
-                        Some(_) => Failure::Unknown(Error::Unavailable),
-                        None => Failure::NothingWritten(Error::Unavailable),
+                        // The next request with the key adopts the hold.
+                        Some(_) => CheckoutError::OutcomeUnknown(Error::Unavailable),
+                        None => CheckoutError::NotCommitted(Error::Unavailable),
                     });
                 }
             }
-            self.renew().await?;
+            self.switch_order_id().await?;
         }
         Err(Error::InProgress.into())
     }
 
-    /// Names the user's own unpaid orders that hold what is short: to pay one helps, to wait does not. A crowd is refused
-    /// without.
-    async fn with_own_orders(&self, error: Error) -> Error {
+    /// Adds the user's own unpaid orders that hold the missing units: paying one helps, waiting does not. Under load
+    /// the orders are omitted.
+    async fn add_own_orders(&self, error: Error) -> Error {
         let Error::OutOfStock(mut lines) = error else {
             return error;
         };
-        let Ok(_permit) = self.orders.refusals.try_acquire() else {
+        let Ok(_permit) = self.context.refusal_permits.try_acquire() else {
             return Error::OutOfStock(lines);
         };
         let products: Vec<i64> = lines.iter().map(|line| line.product_id).collect();
-        let now = self.orders.clock.now();
-        let read = async {
-            let mut conn = self.orders.pool.acquire().await?;
-            store::unpaid_with(&mut conn, self.wish.user_id, now, &products).await
+        let now = self.context.clock.now();
+        let reading = async {
+            let mut conn = self.context.pool.acquire().await?;
+            store::find_unpaid_with(&mut conn, self.command.user_id, now, &products).await
         };
-        match read.await {
-            Ok(own) => {
+        match reading.await {
+            Ok(own_orders) => {
                 for line in &mut lines {
-                    line.held_by_your_order = own.get(&line.product_id).map(Uuid::to_string);
+                    line.held_by_your_order = own_orders.get(&line.product_id).map(Uuid::to_string);
                 }
             }
-            // The refusal is true without them.
+            // The error is also correct without the orders.
             Err(error) => tracing::debug!(%error, "own orders not read"),
         }
         Error::OutOfStock(lines)
     }
 
-    /// Goes on with another order id, and lets the goods of the first go.
-    async fn renew(&mut self) -> Result<(), Failure> {
+    /// Continues with a new order id, and releases the hold of the former one.
+    async fn switch_order_id(&mut self) -> Result<(), CheckoutError> {
         let next = Uuid::now_v7();
         if let Some(lease) = &mut self.lease
-            && !idempotency::renew(self.orders, lease, next).await?
+            && !idempotency::replace_order(self.context, lease, next).await?
         {
-            return Err(Failure::Unknown(Error::InProgress));
+            return Err(CheckoutError::OutcomeUnknown(Error::InProgress));
         }
-        if std::mem::take(&mut self.may_hold) {
-            release(self.orders, self.order_id);
+        if std::mem::take(&mut self.may_have_hold) {
+            spawn_release(self.context, self.order_id);
         }
         self.order_id = next;
         Ok(())
     }
 
-    /// Gives the key up, and the goods where no order can have them; the error to answer.
-    async fn clean_up(&self, failure: Failure) -> Error {
-        let (error, abandoned) = match (failure, &self.lease) {
-            (Failure::NothingWritten(error), None) => (error, true),
-            (Failure::NothingWritten(error), Some(lease)) => {
-                let retired = idempotency::retire(self.orders, lease, &error).await;
-                (error, retired)
+    /// Releases the key, and the hold if no order can use it. Returns the error for the caller.
+    async fn clean_up(&self, error: CheckoutError) -> Error {
+        let (error, is_abandoned) = match (error, &self.lease) {
+            (CheckoutError::NotCommitted(error), None) => (error, true),
+            (CheckoutError::NotCommitted(error), Some(lease)) => {
+                let is_retired = idempotency::retire(self.context, lease, &error).await;
+                (error, is_retired)
             }
-            // The next request with the key adopts what there is; else the hold runs out.
-            (Failure::Unknown(error), lease) => {
+            // The next request with the key adopts the order or the hold. Otherwise the hold expires.
+            (CheckoutError::OutcomeUnknown(error), lease) => {
                 if let Some(lease) = lease {
-                    idempotency::give_up(self.orders, lease, &error).await;
+                    idempotency::release(self.context, lease, &error).await;
                 }
                 (error, false)
             }
         };
-        if abandoned && self.may_hold {
-            release(self.orders, self.order_id);
+        if is_abandoned && self.may_have_hold {
+            spawn_release(self.context, self.order_id);
         }
         error
     }
 }
 
-/// The lines to hold, and the prices by product that a cart was last shown with.
-async fn wanted(orders: &Orders, wish: &Wish) -> Result<(Lines, HashMap<i64, i64>), Error> {
-    if let Some(lines) = &wish.lines {
+/// Returns the lines to hold, and the prices by product that the cart was last shown with.
+async fn resolve_lines(
+    context: &OrderContext,
+    command: &PlaceOrder,
+) -> Result<(Lines, HashMap<i64, i64>), Error> {
+    if let Some(lines) = &command.lines {
         return Ok((lines.clone(), HashMap::new()));
     }
-    let mut conn = orders.pool.acquire().await?;
-    let cart = cart::lines(&mut conn, wish.user_id).await?;
+    let mut conn = context.pool.acquire().await?;
+    let cart = cart::lines(&mut conn, command.user_id).await?;
     if cart.is_empty() {
         return Err(Error::CartEmpty);
     }
@@ -243,24 +253,24 @@ async fn wanted(orders: &Orders, wish: &Wish) -> Result<(Lines, HashMap<i64, i64
     Ok((Lines::merge(&pairs)?, shown_prices))
 }
 
-/// Releases a hold in the background: no request waits for the stock of an order that was not placed.
-fn release(orders: &Orders, order_id: Uuid) {
-    let Ok(permit) = Arc::clone(&orders.releases).try_acquire_owned() else {
-        tracing::debug!(order.id = %order_id, "hold left to run out");
+/// Releases the hold of an order that was not placed, in the background.
+fn spawn_release(context: &OrderContext, order_id: Uuid) {
+    let Ok(permit) = Arc::clone(&context.release_permits).try_acquire_owned() else {
+        tracing::debug!(order.id = %order_id, "too many releases, hold left to expire");
         return;
     };
-    let stock = orders.stock.clone();
+    let product = context.product.clone();
     tokio::spawn(async move {
         let _permit = permit;
-        for attempt in 0..MAX_RELEASE_TRIES {
-            match stock.release(order_id, ReleaseReason::CheckoutAbandoned).await {
+        for attempt in 0..MAX_RELEASE_ATTEMPTS {
+            match product.release(order_id, ReleaseReason::CheckoutAbandoned).await {
                 Ok(()) => return,
                 Err(status) if status.code() == Code::FailedPrecondition => {
-                    tracing::error!(order.id = %order_id, "the hold of an order that was not placed is sold");
+                    tracing::error!(order.id = %order_id, "hold of an order that was not placed is committed");
                     return;
                 }
                 Err(status) => {
-                    tracing::info!(code = ?status.code(), order.id = %order_id, "hold not released");
+                    tracing::info!(code = ?status.code(), order.id = %order_id, "hold release failed");
                 }
             }
             tokio::time::sleep(RELEASE_RETRY_DELAY * 2_u32.pow(attempt)).await;
@@ -274,121 +284,130 @@ impl Checkout<'_> {
         skip_all,
         fields(otel.kind = "client", db.system.name = "postgresql")
     )]
-    async fn write(
+    async fn persist(
         &self,
-        held: HoldResponse,
+        hold: HoldResponse,
         shown_prices: &HashMap<i64, i64>,
-    ) -> Result<wire::Order, NotWritten> {
-        let Self { orders, wish, order_id, .. } = self;
-        let now = orders.clock.now();
+    ) -> Result<wire::Order, PersistError> {
+        let Self { context, command, order_id, .. } = self;
+        let now = context.clock.now();
         let available: HashMap<i64, i64> =
-            held.lines.iter().map(|line| (line.product_id, line.available)).collect();
-        let (row, lines) = compose(wish, *order_id, held, now, orders.order_ttl)?;
-        let shown = view::order(&row, &lines)?;
-        if wish.expected_total.is_some_and(|expected| expected != row.total) {
-            let lines = repriced(&lines, &available, shown_prices);
+            hold.lines.iter().map(|line| (line.product_id, line.available)).collect();
+        let (row, lines) = build_order(command, *order_id, hold, now, context.order_ttl)?;
+        let order = convert::order(&row, &lines)?;
+        if command.expected_total.is_some_and(|expected| expected != row.total) {
+            let lines = lines_with_new_price(&lines, &available, shown_prices);
             return Err(Error::PriceChanged { current_total: row.total, lines }.into());
         }
 
-        let mut tx = orders.pool.begin().await?;
-        if let Err(not_written) = self.write_rows(&mut tx, &row, &lines, &available, &shown).await {
-            // At once: what follows waits for the row of the key.
-            tx.rollback().await.unwrap_or_else(|error| tracing::debug!(%error, "not rolled back"));
-            return Err(not_written);
+        let mut tx = context.pool.begin().await?;
+        if let Err(persist_error) = self.insert_rows(&mut tx, &row, &lines, &available, &order).await {
+            // Rolled back here, as the clean-up needs the lock of the key's row.
+            tx.rollback().await.unwrap_or_else(|error| tracing::debug!(%error, "rollback failed"));
+            return Err(persist_error);
         }
-        tx.commit().await.map_err(|error| NotWritten::Failed(Failure::Unknown(error.into())))?;
-        steps::told(orders, &row);
-        Ok(shown)
+        tx.commit()
+            .await
+            .map_err(|error| PersistError::Failed(CheckoutError::OutcomeUnknown(error.into())))?;
+        transitions::after_commit(context, &row);
+        Ok(order)
     }
 
-    async fn write_rows(
+    async fn insert_rows(
         &self,
         tx: &mut PgConnection,
         row: &OrderRow,
         lines: &[LineRow],
         available: &HashMap<i64, i64>,
-        shown: &wire::Order,
-    ) -> Result<(), NotWritten> {
+        order: &wire::Order,
+    ) -> Result<(), PersistError> {
         if let Some(lease) = &self.lease
-            && !idempotency::keep(tx, &lease.of, row.id, &Answer::Order(Box::new(shown.clone()))).await?
+            && !idempotency::save_response(
+                tx,
+                &lease.key,
+                row.id,
+                &StoredResponse::Order(Box::new(order.clone())),
+            )
+            .await?
         {
-            return Err(NotWritten::Failed(Failure::Unknown(Error::InProgress)));
+            return Err(PersistError::Failed(CheckoutError::OutcomeUnknown(Error::InProgress)));
         }
-        // From here on all that this user's orders do waits for this transaction.
+        // From here on all transitions of this user's orders wait for this transaction.
         let seq = event::next_seq(tx, row.user_id).await?;
         let unpaid = store::count_unpaid(tx, row.user_id, row.created_at).await?;
-        if unpaid >= self.orders.max_unpaid {
+        if unpaid >= self.context.max_unpaid_orders {
             return Err(Error::TooManyUnpaid.into());
         }
-        let held = if unpaid > 0 && self.orders.unpaid != UnpaidCaps::NONE {
+        let reserved = if unpaid > 0 && self.context.unpaid_caps != UnpaidCaps::NONE {
             store::unpaid_units(tx, row.user_id, row.created_at).await?
         } else {
             HashMap::new()
         };
         let unpaid_line = |line: &LineRow| UnpaidLine {
             quantity: line.quantity,
-            held_before: held.get(&line.product_id).copied().unwrap_or_default(),
+            reserved: reserved.get(&line.product_id).copied().unwrap_or_default(),
             available: available.get(&line.product_id).copied().unwrap_or_default(),
         };
         let unpaid_lines: Vec<_> = lines.iter().map(unpaid_line).collect();
-        if !self.orders.unpaid.allow(held.values().sum(), &unpaid_lines) {
+        if !self.context.unpaid_caps.allow(reserved.values().sum(), &unpaid_lines) {
             return Err(Error::TooManyUnpaidUnits.into());
         }
-        if self.wish.lines.is_none() {
+        if self.command.lines.is_none() {
             cart::touch(tx, row.user_id, row.created_at).await?;
             let (products, quantities): (Vec<_>, Vec<_>) =
                 lines.iter().map(|line| (line.product_id, line.quantity)).unzip();
-            if !cart::take(tx, row.user_id, &products, &quantities).await? {
-                return Err(NotWritten::CartChanged);
+            if !cart::remove_ordered(tx, row.user_id, &products, &quantities).await? {
+                return Err(PersistError::CartChanged);
             }
         }
         store::insert(tx, row, lines).await?;
-        let taken = Taken { previous: None, actor: Actor::Customer, reason: None };
-        Ok(steps::tell(tx, row, seq, taken).await?)
+        let transition = TransitionContext { previous: None, actor: Actor::Customer, reason: None };
+        Ok(transitions::record_event(tx, row, seq, transition).await?)
     }
 }
 
-/// The lines whose price is not the one that the cart was shown with; all of them where none is known to have moved.
-fn repriced(
+/// Returns the lines whose price differs from the price that the cart was shown with; all lines if no difference is
+/// known.
+fn lines_with_new_price(
     lines: &[LineRow],
     available: &HashMap<i64, i64>,
     shown_prices: &HashMap<i64, i64>,
 ) -> Vec<RefusedLine> {
-    let has_moved =
+    let is_repriced =
         |line: &&LineRow| shown_prices.get(&line.product_id).is_some_and(|shown| *shown != line.unit_price);
-    let mut moved: Vec<&LineRow> = lines.iter().filter(has_moved).collect();
-    if moved.is_empty() {
-        moved = lines.iter().collect();
+    let mut repriced: Vec<&LineRow> = lines.iter().filter(is_repriced).collect();
+    if repriced.is_empty() {
+        repriced = lines.iter().collect();
     }
     let line = |line: &LineRow| RefusedLine {
         product_id: line.product_id,
         sku: Some(line.sku.clone()),
         requested: line.quantity,
-        // What this order holds can be bought again when it is released.
+        // The units of this order's hold become available again when it is released.
         available: line.quantity + available.get(&line.product_id).copied().unwrap_or_default(),
         unit_price: Some(line.unit_price),
         held_by_your_order: None,
     };
-    moved.into_iter().map(line).collect()
+    repriced.into_iter().map(line).collect()
 }
 
-/// The order as it will be, at the prices it was held at.
-fn compose(
-    wish: &Wish,
+/// Builds the order at the prices of its hold.
+fn build_order(
+    command: &PlaceOrder,
     order_id: Uuid,
-    held: HoldResponse,
+    hold: HoldResponse,
     now: OffsetDateTime,
     ttl: Duration,
 ) -> Result<(OrderRow, Vec<LineRow>), Error> {
-    let total = total(held.lines.iter().map(|line| (line.unit_price, line.quantity)))
-        .ok_or(Error::Broken("a total beyond 64 bits"))?;
+    let total = total(hold.lines.iter().map(|line| (line.unit_price, line.quantity)))
+        .ok_or(Error::Internal("an order's total overflows 64 bits"))?;
     let row = OrderRow {
-        user_id: wish.user_id,
+        user_id: command.user_id,
         id: order_id,
         status: Status::Pending,
         total,
-        currency: held.currency,
-        shipping_address: wish.address.clone(),
+        currency: hold.currency,
+        shipping_address: command.address.clone(),
         version: 1,
         expires_at: now + ttl,
         paid_at: None,
@@ -408,5 +427,5 @@ fn compose(
         unit_price: line.unit_price,
         quantity: line.quantity,
     };
-    Ok((row, held.lines.into_iter().map(line).collect()))
+    Ok((row, hold.lines.into_iter().map(line).collect()))
 }

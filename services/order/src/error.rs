@@ -1,4 +1,4 @@
-//! What can go wrong with an order, by meaning, and how callers are told.
+//! The errors of the order service by meaning, and their gRPC statuses.
 
 use shoppee_kit::{
     idempotency::{self, REPLAYED},
@@ -9,27 +9,27 @@ use shoppee_proto::product::v1::RefusedLine;
 use tonic::{Code, Status, metadata::MetadataValue};
 
 use crate::{
-    order::{Status as OrderStatus, Step},
-    provider::Decline,
+    decline::Decline,
+    order::{Status as OrderStatus, Transition},
 };
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("rules are broken: {0:?}")]
+    #[error("validation failed: {0:?}")]
     Invalid(Violations),
-    #[error("not well-formed: {0:?}")]
+    #[error("malformed request: {0:?}")]
     Malformed(Violations),
-    #[error("no such thing")]
+    #[error("not found")]
     NotFound,
-    #[error("the role is not enough")]
+    #[error("forbidden for the caller's role")]
     Forbidden,
-    #[error("the order's state does not allow this step")]
+    #[error("the order's status does not allow this transition")]
     InvalidTransition {
         current: OrderStatus,
-        /// The steps that the caller can take instead.
-        allowed: Vec<Step>,
+        /// The transitions that the caller can make instead.
+        allowed: Vec<Transition>,
     },
-    #[error("the order ran out")]
+    #[error("the order has expired")]
     OrderExpired,
     #[error("the cart is empty")]
     CartEmpty,
@@ -45,18 +45,18 @@ pub enum Error {
     TooManyUnpaidUnits,
     #[error("the payment was declined")]
     PaymentDeclined { decline: Decline, replayed: bool },
-    #[error("the key was used with another body")]
+    #[error("the idempotency key was used with another body")]
     KeyReused,
-    #[error("a request of the same kind is running")]
+    #[error("an earlier request is still running")]
     InProgress,
-    /// A dependency does not answer; the log has said which.
+    /// A dependency is unavailable. The log names it.
     #[error("unavailable")]
     Unavailable,
     #[error("database: {0}")]
     Database(#[from] sqlx::Error),
-    /// What cannot be, was.
-    #[error("broken: {0}")]
-    Broken(&'static str),
+    /// An invariant is violated.
+    #[error("invariant violated: {0}")]
+    Internal(&'static str),
 }
 
 impl From<Violations> for Error {
@@ -65,14 +65,15 @@ impl From<Violations> for Error {
     }
 }
 
-/// The steps as a list in JSON.
-fn words(steps: &[Step]) -> String {
-    let words: Vec<String> = steps.iter().map(|step| format!("\"{}\"", step.word())).collect();
-    format!("[{}]", words.join(","))
+/// Formats transitions as a JSON array of their names.
+fn json_names(transitions: &[Transition]) -> String {
+    let names: Vec<String> =
+        transitions.iter().map(|transition| format!("\"{}\"", transition.as_str())).collect();
+    format!("[{}]", names.join(","))
 }
 
-/// The products of lines by what people call them.
-fn names(lines: &[RefusedLine]) -> String {
+/// Lists the products of lines by their SKU, or by their id if it is unknown.
+fn product_names(lines: &[RefusedLine]) -> String {
     let name =
         |line: &RefusedLine| line.sku.clone().unwrap_or_else(|| format!("product {}", line.product_id));
     lines.iter().map(name).collect::<Vec<_>>().join(", ")
@@ -91,10 +92,10 @@ impl From<Error> for Status {
             Error::InvalidTransition { current, allowed } => Refusal::new(
                 Code::FailedPrecondition,
                 "INVALID_TRANSITION",
-                format!("the order is {}, and not in a state for this step", current.word()),
+                format!("the order is {}, and not in a state for this step", current.as_str()),
             )
-            .with_fact("current_status", current.word())
-            .with_fact("allowed", words(&allowed)),
+            .with_fact("current_status", current.as_str())
+            .with_fact("allowed", json_names(&allowed)),
             Error::OrderExpired => Refusal::new(
                 Code::FailedPrecondition,
                 "ORDER_EXPIRED",
@@ -104,13 +105,13 @@ impl From<Error> for Status {
             Error::ProductUnavailable(lines) => Refusal::new(
                 Code::FailedPrecondition,
                 "PRODUCT_UNAVAILABLE",
-                format!("unknown or no longer sold: {}", names(&lines)),
+                format!("unknown or no longer sold: {}", product_names(&lines)),
             )
             .with_facts("lines", &lines),
             Error::OutOfStock(lines) => Refusal::new(
                 Code::FailedPrecondition,
                 "OUT_OF_STOCK",
-                format!("there is not enough in stock of {}", names(&lines)),
+                format!("there is not enough in stock of {}", product_names(&lines)),
             )
             .with_facts("lines", &lines),
             Error::PriceChanged { current_total, lines } => Refusal::new(
@@ -131,7 +132,7 @@ impl From<Error> for Status {
                 "your unpaid orders hold too much; pay or cancel one, or order less",
             ),
             Error::PaymentDeclined { decline, .. } => {
-                Refusal::new(Code::FailedPrecondition, "PAYMENT_DECLINED", decline.text())
+                Refusal::new(Code::FailedPrecondition, "PAYMENT_DECLINED", decline.message())
                     .with_fact("decline_code", decline.code())
             }
             Error::KeyReused => idempotency::KeyReused.into(),
@@ -142,8 +143,8 @@ impl From<Error> for Status {
                 tracing::error!(%error, "query failed");
                 status::internal()
             }
-            Error::Broken(what) => {
-                tracing::error!(what, "broken");
+            Error::Internal(what) => {
+                tracing::error!(invariant = what, "invariant violated");
                 status::internal()
             }
         };

@@ -1,4 +1,5 @@
-//! `OrderService` by gRPC. Each method: who may call, parse, the use case, its answer.
+//! The gRPC handlers of `OrderService`. Each method authorizes the caller, parses the request, runs the use case and
+//! converts the result.
 
 use shoppee_kit::{
     caller::{self, Caller},
@@ -16,30 +17,29 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
-    Orders, cart, checkout,
-    checkout::Wish,
+    OrderContext, cart, checkout,
+    checkout::PlaceOrder,
+    convert,
     error::Error,
     order::{self, Line, Lines, Quantity, Shipment},
     payment,
     provider::PaymentToken,
-    steps::{self, StepContent, StepRequest},
     store::{event, order as store},
-    view,
+    transitions::{self, OrderAction, TransitionRequest},
 };
 
-/// Items of a page.
-const PAGE: i64 = 20;
-const LARGEST_PAGE: i64 = 100;
-/// Events in one answer; what a user's short history holds.
-const MOST_EVENTS: i64 = 500;
+const DEFAULT_PAGE_SIZE: i64 = 20;
+const MAX_PAGE_SIZE: i64 = 100;
+/// Bounds the events of a response to the length of a user's history in Redis.
+const MAX_EVENTS: i64 = 500;
 
-pub fn service(orders: Orders) -> OrderServiceServer<Service> {
-    OrderServiceServer::new(Service { orders })
+pub fn service(context: OrderContext) -> OrderServiceServer<Service> {
+    OrderServiceServer::new(Service { context })
 }
 
 #[derive(Debug)]
 pub struct Service {
-    orders: Orders,
+    context: OrderContext,
 }
 
 #[tonic::async_trait]
@@ -47,7 +47,7 @@ impl OrderService for Service {
     #[tracing::instrument(name = "cart.get", skip_all)]
     async fn get_cart(&self, request: Request<GetCartRequest>) -> Result<Response<Cart>, Status> {
         let caller = caller::user(&request)?;
-        Ok(Response::new(cart::get(&self.orders, caller.user_id()).await?))
+        Ok(Response::new(cart::get(&self.context, caller.user_id()).await?))
     }
 
     #[tracing::instrument(name = "cart.add", skip_all)]
@@ -56,7 +56,7 @@ impl OrderService for Service {
         let item = request.into_inner();
         let line = Line::new(item.product_id, item.quantity).map_err(Error::from)?;
         let key = key(item.idempotency_key)?;
-        let (cart, replayed) = cart::add(&self.orders, caller.user_id(), line, key).await?;
+        let (cart, replayed) = cart::add(&self.context, caller.user_id(), line, key).await?;
         Ok(respond(cart, replayed))
     }
 
@@ -67,11 +67,11 @@ impl OrderService for Service {
         let quantity = match item.quantity {
             0 => None,
             number => {
-                let wrong = |message| Error::from(Violations::from(("quantity", message)));
-                Some(Quantity::new(number).map_err(|_| wrong("must be 0 to 1000"))?)
+                let violation = |_| Error::from(Violations::from(("quantity", "must be 0 to 1000")));
+                Some(Quantity::new(number).map_err(violation)?)
             }
         };
-        Ok(Response::new(cart::set(&self.orders, caller.user_id(), item.product_id, quantity).await?))
+        Ok(Response::new(cart::set(&self.context, caller.user_id(), item.product_id, quantity).await?))
     }
 
     #[tracing::instrument(name = "cart.remove", skip_all)]
@@ -81,20 +81,20 @@ impl OrderService for Service {
     ) -> Result<Response<Cart>, Status> {
         let caller = caller::user(&request)?;
         let product_id = request.into_inner().product_id;
-        Ok(Response::new(cart::set(&self.orders, caller.user_id(), product_id, None).await?))
+        Ok(Response::new(cart::set(&self.context, caller.user_id(), product_id, None).await?))
     }
 
     #[tracing::instrument(name = "cart.clear", skip_all)]
     async fn clear_cart(&self, request: Request<ClearCartRequest>) -> Result<Response<()>, Status> {
         let caller = caller::user(&request)?;
-        Ok(Response::new(cart::clear(&self.orders, caller.user_id()).await?))
+        Ok(Response::new(cart::clear(&self.context, caller.user_id()).await?))
     }
 
     #[tracing::instrument(name = "order.place", skip_all)]
     async fn create_order(&self, request: Request<CreateOrderRequest>) -> Result<Response<Order>, Status> {
         let caller = caller::user(&request)?;
-        let wish = wish(&caller, request.into_inner())?;
-        let (order, replayed) = checkout::place(&self.orders, wish).await?;
+        let command = parse_place_order(&caller, request.into_inner())?;
+        let (order, replayed) = checkout::place(&self.context, command).await?;
         Ok(respond(order, replayed))
     }
 
@@ -102,7 +102,7 @@ impl OrderService for Service {
     async fn get_order(&self, request: Request<GetOrderRequest>) -> Result<Response<Order>, Status> {
         let caller = caller::user(&request)?;
         let id = order_id(&request.into_inner().id)?;
-        Ok(Response::new(steps::get(&self.orders, &caller, id).await?))
+        Ok(Response::new(transitions::get_order(&self.context, &caller, id).await?))
     }
 
     #[tracing::instrument(name = "order.list", skip_all)]
@@ -110,10 +110,10 @@ impl OrderService for Service {
         &self,
         request: Request<ListOrdersRequest>,
     ) -> Result<Response<ListOrdersResponse>, Status> {
-        let asked = request.get_ref();
-        let caller = if asked.everyone { caller::admin(&request)? } else { caller::user(&request)? };
+        let all_users = request.get_ref().everyone;
+        let caller = if all_users { caller::admin(&request)? } else { caller::user(&request)? };
         let filter = filter(&caller, request.get_ref())?;
-        Ok(Response::new(list(&self.orders, filter).await?))
+        Ok(Response::new(list(&self.context, filter).await?))
     }
 
     #[tracing::instrument(name = "order.history", skip_all)]
@@ -123,11 +123,11 @@ impl OrderService for Service {
     ) -> Result<Response<ListOrderEventsResponse>, Status> {
         let caller = caller::user(&request)?;
         let id = order_id(&request.into_inner().id)?;
-        let mut conn = self.orders.pool.acquire().await.map_err(Error::from)?;
-        let (owner, _) = steps::owner_of(&mut conn, &caller, id).await?;
-        let events = event::of_order(&mut conn, owner, id).await.map_err(Error::from)?;
+        let mut conn = self.context.pool.acquire().await.map_err(Error::from)?;
+        let (owner, _) = transitions::find_owner(&mut conn, &caller, id).await?;
+        let events = event::list_by_order(&mut conn, owner, id).await.map_err(Error::from)?;
         Ok(Response::new(ListOrderEventsResponse {
-            items: events.into_iter().map(view::history_event).collect(),
+            items: events.into_iter().map(convert::history_event).collect(),
             next_cursor: None,
         }))
     }
@@ -139,25 +139,25 @@ impl OrderService for Service {
         let id = order_id(&payment.id)?;
         let token = PaymentToken::parse(&payment.payment_token).map_err(Error::from)?;
         let key = key(payment.idempotency_key)?;
-        let (order, replayed) = payment::pay(&self.orders, &caller, id, token, key).await?;
+        let (order, replayed) = payment::pay(&self.context, &caller, id, token, key).await?;
         Ok(respond(order, replayed))
     }
 
     #[tracing::instrument(name = "order.cancel", skip_all)]
     async fn cancel_order(&self, request: Request<CancelOrderRequest>) -> Result<Response<Order>, Status> {
         let caller = caller::user(&request)?;
-        let asked = request.into_inner();
-        let reason = order::reason(asked.reason).map_err(Error::from)?;
-        let content = StepContent::Cancel { reason };
-        self.step(&caller, &asked.id, asked.idempotency_key, content).await
+        let request = request.into_inner();
+        let reason = order::parse_reason(request.reason).map_err(Error::from)?;
+        let action = OrderAction::Cancel { reason };
+        self.transition(&caller, &request.id, request.idempotency_key, action).await
     }
 
     #[tracing::instrument(name = "order.ship", skip_all)]
     async fn ship_order(&self, request: Request<ShipOrderRequest>) -> Result<Response<Order>, Status> {
         let caller = caller::admin(&request)?;
-        let asked = request.into_inner();
-        let shipment = Shipment::new(asked.carrier, asked.tracking_number).map_err(Error::from)?;
-        self.step(&caller, &asked.id, asked.idempotency_key, StepContent::Ship(shipment)).await
+        let request = request.into_inner();
+        let shipment = Shipment::new(request.carrier, request.tracking_number).map_err(Error::from)?;
+        self.transition(&caller, &request.id, request.idempotency_key, OrderAction::Ship(shipment)).await
     }
 
     #[tracing::instrument(name = "order.complete", skip_all)]
@@ -166,8 +166,8 @@ impl OrderService for Service {
         request: Request<CompleteOrderRequest>,
     ) -> Result<Response<Order>, Status> {
         let caller = caller::user(&request)?;
-        let asked = request.into_inner();
-        self.step(&caller, &asked.id, asked.idempotency_key, StepContent::Complete).await
+        let request = request.into_inner();
+        self.transition(&caller, &request.id, request.idempotency_key, OrderAction::Complete).await
     }
 
     #[tracing::instrument(name = "events.list", skip_all)]
@@ -176,37 +176,40 @@ impl OrderService for Service {
         request: Request<ListEventsRequest>,
     ) -> Result<Response<ListEventsResponse>, Status> {
         let user_id = caller::user_or_socket(&request)?.user_id();
-        let asked = request.into_inner();
-        let limit = page(asked.limit, MOST_EVENTS, MOST_EVENTS)?;
-        let mut conn = self.orders.pool.acquire().await.map_err(Error::from)?;
+        let request = request.into_inner();
+        let limit = page_size(request.limit, MAX_EVENTS, MAX_EVENTS)?;
+        let mut conn = self.context.pool.acquire().await.map_err(Error::from)?;
         let last_seq = event::last_seq(&mut conn, user_id).await.map_err(Error::from)?;
-        let events = match asked.after_seq {
+        let events = match request.after_seq {
             Some(after) => {
-                event::after(&mut conn, user_id, after.max(0), limit).await.map_err(Error::from)?
+                event::list_after(&mut conn, user_id, after.max(0), limit).await.map_err(Error::from)?
             }
             None => Vec::new(),
         };
-        // One may have been committed between the two looks.
+        // An event may have been committed between the two queries.
         let last_seq = events.last().map_or(last_seq, |event| event.seq.max(last_seq));
-        Ok(Response::new(ListEventsResponse { events: events.iter().map(view::event).collect(), last_seq }))
+        Ok(Response::new(ListEventsResponse {
+            events: events.iter().map(convert::event).collect(),
+            last_seq,
+        }))
     }
 }
 
 impl Service {
-    async fn step(
+    async fn transition(
         &self,
         caller: &Caller,
         id: &str,
-        given: Option<String>,
-        content: StepContent,
+        idempotency_key: Option<String>,
+        action: OrderAction,
     ) -> Result<Response<Order>, Status> {
-        let request = StepRequest { order_id: order_id(id)?, key: key(given)?, content };
-        let (order, replayed) = steps::take(&self.orders, caller, request).await?;
+        let request = TransitionRequest { order_id: order_id(id)?, key: key(idempotency_key)?, action };
+        let (order, replayed) = transitions::run_transition(&self.context, caller, request).await?;
         Ok(respond(order, replayed))
     }
 }
 
-fn wish(caller: &Caller, request: CreateOrderRequest) -> Result<Wish, Error> {
+fn parse_place_order(caller: &Caller, request: CreateOrderRequest) -> Result<PlaceOrder, Error> {
     let key = key(request.idempotency_key)?;
     let pairs: Vec<_> = request.items.iter().map(|item| (item.product_id, item.quantity)).collect();
     let lines = match (request.from_cart, pairs.is_empty()) {
@@ -226,10 +229,10 @@ fn wish(caller: &Caller, request: CreateOrderRequest) -> Result<Wish, Error> {
     if request.expected_total.is_some_and(|total| total < 0) {
         return Err(Violations::from(("expected_total", "must not be negative")).into());
     }
-    Ok(Wish {
+    Ok(PlaceOrder {
         user_id: caller.user_id(),
         lines,
-        address: view::parse_address(address).check()?,
+        address: convert::parse_address(address).validate()?,
         expected_total: request.expected_total,
         key,
     })
@@ -242,7 +245,7 @@ fn key(key: Option<String>) -> Result<Option<String>, Error> {
     Ok(key)
 }
 
-/// An order's id; what is none names no order.
+/// Parses an order's id. An invalid id names no order.
 fn order_id(id: &str) -> Result<Uuid, Error> {
     id.parse().map_err(|_| Error::NotFound)
 }
@@ -254,39 +257,39 @@ fn filter(caller: &Caller, request: &ListOrdersRequest) -> Result<store::Filter,
         Some(number) => Some(
             order::Status::ALL
                 .into_iter()
-                .find(|status| i32::from(view::status(*status)) == number)
+                .find(|status| i32::from(convert::status(*status)) == number)
                 .ok_or_else(|| Error::Malformed(("status", "is not a status of orders").into()))?,
         ),
     };
     Ok(store::Filter {
         user_id,
         status,
-        before: request.cursor.as_deref().map(view::parse_cursor).transpose()?,
-        limit: page(request.limit, PAGE, LARGEST_PAGE)?,
+        before: request.cursor.as_deref().map(convert::parse_cursor).transpose()?,
+        limit: page_size(request.limit, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)?,
     })
 }
 
-fn page(asked: Option<i32>, default: i64, most: i64) -> Result<i64, Error> {
-    let limit = asked.map_or(default, i64::from);
-    if (1..=most).contains(&limit) {
+fn page_size(limit: Option<i32>, default: i64, max: i64) -> Result<i64, Error> {
+    let limit = limit.map_or(default, i64::from);
+    if (1..=max).contains(&limit) {
         Ok(limit)
     } else {
-        Err(Error::Malformed(Violations::from(("limit", format!("must be 1 to {most}").as_str()))))
+        Err(Error::Malformed(Violations::from(("limit", format!("must be 1 to {max}").as_str()))))
     }
 }
 
-async fn list(orders: &Orders, filter: store::Filter) -> Result<ListOrdersResponse, Error> {
-    let mut conn = orders.pool.acquire().await?;
-    // One more than asked for tells whether there is another page.
+async fn list(context: &OrderContext, filter: store::Filter) -> Result<ListOrdersResponse, Error> {
+    let mut conn = context.pool.acquire().await?;
+    // One more row than requested shows whether there is another page.
     let mut rows = store::list(&mut conn, store::Filter { limit: filter.limit + 1, ..filter }).await?;
-    let more = i64::try_from(rows.len()).is_ok_and(|found| found > filter.limit);
-    if more {
+    let has_more = i64::try_from(rows.len()).is_ok_and(|count| count > filter.limit);
+    if has_more {
         rows.pop();
     }
     let keys: Vec<_> = rows.iter().map(|row| (row.user_id, row.id)).collect();
     let lines = store::lines(&mut conn, &keys).await?;
     Ok(ListOrdersResponse {
-        items: rows.iter().map(|row| view::order(row, &lines)).collect::<Result<_, _>>()?,
-        next_cursor: rows.last().filter(|_| more).map(|row| view::cursor_after(row.id)),
+        items: rows.iter().map(|row| convert::order(row, &lines)).collect::<Result<_, _>>()?,
+        next_cursor: rows.last().filter(|_| has_more).map(|row| convert::cursor_after(row.id)),
     })
 }

@@ -1,6 +1,7 @@
-//! One key, one effect, one answer. A request with a key claims it, does its work, and keeps its answer in the same
-//! transaction as the effect; whoever comes later with the same key gets that answer. A claim whose holder died is
-//! taken over when its time ends, with the same order id, so that what the dead one had begun is adopted.
+//! Idempotency keys of operations with more than one transaction. A request claims its key, does its work, and saves
+//! its response in the transaction of the effect. A later request with the key gets that response. A claim whose
+//! process died is taken over when its lease ends, with the same order id, so that the new request adopts the
+//! unfinished work.
 
 use std::time::Duration;
 
@@ -12,161 +13,164 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
-    Orders,
+    OrderContext,
+    decline::Decline,
     error::Error,
-    provider::Decline,
     store::{
-        idempotency::{self as store, Claim, KeyOf, Lease},
+        idempotency::{self as store, ClaimRow, IdempotencyKey, Lease},
         idempotent_request,
     },
 };
 
-/// How long a second request waits for the first before it is told to come again.
-const WAIT: Duration = Duration::from_millis(1500);
-const LOOK: Duration = Duration::from_millis(25);
+/// Bounds the wait for an earlier request with the same key.
+const MAX_CLAIM_WAIT: Duration = Duration::from_millis(1500);
+const POLL_INTERVAL: Duration = Duration::from_millis(25);
 
-/// What was answered, as it is kept.
+/// A response as it is stored under a key.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Answer {
+pub enum StoredResponse {
     Order(Box<Order>),
     Declined(Decline),
 }
 
-impl Answer {
-    /// One byte for the kind, then the content.
+impl StoredResponse {
+    /// Encodes one byte for the kind, then the content.
     pub fn encode(&self) -> Vec<u8> {
         match self {
             Self::Order(order) => [b"o", order.encode_to_vec().as_slice()].concat(),
-            Self::Declined(decline) => [b"d", decline.text().as_bytes()].concat(),
+            Self::Declined(decline) => [b"d", decline.message().as_bytes()].concat(),
         }
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, Error> {
         match bytes.split_first() {
             Some((b'o', order)) => Order::decode(order).ok().map(|order| Self::Order(Box::new(order))),
-            Some((b'd', why)) => {
-                Decline::ALL.into_iter().find(|known| known.text().as_bytes() == why).map(Self::Declined)
-            }
+            Some((b'd', message)) => Decline::ALL
+                .into_iter()
+                .find(|decline| decline.message().as_bytes() == message)
+                .map(Self::Declined),
             _ => None,
         }
-        .ok_or(Error::Broken("a kept answer"))
+        .ok_or(Error::Internal("an undecodable stored response"))
     }
 }
 
-/// How a request with a key may go on.
+/// The result of a claim.
 #[derive(Debug)]
-pub enum Turn {
-    /// The request does the work, for the order that the lease names. It was begun before where `adopted`.
-    Ours { lease: Lease, adopted: bool },
-    /// It was done.
-    Done(Answer),
+pub enum Claim {
+    /// The request has to do the work, for the order that the lease names. `adopted` if an earlier request began it.
+    Acquired {
+        lease: Lease,
+        adopted: bool,
+    },
+    Completed(StoredResponse),
 }
 
-/// Claims a key for `lease`, or waits for whoever holds it.
+/// Claims a key for `ttl`, or waits for the request that holds it.
 #[tracing::instrument(
     name = "idempotency.claim",
     skip_all,
     fields(otel.kind = "client", db.system.name = "postgresql")
 )]
 pub async fn claim(
-    orders: &Orders,
-    of: &KeyOf,
+    context: &OrderContext,
+    key: &IdempotencyKey,
     fingerprint: Vec<u8>,
     order_id: Uuid,
-    lease: Duration,
-) -> Result<Turn, Error> {
-    let give_up = tokio::time::Instant::now() + WAIT;
+    ttl: Duration,
+) -> Result<Claim, Error> {
+    let deadline = tokio::time::Instant::now() + MAX_CLAIM_WAIT;
     loop {
-        let now = orders.clock.now();
-        let mut conn = orders.pool.acquire().await?;
-        let ours =
-            Claim { fingerprint: fingerprint.clone(), order_id, claimed_until: now + lease, answer: None };
-        let until = ours.claimed_until;
-        let lease_on = |order_id| Lease { of: of.clone(), order_id, until };
-        if store::claim(&mut conn, of, &ours, now, now - KEY_TTL).await? {
-            return Ok(Turn::Ours { lease: lease_on(order_id), adopted: false });
+        let now = context.clock.now();
+        let mut conn = context.pool.acquire().await?;
+        let claimed_until = now + ttl;
+        let row = ClaimRow { fingerprint: fingerprint.clone(), order_id, claimed_until, answer: None };
+        let new_lease = |order_id| Lease { key: key.clone(), order_id, until: claimed_until };
+        if store::claim(&mut conn, key, &row, now, now - KEY_TTL).await? {
+            return Ok(Claim::Acquired { lease: new_lease(order_id), adopted: false });
         }
-        if let Some(theirs) = store::find(&mut conn, of).await? {
-            if theirs.fingerprint != fingerprint {
+        if let Some(current) = store::find(&mut conn, key).await? {
+            if current.fingerprint != fingerprint {
                 return Err(Error::KeyReused);
             }
-            if let Some(answer) = theirs.answer {
-                return Answer::decode(&answer).map(Turn::Done);
+            if let Some(response) = current.answer {
+                return StoredResponse::decode(&response).map(Claim::Completed);
             }
-            if theirs.claimed_until <= now
-                && store::take_over(&mut conn, of, theirs.claimed_until, until).await?
+            if current.claimed_until <= now
+                && store::take_over(&mut conn, key, current.claimed_until, claimed_until).await?
             {
-                return Ok(Turn::Ours { lease: lease_on(theirs.order_id), adopted: true });
+                return Ok(Claim::Acquired { lease: new_lease(current.order_id), adopted: true });
             }
         }
         drop(conn);
-        if tokio::time::Instant::now() >= give_up {
+        if tokio::time::Instant::now() >= deadline {
             return Err(Error::InProgress);
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// Keeps the answer in the transaction of the effect; `false` where the claim is not ours any more, and a second effect
+/// Saves the response in the transaction of the effect. Returns `false` if the claim was lost; then the transaction
 /// must not be committed.
-pub async fn keep(
+pub async fn save_response(
     conn: &mut PgConnection,
-    of: &KeyOf,
+    key: &IdempotencyKey,
     order_id: Uuid,
-    answer: &Answer,
+    response: &StoredResponse,
 ) -> Result<bool, Error> {
-    Ok(store::answer(conn, of, order_id, &answer.encode()).await?)
+    Ok(store::save_response(conn, key, order_id, &response.encode()).await?)
 }
 
-/// Ends a claim after a failure: a refusal is forgotten, so that the key may try again. Where the outcome is not known,
-/// the claim stays, and the next try goes on with it at once.
-pub async fn give_up(orders: &Orders, lease: &Lease, error: &Error) {
-    if is_known(error) {
-        end(orders, lease, None).await;
+/// Releases a claim after an error. A definitive error deletes the key, so that it can be used again. Otherwise the
+/// claim stays, and the next request adopts it at once.
+pub async fn release(context: &OrderContext, lease: &Lease, error: &Error) {
+    if is_definitive(error) {
+        end_claim(context, lease, None).await;
     } else {
-        end(orders, lease, Some(lease.order_id)).await;
+        end_claim(context, lease, Some(lease.order_id)).await;
     }
 }
 
-/// Ends a claim under which nothing was committed, so that its order id is never adopted again. Only where this returns
-/// `true` may the order's stock be released: another request may have adopted, or committed, the order.
-pub async fn retire(orders: &Orders, lease: &Lease, error: &Error) -> bool {
-    // A refusal is forgotten; after a failure the next try goes on at once, with another order.
-    end(orders, lease, (!is_known(error)).then(Uuid::now_v7)).await
+/// Ends a claim under which nothing was committed, so that its order id is never adopted again. The order's stock may
+/// be released only if this returns `true`: otherwise another request may have adopted or committed the order.
+pub async fn retire(context: &OrderContext, lease: &Lease, error: &Error) -> bool {
+    // A definitive error deletes the key. Otherwise the next request continues at once, with another order id.
+    end_claim(context, lease, (!is_definitive(error)).then(Uuid::now_v7)).await
 }
 
-/// Goes on with another order under the key; `false` where another request has taken the key over.
-pub async fn renew(orders: &Orders, lease: &mut Lease, order_id: Uuid) -> Result<bool, Error> {
-    let mut conn = orders.pool.acquire().await?;
-    let renewed = store::replace_order(&mut conn, lease, order_id, lease.until).await?;
-    if renewed {
+/// Replaces the order id of a claim. Returns `false` if another request has taken the key over.
+pub async fn replace_order(context: &OrderContext, lease: &mut Lease, order_id: Uuid) -> Result<bool, Error> {
+    let mut conn = context.pool.acquire().await?;
+    let is_replaced = store::replace_order(&mut conn, lease, order_id, lease.until).await?;
+    if is_replaced {
         lease.order_id = order_id;
     }
-    Ok(renewed)
+    Ok(is_replaced)
 }
 
-/// Gives a key up: to the next request, with the order `next`, or for good. `false` where that is not certain.
-async fn end(orders: &Orders, lease: &Lease, next: Option<Uuid>) -> bool {
-    let ended = async {
-        let mut conn = orders.pool.acquire().await?;
+/// Ends a claim: passes it to the next request with the order id `next`, or deletes the key. Returns `false` if that is
+/// not certain.
+async fn end_claim(context: &OrderContext, lease: &Lease, next: Option<Uuid>) -> bool {
+    let ending = async {
+        let mut conn = context.pool.acquire().await?;
         match next {
             Some(order_id) => {
-                store::replace_order(&mut conn, lease, order_id, orders.clock.now().min(lease.until)).await
+                store::replace_order(&mut conn, lease, order_id, context.clock.now().min(lease.until)).await
             }
-            None => store::forget(&mut conn, lease).await,
+            None => store::release(&mut conn, lease).await,
         }
     };
-    ended.await.unwrap_or_else(|error| {
-        // The claim's time ends by itself.
-        tracing::debug!(%error, "claim not given up");
+    ending.await.unwrap_or_else(|error| {
+        // The lease ends by itself.
+        tracing::debug!(%error, "idempotency claim not released");
         false
     })
 }
 
-/// Whether an error says for certain that nothing was done.
-fn is_known(error: &Error) -> bool {
+/// Reports whether an error means for certain that nothing was committed.
+fn is_definitive(error: &Error) -> bool {
     match error {
-        Error::Unavailable | Error::Database(_) | Error::Broken(_) | Error::InProgress => false,
+        Error::Unavailable | Error::Database(_) | Error::Internal(_) | Error::InProgress => false,
         Error::Invalid(_)
         | Error::Malformed(_)
         | Error::NotFound
@@ -184,11 +188,11 @@ fn is_known(error: &Error) -> bool {
     }
 }
 
-/// Forgets keys older than a day; how many of the kind of which there were more.
-pub async fn sweep(orders: &Orders, now: OffsetDateTime, limit: i64) -> Result<u64, Error> {
-    let mut conn = orders.pool.acquire().await?;
-    let swept = store::sweep(&mut conn, now - KEY_TTL, limit).await?;
-    Ok(swept.max(idempotent_request::sweep(&mut conn, now - KEY_TTL, limit).await?))
+/// Deletes expired keys of both kinds, and returns the larger of the two numbers.
+pub async fn delete_expired(context: &OrderContext, now: OffsetDateTime, limit: i64) -> Result<u64, Error> {
+    let mut conn = context.pool.acquire().await?;
+    let deleted = store::delete_expired(&mut conn, now - KEY_TTL, limit).await?;
+    Ok(deleted.max(idempotent_request::delete_expired(&mut conn, now - KEY_TTL, limit).await?))
 }
 
 #[cfg(test)]
@@ -196,11 +200,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_comes_back_as_it_was() {
-        let order = Answer::Order(Box::new(Order { id: "x".to_owned(), total: 7, ..Order::default() }));
-        for answer in Decline::ALL.map(Answer::Declined).into_iter().chain([order]) {
-            assert_eq!(Answer::decode(&answer.encode()).unwrap(), answer);
+    fn a_stored_response_survives_encoding() {
+        let order =
+            StoredResponse::Order(Box::new(Order { id: "x".to_owned(), total: 7, ..Order::default() }));
+        for response in Decline::ALL.map(StoredResponse::Declined).into_iter().chain([order]) {
+            assert_eq!(StoredResponse::decode(&response.encode()).unwrap(), response);
         }
-        assert!(Answer::decode(b"").is_err() && Answer::decode(b"dother").is_err());
+        assert!(StoredResponse::decode(b"").is_err() && StoredResponse::decode(b"dother").is_err());
     }
 }

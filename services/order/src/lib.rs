@@ -1,27 +1,39 @@
-//! The order service: carts, orders and their whole life, and the events that tell of it.
+//! The order service: carts, orders, payments and the events of orders.
 //!
-//! `grpc → cart, checkout, payment, steps → order (the rules), store, stock (product, by gRPC)`; [`outbox`] and
-//! [`workers`] do what need not be waited for. Wiring stands here.
+//! A call goes `grpc` → a use case → rules, `store` and clients:
+//!
+//! - rules: [`order`] (the state machine, lines, addresses), [`decline`], [`country`]
+//! - use cases: [`cart`], [`checkout`], [`payment`], [`refund`], [`transitions`] (ship, complete, cancel)
+//! - clients: [`product_client`] (holds and products), [`provider`] (the payment provider)
+//! - in the background: [`workers`], [`expiry`], [`stock_tasks`], [`outbox`] (the relay), [`user_events`] (the consumer
+//!   of registrations), [`audit`]
+//!
+//! This file wires the parts.
 
 mod audit;
 mod cart;
 mod checkout;
+mod convert;
 mod country;
+mod decline;
 mod error;
+mod expiry;
 mod grpc;
 mod idempotency;
+mod idempotent_request;
 mod metric_help;
 mod order;
+mod order_metrics;
 mod outbox;
 mod payment;
+mod product_client;
 mod provider;
 mod refund;
-mod registrations;
-mod request;
-mod steps;
-mod stock;
+mod stock_tasks;
 mod store;
-mod view;
+mod timeout;
+mod transitions;
+mod user_events;
 mod workers;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -41,7 +53,7 @@ use shoppee_kit::{
 };
 use tokio::sync::Semaphore;
 
-use crate::{order::UnpaidCaps, outbox::Relay, provider::Provider, stock::Stock};
+use crate::{order::UnpaidCaps, outbox::Relay, product_client::ProductClient, provider::Provider};
 
 /// The order service of Shoppee: carts, orders, payments and their events, by gRPC.
 #[derive(Clone, Debug, Parser)]
@@ -55,29 +67,29 @@ pub struct Settings {
     pub redis: settings::Redis,
     #[command(flatten)]
     pub service_client: settings::ServiceClient,
-    /// Where the product service answers gRPC; a list, as above
+    /// The gRPC URL of the product service; a list, as above
     #[arg(long, env = "PRODUCT_URL", default_value = "http://127.0.0.1:50052", value_parser = service_urls)]
     pub product_url: String,
-    /// Where gRPC is answered
+    /// The address of the gRPC server
     #[arg(long, env = "LISTEN_ADDR", default_value = "0.0.0.0:50053")]
     pub listen_addr: SocketAddr,
-    /// Where /metrics, /healthz and /readyz are answered
+    /// The address of /metrics, /healthz and /readyz
     #[arg(long, env = "METRICS_ADDR", default_value = "0.0.0.0:9103")]
     pub metrics_addr: SocketAddr,
-    /// Whether gRPC reflection is offered
+    /// Serves gRPC reflection
     #[arg(long, env = "GRPC_REFLECTION", default_value_t = false, action = clap::ArgAction::Set)]
     pub grpc_reflection: bool,
-    /// How long an order may stay unpaid
+    /// The time after which an unpaid order expires
     #[arg(long, env = "ORDER_TTL", default_value = "15m", value_parser = duration)]
     pub order_ttl: Duration,
-    /// Pending orders a user may have at a time
+    /// The maximum number of a user's unpaid orders
     #[arg(long, env = "MAX_UNPAID_ORDERS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_unpaid_orders: u32,
-    /// Units that a user's pending orders may hold; one unit is always allowed; 0: any number
+    /// The maximum units in a user's unpaid orders; one unit is always allowed; 0: no limit
     #[arg(long, env = "MAX_UNPAID_UNITS", default_value_t = 5000)]
     pub max_unpaid_units: u32,
-    /// Percent of a product for sale that a user's pending orders may hold, if they hold more than 1000 units; one unit
-    /// is always allowed; 0: all of it
+    /// The maximum percentage of a product's stock in a user's unpaid orders, if they have more than 1000 units; one
+    /// unit is always allowed; 0: no limit
     #[arg(
         long,
         env = "MAX_UNPAID_PRODUCT_SHARE",
@@ -85,25 +97,25 @@ pub struct Settings {
         value_parser = clap::value_parser!(u8).range(0..=100)
     )]
     pub max_unpaid_product_share: u8,
-    /// The gateway's; `off` lifts the two above as well, other values change nothing here
+    /// The setting of the gateway; `off` disables the two limits above too, other values have no effect here
     #[arg(long, env = "RATE_LIMITS", default_value = "")]
     pub rate_limits: String,
-    /// What the shop sells in, ISO 4217; the same as the product service's
+    /// The currency of the shop, ISO 4217; the same as in the product service
     #[arg(long, env = "SHOP_CURRENCY", default_value = "EUR", value_parser = currency)]
     pub shop_currency: String,
-    /// Who takes the money
+    /// The payment provider
     #[arg(long, env = "PAYMENT_PROVIDER", default_value = "sandbox")]
     pub payment_provider: PaymentProvider,
 }
 
 fn currency(code: &str) -> Result<String, String> {
-    let fits = code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_uppercase());
-    if fits { Ok(code.to_owned()) } else { Err("not a currency of ISO 4217, such as EUR".to_owned()) }
+    let is_valid = code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_uppercase());
+    if is_valid { Ok(code.to_owned()) } else { Err("not a currency of ISO 4217, such as EUR".to_owned()) }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum PaymentProvider {
-    /// Takes no money, and does as the payment token says
+    /// Moves no money; the payment token decides the outcome
     Sandbox,
 }
 
@@ -117,25 +129,25 @@ impl shoppee_kit::process::Settings for Settings {
     }
 }
 
-/// What the use cases work with; cheap to clone.
+/// The state that the use cases share: settings and clients.
 #[derive(Clone, Debug)]
-pub(crate) struct Orders {
+pub(crate) struct OrderContext {
     pub pool: PgPool,
-    /// Of the database: replicas agree on it.
+    /// The clock of the database, which all replicas share.
     pub clock: DatabaseClock,
-    pub stock: Stock,
+    pub product: ProductClient,
     pub provider: Provider,
     pub relay: Relay,
     pub order_ttl: Duration,
-    pub max_unpaid: i64,
-    pub unpaid: UnpaidCaps,
+    pub max_unpaid_orders: i64,
+    pub unpaid_caps: UnpaidCaps,
     pub currency: String,
-    /// One for each release of an abandoned checkout that is on its way.
-    pub releases: Arc<Semaphore>,
-    /// Refusals that may look for the customer's own orders.
-    pub refusals: Arc<Semaphore>,
-    /// One for each batch of orders that ran out whose stock is being released.
-    pub expiries: Arc<Semaphore>,
+    /// Permits for the pending releases of abandoned checkouts.
+    pub release_permits: Arc<Semaphore>,
+    /// Permits for rejections that read the customer's own orders.
+    pub refusal_permits: Arc<Semaphore>,
+    /// Permits for the batches of expired orders whose stock is being released.
+    pub expiry_permits: Arc<Semaphore>,
 }
 
 /// Wires the service and starts it.
@@ -147,9 +159,9 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let product = Pool::start("product", &settings.product_url, &process)?;
     let redis = redis::Clients::open(&settings.redis, &process).await?.client("relay")?;
     let pool = pg::open("shoppee-order", &settings.postgres, sqlx::migrate!(), &tasks, &readiness).await?;
-    // After the servers have let the process in: where they refuse, the reason is the only line.
-    let caps = if settings.rate_limits == "off" {
-        tracing::warn!("RATE_LIMITS=off: a user's pending orders may hold any number of units");
+    // Logged after the connections succeed: if one is refused, the reason is the only line.
+    let unpaid_caps = if settings.rate_limits == "off" {
+        tracing::warn!("unit limits of unpaid orders disabled (RATE_LIMITS=off)");
         UnpaidCaps::NONE
     } else {
         UnpaidCaps::new(settings.max_unpaid_units, settings.max_unpaid_product_share)
@@ -157,8 +169,8 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let clock = DatabaseClock::start(&pool, &process);
 
     let verifier = Verifier::new(process.clock.clone());
-    let (ended, _) = tokio::sync::broadcast::channel(1);
-    keys::follow(&process, auth.clone(), Arc::clone(&verifier), ended);
+    let (revoked, _) = tokio::sync::broadcast::channel(1);
+    keys::follow(&process, auth.clone(), Arc::clone(&verifier), revoked);
 
     let token = ServiceToken::new(
         auth,
@@ -168,36 +180,36 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let provider = match settings.payment_provider {
         PaymentProvider::Sandbox => Provider::sandbox(pool.clone(), clock.clone()),
     };
-    let orders = Orders {
+    let context = OrderContext {
         clock,
-        stock: Stock::new(product, token),
+        product: ProductClient::new(product, token),
         provider,
         relay: Relay::default(),
         order_ttl: settings.order_ttl,
-        max_unpaid: i64::from(settings.max_unpaid_orders),
-        unpaid: caps,
+        max_unpaid_orders: i64::from(settings.max_unpaid_orders),
+        unpaid_caps,
         currency: settings.shop_currency,
-        expiries: Arc::new(Semaphore::new(steps::MAX_EXPIRIES)),
-        releases: Arc::new(Semaphore::new(checkout::MAX_RELEASES)),
-        refusals: Arc::new(Semaphore::new(checkout::MAX_EXPLAINED_REFUSALS)),
+        expiry_permits: Arc::new(Semaphore::new(expiry::MAX_CONCURRENT_BATCHES)),
+        release_permits: Arc::new(Semaphore::new(checkout::MAX_CONCURRENT_RELEASES)),
+        refusal_permits: Arc::new(Semaphore::new(checkout::MAX_CONCURRENT_EXPLANATIONS)),
         pool,
     };
 
     ops::serve(settings.metrics_addr, &tasks, &readiness).await?;
     server::serve(
         settings.listen_addr,
-        server::Services::default().with(grpc::service(orders.clone())),
+        server::Services::default().with(grpc::service(context.clone())),
         verifier,
         settings.grpc_reflection,
         &process,
     )
     .await?;
 
-    steps::count_from_zero(&orders.currency);
+    order_metrics::initialize(&context.currency);
     let ready = readiness.serving();
-    outbox::start(&orders, &redis, &process, &ready);
-    registrations::start(&orders, &redis, &process, &ready);
-    workers::start(&orders, &process, &ready);
-    audit::start(&orders, &process, &ready);
+    outbox::start(&context, &redis, &process, &ready);
+    user_events::start(&context, &redis, &process, &ready);
+    workers::start(&context, &process, &ready);
+    audit::start(&context, &process, &ready);
     Ok(())
 }

@@ -1,14 +1,22 @@
-//! The rules of an order: its states, who may take which step, what a line and an address may be. Knows no database
-//! and no wire. To add a step, add a row to [`RULES`] and a variant to [`Step`].
+//! The rules of an order: the state machine, and the valid values of lines, addresses and texts. This file depends on
+//! no database and no protocol. To add a transition, add a row to [`TRANSITIONS`] and a variant to [`Transition`].
+
+use std::{str::FromStr, time::Duration};
 
 use shoppee_kit::status::Violations;
 
 use crate::country;
 
-/// Lines in a cart and in an order.
-pub const MOST_LINES: usize = 100;
-const LONGEST_REASON: usize = 500;
-const LONGEST_SHIPMENT_FIELD: usize = 100;
+/// The time by which a hold outlives the payment deadline, so that an open order always has its stock.
+pub const HOLD_MARGIN: Duration = Duration::from_mins(1);
+/// Bounds the lines of a cart and of an order.
+pub const MAX_LINES: usize = 100;
+const MAX_REASON_CHARS: usize = 500;
+const MAX_SHIPMENT_FIELD_CHARS: usize = 100;
+
+/// The error for a stored name without a variant, such as one that a newer version wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownName;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -22,7 +30,7 @@ pub enum Status {
 impl Status {
     pub const ALL: [Self; 5] = [Self::Pending, Self::Paid, Self::Shipped, Self::Completed, Self::Cancelled];
 
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
             Self::Paid => "paid",
@@ -31,25 +39,29 @@ impl Status {
             Self::Cancelled => "cancelled",
         }
     }
+}
 
-    pub fn from_word(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|status| status.word() == word)
+impl FromStr for Status {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        Self::ALL.into_iter().find(|status| status.as_str() == name).ok_or(UnknownName)
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum Transition {
     Pay,
     Ship,
     Complete,
     Cancel,
-    /// The time to pay ran out.
+    /// The payment deadline has passed.
     Expire,
 }
 
-impl Step {
-    /// The last part of its route, and how it is called elsewhere.
-    pub const fn word(self) -> &'static str {
+impl Transition {
+    /// Returns the name, which is also the last segment of the REST route.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Pay => "pay",
             Self::Ship => "ship",
@@ -60,7 +72,7 @@ impl Step {
     }
 }
 
-/// In whose right a step is taken.
+/// The role in which a transition is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Actor {
     Customer,
@@ -71,85 +83,93 @@ pub enum Actor {
 impl Actor {
     pub const ALL: [Self; 3] = [Self::Customer, Self::Admin, Self::System];
 
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Customer => "customer",
             Self::Admin => "admin",
             Self::System => "system",
         }
     }
+}
 
-    pub fn from_word(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|actor| actor.word() == word)
+impl FromStr for Actor {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        Self::ALL.into_iter().find(|actor| actor.as_str() == name).ok_or(UnknownName)
     }
 }
 
-/// Who is asking, as far as it matters here. The owner may be an admin too.
+/// The relation of a caller to an order. An owner may be an admin too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asker {
-    pub owner: bool,
-    pub admin: bool,
+pub struct Requester {
+    pub is_owner: bool,
+    pub is_admin: bool,
 }
 
-impl Asker {
-    pub const SYSTEM: Self = Self { owner: false, admin: false };
+impl Requester {
+    pub const SYSTEM: Self = Self { is_owner: false, is_admin: false };
+    pub const OWNER: Self = Self { is_owner: true, is_admin: false };
 
-    fn acts_as(self, actor: Actor) -> bool {
+    fn can_act_as(self, actor: Actor) -> bool {
         match actor {
-            Actor::Customer => self.owner,
-            Actor::Admin => self.admin,
+            Actor::Customer => self.is_owner,
+            Actor::Admin => self.is_admin,
             Actor::System => self == Self::SYSTEM,
         }
     }
 }
 
-/// From, to, and in whose right; every other step is refused.
-const RULES: [(Step, Status, Status, Actor); 8] = [
-    (Step::Pay, Status::Pending, Status::Paid, Actor::Customer),
-    (Step::Ship, Status::Paid, Status::Shipped, Actor::Admin),
-    (Step::Complete, Status::Shipped, Status::Completed, Actor::Customer),
-    (Step::Complete, Status::Shipped, Status::Completed, Actor::Admin),
-    (Step::Cancel, Status::Pending, Status::Cancelled, Actor::Customer),
-    (Step::Cancel, Status::Pending, Status::Cancelled, Actor::Admin),
-    (Step::Cancel, Status::Paid, Status::Cancelled, Actor::Admin),
-    (Step::Expire, Status::Pending, Status::Cancelled, Actor::System),
+/// The state machine: transition, source status, target status and role. Every other combination is rejected.
+const TRANSITIONS: [(Transition, Status, Status, Actor); 8] = [
+    (Transition::Pay, Status::Pending, Status::Paid, Actor::Customer),
+    (Transition::Ship, Status::Paid, Status::Shipped, Actor::Admin),
+    (Transition::Complete, Status::Shipped, Status::Completed, Actor::Customer),
+    (Transition::Complete, Status::Shipped, Status::Completed, Actor::Admin),
+    (Transition::Cancel, Status::Pending, Status::Cancelled, Actor::Customer),
+    (Transition::Cancel, Status::Pending, Status::Cancelled, Actor::Admin),
+    (Transition::Cancel, Status::Paid, Status::Cancelled, Actor::Admin),
+    (Transition::Expire, Status::Pending, Status::Cancelled, Actor::System),
 ];
 
-/// Why a step is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// Nobody of the asker's kind may ever take it.
+pub enum TransitionError {
+    /// The requester's role never allows this transition.
     Forbidden,
-    /// Not from this state, or not by this asker from this state.
-    Illegal,
+    /// The current status does not allow this transition, or not to this requester.
+    InvalidState,
 }
 
-/// Where `step` leads from `from`, and in whose right `asker` takes it.
-pub fn step(step: Step, from: Status, asker: Asker) -> Result<(Status, Actor), Refused> {
-    let mine = || RULES.iter().filter(|rule| rule.0 == step && asker.acts_as(rule.3));
-    if mine().next().is_none() {
-        return Err(Refused::Forbidden);
+/// Returns the target status of `transition` from `from`, and the role in which `requester` makes it.
+pub fn next_status(
+    transition: Transition,
+    from: Status,
+    requester: Requester,
+) -> Result<(Status, Actor), TransitionError> {
+    let permitted = || TRANSITIONS.iter().filter(|rule| rule.0 == transition && requester.can_act_as(rule.3));
+    if permitted().next().is_none() {
+        return Err(TransitionError::Forbidden);
     }
-    mine().find(|rule| rule.1 == from).map(|rule| (rule.2, rule.3)).ok_or(Refused::Illegal)
+    permitted().find(|rule| rule.1 == from).map(|rule| (rule.2, rule.3)).ok_or(TransitionError::InvalidState)
 }
 
-/// The steps that `asker` can take from `from`, each once.
-pub fn allowed(from: Status, asker: Asker) -> Vec<Step> {
-    let mut steps: Vec<Step> =
-        RULES.iter().filter(|rule| rule.1 == from && asker.acts_as(rule.3)).map(|rule| rule.0).collect();
-    steps.dedup();
-    steps
+/// Returns the transitions that `requester` can make from `from`, each once.
+pub fn allowed_transitions(from: Status, requester: Requester) -> Vec<Transition> {
+    let rules = TRANSITIONS.iter().filter(|rule| rule.1 == from && requester.can_act_as(rule.3));
+    let mut transitions: Vec<Transition> = rules.map(|rule| rule.0).collect();
+    transitions.dedup();
+    transitions
 }
 
-/// How many of a product: 1..1000.
+/// The quantity of a product in a line: 1..1000.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Quantity(i64);
 
 impl Quantity {
-    pub const MOST: i64 = 1000;
+    pub const MAX: i64 = 1000;
 
     pub fn new(number: i64) -> Result<Self, &'static str> {
-        if (1..=Self::MOST).contains(&number) { Ok(Self(number)) } else { Err("must be 1 to 1000") }
+        if (1..=Self::MAX).contains(&number) { Ok(Self(number)) } else { Err("must be 1 to 1000") }
     }
 
     pub const fn get(self) -> i64 {
@@ -157,7 +177,7 @@ impl Quantity {
     }
 }
 
-/// A product and how many of it.
+/// A product and its quantity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line {
     pub product_id: i64,
@@ -170,24 +190,24 @@ impl Line {
         violations.check(product_id > 0, "product_id", "must be positive");
         let quantity = violations.take("quantity", Quantity::new(quantity));
         violations.finish()?;
-        // There is a quantity, or there would have been a violation.
+        // Without a violation the quantity is present.
         quantity.map(|quantity| Self { product_id, quantity }).ok_or_else(Violations::default)
     }
 }
 
-/// The lines of an order: 1..100, each product once, in the order of product ids.
+/// The lines of an order: 1..100, each product once, ordered by product id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lines(Vec<Line>);
 
 impl Lines {
-    /// Lines with the same product become one.
+    /// Merges lines with the same product into one.
     pub fn merge(lines: &[(i64, i64)]) -> Result<Self, Violations> {
         let mut violations = Violations::default();
         let mut merged = std::collections::BTreeMap::<i64, i64>::new();
         violations.check(!lines.is_empty(), "items", "must not be empty");
         for (index, (product_id, quantity)) in lines.iter().enumerate() {
-            if let Err(wrong) = Line::new(*product_id, *quantity) {
-                for (field, message) in wrong.iter() {
+            if let Err(line_violations) = Line::new(*product_id, *quantity) {
+                for (field, message) in line_violations.iter() {
                     violations.check(false, format!("items[{index}].{field}"), message);
                 }
                 continue;
@@ -195,12 +215,12 @@ impl Lines {
             let sum = merged.entry(*product_id).or_default();
             *sum = sum.saturating_add(*quantity);
             violations.check(
-                *sum <= Quantity::MOST,
+                *sum <= Quantity::MAX,
                 format!("items[{index}].quantity"),
                 "must be 1 to 1000 in all",
             );
         }
-        violations.check(merged.len() <= MOST_LINES, "items", "must be at most 100 products");
+        violations.check(merged.len() <= MAX_LINES, "items", "must be at most 100 products");
         violations.finish()?;
         Ok(Self(
             merged
@@ -215,7 +235,7 @@ impl Lines {
     }
 }
 
-/// The most that the pending orders of one user may hold together, so that no account empties the shop.
+/// Caps on the units in the pending orders of one user, so that one account cannot reserve the whole stock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnpaidCaps {
     /// Units of all products.
@@ -224,51 +244,51 @@ pub struct UnpaidCaps {
     share: Option<i64>,
 }
 
-/// A new line, beside what the user's pending orders hold of its product already.
+/// A new line, with the units of its product that the user's pending orders already reserve.
 #[derive(Clone, Copy, Debug)]
 pub struct UnpaidLine {
     pub quantity: i64,
-    pub held_before: i64,
-    /// The quantity that can still be bought after this line.
+    pub reserved: i64,
+    /// The units that stay available after this line.
     pub available: i64,
 }
 
 impl UnpaidCaps {
     pub const NONE: Self = Self { units: None, share: None };
-    /// Up to this many units in all, a share is not looked at: the last ten of a product may be one customer's.
+    /// The units in all up to which the share is not checked: one customer may buy the last ten of a product.
     const SHARE_FLOOR: i64 = 1000;
 
-    /// 0 stands for no cap.
+    /// Builds the caps; 0 disables a cap.
     pub fn new(units: u32, share: u8) -> Self {
         let cap = |cap: i64| (cap > 0).then_some(cap);
         Self { units: cap(i64::from(units)), share: cap(i64::from(share)) }
     }
 
-    /// Reports whether a user whose pending orders hold `held` units may have these lines too.
-    pub fn allow(self, held: i64, lines: &[UnpaidLine]) -> bool {
+    /// Reports whether a user whose pending orders reserve `reserved` units may order these lines too.
+    pub fn allow(self, reserved: i64, lines: &[UnpaidLine]) -> bool {
         let ordered: i64 = lines.iter().map(|line| line.quantity).sum();
-        let units = held.saturating_add(ordered);
-        if ordered == 1 || self.units.is_some_and(|most| units > most) {
+        let units = reserved.saturating_add(ordered);
+        if ordered == 1 || self.units.is_some_and(|max| units > max) {
             return ordered == 1;
         }
         units <= Self::SHARE_FLOOR
             || lines.iter().all(|line| {
-                let own = line.held_before.saturating_add(line.quantity);
-                let sold_from = own.saturating_add(line.available);
-                let fits = |share: i64| own.saturating_mul(100) <= share.saturating_mul(sold_from);
-                line.quantity == 1 || self.share.is_none_or(fits)
+                let own = line.reserved.saturating_add(line.quantity);
+                let total = own.saturating_add(line.available);
+                let is_within = |share: i64| own.saturating_mul(100) <= share.saturating_mul(total);
+                line.quantity == 1 || self.share.is_none_or(is_within)
             })
     }
 }
 
-/// What a line costs, and a sum of them. Minor units; `None` beyond 64 bits.
+/// Sums unit price times quantity over lines, in minor units; `None` on overflow of 64 bits.
 pub fn total(lines: impl IntoIterator<Item = (i64, i64)>) -> Option<i64> {
     lines
         .into_iter()
         .try_fold(0_i64, |sum, (unit_price, quantity)| sum.checked_add(unit_price.checked_mul(quantity)?))
 }
 
-/// Where to send it.
+/// A shipping address.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Address {
     pub recipient: String,
@@ -282,12 +302,12 @@ pub struct Address {
 }
 
 impl Address {
-    /// Checks each field; the violations name them as `shipping_address.…`.
-    pub fn check(self) -> Result<Self, Violations> {
+    /// Validates each field; violations name the fields as `shipping_address.…`.
+    pub fn validate(self) -> Result<Self, Violations> {
         let mut violations = Violations::default();
-        let mut text = |field: &str, value: Option<&str>, most: usize| {
+        let mut text = |field: &str, value: Option<&str>, max_chars: usize| {
             if let Some(value) = value {
-                violations.take(format!("shipping_address.{field}"), line_of_text(value, most));
+                violations.take(format!("shipping_address.{field}"), check_text(value, max_chars));
             }
         };
         text("recipient", Some(&self.recipient), 200);
@@ -307,7 +327,7 @@ impl Address {
     }
 }
 
-/// A carrier and the number it gave.
+/// A carrier and its tracking number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shipment {
     pub carrier: String,
@@ -317,30 +337,30 @@ pub struct Shipment {
 impl Shipment {
     pub fn new(carrier: String, tracking_number: String) -> Result<Self, Violations> {
         let mut violations = Violations::default();
-        violations.take("carrier", line_of_text(&carrier, LONGEST_SHIPMENT_FIELD));
-        violations.take("tracking_number", line_of_text(&tracking_number, LONGEST_SHIPMENT_FIELD));
+        violations.take("carrier", check_text(&carrier, MAX_SHIPMENT_FIELD_CHARS));
+        violations.take("tracking_number", check_text(&tracking_number, MAX_SHIPMENT_FIELD_CHARS));
         violations.finish()?;
         Ok(Self { carrier, tracking_number })
     }
 }
 
-/// A reason, where one is given.
-pub fn reason(text: Option<String>) -> Result<Option<String>, Violations> {
+/// Validates the optional reason of a cancellation.
+pub fn parse_reason(text: Option<String>) -> Result<Option<String>, Violations> {
     let mut violations = Violations::default();
     if let Some(text) = &text {
-        violations.take("reason", line_of_text(text, LONGEST_REASON));
+        violations.take("reason", check_text(text, MAX_REASON_CHARS));
     }
     violations.finish()?;
     Ok(text)
 }
 
-/// Something to read in one line, at most `most` characters: no control characters, NUL among them, which PostgreSQL
-/// could not keep.
-fn line_of_text(text: &str, most: usize) -> Result<(), String> {
+/// Checks a single-line text of at most `max_chars` characters. Control characters are rejected: PostgreSQL cannot
+/// store NUL.
+fn check_text(text: &str, max_chars: usize) -> Result<(), String> {
     if text.trim().is_empty() {
         Err("must not be empty".to_owned())
-    } else if text.chars().count() > most {
-        Err(format!("must be at most {most} characters"))
+    } else if text.chars().count() > max_chars {
+        Err(format!("must be at most {max_chars} characters"))
     } else if text.chars().any(char::is_control) {
         Err("must not contain control characters".to_owned())
     } else {

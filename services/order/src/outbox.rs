@@ -1,9 +1,9 @@
-//! The outbox and its relay: events leave PostgreSQL for Redis, in order for each user, at least once.
+//! The relay of the transactional outbox: publishes events from PostgreSQL to Redis, in order per user, at least once.
 //!
-//! The relay publishes user by user ([`publish`]): an error stays with its user. A commit wakes the relay of its own
-//! process; a look each second finds the events that another process has left. A relay that is killed anywhere leaves
-//! its lock and its events to the others. An entry of the user's history has the event's number as its id, so
-//! publishing twice changes nothing there. Gateways drop the copy in a fan-out stream.
+//! The relay publishes user by user ([`publish`]), so that an error affects one user only. A commit wakes the relay of
+//! its own process. A poll each second finds the events that another process has left. A killed relay releases its
+//! locks and leaves its events to the other relays. An entry of the user's history has the event's number as its id, so
+//! a second publication changes nothing there. Gateways drop the duplicate in a fan-out stream.
 
 mod cause;
 mod publish;
@@ -34,52 +34,52 @@ use uuid::Uuid;
 
 use self::{cause::Failures, publish::Publisher};
 use crate::{
-    Orders,
+    OrderContext, convert,
     store::{event::EventRow, outbox},
-    view,
 };
 
-/// The time until a look finds an event that another process has left.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Events that a look takes at most; where there are more, the next look follows at once.
-const LOOK_LIMIT: i64 = 1_000;
-/// A look begins this long before the last one: an event may be committed so much later than it was created.
-const LOOK_MARGIN: Duration = Duration::from_secs(10);
-/// The interval of looks at the whole outbox. They find what was committed later still, or while a clock went back.
-const WHOLE_LOOK_INTERVAL: Duration = Duration::from_mins(1);
-/// Rows that the gauges count at most, so that a long outage does not make each look slower.
+/// The interval of the poll for events that another process has left.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Bounds the events of a poll. If there are more, the next poll follows at once.
+const MAX_POLLED_EVENTS: i64 = 1_000;
+/// The overlap of polls: an event may be committed so much later than it was created.
+const POLL_OVERLAP: Duration = Duration::from_secs(10);
+/// The interval of polls of the whole outbox. They find events that were committed even later, or while a clock went
+/// back.
+const FULL_POLL_INTERVAL: Duration = Duration::from_mins(1);
+/// Bounds the rows that the gauges count, so that a long outage does not slow down each poll.
 const MAX_COUNTED: i64 = 100_000;
-/// Users that wait for the relay of this process; a look finds the events of more.
-const MAX_DUE_USERS: usize = 10_000;
-/// The wait after Redis, or PostgreSQL, took no event.
-const OUTAGE_RETRY: Duration = Duration::from_millis(250);
-/// The interval at which the epoch is kept.
-const EPOCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Bounds the users in the relay's queue. A poll finds the events of the others.
+const MAX_QUEUED_USERS: usize = 10_000;
+/// The delay after a failure to publish.
+const OUTAGE_RETRY_DELAY: Duration = Duration::from_millis(250);
+/// The interval of the check that the epoch exists.
+const EPOCH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Returns an event as it travels.
-pub fn message(event: &EventRow) -> Vec<u8> {
-    view::event(event).encode_to_vec()
+/// Encodes an event for publication.
+pub fn encode_event(event: &EventRow) -> Vec<u8> {
+    convert::event(event).encode_to_vec()
 }
 
-/// The users whose events this process has committed, for its relay; cheap to clone.
+/// The queue of users whose events this process has committed. Clones share one queue.
 #[derive(Clone, Debug, Default)]
 pub struct Relay {
-    due: Arc<Mutex<HashSet<i64>>>,
+    users: Arc<Mutex<HashSet<i64>>>,
     wake: Arc<Notify>,
 }
 
 impl Relay {
-    /// Wakes the relay: an event of this user was committed.
+    /// Queues a user with a committed event, and wakes the relay.
     pub fn wake(&self, user_id: i64) {
         self.add([user_id]);
         self.wake.notify_one();
     }
 
     fn add(&self, users: impl IntoIterator<Item = i64>) {
-        let mut due = self.lock();
+        let mut queue = self.lock();
         for user_id in users {
-            if due.len() < MAX_DUE_USERS {
-                due.insert(user_id);
+            if queue.len() < MAX_QUEUED_USERS {
+                queue.insert(user_id);
             }
         }
     }
@@ -89,28 +89,28 @@ impl Relay {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashSet<i64>> {
-        // A set is whole after a panic too.
-        self.due.lock().unwrap_or_else(PoisonError::into_inner)
+        // A panic cannot leave the set inconsistent.
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Starts the relay, its looks, and the worker that keeps the epoch.
-pub fn start(orders: &Orders, redis: &Client, process: &Process, ready: &watch::Receiver<bool>) {
-    let publisher = Publisher::new(orders, redis, Arc::new(Failures::new()));
-    let relay = relay(orders.relay.clone(), publisher.clone(), process.clone(), ready.clone());
+/// Starts the relay, the poll, and the worker that ensures the epoch.
+pub fn start(context: &OrderContext, redis: &Client, process: &Process, ready: &watch::Receiver<bool>) {
+    let publisher = Publisher::new(context, redis, Arc::new(Failures::new()));
+    let relay = run_relay(context.relay.clone(), publisher.clone(), process.clone(), ready.clone());
     process.tasks.spawn("relay", relay);
 
-    let since = Arc::new(Mutex::new(Since::default()));
-    worker::spawn(process, "outbox", LOOK_INTERVAL, ready.clone(), move || {
-        look(publisher.clone(), since.clone())
+    let position = Arc::new(Mutex::new(PollPosition::default()));
+    worker::spawn(process, "outbox", POLL_INTERVAL, ready.clone(), move || {
+        poll(publisher.clone(), position.clone())
     });
 
     let redis = redis.clone();
-    worker::spawn(process, "epoch", EPOCH_INTERVAL, ready.clone(), move || keep_epoch(redis.clone()));
+    worker::spawn(process, "epoch", EPOCH_CHECK_INTERVAL, ready.clone(), move || ensure_epoch(redis.clone()));
 }
 
-/// Publishes what this process commits.
-async fn relay(
+/// Publishes the events that this process commits.
+async fn run_relay(
     relay: Relay,
     publisher: Publisher,
     process: Process,
@@ -123,91 +123,91 @@ async fn relay(
             () = stop.cancelled() => break,
         }
         if !*ready.borrow() {
-            // A look finds the events once PostgreSQL is back.
+            // A poll finds the events when PostgreSQL is available again.
             continue;
         }
         let pass = publisher.pass(relay.take()).await;
         if !pass.failed.is_empty() {
             relay.add(pass.failed);
             relay.wake.notify_one();
-            stop.run_until_cancelled(tokio::time::sleep(OUTAGE_RETRY)).await;
+            stop.run_until_cancelled(tokio::time::sleep(OUTAGE_RETRY_DELAY)).await;
         }
     }
-    // A rolling restart leaves nothing to wait for.
+    // A last pass, so that events do not wait for another process during a rolling restart.
     publisher.pass(relay.take()).await;
     Ok(())
 }
 
-/// The time from which a look reads the outbox: before that time nothing waits.
+/// The time from which a poll reads the outbox. No older event is pending.
 #[derive(Debug)]
-struct Since {
-    at: OffsetDateTime,
-    whole_look_at: Instant,
+struct PollPosition {
+    since: OffsetDateTime,
+    next_full_poll: Instant,
 }
 
-impl Default for Since {
+impl Default for PollPosition {
     fn default() -> Self {
-        Self { at: OffsetDateTime::UNIX_EPOCH, whole_look_at: Instant::now() }
+        Self { since: OffsetDateTime::UNIX_EPOCH, next_full_poll: Instant::now() }
     }
 }
 
-impl Since {
-    /// Returns the time from which the next look reads.
+impl PollPosition {
+    /// Returns the time from which the next poll reads.
     fn next(&mut self, now: Instant) -> OffsetDateTime {
-        if now >= self.whole_look_at {
-            self.whole_look_at = now + WHOLE_LOOK_INTERVAL;
-            self.at = OffsetDateTime::UNIX_EPOCH;
+        if now >= self.next_full_poll {
+            self.next_full_poll = now + FULL_POLL_INTERVAL;
+            self.since = OffsetDateTime::UNIX_EPOCH;
         }
-        self.at
+        self.since
     }
 
-    /// Notes what a look at the time `now` of the database found: its oldest event, if any.
-    fn looked(&mut self, now: OffsetDateTime, oldest: Option<OffsetDateTime>) {
-        let settled = now - LOOK_MARGIN;
-        self.at = oldest.map_or(settled, |oldest| oldest.min(settled));
+    /// Moves the position after a poll at the time `now` of the database, with its oldest event, if any.
+    fn advance(&mut self, now: OffsetDateTime, oldest: Option<OffsetDateTime>) {
+        let latest = now - POLL_OVERLAP;
+        self.since = oldest.map_or(latest, |oldest| oldest.min(latest));
     }
 }
 
-/// Looks for events that wait, measures them, and publishes them.
+/// Finds pending events, records their metrics, and publishes them.
 #[expect(clippy::cast_precision_loss, reason = "gauges of at most 100 000 rows")]
-async fn look(publisher: Publisher, since: Arc<Mutex<Since>>) -> anyhow::Result<Round> {
-    let from = since.lock().unwrap_or_else(PoisonError::into_inner).next(Instant::now());
+async fn poll(publisher: Publisher, position: Arc<Mutex<PollPosition>>) -> anyhow::Result<Round> {
+    let since = position.lock().unwrap_or_else(PoisonError::into_inner).next(Instant::now());
     let mut conn = publisher.acquire().await?;
-    let look = outbox::look(&mut conn, MAX_COUNTED).await?;
-    let waiting = outbox::waiting(&mut conn, from, LOOK_LIMIT).await?;
-    let found = i64::try_from(waiting.len()).unwrap_or(LOOK_LIMIT);
-    let full = found == LOOK_LIMIT;
-    let count = if full { outbox::count_waiting(&mut conn, from, MAX_COUNTED).await? } else { found };
-    let oldest = waiting.first().map(|(_, created_at)| *created_at);
-    let mut users: Vec<i64> = waiting.into_iter().map(|(user_id, _)| user_id).collect();
-    if look.owed > 0 {
-        users.extend(outbox::due(&mut conn, LOOK_LIMIT).await?);
+    let stats = outbox::read_stats(&mut conn, MAX_COUNTED).await?;
+    let events = outbox::list_pending(&mut conn, since, MAX_POLLED_EVENTS).await?;
+    let len = i64::try_from(events.len()).unwrap_or(MAX_POLLED_EVENTS);
+    let is_full = len == MAX_POLLED_EVENTS;
+    let count = if is_full { outbox::count_pending(&mut conn, since, MAX_COUNTED).await? } else { len };
+    let oldest = events.first().map(|(_, created_at)| *created_at);
+    let mut users: Vec<i64> = events.into_iter().map(|(user_id, _)| user_id).collect();
+    if stats.owed > 0 {
+        users.extend(outbox::list_due_retries(&mut conn, MAX_POLLED_EVENTS).await?);
     }
     drop(conn);
-    since.lock().unwrap_or_else(PoisonError::into_inner).looked(look.now, oldest);
+    position.lock().unwrap_or_else(PoisonError::into_inner).advance(stats.now, oldest);
 
-    let lag = oldest.into_iter().chain(look.owed_since).min().map_or(0.0, |oldest| {
-        // The clock of a process of the version before may be ahead.
-        (look.now - oldest).as_seconds_f64().max(0.0)
+    let lag = oldest.into_iter().chain(stats.owed_since).min().map_or(0.0, |oldest| {
+        // The clock of a process of the previous version may be ahead.
+        (stats.now - oldest).as_seconds_f64().max(0.0)
     });
-    metrics::gauge!("outbox_pending").set((count + look.owed) as f64);
+    metrics::gauge!("outbox_pending").set((count + stats.owed) as f64);
     metrics::gauge!("outbox_lag_seconds").set(lag);
-    metrics::gauge!("outbox_dead_letters").set(look.dead_letters as f64);
+    metrics::gauge!("outbox_dead_letters").set(stats.dead_letters as f64);
 
-    let mut seen = HashSet::new();
-    users.retain(|user_id| seen.insert(*user_id));
+    let mut unique = HashSet::new();
+    users.retain(|user_id| unique.insert(*user_id));
     let pass = publisher.pass(users).await;
     if let Some(failure) = pass.failure {
-        anyhow::bail!("{} events wait, the oldest for {lag:.1} s: {failure}", count + look.owed);
+        anyhow::bail!("{} events are pending, the oldest for {lag:.1} s: {failure}", count + stats.owed);
     }
-    Ok(Round::more_if(full && pass.published > 0))
+    Ok(Round::more_if(is_full && pass.published > 0))
 }
 
-/// Keeps the word in Redis whose loss tells gateways that Redis lost its data.
-async fn keep_epoch(redis: Client) -> Result<Round, fred::error::Error> {
+/// Sets the epoch in Redis if it does not exist. Its loss shows gateways that Redis lost its data.
+async fn ensure_epoch(redis: Client) -> Result<Round, fred::error::Error> {
     let redis = redis.with_options(&shoppee_kit::redis::on_request_path());
-    let word = Uuid::new_v4().to_string();
-    let _kept: Value = redis.set(streams::EPOCH, word, None, Some(SetOptions::NX), false).await?;
+    let epoch = Uuid::new_v4().to_string();
+    let _reply: Value = redis.set(streams::EPOCH, epoch, None, Some(SetOptions::NX), false).await?;
     Ok(Round::Done)
 }
 
@@ -218,23 +218,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_begins_where_nothing_waited_before_and_at_times_at_the_beginning() {
+    fn a_poll_begins_at_the_oldest_pending_event_and_periodically_at_the_beginning() {
         let (start, now) = (Instant::now(), datetime!(2026-01-01 12:00 UTC));
-        let mut since = Since::default();
-        assert_eq!(since.next(start), OffsetDateTime::UNIX_EPOCH);
-        since.looked(now, None);
-        assert_eq!(since.next(start), now - LOOK_MARGIN);
+        let mut position = PollPosition::default();
+        assert_eq!(position.next(start), OffsetDateTime::UNIX_EPOCH);
+        position.advance(now, None);
+        assert_eq!(position.next(start), now - POLL_OVERLAP);
         let oldest = now - time::Duration::minutes(5);
-        since.looked(now, Some(oldest));
-        assert_eq!(since.next(start), oldest, "what still waits is found again");
-        assert_eq!(since.next(start + WHOLE_LOOK_INTERVAL), OffsetDateTime::UNIX_EPOCH);
+        position.advance(now, Some(oldest));
+        assert_eq!(position.next(start), oldest, "a pending event is found again");
+        assert_eq!(position.next(start + FULL_POLL_INTERVAL), OffsetDateTime::UNIX_EPOCH);
     }
 
     #[test]
-    fn the_relay_forgets_users_beyond_its_bound() {
+    fn the_relay_drops_users_beyond_its_bound() {
         let relay = Relay::default();
         relay.add(0..20_000);
-        assert_eq!(relay.take().len(), MAX_DUE_USERS);
+        assert_eq!(relay.take().len(), MAX_QUEUED_USERS);
         assert!(relay.take().is_empty());
     }
 }

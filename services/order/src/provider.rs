@@ -1,18 +1,15 @@
-//! The payment provider: what a payment token stands for, and the calls that move money. Each carries the attempt's id
-//! as its idempotency key, and may be repeated. To add a provider, add a variant to [`Provider`] and its arms.
+//! The payment provider: payment tokens, and the calls that move money. Each call carries the attempt's id as its
+//! idempotency key, and may be repeated. To add a provider, add a variant to [`Provider`] and its arms.
 
-use std::time::Duration;
+mod sandbox;
 
-use shoppee_kit::pg::PgPool;
-use shoppee_kit::{database_clock::DatabaseClock, status::Violations};
+use shoppee_kit::{database_clock::DatabaseClock, pg::PgPool, status::Violations};
 use uuid::Uuid;
 
-use crate::{error::Error, store::sandbox as books};
+use self::sandbox::Sandbox;
+use crate::{decline::Decline, error::Error};
 
-/// The time that the slow sandbox token takes.
-const SLOW: Duration = Duration::from_secs(3);
-
-/// The meaning of a payment token in the sandbox.
+/// A payment token, by its meaning in the sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PaymentToken {
     Ok,
@@ -33,70 +30,35 @@ impl PaymentToken {
     }
 }
 
-/// Why the provider declines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decline {
-    Card,
-    InsufficientFunds,
-}
-
-impl Decline {
-    pub const ALL: [Self; 2] = [Self::Card, Self::InsufficientFunds];
-
-    /// For programs.
-    pub const fn code(self) -> &'static str {
-        match self {
-            Self::Card => "card_declined",
-            Self::InsufficientFunds => "insufficient_funds",
-        }
-    }
-
-    /// For people; also how an answer is kept.
-    pub const fn text(self) -> &'static str {
-        match self {
-            Self::Card => "the card was declined",
-            Self::InsufficientFunds => "there are not sufficient funds",
-        }
-    }
-}
-
-/// The provider's word on an attempt.
+/// The outcome of a payment attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Approved,
     Declined(Decline),
-    /// It will never be charged.
+    /// The attempt will never be charged.
     Voided,
 }
 
-/// The provider's word on a refund.
+/// The outcome of a refund.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefundOutcome {
     Refunded,
-    /// It will never be refunded.
-    Refused(&'static str),
+    /// The attempt will never be refunded; with the reason.
+    Rejected(&'static str),
 }
 
-/// The service that takes the money. To add one, add a variant and its arms; each call carries the attempt's id and may
-/// be repeated.
+/// A client of a payment provider.
 #[derive(Clone, Debug)]
 pub enum Provider {
     Sandbox(Sandbox),
 }
 
-/// Takes no money. Its books stand in tables of their own, as a real provider keeps its on its side, so that they
-/// survive a crash of ours.
-#[derive(Clone, Debug)]
-pub struct Sandbox {
-    pool: PgPool,
-    clock: DatabaseClock,
-}
-
 impl Provider {
     pub fn sandbox(pool: PgPool, clock: DatabaseClock) -> Self {
-        Self::Sandbox(Sandbox { pool, clock })
+        Self::Sandbox(Sandbox::new(pool, clock))
     }
 
+    /// Charges `amount` minor units.
     #[tracing::instrument(name = "payment.charge", skip_all)]
     pub async fn charge(
         &self,
@@ -110,66 +72,18 @@ impl Provider {
         }
     }
 
-    /// Returns the outcome of an attempt; one that has not been charged never will be.
-    pub async fn settle(&self, attempt: Uuid) -> Result<Outcome, Error> {
+    /// Returns the outcome of an attempt. If the attempt has none, voids it, so that it is never charged.
+    pub async fn void_or_get_outcome(&self, attempt: Uuid) -> Result<Outcome, Error> {
         match self {
-            Self::Sandbox(sandbox) => sandbox.record(attempt, "voided", 0, "").await,
+            Self::Sandbox(sandbox) => sandbox.void_or_get_outcome(attempt).await,
         }
     }
 
-    /// Gives the money of an attempt back; a second time changes nothing.
+    /// Refunds an attempt; a repeat changes nothing.
     pub async fn refund(&self, attempt: Uuid) -> Result<RefundOutcome, Error> {
         match self {
             Self::Sandbox(sandbox) => sandbox.refund(attempt).await,
         }
-    }
-}
-
-impl Sandbox {
-    async fn charge(
-        &self,
-        attempt: Uuid,
-        amount: i64,
-        currency: &str,
-        token: PaymentToken,
-    ) -> Result<Outcome, Error> {
-        let outcome = match token {
-            PaymentToken::Ok => "approved",
-            PaymentToken::Slow => {
-                tokio::time::sleep(SLOW).await;
-                "approved"
-            }
-            PaymentToken::Declined => "declined",
-            PaymentToken::InsufficientFunds => "insufficient_funds",
-        };
-        self.record(attempt, outcome, amount, currency).await
-    }
-
-    async fn record(
-        &self,
-        attempt: Uuid,
-        outcome: &str,
-        amount: i64,
-        currency: &str,
-    ) -> Result<Outcome, Error> {
-        let mut conn = self.pool.acquire().await?;
-        let now = self.clock.now();
-        let outcome = books::record(&mut conn, attempt, outcome, amount, currency, now).await?;
-        match outcome.as_str() {
-            "approved" => Ok(Outcome::Approved),
-            "declined" => Ok(Outcome::Declined(Decline::Card)),
-            "insufficient_funds" => Ok(Outcome::Declined(Decline::InsufficientFunds)),
-            "voided" | "refunded" => Ok(Outcome::Voided),
-            _ => Err(Error::Broken("the sandbox's books")),
-        }
-    }
-
-    async fn refund(&self, attempt: Uuid) -> Result<RefundOutcome, Error> {
-        let mut conn = self.pool.acquire().await?;
-        Ok(match books::refund(&mut conn, attempt).await?.as_deref() {
-            Some("refunded") => RefundOutcome::Refunded,
-            Some(_) | None => RefundOutcome::Refused("nothing was charged"),
-        })
     }
 }
 
@@ -178,10 +92,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_sandbox_tokens_are_tokens() {
+    fn only_the_texts_of_sandbox_tokens_parse() {
         assert_eq!(PaymentToken::parse("tok_ok"), Ok(PaymentToken::Ok));
-        for odd in ["", "tok", "TOK_OK", "tok_ok ", "tok_visa"] {
-            assert!(PaymentToken::parse(odd).is_err(), "{odd}");
+        for invalid in ["", "tok", "TOK_OK", "tok_ok ", "tok_visa"] {
+            assert!(PaymentToken::parse(invalid).is_err(), "{invalid}");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Periodic work: orders run out, stock is settled, payments are recovered, refunds are made, old keys go. Any number
-//! of replicas may run these at once, and be killed anywhere. Due work is leased, passed over by the others, and due
-//! again later.
+//! The periodic workers: order expiry, stock tasks, payment recovery, refunds, and deletion of expired keys. Any number
+//! of replicas may run them at once, and may be killed at any point. Due work is leased: other workers skip it, and it
+//! is due again when the lease ends.
 
 use std::time::Duration;
 
@@ -11,80 +11,80 @@ use shoppee_kit::{
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-use crate::{Orders, error::Error, idempotency, payment, refund, steps, store::backlog};
+use crate::{OrderContext, error::Error, expiry, idempotency, payment, refund, stock_tasks, store::backlog};
 
-/// Orders of one transaction: the cursors of their users are locked for some hundred milliseconds.
+/// Bounds the orders of one transaction, which locks the event cursors of their users for a few hundred milliseconds.
 const EXPIRY_BATCH: i64 = 100;
-/// The work that is done at the same time: each piece ends before its lease does.
+/// Bounds concurrent tasks, so that each ends within its lease.
 const STOCK_BATCH: i64 = 32;
 const PAYMENT_BATCH: i64 = 16;
-const KEYS_BATCH: i64 = 1000;
+const KEY_BATCH: i64 = 1000;
 
-pub fn start(orders: &Orders, process: &Process, ready: &watch::Receiver<bool>) {
-    let workers = Workers { orders, process, ready };
-    let every = Duration::from_secs;
-    workers.start("expiry", every(1), EXPIRY_BATCH, |orders| async move {
-        steps::expire(&orders, EXPIRY_BATCH).await
+pub fn start(context: &OrderContext, process: &Process, ready: &watch::Receiver<bool>) {
+    let workers = Workers { context, process, ready };
+    let seconds = Duration::from_secs;
+    workers.start("expiry", seconds(1), EXPIRY_BATCH, |context| async move {
+        expiry::run(&context, EXPIRY_BATCH).await
     });
-    workers.start("stock", every(1), STOCK_BATCH, |orders| async move {
-        steps::settle_stock(&orders, STOCK_BATCH).await
+    workers.start("stock", seconds(1), STOCK_BATCH, |context| async move {
+        stock_tasks::run_due(&context, STOCK_BATCH).await
     });
-    workers.start("payments", every(5), PAYMENT_BATCH, |orders| async move {
-        payment::recover(&orders, PAYMENT_BATCH).await
+    workers.start("payments", seconds(5), PAYMENT_BATCH, |context| async move {
+        payment::recover_due(&context, PAYMENT_BATCH).await
     });
-    workers.start("refunds", every(5), PAYMENT_BATCH, |orders| async move {
-        refund::recover(&orders, PAYMENT_BATCH).await
+    workers.start("refunds", seconds(5), PAYMENT_BATCH, |context| async move {
+        refund::recover_due(&context, PAYMENT_BATCH).await
     });
-    workers.start("idempotency-keys", every(10), KEYS_BATCH, |orders| async move {
-        let swept = idempotency::sweep(&orders, orders.clock.now(), KEYS_BATCH).await?;
-        Ok(usize::try_from(swept).unwrap_or(usize::MAX))
+    workers.start("idempotency-keys", seconds(10), KEY_BATCH, |context| async move {
+        let deleted = idempotency::delete_expired(&context, context.clock.now(), KEY_BATCH).await?;
+        Ok(usize::try_from(deleted).unwrap_or(usize::MAX))
     });
-    workers.start("backlog", every(10), i64::MAX, |orders| async move {
-        measure_backlog(&orders).await.map(|()| 0)
+    workers.start("backlog", seconds(10), i64::MAX, |context| async move {
+        record_backlog(&context).await.map(|()| 0)
     });
 }
 
 struct Workers<'a> {
-    orders: &'a Orders,
+    context: &'a OrderContext,
     process: &'a Process,
     ready: &'a watch::Receiver<bool>,
 }
 
 impl Workers<'_> {
-    /// Repeats `work`, which says how much it found, at this interval, and at once after a full batch.
+    /// Repeats `work` at this interval, and at once after a full batch. `work` returns the number of items.
     fn start<F, Fut>(&self, name: &'static str, interval: Duration, batch: i64, work: F)
     where
-        F: Fn(Orders) -> Fut + Send + 'static,
+        F: Fn(OrderContext) -> Fut + Send + 'static,
         Fut: Future<Output = Result<usize, Error>> + Send,
     {
-        let orders = self.orders.clone();
+        let context = self.context.clone();
         worker::spawn(self.process, name, interval, self.ready.clone(), move || {
-            let working = work(orders.clone());
+            let round = work(context.clone());
             async move {
-                let found = working.await?;
-                Ok::<_, Error>(Round::more_if(i64::try_from(found).is_ok_and(|found| found >= batch)))
+                let count = round.await?;
+                Ok::<_, Error>(Round::more_if(i64::try_from(count).is_ok_and(|count| count >= batch)))
             }
         });
     }
 }
 
-/// Says how much is behind, and for how long.
-async fn measure_backlog(orders: &Orders) -> Result<(), Error> {
-    let now = orders.clock.now();
-    let mut conn = orders.pool.acquire().await?;
-    let found = backlog::read(&mut conn, now).await?;
+/// Records the size and the age of the backlog.
+async fn record_backlog(context: &OrderContext) -> Result<(), Error> {
+    let now = context.clock.now();
+    let mut conn = context.pool.acquire().await?;
+    let backlog = backlog::read(&mut conn, now).await?;
     let age =
         |since: Option<OffsetDateTime>| since.map_or(0.0, |since| (now - since).as_seconds_f64().max(0.0));
     #[expect(clippy::cast_precision_loss, reason = "at most some ten thousand")]
     let count = |rows: i64| rows as f64;
-    metrics::gauge!("payment_attempts_open").set(count(found.charging));
-    metrics::gauge!("payment_attempts_oldest_open_seconds").set(age(found.charging_since));
-    metrics::gauge!("refunds_pending").set(count(found.refunding));
-    metrics::gauge!("refunds_oldest_pending_seconds").set(age(found.refunding_since));
-    metrics::gauge!("refunds_failed").set(count(found.refunds_failed));
-    metrics::gauge!("stock_tasks_due").set(count(found.stock_tasks));
-    metrics::gauge!("stock_tasks_oldest_due_seconds").set(age(found.stock_tasks_since));
-    metrics::gauge!("orders_overdue").set(count(found.overdue));
-    metrics::gauge!("orders_overdue_oldest_seconds").set(age(found.overdue_since));
+    metrics::gauge!("payment_attempts_open").set(count(backlog.charging));
+    metrics::gauge!("payment_attempts_oldest_open_seconds").set(age(backlog.charging_since));
+    metrics::gauge!("refunds_pending").set(count(backlog.refunding));
+    metrics::gauge!("refunds_oldest_pending_seconds").set(age(backlog.refunding_since));
+    metrics::gauge!("refunds_failed").set(count(backlog.refunds_failed));
+    metrics::gauge!("stock_tasks_due").set(count(backlog.stock_tasks));
+    metrics::gauge!("stock_tasks_oldest_due_seconds").set(age(backlog.stock_tasks_since));
+    metrics::gauge!("orders_overdue").set(count(backlog.overdue));
+    metrics::gauge!("orders_overdue_oldest_seconds").set(age(backlog.overdue_since));
     Ok(())
 }

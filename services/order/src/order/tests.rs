@@ -1,61 +1,66 @@
 use super::*;
 
-const STEPS: [Step; 5] = [Step::Pay, Step::Ship, Step::Complete, Step::Cancel, Step::Expire];
-const OWNER: Asker = Asker { owner: true, admin: false };
-const ADMIN: Asker = Asker { owner: false, admin: true };
+const ALL: [Transition; 5] =
+    [Transition::Pay, Transition::Ship, Transition::Complete, Transition::Cancel, Transition::Expire];
+const OWNER: Requester = Requester::OWNER;
+const ADMIN: Requester = Requester { is_owner: false, is_admin: true };
 
-/// The whole table, written down a second time from the contract.
-fn expected(step: Step, from: Status, asker: Asker) -> Result<Status, Refused> {
-    let legal = match (step, from) {
-        (Step::Pay, Status::Pending) if asker == OWNER => Some(Status::Paid),
-        (Step::Ship, Status::Paid) if asker == ADMIN => Some(Status::Shipped),
-        (Step::Complete, Status::Shipped) if asker != Asker::SYSTEM => Some(Status::Completed),
-        (Step::Cancel, Status::Pending) if asker != Asker::SYSTEM => Some(Status::Cancelled),
-        (Step::Cancel, Status::Paid) if asker == ADMIN => Some(Status::Cancelled),
-        (Step::Expire, Status::Pending) if asker == Asker::SYSTEM => Some(Status::Cancelled),
+/// Restates the whole state machine independently of [`TRANSITIONS`].
+fn expected(transition: Transition, from: Status, requester: Requester) -> Result<Status, TransitionError> {
+    let target = match (transition, from) {
+        (Transition::Pay, Status::Pending) if requester == OWNER => Some(Status::Paid),
+        (Transition::Ship, Status::Paid) if requester == ADMIN => Some(Status::Shipped),
+        (Transition::Complete, Status::Shipped) if requester != Requester::SYSTEM => Some(Status::Completed),
+        (Transition::Cancel, Status::Pending) if requester != Requester::SYSTEM => Some(Status::Cancelled),
+        (Transition::Cancel, Status::Paid) if requester == ADMIN => Some(Status::Cancelled),
+        (Transition::Expire, Status::Pending) if requester == Requester::SYSTEM => Some(Status::Cancelled),
         _ => None,
     };
-    let forbidden = match step {
-        Step::Pay => asker != OWNER,
-        Step::Ship => asker != ADMIN,
-        Step::Complete | Step::Cancel => asker == Asker::SYSTEM,
-        Step::Expire => asker != Asker::SYSTEM,
+    let is_forbidden = match transition {
+        Transition::Pay => requester != OWNER,
+        Transition::Ship => requester != ADMIN,
+        Transition::Complete | Transition::Cancel => requester == Requester::SYSTEM,
+        Transition::Expire => requester != Requester::SYSTEM,
     };
-    legal.ok_or(if forbidden { Refused::Forbidden } else { Refused::Illegal })
+    target.ok_or(if is_forbidden { TransitionError::Forbidden } else { TransitionError::InvalidState })
 }
 
 #[test]
-fn every_step_from_every_state_by_everybody() {
-    for asker in [OWNER, ADMIN, Asker::SYSTEM] {
-        for of in STEPS {
+fn every_transition_from_every_status_by_every_requester_follows_the_state_machine() {
+    for requester in [OWNER, ADMIN, Requester::SYSTEM] {
+        for transition in ALL {
             for from in Status::ALL {
-                let found = step(of, from, asker).map(|(to, _)| to);
-                assert_eq!(found, expected(of, from, asker), "{of:?} from {from:?} by {asker:?}");
+                let target = next_status(transition, from, requester).map(|(to, _)| to);
+                let case = format!("{transition:?} from {from:?} by {requester:?}");
+                assert_eq!(target, expected(transition, from, requester), "{case}");
             }
         }
     }
 }
 
 #[test]
-fn an_admin_acts_as_customer_where_the_order_is_their_own() {
-    let both = Asker { owner: true, admin: true };
-    assert_eq!(step(Step::Cancel, Status::Pending, both), Ok((Status::Cancelled, Actor::Customer)));
-    assert_eq!(step(Step::Cancel, Status::Paid, both), Ok((Status::Cancelled, Actor::Admin)));
-    assert_eq!(step(Step::Pay, Status::Pending, both), Ok((Status::Paid, Actor::Customer)));
+fn an_admin_acts_as_customer_on_an_own_order() {
+    let both = Requester { is_owner: true, is_admin: true };
+    assert_eq!(
+        next_status(Transition::Cancel, Status::Pending, both),
+        Ok((Status::Cancelled, Actor::Customer))
+    );
+    assert_eq!(next_status(Transition::Cancel, Status::Paid, both), Ok((Status::Cancelled, Actor::Admin)));
+    assert_eq!(next_status(Transition::Pay, Status::Pending, both), Ok((Status::Paid, Actor::Customer)));
 }
 
 #[test]
-fn lines_with_the_same_product_are_one() {
+fn lines_with_the_same_product_are_merged() {
     let lines = Lines::merge(&[(7, 1), (3, 2), (7, 4)]).unwrap();
     let pairs: Vec<_> = lines.as_slice().iter().map(|line| (line.product_id, line.quantity.get())).collect();
     assert_eq!(pairs, [(3, 2), (7, 5)]);
 }
 
 #[test]
-fn lines_have_bounds() {
+fn lines_out_of_bounds_are_rejected() {
     assert!(Lines::merge(&[]).is_err());
-    for odd in [(0, 1), (-1, 1), (1, 0), (1, -1), (1, 1001), (1, i64::MAX)] {
-        assert!(Lines::merge(&[odd]).is_err(), "{odd:?}");
+    for invalid in [(0, 1), (-1, 1), (1, 0), (1, -1), (1, 1001), (1, i64::MAX)] {
+        assert!(Lines::merge(&[invalid]).is_err(), "{invalid:?}");
     }
     assert!(Lines::merge(&[(1, 600), (1, 401)]).is_err());
     let many: Vec<_> = (1..=101).map(|id| (id, 1)).collect();
@@ -64,9 +69,9 @@ fn lines_have_bounds() {
 }
 
 #[test]
-fn unpaid_orders_hold_so_many_units_and_one_more() {
+fn unpaid_orders_may_reserve_units_up_to_the_caps_and_one_more() {
     let caps = UnpaidCaps::new(5000, 20);
-    let line = |quantity, held_before, available| [UnpaidLine { quantity, held_before, available }];
+    let line = |quantity, reserved, available| [UnpaidLine { quantity, reserved, available }];
     assert!(caps.allow(0, &line(1000, 0, 0)), "a small stock may be one customer's");
     assert!(caps.allow(4000, &line(1000, 0, 1_000_000)) && !caps.allow(4001, &line(1000, 0, 1_000_000)));
     assert!(caps.allow(9000, &line(1, 0, 5)), "one unit is always allowed");
@@ -78,7 +83,7 @@ fn unpaid_orders_hold_so_many_units_and_one_more() {
 }
 
 #[test]
-fn totals_are_exact_or_none() {
+fn a_total_is_exact_or_none_on_overflow() {
     assert_eq!(total([(1999, 3), (1, 1)]), Some(5998));
     assert_eq!(total([]), Some(0));
     assert_eq!(total([(i64::MAX, 2)]), None);
@@ -99,31 +104,31 @@ fn address() -> Address {
 }
 
 #[test]
-fn an_address_is_checked_field_by_field() {
-    assert!(address().check().is_ok());
-    let odd = Address {
+fn each_invalid_field_of_an_address_is_reported() {
+    assert!(address().validate().is_ok());
+    let invalid = Address {
         city: " ".to_owned(),
         country: "nl".to_owned(),
         line2: Some("a\0".to_owned()),
         ..address()
     };
-    let fields: Vec<_> = odd.check().unwrap_err().iter().map(|(field, _)| field.to_owned()).collect();
+    let fields: Vec<_> = invalid.validate().unwrap_err().iter().map(|(field, _)| field.to_owned()).collect();
     assert_eq!(fields, ["shipping_address.line2", "shipping_address.city", "shipping_address.country"]);
 }
 
 #[test]
-fn the_steps_that_are_allowed_are_those_that_are_taken() {
-    let (customer, admin) = (Asker { owner: true, admin: false }, Asker { owner: false, admin: true });
-    for (from, asker, steps) in [
-        (Status::Pending, customer, &[Step::Pay, Step::Cancel][..]),
-        (Status::Pending, admin, &[Step::Cancel]),
+fn the_allowed_transitions_are_listed_for_each_status_and_requester() {
+    let (customer, admin) = (OWNER, ADMIN);
+    for (from, requester, transitions) in [
+        (Status::Pending, customer, &[Transition::Pay, Transition::Cancel][..]),
+        (Status::Pending, admin, &[Transition::Cancel]),
         (Status::Paid, customer, &[]),
-        (Status::Paid, admin, &[Step::Ship, Step::Cancel]),
-        (Status::Shipped, customer, &[Step::Complete]),
-        (Status::Shipped, Asker { owner: true, admin: true }, &[Step::Complete]),
+        (Status::Paid, admin, &[Transition::Ship, Transition::Cancel]),
+        (Status::Shipped, customer, &[Transition::Complete]),
+        (Status::Shipped, Requester { is_owner: true, is_admin: true }, &[Transition::Complete]),
         (Status::Completed, admin, &[]),
         (Status::Cancelled, admin, &[]),
     ] {
-        assert_eq!(allowed(from, asker), steps, "{from:?} {asker:?}");
+        assert_eq!(allowed_transitions(from, requester), transitions, "{from:?} {requester:?}");
     }
 }

@@ -1,35 +1,34 @@
-//! The causes for which events are not published: what an error of Redis says about one user's key, and about Redis as
-//! a whole.
+//! The causes of failed publications. They separate errors of one user's key from errors of Redis as a whole.
 
 use std::fmt;
 
 use fred::error::{Error, ErrorKind};
 use shoppee_kit::log_throttle::LogThrottle;
 
-/// A cause; each is logged and counted apart.
+/// A cause of failure. Each is logged and counted separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// The key holds another type.
+    /// The key has another type.
     WrongType,
     /// The row names an event that does not exist.
     MissingEvent,
     /// Redis is at its `maxmemory`.
     OutOfMemory,
-    /// Redis is a replica, or a master that was demoted.
+    /// Redis is a replica, or a demoted primary.
     ReadOnly,
     /// No node of the cluster serves the key's slot, or the slot moves.
     ClusterDown,
-    /// Redis reads its data set, or runs a script for too long.
+    /// Redis is loading its data set, or running a script for too long.
     Busy,
     /// Redis cannot persist writes, or has too few replicas.
     WritesRefused,
-    /// The Redis user may not do this, or is not signed in.
+    /// The Redis user lacks the permission, or is not authenticated.
     Denied,
-    /// No connection, or no answer in time.
+    /// Redis has no connection, or did not reply in time.
     Unreachable,
-    /// Another answer of Redis.
+    /// Redis replied with another error.
     Other,
-    /// PostgreSQL.
+    /// PostgreSQL failed.
     Database,
 }
 
@@ -48,8 +47,8 @@ impl Cause {
         Self::Database,
     ];
 
-    /// Classifies an error of a command.
-    pub fn of(error: &Error) -> Self {
+    /// Classifies the error of a command.
+    pub fn from_redis(error: &Error) -> Self {
         match error.details().split_whitespace().next().unwrap_or_default() {
             "WRONGTYPE" => Self::WrongType,
             "OOM" => Self::OutOfMemory,
@@ -58,7 +57,7 @@ impl Cause {
             "LOADING" | "BUSY" => Self::Busy,
             "MISCONF" | "NOREPLICAS" => Self::WritesRefused,
             "NOPERM" | "NOAUTH" | "WRONGPASS" => Self::Denied,
-            // An error that fred calls unknown, or an invalid argument, is an answer of Redis; all else never got one.
+            // Errors that fred calls unknown or invalid are replies of Redis. For all others no reply arrived.
             _ => match error.kind() {
                 ErrorKind::Unknown | ErrorKind::InvalidArgument | ErrorKind::InvalidCommand => Self::Other,
                 ErrorKind::Auth => Self::Denied,
@@ -78,12 +77,12 @@ impl Cause {
         }
     }
 
-    /// Reports whether it is the fault of the key itself, where Redis takes writes to another key at the same time.
-    pub const fn is_of_key(self) -> bool {
+    /// Reports whether the key itself is at fault, if Redis accepts writes to another key at the same time.
+    pub const fn is_key_specific(self) -> bool {
         matches!(self, Self::WrongType | Self::Other)
     }
 
-    const fn word(self) -> &'static str {
+    const fn as_str(self) -> &'static str {
         match self {
             Self::WrongType => "wrong_type",
             Self::MissingEvent => "missing_event",
@@ -100,7 +99,7 @@ impl Cause {
     }
 }
 
-/// The reason why a command, or a user's turn, came to nothing.
+/// The failure of a command, or of the publication of a user's events.
 #[derive(Clone, Debug)]
 pub struct Failure {
     pub cause: Cause,
@@ -109,7 +108,7 @@ pub struct Failure {
 
 impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
-        Self { cause: Cause::of(error), reason: error.details().to_owned() }
+        Self { cause: Cause::from_redis(error), reason: error.details().to_owned() }
     }
 }
 
@@ -121,30 +120,30 @@ impl From<sqlx::Error> for Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.cause.word(), self.reason)
+        write!(f, "{}: {}", self.cause.as_str(), self.reason)
     }
 }
 
-/// Counts failures, and logs one of each cause a minute.
+/// A recorder that counts failures, and logs one of each cause per minute.
 #[derive(Debug)]
 pub struct Failures([LogThrottle; Cause::ALL.len()]);
 
 impl Failures {
     pub fn new() -> Self {
         for cause in Cause::ALL {
-            metrics::counter!("outbox_failures_total", "cause" => cause.word()).absolute(0);
+            metrics::counter!("outbox_failures_total", "cause" => cause.as_str()).absolute(0);
         }
         Self(std::array::from_fn(|_| LogThrottle::default()))
     }
 
-    /// Records a failure at `key`, a stream in Redis or a table.
+    /// Records a failure at `key`, which names a stream in Redis or a table.
     pub fn record(&self, failure: &Failure, user_id: i64, key: &str) {
-        let word = failure.cause.word();
-        metrics::counter!("outbox_failures_total", "cause" => word).increment(1);
+        let cause = failure.cause.as_str();
+        metrics::counter!("outbox_failures_total", "cause" => cause).increment(1);
         let throttle = Cause::ALL.iter().zip(&self.0).find(|(cause, _)| **cause == failure.cause);
         if let Some(suppressed) = throttle.and_then(|(_, throttle)| throttle.admit()) {
             let reason = failure.reason.as_str();
-            tracing::warn!(cause = word, reason, user.id = user_id, key, suppressed, "events not published");
+            tracing::warn!(cause, reason, user.id = user_id, key, suppressed, "events not published");
         }
     }
 }
@@ -154,8 +153,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_of_one_key_and_of_the_whole_redis_are_told_apart() {
-        let of = |kind, details: &str| Cause::of(&Error::new(kind, details.to_owned()));
+    fn errors_are_classified_by_their_code_and_kind() {
+        let classify = |kind, details: &str| Cause::from_redis(&Error::new(kind, details.to_owned()));
         for (kind, details, cause) in [
             (ErrorKind::InvalidArgument, "WRONGTYPE Operation against a key", Cause::WrongType),
             (
@@ -175,9 +174,9 @@ mod tests {
             (ErrorKind::Canceled, "Canceled.", Cause::Unreachable),
             (ErrorKind::Unknown, "ERR something else", Cause::Other),
         ] {
-            assert_eq!(of(kind, details), cause, "{details}");
-            let of_key = matches!(cause, Cause::WrongType | Cause::Other);
-            assert_eq!(cause.is_of_key(), of_key, "{details}");
+            assert_eq!(classify(kind, details), cause, "{details}");
+            let is_key_specific = matches!(cause, Cause::WrongType | Cause::Other);
+            assert_eq!(cause.is_key_specific(), is_key_specific, "{details}");
         }
     }
 }

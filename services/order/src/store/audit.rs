@@ -1,28 +1,28 @@
-//! The audit's passes, what they compare, and what they found. Holds are known by the order's id alone, so orders are found
-//! by it here too.
+//! The audit: its passes, the orders that it compares, and its mismatches. Holds have the order's id and no user, so
+//! these statements find orders by the id alone.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use sqlx::{PgConnection, postgres::types::PgInterval};
 use uuid::Uuid;
 
-use crate::audit::{Kind, Mismatch, Order};
+use crate::audit::mismatch::{Kind, Mismatch, Order};
 
 fn interval(duration: Duration) -> PgInterval {
     let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
     PgInterval { months: 0, days: 0, microseconds }
 }
 
-/// Makes sure that a pass has its row.
-pub async fn add_pass(conn: &mut PgConnection, name: &str) -> sqlx::Result<()> {
+/// Inserts the row of a pass if it does not exist.
+pub async fn insert_pass(conn: &mut PgConnection, name: &str) -> sqlx::Result<()> {
     sqlx::query!("insert into orders.audit_pass (name) values ($1) on conflict (name) do nothing", name)
         .execute(conn)
         .await?;
     Ok(())
 }
 
-/// Takes a pass for `lease` and returns where it is; `None` where another replica has it.
-pub async fn take_pass(conn: &mut PgConnection, name: &str, lease: Duration) -> sqlx::Result<Option<Uuid>> {
+/// Leases a pass and returns its position; `None` if another replica holds the lease.
+pub async fn lease_pass(conn: &mut PgConnection, name: &str, lease: Duration) -> sqlx::Result<Option<Uuid>> {
     sqlx::query_scalar!(
         "update orders.audit_pass set leased_until = clock_timestamp() + $2::interval
          where name = $1 and leased_until < clock_timestamp()
@@ -34,8 +34,8 @@ pub async fn take_pass(conn: &mut PgConnection, name: &str, lease: Duration) -> 
     .await
 }
 
-/// Gives a pass back: behind `order_id`, or, where that is none, at the end of its round.
-pub async fn give_pass_back(
+/// Releases a pass at the position `order_id`, or, if that is `None`, at the end of its round.
+pub async fn release_pass(
     conn: &mut PgConnection,
     name: &str,
     order_id: Option<Uuid>,
@@ -56,7 +56,7 @@ pub async fn give_pass_back(
     Ok(())
 }
 
-/// The time since the last whole round of a pass began, in seconds.
+/// Returns the time since the last complete round of a pass began, in seconds.
 pub async fn pass_age(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<f64>> {
     sqlx::query_scalar!(
         r#"select extract(epoch from clock_timestamp() - ended_at)::double precision as "age!"
@@ -67,15 +67,15 @@ pub async fn pass_age(conn: &mut PgConnection, name: &str) -> sqlx::Result<Optio
     .await
 }
 
-/// The next `limit` orders behind `after`, in the order of their ids.
-pub async fn ids(conn: &mut PgConnection, after: Uuid, limit: i64) -> sqlx::Result<Vec<Uuid>> {
+/// Lists the next `limit` orders after `after`, sorted by id.
+pub async fn list_ids(conn: &mut PgConnection, after: Uuid, limit: i64) -> sqlx::Result<Vec<Uuid>> {
     sqlx::query_scalar!("select id from orders.orders where id > $1 order by id limit $2", after, limit)
         .fetch_all(conn)
         .await
 }
 
-/// Returns those of the orders that exist, as one statement shows each with its lines and payments.
-pub async fn orders(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<BTreeMap<Uuid, Order>> {
+/// Returns the orders that exist, each with its lines and payments from one snapshot.
+pub async fn find_orders(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<BTreeMap<Uuid, Order>> {
     let rows = sqlx::query!(
         r#"select o.id, o.status, o.expires_at,
                   array(select l.product_id from orders.order_line l
@@ -105,17 +105,18 @@ pub async fn orders(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<BTree
     Ok(orders.collect())
 }
 
-/// Notes what was found among `ids`: mismatches, first seen or seen again, and all others as fitting. Returns those that
-/// are confirmed by this.
-pub async fn note(
+/// Records the result for `ids`: inserts or updates the mismatches, and deletes those of all other orders. Returns the
+/// orders whose mismatch this call confirms.
+pub async fn record(
     conn: &mut PgConnection,
     ids: &[Uuid],
     mismatches: &[(Uuid, Mismatch)],
     grace: Duration,
 ) -> sqlx::Result<Vec<Uuid>> {
     let orders: Vec<Uuid> = mismatches.iter().map(|(id, _)| *id).collect();
-    let kinds: Vec<String> = mismatches.iter().map(|(_, found)| found.kind.word().to_owned()).collect();
-    let details: Vec<String> = mismatches.iter().map(|(_, found)| found.detail.clone()).collect();
+    let kinds: Vec<String> =
+        mismatches.iter().map(|(_, mismatch)| mismatch.kind.as_str().to_owned()).collect();
+    let details: Vec<String> = mismatches.iter().map(|(_, mismatch)| mismatch.detail.clone()).collect();
     sqlx::query!(
         "delete from orders.audit_mismatch where order_id = any($1) and not order_id = any($2)",
         ids,
@@ -153,8 +154,12 @@ pub async fn note(
     .await
 }
 
-/// Returns up to `limit` orders that did not fit and are to be looked at again, the oldest first.
-pub async fn suspects(conn: &mut PgConnection, grace: Duration, limit: i64) -> sqlx::Result<Vec<Uuid>> {
+/// Lists up to `limit` orders with a mismatch older than `grace`, unconfirmed and oldest first.
+pub async fn list_mismatched(
+    conn: &mut PgConnection,
+    grace: Duration,
+    limit: i64,
+) -> sqlx::Result<Vec<Uuid>> {
     sqlx::query_scalar!(
         "select order_id from orders.audit_mismatch
          where seen_at < clock_timestamp() - $1::interval
@@ -167,12 +172,12 @@ pub async fn suspects(conn: &mut PgConnection, grace: Duration, limit: i64) -> s
     .await
 }
 
-/// Returns the number of confirmed mismatches of each kind.
-pub async fn confirmed(conn: &mut PgConnection) -> sqlx::Result<Vec<(Kind, i64)>> {
+/// Counts the confirmed mismatches of each kind.
+pub async fn count_confirmed(conn: &mut PgConnection) -> sqlx::Result<Vec<(Kind, i64)>> {
     let rows = sqlx::query!(
         r#"select kind, count(*) as "count!" from orders.audit_mismatch where confirmed group by kind"#
     )
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().filter_map(|row| Some((Kind::of(&row.kind)?, row.count))).collect())
+    Ok(rows.into_iter().filter_map(|row| Some((row.kind.parse().ok()?, row.count))).collect())
 }

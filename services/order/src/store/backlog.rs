@@ -1,9 +1,9 @@
-//! The work that workers have still to do: its amount, and its age.
+//! The backlog of the workers: its size and its age.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-/// Rows that are counted of each kind: what is behind by more needs no better number.
+/// Bounds the rows that are counted of each kind. A larger backlog needs no exact number.
 const MAX_COUNTED: i64 = 10_000;
 
 #[derive(Clone, Copy, Debug)]

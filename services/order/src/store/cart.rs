@@ -1,4 +1,4 @@
-//! Carts: one row a user, one row a line.
+//! Carts: one row per user, one row per line.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -7,11 +7,11 @@ use time::OffsetDateTime;
 pub struct CartLine {
     pub product_id: i64,
     pub quantity: i64,
-    /// The price of one that the user was last shown, in minor units.
+    /// The unit price that the user was last shown, in minor units.
     pub shown_price: Option<i64>,
 }
 
-/// Makes the cart where there is none, says that it changes now, and holds its lock until the transaction ends.
+/// Creates the cart if it does not exist, sets its time of change, and holds its lock until the transaction ends.
 pub async fn touch(conn: &mut PgConnection, user_id: i64, now: OffsetDateTime) -> sqlx::Result<()> {
     sqlx::query!(
         "insert into orders.cart (user_id, updated_at) values ($1, $2)
@@ -24,7 +24,7 @@ pub async fn touch(conn: &mut PgConnection, user_id: i64, now: OffsetDateTime) -
     Ok(())
 }
 
-/// The cart of a user who has just registered; changes nothing where there is one.
+/// Creates an empty cart for a new user. An existing cart is not changed.
 pub async fn create(conn: &mut PgConnection, user_id: i64, now: OffsetDateTime) -> sqlx::Result<()> {
     sqlx::query!(
         "insert into orders.cart (user_id, updated_at) values ($1, $2) on conflict (user_id) do nothing",
@@ -42,7 +42,7 @@ pub async fn updated_at(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<O
         .await
 }
 
-/// In the order the products were added.
+/// Returns the lines of a cart, in the order in which the products were added.
 pub async fn lines(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<Vec<CartLine>> {
     sqlx::query_as!(
         CartLine,
@@ -54,8 +54,8 @@ pub async fn lines(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<Vec<Ca
     .await
 }
 
-/// Keeps the prices that the user is shown now.
-pub async fn keep_prices(
+/// Saves the prices that the user is shown.
+pub async fn save_shown_prices(
     conn: &mut PgConnection,
     user_id: i64,
     product_ids: &[i64],
@@ -74,16 +74,16 @@ pub async fn keep_prices(
     Ok(())
 }
 
-/// Adds to the line of a product; `false` where it would be more than `most`.
+/// Adds to the line of a product. Returns `false` if the quantity would exceed `max`.
 pub async fn add(
     conn: &mut PgConnection,
     user_id: i64,
     product_id: i64,
     quantity: i64,
-    most: i64,
+    max: i64,
     now: OffsetDateTime,
 ) -> sqlx::Result<bool> {
-    let changed = sqlx::query!(
+    let result = sqlx::query!(
         "insert into orders.cart_line as line (user_id, product_id, quantity, added_at) values ($1, $2, $3, $4)
          on conflict (user_id, product_id) do update set quantity = line.quantity + excluded.quantity
          where line.quantity + excluded.quantity <= $5",
@@ -91,11 +91,11 @@ pub async fn add(
         product_id,
         quantity,
         now,
-        most
+        max
     )
     .execute(conn)
     .await?;
-    Ok(changed.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
 pub async fn set(
@@ -130,15 +130,15 @@ pub async fn clear(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Takes what was ordered out of the cart; what another device has put in since stays. `false` where the cart does not
-/// hold all of it any more.
-pub async fn take(
+/// Removes the ordered quantities from the cart. Units that another device has added since stay. Returns `false` if the
+/// cart no longer holds all of the ordered quantities.
+pub async fn remove_ordered(
     conn: &mut PgConnection,
     user_id: i64,
     product_ids: &[i64],
     quantities: &[i64],
 ) -> sqlx::Result<bool> {
-    let taken = sqlx::query_scalar!(
+    let removed = sqlx::query_scalar!(
         r#"with ordered as (
              select product_id, quantity from unnest($2::bigint[], $3::bigint[]) as ordered (product_id, quantity)
          ), emptied as (
@@ -157,5 +157,5 @@ pub async fn take(
     )
     .fetch_one(conn)
     .await?;
-    Ok(usize::try_from(taken).is_ok_and(|taken| taken == product_ids.len()))
+    Ok(usize::try_from(removed).is_ok_and(|removed| removed == product_ids.len()))
 }

@@ -1,11 +1,11 @@
-//! Events: what happened to the orders of a user, numbered without a gap.
+//! Events: the transitions of a user's orders, numbered per user without gaps.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// An event. Its words are kept as they are: during an upgrade a newer version writes words that this one does not
-/// know. They must travel all the same.
+/// An event. Its status and actor are texts: during an upgrade a newer version writes names that this version does not
+/// know, and they must be published all the same.
 #[derive(Clone, Debug)]
 pub struct EventRow {
     pub user_id: i64,
@@ -22,8 +22,8 @@ pub struct EventRow {
     pub traceparent: String,
 }
 
-/// The next number of a user. The lock it takes is held until the transaction ends, so that numbers are given in the
-/// order of the commits.
+/// Returns the next number of a user. Its lock is held until the transaction ends, so that numbers follow the order of
+/// commits.
 pub async fn next_seq(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
         "insert into orders.event_cursor as cursor (user_id, seq) values ($1, 1)
@@ -35,9 +35,9 @@ pub async fn next_seq(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<i64
     .await
 }
 
-/// Writes an event, and puts it into the outbox as the `message` that travels, in one statement.
+/// Inserts an event, and its encoded `message` into the outbox, in one statement.
 pub async fn insert(conn: &mut PgConnection, event: &EventRow, message: &[u8]) -> sqlx::Result<()> {
-    // The lane is for relays of the version before, which may run beside this one.
+    // Relays of the previous version, which may run during an upgrade, read the column `lane`.
     sqlx::query!(
         "with happened as (
              insert into orders.event (user_id, seq, order_id, status, previous_status, total, currency, version,
@@ -66,7 +66,7 @@ pub async fn insert(conn: &mut PgConnection, event: &EventRow, message: &[u8]) -
     Ok(())
 }
 
-/// The user's newest number; 0 without events.
+/// Returns the user's newest number; 0 without events.
 pub async fn last_seq(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<i64> {
     let seq = sqlx::query_scalar!("select seq from orders.event_cursor where user_id = $1", user_id)
         .fetch_optional(conn)
@@ -74,8 +74,8 @@ pub async fn last_seq(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<i64
     Ok(seq.unwrap_or_default())
 }
 
-/// Events of a user after a number, in order.
-pub async fn after(
+/// Lists the events of a user after a number, in order.
+pub async fn list_after(
     conn: &mut PgConnection,
     user_id: i64,
     seq: i64,
@@ -94,8 +94,12 @@ pub async fn after(
     .await
 }
 
-/// Returns those of a user's events that have these numbers.
-pub async fn of_seqs(conn: &mut PgConnection, user_id: i64, seqs: &[i64]) -> sqlx::Result<Vec<EventRow>> {
+/// Returns the events of a user with these numbers.
+pub async fn find_by_seqs(
+    conn: &mut PgConnection,
+    user_id: i64,
+    seqs: &[i64],
+) -> sqlx::Result<Vec<EventRow>> {
     sqlx::query_as!(
         EventRow,
         "select user_id, seq, order_id, status, previous_status, total, currency, version, actor, reason, at,
@@ -108,8 +112,12 @@ pub async fn of_seqs(conn: &mut PgConnection, user_id: i64, seqs: &[i64]) -> sql
     .await
 }
 
-/// What happened to one order, oldest first.
-pub async fn of_order(conn: &mut PgConnection, user_id: i64, order_id: Uuid) -> sqlx::Result<Vec<EventRow>> {
+/// Lists the events of an order, oldest first.
+pub async fn list_by_order(
+    conn: &mut PgConnection,
+    user_id: i64,
+    order_id: Uuid,
+) -> sqlx::Result<Vec<EventRow>> {
     sqlx::query_as!(
         EventRow,
         "select user_id, seq, order_id, status, previous_status, total, currency, version, actor, reason, at,

@@ -1,62 +1,66 @@
-//! Answers kept under idempotency keys in the transaction of their effect.
+//! Idempotency keys of operations with one transaction: responses stored in the transaction of their effect.
 
 use shoppee_kit::idempotency::{MAX_ANSWERS_PER_USER, Stored};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use super::idempotency::KeyOf;
+use super::idempotency::IdempotencyKey;
 
-/// Claims a key, in the transaction of the effect, that has not been used since `forgotten`; else what is stored. Waits for
-/// a transaction that has claimed it and is not over.
+/// Claims a key in the transaction of the effect, or returns the row that is stored under it since `expired_before`.
+/// Waits for an open transaction that has claimed the key.
 pub async fn claim(
     conn: &mut PgConnection,
-    of: &KeyOf,
+    key: &IdempotencyKey,
     fingerprint: &[u8],
     now: OffsetDateTime,
-    forgotten: OffsetDateTime,
+    expired_before: OffsetDateTime,
 ) -> sqlx::Result<Option<Stored>> {
-    let claimed = sqlx::query!(
+    let result = sqlx::query!(
         "insert into orders.idempotent_request as stored (user_id, scope, key, fingerprint, answer, created_at)
          values ($1, $2, $3, $4, '', $5)
          on conflict (user_id, scope, key) do update
          set fingerprint = excluded.fingerprint, answer = excluded.answer, created_at = excluded.created_at
          where stored.created_at < $6",
-        of.user_id,
-        of.scope,
-        of.key,
+        key.user_id,
+        key.scope,
+        key.key,
         fingerprint,
         now,
-        forgotten
+        expired_before
     )
     .execute(&mut *conn)
     .await?;
-    if claimed.rows_affected() == 1 {
+    if result.rows_affected() == 1 {
         return Ok(None);
     }
-    find(conn, of, forgotten).await
+    find(conn, key, expired_before).await
 }
 
-/// Returns the request that is stored under a key since `forgotten`.
+/// Returns the request that is stored under a key since `expired_before`.
 pub async fn find(
     conn: &mut PgConnection,
-    of: &KeyOf,
-    forgotten: OffsetDateTime,
+    key: &IdempotencyKey,
+    expired_before: OffsetDateTime,
 ) -> sqlx::Result<Option<Stored>> {
     sqlx::query_as!(
         Stored,
         "select fingerprint, answer from orders.idempotent_request
          where user_id = $1 and scope = $2 and key = $3 and created_at >= $4",
-        of.user_id,
-        of.scope,
-        of.key,
-        forgotten
+        key.user_id,
+        key.scope,
+        key.key,
+        expired_before
     )
     .fetch_optional(conn)
     .await
 }
 
-/// Stores the answer of a claimed key, and forgets what is older than the newest of the user.
-pub async fn answer(conn: &mut PgConnection, of: &KeyOf, answer: &[u8]) -> sqlx::Result<()> {
+/// Saves the response of a claimed key, and deletes the user's oldest beyond [`MAX_ANSWERS_PER_USER`].
+pub async fn save_response(
+    conn: &mut PgConnection,
+    key: &IdempotencyKey,
+    response: &[u8],
+) -> sqlx::Result<()> {
     sqlx::query!(
         "with surplus as (
              delete from orders.idempotent_request where (user_id, scope, key) in (
@@ -64,10 +68,10 @@ pub async fn answer(conn: &mut PgConnection, of: &KeyOf, answer: &[u8]) -> sqlx:
                  where user_id = $1 order by created_at desc offset $5 limit 10)
          )
          update orders.idempotent_request set answer = $4 where user_id = $1 and scope = $2 and key = $3",
-        of.user_id,
-        of.scope,
-        of.key,
-        answer,
+        key.user_id,
+        key.scope,
+        key.key,
+        response,
         MAX_ANSWERS_PER_USER
     )
     .execute(conn)
@@ -75,9 +79,13 @@ pub async fn answer(conn: &mut PgConnection, of: &KeyOf, answer: &[u8]) -> sqlx:
     Ok(())
 }
 
-/// Forgets what is older than `before`, `limit` keys at a time; how many there were.
-pub async fn sweep(conn: &mut PgConnection, before: OffsetDateTime, limit: i64) -> sqlx::Result<u64> {
-    let swept = sqlx::query!(
+/// Deletes up to `limit` keys from before `before`, and returns their number.
+pub async fn delete_expired(
+    conn: &mut PgConnection,
+    before: OffsetDateTime,
+    limit: i64,
+) -> sqlx::Result<u64> {
+    let result = sqlx::query!(
         "delete from orders.idempotent_request where (user_id, scope, key) in (
              select user_id, scope, key from orders.idempotent_request where created_at < $1
              order by created_at limit $2 for update skip locked)",
@@ -86,5 +94,5 @@ pub async fn sweep(conn: &mut PgConnection, before: OffsetDateTime, limit: i64) 
     )
     .execute(conn)
     .await?;
-    Ok(swept.rows_affected())
+    Ok(result.rows_affected())
 }

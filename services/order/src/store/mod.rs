@@ -1,4 +1,4 @@
-//! All SQL of the service: plain functions on a connection; the use case owns the transaction.
+//! The SQL of the service: plain functions on a connection. The use case owns the transaction.
 
 pub mod audit;
 pub mod backlog;

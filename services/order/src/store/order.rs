@@ -11,7 +11,7 @@ use crate::{
     order::{Address, Shipment, Status},
 };
 
-/// An order as it is kept; its lines come from [`lines`].
+/// An order without its lines, which [`lines`] returns.
 #[derive(Clone, Debug)]
 pub struct OrderRow {
     pub user_id: i64,
@@ -42,8 +42,8 @@ pub struct LineRow {
     pub quantity: i64,
 }
 
-/// The columns as they come; [`OrderRow`] is what they mean.
-struct Columns {
+/// The columns of an order, before their conversion to [`OrderRow`].
+struct OrderRecord {
     user_id: i64,
     id: Uuid,
     status: String,
@@ -64,10 +64,10 @@ struct Columns {
     updated_at: OffsetDateTime,
 }
 
-impl TryFrom<Columns> for OrderRow {
+impl TryFrom<OrderRecord> for OrderRow {
     type Error = Error;
 
-    fn try_from(row: Columns) -> Result<Self, Error> {
+    fn try_from(row: OrderRecord) -> Result<Self, Error> {
         let shipment = match (row.carrier, row.tracking_number, row.shipped_at) {
             (Some(carrier), Some(tracking_number), Some(at)) => {
                 Some((Shipment { carrier, tracking_number }, at))
@@ -77,7 +77,7 @@ impl TryFrom<Columns> for OrderRow {
         Ok(Self {
             user_id: row.user_id,
             id: row.id,
-            status: Status::from_word(&row.status).ok_or(Error::Broken("an order's status"))?,
+            status: row.status.parse().map_err(|_| Error::Internal("an order with an unknown status"))?,
             total: row.total,
             currency: row.currency,
             shipping_address: row.shipping_address.0,
@@ -95,10 +95,10 @@ impl TryFrom<Columns> for OrderRow {
     }
 }
 
-/// The order of a user.
+/// Returns an order of a user.
 pub async fn find(conn: &mut PgConnection, user_id: i64, id: Uuid) -> Result<Option<OrderRow>, Error> {
     let row = sqlx::query_as!(
-        Columns,
+        OrderRecord,
         r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
                   expires_at, paid_at, refunded_at, refund_failed_at, carrier, tracking_number, shipped_at,
                   cancel_reason, expired, created_at, updated_at
@@ -111,15 +111,19 @@ pub async fn find(conn: &mut PgConnection, user_id: i64, id: Uuid) -> Result<Opt
     row.map(TryInto::try_into).transpose()
 }
 
-/// Whose order it is; for admins.
-pub async fn owner(conn: &mut PgConnection, id: Uuid) -> sqlx::Result<Option<i64>> {
+/// Returns the owner of an order; for admins.
+pub async fn find_owner(conn: &mut PgConnection, id: Uuid) -> sqlx::Result<Option<i64>> {
     sqlx::query_scalar!("select user_id from orders.orders where id = $1", id).fetch_optional(conn).await
 }
 
-/// The order with its lock, until the transaction ends.
-pub async fn lock(conn: &mut PgConnection, user_id: i64, id: Uuid) -> Result<Option<OrderRow>, Error> {
+/// Returns an order, and holds its lock until the transaction ends.
+pub async fn get_for_update(
+    conn: &mut PgConnection,
+    user_id: i64,
+    id: Uuid,
+) -> Result<Option<OrderRow>, Error> {
     let row = sqlx::query_as!(
-        Columns,
+        OrderRecord,
         r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
                   expires_at, paid_at, refunded_at, refund_failed_at, carrier, tracking_number, shipped_at,
                   cancel_reason, expired, created_at, updated_at
@@ -132,13 +136,13 @@ pub async fn lock(conn: &mut PgConnection, user_id: i64, id: Uuid) -> Result<Opt
     row.map(TryInto::try_into).transpose()
 }
 
-/// Which orders a list shows.
+/// The filter of a list of orders.
 #[derive(Clone, Copy, Debug)]
 pub struct Filter {
-    /// Of this user, or of all.
+    /// The owner; `None` for all users.
     pub user_id: Option<i64>,
     pub status: Option<Status>,
-    /// Older than this order.
+    /// Selects orders older than this one.
     pub before: Option<Uuid>,
     pub limit: i64,
 }
@@ -148,10 +152,10 @@ pub struct Filter {
 /// the user, or of the shop.
 pub async fn list(conn: &mut PgConnection, filter: Filter) -> Result<Vec<OrderRow>, Error> {
     let before = filter.before.unwrap_or(Uuid::max());
-    let rows = match (filter.user_id, filter.status.map(Status::word)) {
+    let rows = match (filter.user_id, filter.status.map(Status::as_str)) {
         (Some(user_id), None) => {
             sqlx::query_as!(
-                Columns,
+                OrderRecord,
                 r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
                           expires_at, paid_at, refunded_at, refund_failed_at, carrier, tracking_number,
                           shipped_at, cancel_reason, expired, created_at, updated_at
@@ -166,7 +170,7 @@ pub async fn list(conn: &mut PgConnection, filter: Filter) -> Result<Vec<OrderRo
         }
         (Some(user_id), Some(status)) => {
             sqlx::query_as!(
-                Columns,
+                OrderRecord,
                 r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
                           expires_at, paid_at, refunded_at, refund_failed_at, carrier, tracking_number,
                           shipped_at, cancel_reason, expired, created_at, updated_at
@@ -182,7 +186,7 @@ pub async fn list(conn: &mut PgConnection, filter: Filter) -> Result<Vec<OrderRo
         }
         (None, None) => {
             sqlx::query_as!(
-                Columns,
+                OrderRecord,
                 r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
                           expires_at, paid_at, refunded_at, refund_failed_at, carrier, tracking_number,
                           shipped_at, cancel_reason, expired, created_at, updated_at
@@ -195,9 +199,9 @@ pub async fn list(conn: &mut PgConnection, filter: Filter) -> Result<Vec<OrderRo
             .await?
         }
         (None, Some(status)) => {
-            // In the order of the index of statuses, or PostgreSQL may look for a rare status among all orders.
+            // Sorted like the index on the status: otherwise PostgreSQL may search all orders for a rare status.
             sqlx::query_as!(
-                Columns,
+                OrderRecord,
                 r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
                           expires_at, paid_at, refunded_at, refund_failed_at, carrier, tracking_number,
                           shipped_at, cancel_reason, expired, created_at, updated_at
@@ -214,10 +218,10 @@ pub async fn list(conn: &mut PgConnection, filter: Filter) -> Result<Vec<OrderRo
     rows.into_iter().map(TryInto::try_into).collect()
 }
 
-/// The lines of these orders, by order and product id.
+/// Returns the lines of these orders, sorted by order and product id.
 pub async fn lines(conn: &mut PgConnection, orders: &[(i64, Uuid)]) -> sqlx::Result<Vec<LineRow>> {
     let (users, ids): (Vec<i64>, Vec<Uuid>) = orders.iter().copied().unzip();
-    // Of one user all lines are in one place, which the query then names.
+    // The lines of one user are in one partition, which the query names if all orders have the same owner.
     if let Some(user_id) = users.first().copied().filter(|first| users.iter().all(|user_id| user_id == first))
     {
         return sqlx::query_as!(
@@ -244,8 +248,8 @@ pub async fn lines(conn: &mut PgConnection, orders: &[(i64, Uuid)]) -> sqlx::Res
     .await
 }
 
-/// How many of a user's orders wait for payment. Exact under the lock of the user's event cursor, under which orders
-/// are made.
+/// Counts the unpaid orders of a user. The number is exact under the lock of the user's event cursor, under which
+/// orders are inserted.
 pub async fn count_unpaid(conn: &mut PgConnection, user_id: i64, now: OffsetDateTime) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
         r#"select count(*) as "count!" from orders.orders
@@ -257,7 +261,7 @@ pub async fn count_unpaid(conn: &mut PgConnection, user_id: i64, now: OffsetDate
     .await
 }
 
-/// Units of each product in a user's orders that wait for payment.
+/// Returns the units of each product in the unpaid orders of a user.
 pub async fn unpaid_units(
     conn: &mut PgConnection,
     user_id: i64,
@@ -277,12 +281,12 @@ pub async fn unpaid_units(
     Ok(rows.into_iter().map(|row| (row.product_id, row.units)).collect())
 }
 
-/// Bounds the lines of a user's pending orders that are looked at: those of 20 orders, as many as a user may have.
+/// Bounds the lines of a user's pending orders that are read: those of 20 orders, the default limit per user.
 const MAX_PENDING_LINES: i64 = 2000;
 
-/// Returns, for those of `products` that pending orders of a user hold, the newest of the orders. All lines of these
-/// orders are read, up to [`MAX_PENDING_LINES`]: their index begins with the order.
-pub async fn unpaid_with(
+/// Returns the newest unpaid order of a user for each of `products`. All lines of these orders are read, up to
+/// [`MAX_PENDING_LINES`]: their index begins with the order.
+pub async fn find_unpaid_with(
     conn: &mut PgConnection,
     user_id: i64,
     now: OffsetDateTime,
@@ -308,7 +312,7 @@ pub async fn unpaid_with(
     Ok(newest)
 }
 
-/// Writes a new order and its lines, in one statement.
+/// Inserts an order and its lines, in one statement.
 pub async fn insert(conn: &mut PgConnection, order: &OrderRow, lines: &[LineRow]) -> sqlx::Result<()> {
     let products: Vec<i64> = lines.iter().map(|line| line.product_id).collect();
     let skus: Vec<&str> = lines.iter().map(|line| line.sku.as_str()).collect();
@@ -327,7 +331,7 @@ pub async fn insert(conn: &mut PgConnection, order: &OrderRow, lines: &[LineRow]
               as line (product_id, sku, name, unit_price, quantity)",
         order.user_id,
         order.id,
-        order.status.word(),
+        order.status.as_str(),
         order.total,
         order.currency,
         sqlx::types::Json(&order.shipping_address) as _,
@@ -345,7 +349,7 @@ pub async fn insert(conn: &mut PgConnection, order: &OrderRow, lines: &[LineRow]
     Ok(())
 }
 
-/// Writes what a step changed; the row's lock is held since [`lock`].
+/// Updates the columns that transitions change. The caller holds the row's lock from [`get_for_update`].
 pub async fn update(conn: &mut PgConnection, order: &OrderRow) -> sqlx::Result<()> {
     let shipment = order.shipment.as_ref();
     sqlx::query!(
@@ -355,7 +359,7 @@ pub async fn update(conn: &mut PgConnection, order: &OrderRow) -> sqlx::Result<(
          where user_id = $1 and id = $2",
         order.user_id,
         order.id,
-        order.status.word(),
+        order.status.as_str(),
         order.version,
         order.paid_at,
         order.refunded_at,
@@ -371,15 +375,15 @@ pub async fn update(conn: &mut PgConnection, order: &OrderRow) -> sqlx::Result<(
     Ok(())
 }
 
-/// Locks pending orders whose time has run out, the longest first, but for those that are being paid. Orders that another
-/// transaction has locked are left to it.
+/// Locks pending orders past their payment deadline, the longest overdue first. Skips orders with an open payment
+/// attempt, and orders that another transaction has locked.
 pub async fn lock_overdue(
     conn: &mut PgConnection,
     now: OffsetDateTime,
     limit: i64,
 ) -> Result<Vec<OrderRow>, Error> {
     let rows = sqlx::query_as!(
-        Columns,
+        OrderRecord,
         r#"select user_id, id, status, total, currency, shipping_address as "shipping_address: _", version,
                   expires_at, paid_at, refunded_at, refund_failed_at, carrier, tracking_number, shipped_at,
                   cancel_reason, expired, created_at, updated_at
@@ -398,8 +402,8 @@ pub async fn lock_overdue(
     rows.into_iter().map(TryInto::try_into).collect()
 }
 
-/// Writes down how the refund of a cancelled order ended; what the order came to, where it was paid.
-pub async fn end_refund(
+/// Records the outcome of the refund of a cancelled order. Returns the total and the currency, if the order was paid.
+pub async fn record_refund(
     conn: &mut PgConnection,
     (user_id, id): (i64, Uuid),
     refunded: bool,

@@ -1,40 +1,41 @@
-//! The outbox: events on their way to Redis, by user, and those that were given up.
+//! The outbox: pending events of each user, and dead letters.
 //!
-//! Every statement but the looks names one user, so that an engine that distributes by `user_id` runs it in one place.
+//! Every statement except those of the poll names one user, so that a database distributed by `user_id` runs it on one
+//! node.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-/// An event that waits.
+/// A pending event.
 #[derive(Clone, Debug)]
-pub struct Waiting {
+pub struct OutboxRow {
     pub seq: i64,
-    /// True once the fan-out stream has it, so that only the user's history is owed.
+    /// True if the fan-out stream has the event and only the user's history lacks it.
     pub fanned_out: bool,
-    /// Times that the user's history refused it.
+    /// The number of times that the user's history rejected the event.
     pub attempts: i16,
-    /// The event as it travels; `None` in a row of the version before.
+    /// The encoded event; `None` in a row of the previous version.
     pub message: Option<Vec<u8>>,
 }
 
-/// A look for what waits.
+/// The state of the outbox beyond its pending events.
 #[derive(Clone, Copy, Debug)]
-pub struct Look {
-    /// By the clock of the database.
+pub struct OutboxStats {
+    /// The time of the database's clock.
     pub now: OffsetDateTime,
-    /// Events that only the user's history in Redis lacks.
+    /// The number of events that only the user's history in Redis lacks.
     pub owed: i64,
     pub owed_since: Option<OffsetDateTime>,
     pub dead_letters: i64,
 }
 
-/// Returns what waits of a user and is due, in order, each row with its lock until the transaction ends.
+/// Returns the due rows of a user in order, and locks them until the transaction ends.
 ///
-/// Of two relays the second waits for the first one's locks, from the user's first row on, and then finds what is left.
-/// So one relay at a time publishes a user's events.
-pub async fn claim(conn: &mut PgConnection, user_id: i64, limit: i64) -> sqlx::Result<Vec<Waiting>> {
+/// A second relay waits for these locks, from the user's first row on, and then finds the rest. So one relay at a time
+/// publishes the events of a user.
+pub async fn lock_due(conn: &mut PgConnection, user_id: i64, limit: i64) -> sqlx::Result<Vec<OutboxRow>> {
     sqlx::query_as!(
-        Waiting,
+        OutboxRow,
         r#"select seq, retry_at is not null as "fanned_out!", attempts, message from orders.outbox
            where user_id = $1 and (retry_at is null or retry_at <= clock_timestamp())
            order by seq limit $2 for update"#,
@@ -45,21 +46,21 @@ pub async fn claim(conn: &mut PgConnection, user_id: i64, limit: i64) -> sqlx::R
     .await
 }
 
-/// Crosses off what was published.
-pub async fn remove(conn: &mut PgConnection, user_id: i64, seqs: &[i64]) -> sqlx::Result<()> {
+/// Deletes published events.
+pub async fn delete(conn: &mut PgConnection, user_id: i64, seqs: &[i64]) -> sqlx::Result<()> {
     sqlx::query!("delete from orders.outbox where user_id = $1 and seq = any($2)", user_id, seqs)
         .execute(conn)
         .await?;
     Ok(())
 }
 
-/// Notes that the fan-out stream has these events and the user's history does not. `refused` counts an attempt; the wait
-/// for the next, `seconds` at first, doubles with each.
-pub async fn owe_history(
+/// Records that the fan-out stream has these events and the user's history does not. If `is_rejected`, counts an
+/// attempt. The delay to the next attempt is `seconds`, doubled with each attempt.
+pub async fn schedule_history_retry(
     conn: &mut PgConnection,
     user_id: i64,
     seqs: &[i64],
-    refused: bool,
+    is_rejected: bool,
     seconds: f64,
 ) -> sqlx::Result<()> {
     sqlx::query!(
@@ -68,7 +69,7 @@ pub async fn owe_history(
          where user_id = $1 and seq = any($2)",
         user_id,
         seqs,
-        i32::from(refused),
+        i32::from(is_rejected),
         seconds
     )
     .execute(conn)
@@ -76,8 +77,13 @@ pub async fn owe_history(
     Ok(())
 }
 
-/// Gives events up: they leave the outbox for the dead letters, with the reason.
-pub async fn give_up(conn: &mut PgConnection, user_id: i64, seqs: &[i64], reason: &str) -> sqlx::Result<()> {
+/// Moves events from the outbox to the dead letters, with the reason.
+pub async fn move_to_dead_letters(
+    conn: &mut PgConnection,
+    user_id: i64,
+    seqs: &[i64],
+    reason: &str,
+) -> sqlx::Result<()> {
     sqlx::query!(
         "with given_up as (
              delete from orders.outbox where user_id = $1 and seq = any($2)
@@ -96,9 +102,9 @@ pub async fn give_up(conn: &mut PgConnection, user_id: i64, seqs: &[i64], reason
     Ok(())
 }
 
-/// Returns users with events that no relay has published, created at `since` or later, oldest first. Each comes with
-/// the time of the event; at most `limit` events.
-pub async fn waiting(
+/// Lists up to `limit` unpublished events that were created at `since` or later, oldest first: the user and the time of
+/// each.
+pub async fn list_pending(
     conn: &mut PgConnection,
     since: OffsetDateTime,
     limit: i64,
@@ -114,8 +120,8 @@ pub async fn waiting(
     Ok(rows.into_iter().map(|row| (row.user_id, row.created_at)).collect())
 }
 
-/// The number of those events, up to `limit`.
-pub async fn count_waiting(conn: &mut PgConnection, since: OffsetDateTime, limit: i64) -> sqlx::Result<i64> {
+/// Counts the same events, up to `limit`.
+pub async fn count_pending(conn: &mut PgConnection, since: OffsetDateTime, limit: i64) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
         r#"select count(*) as "count!"
          from (select from orders.outbox where retry_at is null and created_at >= $1 limit $2) as waiting"#,
@@ -126,8 +132,8 @@ pub async fn count_waiting(conn: &mut PgConnection, since: OffsetDateTime, limit
     .await
 }
 
-/// Users whose history in Redis is owed events and due to be tried again.
-pub async fn due(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<i64>> {
+/// Lists users whose history in Redis is due for a retry.
+pub async fn list_due_retries(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<i64>> {
     sqlx::query_scalar!(
         "select user_id from orders.outbox where retry_at is not null and retry_at <= clock_timestamp()
          order by retry_at limit $1",
@@ -137,11 +143,11 @@ pub async fn due(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<i64>> 
     .await
 }
 
-/// The time by the clock of the database, and what is out of the ordinary, each counted up to `limit`. The order has the
-/// small index read, and not the table with its deleted rows.
-pub async fn look(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Look> {
+/// Reads the statistics, each count up to `limit`. The `order by` makes PostgreSQL read the small index, and not the
+/// table with its deleted rows.
+pub async fn read_stats(conn: &mut PgConnection, limit: i64) -> sqlx::Result<OutboxStats> {
     sqlx::query_as!(
-        Look,
+        OutboxStats,
         r#"select clock_timestamp() as "now!", owed.number as "owed!", owed.oldest as owed_since,
                   (select count(*) from (select from orders.outbox_dead_letter limit $1) as dead)
                       as "dead_letters!"

@@ -1,4 +1,4 @@
-//! Attempts to pay, and the sandbox provider's books.
+//! Payment attempts and their refunds.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ pub struct Attempt {
     pub order_id: Uuid,
     pub id: Uuid,
     pub key: Option<String>,
-    /// The number of the attempt among its order's.
+    /// The number of the attempt within its order, a fencing token for holds.
     pub fence: i64,
-    /// The number of times it was leased for recovery.
+    /// The number of leases for recovery.
     pub tries: i32,
 }
 
@@ -25,9 +25,9 @@ pub struct Backoff {
     pub max: Duration,
 }
 
-/// Opens an attempt, which is left to the request that opened it until `next_try_at`. Returns the attempt's number, or
-/// `None` where one is open. The order's row is locked.
-pub async fn open(
+/// Inserts an open attempt, which recovery leases from `next_try_at` on. Returns the attempt's fence, or `None` if an
+/// attempt is open. The caller holds the lock of the order's row.
+pub async fn insert(
     conn: &mut PgConnection,
     attempt: &Attempt,
     now: OffsetDateTime,
@@ -50,9 +50,14 @@ pub async fn open(
     .await
 }
 
-/// Moves an attempt on; `false` where it is no longer in the state `from`.
-pub async fn advance(conn: &mut PgConnection, attempt: &Attempt, from: &str, to: &str) -> sqlx::Result<bool> {
-    let moved = sqlx::query!(
+/// Changes the state of an attempt. Returns `false` if it is no longer in the state `from`.
+pub async fn set_state(
+    conn: &mut PgConnection,
+    attempt: &Attempt,
+    from: &str,
+    to: &str,
+) -> sqlx::Result<bool> {
+    let result = sqlx::query!(
         "update orders.payment_attempt set state = $5
          where user_id = $1 and order_id = $2 and id = $3 and state = $4",
         attempt.user_id,
@@ -63,11 +68,11 @@ pub async fn advance(conn: &mut PgConnection, attempt: &Attempt, from: &str, to:
     )
     .execute(conn)
     .await?;
-    Ok(moved.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
-/// Turns the attempt of an order that is in the state `from`, and is `id` where that is given, into a refund. The
-/// refund is left to the request that asked for it until `next_try_at`.
+/// Turns the attempt of an order in the state `from` into a refund; only the attempt `id`, if given. Workers lease the
+/// refund from `next_try_at` on.
 pub async fn request_refund(
     conn: &mut PgConnection,
     (user_id, order_id): (i64, Uuid),
@@ -93,7 +98,7 @@ pub async fn request_refund(
     .await
 }
 
-/// Leases attempts that are due in `state`, the longest due first. Other workers pass over them until the lease ends.
+/// Leases attempts that are due in `state`, the longest due first. Other workers skip them until the lease ends.
 pub async fn lease_due(
     conn: &mut PgConnection,
     state: &str,
@@ -121,8 +126,8 @@ pub async fn lease_due(
     .await
 }
 
-/// Returns those of these orders, whose rows are locked, that are being charged.
-pub async fn charging(conn: &mut PgConnection, orders: &[(i64, Uuid)]) -> sqlx::Result<Vec<Uuid>> {
+/// Returns the orders with an open attempt, of orders whose rows the caller has locked.
+pub async fn find_charging(conn: &mut PgConnection, orders: &[(i64, Uuid)]) -> sqlx::Result<Vec<Uuid>> {
     let (users, ids): (Vec<i64>, Vec<Uuid>) = orders.iter().copied().unzip();
     sqlx::query_scalar!(
         "select attempt.order_id

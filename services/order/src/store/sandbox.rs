@@ -1,10 +1,10 @@
-//! The books of the sandbox payment provider: what a real one keeps on its side.
+//! The ledger of the sandbox payment provider, which a real provider keeps on its side.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// Writes an outcome into the books unless the attempt has one; what the books say.
+/// Records an outcome unless the attempt has one, and returns the recorded outcome.
 pub async fn record(
     conn: &mut PgConnection,
     attempt_id: Uuid,
@@ -28,7 +28,7 @@ pub async fn record(
     .await
 }
 
-/// Gives an approved charge back; what the books say, where there is anything. A second time changes nothing.
+/// Refunds an approved charge, and returns the recorded outcome, if any. A repeat changes nothing.
 pub async fn refund(conn: &mut PgConnection, attempt_id: Uuid) -> sqlx::Result<Option<String>> {
     sqlx::query_scalar!(
         "update orders.sandbox_charge

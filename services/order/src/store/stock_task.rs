@@ -1,4 +1,4 @@
-//! What product has still to be told about the stock of an order.
+//! Stock tasks: calls to the product service that are still to be made for an order.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -7,13 +7,13 @@ use uuid::Uuid;
 use super::payment::Backoff;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StockStep {
+pub enum StockOperation {
     Commit,
     Release,
 }
 
-impl StockStep {
-    pub const fn word(self) -> &'static str {
+impl StockOperation {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Commit => "commit",
             Self::Release => "release",
@@ -25,12 +25,12 @@ impl StockStep {
 pub struct StockTask {
     pub user_id: i64,
     pub order_id: Uuid,
-    pub step: StockStep,
+    pub operation: StockOperation,
 }
 
-/// Notes it down, for workers to do from `due_at` on. An order that is cancelled after it was paid gives its stock back, so
-/// a commit that is still waiting goes.
-pub async fn add(
+/// Records a task that is due at `due_at`, and deletes a pending task of the other operation: a cancelled order must
+/// not commit its stock.
+pub async fn insert(
     conn: &mut PgConnection,
     task: &StockTask,
     now: OffsetDateTime,
@@ -44,7 +44,7 @@ pub async fn add(
          on conflict (user_id, order_id, step) do nothing",
         task.user_id,
         task.order_id,
-        task.step.word(),
+        task.operation.as_str(),
         now,
         due_at
     )
@@ -53,19 +53,19 @@ pub async fn add(
     Ok(())
 }
 
-pub async fn done(conn: &mut PgConnection, task: &StockTask) -> sqlx::Result<()> {
+pub async fn delete(conn: &mut PgConnection, task: &StockTask) -> sqlx::Result<()> {
     sqlx::query!(
         "delete from orders.stock_task where user_id = $1 and order_id = $2 and step = $3",
         task.user_id,
         task.order_id,
-        task.step.word()
+        task.operation.as_str()
     )
     .execute(conn)
     .await?;
     Ok(())
 }
 
-/// Puts a task off that failed for a reason of its own: for `first`, doubled with each failure, up to `max`.
+/// Postpones a failed task: by `first`, doubled with each failure, up to `max`.
 pub async fn postpone(
     conn: &mut PgConnection,
     task: &StockTask,
@@ -79,7 +79,7 @@ pub async fn postpone(
          where user_id = $1 and order_id = $2 and step = $3",
         task.user_id,
         task.order_id,
-        task.step.word(),
+        task.operation.as_str(),
         now,
         backoff.first.as_secs_f64(),
         backoff.max.as_secs_f64()
@@ -89,11 +89,11 @@ pub async fn postpone(
     Ok(())
 }
 
-/// Leases tasks that are due, which are due again at `again` unless they are done by then.
-pub async fn take_due(
+/// Leases the tasks that are due until `leased_until`, when they are due again.
+pub async fn lease_due(
     conn: &mut PgConnection,
     now: OffsetDateTime,
-    again: OffsetDateTime,
+    leased_until: OffsetDateTime,
     limit: i64,
 ) -> sqlx::Result<Vec<StockTask>> {
     let rows = sqlx::query!(
@@ -103,7 +103,7 @@ pub async fn take_due(
              order by due_at limit $3 for update skip locked)
          returning user_id, order_id, step",
         now,
-        again,
+        leased_until,
         limit
     )
     .fetch_all(conn)
@@ -113,7 +113,11 @@ pub async fn take_due(
         .map(|row| StockTask {
             user_id: row.user_id,
             order_id: row.order_id,
-            step: if row.step == StockStep::Commit.word() { StockStep::Commit } else { StockStep::Release },
+            operation: if row.step == StockOperation::Commit.as_str() {
+                StockOperation::Commit
+            } else {
+                StockOperation::Release
+            },
         })
         .collect())
 }

@@ -1,8 +1,8 @@
-//! How far a stream of another service has been read.
+//! The consumer's positions in the streams of other services.
 
 use sqlx::PgConnection;
 
-/// The id of the entry read last; `None` before the first.
+/// Returns the id of the last entry that was read; `None` before the first.
 pub async fn position(conn: &mut PgConnection, stream: &str) -> sqlx::Result<Option<String>> {
     sqlx::query_scalar!("select id from orders.stream_position where stream = $1", stream)
         .fetch_optional(conn)

@@ -1,4 +1,4 @@
-//! Orders and events as callers see them.
+//! Conversions of orders and events to and from their protobuf messages.
 
 use shoppee_kit::cursor;
 use shoppee_proto::order::v1::{
@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     error::Error,
-    order::{Actor, Address, Status},
+    order::{Actor, Address, Status, UnknownName},
     store::{
         event::EventRow,
         order::{LineRow, OrderRow},
@@ -26,23 +26,23 @@ pub fn status(status: Status) -> OrderStatus {
     }
 }
 
-/// Returns the number of a status that was kept as a word; 0 for a word of a newer version, which travels beside it.
-fn status_number(word: &str) -> i32 {
-    Status::from_word(word).map_or(OrderStatus::Unspecified, status).into()
+/// Returns the number of a stored status; 0 for a name of a newer version, which the message carries beside it.
+fn status_number(name: &str) -> i32 {
+    name.parse().map_or(OrderStatus::Unspecified, status).into()
 }
 
-/// The same for an actor.
-fn actor_number(word: &str) -> i32 {
-    let actor = match Actor::from_word(word) {
-        Some(Actor::Customer) => WireActor::Customer,
-        Some(Actor::Admin) => WireActor::Admin,
-        Some(Actor::System) => WireActor::System,
-        None => WireActor::Unspecified,
+/// Returns the number of a stored actor; 0 for a name of a newer version.
+fn actor_number(name: &str) -> i32 {
+    let actor = match name.parse() {
+        Ok(Actor::Customer) => WireActor::Customer,
+        Ok(Actor::Admin) => WireActor::Admin,
+        Ok(Actor::System) => WireActor::System,
+        Err(UnknownName) => WireActor::Unspecified,
     };
     actor.into()
 }
 
-/// An order with those of `lines` that are its own.
+/// Converts an order, with its lines out of `lines`.
 pub fn order(row: &OrderRow, lines: &[LineRow]) -> Result<wire::Order, Error> {
     let items = lines
         .iter()
@@ -57,7 +57,7 @@ pub fn order(row: &OrderRow, lines: &[LineRow]) -> Result<wire::Order, Error> {
                 line_total: line
                     .unit_price
                     .checked_mul(line.quantity)
-                    .ok_or(Error::Broken("a line's total"))?,
+                    .ok_or(Error::Internal("a line's total"))?,
             })
         })
         .collect::<Result<_, Error>>()?;
@@ -114,7 +114,7 @@ fn address(address: &Address) -> wire::Address {
     }
 }
 
-/// An address as a caller sent it, not yet checked.
+/// Converts an address without validating it.
 pub fn parse_address(address: wire::Address) -> Address {
     Address {
         recipient: address.recipient,
@@ -128,7 +128,7 @@ pub fn parse_address(address: wire::Address) -> Address {
     }
 }
 
-/// An event as it travels to sockets.
+/// Converts an event for publication.
 pub fn event(row: &EventRow) -> OrderEvent {
     OrderEvent {
         user_id: row.user_id,
@@ -146,7 +146,7 @@ pub fn event(row: &EventRow) -> OrderEvent {
     }
 }
 
-/// An event as the order's history shows it.
+/// Converts an event for the history of an order.
 pub fn history_event(row: EventRow) -> OrderHistoryEvent {
     OrderHistoryEvent {
         seq: row.seq,
@@ -161,12 +161,12 @@ pub fn history_event(row: EventRow) -> OrderHistoryEvent {
     }
 }
 
-/// Where the page after an order begins.
+/// Encodes the cursor of the page after an order.
 pub fn cursor_after(id: Uuid) -> String {
     cursor::encode(&("order", id))
 }
 
-/// The order a page begins after.
+/// Decodes the order after which a page begins.
 pub fn parse_cursor(cursor: &str) -> Result<Uuid, Error> {
     match cursor::decode::<(String, Uuid)>(cursor) {
         Ok((list, id)) if list == "order" => Ok(id),
