@@ -12,9 +12,9 @@ use shoppee_proto::{
 };
 use sqlx::PgPool;
 
-use crate::shop::{Person, Shop, wish};
+use crate::shop::{Person, TestShop, order_request};
 
-async fn redis(shop: &Shop) -> Client {
+async fn redis(shop: &TestShop) -> Client {
     let config = Config::from_url(&format!("redis://127.0.0.1:{}", shop.redis.port())).expect("a URL");
     let client = Builder::from_config(config).build().expect("a client");
     client.init().await.expect("connects");
@@ -28,15 +28,15 @@ async fn read(redis: &Client, stream: &str) -> Vec<(String, OrderEvent)> {
     entries.into_iter().map(|(id, fields)| (id, decode(&fields[streams::FIELD]))).collect()
 }
 
-/// The numbers of a user's events in a stream, in its order.
+/// Returns the numbers of a user's events in a stream, in its order.
 async fn seqs(redis: &Client, stream: &str, person: &Person) -> Vec<i64> {
     let entries = read(redis, stream).await;
     entries.into_iter().filter(|(_, event)| event.user_id == person.id).map(|(_, event)| event.seq).collect()
 }
 
-async fn count(look: &PgPool, table: &str) -> i64 {
+async fn count(db: &PgPool, table: &str) -> i64 {
     let count = format!("select count(*) from orders.{table}");
-    sqlx::query_scalar(sqlx::AssertSqlSafe(count)).fetch_one(look).await.expect("answers")
+    sqlx::query_scalar(sqlx::AssertSqlSafe(count)).fetch_one(db).await.expect("answers")
 }
 
 async fn set_max_memory(redis: &Client, bytes: &str) {
@@ -44,32 +44,32 @@ async fn set_max_memory(redis: &Client, bytes: &str) {
     let () = redis.custom(config, vec!["SET", "maxmemory", bytes]).await.expect("answers");
 }
 
-/// Commands that Redis refused as it was full.
-async fn refused_for_memory(redis: &Client) -> u64 {
+/// Counts the commands that Redis rejected because it was full.
+async fn out_of_memory_errors(redis: &Client) -> u64 {
     let info = CustomCommand::new_static("INFO", None::<u16>, false);
     let info: String = redis.custom(info, vec!["errorstats"]).await.expect("answers");
     let count = info.split("errorstat_OOM:count=").nth(1).and_then(|rest| rest.split_whitespace().next());
     count.map_or(0, |count| count.parse().expect("a number"))
 }
 
-/// The SQL in docs/operating.md that sends a user's dead letters once more.
-async fn redrive(look: &PgPool, person: &Person) {
+/// Redrives a user's dead letters with the SQL of docs/operating.md.
+async fn redrive(db: &PgPool, person: &Person) {
     sqlx::query(
         "with redriven as (delete from orders.outbox_dead_letter where user_id = $1 returning user_id, seq)
          insert into orders.outbox (user_id, seq) select user_id, seq from redriven",
     )
     .bind(person.id)
-    .execute(look)
+    .execute(db)
     .await
     .expect("answers");
 }
 
 #[tokio::test]
-async fn a_history_that_refuses_events_delays_no_other_user_and_ends_in_dead_letters() {
-    let shop = Shop::open().await;
+async fn a_faulty_history_delays_no_other_user_and_ends_in_dead_letters() {
+    let shop = TestShop::start().await;
     let (admin, ann, ben) = (shop.admin().await, shop.customer("ann").await, shop.customer("ben").await);
     let tea = admin.sells("tea", 450, 100).await;
-    let (redis, look) = (redis(&shop).await, shop.look().await);
+    let (redis, db) = (redis(&shop).await, shop.db().await);
     let history = streams::history(ann.id);
     let () = redis.set(&history, "not a stream", None, None, false).await.unwrap();
     for _ in 0..3 {
@@ -83,12 +83,12 @@ async fn a_history_that_refuses_events_delays_no_other_user_and_ends_in_dead_let
     let fan_out = streams::fan_out(ann.id);
     eventually("ann's sockets get hers", || async { seqs(&redis, &fan_out, &ann).await.len() == 3 }).await;
 
-    // The first that is given up takes the history with it, so that later ones may find a place.
-    let settled = || async { count(&look, "outbox").await == 0 };
+    // The first dead letter deletes the history, so that later events may be accepted.
+    let settled = || async { count(&db, "outbox").await == 0 };
     eventually("ann's outbox is empty", settled).await;
     let dead: Vec<(i64, String)> =
         sqlx::query_as("select seq, reason from orders.outbox_dead_letter where attempts = 4 order by seq")
-            .fetch_all(&look)
+            .fetch_all(&db)
             .await
             .unwrap();
     let first_kept = i64::try_from(dead.len()).unwrap() + 1;
@@ -101,21 +101,21 @@ async fn a_history_that_refuses_events_delays_no_other_user_and_ends_in_dead_let
         seqs(&redis, &history, &ann).await == (first_kept..=4).collect::<Vec<_>>()
     })
     .await;
-    redrive(&look, &ann).await;
-    eventually("all are sent once more", settled).await;
-    assert_eq!(count(&look, "outbox_dead_letter").await, 0);
+    redrive(&db, &ann).await;
+    eventually("all are published again", settled).await;
+    assert_eq!(count(&db, "outbox_dead_letter").await, 0);
     let copies = 1..first_kept;
     assert_eq!(seqs(&redis, &fan_out, &ann).await, (1..=4).chain(copies).collect::<Vec<_>>());
 }
 
 #[tokio::test]
-async fn an_event_with_words_of_a_newer_version_passes_through() {
-    let shop = Shop::open().await;
+async fn an_event_with_names_of_a_newer_version_is_published_unchanged() {
+    let shop = TestShop::start().await;
     let (admin, ann, ben) = (shop.admin().await, shop.customer("ann").await, shop.customer("ben").await);
     let tea = admin.sells("tea", 450, 100).await;
     let order = ann.buys(tea, 1).await;
-    let (redis, look) = (redis(&shop).await, shop.look().await);
-    // As a replica of a newer version commits it, which is killed before it publishes it.
+    let (redis, db) = (redis(&shop).await, shop.db().await);
+    // A replica of a newer version commits an event, and is killed before it publishes it.
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
         "alter table orders.event drop constraint event_actor_check;
          update orders.event_cursor set seq = 2 where user_id = {id};
@@ -126,7 +126,7 @@ async fn an_event_with_words_of_a_newer_version_passes_through() {
         id = ann.id,
         order = order.id
     )))
-    .execute(&look)
+    .execute(&db)
     .await
     .unwrap();
     ben.buys(tea, 1).await;
@@ -143,21 +143,21 @@ async fn an_event_with_words_of_a_newer_version_passes_through() {
     let unknown = i32::from(OrderStatus::Unspecified);
     assert_eq!((event.status, event.previous_status), (unknown, Some(unknown)));
     assert_eq!((event.status_word.as_str(), event.previous_status_word.as_str()), ("on_hold", "picked"));
-    assert_eq!(ann.events().await.pop(), Some(event), "the order service tells the same");
+    assert_eq!(ann.events().await.pop(), Some(event), "ListEvents returns the same");
     let step = ann.history(&order.id).await.unwrap().pop().unwrap();
     assert_eq!((step.status, step.actor), (unknown, i32::from(Actor::Unspecified)));
     assert_eq!((step.status_word.as_str(), step.actor_word.as_str()), ("on_hold", "robot"));
 }
 
 #[tokio::test]
-async fn an_outbox_row_without_an_event_becomes_a_dead_letter_and_delays_none_behind_it() {
-    let shop = Shop::open().await;
+async fn an_outbox_row_without_an_event_becomes_a_dead_letter_and_delays_no_later_event() {
+    let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let tea = admin.sells("tea", 450, 100).await;
-    let (redis, look) = (redis(&shop).await, shop.look().await);
+    let (redis, db) = (redis(&shop).await, shop.db().await);
     sqlx::query("insert into orders.outbox (user_id, seq) values ($1, 0)")
         .bind(ann.id)
-        .execute(&look)
+        .execute(&db)
         .await
         .unwrap();
     ann.buys(tea, 1).await;
@@ -165,42 +165,43 @@ async fn an_outbox_row_without_an_event_becomes_a_dead_letter_and_delays_none_be
         seqs(&redis, &streams::history(ann.id), &ann).await == [1]
     })
     .await;
-    eventually("the row is given up", || async { count(&look, "outbox_dead_letter").await == 1 }).await;
-    assert_eq!(count(&look, "outbox").await, 0);
+    eventually("the row is a dead letter", || async { count(&db, "outbox_dead_letter").await == 1 }).await;
+    assert_eq!(count(&db, "outbox").await, 0);
 }
 
 #[tokio::test]
-async fn events_wait_while_redis_is_full_and_none_is_given_up_or_doubled() {
-    let shop = Shop::open().await;
+async fn events_stay_pending_while_redis_is_full_and_are_published_once() {
+    let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let tea = admin.sells("tea", 450, 100).await;
-    let (redis, look) = (redis(&shop).await, shop.look().await);
+    let (redis, db) = (redis(&shop).await, shop.db().await);
     set_max_memory(&redis, "1").await;
     for _ in 0..3 {
         ann.buys(tea, 1).await;
     }
-    // Six commands a try: more tries than an event has that is refused for its own sake.
-    eventually("it was tried often", || async { refused_for_memory(&redis).await >= 40 }).await;
+    // Six commands per attempt: more attempts than a faulty history gets.
+    eventually("publication was attempted often", || async { out_of_memory_errors(&redis).await >= 40 })
+        .await;
     let (waiting, attempts): (i64, i64) = sqlx::query_as(
         "select count(*), coalesce(sum(attempts), 0) from orders.outbox where retry_at is null",
     )
-    .fetch_one(&look)
+    .fetch_one(&db)
     .await
     .unwrap();
     assert_eq!((waiting, attempts), (3, 0));
     set_max_memory(&redis, "0").await;
-    eventually("all are published", || async { count(&look, "outbox").await == 0 }).await;
+    eventually("all are published", || async { count(&db, "outbox").await == 0 }).await;
     assert_eq!(seqs(&redis, &streams::history(ann.id), &ann).await, [1, 2, 3]);
     assert_eq!(seqs(&redis, &streams::fan_out(ann.id), &ann).await, [1, 2, 3]);
-    assert_eq!(count(&look, "outbox_dead_letter").await, 0);
+    assert_eq!(count(&db, "outbox_dead_letter").await, 0);
 }
 
 #[tokio::test]
-async fn the_relays_of_two_replicas_keep_the_order_of_a_user() {
-    let shop = Shop::open_with(|settings| settings.max_unpaid_orders = 1000).await;
+async fn the_relays_of_two_replicas_publish_the_events_of_a_user_in_order() {
+    let shop = TestShop::start_with(|settings| settings.max_unpaid_orders = 1000).await;
     let (admin, ann, ben) = (shop.admin().await, shop.customer("ann").await, shop.customer("ben").await);
     let tea = admin.sells("tea", 450, 1000).await;
-    let (_process, other) = shop.another_order().await;
+    let (_process, other) = shop.start_reachable_replica().await;
     let buyers = [ann.clone(), ann.at(&other), ben.clone(), ben.at(&other)].map(|person| {
         tokio::spawn(async move {
             for _ in 0..20 {
@@ -222,8 +223,8 @@ async fn the_relays_of_two_replicas_keep_the_order_of_a_user() {
 }
 
 #[tokio::test]
-async fn every_step_reaches_the_streams_in_order() {
-    let shop = Shop::open().await;
+async fn every_transition_reaches_the_streams_in_order() {
+    let shop = TestShop::start().await;
     let (admin, ann, ben) = (shop.admin().await, shop.customer("ann").await, shop.customer("ben").await);
     let tea = admin.sells("tea", 450, 100).await;
     for _ in 0..5 {
@@ -240,7 +241,7 @@ async fn every_step_reaches_the_streams_in_order() {
         let numbers: Vec<_> = published.iter().map(|(id, event)| (id.clone(), event.seq)).collect();
         assert_eq!(numbers, (1..=10).map(|seq| (format!("{seq}-0"), seq)).collect::<Vec<_>>());
         let events: Vec<_> = published.into_iter().map(|(_, event)| event).collect();
-        assert_eq!(events, person.events().await, "what travels is what is kept");
+        assert_eq!(events, person.events().await, "the published events equal the stored ones");
         let fanned_out = read(&redis, &streams::fan_out(person.id)).await;
         let seqs: Vec<_> = fanned_out
             .iter()
@@ -252,8 +253,8 @@ async fn every_step_reaches_the_streams_in_order() {
 }
 
 #[tokio::test]
-async fn nothing_is_lost_while_redis_is_away_and_the_service_is_replaced() {
-    let mut shop = Shop::open().await;
+async fn no_event_is_lost_while_redis_is_down_and_the_service_restarts() {
+    let mut shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let tea = admin.sells("tea", 450, 100).await;
     shop.redis.kill();
@@ -271,33 +272,33 @@ async fn nothing_is_lost_while_redis_is_away_and_the_service_is_replaced() {
 
     let (redis, history) = (redis(&shop).await, streams::history(ann.id));
     eventually("all 40 are there", || async { read(&redis, &history).await.len() == 40 }).await;
-    let look = shop.look().await;
+    let db = shop.db().await;
     eventually("the outbox is empty", || async {
-        let left: i64 =
-            sqlx::query_scalar("select count(*) from orders.outbox").fetch_one(&look).await.unwrap();
-        left == 0
+        let pending: i64 =
+            sqlx::query_scalar("select count(*) from orders.outbox").fetch_one(&db).await.unwrap();
+        pending == 0
     })
     .await;
 }
 
 #[tokio::test]
-async fn numbers_have_no_gap_though_orders_come_at_once() {
-    let shop = Shop::open_with(|settings| settings.max_unpaid_orders = 1000).await;
+async fn event_numbers_of_concurrent_orders_have_no_gap() {
+    let shop = TestShop::start_with(|settings| settings.max_unpaid_orders = 1000).await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let tea = admin.sells("tea", 450, 30).await;
-    // More than there is: the refused ones must not use up numbers.
+    // More orders than units: rejected orders must not use numbers.
     let tries: Vec<_> = (0..60)
         .map(|_| {
             let ann = ann.clone();
-            tokio::spawn(async move { ann.orders(wish(&[(tea, 1)])).await.is_ok() })
+            tokio::spawn(async move { ann.orders(order_request(&[(tea, 1)])).await.is_ok() })
         })
         .collect();
     for attempt in tries {
         attempt.await.unwrap();
     }
-    // A machine that is starved answers some with 503, which says to try again.
+    // A starved machine rejects some requests temporarily.
     eventually("all 30 are ordered", || async {
-        let _ = ann.orders(wish(&[(tea, 1)])).await;
+        let _ = ann.orders(order_request(&[(tea, 1)])).await;
         ann.events().await.len() == 30
     })
     .await;
@@ -313,17 +314,17 @@ async fn numbers_have_no_gap_though_orders_come_at_once() {
 }
 
 #[tokio::test]
-async fn whoever_registers_gets_a_cart() {
-    let mut shop = Shop::open().await;
+async fn a_new_user_gets_a_cart() {
+    let mut shop = TestShop::start().await;
     let ann = shop.customer("ann").await;
-    let look = shop.look().await;
+    let db = shop.db().await;
     let has_cart = async |id: i64| {
-        let found: Option<i64> = sqlx::query_scalar("select user_id from orders.cart where user_id = $1")
+        let cart: Option<i64> = sqlx::query_scalar("select user_id from orders.cart where user_id = $1")
             .bind(id)
-            .fetch_optional(&look)
+            .fetch_optional(&db)
             .await
             .unwrap();
-        found.is_some()
+        cart.is_some()
     };
     eventually("ann has a cart", || has_cart(ann.id)).await;
     shop.stop_order().await;
@@ -333,15 +334,15 @@ async fn whoever_registers_gets_a_cart() {
 }
 
 #[tokio::test]
-async fn a_registration_that_cannot_be_taken_in_stops_none_behind_it() {
-    let shop = Shop::open().await;
-    let (redis, look) = (redis(&shop).await, shop.look().await);
+async fn a_registration_that_cannot_be_applied_blocks_no_later_one() {
+    let shop = TestShop::start().await;
+    let (redis, db) = (redis(&shop).await, shop.db().await);
     let field_that_is_no_text = (b"\xff".as_slice(), b"\xff".as_slice());
     let () = redis.xadd(streams::USERS, false, None, "*", field_that_is_no_text).await.unwrap();
     let () = redis.xadd(streams::USERS, false, None, "*", (streams::FIELD, "no message")).await.unwrap();
-    // A user for whom PostgreSQL refuses a cart.
+    // A user whose cart PostgreSQL rejects.
     sqlx::query("alter table orders.cart add constraint no_cart check (user_id <> 77)")
-        .execute(&look)
+        .execute(&db)
         .await
         .unwrap();
     let message = UserRegistered { user_id: 77, ..UserRegistered::default() }.encode_to_vec();
@@ -351,7 +352,7 @@ async fn a_registration_that_cannot_be_taken_in_stops_none_behind_it() {
     eventually("ben, who registered after them, has a cart", || async {
         let carts: i64 = sqlx::query_scalar("select count(*) from orders.cart where user_id = $1")
             .bind(ben.id)
-            .fetch_one(&look)
+            .fetch_one(&db)
             .await
             .unwrap();
         carts == 1

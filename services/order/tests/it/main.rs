@@ -1,19 +1,19 @@
-//! Tests of the order service through its gRPC client, with the real auth and product services beside it, on a real
-//! PostgreSQL and Redis.
+//! Tests of the order service through its gRPC client, with the real auth and product services, on a real PostgreSQL
+//! and Redis.
 
 mod audit;
 mod cart;
+mod concurrency;
+mod error_details;
 mod events;
-mod faults;
+mod fault_injection;
 mod idempotency;
-mod keys;
+mod idempotent_requests;
+mod order_expiry;
 mod payment;
-mod plans;
-mod races;
+mod query_plans;
 mod refunds;
-mod refusals;
 mod shop;
-mod start;
-mod steps;
-mod time;
-mod unpaid;
+mod startup;
+mod transitions;
+mod unpaid_caps;

@@ -1,4 +1,4 @@
-//! The cost of a query must follow from its result, not from the length of the history.
+//! Query plans: the cost of a query must depend on its result, not on the length of the history.
 
 use std::{fs, path::Path};
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 use shoppee_kit::testing::Database;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 
-/// Tables that grow with the orders, or with the users.
+/// Tables that grow with the orders or with the users.
 const GROWING: [&str; 10] = [
     "orders",
     "order_line",
@@ -20,14 +20,14 @@ const GROWING: [&str; 10] = [
     "stock_task",
 ];
 
-/// Tables that workers sweep in batches. The plan for all parameters supposes a tenth of the table as the batch, so
-/// PostgreSQL makes one for the limit that is given.
+/// Tables that workers process in batches. The generic plan assumes a tenth of the table per batch, so PostgreSQL uses
+/// a plan for the actual limit.
 const SWEPT: [&str; 2] = ["idempotency", "stock_task"];
 
-/// Tables of which one user has many rows: all columns of a condition are in an index.
+/// Tables with many rows per user: all columns of a condition must be in an index.
 const UNFILTERED: [&str; 2] = ["order_line", "event"];
 
-/// A shop in which one user has half of 20 000 orders, nearly all of them completed.
+/// Inserts 20 000 orders, most of them completed, half of them of one user.
 const HISTORY: &str = r"
 create table orders.placed as
     select case when n % 2 = 0 then 1 else 2 + n / 20 end as user_id,
@@ -55,7 +55,7 @@ insert into orders.stock_task (user_id, order_id, step, due_at)
 analyze;
 ";
 
-/// The query texts of the service, as they are checked at compile time.
+/// Returns the query texts and parameter types of the service, from the compile-time checks.
 fn queries() -> Vec<(String, Vec<String>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(".sqlx");
     let files = fs::read_dir(folder).expect("the checked queries");
@@ -70,7 +70,7 @@ fn queries() -> Vec<(String, Vec<String>)> {
         .collect()
 }
 
-/// A value of a type, as the first user's; of a null PostgreSQL would leave out all partitions.
+/// Returns a value of a type, for the first user. With a null PostgreSQL would skip all partitions.
 fn value(kind: &str) -> &'static str {
     match kind {
         "Int2" | "Int4" | "Int8" | "Float8" => "1",
@@ -87,7 +87,7 @@ fn value(kind: &str) -> &'static str {
     }
 }
 
-/// The plan that PostgreSQL makes for all parameters.
+/// Returns the generic plan of a query.
 async fn generic_plan(conn: &mut PgConnection, query: &str, types: &[String]) -> Value {
     sqlx::raw_sql(AssertSqlSafe(format!("prepare this as {query}"))).execute(&mut *conn).await.expect(query);
     let values: Vec<_> = types.iter().map(|kind| value(kind)).collect();
@@ -112,7 +112,7 @@ fn walk(plan: &Value, visit: &mut impl FnMut(&Value)) {
     }
 }
 
-/// The table that a node scans, where it grows; a partition is its table.
+/// Returns the growing table that a node scans. A partition counts as its table.
 fn growing(node: &Value) -> Option<&'static str> {
     let scanned = node["Relation Name"].as_str()?;
     let whole = scanned.trim_end_matches(|last: char| last.is_ascii_digit()).trim_end_matches('_');
@@ -120,7 +120,7 @@ fn growing(node: &Value) -> Option<&'static str> {
 }
 
 #[tokio::test]
-async fn with_a_long_history_no_query_reads_a_whole_table_or_filters_a_list_or_events() {
+async fn no_query_scans_a_growing_table_or_filters_a_list() {
     let database = Database::create().await;
     let pool = PgPool::connect(&database.url("order")).await.unwrap();
     sqlx::migrate!().run(&pool).await.unwrap();

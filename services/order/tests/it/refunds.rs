@@ -1,4 +1,4 @@
-//! Refunds and the recovery of payments, with a provider that is slow, refuses or fails.
+//! Refunds and the recovery of payments, with a provider that is slow, rejects calls or fails.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use shoppee_proto::order::v1::{OrderStatus, PaymentStatus};
 use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;
 
-use crate::shop::{Person, Shop};
+use crate::shop::{Person, TestShop};
 
-/// Lets the sandbox fail where `condition` holds, and count its failures.
-async fn break_sandbox(look: &PgPool, condition: &str) {
+/// Makes the sandbox fail if `condition` holds, and counts the failures.
+async fn break_sandbox(db: &PgPool, condition: &str) {
     for statement in [
         "create sequence orders.failures",
         "create function orders.fail() returns trigger language plpgsql as
@@ -20,113 +20,113 @@ async fn break_sandbox(look: &PgPool, condition: &str) {
              for each row when ({condition}) execute function orders.fail()"
         ),
     ] {
-        sqlx::query(AssertSqlSafe(statement.to_owned())).execute(look).await.expect("answers");
+        sqlx::query(AssertSqlSafe(statement.to_owned())).execute(db).await.expect("answers");
     }
 }
 
-async fn failures(look: &PgPool) -> i64 {
+async fn failures(db: &PgPool) -> i64 {
     let called = "select case when is_called then last_value else 0 end from orders.failures";
-    sqlx::query_scalar(called).fetch_one(look).await.expect("answers")
+    sqlx::query_scalar(called).fetch_one(db).await.expect("answers")
 }
 
 async fn payment(person: &Person, id: &str) -> PaymentStatus {
-    person.sees(id).await.expect("answers").payment.expect("a payment").status()
+    person.get_order(id).await.expect("answers").payment.expect("a payment").status()
 }
 
 #[tokio::test]
-async fn a_cancelled_order_is_answered_before_its_refund_and_refunded_when_the_provider_says_so() {
-    let shop = Shop::open().await;
+async fn a_cancellation_does_not_wait_for_its_refund() {
+    let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let id = ann.buys(admin.sells("tea", 450, 10).await, 1).await.id;
     ann.pays(&id).await.unwrap();
-    let look = shop.look().await;
-    // The provider does not answer while this is locked.
-    let mut books = look.begin().await.unwrap();
-    sqlx::query("select from orders.sandbox_charge for update").execute(&mut *books).await.unwrap();
+    let db = shop.db().await;
+    // The provider does not respond while its ledger is locked.
+    let mut ledger = db.begin().await.unwrap();
+    sqlx::query("select from orders.sandbox_charge for update").execute(&mut *ledger).await.unwrap();
     let cancelled = admin.cancels(&id).await.unwrap();
     assert_eq!(cancelled.status(), OrderStatus::Cancelled);
     assert_eq!(cancelled.payment.unwrap().status(), PaymentStatus::RefundPending);
     assert_eq!(payment(&ann, &id).await, PaymentStatus::RefundPending);
-    books.rollback().await.unwrap();
-    shop.let_pass(Duration::from_secs(16));
+    ledger.rollback().await.unwrap();
+    shop.advance_clock(Duration::from_secs(16));
     eventually("the money is back", || async { payment(&ann, &id).await == PaymentStatus::Refunded }).await;
-    assert_eq!(ann.history(&id).await.unwrap().len(), 3, "a refund is no step");
+    assert_eq!(ann.history(&id).await.unwrap().len(), 3, "a refund is no transition");
 }
 
 #[tokio::test]
-async fn a_refund_that_is_refused_fails_once_and_is_not_tried_again() {
-    let shop = Shop::open().await;
+async fn a_rejected_refund_fails_and_is_not_retried() {
+    let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let id = ann.buys(admin.sells("tea", 450, 10).await, 1).await.id;
     ann.pays(&id).await.unwrap();
-    let look = shop.look().await;
-    sqlx::query("update orders.sandbox_charge set outcome = 'declined'").execute(&look).await.unwrap();
+    let db = shop.db().await;
+    sqlx::query("update orders.sandbox_charge set outcome = 'declined'").execute(&db).await.unwrap();
     admin.cancels(&id).await.unwrap();
     eventually("it has failed", || async { payment(&ann, &id).await == PaymentStatus::RefundFailed }).await;
     let state: String =
-        sqlx::query_scalar("select state from orders.payment_attempt").fetch_one(&look).await.unwrap();
+        sqlx::query_scalar("select state from orders.payment_attempt").fetch_one(&db).await.unwrap();
     assert_eq!(state, "refund_failed");
-    // As an operator does it, once the provider agrees.
-    sqlx::query("update orders.sandbox_charge set outcome = 'approved'").execute(&look).await.unwrap();
+    // An operator's retry, after the provider accepts the refund.
+    sqlx::query("update orders.sandbox_charge set outcome = 'approved'").execute(&db).await.unwrap();
     sqlx::query("update orders.payment_attempt set state = 'refunding', tries = 0, next_try_at = now()")
-        .execute(&look)
+        .execute(&db)
         .await
         .unwrap();
     eventually("the money is back", || async { payment(&ann, &id).await == PaymentStatus::Refunded }).await;
 }
 
 #[tokio::test]
-async fn refunds_that_fail_are_leased_to_one_worker_and_put_off_longer_each_time() {
-    let shop = Shop::open().await;
-    let look = shop.look().await;
+async fn failed_refunds_are_leased_to_one_worker_with_increasing_delays() {
+    let shop = TestShop::start().await;
+    let db = shop.db().await;
     let _replica = shop.start_replica().await;
     sqlx::query(
         "insert into orders.sandbox_charge (attempt_id, outcome, amount, currency, at)
          select gen_random_uuid(), 'approved', 1, 'EUR', now() from generate_series(1, 40)",
     )
-    .execute(&look)
+    .execute(&db)
     .await
     .unwrap();
-    break_sandbox(&look, "true").await;
+    break_sandbox(&db, "true").await;
     sqlx::query(
         "insert into orders.payment_attempt (user_id, order_id, id, state, started_at, next_try_at)
          select 1, gen_random_uuid(), attempt_id, 'refunding', now(), now() from orders.sandbox_charge",
     )
-    .execute(&look)
+    .execute(&db)
     .await
     .unwrap();
     let tries = async |tries: i32| {
         sqlx::query_scalar::<_, i64>("select count(*) from orders.payment_attempt where tries = $1")
             .bind(tries)
-            .fetch_one(&look)
+            .fetch_one(&db)
             .await
             .unwrap()
     };
     eventually("each was tried", || async { tries(1).await == 40 }).await;
-    shop.let_pass(Duration::from_secs(16));
+    shop.advance_clock(Duration::from_secs(16));
     eventually("each was tried again", || async { tries(2).await == 40 }).await;
-    // Not more, though two processes look every few seconds: none was tried twice at the same time.
-    assert!((1..=80).contains(&failures(&look).await));
-    let soonest: f64 = sqlx::query_scalar(
+    // No attempt ran twice at the same time, although two processes poll every few seconds.
+    assert!((1..=80).contains(&failures(&db).await));
+    let shortest: f64 = sqlx::query_scalar(
         "select extract(epoch from min(next_try_at) - now() - interval '16 seconds')::float8
          from orders.payment_attempt",
     )
-    .fetch_one(&look)
+    .fetch_one(&db)
     .await
     .unwrap();
-    assert!(soonest > 15.0, "twice as long as the first time: {soonest}");
+    assert!(shortest > 15.0, "twice as long as the first time: {shortest}");
 }
 
 #[tokio::test]
-async fn a_payment_that_cannot_be_settled_does_not_hold_up_the_others() {
-    let shop = Shop::open().await;
+async fn a_payment_that_cannot_be_recovered_does_not_block_others() {
+    let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let tea = admin.sells("tea", 450, 100).await;
-    let look = shop.look().await;
-    let mut poison = Vec::new();
+    let db = shop.db().await;
+    let mut failing = Vec::new();
     let paid = ann.buys(tea, 1).await.id;
     for _ in 0..3 {
-        poison.push(ann.buys(tea, 1).await.id);
+        failing.push(ann.buys(tea, 1).await.id);
     }
     let open = async |order: &str, started: &str| -> Uuid {
         sqlx::query_scalar(AssertSqlSafe(format!(
@@ -135,7 +135,7 @@ async fn a_payment_that_cannot_be_settled_does_not_hold_up_the_others() {
         )))
         .bind(ann.id)
         .bind(order)
-        .fetch_one(&look)
+        .fetch_one(&db)
         .await
         .unwrap()
     };
@@ -145,26 +145,26 @@ async fn a_payment_that_cannot_be_settled_does_not_hold_up_the_others() {
          values ($1, 'approved', 450, 'EUR', now())",
     )
     .bind(newest)
-    .execute(&look)
+    .execute(&db)
     .await
     .unwrap();
-    break_sandbox(&look, &format!("new.attempt_id <> '{newest}'")).await;
-    for order in &poison {
+    break_sandbox(&db, &format!("new.attempt_id <> '{newest}'")).await;
+    for order in &failing {
         open(order, "now() - interval '1 hour'").await;
     }
-    eventually("what was charged is paid", || async {
-        ann.sees(&paid).await.unwrap().status() == OrderStatus::Paid
+    eventually("the charged order is paid", || async {
+        ann.get_order(&paid).await.unwrap().status() == OrderStatus::Paid
     })
     .await;
-    eventually("the others were tried", || async { failures(&look).await >= 3 }).await;
+    eventually("the others were tried", || async { failures(&db).await >= 3 }).await;
 }
 
 #[tokio::test]
-async fn a_declined_payment_leaves_the_hold_as_long_as_the_order() {
-    let shop = Shop::open().await;
+async fn a_declined_payment_shortens_the_hold_to_the_deadline_of_the_order() {
+    let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let order = ann.buys(admin.sells("tea", 450, 10).await, 1).await;
-    let product = shop.look_at("product").await;
+    let product = shop.service_db("product").await;
     let outlives = async || -> i64 {
         let expires_at: time::OffsetDateTime =
             sqlx::query_scalar("select expires_at from product.stock_hold")
@@ -174,7 +174,7 @@ async fn a_declined_payment_leaves_the_hold_as_long_as_the_order() {
         expires_at.unix_timestamp() - order.expires_at.unwrap().seconds
     };
     let _ = ann.pays_with(&order.id, "tok_declined", None).await.unwrap_err();
-    eventually("the hold is cut back", || async { (55..=65).contains(&outlives().await) }).await;
+    eventually("the hold is shortened", || async { (55..=65).contains(&outlives().await) }).await;
     ann.pays(&order.id).await.unwrap();
-    assert!(outlives().await > 3600, "while money moves, the hold outlives an outage");
+    assert!(outlives().await > 3600, "during a charge the hold outlives an outage");
 }

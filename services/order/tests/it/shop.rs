@@ -1,4 +1,4 @@
-//! A shop of a test's own, and the people in it.
+//! A test fixture: the three services on servers of their own, and the people who call them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,16 +26,16 @@ use tonic::{Code, Request, Response, Status, transport::Channel};
 mod requests;
 mod retry;
 
-pub use requests::{refused, wish};
+pub use requests::{expect_error, order_request};
 use retry::retry;
 
 const ORDER_SECRET: &str = "the order service's own secret";
 const PASSWORD: &str = "correct horse battery";
-/// Long enough for a slow machine; a call of these takes milliseconds.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Bounds a call. It takes milliseconds, but a test machine may be slow.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The three services, each a process of its own in all but memory.
-pub struct Shop {
+/// The three services, as separate processes except for their memory.
+pub struct TestShop {
     pub database: Database,
     pub redis: RedisServer,
     auth: Channel,
@@ -48,25 +48,26 @@ pub struct Shop {
     _product: TestProcess,
 }
 
-impl Shop {
-    pub async fn open() -> Self {
-        Self::open_with(|_| ()).await
+impl TestShop {
+    pub async fn start() -> Self {
+        Self::start_with(|_| ()).await
     }
 
-    /// With settings of the order service changed.
-    pub async fn open_with(change: impl FnOnce(&mut shoppee_order::Settings)) -> Self {
-        Self::open_changed(async |settings| change(settings)).await
+    /// Starts a shop with changed settings of the order service.
+    pub async fn start_with(change: impl FnOnce(&mut shoppee_order::Settings)) -> Self {
+        Self::start_changed(async |settings| change(settings)).await
     }
 
-    /// Opens a shop with a proxy between the order service and the product service, which makes an address from a URL.
-    pub async fn open_behind(proxy: impl AsyncFnOnce(&str) -> String) -> Self {
-        Self::open_changed(async |settings| {
+    /// Starts a shop with a proxy between the order service and the product service. `proxy` maps the URL to an
+    /// address.
+    pub async fn start_behind(proxy: impl AsyncFnOnce(&str) -> String) -> Self {
+        Self::start_changed(async |settings| {
             settings.product_url = format!("http://{}", proxy(&settings.product_url).await);
         })
         .await
     }
 
-    async fn open_changed(change: impl AsyncFnOnce(&mut shoppee_order::Settings)) -> Self {
+    async fn start_changed(change: impl AsyncFnOnce(&mut shoppee_order::Settings)) -> Self {
         let database = Database::create().await;
         let redis = RedisServer::start().await;
         let (mut auth_process, mut product_process) = (TestProcess::default(), TestProcess::default());
@@ -81,7 +82,7 @@ impl Shop {
                 grpc_reflection: false,
                 jwt_secret: SecretString::from("a secret of this test, long enough to be one"),
                 jwt_secret_previous: None,
-                // Tests let a day pass.
+                // Some tests advance the clock by a day.
                 access_token_ttl: Duration::from_hours(48),
                 refresh_token_ttl: Duration::from_hours(24),
                 admin_username: Some("root".to_owned()),
@@ -157,17 +158,17 @@ impl Shop {
         }
     }
 
-    /// Lets time pass for the order service.
-    pub fn let_pass(&self, time: Duration) {
+    /// Advances the clock of the order service.
+    pub fn advance_clock(&self, time: Duration) {
         self.clock.advance(time);
     }
 
-    /// Sets the clock of the order service's machine ahead; no time passes.
+    /// Sets the clock of the order service's machine ahead, without passing time.
     pub fn set_ahead(&self, by: Duration) {
         self.clock.set_ahead(by);
     }
 
-    /// A second process of the order service, on the same database.
+    /// Starts a second process of the order service on the same database.
     pub async fn start_replica(&self) -> TestProcess {
         let mut process = TestProcess::default();
         process.process.clock = self.clock.clone();
@@ -195,8 +196,8 @@ impl Shop {
         self.order_process = process;
     }
 
-    /// Another replica of the order service, and the way to it.
-    pub async fn another_order(&self) -> (TestProcess, Channel) {
+    /// Starts a second process of the order service, and returns a channel to it.
+    pub async fn start_reachable_replica(&self) -> (TestProcess, Channel) {
         let mut process = TestProcess::default();
         process.process.clock = self.clock.clone();
         let mut settings = self.order_settings.clone();
@@ -207,7 +208,7 @@ impl Shop {
         (process, client::channel(&url).expect("a URL"))
     }
 
-    /// A user who has just registered and signed in.
+    /// Registers a user and signs in.
     pub async fn customer(&self, name: &str) -> Person {
         let mut auth = AuthServiceClient::new(self.auth.clone());
         let request = RegisterRequest {
@@ -220,16 +221,16 @@ impl Shop {
         self.sign_in(name).await
     }
 
-    /// The first admin.
+    /// Signs in the initial admin.
     pub async fn admin(&self) -> Person {
-        // The account is made when the service starts, and it may still be starting.
+        // The service creates the account when it starts, which may take a moment.
         let login = || async { self.try_sign_in("root").await.is_ok() };
         eventually("the first admin can sign in", login).await;
         self.sign_in("root").await
     }
 
     async fn sign_in(&self, name: &str) -> Person {
-        // A password is hashed, which a busy machine may refuse for now.
+        // A busy machine may shed the password hash.
         for _ in 0..10 {
             match self.try_sign_in(name).await {
                 Err(status) if status.code() == Code::Unavailable => {
@@ -257,18 +258,18 @@ impl Shop {
         })
     }
 
-    /// A look into the order service's tables.
-    pub async fn look(&self) -> PgPool {
-        self.look_at("order").await
+    /// Connects to the order service's database.
+    pub async fn db(&self) -> PgPool {
+        self.service_db("order").await
     }
 
-    /// A look into the tables of the service called `service`.
-    pub async fn look_at(&self, service: &str) -> PgPool {
+    /// Connects to the database of `service`.
+    pub async fn service_db(&self, service: &str) -> PgPool {
         PgPool::connect(&self.database.url(service)).await.expect("connects")
     }
 }
 
-/// Somebody who is signed in.
+/// A signed-in user.
 #[derive(Clone)]
 pub struct Person {
     pub id: i64,
@@ -279,10 +280,10 @@ pub struct Person {
 
 impl Person {
     fn with_token<T>(&self, message: T) -> Request<T> {
-        client::request(message, Some(&self.token), PATIENCE)
+        client::request(message, Some(&self.token), REQUEST_TIMEOUT)
     }
 
-    /// Puts a product into the shop; for admins.
+    /// Creates a product; for admins.
     pub async fn sells(&self, sku: &str, price: i64, stock: i64) -> i64 {
         let request = CreateProductRequest {
             sku: sku.to_owned(),
@@ -310,7 +311,7 @@ impl Person {
         (self.product.clone(), self.token.clone())
     }
 
-    /// The same user at another replica of the order service.
+    /// Returns the same user, calling another replica of the order service.
     pub fn at(&self, order: &Channel) -> Self {
         Self { order: OrderServiceClient::new(order.clone()), ..self.clone() }
     }
@@ -323,7 +324,7 @@ impl Person {
         self.order.clone().create_order(self.with_token(request)).await
     }
 
-    /// Orders under a key, and again while a busy machine refuses that for now.
+    /// Places an order under a key, with retries while the machine is busy.
     pub async fn orders_with_retries(&self, request: CreateOrderRequest) -> Result<Order, Status> {
         let key = Some(uuid::Uuid::now_v7().to_string());
         let request = CreateOrderRequest { idempotency_key: key, ..request };
@@ -331,10 +332,10 @@ impl Person {
     }
 
     pub async fn buys(&self, product_id: i64, quantity: i64) -> Order {
-        self.orders_with_retries(wish(&[(product_id, quantity)])).await.expect("ordered")
+        self.orders_with_retries(order_request(&[(product_id, quantity)])).await.expect("ordered")
     }
 
-    pub async fn sees(&self, id: &str) -> Result<Order, Status> {
+    pub async fn get_order(&self, id: &str) -> Result<Order, Status> {
         let request = self.with_token(GetOrderRequest { id: id.to_owned() });
         self.order.clone().get_order(request).await.map(Response::into_inner)
     }
@@ -358,10 +359,10 @@ impl Person {
     }
 
     pub async fn ships(&self, id: &str) -> Result<Order, Status> {
-        self.ships_as(id, "3S-1", None).await.map(Response::into_inner)
+        self.ships_with(id, "3S-1", None).await.map(Response::into_inner)
     }
 
-    pub async fn ships_as(
+    pub async fn ships_with(
         &self,
         id: &str,
         tracking_number: &str,
@@ -377,10 +378,10 @@ impl Person {
     }
 
     pub async fn completes(&self, id: &str) -> Result<Order, Status> {
-        self.completes_as(id, None).await.map(Response::into_inner)
+        self.completes_with(id, None).await.map(Response::into_inner)
     }
 
-    pub async fn completes_as(&self, id: &str, key: Option<&str>) -> Result<Response<Order>, Status> {
+    pub async fn completes_with(&self, id: &str, key: Option<&str>) -> Result<Response<Order>, Status> {
         let request = CompleteOrderRequest { id: id.to_owned(), idempotency_key: key.map(str::to_owned) };
         self.order.clone().complete_order(self.with_token(request)).await
     }
@@ -391,7 +392,7 @@ impl Person {
         self.order.clone().cancel_order(request).await.map(Response::into_inner)
     }
 
-    pub async fn cancels_as(
+    pub async fn cancels_with(
         &self,
         id: &str,
         reason: Option<&str>,
@@ -420,12 +421,17 @@ impl Person {
         self.order.clone().get_cart(self.with_token(GetCartRequest {})).await.expect("a cart").into_inner()
     }
 
-    pub async fn adds(&self, product_id: i64, quantity: i64) -> Result<Cart, Status> {
+    pub async fn add_to_cart(&self, product_id: i64, quantity: i64) -> Result<Cart, Status> {
         let request = self.with_token(AddCartItemRequest { product_id, quantity, idempotency_key: None });
         self.order.clone().add_cart_item(request).await.map(Response::into_inner)
     }
 
-    pub async fn adds_as(&self, product_id: i64, quantity: i64, key: &str) -> Result<Response<Cart>, Status> {
+    pub async fn add_to_cart_with_key(
+        &self,
+        product_id: i64,
+        quantity: i64,
+        key: &str,
+    ) -> Result<Response<Cart>, Status> {
         let idempotency_key = Some(key.to_owned());
         let request = self.with_token(AddCartItemRequest { product_id, quantity, idempotency_key });
         self.order.clone().add_cart_item(request).await

@@ -1,9 +1,9 @@
-//! Settings the process refuses, in one line and before anything else.
+//! Invalid settings, which the process reports in one line before anything else.
 
 use shoppee_kit::testing::refuses_to_start;
 
 #[test]
-fn wrong_settings_end_the_start_with_one_clear_line() {
+fn invalid_settings_end_the_start_with_one_clear_line() {
     let client = [("SERVICE_CLIENT_ID", "order"), ("SERVICE_CLIENT_SECRET", "hunter22 and some more")];
     for (name, value) in [
         ("DATABASE_URL", "no url"),
@@ -14,9 +14,9 @@ fn wrong_settings_end_the_start_with_one_clear_line() {
         ("PAYMENT_PROVIDER", "cash"),
     ] {
         let settings = [&client[..], &[(name, value)]].concat();
-        let said = refuses_to_start(env!("CARGO_BIN_EXE_shoppee-order"), &settings);
-        assert!(said.contains(name) && !said.contains("hunter22"), "{name}: {said}");
+        let output = refuses_to_start(env!("CARGO_BIN_EXE_shoppee-order"), &settings);
+        assert!(output.contains(name) && !output.contains("hunter22"), "{name}: {output}");
     }
-    let said = refuses_to_start(env!("CARGO_BIN_EXE_shoppee-order"), &client[..1]);
-    assert!(said.contains("SERVICE_CLIENT_SECRET") || said.contains("service-client-secret"), "{said}");
+    let output = refuses_to_start(env!("CARGO_BIN_EXE_shoppee-order"), &client[..1]);
+    assert!(output.contains("SERVICE_CLIENT_SECRET") || output.contains("service-client-secret"), "{output}");
 }

@@ -1,12 +1,12 @@
-//! Requests of tests, and the reasons of refusals.
+//! Requests of tests, and the reasons of errors.
 
 use shoppee_kit::status::{self, Told};
 use shoppee_proto::order::v1::{Address, CreateOrderRequest, OrderLine};
 use tonic::Status;
 
-/// Returns the reason of a refusal, as the `code` that a REST client reads.
-pub fn refused<T: std::fmt::Debug>(answer: Result<T, Status>) -> String {
-    let Told { reason, .. } = status::read(&answer.expect_err("refused"));
+/// Returns the reason of an error, as the `code` that a REST client reads.
+pub fn expect_error<T: std::fmt::Debug>(response: Result<T, Status>) -> String {
+    let Told { reason, .. } = status::read(&response.expect_err("refused"));
     reason.to_lowercase()
 }
 
@@ -21,8 +21,8 @@ fn address() -> Address {
     }
 }
 
-/// An order of these products, or without any of the cart; to be changed where a test needs more.
-pub fn wish(items: &[(i64, i64)]) -> CreateOrderRequest {
+/// Builds an order of these products; without products an order of the cart.
+pub fn order_request(items: &[(i64, i64)]) -> CreateOrderRequest {
     CreateOrderRequest {
         items: items
             .iter()

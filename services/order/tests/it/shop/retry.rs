@@ -1,15 +1,14 @@
-//! Retries, as a client makes them: a busy machine refuses calls for now.
+//! Retries of calls that a busy machine rejects temporarily.
 
 use std::time::{Duration, Instant};
 
 use tonic::{Code, Status};
 
-/// The time within which a call that is refused for now succeeds.
+/// Bounds the time until a retried call has to succeed.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(20);
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Makes a call that may be repeated, again while it is refused for now: a busy machine does that, and a client comes
-/// back.
+/// Makes an idempotent call, and retries it while it fails temporarily, like a client of a busy service.
 pub async fn retry<T, F: Future<Output = Result<T, Status>>>(call: impl Fn() -> F) -> Result<T, Status> {
     let deadline = Instant::now() + RETRY_TIMEOUT;
     loop {
@@ -22,7 +21,7 @@ pub async fn retry<T, F: Future<Output = Result<T, Status>>>(call: impl Fn() -> 
     }
 }
 
-/// `ABORTED` is the answer while the same request is still under way.
+/// Reports whether a code is temporary. `ABORTED` means that the same request is still running.
 fn is_temporary(code: Code) -> bool {
     matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Aborted)
 }
