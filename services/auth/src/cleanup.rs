@@ -1,5 +1,5 @@
-//! Forgets what is old: sessions and refresh tokens that nobody can use any more, tries that no longer count, memory
-//! that nobody has needed for a while.
+//! The cleanup job: deletes expired sessions, refresh tokens, login attempts and keys, and releases idle hashing
+//! memory.
 
 use std::sync::Arc;
 
@@ -11,48 +11,58 @@ use shoppee_kit::{
 use time::Duration;
 
 use crate::{
-    Auth,
+    AuthContext,
     error::Error,
     sign_in,
-    store::{password_try, registration_key, session},
+    store::{login_attempt, registration_key, session},
 };
 
 const INTERVAL: std::time::Duration = std::time::Duration::from_mins(1);
-/// The memory for a hash, 19 MiB, is given back when nobody signed in for so long: before the threads that hashed end,
-/// idle for 10 s, with which the allocator looks what it can return to the system.
-const IDLE: std::time::Duration = std::time::Duration::from_secs(4);
-/// For so long somebody whose session has ended is told so, instead of being a stranger.
-const KEPT: Duration = Duration::days(7);
-/// Rows a statement deletes, so that none holds locks for long.
-const BATCH: i64 = 1000;
+/// The time after which unused hashing memory (19 MiB per hash) is released. It is shorter than the 10 s after which
+/// idle blocking threads end, as the allocator returns memory to the system when they end.
+const MEMORY_IDLE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(4);
+/// The time for which a revoked session is still reported as revoked, and not as unknown.
+const RETENTION: Duration = Duration::days(7);
+/// Bounds the rows of a statement, so that no statement holds locks for long.
+const BATCH_SIZE: i64 = 1000;
 
-/// Starts to forget.
-pub fn clean(auth: Arc<Auth>, process: &Process) {
-    let (hasher, stop) = (auth.hasher.clone(), process.tasks.stopping());
+/// Starts the jobs.
+pub fn spawn(context: Arc<AuthContext>, process: &Process) {
+    let (hasher, stop) = (context.hasher.clone(), process.tasks.stopping());
     process.tasks.spawn("idle memory", async move {
-        while stop.run_until_cancelled(tokio::time::sleep(IDLE)).await.is_some() {
-            hasher.give_back_unused(IDLE);
+        while stop.run_until_cancelled(tokio::time::sleep(MEMORY_IDLE_TIMEOUT)).await.is_some() {
+            hasher.release_idle(MEMORY_IDLE_TIMEOUT);
         }
         Ok(())
     });
-    worker::spawn(process, "cleaning", INTERVAL, crate::database_up(process), move || {
-        let auth = auth.clone();
-        async move { clean_once(&auth).await.map(|()| Round::Done) }
+    worker::spawn(process, "cleaning", INTERVAL, crate::database_ready(process), move || {
+        let context = context.clone();
+        async move { run_once(&context).await.map(|()| Round::Done) }
     });
 }
 
-async fn clean_once(auth: &Auth) -> Result<(), Error> {
-    let now = auth.clock.now();
-    let mut conn = auth.pool.acquire().await?;
-    password_try::forget_old(&mut conn, sign_in::WINDOW).await?;
-    while session::forget_ended(&mut conn, now - KEPT, now, BATCH).await? == BATCH.unsigned_abs() {}
-    while session::forget_expired(&mut conn, now - KEPT, now, BATCH).await? == BATCH.unsigned_abs() {}
-    let forgotten = now - crate::session::USED_TICKET_TTL;
-    while session::delete_used_tickets(&mut conn, forgotten, BATCH).await? == BATCH.unsigned_abs() {}
-    let forgotten = now - KEY_TTL;
-    while registration_key::delete_old(&mut conn, forgotten, BATCH).await? == BATCH.unsigned_abs() {}
-    // A token used so long ago has run out, whoever brings it back.
-    let used_before = now - auth.lifetimes.refresh - KEPT;
-    while session::forget_used_tokens(&mut conn, used_before, BATCH).await? == BATCH.unsigned_abs() {}
+async fn run_once(context: &AuthContext) -> Result<(), Error> {
+    let now = context.clock.now();
+    let mut conn = context.pool.acquire().await?;
+    login_attempt::delete_expired(&mut conn, sign_in::ATTEMPT_WINDOW).await?;
+    while session::delete_revoked(&mut conn, now - RETENTION, now, BATCH_SIZE).await?
+        == BATCH_SIZE.unsigned_abs()
+    {}
+    while session::delete_expired(&mut conn, now - RETENTION, now, BATCH_SIZE).await?
+        == BATCH_SIZE.unsigned_abs()
+    {}
+    let expired_before = now - crate::session::USED_TICKET_TTL;
+    while session::delete_used_tickets(&mut conn, expired_before, BATCH_SIZE).await?
+        == BATCH_SIZE.unsigned_abs()
+    {}
+    let expired_before = now - KEY_TTL;
+    while registration_key::delete_expired(&mut conn, expired_before, BATCH_SIZE).await?
+        == BATCH_SIZE.unsigned_abs()
+    {}
+    // A token that was used before this time has expired.
+    let used_before = now - context.lifetimes.refresh - RETENTION;
+    while session::delete_used_tokens(&mut conn, used_before, BATCH_SIZE).await? == BATCH_SIZE.unsigned_abs()
+    {
+    }
     Ok(())
 }

@@ -1,8 +1,8 @@
-//! Device tokens: a token identifies a device that has signed in to an account before. The device has tries of its own,
-//! so that wrong passwords from elsewhere do not lock it out.
+//! Device tokens: a token identifies a device that has signed in to an account before. The device has a limit of login
+//! attempts of its own, so that wrong passwords from elsewhere do not lock it out.
 //!
-//! A token alone signs no client in. It belongs to one account, to one of its passwords and to one device. A change of
-//! the password ends all of them. Signing in again renews the token without making another device of it.
+//! A token alone does not authenticate a client. It belongs to one account, one version of its password and one device.
+//! A change of the password invalidates all of them. A sign-in renews the token with the same device id.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, Mac as _};
@@ -11,12 +11,12 @@ use sha2::Sha256;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use crate::{store::account::Credentials, token::expand};
+use crate::{store::account::Credentials, token::hkdf_sha256};
 
-/// The time for which a device is known after its last sign-in.
+/// The lifetime of a token after the last sign-in of its device.
 pub const DEVICE_TOKEN_TTL: Duration = Duration::days(180);
 const KEY_INFO: &[u8] = b"shoppee-device-token";
-/// The size of the content: account, password version and time of issue with eight bytes each, the device with sixteen.
+/// The size of the content: account, password version and time of issue have eight bytes each, the device id sixteen.
 const CONTENT_BYTES: usize = 40;
 const MAC_BYTES: usize = 32;
 /// The length of a token in base64.
@@ -32,7 +32,7 @@ pub struct DeviceToken {
 }
 
 impl DeviceToken {
-    /// Reports whether the token was issued for this account with its present password, and not too long ago.
+    /// Reports whether the token was issued for this account and its current password, and has not expired.
     pub fn is_valid_for(&self, account: &Credentials, now: OffsetDateTime) -> bool {
         self.user_id == account.id
             && self.password_version == account.password_version
@@ -54,9 +54,9 @@ impl DeviceToken {
     }
 }
 
-/// Signs with the present secret; accepts what the previous one signed.
+/// The keys of device tokens. Tokens are signed with the current key; tokens of the previous key are accepted.
 pub struct DeviceKeys {
-    present: [u8; 32],
+    current: [u8; 32],
     previous: Option<[u8; 32]>,
 }
 
@@ -68,24 +68,24 @@ impl std::fmt::Debug for DeviceKeys {
 
 impl DeviceKeys {
     pub fn new(secret: &SecretString, previous: Option<&SecretString>) -> Self {
-        let derive = |secret: &SecretString| expand(None, secret.expose_secret().as_bytes(), KEY_INFO);
-        Self { present: derive(secret), previous: previous.map(derive) }
+        let derive = |secret: &SecretString| hkdf_sha256(None, secret.expose_secret().as_bytes(), KEY_INFO);
+        Self { current: derive(secret), previous: previous.map(derive) }
     }
 
     pub fn sign(&self, token: &DeviceToken) -> SecretString {
         let mut bytes = token.content();
-        if let Some(mac) = mac(&self.present, &bytes) {
+        if let Some(mac) = mac(&self.current, &bytes) {
             bytes.extend(mac.finalize().into_bytes());
         }
         URL_SAFE_NO_PAD.encode(bytes).into()
     }
 
-    /// Returns the token, or `None` for a text that was never handed out.
+    /// Verifies and decodes a token; `None` if the text is no valid token.
     pub fn verify(&self, text: &str) -> Option<DeviceToken> {
         let bytes = (text.len() == TEXT_LEN).then(|| URL_SAFE_NO_PAD.decode(text).ok()).flatten()?;
         let (content, tag) = bytes.split_at_checked(CONTENT_BYTES)?;
         let is_signed = |key: &[u8; 32]| mac(key, content).is_some_and(|mac| mac.verify_slice(tag).is_ok());
-        [Some(&self.present), self.previous.as_ref()]
+        [Some(&self.current), self.previous.as_ref()]
             .into_iter()
             .flatten()
             .any(is_signed)
@@ -95,7 +95,7 @@ impl DeviceKeys {
 }
 
 fn mac(key: &[u8; 32], content: &[u8]) -> Option<Hmac<Sha256>> {
-    // HMAC takes keys of any length.
+    // HMAC accepts keys of any length.
     let mut mac = Hmac::<Sha256>::new_from_slice(key).ok()?;
     mac.update(content);
     Some(mac)
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_comes_back_as_it_was_and_any_other_text_does_not() {
+    fn only_the_text_of_a_token_is_verified() {
         let (keys, token) = (keys("secret", None), token());
         let signed = keys.sign(&token);
         let text = signed.expose_secret();
@@ -124,13 +124,13 @@ mod tests {
             forged[place] = if forged[place] == b'A' { b'B' } else { b'A' };
             assert_eq!(keys.verify(std::str::from_utf8(&forged).unwrap()), None, "{place}");
         }
-        for odd in ["", "x", &text[1..], &format!("{text}A"), &"A".repeat(96), &"!".repeat(96)] {
-            assert_eq!(keys.verify(odd), None, "{odd}");
+        for invalid in ["", "x", &text[1..], &format!("{text}A"), &"A".repeat(96), &"!".repeat(96)] {
+            assert_eq!(keys.verify(invalid), None, "{invalid}");
         }
     }
 
     #[test]
-    fn a_token_of_the_previous_secret_is_known_and_of_an_older_one_not() {
+    fn a_token_of_the_previous_secret_is_valid_and_of_an_older_one_is_not() {
         let token = token();
         let signed = keys("old", None).sign(&token);
         assert_eq!(keys("new", Some("old")).verify(signed.expose_secret()), Some(token));
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_of_one_account_one_password_and_a_bounded_time() {
+    fn a_token_is_valid_for_one_account_one_password_and_a_bounded_time() {
         let token = token();
         let account =
             |id, password_version| Credentials { id, password_hash: String::new(), password_version };

@@ -1,4 +1,4 @@
-//! What can go wrong, and what callers are told of it. The only place that knows gRPC's codes.
+//! The errors of the auth service, and their gRPC statuses. Only this file depends on gRPC codes.
 
 use std::time::Duration;
 
@@ -13,24 +13,24 @@ use crate::{password::HashError, token::TokenError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A rule is broken.
-    #[error("a rule is broken")]
+    /// A field violates a rule.
+    #[error("validation failed")]
     Invalid(Violations),
-    /// A query parameter or a cursor is none.
-    #[error("not well-formed")]
+    /// A parameter or a cursor is malformed.
+    #[error("malformed request")]
     Malformed(Violations),
     #[error("this username is taken")]
     UsernameTaken,
     #[error("this e-mail address is taken")]
     EmailTaken,
-    /// The same whether the account exists or not.
+    /// The name or the password is wrong. The error does not show whether the account exists.
     #[error("the name or the password is wrong")]
     InvalidCredentials,
     #[error("this account is disabled")]
     AccountDisabled,
     #[error("too many passwords were tried; try again later")]
     TooManyAttempts { retry_after: Duration },
-    /// Never handed out, or so long ago that it is forgotten.
+    /// The token was never issued, or was deleted by the cleanup.
     #[error("the refresh token is not valid")]
     UnknownRefreshToken,
     #[error("the ticket was used before")]
@@ -41,7 +41,7 @@ pub enum Error {
     SessionExpired,
     #[error("the session has ended; sign in again")]
     SessionEnded,
-    /// What is named.
+    /// The named resource does not exist.
     #[error("no such {0}")]
     NotFound(&'static str),
     #[error("password hashing: {0}")]
@@ -53,7 +53,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// A rule about one field.
+    /// Creates the error of one invalid field.
     pub fn invalid(field: &str, message: &str) -> Self {
         Self::Invalid(Violations::from((field, message)))
     }
@@ -61,32 +61,32 @@ impl Error {
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        let told = error.to_string();
+        let message = error.to_string();
         match error {
             Error::Invalid(violations) => Self::invalid(violations),
             Error::Malformed(violations) => Self::malformed(violations),
-            Error::UsernameTaken => Self::new(Code::AlreadyExists, "USERNAME_TAKEN", told),
-            Error::EmailTaken => Self::new(Code::AlreadyExists, "EMAIL_TAKEN", told),
-            Error::InvalidCredentials => Self::new(Code::Unauthenticated, "INVALID_CREDENTIALS", told),
-            Error::AccountDisabled => Self::new(Code::PermissionDenied, "ACCOUNT_DISABLED", told),
+            Error::UsernameTaken => Self::new(Code::AlreadyExists, "USERNAME_TAKEN", message),
+            Error::EmailTaken => Self::new(Code::AlreadyExists, "EMAIL_TAKEN", message),
+            Error::InvalidCredentials => Self::new(Code::Unauthenticated, "INVALID_CREDENTIALS", message),
+            Error::AccountDisabled => Self::new(Code::PermissionDenied, "ACCOUNT_DISABLED", message),
             Error::TooManyAttempts { retry_after } => {
-                Self::new(Code::ResourceExhausted, "TOO_MANY_ATTEMPTS", told)
+                Self::new(Code::ResourceExhausted, "TOO_MANY_ATTEMPTS", message)
                     .with_fact("limit", "account")
                     .retry_after(retry_after)
             }
             Error::UnknownRefreshToken | Error::TicketUsed => {
-                Self::new(Code::Unauthenticated, "UNAUTHENTICATED", told)
+                Self::new(Code::Unauthenticated, "UNAUTHENTICATED", message)
             }
             Error::KeyReused(error) => error.into(),
-            Error::SessionExpired => Self::new(Code::Unauthenticated, "TOKEN_EXPIRED", told),
-            Error::SessionEnded => Self::new(Code::Unauthenticated, "SESSION_REVOKED", told),
-            Error::NotFound(_) => Self::new(Code::NotFound, "NOT_FOUND", told),
-            Error::Hash(HashError::Busy) => unavailable(),
+            Error::SessionExpired => Self::new(Code::Unauthenticated, "TOKEN_EXPIRED", message),
+            Error::SessionEnded => Self::new(Code::Unauthenticated, "SESSION_REVOKED", message),
+            Error::NotFound(_) => Self::new(Code::NotFound, "NOT_FOUND", message),
+            Error::Hash(HashError::Overloaded) => unavailable(),
             Error::Store(error) if pg::is_unavailable(&error) => unavailable(),
-            Error::Hash(HashError::Argon2(_) | HashError::Random | HashError::Lost)
+            Error::Hash(HashError::Argon2(_) | HashError::RandomSource | HashError::WorkerLost)
             | Error::Token(_)
             | Error::Store(_) => {
-                tracing::error!(error = told, "internal error");
+                tracing::error!(error = message, "internal error");
                 internal()
             }
         }

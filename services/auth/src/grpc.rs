@@ -1,6 +1,6 @@
-//! The methods of `AuthService`: each parses its request, calls its use case and shapes the answer. Who may
-//! call stands in the first line; the methods without such a line carry their own credentials, or tell only
-//! what is public.
+//! The gRPC handlers of `AuthService`. Each method authorizes the caller in its first line, parses the request, runs
+//! the use case and converts the result. Methods without authorization carry their own credentials, or return public
+//! data.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use shoppee_proto::auth::v1::auth_service_server::{AuthService, AuthServiceServe
 use tonic::{Request, Response, Status};
 
 use crate::{
-    Auth,
+    AuthContext,
     account::{Email, LoginName, Password, Role, Username},
     error::Error,
     refresh, registration, revocation, service_client, session, sign_in,
@@ -24,33 +24,33 @@ use crate::{
     user,
 };
 
-/// The largest request is a password and what goes with it.
-const LARGEST_REQUEST: usize = 64 * 1024;
-const PAGE: std::ops::RangeInclusive<i32> = 1..=100;
-const DEFAULT_PAGE: i32 = 20;
-const LIMIT: &str = "must be between 1 and 100";
-/// Characters.
-const LONGEST_PART: usize = 254;
+/// Bounds a request. The largest has a password and a few texts.
+const MAX_REQUEST_BYTES: usize = 64 * 1024;
+const PAGE_SIZES: std::ops::RangeInclusive<i32> = 1..=100;
+const DEFAULT_PAGE_SIZE: i32 = 20;
+const LIMIT_MESSAGE: &str = "must be between 1 and 100";
+const MAX_QUERY_CHARS: usize = 254;
 
-type Answer<T> = Result<Response<T>, Status>;
+type RpcResult<T> = Result<Response<T>, Status>;
 
-pub fn services(auth: Arc<Auth>) -> Services {
-    Services::default().with(AuthServiceServer::new(Api(auth)).max_decoding_message_size(LARGEST_REQUEST))
+pub fn services(context: Arc<AuthContext>) -> Services {
+    Services::default()
+        .with(AuthServiceServer::new(Service(context)).max_decoding_message_size(MAX_REQUEST_BYTES))
 }
 
 #[derive(Debug)]
-struct Api(Arc<Auth>);
+struct Service(Arc<AuthContext>);
 
 #[tonic::async_trait]
-impl AuthService for Api {
-    async fn register(&self, request: Request<proto::RegisterRequest>) -> Answer<proto::User> {
+impl AuthService for Service {
+    async fn register(&self, request: Request<proto::RegisterRequest>) -> RpcResult<proto::User> {
         let request = request.into_inner();
-        let mut wrong = Violations::default();
-        let username = wrong.take("username", Username::parse(request.username));
-        let email = wrong.take("email", Email::parse(request.email));
-        let password = wrong.take("password", Password::new(request.password));
+        let mut violations = Violations::default();
+        let username = violations.take("username", Username::parse(request.username));
+        let email = violations.take("email", Email::parse(request.email));
+        let password = violations.take("password", Password::new(request.password));
         let (Some(username), Some(email), Some(password)) = (username, email, password) else {
-            return Err(Error::Invalid(wrong).into());
+            return Err(Error::Invalid(violations).into());
         };
         let key = request.idempotency_key;
         if let Some(key) = &key {
@@ -61,50 +61,50 @@ impl AuthService for Api {
         Ok(respond(user(account), is_repeat))
     }
 
-    async fn login(&self, request: Request<proto::LoginRequest>) -> Answer<proto::Tokens> {
+    async fn login(&self, request: Request<proto::LoginRequest>) -> RpcResult<proto::Tokens> {
         let request = request.into_inner();
-        let mut wrong = Violations::default();
-        let name = wrong.take("username", LoginName::parse(&request.username));
-        let password = wrong.take("password", Password::presented(request.password));
+        let mut violations = Violations::default();
+        let name = violations.take("username", LoginName::parse(&request.username));
+        let password = violations.take("password", Password::presented(request.password));
         let (Some(name), Some(password)) = (name, password) else {
-            return Err(Error::Invalid(wrong).into());
+            return Err(Error::Invalid(violations).into());
         };
         let user_agent = session::user_agent(&request.user_agent);
         let device_token = request.device_token.as_deref();
-        let grant = sign_in::sign_in(&self.0, &name, password, &user_agent, device_token).await?;
-        Ok(Response::new(tokens(grant)))
+        let issued = sign_in::sign_in(&self.0, &name, password, &user_agent, device_token).await?;
+        Ok(Response::new(tokens(issued)))
     }
 
-    async fn refresh(&self, request: Request<proto::RefreshRequest>) -> Answer<proto::Tokens> {
+    async fn refresh(&self, request: Request<proto::RefreshRequest>) -> RpcResult<proto::Tokens> {
         let presented = SecretString::from(request.into_inner().refresh_token);
         Ok(Response::new(tokens(refresh::refresh(&self.0, presented.expose_secret()).await?)))
     }
 
-    async fn logout(&self, request: Request<proto::LogoutRequest>) -> Answer<()> {
+    async fn logout(&self, request: Request<proto::LogoutRequest>) -> RpcResult<()> {
         let caller = caller::user(&request)?;
         session::logout(&self.0, &caller).await?;
         Ok(Response::new(()))
     }
 
-    async fn logout_all(&self, request: Request<proto::LogoutAllRequest>) -> Answer<()> {
+    async fn logout_all(&self, request: Request<proto::LogoutAllRequest>) -> RpcResult<()> {
         let caller = caller::user(&request)?;
         session::logout_all(&self.0, &caller).await?;
         Ok(Response::new(()))
     }
 
-    async fn get_user_info(&self, request: Request<proto::GetUserInfoRequest>) -> Answer<proto::User> {
+    async fn get_user_info(&self, request: Request<proto::GetUserInfoRequest>) -> RpcResult<proto::User> {
         let caller = caller::user(&request)?;
         Ok(Response::new(user(user::get(&self.0, caller.user_id()).await?)))
     }
 
-    async fn change_password(&self, request: Request<proto::ChangePasswordRequest>) -> Answer<()> {
+    async fn change_password(&self, request: Request<proto::ChangePasswordRequest>) -> RpcResult<()> {
         let caller = caller::user(&request)?;
         let request = request.into_inner();
-        let mut wrong = Violations::default();
-        let current = wrong.take("current_password", Password::presented(request.current_password));
-        let new = wrong.take("new_password", Password::new(request.new_password));
+        let mut violations = Violations::default();
+        let current = violations.take("current_password", Password::presented(request.current_password));
+        let new = violations.take("new_password", Password::new(request.new_password));
         let (Some(current), Some(new)) = (current, new) else {
-            return Err(Error::Invalid(wrong).into());
+            return Err(Error::Invalid(violations).into());
         };
         user::change_password(&self.0, &caller, current, new).await?;
         Ok(Response::new(()))
@@ -113,10 +113,10 @@ impl AuthService for Api {
     async fn list_sessions(
         &self,
         request: Request<proto::ListSessionsRequest>,
-    ) -> Answer<proto::ListSessionsResponse> {
+    ) -> RpcResult<proto::ListSessionsResponse> {
         let caller = caller::user(&request)?;
         let request = request.into_inner();
-        let limit = limit(request.limit).map_err(Error::Malformed)?;
+        let limit = page_size(request.limit).map_err(Error::Malformed)?;
         let (page, next_cursor) = session::list(&self.0, &caller, limit, request.cursor.as_deref()).await?;
         let items = page.into_iter().map(|session| proto::Session {
             id: session.id.to_string(),
@@ -128,7 +128,7 @@ impl AuthService for Api {
         Ok(Response::new(proto::ListSessionsResponse { items: items.collect(), next_cursor }))
     }
 
-    async fn revoke_session(&self, request: Request<proto::RevokeSessionRequest>) -> Answer<()> {
+    async fn revoke_session(&self, request: Request<proto::RevokeSessionRequest>) -> RpcResult<()> {
         let caller = caller::user(&request)?;
         session::revoke(&self.0, &caller, &request.get_ref().id).await?;
         Ok(Response::new(()))
@@ -137,16 +137,16 @@ impl AuthService for Api {
     async fn create_ws_ticket(
         &self,
         request: Request<proto::CreateWsTicketRequest>,
-    ) -> Answer<proto::WsTicket> {
+    ) -> RpcResult<proto::WsTicket> {
         let caller = caller::user(&request)?;
-        let (ticket, expires_in) = session::ticket(&self.0, &caller)?;
+        let (ticket, expires_in) = session::create_ticket(&self.0, &caller)?;
         Ok(Response::new(proto::WsTicket { ticket: ticket.expose_secret().to_owned(), expires_in }))
     }
 
     async fn redeem_ws_ticket(
         &self,
         request: Request<proto::RedeemWsTicketRequest>,
-    ) -> Answer<proto::SocketToken> {
+    ) -> RpcResult<proto::SocketToken> {
         let ticket = caller::ticket(&request)?;
         let (token, expires_in) = session::redeem_ticket(&self.0, &ticket).await?;
         Ok(Response::new(proto::SocketToken { token: token.expose_secret().to_owned(), expires_in }))
@@ -155,60 +155,65 @@ impl AuthService for Api {
     async fn list_users(
         &self,
         request: Request<proto::ListUsersRequest>,
-    ) -> Answer<proto::ListUsersResponse> {
+    ) -> RpcResult<proto::ListUsersResponse> {
         caller::admin(&request)?;
         let request = request.into_inner();
-        let mut wrong = Violations::default();
-        let part = request.q;
-        let sound = part
-            .as_deref()
-            .is_none_or(|part| (1..=LONGEST_PART).contains(&part.chars().count()) && !part.contains('\0'));
-        wrong.check(sound, "q", "must have 1 to 254 characters and no NUL");
-        let role = wrong.take("role", request.role.map(role).transpose()).flatten();
-        let limit = limit(request.limit);
-        wrong.check(limit.is_ok(), "limit", LIMIT);
-        wrong.finish().map_err(Error::Malformed)?;
+        let mut violations = Violations::default();
+        let query = request.q;
+        let is_valid = query.as_deref().is_none_or(|query| {
+            (1..=MAX_QUERY_CHARS).contains(&query.chars().count()) && !query.contains('\0')
+        });
+        violations.check(is_valid, "q", "must have 1 to 254 characters and no NUL");
+        let role = violations.take("role", request.role.map(parse_role).transpose()).flatten();
+        let limit = page_size(request.limit);
+        violations.check(limit.is_ok(), "limit", LIMIT_MESSAGE);
+        violations.finish().map_err(Error::Malformed)?;
         let limit = limit.map_err(Error::Malformed)?;
-        let (users, next_cursor) = user::list(&self.0, part, role, limit, request.cursor.as_deref()).await?;
+        let (users, next_cursor) = user::list(&self.0, query, role, limit, request.cursor.as_deref()).await?;
         let items = users.into_iter().map(user_for_admin).collect();
         Ok(Response::new(proto::ListUsersResponse { items, next_cursor }))
     }
 
-    async fn get_user(&self, request: Request<proto::GetUserRequest>) -> Answer<proto::User> {
+    async fn get_user(&self, request: Request<proto::GetUserRequest>) -> RpcResult<proto::User> {
         caller::admin(&request)?;
         Ok(Response::new(user_for_admin(user::get(&self.0, request.get_ref().id).await?)))
     }
 
-    async fn update_user(&self, request: Request<proto::UpdateUserRequest>) -> Answer<proto::User> {
+    async fn update_user(&self, request: Request<proto::UpdateUserRequest>) -> RpcResult<proto::User> {
         caller::admin(&request)?;
         let request = request.into_inner();
-        let role = request.role.map(role).transpose().map_err(|message| Error::invalid("role", message))?;
+        let role =
+            request.role.map(parse_role).transpose().map_err(|message| Error::invalid("role", message))?;
         let change = user::Change { role, disabled: request.disabled };
         Ok(Response::new(user_for_admin(user::update(&self.0, request.id, &change).await?)))
     }
 
-    async fn get_jwks(&self, request: Request<proto::GetJwksRequest>) -> Answer<proto::GetJwksResponse> {
-        Ok(Response::new(revocation::list(&self.0, request.get_ref().cursor.as_deref()).await?))
+    async fn get_jwks(&self, request: Request<proto::GetJwksRequest>) -> RpcResult<proto::GetJwksResponse> {
+        Ok(Response::new(revocation::verifier_state(&self.0, request.get_ref().cursor.as_deref()).await?))
     }
 
     async fn issue_service_token(
         &self,
         request: Request<proto::IssueServiceTokenRequest>,
-    ) -> Answer<proto::ServiceToken> {
+    ) -> RpcResult<proto::ServiceToken> {
         let proto::IssueServiceTokenRequest { client_id, client_secret } = request.into_inner();
         let (token, expires_in) = service_client::issue(&self.0, &client_id, &client_secret.into())?;
         Ok(Response::new(proto::ServiceToken { access_token: token.expose_secret().to_owned(), expires_in }))
     }
 }
 
-/// The number of items of a page.
-fn limit(asked: Option<i32>) -> Result<i64, Violations> {
-    let limit = asked.unwrap_or(DEFAULT_PAGE);
-    if PAGE.contains(&limit) { Ok(limit.into()) } else { Err(Violations::from(("limit", LIMIT))) }
+/// Validates the number of items of a page.
+fn page_size(limit: Option<i32>) -> Result<i64, Violations> {
+    let limit = limit.unwrap_or(DEFAULT_PAGE_SIZE);
+    if PAGE_SIZES.contains(&limit) {
+        Ok(limit.into())
+    } else {
+        Err(Violations::from(("limit", LIMIT_MESSAGE)))
+    }
 }
 
-/// A role that a person can have.
-fn role(number: i32) -> Result<Role, &'static str> {
+/// Parses a role that a user can have.
+fn parse_role(number: i32) -> Result<Role, &'static str> {
     match proto::Role::try_from(number) {
         Ok(proto::Role::User) => Ok(Role::User),
         Ok(proto::Role::Admin) => Ok(Role::Admin),
@@ -236,14 +241,14 @@ fn user_for_admin(account: Account) -> proto::User {
     proto::User { disabled, ..user(account) }
 }
 
-fn tokens(grant: session::Grant) -> proto::Tokens {
+fn tokens(issued: session::IssuedTokens) -> proto::Tokens {
     proto::Tokens {
-        access_token: grant.access_token.expose_secret().to_owned(),
+        access_token: issued.access_token.expose_secret().to_owned(),
         token_type: "Bearer".to_owned(),
-        expires_in: grant.access_for.whole_seconds(),
-        refresh_token: grant.refresh_token.expose_secret().to_owned(),
-        refresh_expires_in: grant.refresh_for.whole_seconds(),
-        user: Some(user(grant.account)),
-        device_token: grant.device_token.map(|token| token.expose_secret().to_owned()),
+        expires_in: issued.access_expires_in.whole_seconds(),
+        refresh_token: issued.refresh_token.expose_secret().to_owned(),
+        refresh_expires_in: issued.refresh_expires_in.whole_seconds(),
+        user: Some(user(issued.account)),
+        device_token: issued.device_token.map(|token| token.expose_secret().to_owned()),
     }
 }

@@ -3,16 +3,16 @@
 //! A call goes `grpc` → a use case → rules and `store`:
 //!
 //! - rules: [`account`] (names, addresses, passwords), [`token`] (keys, signatures), [`password`] (hashes), [`device`]
-//!   (devices that have signed in before)
+//!   (tokens of devices that have signed in before)
 //! - use cases: `registration`, `sign_in`, `refresh`, `session`, `user`, `service_client`
-//! - beside them: `revocation` tells every verifier, our own among them, which sessions have ended; `outbox`
-//!   tells the other services who registered; `cleaning` forgets what is old
+//! - in the background: `revocation` publishes revoked sessions to all verifiers, including this process's own;
+//!   `outbox` publishes registrations to the other services; `cleanup` deletes expired rows
 //!
-//! To add a method: write it in `auth.proto`, its use case beside its likes, its SQL in `store`, its shape in
-//! `grpc`.
+//! To add a method: define it in `auth.proto`, add its use case beside similar ones, its SQL to `store` and its handler
+//! to `grpc`.
 
 mod account;
-mod cleaning;
+mod cleanup;
 mod device;
 mod error;
 mod grpc;
@@ -48,12 +48,12 @@ use crate::{
     session::Lifetimes, token::Signer,
 };
 
-/// How often a task that needs the database looks whether it is there at last.
-const DATABASE_POLL: Duration = Duration::from_millis(100);
+/// The interval at which tasks check whether the database is available.
+const DATABASE_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What every use case works with.
+/// The state that the use cases share: settings and clients.
 #[derive(Debug)]
-pub(crate) struct Auth {
+pub(crate) struct AuthContext {
     pool: PgPool,
     clock: Clock,
     hasher: Hasher,
@@ -63,24 +63,24 @@ pub(crate) struct Auth {
     lifetimes: Lifetimes,
     revocations: Revocations,
     /// Wakes the relay after a commit.
-    registered: Arc<Notify>,
+    outbox_wakeup: Arc<Notify>,
 }
 
-/// Starts the service; its tasks run until `process` stops.
+/// Starts the service. Its tasks run until `process` stops.
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     telemetry::describe(metric_help::HELP);
     let secrets = settings.key_secrets()?;
     let signer = Signer::new(&secrets.current, secrets.previous.as_ref())?;
     let lifetimes = Lifetimes::from(settings.lifetimes()?);
     let clients = settings.service_clients()?;
-    let first_admin = settings.first_admin()?;
+    let initial_admin = settings.initial_admin()?;
     let redis = redis::Clients::open(&settings.redis, &process).await?;
 
     let Process { tasks, readiness, clock, .. } = &process;
     let pool = pg::open("shoppee-auth", &settings.postgres, sqlx::migrate!(), tasks, readiness).await?;
 
     let verifier = Verifier::new(clock.clone());
-    let auth = Arc::new(Auth {
+    let context = Arc::new(AuthContext {
         pool: pool.clone(),
         clock: clock.clone(),
         hasher: Hasher::new(settings.password_hashes),
@@ -89,39 +89,39 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         clients,
         lifetimes,
         revocations: Revocations::new(verifier.clone()),
-        registered: Arc::default(),
+        outbox_wakeup: Arc::default(),
     });
-    revocation::follow(auth.clone(), &process);
-    outbox::relay(pool.clone(), redis.client("relay")?, auth.registered.clone(), &process);
-    cleaning::clean(auth.clone(), &process);
-    if let Some(admin) = first_admin {
-        registration::make_first_admin(auth.clone(), admin, &process);
+    revocation::follow(context.clone(), &process);
+    outbox::spawn_relay(pool.clone(), redis.client("relay")?, context.outbox_wakeup.clone(), &process);
+    cleanup::spawn(context.clone(), &process);
+    if let Some(admin) = initial_admin {
+        registration::spawn_initial_admin(context.clone(), admin, &process);
     }
 
     ops::serve(settings.metrics_addr, tasks, readiness).await?;
-    let services = grpc::services(auth);
+    let services = grpc::services(context);
     server::serve(settings.listen_addr, services, verifier, settings.grpc_reflection, &process).await
 }
 
-/// Ends when the database answers and its schema is up to date, or when it is time to stop.
-pub(crate) fn database_ready(process: &Process) -> impl Future<Output = ()> + Send + 'static {
+/// Waits until the database is available and its schema is up to date, or until shutdown.
+pub(crate) fn wait_for_database(process: &Process) -> impl Future<Output = ()> + Send + 'static {
     let (readiness, stop) = (process.readiness.clone(), process.tasks.stopping());
     async move {
-        // A process that has begun to stop says nothing of its database any more.
-        let absent = || readiness.missing().iter().any(|name| ["postgres", "stopping"].contains(name));
-        while absent() && !stop.is_cancelled() {
-            tokio::time::sleep(DATABASE_POLL).await;
+        // During shutdown the readiness of the database is no longer reported.
+        let is_missing = || readiness.missing().iter().any(|name| ["postgres", "stopping"].contains(name));
+        while is_missing() && !stop.is_cancelled() {
+            tokio::time::sleep(DATABASE_POLL_INTERVAL).await;
         }
     }
 }
 
-/// Becomes true when [`database_ready`] ends, for periodic workers.
-pub(crate) fn database_up(process: &Process) -> watch::Receiver<bool> {
-    let (up, is_up) = watch::channel(false);
-    let ready = database_ready(process);
+/// Returns a flag for periodic workers that becomes true when [`wait_for_database`] ends.
+pub(crate) fn database_ready(process: &Process) -> watch::Receiver<bool> {
+    let (sender, receiver) = watch::channel(false);
+    let ready = wait_for_database(process);
     drop(process.tasks.track(async move {
         ready.await;
-        up.send_replace(true);
+        sender.send_replace(true);
     }));
-    is_up
+    receiver
 }

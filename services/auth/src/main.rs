@@ -1,4 +1,4 @@
-//! `shoppee-auth`: accounts, sessions and tokens of the shop.
+//! The auth service process.
 
 use std::process::ExitCode;
 

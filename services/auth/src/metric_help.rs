@@ -1,8 +1,8 @@
-//! The help texts of this process's metrics. A new metric is added here.
+//! The help texts of the auth service's metrics. Each metric needs an entry here.
 
 use shoppee_kit::telemetry::Help;
 
 pub const HELP: &[Help] = &[
-    ("outbox_lag_seconds", "The age of the oldest registration that is not published"),
-    ("outbox_pending", "Registrations that are not published"),
+    ("outbox_lag_seconds", "The age of the oldest unpublished registration"),
+    ("outbox_pending", "Unpublished registrations"),
 ];

@@ -1,8 +1,8 @@
-//! Registrations on their way to the others: written in the transaction that makes the account, published to
-//! the stream `users` afterwards, by whichever replica takes the row.
+//! The transactional outbox of registrations: rows are inserted in the transaction that creates the account, and any
+//! replica publishes them to the stream `users`.
 //!
-//! A row is deleted only once Redis has it: a relay killed anywhere publishes at worst twice, which readers
-//! take as once. While Redis is away the rows wait.
+//! A row is deleted after Redis has accepted it. A killed relay may publish a row twice, and consumers are idempotent.
+//! While Redis is unavailable the rows stay.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,12 +25,12 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tracing::Instrument as _;
 
-/// Rows taken at once; they stay locked while Redis is told.
-const BATCH: i64 = 100;
-/// How long a row waits that another replica left behind, or that found Redis away.
-const POLL: Duration = Duration::from_secs(1);
+/// Bounds the rows of a batch, which stay locked during the publication.
+const BATCH_SIZE: i64 = 100;
+/// The interval of polls for rows that another replica has left, or that failed.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Notes that a user registered; the others learn of it after the commit.
+/// Inserts a registration, which is published after the commit.
 pub async fn insert(conn: &mut PgConnection, user_id: i64, at: OffsetDateTime) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "insert into auth.outbox (user_id, traceparent, created_at) values ($1, $2, $3)",
@@ -51,53 +51,53 @@ enum RelayError {
     Redis(#[from] fred::error::Error),
 }
 
-/// Starts the relay: a worker that looks each second, and a task that `written` wakes after a commit.
-pub fn relay(pool: PgPool, redis: Client, written: Arc<Notify>, process: &Process) {
-    let (stop, ready) = (process.tasks.stopping(), crate::database_up(process));
-    let woken = (pool.clone(), redis.clone(), ready.clone());
+/// Starts the relay: a worker that polls each second, and a task that `wakeup` wakes after a commit.
+pub fn spawn_relay(pool: PgPool, redis: Client, wakeup: Arc<Notify>, process: &Process) {
+    let (stop, ready) = (process.tasks.stopping(), crate::database_ready(process));
+    let clones = (pool.clone(), redis.clone(), ready.clone());
     process.tasks.spawn("outbox-woken", async move {
-        let (pool, redis, ready) = woken;
-        while stop.run_until_cancelled(written.notified()).await.is_some() {
-            // The worker repeats and reports a failure.
+        let (pool, redis, ready) = clones;
+        while stop.run_until_cancelled(wakeup.notified()).await.is_some() {
+            // The worker retries and reports a failure.
             if *ready.borrow()
-                && let Err(error) = publish_some(&pool, &redis).await
+                && let Err(error) = publish_batch(&pool, &redis).await
             {
-                tracing::debug!(%error, "not published at once");
+                tracing::debug!(%error, "registration not published, retried by the worker");
             }
         }
         Ok(())
     });
     let clock = process.clock.clone();
-    worker::spawn(process, "outbox", POLL, ready, move || {
+    worker::spawn(process, "outbox", POLL_INTERVAL, ready, move || {
         let (pool, redis, clock) = (pool.clone(), redis.clone(), clock.clone());
         async move {
-            let published = publish_some(&pool, &redis).await;
-            observe(&pool, clock.now()).await?;
-            published.map(|published| Round::more_if(published == BATCH))
+            let published = publish_batch(&pool, &redis).await;
+            record_metrics(&pool, clock.now()).await?;
+            published.map(|published| Round::more_if(published == BATCH_SIZE))
         }
     });
 }
 
-struct Row {
+struct OutboxRow {
     id: i64,
     user_id: i64,
     traceparent: String,
     created_at: OffsetDateTime,
 }
 
-/// Publishes the oldest rows that no other relay is publishing; returns their number. An error where one of them was
-/// not published.
-async fn publish_some(pool: &PgPool, redis: &Client) -> Result<i64, RelayError> {
+/// Publishes the oldest rows that no other relay has locked, and returns their number. Returns an error if one of them
+/// was not published.
+async fn publish_batch(pool: &PgPool, redis: &Client) -> Result<i64, RelayError> {
     let mut tx = pool.begin().await?;
     let rows = sqlx::query_as!(
-        Row,
+        OutboxRow,
         "select id, user_id, traceparent, created_at from auth.outbox
          order by id limit $1 for update skip locked",
-        BATCH,
+        BATCH_SIZE,
     )
     .fetch_all(&mut *tx)
     .await?;
-    // All under way together: together they take no longer than one, and the locks are held no longer.
+    // The rows are published concurrently, so that the locks are held no longer than for one row.
     let published = join_all(rows.iter().map(|row| publish(redis, row))).await;
     let mut failed = None;
     let done = rows.iter().zip(published).filter_map(|(row, published)| match published {
@@ -110,10 +110,10 @@ async fn publish_some(pool: &PgPool, redis: &Client) -> Result<i64, RelayError> 
     let done: Vec<i64> = done.collect();
     sqlx::query!("delete from auth.outbox where id = any($1)", &done).execute(&mut *tx).await?;
     tx.commit().await?;
-    failed.map_or(Ok(i64::try_from(done.len()).unwrap_or(BATCH)), |error| Err(error.into()))
+    failed.map_or(Ok(i64::try_from(done.len()).unwrap_or(BATCH_SIZE)), |error| Err(error.into()))
 }
 
-async fn publish(redis: &Client, row: &Row) -> Result<(), fred::error::Error> {
+async fn publish(redis: &Client, row: &OutboxRow) -> Result<(), fred::error::Error> {
     let span = tracing::info_span!("auth.outbox.publish", otel.kind = "producer", user.id = row.user_id);
     telemetry::continue_traceparent(&span, &row.traceparent);
     let event = UserRegistered {
@@ -123,23 +123,23 @@ async fn publish(redis: &Client, row: &Row) -> Result<(), fred::error::Error> {
     };
     let event = event.encode_to_vec();
     let redis = redis.with_options(&on_request_path());
-    let kept = ("MAXLEN", "~", streams::USERS_KEPT.to_string(), None::<i64>);
-    let added = async {
+    let max_len = ("MAXLEN", "~", streams::USERS_KEPT.to_string(), None::<i64>);
+    let publishing = async {
         redis
             .xadd::<(), _, _, _, _>(
                 streams::USERS,
                 false,
-                kept,
+                max_len,
                 "*",
                 vec![(streams::FIELD, fred::types::Value::Bytes(event.into()))],
             )
             .await
     };
-    added.instrument(span).await
+    publishing.instrument(span).await
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a gauge")]
-async fn observe(pool: &PgPool, now: OffsetDateTime) -> Result<(), sqlx::Error> {
+async fn record_metrics(pool: &PgPool, now: OffsetDateTime) -> Result<(), sqlx::Error> {
     let mut connection = pool.acquire().await?;
     let pending = sqlx::query!(r#"select count(*) as "rows!", min(created_at) as oldest from auth.outbox"#)
         .fetch_one(&mut *connection)

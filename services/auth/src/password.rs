@@ -1,9 +1,9 @@
-//! Hashing passwords: argon2id, on as many threads as there are permits and no more.
+//! Password hashing by argon2id, with a bounded number of concurrent hashes and a bounded queue.
 //!
-//! A hash takes 19 MiB and tens of milliseconds of one core, and cannot be interrupted: its permit travels
-//! with it, so that callers who hang up leave no more hashes running than there are permits. Who finds too
-//! many waiting is sent away at once. The memory is kept for the next hash: given back each time, it would stay with the
-//! allocator, 19 MiB for each of the many threads that ever hashed.
+//! A hash takes 19 MiB and tens of milliseconds of one core, and cannot be interrupted. Its permit moves into the
+//! hashing task, so that cancelled requests do not raise the number of running hashes. A request is rejected at once if
+//! the queue is full. The memory is pooled: freed after each hash, it would stay in the allocator, 19 MiB for each
+//! thread that ever hashed.
 
 use std::{
     sync::{
@@ -23,83 +23,83 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::account::Password;
 
-/// OWASP's first choice for argon2id. KiB.
-const MEMORY: u32 = 19_456;
-const PASSES: u32 = 2;
-const LANES: u32 = 1;
-/// 128 bits, as RFC 9106 recommends.
-const SALT: usize = 16;
-/// Of the caller's 2 s: after the wait there must be time for the hash and the database.
-const LONGEST_WAIT: Duration = Duration::from_millis(1500);
-/// What one thread hashes within [`LONGEST_WAIT`], at about 25 ms each.
-const WAITING_PER_PERMIT: usize = 60;
+/// The memory cost of OWASP's first choice for argon2id.
+const MEMORY_COST_KIB: u32 = 19_456;
+const TIME_COST: u32 = 2;
+const PARALLELISM: u32 = 1;
+/// The salt size that RFC 9106 recommends (128 bits).
+const SALT_BYTES: usize = 16;
+/// Bounds the wait in the queue. Of the caller's 2 s it leaves time for the hash and the database.
+const MAX_QUEUE_WAIT: Duration = Duration::from_millis(1500);
+/// Bounds the queue to the hashes that one thread makes within [`MAX_QUEUE_WAIT`], at about 25 ms each.
+const MAX_QUEUED_PER_PERMIT: usize = 60;
 
-/// Nobody's password: what is hashed against for an unknown user, at the same cost.
-const DUMMY: &str =
+/// The hash that the password of an unknown user is verified against, at the same cost.
+const DUMMY_HASH: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$c2hvcHBlZS1ub2JvZHkhIQ$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 #[derive(Debug, thiserror::Error)]
 pub enum HashError {
-    /// Too many are waiting.
+    /// The queue is full, or the wait timed out.
     #[error("too many passwords are being hashed")]
-    Busy,
+    Overloaded,
     #[error("argon2: {0}")]
     Argon2(#[from] password_hash::Error),
-    #[error("no randomness from the operating system")]
-    Random,
-    #[error("a hash ended early")]
-    Lost,
+    #[error("random source of the operating system failed")]
+    RandomSource,
+    #[error("the hashing task ended without a result")]
+    WorkerLost,
 }
 
-/// What a try came to.
+/// The result of a verification.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Verdict {
-    Wrong,
-    Right,
-    /// Right, and its hash was weaker than today's, or made of another form of the text: a new one of the same password.
-    RightButWeak(String),
+pub enum Verification {
+    Invalid,
+    Valid,
+    /// The password is valid, and its stored hash is outdated: weaker than the current parameters, or made of another
+    /// form of the text. Contains a new hash.
+    ValidNeedsRehash(String),
 }
 
 #[derive(Clone, Debug)]
 pub struct Hasher {
     permits: Arc<Semaphore>,
-    /// Hashes that run or wait.
-    places: Arc<Semaphore>,
-    /// What is not in use, and since when: together at most as many as there are permits.
-    memories: Arc<Mutex<Vec<(Memory, Instant)>>>,
+    /// Permits for hashes that run or wait.
+    queue_permits: Arc<Semaphore>,
+    /// Unused memory with the time of its last use. The pool never exceeds the number of permits.
+    memory_pool: Arc<Mutex<Vec<(Memory, Instant)>>>,
 }
 
-/// What a hash is computed in; every word is written before it is read.
+/// The working memory of a hash. Every word is written before it is read.
 type Memory = Vec<Block>;
 
 impl Hasher {
-    /// As many hashes at once as `permits`; without, as many as there are cores: more would only take longer
-    /// each.
+    /// Creates a hasher with `permits` concurrent hashes, by default one per core.
     pub fn new(permits: Option<u16>) -> Self {
         let cores = available_parallelism().map_or(1, std::num::NonZero::get);
         let permits = permits.map_or(cores, usize::from);
         Self {
             permits: Arc::new(Semaphore::new(permits)),
-            places: Arc::new(Semaphore::new(permits * (1 + WAITING_PER_PERMIT))),
-            memories: Arc::default(),
+            queue_permits: Arc::new(Semaphore::new(permits * (1 + MAX_QUEUED_PER_PERMIT))),
+            memory_pool: Arc::default(),
         }
     }
 
-    /// The PHC string to store.
+    /// Hashes a password to a PHC string.
     pub async fn hash(&self, password: Password) -> Result<String, HashError> {
         self.run(move |memory| hash(memory, &password)).await
     }
 
-    /// Reports whether `password` is the one that `stored` was made of. Costs the same where nothing is stored. `begun`
-    /// becomes true when it is compared.
+    /// Verifies `password` against the hash `stored`, at the same cost if nothing is stored. Sets `is_started` when the
+    /// hash starts.
     pub async fn verify(
         &self,
         password: Password,
         stored: Option<String>,
-        begun: Arc<AtomicBool>,
-    ) -> Result<Verdict, HashError> {
+        is_started: Arc<AtomicBool>,
+    ) -> Result<Verification, HashError> {
         self.run(move |memory| {
-            begun.store(true, Ordering::Release);
+            is_started.store(true, Ordering::Release);
             verify(memory, &password, stored.as_deref())
         })
         .await
@@ -109,34 +109,36 @@ impl Hasher {
         &self,
         work: impl FnOnce(&mut Memory) -> Result<T, HashError> + Send + 'static,
     ) -> Result<T, HashError> {
-        let place = self.places.clone().try_acquire_owned().map_err(|_| HashError::Busy)?;
-        let permit = tokio::time::timeout(LONGEST_WAIT, self.permits.clone().acquire_owned()).await;
-        let held: (OwnedSemaphorePermit, OwnedSemaphorePermit) =
-            (place, permit.map_err(|_| HashError::Busy)?.map_err(|_| HashError::Lost)?);
-        let memories = self.memories.clone();
-        let hashed = tokio::task::spawn_blocking(move || {
-            let _held = held;
-            let free = || memories.lock().unwrap_or_else(PoisonError::into_inner);
-            let (mut memory, _) = free().pop().unwrap_or_else(|| (Memory::new(), Instant::now()));
+        let queue_permit =
+            self.queue_permits.clone().try_acquire_owned().map_err(|_| HashError::Overloaded)?;
+        let permit = tokio::time::timeout(MAX_QUEUE_WAIT, self.permits.clone().acquire_owned()).await;
+        let permits: (OwnedSemaphorePermit, OwnedSemaphorePermit) =
+            (queue_permit, permit.map_err(|_| HashError::Overloaded)?.map_err(|_| HashError::WorkerLost)?);
+        let memory_pool = self.memory_pool.clone();
+        let outcome = tokio::task::spawn_blocking(move || {
+            let _permits = permits;
+            let pool = || memory_pool.lock().unwrap_or_else(PoisonError::into_inner);
+            let (mut memory, _) = pool().pop().unwrap_or_else(|| (Memory::new(), Instant::now()));
             let outcome = work(&mut memory);
-            free().push((memory, Instant::now()));
+            pool().push((memory, Instant::now()));
             outcome
         });
-        hashed.await.map_err(|_| HashError::Lost)?
+        outcome.await.map_err(|_| HashError::WorkerLost)?
     }
 
-    /// Gives back the memory that was not used for so long.
-    pub fn give_back_unused(&self, idle: Duration) {
-        let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
-        memories.retain(|(_, since)| since.elapsed() < idle);
+    /// Releases memory that was unused for `idle`.
+    pub fn release_idle(&self, idle: Duration) {
+        let mut memory_pool = self.memory_pool.lock().unwrap_or_else(PoisonError::into_inner);
+        memory_pool.retain(|(_, since)| since.elapsed() < idle);
     }
 }
 
 fn hash(memory: &mut Memory, password: &Password) -> Result<String, HashError> {
-    let mut salt = [0; SALT];
-    OsRng.try_fill_bytes(&mut salt).map_err(|_| HashError::Random)?;
+    let mut salt = [0; SALT_BYTES];
+    OsRng.try_fill_bytes(&mut salt).map_err(|_| HashError::RandomSource)?;
     let salt = SaltString::encode_b64(&salt)?;
-    let params = Params::new(MEMORY, PASSES, LANES, None).map_err(password_hash::Error::from)?;
+    let params =
+        Params::new(MEMORY_COST_KIB, TIME_COST, PARALLELISM, None).map_err(password_hash::Error::from)?;
     let hashed = PasswordHash {
         algorithm: Algorithm::Argon2id.ident(),
         version: Some(Version::V0x13.into()),
@@ -154,30 +156,31 @@ fn hash(memory: &mut Memory, password: &Password) -> Result<String, HashError> {
     Ok(hashed.to_string())
 }
 
-fn verify(memory: &mut Memory, password: &Password, stored: Option<&str>) -> Result<Verdict, HashError> {
-    let known = PasswordHash::new(stored.unwrap_or(DUMMY))?;
-    let (Some(salt), Some(expected)) = (known.salt, known.hash) else {
-        return Ok(Verdict::Wrong);
+fn verify(memory: &mut Memory, password: &Password, stored: Option<&str>) -> Result<Verification, HashError> {
+    let stored_hash = PasswordHash::new(stored.unwrap_or(DUMMY_HASH))?;
+    let (Some(salt), Some(expected)) = (stored_hash.salt, stored_hash.hash) else {
+        return Ok(Verification::Invalid);
     };
-    // With the parameters that the hash names, whatever they are today.
-    let algorithm = Algorithm::try_from(known.algorithm)?;
-    let version = known.version.map(Version::try_from).transpose().map_err(password_hash::Error::from)?;
-    let params = Params::try_from(&known)?;
+    // The stored hash names its own parameters.
+    let algorithm = Algorithm::try_from(stored_hash.algorithm)?;
+    let version =
+        stored_hash.version.map(Version::try_from).transpose().map_err(password_hash::Error::from)?;
+    let params = Params::try_from(&stored_hash)?;
     // Outputs are compared in constant time.
-    let mut is_of = |text: &str| -> Result<bool, HashError> {
+    let mut matches = |text: &str| -> Result<bool, HashError> {
         Ok(output(memory, text, algorithm, version.unwrap_or_default(), params.clone(), salt)? == expected)
     };
-    let right = is_of(password.expose())?;
-    let right_as_typed = match password.expose_typed() {
-        Some(typed) if !right => is_of(typed)?,
+    let is_valid = matches(password.expose())?;
+    let is_valid_as_typed = match password.expose_typed() {
+        Some(typed) if !is_valid => matches(typed)?,
         Some(_) | None => false,
     };
-    Ok(match (right || right_as_typed, stored) {
-        (false, _) | (_, None) => Verdict::Wrong,
-        (true, Some(_)) if right_as_typed || is_weak(&known)? => {
-            Verdict::RightButWeak(hash(memory, password)?)
+    Ok(match (is_valid || is_valid_as_typed, stored) {
+        (false, _) | (_, None) => Verification::Invalid,
+        (true, Some(_)) if is_valid_as_typed || needs_rehash(&stored_hash)? => {
+            Verification::ValidNeedsRehash(hash(memory, password)?)
         }
-        (true, Some(_)) => Verdict::Right,
+        (true, Some(_)) => Verification::Valid,
     })
 }
 
@@ -201,12 +204,12 @@ fn output(
     })?)
 }
 
-fn is_weak(known: &PasswordHash<'_>) -> Result<bool, HashError> {
-    let params = Params::try_from(known)?;
-    Ok(known.algorithm != Algorithm::Argon2id.ident()
-        || known.version != Some(Version::V0x13.into())
-        || params.m_cost() < MEMORY
-        || params.t_cost() < PASSES)
+fn needs_rehash(stored_hash: &PasswordHash<'_>) -> Result<bool, HashError> {
+    let params = Params::try_from(stored_hash)?;
+    Ok(stored_hash.algorithm != Algorithm::Argon2id.ident()
+        || stored_hash.version != Some(Version::V0x13.into())
+        || params.m_cost() < MEMORY_COST_KIB
+        || params.t_cost() < TIME_COST)
 }
 
 #[cfg(test)]
@@ -222,140 +225,148 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_says_how_it_was_made_and_is_salted() {
+    fn a_hash_names_its_parameters_and_is_salted() {
         let hashed = hash(&mut Memory::new(), &password("correct horse")).unwrap();
         assert!(hashed.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hashed}");
         assert_ne!(hashed, hash(&mut Memory::new(), &password("correct horse")).unwrap());
         assert_eq!(
             verify(&mut Memory::new(), &password("correct horse"), Some(&hashed)).unwrap(),
-            Verdict::Right
+            Verification::Valid
         );
         assert_eq!(
             verify(&mut Memory::new(), &password("Correct horse"), Some(&hashed)).unwrap(),
-            Verdict::Wrong
+            Verification::Invalid
         );
     }
 
     #[test]
-    fn a_weaker_hash_is_right_and_made_anew() {
+    fn a_weaker_hash_is_valid_and_needs_a_rehash() {
         let weak = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(8, 1, 1, None).unwrap());
-        let salt = SaltString::encode_b64(&[7; SALT]).unwrap();
+        let salt = SaltString::encode_b64(&[7; SALT_BYTES]).unwrap();
         let stored = weak.hash_password(b"correct horse", &salt).unwrap().to_string();
-        let Verdict::RightButWeak(anew) =
+        let Verification::ValidNeedsRehash(new_hash) =
             verify(&mut Memory::new(), &password("correct horse"), Some(&stored)).unwrap()
         else {
-            panic!("not found weak");
+            panic!("needs no rehash");
         };
         assert_eq!(
-            verify(&mut Memory::new(), &password("correct horse"), Some(&anew)).unwrap(),
-            Verdict::Right
+            verify(&mut Memory::new(), &password("correct horse"), Some(&new_hash)).unwrap(),
+            Verification::Valid
         );
         assert_eq!(
             verify(&mut Memory::new(), &password("wrong horse"), Some(&stored)).unwrap(),
-            Verdict::Wrong
+            Verification::Invalid
         );
     }
 
     #[test]
-    fn a_hash_of_a_text_as_it_was_typed_is_right_and_made_anew() {
-        let params = Params::new(MEMORY, PASSES, LANES, None).unwrap();
+    fn a_hash_of_the_typed_form_is_valid_and_needs_a_rehash() {
+        let params = Params::new(MEMORY_COST_KIB, TIME_COST, PARALLELISM, None).unwrap();
         let today = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-        let salt = SaltString::encode_b64(&[7; SALT]).unwrap();
+        let salt = SaltString::encode_b64(&[7; SALT_BYTES]).unwrap();
         let (composed, typed) = (password("caf\u{e9} noir"), password("cafe\u{301} noir"));
         let stored = today.hash_password("cafe\u{301} noir".as_bytes(), &salt).unwrap().to_string();
-        let Verdict::RightButWeak(anew) = verify(&mut Memory::new(), &typed, Some(&stored)).unwrap() else {
-            panic!("not made anew");
+        let Verification::ValidNeedsRehash(new_hash) =
+            verify(&mut Memory::new(), &typed, Some(&stored)).unwrap()
+        else {
+            panic!("needs no rehash");
         };
         for same in [composed, typed] {
-            assert_eq!(verify(&mut Memory::new(), &same, Some(&anew)).unwrap(), Verdict::Right);
+            assert_eq!(verify(&mut Memory::new(), &same, Some(&new_hash)).unwrap(), Verification::Valid);
         }
         assert_eq!(
             verify(&mut Memory::new(), &password("cafe noir"), Some(&stored)).unwrap(),
-            Verdict::Wrong
+            Verification::Invalid
         );
     }
 
     #[test]
-    fn an_unknown_user_costs_the_same_hash() {
-        let known = PasswordHash::new(DUMMY).unwrap();
-        assert!(!is_weak(&known).unwrap());
-        assert_eq!(known.hash.unwrap().len(), 32);
-        assert_eq!(verify(&mut Memory::new(), &password("anything"), None).unwrap(), Verdict::Wrong);
+    fn an_unknown_user_costs_a_hash_with_current_parameters() {
+        let stored_hash = PasswordHash::new(DUMMY_HASH).unwrap();
+        assert!(!needs_rehash(&stored_hash).unwrap());
+        assert_eq!(stored_hash.hash.unwrap().len(), 32);
+        assert_eq!(verify(&mut Memory::new(), &password("anything"), None).unwrap(), Verification::Invalid);
     }
 
     #[test]
-    fn memory_that_was_used_before_changes_nothing() {
-        // A hash made by the crate's own way, with memory of its own.
-        let salt = SaltString::encode_b64(&[7; SALT]).unwrap();
-        let known = Argon2::new(
+    fn reused_memory_does_not_change_the_result() {
+        // A hash by the crate's own interface, with its own memory.
+        let salt = SaltString::encode_b64(&[7; SALT_BYTES]).unwrap();
+        let stored_hash = Argon2::new(
             Algorithm::Argon2id,
             Version::V0x13,
-            Params::new(MEMORY, PASSES, LANES, None).unwrap(),
+            Params::new(MEMORY_COST_KIB, TIME_COST, PARALLELISM, None).unwrap(),
         );
-        let known = known.hash_password(b"correct horse", &salt).unwrap().to_string();
+        let stored_hash = stored_hash.hash_password(b"correct horse", &salt).unwrap().to_string();
         let mut used = Memory::new();
         for _ in 0..2 {
-            assert_eq!(verify(&mut used, &password("correct horse"), Some(&known)).unwrap(), Verdict::Right);
-            assert_eq!(verify(&mut used, &password("wrong horse"), Some(&known)).unwrap(), Verdict::Wrong);
+            assert_eq!(
+                verify(&mut used, &password("correct horse"), Some(&stored_hash)).unwrap(),
+                Verification::Valid
+            );
+            assert_eq!(
+                verify(&mut used, &password("wrong horse"), Some(&stored_hash)).unwrap(),
+                Verification::Invalid
+            );
         }
     }
 
     #[tokio::test]
-    async fn there_is_as_much_memory_as_there_are_permits() {
+    async fn the_memory_pool_is_bounded_by_the_permits() {
         let hasher = Hasher::new(Some(2));
         let attempts = (0..12).map(|_| hasher.verify(password("anything"), None, Arc::default()));
-        for verdict in futures_util::future::join_all(attempts).await {
-            assert_eq!(verdict.unwrap(), Verdict::Wrong);
+        for verification in futures_util::future::join_all(attempts).await {
+            assert_eq!(verification.unwrap(), Verification::Invalid);
         }
-        let kept =
-            || hasher.memories.lock().unwrap().iter().map(|(memory, _)| memory.len()).collect::<Vec<_>>();
-        hasher.give_back_unused(Duration::from_mins(1));
-        let there = kept();
-        assert!((1..=2).contains(&there.len()), "{there:?}");
-        assert!(there.iter().all(|blocks| *blocks == MEMORY as usize), "{there:?}");
-        hasher.give_back_unused(Duration::ZERO);
-        assert!(kept().is_empty());
+        let pool =
+            || hasher.memory_pool.lock().unwrap().iter().map(|(memory, _)| memory.len()).collect::<Vec<_>>();
+        hasher.release_idle(Duration::from_mins(1));
+        let sizes = pool();
+        assert!((1..=2).contains(&sizes.len()), "{sizes:?}");
+        assert!(sizes.iter().all(|blocks| *blocks == MEMORY_COST_KIB as usize), "{sizes:?}");
+        hasher.release_idle(Duration::ZERO);
+        assert!(pool().is_empty());
     }
 
     #[tokio::test]
-    async fn a_hash_whose_caller_left_keeps_its_permit() {
+    async fn a_hash_of_a_cancelled_request_keeps_its_permit() {
         let hasher = Hasher::new(Some(1));
-        let (release, held) = std::sync::mpsc::channel::<()>();
-        let left = hasher.run(move |_| {
-            let _ = held.recv();
+        let (release, blocked) = std::sync::mpsc::channel::<()>();
+        let cancelled = hasher.run(move |_| {
+            let _ = blocked.recv();
             Ok(())
         });
-        let soon = Duration::from_millis(20);
-        assert!(tokio::time::timeout(soon, left).await.is_err(), "hangs up");
-        let second = tokio::time::timeout(soon, hasher.run(|_| Ok(()))).await;
-        assert!(!matches!(second, Ok(Ok(()))), "ran beside it");
+        let timeout = Duration::from_millis(20);
+        assert!(tokio::time::timeout(timeout, cancelled).await.is_err(), "is cancelled");
+        let second = tokio::time::timeout(timeout, hasher.run(|_| Ok(()))).await;
+        assert!(!matches!(second, Ok(Ok(()))), "ran concurrently");
         drop(release);
         hasher.run(|_| Ok(())).await.unwrap();
     }
 
     #[tokio::test]
-    async fn who_finds_too_many_waiting_is_sent_away_at_once() {
+    async fn a_hash_is_rejected_at_once_if_the_queue_is_full() {
         let hasher = Hasher::new(Some(1));
-        let (release, held) = std::sync::mpsc::channel::<()>();
+        let (release, blocked) = std::sync::mpsc::channel::<()>();
         let mut waiting = tokio::task::JoinSet::new();
         let busy = hasher.clone();
         waiting.spawn(async move {
             busy.run(move |_| {
-                let _ = held.recv();
+                let _ = blocked.recv();
                 Ok(())
             })
             .await
         });
-        for _ in 0..WAITING_PER_PERMIT {
+        for _ in 0..MAX_QUEUED_PER_PERMIT {
             let busy = hasher.clone();
             waiting.spawn(async move { busy.run(|_| Ok(())).await });
         }
-        while hasher.places.available_permits() > 0 {
+        while hasher.queue_permits.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
         let started = Instant::now();
-        assert!(matches!(hasher.run(|_| Ok(())).await, Err(HashError::Busy)));
-        assert!(started.elapsed() < LONGEST_WAIT / 2, "waited");
+        assert!(matches!(hasher.run(|_| Ok(())).await, Err(HashError::Overloaded)));
+        assert!(started.elapsed() < MAX_QUEUE_WAIT / 2, "waited");
         drop(release);
         while let Some(outcome) = waiting.join_next().await {
             outcome.unwrap().unwrap();

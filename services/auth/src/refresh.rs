@@ -1,89 +1,91 @@
-//! Going on with a session: each refresh token is good for one use and gives the next. One that comes back
-//! later was stolen from its owner, or by its owner's thief: the session ends for both. Only who retries
-//! within seconds, because the answer was lost, gets the same answer again.
+//! Refresh token rotation with reuse detection. Each refresh token is valid for one use and yields its successor. The
+//! reuse of a token indicates theft, and revokes the session. A retry within a few seconds, after a lost response, gets
+//! the same successor again.
 
 use time::{Duration, OffsetDateTime};
 
 use crate::{
-    Auth,
+    AuthContext,
     error::Error,
-    session::{self, Grant},
+    session::{self, IssuedTokens},
     store::{
         account,
-        session::{self as sessions, Use},
+        session::{self as sessions, TokenUsage},
     },
     token::{self, RefreshToken},
 };
 
-/// How long the immediate predecessor may be sent again.
-const RETRY: Duration = Duration::seconds(10);
+/// The time within which a used token may be sent again, if its successor is unused.
+const REUSE_GRACE: Duration = Duration::seconds(10);
 
-/// What a token that belongs to a living session is worth.
-enum Worth {
+/// The state of a refresh token of an active session.
+enum RefreshTokenState {
     Unused,
-    /// Used, moments ago.
-    Retried {
+    /// The token was used within the grace period.
+    GraceRetry {
         successor: RefreshToken,
     },
     Reused,
 }
 
-fn worth(token: &RefreshToken, known: &Use, now: OffsetDateTime) -> Worth {
-    match (known.used_at, &known.successor_salt) {
-        (Some(used_at), Some(salt)) if now - used_at <= RETRY => {
-            Worth::Retried { successor: token.successor(salt) }
+fn classify(token: &RefreshToken, usage: &TokenUsage, now: OffsetDateTime) -> RefreshTokenState {
+    match (usage.used_at, &usage.successor_salt) {
+        (Some(used_at), Some(salt)) if now - used_at <= REUSE_GRACE => {
+            RefreshTokenState::GraceRetry { successor: token.successor(salt) }
         }
-        (None, None) => Worth::Unused,
-        (Some(_), _) | (None, Some(_)) => Worth::Reused,
+        (None, None) => RefreshTokenState::Unused,
+        (Some(_), _) | (None, Some(_)) => RefreshTokenState::Reused,
     }
 }
 
-/// New tokens for a refresh token, with the name and the role that the account has now.
+/// Issues new tokens for a refresh token, with the current name and role of the account.
 #[tracing::instrument(name = "auth.refresh", skip_all)]
-pub async fn refresh(auth: &Auth, presented: &str) -> Result<Grant, Error> {
+pub async fn refresh(context: &AuthContext, presented: &str) -> Result<IssuedTokens, Error> {
     let presented = RefreshToken::parse(presented).ok_or(Error::UnknownRefreshToken)?;
-    let now = auth.clock.now();
-    let mut tx = auth.pool.begin().await?;
-    let family = sessions::family(&mut tx, &presented.hash()).await?.ok_or(Error::UnknownRefreshToken)?;
+    let now = context.clock.now();
+    let mut tx = context.pool.begin().await?;
+    let family =
+        sessions::find_family(&mut tx, &presented.hash()).await?.ok_or(Error::UnknownRefreshToken)?;
     let sid = family.session_id;
-    let account = account::get_to_admit(&mut tx, family.user_id).await?.ok_or(Error::UnknownRefreshToken)?;
-    let state = sessions::lock(&mut tx, sid).await?.ok_or(Error::UnknownRefreshToken)?;
+    let account = account::get_for_share(&mut tx, family.user_id).await?.ok_or(Error::UnknownRefreshToken)?;
+    let state = sessions::get_for_update(&mut tx, sid).await?.ok_or(Error::UnknownRefreshToken)?;
     if state.ended_at.is_some() || account.disabled {
         return Err(Error::SessionEnded);
     }
     if state.expires_at <= now {
         return Err(Error::SessionExpired);
     }
-    // Read under the lock: of two that come at once, the second finds what the first did.
-    let known = sessions::token_use(&mut tx, &presented.hash()).await?.ok_or(Error::UnknownRefreshToken)?;
-    let (next, expires_at) = match worth(&presented, &known, now) {
-        Worth::Unused => {
-            let salt = token::random()?;
+    // Read under the lock: of two concurrent requests, the second sees the effect of the first.
+    let usage =
+        sessions::find_token_usage(&mut tx, &presented.hash()).await?.ok_or(Error::UnknownRefreshToken)?;
+    let (next, expires_at) = match classify(&presented, &usage, now) {
+        RefreshTokenState::Unused => {
+            let salt = token::random_bytes()?;
             let next = presented.successor(&salt);
             sessions::use_token(&mut tx, &presented.hash(), &salt, now).await?;
             sessions::insert_token(&mut tx, sid, &next.hash()).await?;
-            (next, now + auth.lifetimes.refresh)
+            (next, now + context.lifetimes.refresh)
         }
-        // Still the immediate predecessor: its successor has not been used itself.
-        Worth::Retried { successor } if is_unused(&mut tx, &successor).await? => {
+        // The token is the immediate predecessor: its successor is unused.
+        RefreshTokenState::GraceRetry { successor } if is_unused(&mut tx, &successor).await? => {
             (successor, state.expires_at)
         }
-        Worth::Retried { .. } | Worth::Reused => {
-            let ended = sessions::end(&mut tx, account.id, sid, now).await?;
+        RefreshTokenState::GraceRetry { .. } | RefreshTokenState::Reused => {
+            let revoked = sessions::revoke(&mut tx, account.id, sid, now).await?;
             tx.commit().await?;
-            auth.revocations.note(ended.as_slice());
-            tracing::warn!(user.id = account.id, session.id = %sid, "refresh token reused: session ended");
+            context.revocations.apply(revoked.as_slice());
+            tracing::warn!(user.id = account.id, session.id = %sid, "refresh token reused, session revoked");
             return Err(Error::SessionEnded);
         }
     };
-    sessions::prolong(&mut tx, sid, now, expires_at, now + auth.lifetimes.access).await?;
+    sessions::extend(&mut tx, sid, now, expires_at, now + context.lifetimes.access).await?;
     tx.commit().await?;
-    session::grant(auth, account, sid, &next, expires_at - now, now)
+    session::issue_tokens(context, account, sid, &next, expires_at - now, now)
 }
 
 async fn is_unused(conn: &mut sqlx::PgConnection, token: &RefreshToken) -> Result<bool, sqlx::Error> {
-    let known = sessions::token_use(conn, &token.hash()).await?;
-    Ok(known.is_some_and(|known| known.used_at.is_none()))
+    let usage = sessions::find_token_usage(conn, &token.hash()).await?;
+    Ok(usage.is_some_and(|usage| usage.used_at.is_none()))
 }
 
 #[cfg(test)]
@@ -91,16 +93,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_used_token_may_come_back_for_ten_seconds() {
+    fn a_used_token_may_be_retried_for_ten_seconds() {
         let token = RefreshToken::random().unwrap();
         let used_at = OffsetDateTime::from_unix_timestamp(1_702_886_400).unwrap();
-        let used = Use { used_at: Some(used_at), successor_salt: Some(vec![7; 32]) };
-        let after = |seconds| worth(&token, &used, used_at + Duration::seconds(seconds));
+        let used = TokenUsage { used_at: Some(used_at), successor_salt: Some(vec![7; 32]) };
+        let after = |seconds| classify(&token, &used, used_at + Duration::seconds(seconds));
         let successor = token.successor(&[7; 32]).hash();
-        assert!(matches!(after(0), Worth::Retried { successor: s } if s.hash() == successor));
-        assert!(matches!(after(10), Worth::Retried { .. }));
-        assert!(matches!(after(11), Worth::Reused));
-        let unused = Use { used_at: None, successor_salt: None };
-        assert!(matches!(worth(&token, &unused, used_at), Worth::Unused));
+        assert!(matches!(after(0), RefreshTokenState::GraceRetry { successor: s } if s.hash() == successor));
+        assert!(matches!(after(10), RefreshTokenState::GraceRetry { .. }));
+        assert!(matches!(after(11), RefreshTokenState::Reused));
+        let unused = TokenUsage { used_at: None, successor_salt: None };
+        assert!(matches!(classify(&token, &unused, used_at), RefreshTokenState::Unused));
     }
 }

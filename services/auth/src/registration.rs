@@ -1,4 +1,4 @@
-//! New accounts: those that people register, and the first admin.
+//! New accounts: registrations, and the initial admin.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,11 +10,11 @@ use shoppee_kit::{
 };
 
 use crate::{
-    Auth,
+    AuthContext,
     account::{Email, Password, Role, Username},
     error::Error,
     outbox,
-    settings::FirstAdmin,
+    settings::InitialAdmin,
     sign_in,
     store::{
         account::{self, Account},
@@ -22,44 +22,52 @@ use crate::{
     },
 };
 
-/// How often the first admin is tried again while the database is away.
-const RETRY: Duration = Duration::from_millis(500);
+/// The delay before the creation of the initial admin is retried while the database is unavailable.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// Makes an account; the others learn of it, so that it gets a cart. With a key, a repeat of a registration gets its
-/// answer again: the account as it was made, and whether it is a repeat.
+/// Creates an account, and publishes it to the other services. Under a key, a repeat gets the same response: the
+/// account as it was created. Also returns whether the request is a repeat.
 #[tracing::instrument(name = "auth.register", skip_all)]
 pub async fn register(
-    auth: &Auth,
+    context: &AuthContext,
     username: Username,
     email: Email,
     password: Password,
     key: Option<&str>,
 ) -> Result<(Account, bool), Error> {
     let Some(key) = key else {
-        return Ok((open(auth, &username, &email, password, Role::User, None).await?, false));
+        return Ok((create_account(context, &username, &email, password, Role::User, None).await?, false));
     };
-    if let Some(registered) = find(auth, &email, key).await? {
-        return Ok((repeat(auth, registered, &username, &email, password).await?, true));
+    if let Some(registered) = find_registration(context, &email, key).await? {
+        return Ok((replay(context, registered, &username, &email, password).await?, true));
     }
-    match open(auth, &username, &email, password.clone(), Role::User, Some(key)).await {
+    match create_account(context, &username, &email, password.clone(), Role::User, Some(key)).await {
         Ok(account) => Ok((account, false)),
-        // Another with the same key may have been faster by a moment.
-        Err(error @ (Error::UsernameTaken | Error::EmailTaken)) => match find(auth, &email, key).await? {
-            Some(registered) => Ok((repeat(auth, registered, &username, &email, password).await?, true)),
-            None => Err(error),
-        },
+        // A concurrent request with the same key may have been faster.
+        Err(error @ (Error::UsernameTaken | Error::EmailTaken)) => {
+            match find_registration(context, &email, key).await? {
+                Some(registered) => {
+                    Ok((replay(context, registered, &username, &email, password).await?, true))
+                }
+                None => Err(error),
+            }
+        }
         Err(error) => Err(error),
     }
 }
 
-async fn find(auth: &Auth, email: &Email, key: &str) -> Result<Option<Registered>, Error> {
-    let since = auth.clock.now() - KEY_TTL;
-    Ok(registration_key::find(auth.pool.acquire().await?.as_mut(), email, key, since).await?)
+async fn find_registration(
+    context: &AuthContext,
+    email: &Email,
+    key: &str,
+) -> Result<Option<Registered>, Error> {
+    let since = context.clock.now() - KEY_TTL;
+    Ok(registration_key::find(context.pool.acquire().await?.as_mut(), email, key, since).await?)
 }
 
-/// The answer of a registration, for one with the same key and the same content.
-async fn repeat(
-    auth: &Auth,
+/// Returns the stored response to a repeat with the same key and content.
+async fn replay(
+    context: &AuthContext,
     registered: Registered,
     username: &Username,
     email: &Email,
@@ -67,15 +75,15 @@ async fn repeat(
 ) -> Result<Account, Error> {
     let Registered { id, password_hash, .. } = registered;
     let is_same = registered.username == username.as_str() && registered.email == email.as_str();
-    // A key is no secret: a caller that repeats it tries a password, and each try counts.
-    if !is_same || !sign_in::is_password_of(auth, id, password, password_hash).await? {
+    // A key is no secret: a repeat verifies the password, and counts as a login attempt.
+    if !is_same || !sign_in::verify_password_of(context, id, password, password_hash).await? {
         return Err(KeyReused.into());
     }
     Ok(Account {
         id,
         username: registered.username,
         email: registered.email,
-        // As it was.
+        // The role of a new account.
         role: Role::User,
         disabled: false,
         password_version: registered.password_version,
@@ -83,30 +91,30 @@ async fn repeat(
     })
 }
 
-async fn open(
-    auth: &Auth,
+async fn create_account(
+    context: &AuthContext,
     username: &Username,
     email: &Email,
     password: Password,
     role: Role,
     key: Option<&str>,
 ) -> Result<Account, Error> {
-    let password_hash = auth.hasher.hash(password).await?;
-    let created_at = auth.clock.now();
-    let mut tx = auth.pool.begin().await?;
-    let new = account::New { username, email, password_hash: &password_hash, role, created_at };
-    let account = account::insert(&mut tx, &new).await.map_err(taken)?;
+    let password_hash = context.hasher.hash(password).await?;
+    let created_at = context.clock.now();
+    let mut tx = context.pool.begin().await?;
+    let new = account::NewAccount { username, email, password_hash: &password_hash, role, created_at };
+    let account = account::insert(&mut tx, &new).await.map_err(uniqueness_error)?;
     if let Some(key) = key {
         registration_key::insert(&mut tx, account.id, key, created_at).await?;
     }
     outbox::insert(&mut tx, account.id, created_at).await?;
     tx.commit().await?;
-    auth.registered.notify_one();
+    context.outbox_wakeup.notify_one();
     Ok(account)
 }
 
-/// The database is the judge of uniqueness.
-fn taken(error: sqlx::Error) -> Error {
+/// Maps violations of unique constraints: the database decides on uniqueness.
+fn uniqueness_error(error: sqlx::Error) -> Error {
     match error.as_database_error().and_then(|error| error.constraint()) {
         Some(account::USERNAME_KEY) => Error::UsernameTaken,
         Some(account::EMAIL_KEY) => Error::EmailTaken,
@@ -114,22 +122,24 @@ fn taken(error: sqlx::Error) -> Error {
     }
 }
 
-/// Makes the first admin once the database answers; the service is not ready before. An account that has the
-/// name or the address is left as it is, whatever it is.
-pub fn make_first_admin(auth: Arc<Auth>, admin: FirstAdmin, process: &Process) {
+/// Creates the initial admin when the database is available; the service is not ready before. An existing account with
+/// the name or the address is not changed.
+pub fn spawn_initial_admin(context: Arc<AuthContext>, admin: InitialAdmin, process: &Process) {
     const NAME: &str = "first-admin";
     let (readiness, stop): (Readiness, _) = (process.readiness.clone(), process.tasks.stopping());
     readiness.set(NAME, Need::Vital, false);
-    let ready = crate::database_ready(process);
+    let ready = crate::wait_for_database(process);
     process.tasks.spawn(NAME, async move {
         ready.await;
         while !stop.is_cancelled() {
-            match make_admin_where_missing(&auth, &admin).await {
+            match create_admin_if_missing(&context, &admin).await {
                 Ok(()) => {
                     readiness.set(NAME, Need::Vital, true);
                     stop.cancelled().await;
                 }
-                Err(Error::Store(error)) if pg::is_unavailable(&error) => tokio::time::sleep(RETRY).await,
+                Err(Error::Store(error)) if pg::is_unavailable(&error) => {
+                    tokio::time::sleep(RETRY_DELAY).await;
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -137,14 +147,17 @@ pub fn make_first_admin(auth: Arc<Auth>, admin: FirstAdmin, process: &Process) {
     });
 }
 
-async fn make_admin_where_missing(auth: &Auth, admin: &FirstAdmin) -> Result<(), Error> {
-    let there = account::exists(auth.pool.acquire().await?.as_mut(), &admin.username, &admin.email).await?;
-    if there {
+async fn create_admin_if_missing(context: &AuthContext, admin: &InitialAdmin) -> Result<(), Error> {
+    let exists =
+        account::exists(context.pool.acquire().await?.as_mut(), &admin.username, &admin.email).await?;
+    if exists {
         return Ok(());
     }
-    match open(auth, &admin.username, &admin.email, admin.password.clone(), Role::Admin, None).await {
-        Ok(account) => tracing::info!(user.id = account.id, "made the first admin"),
-        // Another replica was faster.
+    match create_account(context, &admin.username, &admin.email, admin.password.clone(), Role::Admin, None)
+        .await
+    {
+        Ok(account) => tracing::info!(user.id = account.id, "initial admin created"),
+        // Another replica has created the account.
         Err(Error::UsernameTaken | Error::EmailTaken) => {}
         Err(error) => return Err(error),
     }

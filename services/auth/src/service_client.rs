@@ -1,6 +1,6 @@
-//! Internal callers: who may have a token of the role `service`, and the token.
+//! Service clients: credentials and access tokens of internal callers, with the role `service`.
 //!
-//! Their secrets are random and long, so that tries need no counting.
+//! Their secrets are long and random, so attempts are not limited.
 
 use std::collections::HashMap;
 
@@ -11,27 +11,27 @@ use subtle::ConstantTimeEq as _;
 use time::Duration;
 use uuid::Uuid;
 
-use crate::{Auth, error::Error};
+use crate::{AuthContext, error::Error};
 
-/// Short enough that a rotated secret is soon out of use; callers renew at half of it.
-const LIFETIME: Duration = Duration::hours(1);
+/// The lifetime of a service token, short so that a rotated secret soon has no effect. Clients renew at half of it.
+const TOKEN_TTL: Duration = Duration::hours(1);
 
-/// The clients by name, with the hashes of their secrets: what is compared has one length.
+/// The clients by id, with the hashes of their secrets, which are compared because they have one length.
 #[derive(Debug)]
 pub struct ServiceClients(HashMap<String, [u8; 32]>);
 
 impl ServiceClients {
-    pub const LONGEST_ID: usize = 64;
+    pub const MAX_ID_BYTES: usize = 64;
 
     pub fn new(secrets: &HashMap<String, SecretString>) -> Self {
         Self(secrets.iter().map(|(id, secret)| (id.clone(), digest(secret))).collect())
     }
 
-    /// Whether this is the client's secret; an unknown client is compared too.
-    fn admit(&self, id: &str, secret: &SecretString) -> bool {
-        let known = self.0.get(id);
-        let same = known.unwrap_or(&[0; 32]).ct_eq(&digest(secret));
-        known.is_some() && bool::from(same)
+    /// Reports whether this is the client's secret, in constant time, also for an unknown client.
+    fn verify(&self, id: &str, secret: &SecretString) -> bool {
+        let expected = self.0.get(id);
+        let is_equal = expected.unwrap_or(&[0; 32]).ct_eq(&digest(secret));
+        expected.is_some() && bool::from(is_equal)
     }
 }
 
@@ -39,16 +39,16 @@ fn digest(secret: &SecretString) -> [u8; 32] {
     Sha256::digest(secret.expose_secret()).into()
 }
 
-/// A token for a client, and how many seconds it is good.
-pub fn issue(auth: &Auth, id: &str, secret: &SecretString) -> Result<(SecretString, i64), Error> {
-    if !auth.clients.admit(id, secret) {
+/// Issues a token to a client, and returns it with its lifetime in seconds.
+pub fn issue(context: &AuthContext, id: &str, secret: &SecretString) -> Result<(SecretString, i64), Error> {
+    if !context.clients.verify(id, secret) {
         return Err(Error::InvalidCredentials);
     }
-    let now = auth.clock.unix();
+    let now = context.clock.unix();
     let claims = Claims {
         iss: ISSUER.to_owned(),
         aud: AUDIENCE.to_owned(),
-        // It acts for no user.
+        // The token acts for no user.
         sub: "0".to_owned(),
         user_id: 0,
         username: id.to_owned(),
@@ -56,11 +56,11 @@ pub fn issue(auth: &Auth, id: &str, secret: &SecretString) -> Result<(SecretStri
         sid: Uuid::new_v4(),
         jti: Uuid::new_v4(),
         iat: now,
-        exp: now + LIFETIME.whole_seconds(),
+        exp: now + TOKEN_TTL.whole_seconds(),
         nbf: None,
         socket_exp: None,
     };
-    Ok((auth.signer.sign(Kind::Access, &claims)?, LIFETIME.whole_seconds()))
+    Ok((context.signer.sign(Kind::Access, &claims)?, TOKEN_TTL.whole_seconds()))
 }
 
 #[cfg(test)]
@@ -68,11 +68,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_has_its_own_secret() {
+    fn a_client_is_verified_by_its_own_secret_only() {
         let secrets = [("order", "one"), ("other", "two")]
             .map(|(id, secret)| (id.to_owned(), SecretString::from(secret)));
         let clients = ServiceClients::new(&HashMap::from(secrets));
-        for (id, secret, admitted) in [
+        for (id, secret, is_valid) in [
             ("order", "one", true),
             ("other", "two", true),
             ("order", "two", false),
@@ -81,7 +81,7 @@ mod tests {
             ("", "", false),
             ("nobody", "one", false),
         ] {
-            assert_eq!(clients.admit(id, &SecretString::from(secret)), admitted, "{id} {secret}");
+            assert_eq!(clients.verify(id, &SecretString::from(secret)), is_valid, "{id} {secret}");
         }
     }
 }

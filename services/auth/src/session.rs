@@ -1,4 +1,4 @@
-//! Sessions: how long they live, what they hand out, how they are listed and ended, tickets for sockets.
+//! Sessions: their tokens and lifetimes, their list and revocation, and tickets for sockets.
 
 use secrecy::SecretString;
 use shoppee_kit::{
@@ -10,7 +10,7 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use crate::{
-    Auth,
+    AuthContext,
     account::Role as AccountRole,
     error::Error,
     store::{
@@ -20,16 +20,16 @@ use crate::{
     token::RefreshToken,
 };
 
-/// Active sessions of one user; one more ends the one that was not used for the longest time.
-pub const MOST: i64 = 100;
-/// Bounds the time until a ticket is used. Seconds.
-const TICKET_LIFETIME: i64 = 30;
-/// The time for which a used ticket is remembered after its end: the clocks of replicas may differ.
+/// Bounds the active sessions of a user. One more revokes the least recently used one.
+pub const MAX_SESSIONS_PER_USER: i64 = 100;
+/// The lifetime of a ticket.
+const TICKET_TTL_SECONDS: i64 = 30;
+/// The time for which a used ticket is stored after its expiry, as the clocks of replicas may differ.
 pub const USED_TICKET_TTL: Duration = Duration::minutes(5);
-/// What is kept of a user agent. Characters.
-const LONGEST_USER_AGENT: usize = 256;
+/// Bounds a stored user agent.
+const MAX_USER_AGENT_CHARS: usize = 256;
 
-/// How long tokens are good.
+/// The lifetimes of tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct Lifetimes {
     pub access: Duration,
@@ -42,31 +42,39 @@ impl From<(Duration, Duration)> for Lifetimes {
     }
 }
 
-/// What a sign-in or a refresh hands out.
+/// The tokens that a sign-in or a refresh issues.
 #[derive(Debug)]
-pub struct Grant {
+pub struct IssuedTokens {
     pub account: Account,
     pub access_token: SecretString,
-    pub access_for: Duration,
+    pub access_expires_in: Duration,
     pub refresh_token: SecretString,
-    pub refresh_for: Duration,
-    /// The token of the device, present after a sign-in alone.
+    pub refresh_expires_in: Duration,
+    /// The token of the device, present only after a sign-in.
     pub device_token: Option<SecretString>,
 }
 
-/// Signs what `account` has earned at `now` in this session.
-pub fn grant(
-    auth: &Auth,
+/// Issues the tokens of a session at `now`.
+pub fn issue_tokens(
+    context: &AuthContext,
     account: Account,
     sid: Uuid,
     refresh_token: &RefreshToken,
-    refresh_for: Duration,
+    refresh_expires_in: Duration,
     now: OffsetDateTime,
-) -> Result<Grant, Error> {
-    let access_token = auth.signer.sign(Kind::Access, &claims(&account, sid, now, auth.lifetimes.access))?;
+) -> Result<IssuedTokens, Error> {
+    let access_token =
+        context.signer.sign(Kind::Access, &claims(&account, sid, now, context.lifetimes.access))?;
     let refresh_token = refresh_token.text();
-    let access_for = auth.lifetimes.access;
-    Ok(Grant { account, access_token, access_for, refresh_token, refresh_for, device_token: None })
+    let access_expires_in = context.lifetimes.access;
+    Ok(IssuedTokens {
+        account,
+        access_token,
+        access_expires_in,
+        refresh_token,
+        refresh_expires_in,
+        device_token: None,
+    })
 }
 
 fn claims(account: &Account, sid: Uuid, now: OffsetDateTime, lifetime: Duration) -> Claims {
@@ -90,26 +98,26 @@ fn claims(account: &Account, sid: Uuid, now: OffsetDateTime, lifetime: Duration)
     }
 }
 
-/// What a client calls itself, as far as it can be shown and stored.
+/// Sanitizes the user agent of a client for storage and display.
 pub fn user_agent(text: &str) -> String {
-    text.chars().filter(|char| !char.is_control()).take(LONGEST_USER_AGENT).collect()
+    text.chars().filter(|char| !char.is_control()).take(MAX_USER_AGENT_CHARS).collect()
 }
 
-/// One page of the caller's active sessions, newest first, and the cursor of the next.
+/// Returns a page of the caller's active sessions, newest first, and the cursor of the next page.
 #[tracing::instrument(name = "auth.sessions", skip_all)]
 pub async fn list(
-    auth: &Auth,
+    context: &AuthContext,
     caller: &Caller,
     limit: i64,
     cursor: Option<&str>,
 ) -> Result<(Vec<Session>, Option<String>), Error> {
-    let before = cursor.map(position).transpose()?;
-    let mut conn = auth.pool.acquire().await?;
-    // One more than asked for tells whether there is a next page.
-    let mut page = session::list(&mut conn, caller.user_id(), auth.clock.now(), before, limit + 1).await?;
-    let asked_for = usize::try_from(limit).unwrap_or_default();
-    let is_last = page.len() <= asked_for;
-    page.truncate(asked_for);
+    let before = cursor.map(parse_cursor).transpose()?;
+    let mut conn = context.pool.acquire().await?;
+    // One more row than requested shows whether there is another page.
+    let mut page = session::list(&mut conn, caller.user_id(), context.clock.now(), before, limit + 1).await?;
+    let size = usize::try_from(limit).unwrap_or_default();
+    let is_last = page.len() <= size;
+    page.truncate(size);
     let next = page.last().filter(|_| !is_last).map(|last| {
         let micros = last.created_at.unix_timestamp_nanos() / 1000;
         cursor::encode(&(i64::try_from(micros).unwrap_or(i64::MAX), last.id))
@@ -117,75 +125,76 @@ pub async fn list(
     Ok((page, next))
 }
 
-/// The place in the list that a cursor stands for.
-fn position(cursor: &str) -> Result<(OffsetDateTime, Uuid), Error> {
+/// Decodes the position of a cursor.
+fn parse_cursor(cursor: &str) -> Result<(OffsetDateTime, Uuid), Error> {
     let (micros, id): (i64, Uuid) = cursor::decode(cursor).map_err(Error::Malformed)?;
     let created_at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000);
     let malformed = |_| Error::Malformed(Violations::from(("cursor", "is not a cursor of this list")));
     Ok((created_at.map_err(malformed)?, id))
 }
 
-/// Ends one session of the caller; another's is as unknown as none.
+/// Revokes a session of the caller. A session of another user is not found.
 #[tracing::instrument(name = "auth.revoke_session", skip_all)]
-pub async fn revoke(auth: &Auth, caller: &Caller, id: &str) -> Result<(), Error> {
+pub async fn revoke(context: &AuthContext, caller: &Caller, id: &str) -> Result<(), Error> {
     let id: Uuid = id.parse().map_err(|_| Error::NotFound("session"))?;
-    let mut conn = auth.pool.acquire().await?;
-    let ended = session::end(&mut conn, caller.user_id(), id, auth.clock.now()).await?;
-    let ended = ended.ok_or(Error::NotFound("session"))?;
-    auth.revocations.note(&[ended]);
+    let mut conn = context.pool.acquire().await?;
+    let revoked = session::revoke(&mut conn, caller.user_id(), id, context.clock.now()).await?;
+    let revoked = revoked.ok_or(Error::NotFound("session"))?;
+    context.revocations.apply(&[revoked]);
     Ok(())
 }
 
-/// Ends the caller's own session. One that has just ended otherwise is ended.
+/// Revokes the caller's own session. A session that has already ended is no error.
 #[tracing::instrument(name = "auth.logout", skip_all)]
-pub async fn logout(auth: &Auth, caller: &Caller) -> Result<(), Error> {
-    let mut conn = auth.pool.acquire().await?;
-    let ended = session::end(&mut conn, caller.user_id(), caller.claims.sid, auth.clock.now()).await?;
-    auth.revocations.note(ended.as_slice());
+pub async fn logout(context: &AuthContext, caller: &Caller) -> Result<(), Error> {
+    let mut conn = context.pool.acquire().await?;
+    let revoked =
+        session::revoke(&mut conn, caller.user_id(), caller.claims.sid, context.clock.now()).await?;
+    context.revocations.apply(revoked.as_slice());
     Ok(())
 }
 
-/// Ends every session of the caller.
+/// Revokes all sessions of the caller.
 #[tracing::instrument(name = "auth.logout_all", skip_all)]
-pub async fn logout_all(auth: &Auth, caller: &Caller) -> Result<(), Error> {
-    let mut conn = auth.pool.acquire().await?;
-    let ended = session::end_all(&mut conn, caller.user_id(), None).await?;
-    auth.revocations.note(&ended);
+pub async fn logout_all(context: &AuthContext, caller: &Caller) -> Result<(), Error> {
+    let mut conn = context.pool.acquire().await?;
+    let revoked = session::revoke_all(&mut conn, caller.user_id(), None).await?;
+    context.revocations.apply(&revoked);
     Ok(())
 }
 
-/// Returns a ticket for one socket, which may live as long as the caller's access token, and the ticket's lifetime in
-/// seconds.
+/// Issues a ticket for one socket, and returns it with its lifetime in seconds. The socket may stay open as long as the
+/// caller's access token is valid.
 #[tracing::instrument(name = "auth.ws_ticket", skip_all)]
-pub fn ticket(auth: &Auth, caller: &Caller) -> Result<(SecretString, i64), Error> {
-    let (now, socket_exp) = (auth.clock.unix(), caller.claims.exp);
-    let exp = socket_exp.min(now + TICKET_LIFETIME);
-    let claims = Claims { exp, socket_exp: Some(socket_exp), ..reissued(caller, now) };
-    Ok((auth.signer.sign(Kind::WsTicket, &claims)?, exp - now))
+pub fn create_ticket(context: &AuthContext, caller: &Caller) -> Result<(SecretString, i64), Error> {
+    let (now, socket_exp) = (context.clock.unix(), caller.claims.exp);
+    let exp = socket_exp.min(now + TICKET_TTL_SECONDS);
+    let claims = Claims { exp, socket_exp: Some(socket_exp), ..copy_claims(caller, now) };
+    Ok((context.signer.sign(Kind::WsTicket, &claims)?, exp - now))
 }
 
-/// Exchanges a ticket, once, for a token that reads its user's events; returns also the token's lifetime in seconds.
-/// The database decides: a ticket that was used anywhere is refused everywhere.
+/// Exchanges a ticket, once, for a token that may read its user's events. Also returns the token's lifetime in seconds.
+/// The database decides, so that all replicas reject a used ticket.
 #[tracing::instrument(name = "auth.redeem_ws_ticket", skip_all)]
-pub async fn redeem_ticket(auth: &Auth, ticket: &Caller) -> Result<(SecretString, i64), Error> {
-    let now = auth.clock.now();
+pub async fn redeem_ticket(context: &AuthContext, ticket: &Caller) -> Result<(SecretString, i64), Error> {
+    let now = context.clock.now();
     let exp = ticket.claims.socket_exp.unwrap_or_default();
     if exp <= now.unix_timestamp() {
         return Err(Error::SessionExpired);
     }
-    let mut conn = auth.pool.acquire().await?;
-    // The ticket was good a moment ago, and is not for longer than this.
-    let expires_at = now + Duration::seconds(TICKET_LIFETIME);
-    if !session::use_ticket(&mut conn, ticket.claims.jti, expires_at).await? {
+    let mut conn = context.pool.acquire().await?;
+    // The ticket is valid now, so it expires at the latest after its whole lifetime.
+    let expires_at = now + Duration::seconds(TICKET_TTL_SECONDS);
+    if !session::mark_ticket_used(&mut conn, ticket.claims.jti, expires_at).await? {
         return Err(Error::TicketUsed);
     }
     let iat = now.unix_timestamp();
-    let claims = Claims { exp, socket_exp: None, ..reissued(ticket, iat) };
-    Ok((auth.signer.sign(Kind::Socket, &claims)?, exp - iat))
+    let claims = Claims { exp, socket_exp: None, ..copy_claims(ticket, iat) };
+    Ok((context.signer.sign(Kind::Socket, &claims)?, exp - iat))
 }
 
-/// The claims of a caller in another token.
-fn reissued(caller: &Caller, iat: i64) -> Claims {
+/// Copies the claims of a caller into a new token.
+fn copy_claims(caller: &Caller, iat: i64) -> Claims {
     Claims { iat, jti: Uuid::new_v4(), nbf: None, ..(*caller.claims).clone() }
 }
 
@@ -194,9 +203,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_agent_is_one_short_line() {
+    fn a_user_agent_is_sanitized_to_one_short_line() {
         assert_eq!(user_agent("Mozilla/5.0 (X11)"), "Mozilla/5.0 (X11)");
         assert_eq!(user_agent("a\r\nb\0c\u{7f}"), "abc");
-        assert_eq!(user_agent(&"ß".repeat(1000)).chars().count(), LONGEST_USER_AGENT);
+        assert_eq!(user_agent(&"ß".repeat(1000)).chars().count(), MAX_USER_AGENT_CHARS);
     }
 }

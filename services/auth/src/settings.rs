@@ -1,4 +1,4 @@
-//! What the auth service is started with, and what of it is refused.
+//! The settings of the auth service, and their validation.
 
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
@@ -15,19 +15,19 @@ use crate::{
     service_client::ServiceClients,
 };
 
-/// What the documentation shows; good for a laptop and refused everywhere else.
+/// The example value of the documentation, which is rejected outside development.
 pub const EXAMPLE_SECRET: &str = "change-me-change-me-change-me-change-me";
-/// Bytes: as many as the key derived from it.
-const SHORTEST_SECRET: usize = 32;
-/// Characters, outside development: beyond guessing at any rate.
-const SHORTEST_CLIENT_SECRET: usize = 16;
-/// The minimum length of the first admin's password, outside development: the account can do everything. Characters.
-const MIN_ADMIN_PASSWORD: usize = 12;
-/// The marks of secrets from examples, in any case: refused outside development.
-const EXAMPLE_MARKS: [&str; 2] = ["change-me", "changeme"];
-/// The longest lifetime of an access token: verifiers refuse a token that is good for longer.
+/// The minimum length of a signing secret, which is the size of the derived key.
+const MIN_SECRET_BYTES: usize = 32;
+/// The minimum length of a client secret outside development, as attempts are not limited.
+const MIN_CLIENT_SECRET_CHARS: usize = 16;
+/// The minimum length of the initial admin's password outside development, as the account has all permissions.
+const MIN_ADMIN_PASSWORD_CHARS: usize = 12;
+/// The markers of example secrets, ignoring case, which are rejected outside development.
+const EXAMPLE_MARKERS: [&str; 2] = ["change-me", "changeme"];
+/// The maximum lifetime of an access token, which verifiers enforce too.
 const MAX_ACCESS_TOKEN_TTL: Duration = Duration::from_secs(MAX_TOKEN_LIFETIME.unsigned_abs());
-/// Keeps every time that is computed from a lifetime within what a database can store.
+/// The maximum lifetime of a refresh token, so that all computed times fit into the database's type.
 const MAX_REFRESH_TOKEN_TTL: Duration = Duration::from_hours(10 * 366 * 24);
 
 /// Accounts, sessions and tokens of the shop
@@ -40,29 +40,28 @@ pub struct Settings {
     pub postgres: settings::Postgres,
     #[command(flatten)]
     pub redis: settings::Redis,
-    /// Where gRPC is answered
+    /// The address of the gRPC server
     #[arg(long, env = "LISTEN_ADDR", default_value = "0.0.0.0:50051")]
     pub listen_addr: SocketAddr,
-    /// Where /metrics, /healthz and /readyz are answered
+    /// The address of /metrics, /healthz and /readyz
     #[arg(long, env = "METRICS_ADDR", default_value = "0.0.0.0:9101")]
     pub metrics_addr: SocketAddr,
-    /// Whether gRPC reflection is on
+    /// Serves gRPC reflection
     #[arg(long, env = "GRPC_REFLECTION", default_value_t = false, action = clap::ArgAction::Set)]
     pub grpc_reflection: bool,
-    /// What the signing key is derived from: at least 32 random bytes, as from `openssl rand -base64 48`
+    /// The secret of the signing key: at least 32 random bytes, as from `openssl rand -base64 48`
     #[arg(long, env = "JWT_SECRET", hide_env_values = true, value_parser = settings::secret)]
     pub jwt_secret: SecretString,
-    /// The JWT_SECRET before this one: what it signed stays good
+    /// The previous JWT_SECRET, whose tokens stay valid
     #[arg(long, env = "JWT_SECRET_PREVIOUS", hide_env_values = true)]
     pub jwt_secret_previous: Option<SecretString>,
     /// The lifetime of an access token; at most 7d
     #[arg(long, env = "ACCESS_TOKEN_TTL", default_value = "24h", value_parser = settings::duration)]
     pub access_token_ttl: Duration,
-    /// How long a session goes on without being refreshed
+    /// The time after which a session expires without a refresh
     #[arg(long, env = "REFRESH_TOKEN_TTL", default_value = "30d", value_parser = settings::duration)]
     pub refresh_token_ttl: Duration,
-    /// Username of the first admin; the account is made at the start where there is none of this name or
-    /// address
+    /// The username of the initial admin, whose account is created at start unless the name or the address exists
     #[arg(long, env = "ADMIN_USERNAME")]
     pub admin_username: Option<String>,
     #[arg(long, env = "ADMIN_EMAIL")]
@@ -72,8 +71,8 @@ pub struct Settings {
     /// Services that may fetch tokens of their own: `order=secret,other=secret`
     #[arg(long, env = "SERVICE_CLIENTS", hide_env_values = true)]
     pub service_clients: Option<SecretString>,
-    /// How many passwords are hashed at once, each with 19 MiB and a core; by default as many as there are
-    /// cores. Fewer leave more of the machine to everything else while many sign in
+    /// The number of concurrent password hashes, each with 19 MiB and a core; by default the number of cores. A lower
+    /// number leaves more of the machine to other work during many sign-ins
     #[arg(long, env = "PASSWORD_HASHES", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub password_hashes: Option<u16>,
 }
@@ -90,7 +89,7 @@ impl shoppee_kit::process::Settings for Settings {
 
 /// The account that ADMIN_USERNAME, ADMIN_EMAIL and ADMIN_PASSWORD describe.
 #[derive(Clone, Debug)]
-pub struct FirstAdmin {
+pub struct InitialAdmin {
     pub username: Username,
     pub email: Email,
     pub password: Password,
@@ -104,10 +103,10 @@ pub struct KeySecrets {
 }
 
 impl Settings {
-    /// A line that says what is wrong, and never what a secret is.
+    /// Validates the secrets. An error names the setting, and never shows the secret.
     pub fn key_secrets(&self) -> anyhow::Result<KeySecrets> {
         self.check_secret("JWT_SECRET", &self.jwt_secret)?;
-        let previous = given(self.jwt_secret_previous.as_ref());
+        let previous = non_empty(self.jwt_secret_previous.as_ref());
         if let Some(previous) = previous {
             self.check_secret("JWT_SECRET_PREVIOUS", previous)?;
         }
@@ -116,7 +115,7 @@ impl Settings {
 
     fn check_secret(&self, name: &str, secret: &SecretString) -> anyhow::Result<()> {
         let secret = secret.expose_secret();
-        ensure!(secret.len() >= SHORTEST_SECRET, "{name} is shorter than {SHORTEST_SECRET} bytes");
+        ensure!(secret.len() >= MIN_SECRET_BYTES, "{name} is shorter than {MIN_SECRET_BYTES} bytes");
         ensure!(
             !is_example(secret) || self.is_development(),
             "{name} is the example value; set one of your own, as from `openssl rand -base64 48`"
@@ -124,13 +123,13 @@ impl Settings {
         Ok(())
     }
 
-    /// How long access and refresh tokens are good.
+    /// Validates the lifetimes of access and refresh tokens.
     pub fn lifetimes(&self) -> anyhow::Result<(time::Duration, time::Duration)> {
-        let lifetime = |name: &str, given: Duration, max: Duration, max_text: &str| {
-            let is_valid = (Duration::from_secs(1)..=max).contains(&given);
+        let lifetime = |name: &str, value: Duration, max: Duration, max_text: &str| {
+            let is_valid = (Duration::from_secs(1)..=max).contains(&value);
             ensure!(is_valid, "{name} is not between 1s and {max_text}");
-            // Claims count whole seconds.
-            time::Duration::try_from(Duration::from_secs(given.as_secs())).context(name.to_owned())
+            // Claims have whole seconds.
+            time::Duration::try_from(Duration::from_secs(value.as_secs())).context(name.to_owned())
         };
         Ok((
             lifetime("ACCESS_TOKEN_TTL", self.access_token_ttl, MAX_ACCESS_TOKEN_TTL, "7 days")?,
@@ -138,10 +137,10 @@ impl Settings {
         ))
     }
 
-    /// All three of its settings, or none.
-    pub fn first_admin(&self) -> anyhow::Result<Option<FirstAdmin>> {
+    /// Validates the settings of the initial admin: all three, or none.
+    pub fn initial_admin(&self) -> anyhow::Result<Option<InitialAdmin>> {
         let text = |setting: &Option<String>| setting.clone().filter(|text| !text.is_empty());
-        let password = given(self.admin_password.as_ref());
+        let password = non_empty(self.admin_password.as_ref());
         let (username, email, password) =
             match (text(&self.admin_username), text(&self.admin_email), password) {
                 (None, None, None) => return Ok(None),
@@ -154,39 +153,41 @@ impl Settings {
             let password = password.expose_secret();
             ensure!(!is_example(password), "ADMIN_PASSWORD is the example value; set one of your own");
             ensure!(
-                password.chars().count() >= MIN_ADMIN_PASSWORD,
-                "ADMIN_PASSWORD has less than {MIN_ADMIN_PASSWORD} characters"
+                password.chars().count() >= MIN_ADMIN_PASSWORD_CHARS,
+                "ADMIN_PASSWORD has less than {MIN_ADMIN_PASSWORD_CHARS} characters"
             );
         }
-        let wrong = |name: &'static str| move |why| anyhow::anyhow!("{name} {why}");
-        Ok(Some(FirstAdmin {
-            username: Username::parse(username).map_err(wrong("ADMIN_USERNAME"))?,
-            email: Email::parse(email).map_err(wrong("ADMIN_EMAIL"))?,
-            password: Password::new(password.expose_secret().to_owned()).map_err(wrong("ADMIN_PASSWORD"))?,
+        let invalid = |name: &'static str| move |message| anyhow::anyhow!("{name} {message}");
+        Ok(Some(InitialAdmin {
+            username: Username::parse(username).map_err(invalid("ADMIN_USERNAME"))?,
+            email: Email::parse(email).map_err(invalid("ADMIN_EMAIL"))?,
+            password: Password::new(password.expose_secret().to_owned())
+                .map_err(invalid("ADMIN_PASSWORD"))?,
         }))
     }
 
     pub fn service_clients(&self) -> anyhow::Result<ServiceClients> {
         let mut secrets = HashMap::new();
-        let list = given(self.service_clients.as_ref()).map_or("", |list| list.expose_secret());
+        let list = non_empty(self.service_clients.as_ref()).map_or("", |list| list.expose_secret());
         for entry in list.split(',').filter(|entry| !entry.trim().is_empty()) {
             let Some((id, secret)) = entry.trim().split_once('=') else {
                 bail!("SERVICE_CLIENTS is not a list of id=secret with commas between");
             };
-            let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-            let sound = (1..=ServiceClients::LONGEST_ID).contains(&id.len()) && id.bytes().all(known);
-            ensure!(sound, "SERVICE_CLIENTS has an id that is not 1 to 64 of A-Z a-z 0-9 - _");
+            let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+            let is_valid =
+                (1..=ServiceClients::MAX_ID_BYTES).contains(&id.len()) && id.bytes().all(is_allowed);
+            ensure!(is_valid, "SERVICE_CLIENTS has an id that is not 1 to 64 of A-Z a-z 0-9 - _");
             ensure!(!secret.is_empty(), "SERVICE_CLIENTS has no secret for {id}");
             ensure!(
-                secret.chars().count() >= SHORTEST_CLIENT_SECRET || self.is_development(),
-                "SERVICE_CLIENTS has a secret of less than {SHORTEST_CLIENT_SECRET} characters for {id}"
+                secret.chars().count() >= MIN_CLIENT_SECRET_CHARS || self.is_development(),
+                "SERVICE_CLIENTS has a secret of less than {MIN_CLIENT_SECRET_CHARS} characters for {id}"
             );
             ensure!(
                 !is_example(secret) || self.is_development(),
                 "SERVICE_CLIENTS has the example value as the secret of {id}; set one of your own"
             );
-            let before = secrets.insert(id.to_owned(), SecretString::from(secret));
-            ensure!(before.is_none(), "SERVICE_CLIENTS names {id} twice");
+            let duplicate = secrets.insert(id.to_owned(), SecretString::from(secret));
+            ensure!(duplicate.is_none(), "SERVICE_CLIENTS names {id} twice");
         }
         Ok(ServiceClients::new(&secrets))
     }
@@ -198,11 +199,11 @@ impl Settings {
 
 fn is_example(secret: &str) -> bool {
     let secret = secret.to_lowercase();
-    EXAMPLE_MARKS.iter().any(|mark| secret.contains(mark))
+    EXAMPLE_MARKERS.iter().any(|marker| secret.contains(marker))
 }
 
-/// A variable that is set to nothing, as Compose does it, is not set.
-fn given(setting: Option<&SecretString>) -> Option<&SecretString> {
+/// Treats an empty setting as absent, as Compose sets variables to empty texts.
+fn non_empty(setting: Option<&SecretString>) -> Option<&SecretString> {
     setting.filter(|secret| !secret.expose_secret().is_empty())
 }
 
@@ -219,7 +220,7 @@ mod tests {
     const GOOD: &str = "a secret that is longer than 32 bytes";
 
     #[test]
-    fn secrets_that_sign_are_long_and_our_own() {
+    fn short_and_example_signing_secrets_are_rejected() {
         for (flags, wrong) in [
             (vec!["--jwt-secret", GOOD], None),
             (vec!["--jwt-secret", GOOD, "--jwt-secret-previous", ""], None),
@@ -249,9 +250,9 @@ mod tests {
     }
 
     #[test]
-    fn a_first_admin_is_whole_and_valid() {
+    fn an_initial_admin_is_complete_and_valid() {
         let whole = ["--admin-username", "root", "--admin-email", "root@shop.example", "--admin-password"];
-        let with = |flags: &[&str]| settings(&[&["--jwt-secret", GOOD], flags].concat()).first_admin();
+        let with = |flags: &[&str]| settings(&[&["--jwt-secret", GOOD], flags].concat()).initial_admin();
         assert!(with(&[]).unwrap().is_none());
         assert_eq!(
             with(&[&whole[..], &["correct horse"]].concat()).unwrap().unwrap().username.as_str(),
@@ -259,21 +260,21 @@ mod tests {
         );
         assert!(with(&["--admin-username", "", "--admin-password", ""]).unwrap().is_none());
         assert!(with(&whole[..4]).unwrap_err().to_string().contains("belong together"));
-        let refusal = |password, more: &[&str]| {
+        let error_of = |password, more: &[&str]| {
             with(&[&whole[..], &[password], more].concat()).unwrap_err().to_string()
         };
         let development = ["--shoppee-env", "development"];
-        assert_eq!(refusal("horse", &development), "ADMIN_PASSWORD must have 8 to 256 characters");
-        assert_eq!(refusal("11 char pwd", &[]), "ADMIN_PASSWORD has less than 12 characters");
+        assert_eq!(error_of("horse", &development), "ADMIN_PASSWORD must have 8 to 256 characters");
+        assert_eq!(error_of("11 char pwd", &[]), "ADMIN_PASSWORD has less than 12 characters");
         for example in ["change-me", "Change-Me-2026", "please changeme now"] {
-            let line = refusal(example, &[]);
+            let line = error_of(example, &[]);
             assert_eq!(line, "ADMIN_PASSWORD is the example value; set one of your own", "{example}");
             assert!(with(&[&whole[..], &[example], &development].concat()).is_ok(), "{example}");
         }
     }
 
     #[test]
-    fn service_clients_are_a_list_and_their_secrets_long() {
+    fn service_clients_are_a_list_with_long_secrets() {
         let with = |list: &str, more: &[&str]| {
             settings(&[&["--jwt-secret", GOOD, "--service-clients", list], more].concat()).service_clients()
         };
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn lifetimes_are_sane() {
+    fn lifetimes_out_of_bounds_are_rejected() {
         let with = |flag, value| settings(&["--jwt-secret", GOOD, flag, value]).lifetimes();
         let (access, refresh) = with("--access-token-ttl", "90s").unwrap();
         assert_eq!((access.whole_seconds(), refresh.whole_days()), (90, 30));
@@ -307,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn no_secret_is_shown() {
+    fn debug_output_hides_secrets() {
         let flags =
             ["--jwt-secret", GOOD, "--admin-password", "hunter22", "--service-clients", "order=hunter22"];
         let shown = format!("{:?}", settings(&flags));

@@ -1,8 +1,8 @@
-//! Signing in, and trying passwords at all.
+//! Sign-in, and the limit of login attempts.
 //!
-//! A try is counted before anything is hashed, and under the account, however its owner is spelt. An unknown name is
-//! counted and hashed like any other, so that no answer tells whether it exists. A device that has signed in to the
-//! account before has tries of its own ([`crate::device`]): wrong passwords from elsewhere do not lock it out.
+//! An attempt is counted before the password is hashed, and under the account, for any spelling of its name. An unknown
+//! name is counted and hashed in the same way, so that no response shows whether it exists. A device that has signed in
+//! to the account before has a limit of its own ([`crate::device`]): wrong passwords from elsewhere do not lock it out.
 
 use std::{
     sync::{
@@ -19,237 +19,247 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
-    Auth,
+    AuthContext,
     account::{LoginName, Password},
     device::DeviceToken,
     error::Error,
-    password::Verdict,
-    session::{self, Grant},
+    password::Verification,
+    session::{self, IssuedTokens},
     store::{
         account::{self, Credentials},
-        password_try::{self, Counted},
+        login_attempt::{self, Attempt},
         session as sessions,
     },
     token::RefreshToken,
 };
 
-/// Tries of an account's password within [`WINDOW`]: by all devices together that never signed in to it, and by each
-/// device that did (contract §3).
-pub const MAX_TRIES: i64 = 10;
-pub const WINDOW: Duration = Duration::from_mins(1);
-/// The attempts to give back a try that was not made: for a part of [`WINDOW`], in which it counts.
-const GIVE_BACK_ATTEMPTS: u32 = 10;
-const GIVE_BACK_DELAY: Duration = Duration::from_secs(1);
+/// Bounds the login attempts of an account within [`ATTEMPT_WINDOW`]: of all devices together that never signed in to
+/// it, and of each device that did (`docs/API.md`).
+pub const MAX_ATTEMPTS: i64 = 10;
+pub const ATTEMPT_WINDOW: Duration = Duration::from_mins(1);
+/// Bounds the retries of a refund to a part of [`ATTEMPT_WINDOW`], after which the attempt no longer counts.
+const MAX_REFUND_RETRIES: u32 = 10;
+const REFUND_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Begins a session. `device_token` is what an earlier sign-in gave this device.
+/// Verifies a password and starts a session. `device_token` is the token that an earlier sign-in issued to this device.
 #[tracing::instrument(name = "auth.login", skip_all)]
 pub async fn sign_in(
-    auth: &Auth,
+    context: &AuthContext,
     name: &LoginName,
     password: Password,
     user_agent: &str,
     device_token: Option<&str>,
-) -> Result<Grant, Error> {
-    let presented = device_token.and_then(|text| auth.devices.verify(text));
-    let (known, device, tried) = {
-        let mut conn = auth.pool.acquire().await?;
-        let known = account::credentials_of(&mut conn, name).await?;
+) -> Result<IssuedTokens, Error> {
+    let presented = device_token.and_then(|text| context.devices.verify(text));
+    let (credentials, device, attempt) = {
+        let mut conn = context.pool.acquire().await?;
+        let credentials = account::find_credentials_by_name(&mut conn, name).await?;
         let device = presented
-            .filter(|token| known.as_ref().is_some_and(|known| token.is_valid_for(known, auth.clock.now())))
+            .filter(|token| {
+                credentials
+                    .as_ref()
+                    .is_some_and(|credentials| token.is_valid_for(credentials, context.clock.now()))
+            })
             .map(|token| token.device);
-        let subject = match (&known, device) {
-            (Some(known), Some(device)) => Subject::device(known.id, device),
-            (Some(known), None) => Subject::account(known.id),
+        let subject = match (&credentials, device) {
+            (Some(credentials), Some(device)) => Subject::device(credentials.id, device),
+            (Some(credentials), None) => Subject::account(credentials.id),
             (None, _) => Subject::unknown(name),
         };
-        let tried = Try::count(&mut conn, subject).await?;
-        (known, device, tried)
+        let attempt = LoginAttempt::record(&mut conn, subject).await?;
+        (credentials, device, attempt)
     };
-    let stored = known.as_ref().map(|known| known.password_hash.clone());
-    let verdict = tried.verify(auth, password, stored).await?;
-    let (known, rehashed) = match (known, verdict) {
-        (Some(known), Verdict::Right) => (known, None),
-        (Some(known), Verdict::RightButWeak(anew)) => (known, Some(anew)),
-        (_, Verdict::Wrong) | (None, _) => return Err(Error::InvalidCredentials),
+    let stored = credentials.as_ref().map(|credentials| credentials.password_hash.clone());
+    let verification = attempt.verify(context, password, stored).await?;
+    let (credentials, new_hash) = match (credentials, verification) {
+        (Some(credentials), Verification::Valid) => (credentials, None),
+        (Some(credentials), Verification::ValidNeedsRehash(new_hash)) => (credentials, Some(new_hash)),
+        (_, Verification::Invalid) | (None, _) => return Err(Error::InvalidCredentials),
     };
-    // A device stays the same one: signing in often earns it no more tries.
+    // The device keeps its id, so that frequent sign-ins do not raise its limit.
     let device = device.unwrap_or_else(Uuid::new_v4);
-    admit(auth, &known, &tried, rehashed.as_deref(), user_agent, device).await
+    start_session(context, &credentials, &attempt, new_hash.as_deref(), user_agent, device).await
 }
 
-/// Counts a try of the caller's own password, then makes it. Returns the checked credentials, where the password was
-/// right, and the try to give back. A caller that is signed in has ten tries apart from those of sign-ins.
-pub async fn try_own(auth: &Auth, user_id: i64, password: Password) -> Result<(Credentials, Try), Error> {
-    let (known, tried) = {
-        let mut conn = auth.pool.acquire().await?;
-        let tried = Try::count(&mut conn, Subject::signed_in(user_id)).await?;
-        (account::credentials(&mut conn, user_id).await?.ok_or(Error::NotFound("user"))?, tried)
+/// Verifies the caller's own password. Returns the credentials, and the attempt to refund. Attempts of signed-in
+/// callers have a limit separate from sign-ins.
+pub async fn verify_own_password(
+    context: &AuthContext,
+    user_id: i64,
+    password: Password,
+) -> Result<(Credentials, LoginAttempt), Error> {
+    let (credentials, attempt) = {
+        let mut conn = context.pool.acquire().await?;
+        let attempt = LoginAttempt::record(&mut conn, Subject::signed_in(user_id)).await?;
+        (account::find_credentials(&mut conn, user_id).await?.ok_or(Error::NotFound("user"))?, attempt)
     };
-    match tried.verify(auth, password, Some(known.password_hash.clone())).await? {
-        Verdict::Right | Verdict::RightButWeak(_) => Ok((known, tried)),
-        Verdict::Wrong => Err(Error::InvalidCredentials),
+    match attempt.verify(context, password, Some(credentials.password_hash.clone())).await? {
+        Verification::Valid | Verification::ValidNeedsRehash(_) => Ok((credentials, attempt)),
+        Verification::Invalid => Err(Error::InvalidCredentials),
     }
 }
 
-/// Reports whether `password` is the one of an account, for a caller that is not signed in here. The try counts as one
-/// to sign in.
-pub async fn is_password_of(
-    auth: &Auth,
+/// Reports whether `password` is the password of an account, for an unauthenticated caller. The attempt counts as a
+/// sign-in.
+pub async fn verify_password_of(
+    context: &AuthContext,
     user_id: i64,
     password: Password,
     stored: String,
 ) -> Result<bool, Error> {
-    let tried = Try::count(auth.pool.acquire().await?.as_mut(), Subject::account(user_id)).await?;
-    match tried.verify(auth, password, Some(stored)).await? {
-        Verdict::Right | Verdict::RightButWeak(_) => {
-            let mut tx = auth.pool.begin().await?;
-            tried.give_back(&mut tx).await?;
+    let attempt =
+        LoginAttempt::record(context.pool.acquire().await?.as_mut(), Subject::account(user_id)).await?;
+    match attempt.verify(context, password, Some(stored)).await? {
+        Verification::Valid | Verification::ValidNeedsRehash(_) => {
+            let mut tx = context.pool.begin().await?;
+            attempt.refund(&mut tx).await?;
             tx.commit().await?;
             Ok(true)
         }
-        Verdict::Wrong => Ok(false),
+        Verification::Invalid => Ok(false),
     }
 }
 
-/// A try that was counted.
+/// A counted login attempt.
 #[derive(Clone, Debug)]
-pub struct Try {
+pub struct LoginAttempt {
     subject: Subject,
     at: OffsetDateTime,
 }
 
-impl Try {
-    async fn count(conn: &mut PgConnection, subject: Subject) -> Result<Self, Error> {
-        match password_try::count(conn, &subject.0, MAX_TRIES, WINDOW).await? {
-            Counted::Let(at) => Ok(Self { subject, at }),
-            Counted::Refused(retry_after) => Err(Error::TooManyAttempts { retry_after }),
+impl LoginAttempt {
+    async fn record(conn: &mut PgConnection, subject: Subject) -> Result<Self, Error> {
+        match login_attempt::record(conn, &subject.0, MAX_ATTEMPTS, ATTEMPT_WINDOW).await? {
+            Attempt::Allowed(at) => Ok(Self { subject, at }),
+            Attempt::Limited(retry_after) => Err(Error::TooManyAttempts { retry_after }),
         }
     }
 
-    /// Compares the password. A try that never came to be hashed, because too many were or the caller left, does not
-    /// count.
+    /// Verifies the password. An attempt whose hash never started, because of load or because the caller left, is
+    /// refunded.
     async fn verify(
         &self,
-        auth: &Auth,
+        context: &AuthContext,
         password: Password,
         stored: Option<String>,
-    ) -> Result<Verdict, Error> {
-        let made = Arc::new(AtomicBool::new(false));
-        let _given_back =
-            GiveBackUnlessMade { made: made.clone(), tried: self.clone(), pool: auth.pool.clone() };
-        Ok(auth.hasher.verify(password, stored, made).await?)
+    ) -> Result<Verification, Error> {
+        let is_started = Arc::new(AtomicBool::new(false));
+        let _guard =
+            RefundGuard { is_started: is_started.clone(), attempt: self.clone(), pool: context.pool.clone() };
+        Ok(context.hasher.verify(password, stored, is_started).await?)
     }
 
-    /// Gives back a try with the right password, in a transaction.
-    pub async fn give_back(&self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-        password_try::give_back(conn, &self.subject.0, self.at).await
+    /// Refunds an attempt with the right password, in a transaction.
+    pub async fn refund(&self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+        login_attempt::remove(conn, &self.subject.0, self.at).await
     }
 }
 
-/// Gives a try back when dropped before it was made, also where the caller hung up.
-struct GiveBackUnlessMade {
-    made: Arc<AtomicBool>,
-    tried: Try,
+/// A guard that refunds an attempt when it is dropped before the hash started, also if the caller left.
+struct RefundGuard {
+    is_started: Arc<AtomicBool>,
+    attempt: LoginAttempt,
     pool: PgPool,
 }
 
-impl Drop for GiveBackUnlessMade {
+impl Drop for RefundGuard {
     fn drop(&mut self) {
-        if self.made.load(Ordering::Acquire) {
+        if self.is_started.load(Ordering::Acquire) {
             return;
         }
-        let (pool, tried) = (self.pool.clone(), self.tried.clone());
-        // The caller does not wait for this: a cause that sheds a hash may keep the database busy too.
+        let (pool, attempt) = (self.pool.clone(), self.attempt.clone());
+        // Runs in the background: a cause that sheds a hash may keep the database busy too.
         tokio::spawn(async move {
-            for _ in 0..GIVE_BACK_ATTEMPTS {
-                let given_back = async {
+            for _ in 0..MAX_REFUND_RETRIES {
+                let refunding = async {
                     let mut tx = pool.begin().await?;
-                    tried.give_back(&mut tx).await?;
+                    attempt.refund(&mut tx).await?;
                     tx.commit().await
                 };
-                match given_back.await {
+                match refunding.await {
                     Ok(()) => return,
-                    Err(error) => tracing::debug!(%error, "a try that was not made is not given back yet"),
+                    Err(error) => tracing::debug!(%error, "refund of a login attempt failed, retried"),
                 }
-                tokio::time::sleep(GIVE_BACK_DELAY).await;
+                tokio::time::sleep(REFUND_RETRY_DELAY).await;
             }
         });
     }
 }
 
-/// The subject whose tries are counted together.
+/// A subject, whose attempts are counted together.
 #[derive(Clone, Copy, Debug)]
 struct Subject([u8; 32]);
 
 impl Subject {
-    /// Names the devices that never signed in to the account, all of them together.
+    /// Names all devices that never signed in to the account, together.
     fn account(user_id: i64) -> Self {
-        Self::of(&format!("account {user_id}"))
+        Self::hash(&format!("account {user_id}"))
     }
 
-    /// Names a device that did.
+    /// Names a device that signed in to the account.
     fn device(user_id: i64, device: Uuid) -> Self {
-        Self::of(&format!("device {user_id} {device}"))
+        Self::hash(&format!("device {user_id} {device}"))
     }
 
     /// Names all sessions of the account.
     fn signed_in(user_id: i64) -> Self {
-        Self::of(&format!("signed in {user_id}"))
+        Self::hash(&format!("signed in {user_id}"))
     }
 
-    /// Names the tries of a name that no account has.
+    /// Names a login name without an account.
     fn unknown(name: &LoginName) -> Self {
-        Self::of(&format!("name {}", name.as_str()))
+        Self::hash(&format!("name {}", name.as_str()))
     }
 
-    fn of(text: &str) -> Self {
+    fn hash(text: &str) -> Self {
         Self(Sha256::digest(text).into())
     }
 }
 
-/// Begins the session of somebody whose password was right, unless the account has changed since it was read.
-async fn admit(
-    auth: &Auth,
-    known: &Credentials,
-    tried: &Try,
-    rehashed: Option<&str>,
+/// Starts the session of a verified account, unless the account has changed since its credentials were read.
+async fn start_session(
+    context: &AuthContext,
+    credentials: &Credentials,
+    attempt: &LoginAttempt,
+    new_hash: Option<&str>,
     user_agent: &str,
     device: Uuid,
-) -> Result<Grant, Error> {
-    let now = auth.clock.now();
+) -> Result<IssuedTokens, Error> {
+    let now = context.clock.now();
     let (sid, refresh_token) = (Uuid::now_v7(), RefreshToken::random()?);
-    let mut tx = auth.pool.begin().await?;
-    let account = account::get_to_admit(&mut tx, known.id).await?.ok_or(Error::InvalidCredentials)?;
-    if account.password_version != known.password_version {
+    let mut tx = context.pool.begin().await?;
+    let account = account::get_for_share(&mut tx, credentials.id).await?.ok_or(Error::InvalidCredentials)?;
+    if account.password_version != credentials.password_version {
         return Err(Error::InvalidCredentials);
     }
     if account.disabled {
         return Err(Error::AccountDisabled);
     }
-    let new = sessions::New {
+    let new = sessions::NewSession {
         id: sid,
         user_id: account.id,
         user_agent,
         at: now,
-        expires_at: now + auth.lifetimes.refresh,
-        access_expires_at: now + auth.lifetimes.access,
+        expires_at: now + context.lifetimes.refresh,
+        access_expires_at: now + context.lifetimes.access,
     };
     sessions::insert(&mut tx, &new).await?;
     sessions::insert_token(&mut tx, sid, &refresh_token.hash()).await?;
-    let surplus = sessions::end_surplus(&mut tx, account.id, session::MOST).await?;
-    tried.give_back(&mut tx).await?;
+    let revoked = sessions::revoke_oldest_over(&mut tx, account.id, session::MAX_SESSIONS_PER_USER).await?;
+    attempt.refund(&mut tx).await?;
     tx.commit().await?;
-    auth.revocations.note(&surplus);
-    if let Some(password_hash) = rehashed {
-        let mut conn = auth.pool.acquire().await?;
-        account::rehash(&mut conn, known.id, known.password_version, password_hash).await?;
+    context.revocations.apply(&revoked);
+    if let Some(password_hash) = new_hash {
+        let mut conn = context.pool.acquire().await?;
+        account::rehash(&mut conn, credentials.id, credentials.password_version, password_hash).await?;
     }
-    let device_token = auth.devices.sign(&DeviceToken {
+    let device_token = context.devices.sign(&DeviceToken {
         user_id: account.id,
         password_version: account.password_version,
         issued_at: now.unix_timestamp(),
         device,
     });
-    let grant = session::grant(auth, account, sid, &refresh_token, auth.lifetimes.refresh, now)?;
-    Ok(Grant { device_token: Some(device_token), ..grant })
+    let tokens =
+        session::issue_tokens(context, account, sid, &refresh_token, context.lifetimes.refresh, now)?;
+    Ok(IssuedTokens { device_token: Some(device_token), ..tokens })
 }

@@ -1,9 +1,9 @@
-//! The SQL of this service, but for the outbox's own. One file a table; each function takes the connection,
-//! so that its caller says where a transaction begins and ends.
+//! The SQL of this service, except for the outbox. Each file covers one table. Functions take a connection, and the use
+//! case owns the transaction.
 //!
-//! Locks are taken in one order: accounts before sessions, each by id.
+//! The order of locks: accounts before sessions, each sorted by id.
 
 pub mod account;
-pub mod password_try;
+pub mod login_attempt;
 pub mod registration_key;
 pub mod session;

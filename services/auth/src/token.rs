@@ -1,5 +1,5 @@
-//! Tokens: the Ed25519 keys derived from the secret (contract §3), what is signed with them, and refresh
-//! tokens.
+//! Tokens: the Ed25519 signing keys, which are derived from `JWT_SECRET`, and refresh tokens. `docs/API.md` describes
+//! the access tokens.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use ed25519_dalek::{SigningKey, pkcs8::EncodePrivateKey as _};
@@ -11,8 +11,8 @@ use sha2::{Digest as _, Sha256};
 use shoppee_kit::caller::{Claims, Kind, install_crypto};
 use shoppee_proto::auth::v1::Jwk;
 
-/// The `info` of the derivation, part of the contract.
-const KEY_INFO: &[u8] = b"shoppee-jwt-ed25519";
+/// The `info` of the key derivation. A change invalidates all tokens.
+const JWT_KEY_INFO: &[u8] = b"shoppee-jwt-ed25519";
 const SUCCESSOR_INFO: &[u8] = b"shoppee-refresh-successor";
 
 #[derive(Debug, thiserror::Error)]
@@ -21,11 +21,11 @@ pub enum TokenError {
     Sign(#[from] jsonwebtoken::errors::Error),
     #[error("key: {0}")]
     Key(#[from] ed25519_dalek::pkcs8::Error),
-    #[error("no randomness from the operating system")]
-    Random,
+    #[error("random source of the operating system failed")]
+    RandomSource,
 }
 
-/// Signs with the current key; publishes the previous one too, so that what it signed stays good.
+/// A signer with the current key. It also publishes the previous key, so that older tokens stay valid.
 pub struct Signer {
     current: EncodingKey,
     kid: String,
@@ -41,9 +41,9 @@ impl std::fmt::Debug for Signer {
 impl Signer {
     pub fn new(secret: &SecretString, previous: Option<&SecretString>) -> Result<Self, TokenError> {
         install_crypto();
-        let key = derive(secret);
+        let key = derive_key(secret);
         let mut jwks = vec![jwk(&key)];
-        jwks.extend(previous.map(|previous| jwk(&derive(previous))));
+        jwks.extend(previous.map(|previous| jwk(&derive_key(previous))));
         jwks.dedup();
         Ok(Self {
             current: EncodingKey::from_ed_der(key.to_pkcs8_der()?.as_bytes()),
@@ -59,26 +59,26 @@ impl Signer {
         Ok(jsonwebtoken::encode(&header, claims, &self.current)?.into())
     }
 
-    /// The public keys, the current one first.
+    /// Returns the public keys, the current one first.
     pub fn jwks(&self) -> &[Jwk] {
         &self.jwks
     }
 }
 
-fn derive(secret: &SecretString) -> SigningKey {
-    SigningKey::from_bytes(&expand(None, secret.expose_secret().as_bytes(), KEY_INFO))
+fn derive_key(secret: &SecretString) -> SigningKey {
+    SigningKey::from_bytes(&hkdf_sha256(None, secret.expose_secret().as_bytes(), JWT_KEY_INFO))
 }
 
-/// HKDF-SHA256 (RFC 5869) to 32 bytes.
-pub fn expand(salt: Option<&[u8]>, secret: &[u8], info: &[u8]) -> [u8; 32] {
+/// Derives 32 bytes by HKDF-SHA256 (RFC 5869).
+pub fn hkdf_sha256(salt: Option<&[u8]>, secret: &[u8], info: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
-    // It fails only for more than 255 times the hash's length.
-    let expanded = Hkdf::<Sha256>::new(salt, secret).expand(info, &mut out);
-    debug_assert!(expanded.is_ok(), "32 bytes are one block");
+    // HKDF fails only for outputs of more than 255 hash lengths.
+    let result = Hkdf::<Sha256>::new(salt, secret).expand(info, &mut out);
+    debug_assert!(result.is_ok(), "32 bytes are one block");
     out
 }
 
-/// The public half as in RFC 8037; the kid is its thumbprint (RFC 7638).
+/// Encodes the public key by RFC 8037, with its thumbprint (RFC 7638) as the key id.
 fn jwk(key: &SigningKey) -> Jwk {
     let x = URL_SAFE_NO_PAD.encode(key.verifying_key().as_bytes());
     let thumbprint = Sha256::digest(format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}"#));
@@ -92,18 +92,18 @@ fn jwk(key: &SigningKey) -> Jwk {
     }
 }
 
-/// 256 random bits, or as good as random. Good for one use; only its hash is stored.
+/// A refresh token of 256 random or derived bits. It is valid for one use, and only its hash is stored.
 #[derive(Clone)]
 pub struct RefreshToken([u8; 32]);
 
 impl RefreshToken {
     pub fn random() -> Result<Self, TokenError> {
-        random().map(Self)
+        random_bytes().map(Self)
     }
 
-    /// `None` for what was never handed out.
+    /// Decodes a token; `None` if the text is no token.
     pub fn parse(text: &str) -> Option<Self> {
-        // 43 characters; nothing longer is decoded.
+        // A token has 43 characters; other lengths are not decoded.
         let bytes = (text.len() == 43).then(|| URL_SAFE_NO_PAD.decode(text).ok()).flatten()?;
         bytes.try_into().map(Self).ok()
     }
@@ -116,18 +116,18 @@ impl RefreshToken {
         Sha256::digest(self.0).into()
     }
 
-    /// The token that follows this one. Whoever has only the token or only the salt cannot tell it, so that
-    /// it can be given again without being stored.
+    /// Derives the successor of this token. It takes both the token and the salt, so that the successor can be issued
+    /// again without being stored.
     #[must_use]
     pub fn successor(&self, salt: &[u8]) -> Self {
-        Self(expand(Some(salt), &self.0, SUCCESSOR_INFO))
+        Self(hkdf_sha256(Some(salt), &self.0, SUCCESSOR_INFO))
     }
 }
 
-/// 256 bits from the operating system.
-pub fn random() -> Result<[u8; 32], TokenError> {
+/// Returns 256 random bits from the operating system.
+pub fn random_bytes() -> Result<[u8; 32], TokenError> {
     let mut bytes = [0; 32];
-    OsRng.try_fill_bytes(&mut bytes).map_err(|_| TokenError::Random)?;
+    OsRng.try_fill_bytes(&mut bytes).map_err(|_| TokenError::RandomSource)?;
     Ok(bytes)
 }
 
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_key_is_the_one_of_the_contract() {
+    fn the_derived_key_matches_an_independent_implementation() {
         // RFC 5869's algorithm and RFC 8032's public key, computed independently in Python.
         let signer = Signer::new(&SecretString::from("0123456789abcdef0123456789abcdef"), None).unwrap();
         let [key] = signer.jwks() else { panic!("one key") };
@@ -154,23 +154,23 @@ mod tests {
     }
 
     #[test]
-    fn a_refresh_token_comes_back_and_nonsense_does_not() {
+    fn a_refresh_token_parses_from_its_text_only() {
         let token = RefreshToken::random().unwrap();
         let text = token.text();
         assert_eq!(RefreshToken::parse(text.expose_secret()).unwrap().hash(), token.hash());
-        for odd in
+        for invalid in
             ["", "x", &"A".repeat(42), &"A".repeat(44), &"!".repeat(43), &format!("{}=", "A".repeat(42))]
         {
-            assert!(RefreshToken::parse(odd).is_none(), "{odd}");
+            assert!(RefreshToken::parse(invalid).is_none(), "{invalid}");
         }
     }
 
     #[test]
-    fn a_successor_needs_both_the_token_and_the_salt() {
-        let (token, salt) = (RefreshToken::random().unwrap(), random().unwrap());
+    fn a_successor_depends_on_the_token_and_the_salt() {
+        let (token, salt) = (RefreshToken::random().unwrap(), random_bytes().unwrap());
         let successor = token.successor(&salt);
         assert_eq!(successor.hash(), token.successor(&salt).hash());
-        assert_ne!(successor.hash(), token.successor(&random().unwrap()).hash());
+        assert_ne!(successor.hash(), token.successor(&random_bytes().unwrap()).hash());
         assert_ne!(successor.hash(), RefreshToken::random().unwrap().successor(&salt).hash());
         assert_ne!(successor.hash(), token.hash());
     }

@@ -16,8 +16,8 @@ pub struct Account {
     pub created_at: OffsetDateTime,
 }
 
-/// An account as its table has it.
-struct Row {
+/// The columns of an account, before their conversion to [`Account`].
+struct AccountRow {
     id: i64,
     username: String,
     email: String,
@@ -27,11 +27,11 @@ struct Row {
     created_at: OffsetDateTime,
 }
 
-impl TryFrom<Row> for Account {
+impl TryFrom<AccountRow> for Account {
     type Error = sqlx::Error;
 
-    fn try_from(row: Row) -> Result<Self, sqlx::Error> {
-        let role = Role::from_word(&row.role).ok_or_else(|| sqlx::Error::Decode("unknown role".into()))?;
+    fn try_from(row: AccountRow) -> Result<Self, sqlx::Error> {
+        let role = row.role.parse().map_err(|_| sqlx::Error::Decode("unknown role".into()))?;
         Ok(Self {
             id: row.id,
             username: row.username,
@@ -44,7 +44,7 @@ impl TryFrom<Row> for Account {
     }
 }
 
-/// An account with what its password is checked against.
+/// The credentials of an account.
 #[derive(Debug)]
 pub struct Credentials {
     pub id: i64,
@@ -52,9 +52,9 @@ pub struct Credentials {
     pub password_version: i64,
 }
 
-/// An account to be.
+/// An account to insert.
 #[derive(Debug)]
-pub struct New<'a> {
+pub struct NewAccount<'a> {
     pub username: &'a Username,
     pub email: &'a Email,
     pub password_hash: &'a str,
@@ -62,20 +62,20 @@ pub struct New<'a> {
     pub created_at: OffsetDateTime,
 }
 
-/// The constraints that `insert` can run into.
+/// The unique constraints that [`insert`] can violate.
 pub const USERNAME_KEY: &str = "account_username_key";
 pub const EMAIL_KEY: &str = "account_email_key";
 
-pub async fn insert(conn: &mut PgConnection, new: &New<'_>) -> Result<Account, sqlx::Error> {
+pub async fn insert(conn: &mut PgConnection, new: &NewAccount<'_>) -> Result<Account, sqlx::Error> {
     sqlx::query_as!(
-        Row,
+        AccountRow,
         "insert into auth.account (username, email, password_hash, role, created_at)
          values ($1, $2, $3, $4, $5)
          returning id, username, email, role, disabled, password_version, created_at",
         new.username.as_str(),
         new.email.as_str(),
         new.password_hash,
-        new.role.word(),
+        new.role.as_str(),
         new.created_at,
     )
     .fetch_one(conn)
@@ -83,7 +83,7 @@ pub async fn insert(conn: &mut PgConnection, new: &New<'_>) -> Result<Account, s
     .try_into()
 }
 
-/// Whether an account has this name or this address.
+/// Reports whether an account has this name or this address.
 pub async fn exists(
     conn: &mut PgConnection,
     username: &Username,
@@ -102,8 +102,8 @@ pub async fn exists(
     .await
 }
 
-/// The account that somebody who calls himself `name` signs in to.
-pub async fn credentials_of(
+/// Returns the credentials of the account with this username or address.
+pub async fn find_credentials_by_name(
     conn: &mut PgConnection,
     name: &LoginName,
 ) -> Result<Option<Credentials>, sqlx::Error> {
@@ -117,7 +117,7 @@ pub async fn credentials_of(
     .await
 }
 
-pub async fn credentials(conn: &mut PgConnection, id: i64) -> Result<Option<Credentials>, sqlx::Error> {
+pub async fn find_credentials(conn: &mut PgConnection, id: i64) -> Result<Option<Credentials>, sqlx::Error> {
     sqlx::query_as!(
         Credentials,
         "select id, password_hash, password_version from auth.account where id = $1",
@@ -129,7 +129,7 @@ pub async fn credentials(conn: &mut PgConnection, id: i64) -> Result<Option<Cred
 
 pub async fn get(conn: &mut PgConnection, id: i64) -> Result<Option<Account>, sqlx::Error> {
     sqlx::query_as!(
-        Row,
+        AccountRow,
         "select id, username, email, role, disabled, password_version, created_at
          from auth.account where id = $1",
         id,
@@ -140,10 +140,10 @@ pub async fn get(conn: &mut PgConnection, id: i64) -> Result<Option<Account>, sq
     .transpose()
 }
 
-/// The account as it will stay until the transaction ends: for one that lets it in.
-pub async fn get_to_admit(conn: &mut PgConnection, id: i64) -> Result<Option<Account>, sqlx::Error> {
+/// Returns an account, and locks it against changes until the transaction ends.
+pub async fn get_for_share(conn: &mut PgConnection, id: i64) -> Result<Option<Account>, sqlx::Error> {
     sqlx::query_as!(
-        Row,
+        AccountRow,
         "select id, username, email, role, disabled, password_version, created_at
          from auth.account where id = $1 for share",
         id,
@@ -154,10 +154,10 @@ pub async fn get_to_admit(conn: &mut PgConnection, id: i64) -> Result<Option<Acc
     .transpose()
 }
 
-/// The same, for one that changes it: waits for those who are being let in.
-pub async fn get_to_change(conn: &mut PgConnection, id: i64) -> Result<Option<Account>, sqlx::Error> {
+/// Returns an account, and locks it for a change. Waits for transactions that hold [`get_for_share`]'s lock.
+pub async fn get_for_update(conn: &mut PgConnection, id: i64) -> Result<Option<Account>, sqlx::Error> {
     sqlx::query_as!(
-        Row,
+        AccountRow,
         "select id, username, email, role, disabled, password_version, created_at
          from auth.account where id = $1 for no key update",
         id,
@@ -168,7 +168,7 @@ pub async fn get_to_change(conn: &mut PgConnection, id: i64) -> Result<Option<Ac
     .transpose()
 }
 
-/// The admins who can sign in, and none comes or goes until the transaction ends.
+/// Returns the admins whose accounts are enabled, and locks them until the transaction ends.
 pub async fn lock_active_admins(conn: &mut PgConnection) -> Result<Vec<i64>, sqlx::Error> {
     sqlx::query_scalar!(
         "select id from auth.account where role = 'admin' and not disabled order by id for no key update"
@@ -183,13 +183,18 @@ pub async fn set_role_and_disabled(
     role: Role,
     disabled: bool,
 ) -> Result<(), sqlx::Error> {
-    sqlx::query!("update auth.account set role = $2, disabled = $3 where id = $1", id, role.word(), disabled)
-        .execute(conn)
-        .await?;
+    sqlx::query!(
+        "update auth.account set role = $2, disabled = $3 where id = $1",
+        id,
+        role.as_str(),
+        disabled
+    )
+    .execute(conn)
+    .await?;
     Ok(())
 }
 
-/// Another password.
+/// Changes the password.
 pub async fn change_password(
     conn: &mut PgConnection,
     id: i64,
@@ -205,7 +210,7 @@ pub async fn change_password(
     Ok(())
 }
 
-/// The same password, hashed anew; nothing where it was changed in between.
+/// Stores a new hash of the same password, unless the password was changed since.
 pub async fn rehash(
     conn: &mut PgConnection,
     id: i64,
@@ -223,20 +228,20 @@ pub async fn rehash(
     Ok(())
 }
 
-/// Which accounts a list is of.
+/// The filter of a list of accounts.
 #[derive(Debug, Default)]
 pub struct Filter {
-    /// Part of the username or the address, in any case.
-    pub part: Option<String>,
+    /// A part of the username or the address, ignoring case.
+    pub query: Option<String>,
     pub role: Option<Role>,
-    /// Only accounts older than this one.
+    /// Selects accounts older than this one.
     pub before: Option<i64>,
-    /// Only accounts newer than this one.
+    /// Selects accounts newer than this one.
     pub after: Option<i64>,
 }
 
-/// The account that has `count` newer ones below `before`; `None` where there are not so many.
-pub async fn nth_before(
+/// Returns the id of the account `count` places after `before` in the list; `None` if the list is shorter.
+pub async fn find_nth_before(
     conn: &mut PgConnection,
     before: Option<i64>,
     count: i64,
@@ -250,10 +255,10 @@ pub async fn nth_before(
     .await
 }
 
-/// Newest first.
+/// Lists accounts, newest first.
 pub async fn list(conn: &mut PgConnection, filter: &Filter, limit: i64) -> Result<Vec<Account>, sqlx::Error> {
     let rows = sqlx::query_as!(
-        Row,
+        AccountRow,
         r#"select id, username, email, role, disabled, password_version, created_at
            from auth.account
            where ($1::text is null
@@ -264,8 +269,8 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter, limit: i64) -> Resul
              and ($5::bigint is null or id > $5)
            order by id desc
            limit $4"#,
-        filter.part,
-        filter.role.map(Role::word),
+        filter.query,
+        filter.role.map(Role::as_str),
         filter.before,
         limit,
         filter.after,

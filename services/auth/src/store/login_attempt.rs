@@ -1,32 +1,32 @@
-//! Password tries: a sliding window for each subject, counted where all replicas count together.
+//! Login attempts: a sliding window per subject, shared by all replicas.
 
 use std::time::Duration;
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-/// The subject of the tries, hashed.
+/// The hash of a subject's name.
 pub type Subject = [u8; 32];
 
-/// Whether a try may be made.
+/// The decision on an attempt.
 #[derive(Debug)]
-pub enum Counted {
-    /// It may, and counts as made at this moment.
-    Let(OffsetDateTime),
-    /// It may not, until so much time has passed; it does not count.
-    Refused(Duration),
+pub enum Attempt {
+    /// The attempt is allowed, and counted at this time.
+    Allowed(OffsetDateTime),
+    /// The attempt is rejected until this time has passed, and not counted.
+    Limited(Duration),
 }
 
-/// Counts a try, unless `most` were made within the last `window`. One statement judges and counts, so that
-/// of any number at once `most` pass.
-pub async fn count(
+/// Counts an attempt, unless `max` were counted within the last `window`. One statement decides and counts, so that
+/// `max` of any number of concurrent attempts are allowed.
+pub async fn record(
     conn: &mut PgConnection,
     subject: &Subject,
-    most: i64,
+    max: i64,
     window: Duration,
-) -> Result<Counted, sqlx::Error> {
+) -> Result<Attempt, sqlx::Error> {
     let seconds = window.as_secs_f64();
-    let counted = sqlx::query_scalar!(
+    let recorded_at = sqlx::query_scalar!(
         r#"insert into auth.password_try as past (subject, tried_at)
            values ($1, array[clock_timestamp()])
            on conflict on constraint password_try_pkey do update
@@ -39,14 +39,14 @@ pub async fn count(
            returning tried_at[cardinality(tried_at)] as "at!""#,
         subject,
         seconds,
-        most,
+        max,
     )
     .fetch_optional(&mut *conn)
     .await?;
-    if let Some(at) = counted {
-        return Ok(Counted::Let(at));
+    if let Some(at) = recorded_at {
+        return Ok(Attempt::Allowed(at));
     }
-    let free_in = sqlx::query_scalar!(
+    let retry_after = sqlx::query_scalar!(
         r#"select extract(epoch from
                (select min(try.at) from unnest(tried_at) as try (at)
                 where try.at > clock_timestamp() - make_interval(secs => $2))
@@ -57,14 +57,14 @@ pub async fn count(
     )
     .fetch_optional(conn)
     .await?;
-    // Free by now, where nothing is left to wait for.
-    let free_in = free_in.flatten().unwrap_or_default().max(0.0);
-    Ok(Counted::Refused(Duration::try_from_secs_f64(free_in).unwrap_or(window).min(window)))
+    // Without a counted attempt the next one is allowed now.
+    let retry_after = retry_after.flatten().unwrap_or_default().max(0.0);
+    Ok(Attempt::Limited(Duration::try_from_secs_f64(retry_after).unwrap_or(window).min(window)))
 }
 
-/// Uncounts the try made at this moment, in a transaction. Locks the tries before it looks at them: two that go at once
-/// must not each take the other for the one that stays.
-pub async fn give_back(
+/// Removes the attempt counted at `at`, in a transaction. Locks the row before it reads it, so that two concurrent
+/// removals do not each leave the row to the other.
+pub async fn remove(
     conn: &mut PgConnection,
     subject: &Subject,
     at: OffsetDateTime,
@@ -90,20 +90,20 @@ pub async fn give_back(
             .execute(conn)
             .await?
         }
-        // Old enough to be forgotten.
+        // The attempts have expired and were deleted.
         None => return Ok(()),
     };
     Ok(())
 }
 
-/// Deletes what no longer counts.
-pub async fn forget_old(conn: &mut PgConnection, window: Duration) -> Result<u64, sqlx::Error> {
-    let deleted = sqlx::query!(
+/// Deletes the attempts that no longer count.
+pub async fn delete_expired(conn: &mut PgConnection, window: Duration) -> Result<u64, sqlx::Error> {
+    let result = sqlx::query!(
         "delete from auth.password_try
          where tried_at[cardinality(tried_at)] < clock_timestamp() - make_interval(secs => $1)",
         window.as_secs_f64(),
     )
     .execute(conn)
     .await?;
-    Ok(deleted.rows_affected())
+    Ok(result.rows_affected())
 }

@@ -1,4 +1,4 @@
-//! Idempotency keys of registrations. The scope of a key is the e-mail address, which is one account's.
+//! Idempotency keys of registrations. A key is scoped to the e-mail address of its account.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -16,7 +16,7 @@ pub struct Registered {
     pub created_at: OffsetDateTime,
 }
 
-/// Notes the key of a registration, in its transaction.
+/// Inserts the key of a registration, in its transaction.
 pub async fn insert(
     conn: &mut PgConnection,
     user_id: i64,
@@ -56,13 +56,13 @@ pub async fn find(
     .await
 }
 
-/// Deletes some of the keys that are older than `before`.
-pub async fn delete_old(
+/// Deletes up to `limit` keys from before `before`, and returns their number.
+pub async fn delete_expired(
     conn: &mut PgConnection,
     before: OffsetDateTime,
     limit: i64,
 ) -> Result<u64, sqlx::Error> {
-    let deleted = sqlx::query!(
+    let result = sqlx::query!(
         "delete from auth.registration_key
          where user_id in (
              select user_id from auth.registration_key where created_at < $1
@@ -72,5 +72,5 @@ pub async fn delete_old(
     )
     .execute(conn)
     .await?;
-    Ok(deleted.rows_affected())
+    Ok(result.rows_affected())
 }

@@ -1,4 +1,4 @@
-//! Sessions, and the refresh tokens that go on with them.
+//! Sessions, and their refresh tokens and tickets.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -12,9 +12,9 @@ pub struct Session {
     pub last_used_at: OffsetDateTime,
 }
 
-/// A session that begins.
+/// A session to insert.
 #[derive(Debug)]
-pub struct New<'a> {
+pub struct NewSession<'a> {
     pub id: Uuid,
     pub user_id: i64,
     pub user_agent: &'a str,
@@ -23,14 +23,14 @@ pub struct New<'a> {
     pub access_expires_at: OffsetDateTime,
 }
 
-/// One that ended, and when the last of its access tokens runs out.
+/// A revoked session, with the expiry of its last access token.
 #[derive(Clone, Copy, Debug)]
-pub struct Ended {
+pub struct RevokedSession {
     pub id: Uuid,
     pub access_expires_at: OffsetDateTime,
 }
 
-pub async fn insert(conn: &mut PgConnection, new: &New<'_>) -> Result<(), sqlx::Error> {
+pub async fn insert(conn: &mut PgConnection, new: &NewSession<'_>) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "insert into auth.session
              (id, user_id, user_agent, created_at, last_used_at, expires_at, access_expires_at)
@@ -47,7 +47,7 @@ pub async fn insert(conn: &mut PgConnection, new: &New<'_>) -> Result<(), sqlx::
     Ok(())
 }
 
-/// The active sessions of a user, newest first, of those that are older than `before`.
+/// Lists the active sessions of a user, newest first, that are older than `before`.
 pub async fn list(
     conn: &mut PgConnection,
     user_id: i64,
@@ -72,15 +72,15 @@ pub async fn list(
     .await
 }
 
-/// Ends one active session of this user.
-pub async fn end(
+/// Revokes an active session of a user.
+pub async fn revoke(
     conn: &mut PgConnection,
     user_id: i64,
     id: Uuid,
     now: OffsetDateTime,
-) -> Result<Option<Ended>, sqlx::Error> {
+) -> Result<Option<RevokedSession>, sqlx::Error> {
     sqlx::query_as!(
-        Ended,
+        RevokedSession,
         "update auth.session set ended_at = clock_timestamp()
          where id = $1 and user_id = $2 and ended_at is null
            and greatest(expires_at, access_expires_at) > $3
@@ -93,14 +93,14 @@ pub async fn end(
     .await
 }
 
-/// Ends all sessions of a user, but for the one to spare.
-pub async fn end_all(
+/// Revokes all sessions of a user except one.
+pub async fn revoke_all(
     conn: &mut PgConnection,
     user_id: i64,
-    spared: Option<Uuid>,
-) -> Result<Vec<Ended>, sqlx::Error> {
+    except: Option<Uuid>,
+) -> Result<Vec<RevokedSession>, sqlx::Error> {
     sqlx::query_as!(
-        Ended,
+        RevokedSession,
         "update auth.session set ended_at = clock_timestamp()
          where id in (
              select id from auth.session
@@ -108,20 +108,20 @@ pub async fn end_all(
              order by id for no key update)
          returning id, access_expires_at",
         user_id,
-        spared,
+        except,
     )
     .fetch_all(conn)
     .await
 }
 
-/// Ends the sessions of a user that were not used for the longest time, until `kept` are left.
-pub async fn end_surplus(
+/// Revokes the least recently used sessions of a user beyond `max`.
+pub async fn revoke_oldest_over(
     conn: &mut PgConnection,
     user_id: i64,
-    kept: i64,
-) -> Result<Vec<Ended>, sqlx::Error> {
+    max: i64,
+) -> Result<Vec<RevokedSession>, sqlx::Error> {
     sqlx::query_as!(
-        Ended,
+        RevokedSession,
         "update auth.session set ended_at = clock_timestamp()
          where id in (
              select id from auth.session
@@ -131,22 +131,25 @@ pub async fn end_surplus(
              order by id for no key update)
          returning id, access_expires_at",
         user_id,
-        kept,
+        max,
     )
     .fetch_all(conn)
     .await
 }
 
-/// The session that a refresh token belongs to.
+/// The session of a refresh token: all tokens of a session are one family.
 #[derive(Debug)]
-pub struct Family {
+pub struct TokenFamily {
     pub session_id: Uuid,
     pub user_id: i64,
 }
 
-pub async fn family(conn: &mut PgConnection, token: &[u8; 32]) -> Result<Option<Family>, sqlx::Error> {
+pub async fn find_family(
+    conn: &mut PgConnection,
+    token: &[u8; 32],
+) -> Result<Option<TokenFamily>, sqlx::Error> {
     sqlx::query_as!(
-        Family,
+        TokenFamily,
         "select session.id as session_id, session.user_id
          from auth.refresh_token token join auth.session session on session.id = token.session_id
          where token.hash = $1",
@@ -156,17 +159,18 @@ pub async fn family(conn: &mut PgConnection, token: &[u8; 32]) -> Result<Option<
     .await
 }
 
-/// How a session stands.
+/// The expiry and revocation of a session.
 #[derive(Debug)]
-pub struct State {
+pub struct SessionState {
     pub expires_at: OffsetDateTime,
     pub ended_at: Option<OffsetDateTime>,
 }
 
-/// As it will stay until the transaction ends: refreshes of one session come one after the other.
-pub async fn lock(conn: &mut PgConnection, id: Uuid) -> Result<Option<State>, sqlx::Error> {
+/// Returns the state of a session, and locks it until the transaction ends, so that refreshes of a session are
+/// serialized.
+pub async fn get_for_update(conn: &mut PgConnection, id: Uuid) -> Result<Option<SessionState>, sqlx::Error> {
     sqlx::query_as!(
-        State,
+        SessionState,
         "select expires_at, ended_at from auth.session where id = $1 for no key update",
         id,
     )
@@ -174,17 +178,24 @@ pub async fn lock(conn: &mut PgConnection, id: Uuid) -> Result<Option<State>, sq
     .await
 }
 
-/// What became of a refresh token: both are absent for one that was not used.
+/// The use of a refresh token. Both fields are `None` for an unused token.
 #[derive(Debug)]
-pub struct Use {
+pub struct TokenUsage {
     pub used_at: Option<OffsetDateTime>,
     pub successor_salt: Option<Vec<u8>>,
 }
 
-pub async fn token_use(conn: &mut PgConnection, token: &[u8; 32]) -> Result<Option<Use>, sqlx::Error> {
-    sqlx::query_as!(Use, "select used_at, successor_salt from auth.refresh_token where hash = $1", token)
-        .fetch_optional(conn)
-        .await
+pub async fn find_token_usage(
+    conn: &mut PgConnection,
+    token: &[u8; 32],
+) -> Result<Option<TokenUsage>, sqlx::Error> {
+    sqlx::query_as!(
+        TokenUsage,
+        "select used_at, successor_salt from auth.refresh_token where hash = $1",
+        token
+    )
+    .fetch_optional(conn)
+    .await
 }
 
 pub async fn insert_token(
@@ -215,8 +226,8 @@ pub async fn use_token(
     Ok(())
 }
 
-/// Notes that the session was used; its ends move on and never back.
-pub async fn prolong(
+/// Records a use of the session, and extends its expiries.
+pub async fn extend(
     conn: &mut PgConnection,
     id: Uuid,
     at: OffsetDateTime,
@@ -237,22 +248,22 @@ pub async fn prolong(
     Ok(())
 }
 
-/// A session that ended and could still be met in a token.
+/// A revoked session with its transaction.
 #[derive(Debug)]
-pub struct EndedIn {
+pub struct Revocation {
     pub id: Uuid,
     pub access_expires_at: OffsetDateTime,
-    /// The transaction that ended it.
+    /// The transaction that revoked the session.
     pub tx: i64,
 }
 
-/// The set of transactions that had ended at one moment. PostgreSQL numbers them with one counter; an engine with
-/// several has no such snapshot.
+/// A PostgreSQL snapshot: the set of transactions that had ended at one moment. It relies on PostgreSQL's single
+/// counter of transaction ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The first number that had not been given.
+    /// The first unassigned transaction id.
     pub next_tx: i64,
-    /// The smaller numbers whose transactions were running.
+    /// The smaller ids whose transactions were running.
     pub running: Vec<i64>,
 }
 
@@ -260,7 +271,7 @@ impl Snapshot {
     /// The snapshot before all transactions.
     pub const EMPTY: Self = Self { next_tx: 0, running: Vec::new() };
 
-    /// Reads the text of PostgreSQL: the oldest that was running, the next one, and a list of those that were.
+    /// Parses PostgreSQL's text: the oldest running id, the next id, and the list of running ids.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(':').skip(1);
         let (next_tx, running) = (parts.next()?.parse().ok()?, parts.next()?);
@@ -270,9 +281,8 @@ impl Snapshot {
     }
 }
 
-/// Returns the run of the database server and the snapshot of this moment, as text. The run is the time at which the
-/// server was started (microseconds since the Unix epoch). Numbers of transactions of another server, or of the one
-/// that was there before a failover, mean nothing here.
+/// Returns the start time of the database server (microseconds since the Unix epoch) and the current snapshot as text.
+/// Transaction ids of another server, or from before a failover, are not comparable.
 pub async fn snapshot(conn: &mut PgConnection) -> Result<(i64, String), sqlx::Error> {
     let row = sqlx::query!(
         r#"select (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as "server!",
@@ -283,18 +293,18 @@ pub async fn snapshot(conn: &mut PgConnection) -> Result<(i64, String), sqlx::Er
     Ok((row.server, row.snapshot))
 }
 
-/// Returns the next sessions behind `after` (transaction and session) that a reader of `since` could not see. Only
-/// sessions with access tokens which are good after `alive_at` count.
-pub async fn ended_since(
+/// Lists the next revocations after `after` (transaction and session) that are not visible in the snapshot `since`.
+/// Skips sessions whose access tokens expired before `alive_at`.
+pub async fn list_revoked_since(
     conn: &mut PgConnection,
     since: &Snapshot,
     after: (i64, Uuid),
     alive_at: OffsetDateTime,
     limit: i64,
-) -> Result<Vec<EndedIn>, sqlx::Error> {
-    // Two ranges of one index, whatever else is in it: a transaction that runs for hours costs nothing.
+) -> Result<Vec<Revocation>, sqlx::Error> {
+    // Two ranges of one index: a transaction that runs for hours adds no cost.
     sqlx::query_as!(
-        EndedIn,
+        Revocation,
         r#"select id as "id!", access_expires_at as "access_expires_at!", tx as "tx!"
            from (
                (select id, access_expires_at, ended_tx as tx from auth.session
@@ -318,23 +328,23 @@ pub async fn ended_since(
     .await
 }
 
-/// Marks a ticket as used; `false` where it was used before.
-pub async fn use_ticket(
+/// Marks a ticket as used. Returns `false` if it was used before.
+pub async fn mark_ticket_used(
     conn: &mut PgConnection,
     id: Uuid,
     expires_at: OffsetDateTime,
 ) -> Result<bool, sqlx::Error> {
-    let used = sqlx::query!(
+    let result = sqlx::query!(
         "insert into auth.used_ticket (id, expires_at) values ($1, $2) on conflict do nothing",
         id,
         expires_at,
     )
     .execute(conn)
     .await?;
-    Ok(used.rows_affected() == 1)
+    Ok(result.rows_affected() == 1)
 }
 
-/// Deletes some of the tickets that expired before `before`.
+/// Deletes up to `limit` tickets that expired before `before`, and returns their number.
 pub async fn delete_used_tickets(
     conn: &mut PgConnection,
     before: OffsetDateTime,
@@ -353,8 +363,8 @@ pub async fn delete_used_tickets(
     Ok(deleted.rows_affected())
 }
 
-/// Deletes some of the sessions that ended before `before`, when no token of theirs is good any more.
-pub async fn forget_ended(
+/// Deletes up to `limit` sessions that were revoked before `before` and have no valid access token at `now`.
+pub async fn delete_revoked(
     conn: &mut PgConnection,
     before: OffsetDateTime,
     now: OffsetDateTime,
@@ -375,8 +385,8 @@ pub async fn forget_ended(
     Ok(deleted.rows_affected())
 }
 
-/// Deletes some of the sessions that ran out before `before`, when no token of theirs is good any more.
-pub async fn forget_expired(
+/// Deletes up to `limit` sessions that expired before `before` and have no valid access token at `now`.
+pub async fn delete_expired(
     conn: &mut PgConnection,
     before: OffsetDateTime,
     now: OffsetDateTime,
@@ -397,8 +407,8 @@ pub async fn forget_expired(
     Ok(deleted.rows_affected())
 }
 
-/// Deletes some of the refresh tokens used before `before`.
-pub async fn forget_used_tokens(
+/// Deletes up to `limit` refresh tokens that were used before `before`.
+pub async fn delete_used_tokens(
     conn: &mut PgConnection,
     before: OffsetDateTime,
     limit: i64,
@@ -420,14 +430,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_snapshot_is_read_as_postgresql_writes_it() {
+    fn a_snapshot_parses_from_the_text_of_postgresql_only() {
         let snapshot = |next_tx, running: &[i64]| Some(Snapshot { next_tx, running: running.to_vec() });
         assert_eq!(Snapshot::parse("743:743:"), snapshot(743, &[]));
         assert_eq!(Snapshot::parse("743:750:743,746"), snapshot(750, &[743, 746]));
-        for odd in
+        for invalid in
             ["", "743", "743:750", "743:x:", "743:750:x", "743:750:743:", "743:750:99999999999999999999"]
         {
-            assert_eq!(Snapshot::parse(odd), None, "{odd}");
+            assert_eq!(Snapshot::parse(invalid), None, "{invalid}");
         }
     }
 }
