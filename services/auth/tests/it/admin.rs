@@ -1,15 +1,15 @@
-//! What admins do with users.
+//! The administration of users.
 
 use std::collections::BTreeSet;
 
 use shoppee_proto::auth::v1::{GetUserRequest, ListUsersRequest, Role, UpdateUserRequest};
 use tonic::Code::{InvalidArgument, NotFound, PermissionDenied};
 
-use crate::shop::{Shop, fields, refused};
+use crate::shop::{TestAuth, expect_error, fields};
 
 #[tokio::test]
-async fn users_are_found_by_part_and_role() {
-    let shop = Shop::open().await;
+async fn users_are_searched_by_part_and_role() {
+    let shop = TestAuth::start().await;
     let root = shop.admin("root").await;
     for name in ["ann_1", "annx1", "Bob.50", "carl"] {
         shop.registers(name).await;
@@ -17,10 +17,10 @@ async fn users_are_found_by_part_and_role() {
     let names = async |q: Option<&str>, role: Option<Role>| {
         let request =
             ListUsersRequest { q: q.map(str::to_owned), role: role.map(Into::into), ..Default::default() };
-        let found = root.lists_users(request).await.unwrap();
-        assert_eq!(found.next_cursor, None);
-        assert!(found.items.iter().all(|user| user.disabled == Some(false)), "an admin is told");
-        found.items.into_iter().map(|user| user.username).collect::<Vec<_>>()
+        let page = root.lists_users(request).await.unwrap();
+        assert_eq!(page.next_cursor, None);
+        assert!(page.items.iter().all(|user| user.disabled == Some(false)), "admins see it");
+        page.items.into_iter().map(|user| user.username).collect::<Vec<_>>()
     };
     assert_eq!(names(None, None).await, ["carl", "Bob.50", "annx1", "ann_1", "root"]);
     assert_eq!(names(Some("ANN"), None).await, ["annx1", "ann_1"]);
@@ -34,34 +34,34 @@ async fn users_are_found_by_part_and_role() {
 }
 
 #[tokio::test]
-async fn pages_neither_skip_nor_repeat_while_users_register() {
-    let shop = Shop::open().await;
+async fn pages_neither_skip_nor_repeat_users_during_registrations() {
+    let shop = TestAuth::start().await;
     let root = shop.admin("root").await;
-    let mut there = BTreeSet::from([root.id()]);
+    let mut expected = BTreeSet::from([root.id()]);
     for number in 0..6 {
-        there.insert(shop.registers(&format!("user{number}")).await.id);
+        expected.insert(shop.registers(&format!("user{number}")).await.id);
     }
-    let (mut seen, mut cursor) = (Vec::new(), None);
+    let (mut listed, mut cursor) = (Vec::new(), None);
     loop {
         let page = root
             .lists_users(ListUsersRequest { limit: Some(3), cursor, ..Default::default() })
             .await
             .unwrap();
         assert!((1..=3).contains(&page.items.len()));
-        seen.extend(page.items.into_iter().map(|user| user.id));
-        shop.registers(&format!("late{}", seen.len())).await;
+        listed.extend(page.items.into_iter().map(|user| user.id));
+        shop.registers(&format!("late{}", listed.len())).await;
         cursor = page.next_cursor;
         if cursor.is_none() {
             break;
         }
     }
-    assert_eq!(seen.len(), there.len());
-    assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), there);
+    assert_eq!(listed.len(), expected.len());
+    assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), expected);
 }
 
 #[tokio::test]
-async fn bad_parameters_are_malformed() {
-    let shop = Shop::open().await;
+async fn invalid_parameters_are_rejected() {
+    let shop = TestAuth::start().await;
     let root = shop.admin("root").await;
     let limit = |limit| ListUsersRequest { limit: Some(limit), ..Default::default() };
     for (request, field) in [
@@ -74,30 +74,30 @@ async fn bad_parameters_are_malformed() {
         (ListUsersRequest { role: Some(Role::Service.into()), ..Default::default() }, "role"),
         (ListUsersRequest { role: Some(77), ..Default::default() }, "role"),
     ] {
-        let status = refused(root.lists_users(request).await, InvalidArgument, "INVALID_REQUEST");
+        let status = expect_error(root.lists_users(request).await, InvalidArgument, "INVALID_REQUEST");
         assert_eq!(fields(&status), [field]);
     }
     assert_eq!(root.lists_users(limit(100)).await.unwrap().items.len(), 1);
 }
 
 #[tokio::test]
-async fn a_user_is_shown_and_changed() {
-    let shop = Shop::open().await;
+async fn an_admin_reads_and_changes_a_user() {
+    let shop = TestAuth::start().await;
     let (root, ann) = (shop.admin("root").await, shop.registers("ann").await);
-    let get = async |id| shop.client.clone().get_user(root.asks(GetUserRequest { id })).await;
+    let get = async |id| shop.client.clone().get_user(root.request(GetUserRequest { id })).await;
     let shown = get(ann.id).await.unwrap().into_inner();
     assert_eq!((shown.id, shown.role(), shown.disabled), (ann.id, Role::User, Some(false)));
     for id in [0, -1, 77, i64::MAX, i64::MIN] {
-        refused(get(id).await, NotFound, "NOT_FOUND");
-        refused(root.updates(id, None, Some(true)).await, NotFound, "NOT_FOUND");
+        expect_error(get(id).await, NotFound, "NOT_FOUND");
+        expect_error(root.updates(id, None, Some(true)).await, NotFound, "NOT_FOUND");
     }
     let changed = root.updates(ann.id, Some(Role::Admin), Some(true)).await.unwrap();
     assert_eq!((changed.role(), changed.disabled), (Role::Admin, Some(true)));
     assert_eq!(get(ann.id).await.unwrap().into_inner(), changed);
     for role in [Role::Service as i32, Role::Unspecified as i32, 77] {
         let request = UpdateUserRequest { id: ann.id, role: Some(role), disabled: None };
-        let status = refused(
-            shop.client.clone().update_user(root.asks(request)).await,
+        let status = expect_error(
+            shop.client.clone().update_user(root.request(request)).await,
             InvalidArgument,
             "VALIDATION_FAILED",
         );
@@ -106,8 +106,8 @@ async fn a_user_is_shown_and_changed() {
 }
 
 #[tokio::test]
-async fn what_changes_nothing_ends_nothing() {
-    let shop = Shop::open().await;
+async fn an_update_without_a_change_revokes_no_session() {
+    let shop = TestAuth::start().await;
     let (root, ann) = (shop.admin("root").await, shop.registers_and_signs_in("ann").await);
     root.updates(ann.id(), None, None).await.unwrap();
     root.updates(ann.id(), Some(Role::User), Some(false)).await.unwrap();
@@ -116,10 +116,10 @@ async fn what_changes_nothing_ends_nothing() {
 }
 
 #[tokio::test]
-async fn the_last_admin_who_can_sign_in_stays() {
-    let shop = Shop::open().await;
+async fn the_last_enabled_admin_cannot_be_removed() {
+    let shop = TestAuth::start().await;
     let (root, second) = (shop.admin("root").await, shop.admin("second").await);
-    // Each takes the other's role at once: one of them remains.
+    // Both admins are changed concurrently: one of them must remain.
     let (one, other) = tokio::join!(
         root.updates(second.id(), Some(Role::User), None),
         second.updates(root.id(), None, Some(true))
@@ -130,28 +130,31 @@ async fn the_last_admin_who_can_sign_in_stays() {
         both => panic!("{both:?}"),
     };
     assert!([InvalidArgument, tonic::Code::Unauthenticated].contains(&refusal.code()), "{refusal:?}");
-    let status =
-        refused(left.updates(left.id(), Some(Role::User), None).await, InvalidArgument, "VALIDATION_FAILED");
+    let status = expect_error(
+        left.updates(left.id(), Some(Role::User), None).await,
+        InvalidArgument,
+        "VALIDATION_FAILED",
+    );
     assert_eq!(fields(&status), ["role"]);
     let status =
-        refused(left.updates(left.id(), None, Some(true)).await, InvalidArgument, "VALIDATION_FAILED");
+        expect_error(left.updates(left.id(), None, Some(true)).await, InvalidArgument, "VALIDATION_FAILED");
     assert_eq!(fields(&status), ["disabled"]);
     shop.me(left.token()).await.unwrap();
 }
 
 #[tokio::test]
-async fn none_of_it_is_for_users() {
-    let shop = Shop::open().await;
+async fn admin_methods_are_forbidden_for_users() {
+    let shop = TestAuth::start().await;
     let ann = shop.registers_and_signs_in("ann").await;
-    refused(ann.lists_users(ListUsersRequest::default()).await, PermissionDenied, "FORBIDDEN");
-    refused(ann.updates(ann.id(), Some(Role::Admin), None).await, PermissionDenied, "FORBIDDEN");
-    let request = ann.asks(GetUserRequest { id: ann.id() });
-    refused(shop.client.clone().get_user(request).await, PermissionDenied, "FORBIDDEN");
+    expect_error(ann.lists_users(ListUsersRequest::default()).await, PermissionDenied, "FORBIDDEN");
+    expect_error(ann.updates(ann.id(), Some(Role::Admin), None).await, PermissionDenied, "FORBIDDEN");
+    let request = ann.request(GetUserRequest { id: ann.id() });
+    expect_error(shop.client.clone().get_user(request).await, PermissionDenied, "FORBIDDEN");
 }
 
 #[tokio::test]
-async fn a_search_among_many_accounts_is_made_a_part_at_a_time() {
-    let shop = Shop::open().await;
+async fn a_search_scans_a_bounded_number_of_accounts_per_page() {
+    let shop = TestAuth::start().await;
     shop.registers("needle-old").await;
     let sql = "insert into auth.account (username, email, password_hash, created_at)
                select 'user-' || n, 'user-' || n || '@example.com', 'x', now() from generate_series(1, 25000) n";
@@ -171,5 +174,5 @@ async fn a_search_among_many_accounts_is_made_a_part_at_a_time() {
         }
     }
     assert_eq!(names, ["needle-new", "needle-old"]);
-    assert_eq!(pages, 2, "a page looks at so many accounts and no more");
+    assert_eq!(pages, 2, "a page scans a bounded number of accounts");
 }

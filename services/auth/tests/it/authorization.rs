@@ -1,28 +1,28 @@
-//! Every method but the open ones needs a token of a person.
+//! Authorization: every method except the open ones needs a user's token.
 
 use shoppee_kit::status;
 use shoppee_proto::auth::v1::*;
 use tonic::{Code, Request, Status};
 
-use crate::shop::{ORDER_SECRET, Shop, with};
+use crate::shop::{ORDER_SECRET, TestAuth, with};
 
-/// Calls every method that is not open, with the same credentials; what each said.
-async fn call_all(shop: &Shop, token: Option<&str>) -> Vec<(&'static str, Status)> {
+/// Calls every method that is not open with the same credentials, and returns their errors.
+async fn call_all(shop: &TestAuth, token: Option<&str>) -> Vec<(&'static str, Status)> {
     fn ask<T>(token: Option<&str>, message: T) -> Request<T> {
         token.map_or_else(|| unreachable!("a token"), |token| with(token, message))
     }
     macro_rules! call {
         ($($method:ident $message:expr),* $(,)?) => {{
-            let mut told = Vec::new();
+            let mut outcomes = Vec::new();
             $(
                 let request = match token {
                     Some(_) => ask(token, $message),
                     None => Request::new($message),
                 };
                 let outcome = shop.client.clone().$method(request).await;
-                told.push((stringify!($method), outcome.err().expect(stringify!($method))));
+                outcomes.push((stringify!($method), outcome.err().expect(stringify!($method))));
             )*
-            told
+            outcomes
         }};
     }
     call! {
@@ -41,11 +41,11 @@ async fn call_all(shop: &Shop, token: Option<&str>) -> Vec<(&'static str, Status
 }
 
 #[tokio::test]
-async fn without_a_token_nothing_but_the_open_methods_answers() {
-    let shop = Shop::open().await;
-    let told = call_all(&shop, None).await;
-    assert_eq!(told.len() + 5, 16, "all methods of the service");
-    for (method, status) in told {
+async fn without_a_token_only_the_open_methods_succeed() {
+    let shop = TestAuth::start().await;
+    let outcomes = call_all(&shop, None).await;
+    assert_eq!(outcomes.len() + 5, 16, "all methods of the service");
+    for (method, status) in outcomes {
         assert_eq!(status.code(), Code::Unauthenticated, "{method}");
         assert_eq!(status::read(&status).reason, "UNAUTHENTICATED", "{method}");
     }
@@ -54,8 +54,8 @@ async fn without_a_token_nothing_but_the_open_methods_answers() {
 }
 
 #[tokio::test]
-async fn a_service_is_no_person() {
-    let shop = Shop::open().await;
+async fn a_service_token_is_forbidden_for_user_methods() {
+    let shop = TestAuth::start().await;
     let request =
         IssueServiceTokenRequest { client_id: "order".to_owned(), client_secret: ORDER_SECRET.to_owned() };
     let token = shop.client.clone().issue_service_token(request).await.unwrap().into_inner().access_token;
@@ -65,8 +65,8 @@ async fn a_service_is_no_person() {
 }
 
 #[tokio::test]
-async fn a_bad_token_does_not_close_the_open_methods() {
-    let shop = Shop::open().await;
+async fn an_invalid_token_does_not_affect_the_open_methods() {
+    let shop = TestAuth::start().await;
     let request = RegisterRequest {
         username: "ann".to_owned(),
         email: "ann@example.com".to_owned(),

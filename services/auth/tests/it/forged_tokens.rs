@@ -1,4 +1,4 @@
-//! Tokens that we did not sign, or did not sign so.
+//! Forged tokens: other keys, other algorithms, and changed headers and claims.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use sha2::Sha256;
 use shoppee_proto::auth::v1::{GetJwksRequest, Jwk};
 use tonic::Code::Unauthenticated;
 
-use crate::shop::{Person, SECRET, Shop, refused};
+use crate::shop::{Person, SECRET, TestAuth, expect_error};
 
-/// The key that the contract derives from the secret.
+/// Derives the signing key from the secret.
 fn key(secret: &str) -> SigningKey {
     let mut seed = [0; 32];
     Hkdf::<Sha256>::new(None, secret.as_bytes()).expand(b"shoppee-jwt-ed25519", &mut seed).expect("32 bytes");
@@ -23,7 +23,7 @@ fn part(json: &Value) -> String {
     BASE64.encode(json.to_string())
 }
 
-/// Our own work, down to header and claims, with whatever is changed in it.
+/// Signs a token with the given header and claims.
 fn sign(header: &Value, claims: &Value, key: &SigningKey) -> String {
     let message = format!("{}.{}", part(header), part(claims));
     let signature = BASE64.encode(key.sign(message.as_bytes()).to_bytes());
@@ -48,8 +48,8 @@ fn decoded(token: &str, part: usize) -> Value {
     serde_json::from_slice(&bytes).expect("JSON")
 }
 
-/// `object` with one member changed; removed where `value` is `None`.
-fn but(object: &Value, name: &str, value: Option<Value>) -> Value {
+/// Returns `object` with one member changed, or removed if `value` is `None`.
+fn with_member(object: &Value, name: &str, value: Option<Value>) -> Value {
     let mut object = object.clone();
     let members = object.as_object_mut().expect("an object");
     match value {
@@ -59,8 +59,8 @@ fn but(object: &Value, name: &str, value: Option<Value>) -> Value {
     object
 }
 
-async fn shop_and_ann() -> (Shop, Person, Value, Value, Jwk) {
-    let shop = Shop::open().await;
+async fn shop_and_ann() -> (TestAuth, Person, Value, Value, Jwk) {
+    let shop = TestAuth::start().await;
     let ann = shop.registers_and_signs_in("ann").await;
     let (header, claims) = (decoded(ann.token(), 0), decoded(ann.token(), 1));
     let jwk = shop
@@ -76,19 +76,19 @@ async fn shop_and_ann() -> (Shop, Person, Value, Value, Jwk) {
 }
 
 #[tokio::test]
-async fn the_forger_here_could_sign_if_he_had_the_secret() {
+async fn a_token_signed_with_the_derived_key_is_valid() {
     let (shop, _ann, header, claims, _) = shop_and_ann().await;
     shop.me(&sign(&header, &claims, &key(SECRET))).await.unwrap();
-    let other = but(&claims, "jti", Some(json!("018c7a3e-0000-7000-8000-000000000000")));
+    let other = with_member(&claims, "jti", Some(json!("018c7a3e-0000-7000-8000-000000000000")));
     shop.me(&sign(&header, &other, &key(SECRET))).await.unwrap();
 }
 
 #[tokio::test]
-async fn other_algorithms_and_keys_are_refused() {
+async fn other_algorithms_and_keys_are_rejected() {
     let (shop, ann, header, claims, jwk) = shop_and_ann().await;
     let (ours, theirs) = (key(SECRET), key("another secret that is long enough"));
     let public = BASE64.decode(&jwk.x).unwrap();
-    let alg = |alg: &str| but(&header, "alg", Some(json!(alg)));
+    let alg = |alg: &str| with_member(&header, "alg", Some(json!(alg)));
     let message = format!("{}.{}", part(&header), part(&claims));
     let mut forged = vec![
         sign(&header, &claims, &theirs),
@@ -96,21 +96,21 @@ async fn other_algorithms_and_keys_are_refused() {
         hs256(&alg("HS256"), &claims, jwk.x.as_bytes()),
         hs256(&alg("HS256"), &claims, SECRET.as_bytes()),
         hs256(&header, &claims, &public),
-        sign(&but(&header, "kid", None), &claims, &ours),
-        sign(&but(&header, "kid", Some(json!("unknown"))), &claims, &ours),
-        sign(&but(&header, "kid", Some(json!(""))), &claims, &ours),
-        sign(&but(&header, "kid", Some(json!(7))), &claims, &ours),
-        sign(&but(&header, "kid", Some(json!("../../dev/null"))), &claims, &ours),
+        sign(&with_member(&header, "kid", None), &claims, &ours),
+        sign(&with_member(&header, "kid", Some(json!("unknown"))), &claims, &ours),
+        sign(&with_member(&header, "kid", Some(json!(""))), &claims, &ours),
+        sign(&with_member(&header, "kid", Some(json!(7))), &claims, &ours),
+        sign(&with_member(&header, "kid", Some(json!("../../dev/null"))), &claims, &ours),
         sign(
-            &but(
-                &but(&header, "kid", None),
+            &with_member(
+                &with_member(&header, "kid", None),
                 "jwk",
                 Some(json!({"kty": "OKP", "crv": "Ed25519", "x": jwk.x})),
             ),
             &claims,
             &theirs,
         ),
-        sign(&but(&header, "jku", Some(json!("http://evil.example/jwks"))), &claims, &theirs),
+        sign(&with_member(&header, "jku", Some(json!("http://evil.example/jwks"))), &claims, &theirs),
         format!("{message}."),
         message.clone(),
         format!("{message}.{}", "A".repeat(86)),
@@ -129,9 +129,9 @@ async fn other_algorithms_and_keys_are_refused() {
         forged.push(sign(&alg(other), &claims, &ours));
     }
     for typ in ["JWT", "at+JWT ", "", "application/at+jwt"] {
-        forged.push(sign(&but(&header, "typ", Some(json!(typ))), &claims, &ours));
+        forged.push(sign(&with_member(&header, "typ", Some(json!(typ))), &claims, &ours));
     }
-    forged.push(sign(&but(&header, "typ", None), &claims, &ours));
+    forged.push(sign(&with_member(&header, "typ", None), &claims, &ours));
     for (name, value) in [
         ("crit", json!(["exp"])),
         ("crit", json!(["https://shop.example/unknown"])),
@@ -140,40 +140,40 @@ async fn other_algorithms_and_keys_are_refused() {
         ("b64", json!(true)),
         ("zip", json!("DEF")),
     ] {
-        forged.push(sign(&but(&header, name, Some(value)), &claims, &ours));
+        forged.push(sign(&with_member(&header, name, Some(value)), &claims, &ours));
     }
     // A parameter twice, even where both are right.
     let doubled = format!(r#"{{"kid":"{}",{}"#, jwk.kid, &header.to_string()[1..]);
     let message = format!("{}.{}", BASE64.encode(doubled), part(&claims));
     forged.push(format!("{message}.{}", BASE64.encode(ours.sign(message.as_bytes()).to_bytes())));
     for token in forged {
-        refused(shop.me(&token).await, Unauthenticated, "UNAUTHENTICATED");
+        expect_error(shop.me(&token).await, Unauthenticated, "UNAUTHENTICATED");
     }
 }
 
 #[tokio::test]
-async fn every_flipped_bit_is_noticed() {
+async fn a_token_with_a_flipped_bit_is_rejected() {
     let (shop, ann, ..) = shop_and_ann().await;
     let token = ann.token();
     for place in (0..token.len()).step_by(7).chain([token.len() - 2]) {
         let mut flipped = token.as_bytes().to_vec();
         flipped[place] = if flipped[place] == b'A' { b'E' } else { b'A' };
         let flipped = String::from_utf8(flipped).unwrap();
-        refused(shop.me(&flipped).await, Unauthenticated, "UNAUTHENTICATED");
+        expect_error(shop.me(&flipped).await, Unauthenticated, "UNAUTHENTICATED");
     }
     shop.me(token).await.unwrap();
 }
 
 #[tokio::test]
-async fn claims_are_whole_and_of_their_type() {
+async fn a_token_with_missing_or_mistyped_claims_is_rejected() {
     let (shop, _ann, header, claims, _) = shop_and_ann().await;
     let ours = key(SECRET);
     let mut forged = Vec::new();
     for name in ["user_id", "username", "role", "sub", "sid", "jti", "iss", "aud", "iat", "exp"] {
-        forged.push(but(&claims, name, None));
-        forged.push(but(&claims, name, Some(Value::Null)));
-        forged.push(but(&claims, name, Some(json!({}))));
-        forged.push(but(&claims, name, Some(json!([true]))));
+        forged.push(with_member(&claims, name, None));
+        forged.push(with_member(&claims, name, Some(Value::Null)));
+        forged.push(with_member(&claims, name, Some(json!({}))));
+        forged.push(with_member(&claims, name, Some(json!([true]))));
     }
     for (name, value) in [
         ("user_id", json!("1")),
@@ -205,7 +205,7 @@ async fn claims_are_whole_and_of_their_type() {
         ("iat", json!(claims["iat"].as_i64().unwrap() + 60)),
         ("iat", json!(claims["exp"].as_i64().unwrap() + 60)),
     ] {
-        forged.push(but(&claims, name, Some(value)));
+        forged.push(with_member(&claims, name, Some(value)));
     }
     for claims in forged {
         let outcome = shop.me(&sign(&header, &claims, &ours)).await;
@@ -215,18 +215,18 @@ async fn claims_are_whole_and_of_their_type() {
     let doubled = format!(r#"{{"role":"user",{}"#, &claims.to_string()[1..]);
     let message = format!("{}.{}", part(&header), BASE64.encode(doubled));
     let token = format!("{message}.{}", BASE64.encode(ours.sign(message.as_bytes()).to_bytes()));
-    refused(shop.me(&token).await, Unauthenticated, "UNAUTHENTICATED");
+    expect_error(shop.me(&token).await, Unauthenticated, "UNAUTHENTICATED");
 }
 
 #[tokio::test]
 async fn a_token_expires_on_the_second() {
-    let shop = Shop::open_with(|settings| settings.access_token_ttl = Duration::from_mins(5)).await;
+    let shop = TestAuth::start_with(|settings| settings.access_token_ttl = Duration::from_mins(5)).await;
     let ann = shop.registers_and_signs_in("ann").await;
     shop.me(ann.token()).await.unwrap();
-    shop.time_passes(Duration::from_mins(4) + Duration::from_secs(50));
+    shop.advance_clock(Duration::from_mins(4) + Duration::from_secs(50));
     shop.me(ann.token()).await.unwrap();
-    shop.time_passes(Duration::from_secs(10));
-    refused(shop.me(ann.token()).await, Unauthenticated, "TOKEN_EXPIRED");
+    shop.advance_clock(Duration::from_secs(10));
+    expect_error(shop.me(ann.token()).await, Unauthenticated, "TOKEN_EXPIRED");
     let tokens = shop.refreshes(&ann.tokens.refresh_token).await.unwrap();
     shop.me(&tokens.access_token).await.unwrap();
 }

@@ -1,20 +1,19 @@
-//! Tests of the service through its gRPC client, on a real PostgreSQL. They speak as people do: [`shop`] is
-//! who registers, signs in and looks on.
+//! Tests of the auth service through its gRPC client, on a real PostgreSQL. [`shop`] has the fixture.
 
 mod admin;
-mod cleaning;
-mod first_admin;
+mod authorization;
+mod cleanup;
+mod concurrency;
 mod forged_tokens;
-mod keys;
+mod initial_admin;
+mod key_rotation;
+mod login_attempts;
 mod outbox;
 mod passwords;
-mod races;
 mod refresh;
 mod registration;
 mod sessions;
 mod shop;
 mod sign_in;
-mod start;
+mod startup;
 mod tickets;
-mod tries;
-mod who_may_call;

@@ -1,4 +1,4 @@
-//! Registrations reach the stream `users`, whatever becomes of Redis and of the replicas.
+//! Registrations reach the stream `users` despite outages of Redis and of replicas.
 
 use fred::{
     clients::Client,
@@ -9,7 +9,7 @@ use prost::Message as _;
 use shoppee_kit::testing::{RedisServer, eventually};
 use shoppee_proto::{auth::v1::UserRegistered, streams};
 
-use crate::shop::{PASSWORD, Shop};
+use crate::shop::{PASSWORD, TestAuth};
 
 async fn client(redis: &RedisServer) -> Client {
     let url = format!("redis://127.0.0.1:{}", redis.port());
@@ -18,10 +18,10 @@ async fn client(redis: &RedisServer) -> Client {
     client
 }
 
-/// The users in the stream, in its order.
+/// Returns the users in the stream, in its order.
 async fn users(client: &Client) -> Vec<i64> {
     let entries: Vec<(String, Vec<(String, Value)>)> =
-        client.xrange_values(streams::USERS, "-", "+", None).await.map(plain).expect("reads");
+        client.xrange_values(streams::USERS, "-", "+", None).await.map(to_pairs).expect("reads");
     entries
         .into_iter()
         .map(|(_, fields)| {
@@ -34,13 +34,13 @@ async fn users(client: &Client) -> Vec<i64> {
         .collect()
 }
 
-fn plain(
+fn to_pairs(
     entries: Vec<fred::types::streams::XReadValue<String, String, Value>>,
 ) -> Vec<(String, Vec<(String, Value)>)> {
     entries.into_iter().map(|(id, fields)| (id, fields.into_iter().collect())).collect()
 }
 
-async fn waiting(shop: &Shop) -> i64 {
+async fn pending(shop: &TestAuth) -> i64 {
     sqlx::query_scalar("select count(*) from auth.outbox")
         .fetch_one(&mut shop.connection().await)
         .await
@@ -48,57 +48,57 @@ async fn waiting(shop: &Shop) -> i64 {
 }
 
 #[tokio::test]
-async fn a_registration_is_told_once_and_at_once() {
+async fn a_registration_is_published_once_and_at_once() {
     let redis = RedisServer::start().await;
-    let shop = Shop::open_with(|settings| settings.redis = redis.settings()).await;
+    let shop = TestAuth::start_with(|settings| settings.redis = redis.settings()).await;
     let replica = shop.replica().await;
     let client = client(&redis).await;
-    eventually("redis is found", || async { shop.process.process.readiness.missing().is_empty() }).await;
+    eventually("Redis is connected", || async { shop.process.process.readiness.missing().is_empty() }).await;
     let mut registered = Vec::new();
     for number in 0..10 {
         let shop = if number % 2 == 0 { &shop } else { &replica };
         registered.push(shop.registers(&format!("user{number}")).await.id);
     }
-    eventually("all are told", || async { waiting(&shop).await == 0 }).await;
-    let mut told = users(&client).await;
-    told.sort_unstable();
-    assert_eq!(told, registered);
-    let refused = shop.tries_to_register("user0", "other@example.com", PASSWORD).await;
-    assert!(refused.is_err());
+    eventually("all are published", || async { pending(&shop).await == 0 }).await;
+    let mut published = users(&client).await;
+    published.sort_unstable();
+    assert_eq!(published, registered);
+    let outcome = shop.try_register("user0", "other@example.com", PASSWORD).await;
+    assert!(outcome.is_err());
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    assert_eq!(users(&client).await.len(), 10, "a refused one is not told");
+    assert_eq!(users(&client).await.len(), 10, "a rejected one is not published");
 }
 
 #[tokio::test]
-async fn what_happened_while_redis_was_away_is_told_when_it_is_back() {
+async fn registrations_during_a_redis_outage_are_published_after_it() {
     let mut redis = RedisServer::start().await;
-    let shop = Shop::open_with(|settings| settings.redis = redis.settings()).await;
+    let shop = TestAuth::start_with(|settings| settings.redis = redis.settings()).await;
     redis.kill();
     let mut registered = Vec::new();
     for number in 0..5 {
         let started = std::time::Instant::now();
         registered.push(shop.registers_and_signs_in(&format!("user{number}")).await.id());
-        assert!(started.elapsed() < std::time::Duration::from_secs(2), "nobody waits for Redis");
+        assert!(started.elapsed() < std::time::Duration::from_secs(2), "requests do not wait for Redis");
     }
-    assert_eq!(waiting(&shop).await, 5);
+    assert_eq!(pending(&shop).await, 5);
 
     let redis = RedisServer::start_on(redis.port()).await;
     let client = client(&redis).await;
-    eventually("all are told", || async { waiting(&shop).await == 0 }).await;
-    let mut told = users(&client).await;
-    told.sort_unstable();
-    told.dedup();
-    assert_eq!(told, registered);
+    eventually("all are published", || async { pending(&shop).await == 0 }).await;
+    let mut published = users(&client).await;
+    published.sort_unstable();
+    published.dedup();
+    assert_eq!(published, registered);
 }
 
 #[tokio::test]
-async fn what_a_dead_replica_left_behind_is_told_by_another() {
+async fn registrations_left_by_a_dead_replica_are_published_by_another() {
     let redis = RedisServer::start().await;
-    let shop = Shop::open().await;
+    let shop = TestAuth::start().await;
     let ann = shop.registers("ann").await;
     shop.process.stop().await;
     let replica = shop.replica_with(|settings| settings.redis = redis.settings()).await;
     let client = client(&redis).await;
-    eventually("it is told", || async { waiting(&replica).await == 0 }).await;
+    eventually("it is published", || async { pending(&replica).await == 0 }).await;
     assert_eq!(users(&client).await, [ann.id]);
 }

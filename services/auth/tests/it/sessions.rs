@@ -1,5 +1,5 @@
-//! Every way a session ends shows within a second, on every replica and on REST's and the sockets' verifiers
-//! alike: they ask what is asked here.
+//! Revocation: every way to end a session is effective within a second on every replica. The gateways use the same
+//! method.
 
 use std::time::Duration;
 
@@ -17,16 +17,16 @@ use sqlx::Connection as _;
 use tokio::sync::broadcast;
 use tonic::Code::{NotFound, Unauthenticated};
 
-use crate::shop::{PASSWORD, Person, Shop, fields, refused};
+use crate::shop::{PASSWORD, Person, TestAuth, expect_error, fields};
 
 #[tokio::test]
 async fn sessions_are_listed_newest_first() {
-    let shop = Shop::open().await;
+    let shop = TestAuth::start().await;
     let first = shop.registers_and_signs_in("ann").await;
     shop.registers_and_signs_in("bob").await;
-    shop.time_passes(Duration::from_mins(1));
+    shop.advance_clock(Duration::from_mins(1));
     let second = shop.signs_in("ann").await;
-    shop.time_passes(Duration::from_mins(1));
+    shop.advance_clock(Duration::from_mins(1));
     shop.refreshes(&first.tokens.refresh_token).await.unwrap();
 
     let sessions = second.sessions().await;
@@ -41,47 +41,47 @@ async fn sessions_are_listed_newest_first() {
     assert!((120..=121).contains(&used_for[1]), "{used_for:?}");
 }
 
-/// Ends the session of `ann`'s in one way, and asserts that it is refused here and on another replica.
-async fn ends<F: AsyncFnOnce(&Shop, &Person)>(how: F) {
-    let shop = Shop::open().await;
+/// Asserts that `action` revokes Ann's session, on this replica and on another one.
+async fn revokes<F: AsyncFnOnce(&TestAuth, &Person)>(action: F) {
+    let shop = TestAuth::start().await;
     let replica = shop.replica().await;
     let ann = shop.registers_and_signs_in("ann").await;
     let bob = shop.registers_and_signs_in("bob").await;
-    replica.me(ann.token()).await.expect("is let in");
+    replica.me(ann.token()).await.expect("is accepted");
 
-    how(&shop, &ann).await;
+    action(&shop, &ann).await;
 
-    refused(shop.me(ann.token()).await, Unauthenticated, "SESSION_REVOKED");
-    replica.refuses_within_a_second(ann.token()).await;
-    let outcome = replica.client.clone().create_ws_ticket(ann.asks(CreateWsTicketRequest {})).await;
-    refused(outcome, Unauthenticated, "SESSION_REVOKED");
-    refused(replica.refreshes(&ann.tokens.refresh_token).await, Unauthenticated, "SESSION_REVOKED");
-    assert!(replica.me(bob.token()).await.is_ok(), "nobody else's");
-    // A replica that starts only now knows it from its first moment.
-    refused(shop.replica().await.me(ann.token()).await, Unauthenticated, "SESSION_REVOKED");
+    expect_error(shop.me(ann.token()).await, Unauthenticated, "SESSION_REVOKED");
+    replica.rejects_within_a_second(ann.token()).await;
+    let outcome = replica.client.clone().create_ws_ticket(ann.request(CreateWsTicketRequest {})).await;
+    expect_error(outcome, Unauthenticated, "SESSION_REVOKED");
+    expect_error(replica.refreshes(&ann.tokens.refresh_token).await, Unauthenticated, "SESSION_REVOKED");
+    assert!(replica.me(bob.token()).await.is_ok(), "no other session");
+    // A replica that starts later rejects it from the beginning.
+    expect_error(shop.replica().await.me(ann.token()).await, Unauthenticated, "SESSION_REVOKED");
 }
 
 #[tokio::test]
-async fn logging_out_ends_it() {
-    ends(async |_, ann| ann.logs_out().await).await;
+async fn a_logout_revokes_the_session() {
+    revokes(async |_, ann| ann.logs_out().await).await;
 }
 
 #[tokio::test]
-async fn logging_out_everywhere_ends_it() {
-    ends(async |shop, _| {
+async fn a_logout_of_all_sessions_revokes_the_session() {
+    revokes(async |shop, _| {
         let elsewhere = shop.signs_in("ann").await;
-        shop.client.clone().logout_all(elsewhere.asks(LogoutAllRequest {})).await.unwrap();
-        refused(shop.me(elsewhere.token()).await, Unauthenticated, "SESSION_REVOKED");
+        shop.client.clone().logout_all(elsewhere.request(LogoutAllRequest {})).await.unwrap();
+        expect_error(shop.me(elsewhere.token()).await, Unauthenticated, "SESSION_REVOKED");
     })
     .await;
 }
 
 #[tokio::test]
-async fn ending_it_from_another_device_ends_it() {
-    ends(async |shop, ann| {
+async fn a_revocation_by_another_device_revokes_the_session() {
+    revokes(async |shop, ann| {
         let elsewhere = shop.signs_in("ann").await;
         let id = ann.sessions().await.into_iter().find(|session| session.current).unwrap().id;
-        shop.client.clone().revoke_session(elsewhere.asks(RevokeSessionRequest { id })).await.unwrap();
+        shop.client.clone().revoke_session(elsewhere.request(RevokeSessionRequest { id })).await.unwrap();
         assert_eq!(elsewhere.sessions().await.len(), 1);
         shop.me(elsewhere.token()).await.unwrap();
     })
@@ -89,8 +89,8 @@ async fn ending_it_from_another_device_ends_it() {
 }
 
 #[tokio::test]
-async fn changing_the_password_elsewhere_ends_it() {
-    ends(async |shop, _| {
+async fn a_password_change_elsewhere_revokes_the_session() {
+    revokes(async |shop, _| {
         let elsewhere = shop.signs_in("ann").await;
         elsewhere.changes_password(PASSWORD, "another horse").await.unwrap();
         shop.me(elsewhere.token()).await.unwrap();
@@ -100,8 +100,8 @@ async fn changing_the_password_elsewhere_ends_it() {
 }
 
 #[tokio::test]
-async fn disabling_the_user_ends_it() {
-    ends(async |shop, ann| {
+async fn disabling_the_user_revokes_the_session() {
+    revokes(async |shop, ann| {
         let user = shop.admin("root").await.updates(ann.id(), None, Some(true)).await.unwrap();
         assert_eq!(user.disabled, Some(true));
     })
@@ -109,97 +109,101 @@ async fn disabling_the_user_ends_it() {
 }
 
 #[tokio::test]
-async fn changing_the_role_ends_it() {
-    ends(async |shop, ann| {
+async fn changing_the_role_revokes_the_session() {
+    revokes(async |shop, ann| {
         shop.admin("root").await.updates(ann.id(), Some(Role::Admin), None).await.unwrap();
     })
     .await;
 }
 
 #[tokio::test]
-async fn using_a_refresh_token_twice_ends_it() {
-    ends(async |shop, ann| {
+async fn reusing_a_refresh_token_revokes_the_session() {
+    revokes(async |shop, ann| {
         shop.refreshes(&ann.tokens.refresh_token).await.unwrap();
-        shop.time_passes(Duration::from_secs(11));
+        shop.advance_clock(Duration::from_secs(11));
         shop.refreshes(&ann.tokens.refresh_token).await.unwrap_err();
     })
     .await;
 }
 
 #[tokio::test]
-async fn another_process_that_follows_the_keys_learns_of_it() {
-    let shop = Shop::open().await;
+async fn another_process_that_polls_the_keys_gets_the_revocation() {
+    let shop = TestAuth::start().await;
     let ann = shop.registers_and_signs_in("ann").await;
     let mut gateway = TestProcess::default();
     let verifier = Verifier::new(gateway.process.clock.clone());
-    let (ended, mut told) = broadcast::channel(16);
+    let (sender, mut revoked) = broadcast::channel(16);
     let auth =
         Pool::start("auth", &format!("http://{}", shop.settings.listen_addr), &gateway.process).unwrap();
-    keys::follow(&gateway.process, auth, verifier.clone(), ended);
+    keys::follow(&gateway.process, auth, verifier.clone(), sender);
     gateway.serves().await;
     let kind = shoppee_kit::caller::Kind::Access;
     let sid = verifier.verify(ann.token(), kind).unwrap().claims.sid;
     ann.logs_out().await;
-    let heard = tokio::time::timeout(Duration::from_secs(1), told.recv()).await;
-    assert_eq!(heard.expect("within a second").unwrap(), sid);
+    let event = tokio::time::timeout(Duration::from_secs(1), revoked.recv()).await;
+    assert_eq!(event.expect("within a second").unwrap(), sid);
     assert!(verifier.verify(ann.token(), kind).is_err());
 }
 
 #[tokio::test]
-async fn unknown_and_foreign_sessions_look_the_same() {
-    let shop = Shop::open().await;
+async fn unknown_and_foreign_sessions_get_the_same_error() {
+    let shop = TestAuth::start().await;
     let (ann, bob) = (shop.registers_and_signs_in("ann").await, shop.registers_and_signs_in("bob").await);
     let foreign = ann.sessions().await[0].id.clone();
-    let mut told = Vec::new();
+    let mut errors = Vec::new();
     for id in [foreign.as_str(), "018c7a3e-0000-7000-8000-000000000000", "x", "", "' or 1=1"] {
-        let request = bob.asks(RevokeSessionRequest { id: id.to_owned() });
-        let status = refused(shop.client.clone().revoke_session(request).await, NotFound, "NOT_FOUND");
-        told.push((status.message().to_owned(), status.details().to_vec()));
+        let request = bob.request(RevokeSessionRequest { id: id.to_owned() });
+        let status = expect_error(shop.client.clone().revoke_session(request).await, NotFound, "NOT_FOUND");
+        errors.push((status.message().to_owned(), status.details().to_vec()));
     }
-    told.dedup();
-    assert_eq!(told.len(), 1);
+    errors.dedup();
+    assert_eq!(errors.len(), 1);
     shop.me(ann.token()).await.unwrap();
-    // One that has ended already is unknown too.
+    // A session that has ended already is not listed either.
     let second = shop.signs_in("ann").await;
     ann.logs_out().await;
-    let request = second.asks(RevokeSessionRequest { id: foreign });
-    refused(shop.client.clone().revoke_session(request).await, NotFound, "NOT_FOUND");
+    let request = second.request(RevokeSessionRequest { id: foreign });
+    expect_error(shop.client.clone().revoke_session(request).await, NotFound, "NOT_FOUND");
 }
 
-/// Returns the answer to a reader with this cursor.
-async fn list(shop: &Shop, cursor: Option<&str>) -> GetJwksResponse {
+/// Returns the verifier state for a reader with this cursor.
+async fn verifier_state(shop: &TestAuth, cursor: Option<&str>) -> GetJwksResponse {
     let request = GetJwksRequest { cursor: cursor.map(str::to_owned) };
     shop.client.clone().get_jwks(request).await.expect("answers").into_inner()
 }
 
-fn sids(answer: &GetJwksResponse) -> Vec<&str> {
-    answer.ended_sessions.iter().map(|ended| ended.sid.as_str()).collect()
+fn sids(state: &GetJwksResponse) -> Vec<&str> {
+    state.ended_sessions.iter().map(|session| session.sid.as_str()).collect()
 }
 
 #[tokio::test]
-async fn a_reader_is_told_of_an_end_once_and_not_after_its_tokens_have_expired() {
-    let shop = Shop::open().await;
+async fn a_reader_gets_a_revocation_once_and_not_after_its_tokens_expire() {
+    let shop = TestAuth::start().await;
     let ann = shop.registers_and_signs_in("ann").await;
     let id = ann.sessions().await[0].id.clone();
     ann.logs_out().await;
-    let first = list(&shop, None).await;
+    let first = verifier_state(&shop, None).await;
     assert_eq!((sids(&first), first.more), (vec![id.as_str()], false));
-    assert!(list(&shop, Some(&first.cursor)).await.ended_sessions.is_empty());
-    for odd in ["", "x", "1/1:1:", "9223372036854775807/9:9:", &"9".repeat(60_000)] {
-        assert_eq!(sids(&list(&shop, Some(odd)).await), [&id], "an unknown cursor means all: {odd:.30}");
+    assert!(verifier_state(&shop, Some(&first.cursor)).await.ended_sessions.is_empty());
+    for invalid in ["", "x", "1/1:1:", "9223372036854775807/9:9:", &"9".repeat(60_000)] {
+        assert_eq!(
+            sids(&verifier_state(&shop, Some(invalid)).await),
+            [&id],
+            "an invalid cursor returns all: {invalid:.30}"
+        );
     }
-    shop.time_passes(Duration::from_hours(24) + Duration::from_secs(6));
-    assert!(list(&shop, None).await.ended_sessions.is_empty(), "its tokens have expired");
+    shop.advance_clock(Duration::from_hours(24) + Duration::from_secs(6));
+    assert!(verifier_state(&shop, None).await.ended_sessions.is_empty(), "its tokens have expired");
 }
 
 #[tokio::test]
-async fn an_end_is_told_that_commits_long_after_the_reader_has_passed() {
-    let shop = Shop::open().await;
+async fn a_revocation_that_commits_late_is_not_missed() {
+    let shop = TestAuth::start().await;
     let replica = shop.replica().await;
     let (ann, bob) = (shop.registers_and_signs_in("ann").await, shop.registers_and_signs_in("bob").await);
     let (mut ending, mut other) = (shop.connection().await, shop.connection().await);
     let mut stalled = ending.begin().await.unwrap();
-    // As if the transaction had been open for a minute: by the clock its end is long past.
+    // A transaction that has been open for a minute: by the clock its end has long advanced.
     sqlx::query(
         "update auth.session set ended_at = clock_timestamp() - interval '1 minute' where user_id = $1",
     )
@@ -207,27 +211,27 @@ async fn an_end_is_told_that_commits_long_after_the_reader_has_passed() {
     .execute(&mut *stalled)
     .await
     .unwrap();
-    let cursor = list(&shop, None).await.cursor;
-    // Later transactions commit meanwhile, and every reader passes them.
+    let cursor = verifier_state(&shop, None).await.cursor;
+    // Later transactions commit first, and every reader advances past them.
     bob.logs_out().await;
     sqlx::query("update auth.account set role = role").execute(&mut other).await.unwrap();
-    replica.refuses_within_a_second(bob.token()).await;
-    let passed = list(&shop, Some(&cursor)).await;
-    assert_eq!(passed.ended_sessions.len(), 1);
-    replica.me(ann.token()).await.expect("has not ended yet");
+    replica.rejects_within_a_second(bob.token()).await;
+    let advanced = verifier_state(&shop, Some(&cursor)).await;
+    assert_eq!(advanced.ended_sessions.len(), 1);
+    replica.me(ann.token()).await.expect("is not revoked yet");
 
     stalled.commit().await.unwrap();
-    replica.refuses_within_a_second(ann.token()).await;
-    shop.refuses_within_a_second(ann.token()).await;
-    let late = list(&shop, Some(&passed.cursor)).await;
+    replica.rejects_within_a_second(ann.token()).await;
+    shop.rejects_within_a_second(ann.token()).await;
+    let late = verifier_state(&shop, Some(&advanced.cursor)).await;
     assert_eq!(late.ended_sessions.len(), 1);
-    assert!(list(&shop, Some(&late.cursor)).await.ended_sessions.is_empty(), "and once only");
+    assert!(verifier_state(&shop, Some(&late.cursor)).await.ended_sessions.is_empty(), "and once only");
 }
 
 #[tokio::test]
-async fn a_process_is_not_ready_before_it_knows_all_of_very_many_ends() {
+async fn a_process_is_not_ready_before_it_has_all_revocations() {
     const COUNT: usize = 120_000;
-    let shop = Shop::open().await;
+    let shop = TestAuth::start().await;
     let ann = shop.registers_and_signs_in("ann").await;
     sqlx::query(
         "insert into auth.session
@@ -240,33 +244,33 @@ async fn a_process_is_not_ready_before_it_knows_all_of_very_many_ends() {
     .execute(&mut shop.connection().await)
     .await
     .unwrap();
-    // The last that a reader is told of: of the latest transaction.
+    // The last revocation in the list, as it has the latest transaction.
     ann.logs_out().await;
 
     let mut gateway = TestProcess::default();
     let verifier = Verifier::new(gateway.process.clock.clone());
-    let (ended, mut told) = broadcast::channel(2 * COUNT);
+    let (sender, mut revoked) = broadcast::channel(2 * COUNT);
     let auth =
         Pool::start("auth", &format!("http://{}", shop.settings.listen_addr), &gateway.process).unwrap();
-    keys::follow(&gateway.process, auth, verifier.clone(), ended);
+    keys::follow(&gateway.process, auth, verifier.clone(), sender);
     gateway.serves().await;
-    let refused = verifier.verify(ann.token(), shoppee_kit::caller::Kind::Access);
-    assert_eq!(refused.unwrap_err(), TokenError::Revoked);
+    let outcome = verifier.verify(ann.token(), shoppee_kit::caller::Kind::Access);
+    assert_eq!(outcome.unwrap_err(), TokenError::Revoked);
     let mut count = 0;
-    while told.try_recv().is_ok() {
+    while revoked.try_recv().is_ok() {
         count += 1;
     }
     assert_eq!(count, COUNT + 1);
-    refused_by(&shop.replica().await, &ann).await;
+    assert_revoked(&shop.replica().await, &ann).await;
 }
 
-async fn refused_by(replica: &Shop, person: &Person) {
-    refused(replica.me(person.token()).await, Unauthenticated, "SESSION_REVOKED");
+async fn assert_revoked(replica: &TestAuth, person: &Person) {
+    expect_error(replica.me(person.token()).await, Unauthenticated, "SESSION_REVOKED");
 }
 
 #[tokio::test]
-async fn one_sign_in_too_many_ends_the_session_unused_for_longest() {
-    let shop = Shop::open().await;
+async fn a_sign_in_beyond_the_limit_revokes_the_least_recently_used_session() {
+    let shop = TestAuth::start().await;
     let ann = shop.registers_and_signs_in("ann").await;
     let mut conn = shop.connection().await;
     // 99 more, all used later than the first.
@@ -281,35 +285,35 @@ async fn one_sign_in_too_many_ends_the_session_unused_for_longest() {
     .await
     .unwrap();
     assert_eq!(ann.sessions().await.len(), 100);
-    shop.time_passes(Duration::from_mins(1));
+    shop.advance_clock(Duration::from_mins(1));
     let newest = shop.signs_in("ann").await;
     assert_eq!(newest.sessions().await.len(), 100);
-    refused(shop.me(ann.token()).await, Unauthenticated, "SESSION_REVOKED");
+    expect_error(shop.me(ann.token()).await, Unauthenticated, "SESSION_REVOKED");
 }
 
 #[tokio::test]
 async fn sessions_are_listed_page_by_page() {
-    let shop = Shop::open().await;
+    let shop = TestAuth::start().await;
     let ann = shop.registers_and_signs_in("ann").await;
     for _ in 0..4 {
         shop.signs_in("ann").await;
     }
     let all: Vec<String> = ann.sessions().await.into_iter().map(|session| session.id).collect();
     let list = async |limit, cursor| {
-        ann.client.clone().list_sessions(ann.asks(ListSessionsRequest { limit, cursor })).await
+        ann.client.clone().list_sessions(ann.request(ListSessionsRequest { limit, cursor })).await
     };
-    let (mut found, mut cursor) = (Vec::new(), None);
+    let (mut listed, mut cursor) = (Vec::new(), None);
     for expected in [2, 2, 1] {
         let page = list(Some(2), cursor).await.unwrap().into_inner();
         assert_eq!(page.items.len(), expected);
-        found.extend(page.items.into_iter().map(|session| session.id));
+        listed.extend(page.items.into_iter().map(|session| session.id));
         cursor = page.next_cursor;
     }
-    assert_eq!((found, cursor), (all, None));
+    assert_eq!((listed, cursor), (all, None));
     for (limit, cursor, field) in
         [(Some(0), None, "limit"), (Some(101), None, "limit"), (None, Some("nonsense".to_owned()), "cursor")]
     {
-        let status = list(limit, cursor).await.expect_err("refused");
+        let status = list(limit, cursor).await.expect_err("is an error");
         assert_eq!(fields(&status), [field]);
     }
 }

@@ -1,4 +1,4 @@
-//! A running auth service, and the people who use it.
+//! A test fixture: a running auth service, and the people who call it.
 
 use std::time::{Duration, Instant};
 
@@ -19,32 +19,32 @@ pub const SECRET: &str = "a secret of the tests with more than 32 bytes";
 pub const ORDER_SECRET: &str = "the order service's secret";
 pub const PASSWORD: &str = "correct horse battery";
 
-/// One replica of the service, with its database.
-pub struct Shop {
+/// A replica of the service, with its database.
+pub struct TestAuth {
     pub database: std::sync::Arc<Database>,
     pub process: TestProcess,
     pub settings: Settings,
     pub client: AuthServiceClient<Channel>,
 }
 
-/// Redis is away unless a test brings one: nothing but the outbox may notice.
+/// Returns the address of no Redis: only the outbox may depend on Redis.
 fn no_redis() -> Redis {
     Redis::at("redis://127.0.0.1:1")
 }
 
-impl Shop {
-    pub async fn open() -> Self {
-        Self::open_with(|_| {}).await
+impl TestAuth {
+    pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
     }
 
-    pub async fn open_with(change: impl FnOnce(&mut Settings)) -> Self {
+    pub async fn start_with(change: impl FnOnce(&mut Settings)) -> Self {
         let database = Database::create().await;
         let mut settings = settings(&database);
         change(&mut settings);
-        Self::start(database.into(), settings, Clock::default()).await
+        Self::launch(database.into(), settings, Clock::default()).await
     }
 
-    /// Another replica, with the same database, settings and time.
+    /// Starts another replica with the same database, settings and clock.
     pub async fn replica(&self) -> Self {
         self.replica_with(|_| {}).await
     }
@@ -53,10 +53,10 @@ impl Shop {
         let mut settings =
             Settings { listen_addr: free_addr(), metrics_addr: free_addr(), ..self.settings.clone() };
         change(&mut settings);
-        Self::start(self.database.clone(), settings, self.process.process.clock.clone()).await
+        Self::launch(self.database.clone(), settings, self.process.process.clock.clone()).await
     }
 
-    async fn start(database: std::sync::Arc<Database>, settings: Settings, clock: Clock) -> Self {
+    async fn launch(database: std::sync::Arc<Database>, settings: Settings, clock: Clock) -> Self {
         let mut process = TestProcess::default();
         process.process.clock = clock;
         shoppee_auth::start(settings.clone(), process.process.clone()).await.expect("starts");
@@ -68,15 +68,10 @@ impl Shop {
 
     /// Registers with [`PASSWORD`] and an address of the same name.
     pub async fn registers(&self, name: &str) -> User {
-        self.tries_to_register(name, &format!("{name}@example.com"), PASSWORD).await.expect("registers")
+        self.try_register(name, &format!("{name}@example.com"), PASSWORD).await.expect("registers")
     }
 
-    pub async fn tries_to_register(
-        &self,
-        username: &str,
-        email: &str,
-        password: &str,
-    ) -> Result<User, Status> {
+    pub async fn try_register(&self, username: &str, email: &str, password: &str) -> Result<User, Status> {
         let request = RegisterRequest {
             username: username.to_owned(),
             email: email.to_owned(),
@@ -86,8 +81,8 @@ impl Shop {
         self.client.clone().register(request).await.map(Response::into_inner)
     }
 
-    /// Registers under an idempotency key; returns whether the answer says that it is a repeat.
-    pub async fn registers_under(
+    /// Registers under an idempotency key. Also returns whether the response is a replay.
+    pub async fn registers_with_key(
         &self,
         key: &str,
         username: &str,
@@ -106,15 +101,15 @@ impl Shop {
 
     /// Signs in with [`PASSWORD`].
     pub async fn signs_in(&self, name: &str) -> Person {
-        self.tries_to_sign_in(name, PASSWORD).await.expect("signs in")
+        self.try_sign_in(name, PASSWORD).await.expect("signs in")
     }
 
-    pub async fn tries_to_sign_in(&self, name: &str, password: &str) -> Result<Person, Status> {
-        self.tries_to_sign_in_from(None, name, password).await
+    pub async fn try_sign_in(&self, name: &str, password: &str) -> Result<Person, Status> {
+        self.try_sign_in_from(None, name, password).await
     }
 
-    /// Tries to sign in from a device with this token.
-    pub async fn tries_to_sign_in_from(
+    /// Signs in from a device with this token.
+    pub async fn try_sign_in_from(
         &self,
         device_token: Option<&str>,
         name: &str,
@@ -127,7 +122,7 @@ impl Shop {
             device_token: device_token.map(str::to_owned),
         };
         let mut request = Request::new(request);
-        // On a busy machine too, the service and not its patience decides.
+        // Longer than the limits of the service, which should decide also on a busy machine.
         request.set_timeout(Duration::from_secs(30));
         let tokens = self.client.clone().login(request).await?.into_inner();
         Ok(Person { client: self.client.clone(), tokens })
@@ -138,7 +133,7 @@ impl Shop {
         self.signs_in(name).await
     }
 
-    /// An admin, made so in the database.
+    /// Registers a user, and makes it an admin in the database.
     pub async fn admin(&self, name: &str) -> Person {
         let user = self.registers(name).await;
         let mut conn = self.connection().await;
@@ -155,7 +150,7 @@ impl Shop {
         self.client.clone().refresh(request).await.map(Response::into_inner)
     }
 
-    /// What a token is worth here: whose it is.
+    /// Returns the user of a token.
     pub async fn me(&self, access_token: &str) -> Result<User, Status> {
         let request = with(access_token, GetUserInfoRequest {});
         self.client.clone().get_user_info(request).await.map(Response::into_inner)
@@ -165,8 +160,8 @@ impl Shop {
         PgConnection::connect(&self.database.url("auth")).await.expect("connects")
     }
 
-    /// Makes all tries ones of so many seconds ago, by the database's clock, which times them.
-    pub async fn tries_were_made_ago(&self, seconds: f64) {
+    /// Sets the time of all attempts to `seconds` ago, by the database's clock.
+    pub async fn age_attempts(&self, seconds: f64) {
         sqlx::query(
             "update auth.password_try set tried_at =
                  array_fill(clock_timestamp() - make_interval(secs => $1), array[cardinality(tried_at)])",
@@ -177,20 +172,23 @@ impl Shop {
         .expect("ages");
     }
 
-    pub fn time_passes(&self, by: Duration) {
+    pub fn advance_clock(&self, by: Duration) {
         self.process.process.clock.advance(by);
     }
 
-    /// Asserts that `token` is refused as one of an ended session here, within a second.
-    pub async fn refuses_within_a_second(&self, token: &str) {
+    /// Asserts that this replica rejects `token` as revoked within a second.
+    pub async fn rejects_within_a_second(&self, token: &str) {
         let started = Instant::now();
         loop {
             match self.me(token).await {
-                Err(refused) => {
-                    assert_eq!(said(&refused), (Code::Unauthenticated, "SESSION_REVOKED".to_owned()));
+                Err(status) => {
+                    assert_eq!(
+                        code_and_reason(&status),
+                        (Code::Unauthenticated, "SESSION_REVOKED".to_owned())
+                    );
                     return;
                 }
-                Ok(_) => assert!(started.elapsed() < Duration::from_secs(1), "still let in after a second"),
+                Ok(_) => assert!(started.elapsed() < Duration::from_secs(1), "still accepted after a second"),
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -217,7 +215,7 @@ pub fn settings(database: &Database) -> Settings {
     }
 }
 
-/// Somebody who is signed in.
+/// A signed-in user.
 #[derive(Debug)]
 pub struct Person {
     pub client: AuthServiceClient<Channel>,
@@ -229,29 +227,29 @@ impl Person {
         &self.tokens.access_token
     }
 
-    /// Returns the token of the device that this person signed in on.
+    /// Returns the device token of this sign-in.
     pub fn device_token(&self) -> &str {
         self.tokens.device_token.as_deref().expect("signed in")
     }
 
     pub fn id(&self) -> i64 {
-        self.tokens.user.as_ref().expect("tokens say whose they are").id
+        self.tokens.user.as_ref().expect("tokens have a user").id
     }
 
-    /// A request in this person's name.
-    pub fn asks<T>(&self, message: T) -> Request<T> {
+    /// Builds a request with this person's access token.
+    pub fn request<T>(&self, message: T) -> Request<T> {
         with(self.token(), message)
     }
 
     pub async fn logs_out(&self) {
-        self.client.clone().logout(self.asks(LogoutRequest {})).await.expect("logs out");
+        self.client.clone().logout(self.request(LogoutRequest {})).await.expect("logs out");
     }
 
     pub async fn sessions(&self) -> Vec<Session> {
         let sessions = self
             .client
             .clone()
-            .list_sessions(self.asks(ListSessionsRequest { limit: Some(100), cursor: None }))
+            .list_sessions(self.request(ListSessionsRequest { limit: Some(100), cursor: None }))
             .await;
         sessions.expect("lists sessions").into_inner().items
     }
@@ -259,24 +257,24 @@ impl Person {
     pub async fn changes_password(&self, current: &str, new: &str) -> Result<(), Status> {
         let request =
             ChangePasswordRequest { current_password: current.to_owned(), new_password: new.to_owned() };
-        self.client.clone().change_password(self.asks(request)).await.map(|_| ())
+        self.client.clone().change_password(self.request(request)).await.map(|_| ())
     }
 
     pub async fn updates(&self, id: i64, role: Option<Role>, disabled: Option<bool>) -> Result<User, Status> {
         let request = UpdateUserRequest { id, role: role.map(Into::into), disabled };
-        self.client.clone().update_user(self.asks(request)).await.map(Response::into_inner)
+        self.client.clone().update_user(self.request(request)).await.map(Response::into_inner)
     }
 
     pub async fn lists_users(&self, request: ListUsersRequest) -> Result<ListUsersResponse, Status> {
-        self.client.clone().list_users(self.asks(request)).await.map(Response::into_inner)
+        self.client.clone().list_users(self.request(request)).await.map(Response::into_inner)
     }
 }
 
-/// Returns the outcome of a call that a busy machine may shed: 503 says to try again.
-pub async fn unless_shed<T>(call: impl AsyncFn() -> Result<T, Status>) -> Result<T, Status> {
+/// Retries a call while a busy machine sheds it.
+pub async fn retry_while_shed<T>(call: impl AsyncFn() -> Result<T, Status>) -> Result<T, Status> {
     loop {
         match call().await {
-            Err(status) if said(&status).1 == "UNAVAILABLE" => {
+            Err(status) if code_and_reason(&status).1 == "UNAVAILABLE" => {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             outcome => return outcome,
@@ -284,27 +282,27 @@ pub async fn unless_shed<T>(call: impl AsyncFn() -> Result<T, Status>) -> Result
     }
 }
 
-/// A request with this access token.
+/// Builds a request with an access token.
 pub fn with<T>(token: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     authorize(&mut request, &SecretString::from(token));
     request
 }
 
-/// Code and reason of a refusal.
-pub fn said(status: &Status) -> (Code, String) {
+/// Returns the code and the reason of an error.
+pub fn code_and_reason(status: &Status) -> (Code, String) {
     (status.code(), status::read(status).reason)
 }
 
-/// Asserts that `outcome` is a refusal with this code and reason.
+/// Asserts that `outcome` is an error with this code and reason.
 #[track_caller]
-pub fn refused<T>(outcome: Result<T, Status>, code: Code, reason: &str) -> Status {
-    let status = outcome.err().expect("is refused");
-    assert_eq!(said(&status), (code, reason.to_owned()));
+pub fn expect_error<T>(outcome: Result<T, Status>, code: Code, reason: &str) -> Status {
+    let status = outcome.err().expect("is an error");
+    assert_eq!(code_and_reason(&status), (code, reason.to_owned()));
     status
 }
 
-/// The fields that a refusal finds wrong.
+/// Returns the invalid fields of an error.
 pub fn fields(status: &Status) -> Vec<String> {
     status::read(status).violations.into_iter().map(|(field, _)| field).collect()
 }

@@ -1,4 +1,4 @@
-//! Signing in.
+//! Sign-in.
 
 use std::time::Instant;
 
@@ -7,14 +7,14 @@ use shoppee_kit::caller::{Claims, Role};
 use shoppee_proto::auth::v1::{GetJwksRequest, IssueServiceTokenRequest};
 use tonic::Code::{InvalidArgument, PermissionDenied, Unauthenticated};
 
-use crate::shop::{ORDER_SECRET, PASSWORD, Shop, fields, refused, said};
+use crate::shop::{ORDER_SECRET, PASSWORD, TestAuth, code_and_reason, expect_error, fields};
 
 #[tokio::test]
-async fn by_name_or_address_in_any_case() {
-    let shop = Shop::open().await;
-    let ann = shop.tries_to_register("Ann", "Ann@Example.com", PASSWORD).await.unwrap();
+async fn a_sign_in_ignores_the_case_of_name_and_address() {
+    let shop = TestAuth::start().await;
+    let ann = shop.try_register("Ann", "Ann@Example.com", PASSWORD).await.unwrap();
     for name in ["Ann", "ann", "ANN", "ann@example.com", "ANN@EXAMPLE.COM", " ann "] {
-        let person = shop.tries_to_sign_in(name, PASSWORD).await.unwrap();
+        let person = shop.try_sign_in(name, PASSWORD).await.unwrap();
         assert_eq!(person.tokens.user.as_ref(), Some(&ann));
         assert_eq!(person.tokens.token_type, "Bearer");
         assert_eq!((person.tokens.expires_in, person.tokens.refresh_expires_in), (86_400, 30 * 86_400));
@@ -23,8 +23,8 @@ async fn by_name_or_address_in_any_case() {
 }
 
 #[tokio::test]
-async fn an_access_token_is_as_in_the_contract() {
-    let shop = Shop::open().await;
+async fn an_access_token_has_the_documented_header_and_claims() {
+    let shop = TestAuth::start().await;
     let ann = shop.registers_and_signs_in("ann").await;
     let keys = shop.client.clone().get_jwks(GetJwksRequest::default()).await.unwrap().into_inner().keys;
     let [key] = keys.as_slice() else { panic!("one key: {keys:?}") };
@@ -48,38 +48,38 @@ async fn an_access_token_is_as_in_the_contract() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_and_an_unknown_user_look_the_same() {
-    let shop = Shop::open().await;
+async fn a_wrong_password_and_an_unknown_user_are_indistinguishable() {
+    let shop = TestAuth::start().await;
     shop.registers("ann").await;
     let wrong =
-        refused(shop.tries_to_sign_in("ann", "wrong horse").await, Unauthenticated, "INVALID_CREDENTIALS");
+        expect_error(shop.try_sign_in("ann", "wrong horse").await, Unauthenticated, "INVALID_CREDENTIALS");
     let unknown =
-        refused(shop.tries_to_sign_in("bob", PASSWORD).await, Unauthenticated, "INVALID_CREDENTIALS");
+        expect_error(shop.try_sign_in("bob", PASSWORD).await, Unauthenticated, "INVALID_CREDENTIALS");
     assert_eq!(wrong.message(), unknown.message());
     assert_eq!(wrong.details(), unknown.details());
 
-    // The best of many: what it costs without what else the machine does.
+    // The minimum of many measurements excludes other load of the machine.
     let mut best = [f64::INFINITY; 2];
-    let mut alike = false;
+    let mut is_equal = false;
     for round in 1..=40 {
         for (name, best) in ["ann", "bob"].into_iter().zip(&mut best) {
             let started = Instant::now();
-            refused(shop.tries_to_sign_in(name, "wrong horse").await, Unauthenticated, "INVALID_CREDENTIALS");
+            expect_error(shop.try_sign_in(name, "wrong horse").await, Unauthenticated, "INVALID_CREDENTIALS");
             *best = started.elapsed().as_secs_f64().min(*best);
         }
         let [wrong, unknown] = best;
-        alike = (0.6..1.67).contains(&(unknown / wrong));
-        if alike && round >= 6 {
+        is_equal = (0.6..1.67).contains(&(unknown / wrong));
+        if is_equal && round >= 6 {
             break;
         }
-        shop.tries_were_made_ago(60.0).await;
+        shop.age_attempts(60.0).await;
     }
-    assert!(alike, "wrong and unknown take {best:?} s");
+    assert!(is_equal, "wrong and unknown take {best:?} s");
 }
 
 #[tokio::test]
-async fn what_can_be_no_credential_is_not_tried() {
-    let shop = Shop::open().await;
+async fn invalid_credentials_are_rejected_without_counting() {
+    let shop = TestAuth::start().await;
     shop.registers("ann").await;
     for (name, password, field) in [
         ("", PASSWORD, "username"),
@@ -90,30 +90,30 @@ async fn what_can_be_no_credential_is_not_tried() {
         ("ann", "1234567\0", "password"),
         ("ann", &"x".repeat(257), "password"),
     ] {
-        let outcome = shop.tries_to_sign_in(name, password).await;
-        assert_eq!(fields(&refused(outcome, InvalidArgument, "VALIDATION_FAILED")), [field]);
+        let outcome = shop.try_sign_in(name, password).await;
+        assert_eq!(fields(&expect_error(outcome, InvalidArgument, "VALIDATION_FAILED")), [field]);
     }
-    // None of it counted, and odd text is only text.
+    // None of them counted, and special characters have no effect.
     for name in ["ann' or '1'='1", "ann%", "änn\u{202e}", "*"] {
-        refused(shop.tries_to_sign_in(name, PASSWORD).await, Unauthenticated, "INVALID_CREDENTIALS");
+        expect_error(shop.try_sign_in(name, PASSWORD).await, Unauthenticated, "INVALID_CREDENTIALS");
     }
     shop.signs_in("ann").await;
 }
 
 #[tokio::test]
-async fn a_disabled_user_is_told_only_after_the_right_password() {
-    let shop = Shop::open().await;
+async fn a_disabled_account_is_reported_only_with_the_right_password() {
+    let shop = TestAuth::start().await;
     let (admin, ann) = (shop.admin("root").await, shop.registers("ann").await);
     admin.updates(ann.id, None, Some(true)).await.unwrap();
-    refused(shop.tries_to_sign_in("ann", "wrong horse").await, Unauthenticated, "INVALID_CREDENTIALS");
-    refused(shop.tries_to_sign_in("ann", PASSWORD).await, PermissionDenied, "ACCOUNT_DISABLED");
+    expect_error(shop.try_sign_in("ann", "wrong horse").await, Unauthenticated, "INVALID_CREDENTIALS");
+    expect_error(shop.try_sign_in("ann", PASSWORD).await, PermissionDenied, "ACCOUNT_DISABLED");
     admin.updates(ann.id, None, Some(false)).await.unwrap();
     shop.signs_in("ann").await;
 }
 
 #[tokio::test]
-async fn a_weaker_hash_of_old_is_made_anew() {
-    let shop = Shop::open().await;
+async fn a_weaker_hash_is_replaced_at_the_next_sign_in() {
+    let shop = TestAuth::start().await;
     shop.registers("ann").await;
     let mut conn = shop.connection().await;
     // argon2id of PASSWORD with m=8, t=1, made by another implementation.
@@ -130,21 +130,21 @@ async fn a_weaker_hash_of_old_is_made_anew() {
 
 #[tokio::test]
 async fn a_service_signs_in_with_its_secret_and_acts_for_no_user() {
-    let shop = Shop::open().await;
-    let asks = |id: &str, secret: &str| {
+    let shop = TestAuth::start().await;
+    let issue = |id: &str, secret: &str| {
         let request = IssueServiceTokenRequest { client_id: id.to_owned(), client_secret: secret.to_owned() };
         let mut client = shop.client.clone();
         async move { client.issue_service_token(request).await }
     };
-    let issued = asks("order", ORDER_SECRET).await.unwrap().into_inner();
+    let issued = issue("order", ORDER_SECRET).await.unwrap().into_inner();
     assert_eq!(issued.expires_in, 3600);
     let claims = jsonwebtoken::dangerous::insecure_decode::<Claims>(&issued.access_token).unwrap().claims;
     assert_eq!((claims.user_id, claims.sub.as_str(), claims.role), (0, "0", Role::Service));
     assert_eq!(claims.username, "order");
-    refused(shop.me(&issued.access_token).await, PermissionDenied, "FORBIDDEN");
+    expect_error(shop.me(&issued.access_token).await, PermissionDenied, "FORBIDDEN");
 
     let (wrong, unknown) =
-        (asks("order", "wrong").await.unwrap_err(), asks("nobody", ORDER_SECRET).await.unwrap_err());
-    assert_eq!(said(&wrong), (Unauthenticated, "INVALID_CREDENTIALS".to_owned()));
+        (issue("order", "wrong").await.unwrap_err(), issue("nobody", ORDER_SECRET).await.unwrap_err());
+    assert_eq!(code_and_reason(&wrong), (Unauthenticated, "INVALID_CREDENTIALS".to_owned()));
     assert_eq!((wrong.message(), wrong.details()), (unknown.message(), unknown.details()));
 }

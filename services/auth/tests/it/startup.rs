@@ -1,4 +1,4 @@
-//! The process itself: settings it refuses, in one line and before anything else; a whole life of it.
+//! The process: invalid settings, which it reports in one line before anything else, and its life cycle.
 
 use std::{
     io::{Read as _, Write as _},
@@ -17,11 +17,11 @@ use sqlx::{Connection as _, PgConnection};
 
 use crate::shop::{PASSWORD, SECRET, settings, with};
 
-/// How long a process may take to stop.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Bounds the time in which the process has to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[test]
-fn wrong_settings_end_the_start_with_one_clear_line() {
+fn invalid_settings_end_the_start_with_one_clear_line() {
     let short = "a short secret";
     for (settings, clue) in [
         (vec![], "JWT_SECRET"),
@@ -44,32 +44,32 @@ fn wrong_settings_end_the_start_with_one_clear_line() {
         (vec![("JWT_SECRET", SECRET), ("DATABASE_URL", "no url")], "DATABASE_URL"),
         (vec![("JWT_SECRET", SECRET), ("REDIS_URL", "x")], "REDIS_URL"),
     ] {
-        let said = refuses_to_start(env!("CARGO_BIN_EXE_shoppee-auth"), &settings);
-        assert!(said.contains(clue), "{clue}: {said}");
-        assert!(!said.contains(short) && !said.contains(SECRET), "shows a secret: {said}");
+        let output = refuses_to_start(env!("CARGO_BIN_EXE_shoppee-auth"), &settings);
+        assert!(output.contains(clue), "{clue}: {output}");
+        assert!(!output.contains(short) && !output.contains(SECRET), "shows a secret: {output}");
     }
 }
 
 #[tokio::test]
-async fn a_database_that_lets_nobody_in_ends_the_start() {
+async fn a_database_that_rejects_the_login_ends_the_start() {
     let database = Database::create().await;
-    for (refused, clue) in [
-        // Whether a password is asked for is the server's affair; a role that is not there comes in nowhere.
+    for (url, clue) in [
+        // The server may not check passwords, but it always rejects an unknown role.
         (database.url("auth").replace("//shoppee_auth:auth@", "//nobody_at_all:hunter22@"), "nobody_at_all"),
         (format!("{}_gone", database.url("auth")), "does not exist"),
     ] {
         let mut settings = settings(&database);
-        settings.postgres.database_url = refused.into();
+        settings.postgres.database_url = url.into();
         let process = TestProcess::default();
         let error = shoppee_auth::start(settings, process.process.clone()).await.expect_err(clue);
-        let said = format!("{error:#}");
-        assert!(said.contains("DATABASE_URL") && said.contains(clue), "{said}");
-        assert!(!said.contains("hunter22"), "{said}");
+        let output = format!("{error:#}");
+        assert!(output.contains("DATABASE_URL") && output.contains(clue), "{output}");
+        assert!(!output.contains("hunter22"), "{output}");
     }
 }
 
 #[tokio::test]
-async fn a_schema_that_a_newer_version_has_moved_on_is_no_obstacle() {
+async fn a_schema_of_a_newer_version_is_accepted() {
     let database = Database::create().await;
     let (mut before, mut after) = (TestProcess::default(), TestProcess::default());
     shoppee_auth::start(settings(&database), before.process.clone()).await.expect("starts");
@@ -86,7 +86,7 @@ async fn a_schema_that_a_newer_version_has_moved_on_is_no_obstacle() {
     after.serves().await;
 }
 
-/// A process that runs until the test ends, and then stops.
+/// A process that is killed at the end of the test.
 struct Running(Child);
 
 impl Drop for Running {
@@ -96,12 +96,12 @@ impl Drop for Running {
     }
 }
 
-/// Reads what a process says while it says it, so that it never waits for a reader.
-fn reads_on(mut from: impl std::io::Read + Send + 'static) -> JoinHandle<String> {
+/// Reads the output of a process in a thread, so that the process never blocks.
+fn spawn_reader(mut from: impl std::io::Read + Send + 'static) -> JoinHandle<String> {
     std::thread::spawn(move || {
-        let mut said = String::new();
-        from.read_to_string(&mut said).expect("text");
-        said
+        let mut output = String::new();
+        from.read_to_string(&mut output).expect("text");
+        output
     })
 }
 
@@ -115,7 +115,7 @@ fn get(addr: SocketAddr, path: &str) -> String {
 }
 
 #[tokio::test]
-async fn it_serves_counts_traces_keeps_silent_and_stops() {
+async fn the_process_serves_exports_metrics_logs_no_secret_and_stops() {
     let database = Database::create().await;
     let (listen, metrics) = (free_addr(), free_addr());
     let process = Command::new(env!("CARGO_BIN_EXE_shoppee-auth"))
@@ -128,9 +128,9 @@ async fn it_serves_counts_traces_keeps_silent_and_stops() {
         .spawn()
         .expect("runs");
     let mut running = Running(process);
-    let said = [
-        reads_on(running.0.stdout.take().expect("piped")),
-        reads_on(running.0.stderr.take().expect("piped")),
+    let output = [
+        spawn_reader(running.0.stdout.take().expect("piped")),
+        spawn_reader(running.0.stderr.take().expect("piped")),
     ];
     let serves = || async { get(metrics, "/readyz?need=vital").starts_with("HTTP/1.1 200") };
     eventually("it serves", serves).await;
@@ -170,18 +170,18 @@ async fn it_serves_counts_traces_keeps_silent_and_stops() {
 
     let pid = running.0.id().to_string();
     assert!(Command::new("kill").arg(pid).status().expect("kill").success());
-    let asked = Instant::now();
+    let signalled = Instant::now();
     let status = loop {
         if let Some(status) = running.0.try_wait().expect("is waited for") {
             break status;
         }
-        // Meanwhile the client hears that it should go, and goes.
+        // The runtime has to run, so that the client closes its connection.
         tokio::time::sleep(Duration::from_millis(5)).await;
-        assert!(asked.elapsed() < PATIENCE, "does not stop");
+        assert!(signalled.elapsed() < STOP_TIMEOUT, "does not stop");
     };
     assert!(status.success(), "{status}");
-    let said = said.map(|said| said.join().expect("is read")).concat();
-    assert!(said.contains("stopping"), "logs at all: {said}");
+    let output = output.map(|thread| thread.join().expect("is read")).concat();
+    assert!(output.contains("stopping"), "logs at all: {output}");
     let device_token = tokens.device_token.expect("is given one");
     for secret in [
         PASSWORD,
@@ -192,6 +192,6 @@ async fn it_serves_counts_traces_keeps_silent_and_stops() {
         &device_token,
         "injected",
     ] {
-        assert!(!said.contains(secret), "logs {secret}: {said}");
+        assert!(!output.contains(secret), "logs {secret}: {output}");
     }
 }
