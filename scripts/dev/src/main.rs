@@ -1,5 +1,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    shoppee_shop::main()
+    shoppee_dev::main()
 }

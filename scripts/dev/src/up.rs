@@ -140,7 +140,7 @@ pub async fn run(state: State, options: Options) -> anyhow::Result<()> {
         // A second Ctrl-C: without patience.
         () = async { asked_to_stop().await; hurry.cancel(); std::future::pending().await } => {}
     }
-    let _ = std::fs::remove_file(state.tool());
+    let _ = std::fs::remove_file(state.dev_cli());
     match &outcome {
         Ok(()) => done("stopped", ""),
         // Whoever started it may have gone long ago.

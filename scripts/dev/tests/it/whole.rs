@@ -35,7 +35,7 @@ impl Checkout {
 
     /// Runs a script with the binaries that were built for these tests.
     fn script(&self, name: &str, arguments: &[&str]) -> Output {
-        let binaries = Path::new(env!("CARGO_BIN_EXE_shoppee-shop")).parent().expect("a folder");
+        let binaries = Path::new(env!("CARGO_BIN_EXE_shoppee-dev")).parent().expect("a folder");
         assert!(binaries.join("shoppee-gateway").exists(), "build the whole workspace: run scripts/test");
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         Command::new(scripts.join(name))

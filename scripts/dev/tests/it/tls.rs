@@ -252,7 +252,7 @@ fn refuses(process: &str, settings: &[(&str, &str)]) -> String {
 
 /// Built for these tests, with the whole workspace.
 fn binary(process: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_BIN_EXE_shoppee-shop")).parent().expect("a folder");
+    let folder = Path::new(env!("CARGO_BIN_EXE_shoppee-dev")).parent().expect("a folder");
     let binary = folder.join(format!("shoppee-{process}"));
     assert!(binary.exists(), "build the whole workspace: run scripts/test");
     binary

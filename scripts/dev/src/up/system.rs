@@ -82,9 +82,9 @@ impl System {
             self.note(&news);
         }
         let run = self.run_file();
-        let tool = self.state.tool();
-        let _ = std::fs::remove_file(&tool);
-        symlink(self.options.binaries.canonicalize()?.join("shoppee-shop"), tool)?;
+        let link = self.state.dev_cli();
+        let _ = std::fs::remove_file(&link);
+        symlink(self.options.binaries.canonicalize()?.join("shoppee-dev"), link)?;
         run.write(&self.state)?;
         if self.options.background {
             say(&format!("ready after {}", seconds(began)));

@@ -53,8 +53,8 @@ impl State {
     }
 
     /// The program that supervises, for the scripts that talk to the running system.
-    pub fn tool(&self) -> PathBuf {
-        self.folder.join("tool")
+    pub fn dev_cli(&self) -> PathBuf {
+        self.folder.join("dev-cli")
     }
 
     /// Makes this process the supervisor; `None` where there is one.

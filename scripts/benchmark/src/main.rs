@@ -1,5 +1,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    shoppee_measure::main()
+    shoppee_bench::main()
 }
