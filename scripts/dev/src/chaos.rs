@@ -1,14 +1,14 @@
-//! `scripts/chaos`: a Shoppee of its own behind a real nginx, as it is deployed, is used and hurt at the same time; then
-//! what became of it is audited. To add a fault, add a [`Fault`] and a module.
+//! `scripts/chaos`: fault injection into a Shoppee of its own behind nginx, as in a deployment, under load, with an audit
+//! afterwards. To add a fault, add a [`Fault`] and a module.
 
 pub mod audit;
 mod buyers;
-mod clingers;
 pub mod customers;
 mod nginx;
 mod proxy;
 mod random;
 mod rolling;
+mod stalled_clients;
 mod starts;
 
 use std::{path::PathBuf, time::Duration};
@@ -20,41 +20,41 @@ use tokio::time::timeout;
 
 use crate::{
     down,
-    parts::{self, local},
+    output::{Style, print_line, print_step, styled},
     ports::Ports,
-    ready,
-    screen::{Ink, done, ink, say},
+    processes::{self, loopback_url},
+    readiness,
     state::State,
     up::{self, system::System},
 };
 
-/// The longest run.
+/// Bounds the `--time` option.
 const MAX_RUN_TIME: Duration = Duration::from_hours(1);
-/// An nginx that was started answers within this.
-const PROXY_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bounds the start of nginx.
+const PROXY_START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Starts a system of its own, hurts it while customers use it, and fails where one of them would have noticed
+/// Starts a system of its own, injects faults while customers use it, and fails if a customer would have noticed
 #[derive(Debug, Args)]
 pub struct Options {
-    /// What is done to it; everything where nothing is named
+    /// The kinds of faults; all by default
     #[arg(value_enum)]
     fault: Vec<Fault>,
-    /// A short form, a minute or two: fewer replicas, each kind of process once, shorter troubles
+    /// A short form, a minute or two: fewer replicas, each kind of process once, shorter faults
     #[arg(long)]
     quick: bool,
-    /// What the customers' choices follow from; a run prints its own
+    /// The seed of the customers' choices; random and printed by default
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// How many customers, each with a socket
+    /// The number of customers, each with a socket
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=500))]
     customers: u16,
-    /// The time for which random faults go on; at most an hour
+    /// The duration of the random faults; at most an hour
     #[arg(long, value_name = "TIME", default_value = "20m", value_parser = run_time)]
     time: Duration,
     /// The processes' SHUTDOWN_LAG; 5s, as in production, or 2s with --quick
     #[arg(long, value_name = "TIME", value_parser = duration)]
     lag: Option<Duration>,
-    /// Where the binaries are
+    /// The folder of the binaries
     #[arg(long, hide = true)]
     binaries: PathBuf,
 }
@@ -63,20 +63,20 @@ pub struct Options {
 enum Fault {
     /// Every gateway and every replica of every service is stopped with SIGTERM and started again, one after the other
     Rolling,
-    /// Processes, PostgreSQL and Redis are killed, frozen and cut off from their connections in turn, as a seed has it
+    /// Processes, PostgreSQL and Redis are killed, frozen and disconnected, in an order that follows from the seed
     Random,
     /// Every process is started while one of its dependencies is absent, frozen, slow or refuses its password
     Starts,
 }
 
-/// Parses the length of a run, which is bounded.
+/// Parses the duration of a run.
 fn run_time(value: &str) -> Result<Duration, String> {
     let time = duration(value)?;
     if time <= MAX_RUN_TIME { Ok(time) } else { Err("longer than 1h".to_owned()) }
 }
 
 pub async fn run(state: State, options: &Options) -> anyhow::Result<()> {
-    if let Some(missing) = parts::missing(&options.binaries) {
+    if let Some(missing) = processes::missing_binary(&options.binaries) {
         bail!("{} is not built", missing.display());
     }
     let (state, _lock) = down::reset(&state).await?;
@@ -85,8 +85,8 @@ pub async fn run(state: State, options: &Options) -> anyhow::Result<()> {
     for fault in faults {
         let seed = options.seed.unwrap_or_else(rand::random);
         let name = format!("{fault:?}").to_lowercase();
-        say(&format!("{}  {name}, seed {seed}", ink(Ink::Bold, "chaos")));
-        let mut system = System::plan(state.clone(), system(options, *fault))?;
+        print_line(&format!("{}  {name}, seed {seed}", styled(Style::Bold, "chaos")));
+        let mut system = System::new(state.clone(), system_options(options, *fault))?;
         let outcome = tokio::select! {
             outcome = async {
                 system.boot().await?;
@@ -99,9 +99,9 @@ pub async fn run(state: State, options: &Options) -> anyhow::Result<()> {
             _ = tokio::signal::ctrl_c() => bail!("stopped"),
         };
         system.stop().await;
-        // The logs of one that failed stay.
+        // The logs of a failed run are kept.
         outcome?;
-        done(&name, "passed");
+        print_step(&name, "passed");
     }
     down::wipe(&state)
 }
@@ -109,19 +109,20 @@ pub async fn run(state: State, options: &Options) -> anyhow::Result<()> {
 /// Starts an nginx in front of the gateways and returns its URL.
 async fn behind_nginx(system: &mut System, client: &reqwest::Client) -> anyhow::Result<String> {
     let port = Ports::default().free()?;
-    let url = local(port);
-    system.keep(vec![nginx::program(&system.state, port, &system.plan.gateways)?]);
-    let answers = ready::until(|| async { client.get(format!("{url}/healthz")).send().await.is_ok() });
-    timeout(PROXY_TIMEOUT, answers).await.context("nginx does not answer")?;
+    let url = loopback_url(port);
+    system.start_programs(vec![nginx::program(&system.state, port, &system.topology.gateways)?]);
+    let answering =
+        readiness::wait_until(|| async { client.get(format!("{url}/healthz")).send().await.is_ok() });
+    timeout(PROXY_START_TIMEOUT, answering).await.context("nginx does not answer")?;
     Ok(url)
 }
 
-/// The system that is hurt: as in production, but for the limits, which so few customers would meet.
-fn system(options: &Options, fault: Fault) -> up::Options {
+/// Returns the options of the system: as in production, but without rate limits, which so few customers would not reach.
+fn system_options(options: &Options, fault: Fault) -> up::Options {
     let lag = options.lag.unwrap_or(Duration::from_secs(if options.quick { 2 } else { 5 }));
     let (gateways, replicas) = match fault {
         Fault::Rolling | Fault::Random => (if options.quick { 2 } else { 3 }, 2),
-        // The processes that are looked at are started beside it.
+        // The processes under test run beside the system.
         Fault::Starts => (1, 1),
     };
     up::Options {
@@ -138,7 +139,7 @@ fn system(options: &Options, fault: Fault) -> up::Options {
         settings: up::Settings {
             shoppee_env: "production".to_owned(),
             log_format: "json".to_owned(),
-            also: vec![
+            extra: vec![
                 ("RATE_LIMITS", "off".to_owned()),
                 ("SHUTDOWN_LAG", format!("{}ms", lag.as_millis())),
                 ("TRUSTED_PROXIES", "127.0.0.1/32".to_owned()),

@@ -1,4 +1,4 @@
-//! `scripts/down`: stops what `scripts/up` started in this checkout, wherever it was started from.
+//! `scripts/down`: stops the system that `scripts/up` started in this checkout, from any shell.
 
 use std::{fs, time::Duration};
 
@@ -7,15 +7,16 @@ use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    leftovers, postgres,
+    orphans,
+    output::{print_line, print_step},
+    postgres,
     run_file::RunFile,
-    screen::{done, say},
     state::{Lock, State},
 };
 
-/// Longer than the gateways, then the services, then PostgreSQL and Redis may take.
-const PATIENCE: Duration = Duration::from_secs(75);
-const LOOK: Duration = Duration::from_millis(50);
+/// Bounds the stop of the system: longer than gateways, services, PostgreSQL and Redis may take one after the other.
+const STOP_TIMEOUT: Duration = Duration::from_secs(75);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Stops the system of this checkout
 #[derive(Debug, Args)]
@@ -31,56 +32,58 @@ pub async fn run(state: &State, options: &Options) -> anyhow::Result<()> {
         kill_process(Pid::from_raw(pid).context("the lock names no process")?, Signal::TERM)?;
     }
     let mut waited = Duration::ZERO;
-    // Its lock is free when it has ended.
+    // The lock becomes free when the supervisor exits.
     let _lock = loop {
         if let Some(lock) = state.lock()? {
             break lock;
         }
-        if waited > PATIENCE {
-            bail!("the system does not stop; see {}", state.log("shop").display());
+        if waited > STOP_TIMEOUT {
+            bail!("the system does not stop; see {}", state.log("supervisor").display());
         }
-        tokio::time::sleep(LOOK).await;
-        waited += LOOK;
+        tokio::time::sleep(POLL_INTERVAL).await;
+        waited += POLL_INTERVAL;
     };
-    let left = clear(state).await?;
-    match (supervisor, left) {
-        (Some(_), _) => done("stopped", ""),
-        (None, 0) => say("nothing runs"),
-        (None, left) => done("stopped", &format!("{left} processes that a killed run left behind")),
+    let orphans = kill_orphans(state).await?;
+    match (supervisor, orphans) {
+        (Some(_), _) => print_step("stopped", ""),
+        (None, 0) => print_line("nothing runs"),
+        (None, orphans) => {
+            print_step("stopped", &format!("{orphans} processes that a killed run left behind"))
+        }
     }
     if options.wipe {
         wipe(state)?;
-        done("removed its data", &state.folder().display().to_string());
+        print_step("removed its data", &state.folder().display().to_string());
     }
     Ok(())
 }
 
-/// Ends what a supervisor that was killed left behind; returns how many processes that were.
-pub async fn clear(state: &State) -> anyhow::Result<usize> {
+/// Kills the processes that a killed supervisor left behind. Returns their number.
+pub async fn kill_orphans(state: &State) -> anyhow::Result<usize> {
     RunFile::remove(state);
-    // PostgreSQL may live elsewhere.
-    let postgres = leftovers::clear(&state.of(postgres::NAME)).await?;
-    Ok(postgres + leftovers::clear(state.folder()).await?)
+    // PostgreSQL's folder may be a link to another place.
+    let postgres = orphans::kill(&state.process_folder(postgres::NAME)).await?;
+    Ok(postgres + orphans::kill(state.folder()).await?)
 }
 
-/// Removes everything that is kept of a system.
+/// Removes all data of a system.
 pub fn wipe(state: &State) -> anyhow::Result<()> {
-    let postgres = state.of(postgres::NAME);
+    let postgres = state.process_folder(postgres::NAME);
     if postgres.is_symlink()
-        && let Ok(elsewhere) = postgres.canonicalize()
+        && let Ok(target) = postgres.canonicalize()
     {
-        fs::remove_dir_all(elsewhere)?;
+        fs::remove_dir_all(target)?;
     }
     fs::remove_dir_all(state.folder()).with_context(|| state.folder().display().to_string())
 }
 
-/// Removes what an earlier run left in this folder, and locks it for a new one.
+/// Removes the processes and data of an earlier run in this folder, and locks it for a new run.
 ///
 /// # Errors
-/// Where another run goes on.
+/// If another run holds the lock.
 pub async fn reset(state: &State) -> anyhow::Result<(State, Lock)> {
     let Some(lock) = state.lock()? else { bail!("another run goes on in {}", state.folder().display()) };
-    clear(state).await?;
+    kill_orphans(state).await?;
     wipe(state)?;
     drop(lock);
     let state = State::open(state.folder())?;

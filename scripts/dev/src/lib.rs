@@ -1,29 +1,29 @@
-//! The program behind `scripts/up`, `scripts/down`, `scripts/demo`, `scripts/chaos` and `scripts/bench history`: keeps a
-//! whole Shoppee running on one machine, fills it with a demo shop, shows an order's way through it, and tries what it
-//! withstands: faults, and a long history.
+//! The developer CLI behind `scripts/up`, `scripts/down`, `scripts/demo`, `scripts/chaos` and `scripts/bench history`. It
+//! supervises a whole Shoppee on one machine, seeds demo data, drives one order through its states, injects faults, and
+//! measures a shop with a long history.
 
-mod catalogue;
 mod chaos;
 mod demo;
+mod demo_data;
 mod down;
+mod event_stream;
 mod history;
-mod keeper;
-mod leftovers;
-mod parts;
+mod orphans;
+mod output;
 mod ports;
 mod postgres;
+mod processes;
 mod program;
-mod ready;
+mod readiness;
 mod redis;
 mod rest;
 mod run_file;
-mod screen;
 mod secrets;
 mod seed;
-mod socket;
 mod state;
+mod supervisor;
+mod transport;
 mod up;
-mod wire;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -33,15 +33,15 @@ use clap::{Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(name = "scripts", bin_name = "scripts")]
 struct Command {
-    /// Where everything of a running system is kept
+    /// The state directory of the running system
     #[arg(long, env = "SHOPPEE_STATE", default_value = ".shoppee", hide = true)]
     state: PathBuf,
     #[command(subcommand)]
-    what: What,
+    action: Action,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum Action {
     #[command(override_usage = "scripts/up [OPTIONS]", after_help = up::AFTER_HELP)]
     Up(Box<up::Options>),
     #[command(override_usage = "scripts/down [OPTIONS]")]
@@ -56,7 +56,7 @@ enum What {
 
 pub fn main() -> ExitCode {
     let command = Command::parse();
-    // One thread, which lives as long as the process: a child is told of the end of the thread that started it.
+    // One thread, which lives as long as the process: PR_SET_PDEATHSIG reports the exit of the parent's thread.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into()),
@@ -69,16 +69,16 @@ pub fn main() -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<()> {
     let state = || state::State::open(&command.state);
-    match command.what {
-        What::Up(options) => up::run(state()?, *options).await,
-        What::Down(options) => down::run(&state()?, &options).await,
-        What::Demo(options) => demo::run(&command.state, &options).await,
-        What::Chaos(options) => chaos::run(state()?, &options).await,
-        What::History(options) => history::run(state()?, &options).await,
+    match command.action {
+        Action::Up(options) => up::run(state()?, *options).await,
+        Action::Down(options) => down::run(&state()?, &options).await,
+        Action::Demo(options) => demo::run(&command.state, &options).await,
+        Action::Chaos(options) => chaos::run(state()?, &options).await,
+        Action::History(options) => history::run(state()?, &options).await,
     }
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
-    screen::complain(&format!("{error:#}"));
+    output::print_error(&format!("{error:#}"));
     ExitCode::FAILURE
 }

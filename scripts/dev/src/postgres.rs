@@ -1,5 +1,5 @@
-//! PostgreSQL: a private one, or the one that DATABASE_URL names; and in either the shop's database with a role for
-//! each service.
+//! PostgreSQL: a private server or the one of DATABASE_URL, and the bootstrap of the shop's database with a role for each
+//! service.
 
 use std::{
     ffi::OsString,
@@ -23,20 +23,20 @@ use crate::{
 pub const NAME: &str = "postgres";
 const DATABASE: &str = "shoppee";
 const BOOTSTRAP: &str = include_str!("../../../services/bootstrap.sql");
-/// Debian's place, a folder a major version.
-const INSTALLED: &str = "/usr/lib/postgresql";
-/// Where the data goes when PostgreSQL's user cannot reach the checkout, as one below /root.
-const ELSEWHERE: &str = "/var/lib/shoppee";
-/// 16 a service, and as many again for whoever looks into it.
+/// Debian's installation folder, with a subfolder for each major version.
+const INSTALL_FOLDER: &str = "/usr/lib/postgresql";
+/// The folder of the data if PostgreSQL's user cannot traverse the checkout, for example below a home directory.
+const FALLBACK_FOLDER: &str = "/var/lib/shoppee";
+/// Each replica of a service has a pool of up to 16 connections; the rest is for other clients.
 const MAX_CONNECTIONS: u32 = 200;
-/// The first major version that can.
-const SYNCS_AT_ONCE: u32 = 14;
-/// A fast shutdown writes a checkpoint: seconds at most.
-const STOP: Stop = Stop { signal: Signal::INT, name: "INT", patience: Duration::from_secs(20) };
+/// The first major version with `recovery_init_sync_method`.
+const MIN_SYNCFS_VERSION: u32 = 14;
+/// A fast shutdown (SIGINT) writes a checkpoint, which takes seconds at most.
+const STOP: Stop = Stop { signal: Signal::INT, name: "INT", timeout: Duration::from_secs(20) };
 
-/// A server of our own.
+/// The private server of a system.
 #[derive(Debug)]
-pub struct Private {
+pub struct PrivateServer {
     home: PathBuf,
     log: PathBuf,
     binaries: PathBuf,
@@ -45,18 +45,18 @@ pub struct Private {
     port: u16,
 }
 
-impl Private {
-    /// Makes its data folder where there is none.
+impl PrivateServer {
+    /// Prepares the server, and creates its data folder if there is none.
     pub fn prepare(state: &State, port: u16, password: &str) -> anyhow::Result<Self> {
         let owner = owner()?;
         let home = home(state, owner.as_ref())?;
-        let version = major(&home);
+        let version = major_version(&home);
         let binaries = binaries(version)?;
         let mut server = Self { home, log: state.log(NAME), binaries, major: 0, owner, port };
         if version.is_none() {
             server.init(password)?;
         }
-        server.major = major(&server.home).context("PostgreSQL's data has no version")?;
+        server.major = major_version(&server.home).context("PostgreSQL's data has no version")?;
         Ok(server)
     }
 
@@ -69,10 +69,10 @@ impl Private {
         let mut arguments = vec![OsString::from("-D"), self.data().into()];
         arguments.extend(setting("port", &self.port.to_string()));
         arguments.extend(setting("listen_addresses", "127.0.0.1"));
-        // A socket's path may have 107 bytes, and a checkout lies where it lies.
+        // The path of a socket has at most 107 bytes, which a checkout's path may exceed.
         arguments.extend(setting("unix_socket_directories", ""));
-        if self.major >= SYNCS_AT_ONCE {
-            // After a kill, one call for the file system instead of one a file: back in one second instead of five.
+        if self.major >= MIN_SYNCFS_VERSION {
+            // Recovery after a kill syncs the file system once instead of every file: one second instead of five.
             arguments.extend(setting("recovery_init_sync_method", "syncfs"));
         }
         arguments.extend(setting("max_connections", &MAX_CONNECTIONS.to_string()));
@@ -81,13 +81,13 @@ impl Private {
             name: NAME.to_owned(),
             executable: self.binaries.join("postgres"),
             arguments,
-            environment: Environment::Neutral,
+            environment: Environment::Minimal,
             folder: self.data(),
             log: self.log.clone(),
             owner: self.owner.clone(),
             stop: STOP,
-            // Its process id may be a stranger's by now.
-            stale: Some("postmaster.pid"),
+            // The process id in a stale file may belong to another process.
+            lock_file: Some("postmaster.pid"),
         }
     }
 
@@ -95,11 +95,11 @@ impl Private {
         self.home.join("data")
     }
 
-    /// Into a folder beside it first: what was interrupted is never taken for a database.
+    /// Creates the database cluster in a temporary folder and renames it, so that an interrupted initdb leaves none.
     fn init(&self, password: &str) -> anyhow::Result<()> {
-        let (unfinished, secret) = (self.home.join("unfinished"), self.home.join("secret"));
-        let _ = fs::remove_dir_all(&unfinished);
-        state::write(&secret, password, 0o600)?;
+        let (temporary, secret) = (self.home.join("unfinished"), self.home.join("secret"));
+        let _ = fs::remove_dir_all(&temporary);
+        state::write_atomically(&secret, password, 0o600)?;
         if let Some(owner) = &self.owner {
             chown(&secret, Some(owner.uid), Some(owner.gid))?;
         }
@@ -113,24 +113,24 @@ impl Private {
         };
         let mut pwfile = OsString::from("--pwfile=");
         pwfile.push(&secret);
-        let made = command
+        let output = command
             .args(["--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8"])
             .arg(pwfile)
             .arg("-D")
-            .arg(&unfinished)
+            .arg(&temporary)
             .current_dir(&self.home)
             .output()
             .context("initdb")?;
         fs::remove_file(&secret)?;
-        if !made.status.success() {
-            bail!("initdb: {}", String::from_utf8_lossy(&made.stderr).trim());
+        if !output.status.success() {
+            bail!("initdb: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
-        fs::rename(&unfinished, self.data())?;
+        fs::rename(&temporary, self.data())?;
         Ok(())
     }
 }
 
-/// PostgreSQL does not run as root: where we are, its package's user runs it.
+/// Returns the package's user if this process is root, as PostgreSQL refuses to run as root.
 fn owner() -> anyhow::Result<Option<Owner>> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
@@ -141,17 +141,17 @@ fn owner() -> anyhow::Result<Option<Owner>> {
     Ok(Some(Owner { name: "postgres", uid: user[2].parse()?, gid: user[3].parse()? }))
 }
 
-/// The folder of its data, `.shoppee/postgres`, or a link there to one that its user can reach.
+/// Creates the server's folder `.shoppee/postgres`, or a link there to a folder that its user can traverse.
 fn home(state: &State, owner: Option<&Owner>) -> anyhow::Result<PathBuf> {
-    let home = state.of(NAME);
+    let home = state.process_folder(NAME);
     if !home.exists() {
         match owner {
-            Some(owner) if !reaches(owner, state.folder()) => {
-                // A link that leads nowhere is all that is left of data somebody removed.
+            Some(owner) if !can_traverse(owner, state.folder()) => {
+                // The link may dangle because its target was removed.
                 let _ = fs::remove_file(&home);
-                let elsewhere = Path::new(ELSEWHERE).join(format!("{:016x}", rand::random::<u64>()));
-                fs::create_dir_all(&elsewhere)?;
-                symlink(&elsewhere, &home)?;
+                let target = Path::new(FALLBACK_FOLDER).join(format!("{:016x}", rand::random::<u64>()));
+                fs::create_dir_all(&target)?;
+                symlink(&target, &home)?;
             }
             Some(_) | None => fs::create_dir_all(&home)?,
         }
@@ -163,19 +163,19 @@ fn home(state: &State, owner: Option<&Owner>) -> anyhow::Result<PathBuf> {
     Ok(home.canonicalize()?)
 }
 
-fn reaches(owner: &Owner, folder: &Path) -> bool {
+fn can_traverse(owner: &Owner, folder: &Path) -> bool {
     let test = Command::new("runuser").args(["-u", owner.name, "--", "test", "-x"]).arg(folder).output();
     test.is_ok_and(|test| test.status.success())
 }
 
-/// The major version whose data is there.
-fn major(home: &Path) -> Option<u32> {
+/// Returns the major version of the data in a folder.
+fn major_version(home: &Path) -> Option<u32> {
     fs::read_to_string(home.join("data/PG_VERSION")).ok()?.trim().parse().ok()
 }
 
-/// The programs of that major version, or of the newest.
-fn binaries(wanted: Option<u32>) -> anyhow::Result<PathBuf> {
-    let mut installed: Vec<(u32, PathBuf)> = fs::read_dir(INSTALLED)
+/// Returns the folder of the programs of a major version, or of the newest one.
+fn binaries(version: Option<u32>) -> anyhow::Result<PathBuf> {
+    let mut installed: Vec<(u32, PathBuf)> = fs::read_dir(INSTALL_FOLDER)
         .into_iter()
         .flatten()
         .filter_map(|entry| {
@@ -186,9 +186,9 @@ fn binaries(wanted: Option<u32>) -> anyhow::Result<PathBuf> {
         })
         .collect();
     installed.sort();
-    if let Some(major) = wanted {
-        let found = installed.into_iter().find(|(installed, _)| *installed == major);
-        return found
+    if let Some(major) = version {
+        let matching = installed.into_iter().find(|(installed, _)| *installed == major);
+        return matching
             .map(|(_, binaries)| binaries)
             .with_context(|| format!("the data here is PostgreSQL {major}'s, which is not installed"));
     }
@@ -200,7 +200,7 @@ fn binaries(wanted: Option<u32>) -> anyhow::Result<PathBuf> {
     on_path.context("PostgreSQL is not installed")
 }
 
-/// The superuser's URL with the shop's database where it names none.
+/// Adds the shop's database to the superuser's URL if the URL names none.
 pub fn with_database(url: &str) -> anyhow::Result<String> {
     let (_, _, rest) = split(url)?;
     let (host, query) = rest.split_once('?').map_or((rest, None), |(host, query)| (host, Some(query)));
@@ -212,13 +212,13 @@ pub fn with_database(url: &str) -> anyhow::Result<String> {
     Ok(format!("{start}{}/{DATABASE}{query}", host.trim_end_matches('/')))
 }
 
-/// The same server and database for another role.
+/// Returns the URL of the same server and database for another role.
 pub fn for_role(url: &str, role: &str, password: &str) -> anyhow::Result<String> {
     let (scheme, _, rest) = split(url)?;
     Ok(format!("{scheme}://{role}:{password}@{rest}"))
 }
 
-/// Scheme, user with password, and the rest.
+/// Splits a URL into scheme, user with password, and the rest.
 fn split(url: &str) -> anyhow::Result<(&str, &str, &str)> {
     let (scheme, rest) = url.split_once("://").context("DATABASE_URL is not a PostgreSQL URL")?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
@@ -228,29 +228,29 @@ fn split(url: &str) -> anyhow::Result<(&str, &str, &str)> {
     }
 }
 
-/// Whether the server lets the superuser in.
-pub async fn answers(url: &str) -> Result<(), sqlx::Error> {
+/// Connects to the server as the superuser.
+pub async fn ping(url: &str) -> Result<(), sqlx::Error> {
     let server: PgConnectOptions = url.parse()?;
     PgConnection::connect_with(&server.database("postgres")).await?.close().await
 }
 
-/// Makes the database where it is missing, and the services' roles and schemas in it.
+/// Creates the database if it is missing, and the roles and schemas of the services in it.
 pub async fn bootstrap(url: &str, secrets: &Secrets) -> anyhow::Result<()> {
     let server: PgConnectOptions = url.parse()?;
     let database = server.get_database().unwrap_or(DATABASE).to_owned();
     let quoted = format!("\"{}\"", database.replace('"', "\"\""));
 
     let mut connection = PgConnection::connect_with(&server.clone().database("postgres")).await?;
-    let known = sqlx::query_scalar::<_, bool>("select exists (select from pg_database where datname = $1)")
+    let exists = sqlx::query_scalar::<_, bool>("select exists (select from pg_database where datname = $1)")
         .bind(&database)
         .fetch_one(&mut connection)
         .await?;
-    if !known {
+    if !exists {
         sqlx::raw_sql(AssertSqlSafe(format!("create database {quoted}"))).execute(&mut connection).await?;
     }
     connection.close().await?;
 
-    // The passwords are our own, of hexadecimal digits.
+    // The generated passwords are hexadecimal digits, which need no quoting.
     let services = [
         ("shoppee_auth", "auth", &secrets.auth_role),
         ("shoppee_product", "product", &secrets.product_role),
@@ -279,14 +279,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_role_gets_the_url_of_the_same_database() {
+    fn the_url_for_a_role_keeps_server_and_database() {
         let url = for_role("postgres://root:p@ss@db.example:5433/shop?sslmode=require", "shoppee_auth", "x");
         assert_eq!(url.unwrap(), "postgres://shoppee_auth:x@db.example:5433/shop?sslmode=require");
         assert_eq!(for_role("postgres://db/shop", "a", "b").unwrap(), "postgres://a:b@db/shop");
     }
 
     #[test]
-    fn a_url_without_a_database_means_ours() {
+    fn a_url_without_a_database_gets_the_default_one() {
         assert_eq!(with_database("postgres://u@h:1").unwrap(), "postgres://u@h:1/shoppee");
         assert_eq!(with_database("postgres://u@h/?a=b").unwrap(), "postgres://u@h/shoppee?a=b");
         assert_eq!(with_database("postgres://u@h/own").unwrap(), "postgres://u@h/own");

@@ -1,4 +1,4 @@
-//! One program as it is started, again after each of its ends: what, where, with which settings, as whom.
+//! The specification of a supervised program: executable, arguments, environment, working directory and user.
 
 use std::{
     ffi::OsString,
@@ -12,12 +12,12 @@ use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
-use crate::leftovers;
+use crate::orphans;
 
-/// A log that has grown beyond this is put aside at the next start, in place of the one put aside before. Bytes.
-const LOG_KEPT: u64 = 16 << 20;
-/// What a program keeps of our own environment where it is not one of ours.
-const NEUTRAL: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
+/// A larger log is rotated to `.log.1` at the next start. Bytes.
+const MAX_LOG_BYTES: u64 = 16 << 20;
+/// The variables that a third-party program inherits.
+const INHERITED_VARIABLES: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
 
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -25,22 +25,22 @@ pub struct Program {
     pub executable: PathBuf,
     pub arguments: Vec<OsString>,
     pub environment: Environment,
-    /// Its working directory, and nobody else's.
+    /// The working directory, which no other process shares: orphans are recognised by it.
     pub folder: PathBuf,
     pub log: PathBuf,
-    /// Only where we are root and it must not be.
+    /// The user to run as; set only if the supervisor is root and the program must not be.
     pub owner: Option<Owner>,
     pub stop: Stop,
-    /// A file that a killed one leaves in its folder and that keeps the next from starting.
-    pub stale: Option<&'static str>,
+    /// A file that a killed process leaves in its folder and that prevents the next start.
+    pub lock_file: Option<&'static str>,
 }
 
 #[derive(Clone, Debug)]
 pub enum Environment {
-    /// Ours, without these and then with those.
-    Ours { without: Vec<&'static str>, with: Vec<(&'static str, String)> },
-    /// Nothing of ours that could be a setting or a secret.
-    Neutral,
+    /// The supervisor's environment, with some variables unset and others set.
+    Modified { unset: Vec<&'static str>, set: Vec<(&'static str, String)> },
+    /// [`INHERITED_VARIABLES`] only: no settings and no secrets.
+    Minimal,
 }
 
 #[derive(Clone, Debug)]
@@ -50,25 +50,26 @@ pub struct Owner {
     pub gid: u32,
 }
 
-/// How it is asked to stop, and how long it may take before it is killed.
+/// The stop signal of a program, and the time that it has before SIGKILL.
 #[derive(Clone, Copy, Debug)]
 pub struct Stop {
     pub signal: Signal,
     pub name: &'static str,
-    pub patience: Duration,
+    pub timeout: Duration,
 }
 
 impl Program {
-    /// Starts it, after having cleared away what is left of one that was killed.
+    /// Starts the program, after it has removed the orphans and the lock file of a killed predecessor.
     pub async fn start(&self) -> anyhow::Result<Child> {
         fs::create_dir_all(&self.folder)?;
-        leftovers::clear(&self.folder).await?;
-        if let Some(stale) = self.stale {
+        orphans::kill(&self.folder).await?;
+        if let Some(lock_file) = self.lock_file {
             // Usually there is none.
-            let _ = fs::remove_file(self.folder.join(stale));
+            let _ = fs::remove_file(self.folder.join(lock_file));
         }
         let log = open_log(&self.log)?;
-        // When we are killed, the kernel tells it to stop. `setpriv` becomes the program: the process id stays.
+        // The kernel sends the stop signal if the supervisor is killed. `setpriv` execs the program, which keeps the
+        // process id.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", self.stop.name]);
         if let Some(owner) = &self.owner {
@@ -76,15 +77,17 @@ impl Program {
         }
         command.arg("--").arg(&self.executable).args(&self.arguments);
         match &self.environment {
-            Environment::Ours { without, with } => {
-                for name in without {
+            Environment::Modified { unset, set } => {
+                for name in unset {
                     command.env_remove(name);
                 }
-                command.envs(with.iter().map(|(name, value)| (name, value)));
+                command.envs(set.iter().map(|(name, value)| (name, value)));
             }
-            Environment::Neutral => {
+            Environment::Minimal => {
                 command.env_clear();
-                command.envs(NEUTRAL.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+                command.envs(
+                    INHERITED_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))),
+                );
             }
         }
         command
@@ -92,25 +95,25 @@ impl Program {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
-            // Ctrl-C is for us: we stop the others in their order.
+            // Ctrl-C reaches the supervisor alone, which stops the programs in order.
             .process_group(0);
         command.spawn().with_context(|| format!("setpriv, which starts {}", self.name))
     }
 
-    /// Asks it to stop, and kills it when its time is up or `hurry` ends.
-    pub async fn end(&self, mut child: Child, hurry: impl Future<Output = ()>) {
+    /// Sends the stop signal, and SIGKILL after the timeout or once `force_stop` completes.
+    pub async fn stop(&self, mut child: Child, force_stop: impl Future<Output = ()>) {
         if let Some(pid) = pid(&child) {
-            // It may have ended by itself meanwhile.
+            // The process may have exited meanwhile.
             let _ = kill_process(pid, self.stop.signal);
         }
         tokio::select! {
             _ = child.wait() => return,
-            () = tokio::time::sleep(self.stop.patience) => {}
-            () = hurry => {}
+            () = tokio::time::sleep(self.stop.timeout) => {}
+            () = force_stop => {}
         }
         let _ = child.kill().await;
-        // PostgreSQL's children end a little after it.
-        let _ = leftovers::clear(&self.folder).await;
+        // PostgreSQL's children exit shortly after the postmaster.
+        let _ = orphans::kill(&self.folder).await;
     }
 }
 
@@ -122,15 +125,15 @@ pub fn open_log(path: &Path) -> anyhow::Result<File> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
-    if fs::metadata(path).is_ok_and(|log| log.len() > LOG_KEPT) {
+    if fs::metadata(path).is_ok_and(|log| log.len() > MAX_LOG_BYTES) {
         fs::rename(path, path.with_extension("log.1"))?;
     }
     let log = OpenOptions::new().append(true).create(true).open(path);
     log.with_context(|| path.display().to_string())
 }
 
-/// `exit code 1`, `signal 9`.
-pub fn how_it_ended(status: ExitStatus) -> String {
+/// Describes an exit, as `exit code 1` or `signal 9`.
+pub fn exit_reason(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt as _;
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),

@@ -1,4 +1,4 @@
-//! Requests that are repeated until they are answered.
+//! A REST client that retries requests while errors are transient.
 
 use std::time::Duration;
 
@@ -11,46 +11,47 @@ use serde_json::Value;
 use tokio::time::{Instant, error::Elapsed};
 
 use crate::{
-    screen::{Ink, ink, say},
-    wire::{self, Connector},
+    output::{Style, print_line, styled},
+    transport::{self, Connector},
 };
 
-/// A process that was killed is back long before.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// No answer may take longer: the gateway's own deadline is shorter.
-const TIMEOUT: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(250);
+/// Bounds the retries of a request. A killed process is back long before.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(15);
+/// Bounds one attempt; the gateway's own deadline is shorter.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+const RETRY_DELAY: Duration = Duration::from_millis(250);
 
+/// A client of the REST API of one gateway.
 #[derive(Debug)]
 pub struct Rest {
     client: Client<Connector, Full<Bytes>>,
     base: String,
 }
 
-/// One request, as often as it must be sent.
+/// A request builder.
 #[derive(Debug)]
 pub struct Request<'a> {
     rest: &'a Rest,
     method: Method,
     path: String,
     token: Option<String>,
-    key: Option<String>,
+    idempotency_key: Option<String>,
     body: Option<Value>,
 }
 
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     pub body: Value,
-    /// Of the try that was answered.
-    pub took: Duration,
-    /// An earlier try may have had its effect.
-    pub repeated: bool,
+    /// The duration of the last attempt.
+    pub latency: Duration,
+    /// Reports that an earlier attempt, whose response is unknown, may have had its effect.
+    pub retried: bool,
 }
 
 impl Rest {
     pub fn new(gateway: &str) -> anyhow::Result<Self> {
-        let client = Client::builder(TokioExecutor::new()).build(wire::connector(gateway)?);
+        let client = Client::builder(TokioExecutor::new()).build(transport::connector(gateway)?);
         Ok(Self { client, base: format!("{gateway}/api/v1") })
     }
 
@@ -67,24 +68,24 @@ impl Rest {
     }
 
     fn request(&self, method: Method, path: &str) -> Request<'_> {
-        Request { rest: self, method, path: path.to_owned(), token: None, key: None, body: None }
+        Request { rest: self, method, path: path.to_owned(), token: None, idempotency_key: None, body: None }
     }
 }
 
 impl Request<'_> {
-    pub fn by(self, token: &str) -> Self {
+    pub fn bearer(self, token: &str) -> Self {
         Self { token: Some(token.to_owned()), ..self }
     }
 
-    pub fn key(self, key: &str) -> Self {
-        Self { key: Some(key.to_owned()), ..self }
+    pub fn idempotency_key(self, key: &str) -> Self {
+        Self { idempotency_key: Some(key.to_owned()), ..self }
     }
 
     pub fn body(self, body: Value) -> Self {
         Self { body: Some(body), ..self }
     }
 
-    /// Method and path, ids shortened.
+    /// Returns method and path, with shortened ids.
     pub fn label(&self) -> String {
         let path = self.path.split_once('?').map_or(self.path.as_str(), |(path, _)| path);
         let parts = path
@@ -93,15 +94,15 @@ impl Request<'_> {
         format!("{:<4} {}", self.method.as_str(), parts.collect::<Vec<_>>().join("/"))
     }
 
-    /// Again and again while the answer only says that something is away.
-    pub async fn send(self) -> anyhow::Result<Answer> {
+    /// Sends the request, and retries it while the error is transient.
+    pub async fn send(self) -> anyhow::Result<Response> {
         let began = Instant::now();
-        let mut repeated = false;
+        let mut retried = false;
         loop {
             let sent = Instant::now();
-            let why = match self.once().await {
-                Ok((status, body)) if !passing(status, &body) => {
-                    return Ok(Answer { status: status.as_u16(), body, took: sent.elapsed(), repeated });
+            let reason = match self.send_once().await {
+                Ok((status, body)) if !is_transient(status, &body) => {
+                    return Ok(Response { status: status.as_u16(), body, latency: sent.elapsed(), retried });
                 }
                 Ok((status, body)) => {
                     format!("{} {}", status.as_u16(), body["code"].as_str().unwrap_or_default())
@@ -109,20 +110,23 @@ impl Request<'_> {
                 Err(error) if error.is::<Elapsed>() => "no answer in time".to_owned(),
                 Err(_) => "no connection".to_owned(),
             };
-            if began.elapsed() > PATIENCE {
-                bail!("{}: {why}, for {} s", self.label(), PATIENCE.as_secs());
+            if began.elapsed() > RETRY_TIMEOUT {
+                bail!("{}: {reason}, for {} s", self.label(), RETRY_TIMEOUT.as_secs());
             }
-            if !repeated {
-                say(&ink(Ink::Notice, &format!("  {:<34} → {why}; trying again", self.label())));
+            if !retried {
+                print_line(&styled(
+                    Style::Notice,
+                    &format!("  {:<34} → {reason}; trying again", self.label()),
+                ));
             }
-            repeated = true;
-            tokio::time::sleep(PAUSE).await;
+            retried = true;
+            tokio::time::sleep(RETRY_DELAY).await;
         }
     }
 
-    /// A single try.
-    pub async fn once(&self) -> anyhow::Result<(StatusCode, Value)> {
-        tokio::time::timeout(TIMEOUT, self.exchange()).await?
+    /// Sends the request once.
+    pub async fn send_once(&self) -> anyhow::Result<(StatusCode, Value)> {
+        tokio::time::timeout(REQUEST_TIMEOUT, self.exchange()).await?
     }
 
     async fn exchange(&self) -> anyhow::Result<(StatusCode, Value)> {
@@ -131,7 +135,7 @@ impl Request<'_> {
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        if let Some(key) = &self.key {
+        if let Some(key) = &self.idempotency_key {
             request = request.header("idempotency-key", key);
         }
         let mut body = Bytes::new();
@@ -139,25 +143,25 @@ impl Request<'_> {
             request = request.header(header::CONTENT_TYPE, "application/json");
             body = value.to_string().into();
         }
-        let answer = self.rest.client.request(request.body(body.into())?).await?;
-        let status = answer.status();
-        let is_json = answer
+        let response = self.rest.client.request(request.body(body.into())?).await?;
+        let status = response.status();
+        let is_json = response
             .headers()
             .get(header::CONTENT_TYPE)
             .and_then(|kind| kind.to_str().ok())
             .is_some_and(|kind| kind.contains("json"));
-        let body = answer.into_body().collect().await?.to_bytes();
+        let body = response.into_body().collect().await?.to_bytes();
         Ok((status, if is_json { serde_json::from_slice(&body)? } else { Value::Null }))
     }
 }
 
-/// Whether another try may be answered otherwise.
-pub fn passing(status: StatusCode, body: &Value) -> bool {
+/// Reports whether a retry may succeed.
+pub fn is_transient(status: StatusCode, body: &Value) -> bool {
     matches!(status.as_u16(), 429 | 502..=504) || body["code"] == "request_in_progress"
 }
 
-impl Answer {
-    /// The problem's code; empty for a success.
+impl Response {
+    /// Returns the code of the problem, or an empty text for a success.
     pub fn code(&self) -> &str {
         self.body["code"].as_str().unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! `run.json`: what runs, where, and who may sign in; for programs that drive the running system.
+//! `run.json`: the addresses, process ids and demo credentials of a running system, for programs that drive it.
 
 use std::{collections::BTreeMap, fs};
 
@@ -24,7 +24,7 @@ pub struct RunFile {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Server {
     pub url: String,
-    /// None where it is not ours.
+    /// `None` for a server that this system did not start.
     pub pid: Option<u32>,
 }
 
@@ -36,13 +36,15 @@ pub struct Service {
 }
 
 impl RunFile {
-    /// Only the owner reads it: it holds passwords.
+    /// Writes the file, readable by its owner alone: it holds passwords.
     pub fn write(&self, state: &State) -> anyhow::Result<()> {
-        state::write(&state.run_file(), &serde_json::to_string_pretty(self)?, 0o600)
+        state::write_atomically(&state.run_file(), &serde_json::to_string_pretty(self)?, 0o600)
     }
 
+    /// Reads the file.
+    ///
     /// # Errors
-    /// Where nothing runs.
+    /// If no system runs.
     pub fn read(state: &State) -> anyhow::Result<Self> {
         let text = fs::read_to_string(state.run_file())
             .context("no system of this checkout runs; scripts/up starts one")?;
@@ -50,7 +52,7 @@ impl RunFile {
     }
 
     pub fn remove(state: &State) {
-        // There may be none.
+        // The file may be missing.
         let _ = fs::remove_file(state.run_file());
     }
 }

@@ -1,4 +1,4 @@
-//! Passwords and keys of this checkout's shop, made at its first start and kept in `.shoppee/secrets`.
+//! Passwords and keys of this checkout's shop, generated at the first start and stored in `.shoppee/secrets`.
 
 use std::{collections::BTreeMap, fs};
 
@@ -17,11 +17,11 @@ pub struct Secrets {
     pub auth_role: String,
     pub product_role: String,
     pub order_role: String,
-    /// The passwords of Redis' users, by name.
+    /// The passwords of the Redis users, by name.
     #[serde(default = "redis_passwords")]
     pub redis: BTreeMap<String, String>,
     pub jwt_secret: String,
-    /// What the order service signs in with at the auth service.
+    /// The client secret of the order service at the auth service.
     pub order_client: String,
     pub admin: SignIn,
     pub customers: Vec<SignIn>,
@@ -41,43 +41,43 @@ impl Secrets {
                 .with_context(|| format!("{} is damaged", path.display()));
         }
         let secrets = Self {
-            postgres: key(),
-            auth_role: key(),
-            product_role: key(),
-            order_role: key(),
+            postgres: generate_key(),
+            auth_role: generate_key(),
+            product_role: generate_key(),
+            order_role: generate_key(),
             redis: redis_passwords(),
-            jwt_secret: key(),
-            order_client: key(),
+            jwt_secret: generate_key(),
+            order_client: generate_key(),
             admin: SignIn::new("admin"),
             customers: vec![SignIn::new("ann"), SignIn::new("ben")],
         };
-        secrets.keep(state)?;
+        secrets.save(state)?;
         Ok(secrets)
     }
 
-    pub fn keep(&self, state: &State) -> anyhow::Result<()> {
-        state::write(&state.secrets(), &serde_json::to_string_pretty(self)?, 0o600)
+    pub fn save(&self, state: &State) -> anyhow::Result<()> {
+        state::write_atomically(&state.secrets(), &serde_json::to_string_pretty(self)?, 0o600)
     }
 }
 
 impl SignIn {
     fn new(username: &str) -> Self {
-        Self { username: username.to_owned(), password: password() }
+        Self { username: username.to_owned(), password: generate_password() }
     }
 }
 
 fn redis_passwords() -> BTreeMap<String, String> {
-    redis::users().map(|name| (name.to_owned(), key())).collect()
+    redis::users().map(|name| (name.to_owned(), generate_key())).collect()
 }
 
-/// 256 bits, in hexadecimal digits.
-fn key() -> String {
+/// Generates 256 random bits in hexadecimal digits.
+fn generate_key() -> String {
     let mut random = rand::rng();
     (0..64).map(|_| char::from(b"0123456789abcdef"[random.random_range(0..16)])).collect()
 }
 
-/// Returns a password that a person can type, of 75 bits and 17 characters: production wants 12 at least.
-pub fn password() -> String {
+/// Generates a password that a person can type: 75 bits in 17 characters. Production requires 12 characters.
+pub fn generate_password() -> String {
     const LETTERS: &[u8] = b"abcdefghijkmnpqrstuvwxyz23456789";
     let mut random = rand::rng();
     let mut group =

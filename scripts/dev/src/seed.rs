@@ -1,4 +1,4 @@
-//! The demo shop: products straight into the product service's tables, customers through the front door.
+//! Seeds the demo shop: writes products into the product service's tables, and registers customers by REST.
 
 use serde_json::json;
 use shoppee_kit::clock::Clock;
@@ -6,45 +6,45 @@ use sqlx::{Connection as _, PgConnection, PgTransaction};
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
-    catalogue::{self, CATEGORIES, Product},
+    demo_data::{self, CATEGORIES, Product},
     rest::Rest,
     secrets::Secrets,
 };
 
-/// Rows sent at a time: a megabyte or so.
-const CHUNK: usize = 2_000;
+/// Rows per COPY message, about a megabyte.
+const CHUNK_ROWS: usize = 2_000;
 
-/// Adds what is missing, and says what it was.
+/// Adds missing products and customers, and describes the additions.
 pub async fn run(
     postgres_url: String,
     gateway: String,
     products: u32,
     secrets: Secrets,
 ) -> anyhow::Result<String> {
-    let added = self::products(&postgres_url, products).await?;
-    customers(&gateway, &secrets).await?;
+    let added = seed_products(&postgres_url, products).await?;
+    seed_customers(&gateway, &secrets).await?;
     Ok(match added {
         0 => format!("{products} products were there"),
         added => format!("{added} products added"),
     })
 }
 
-async fn products(postgres_url: &str, wanted: u32) -> anyhow::Result<usize> {
+async fn seed_products(postgres_url: &str, count: u32) -> anyhow::Result<usize> {
     let mut connection = PgConnection::connect(postgres_url).await?;
-    let skus: Vec<String> = (0..wanted).map(catalogue::sku).collect();
-    let there: Vec<String> = sqlx::query_scalar("select sku from product.product where sku = any($1)")
+    let skus: Vec<String> = (0..count).map(demo_data::sku).collect();
+    let existing: Vec<String> = sqlx::query_scalar("select sku from product.product where sku = any($1)")
         .bind(&skus)
         .fetch_all(&mut connection)
         .await?;
-    if there.len() == skus.len() {
+    if existing.len() == skus.len() {
         return Ok(0);
     }
-    let there: std::collections::HashSet<String> = there.into_iter().collect();
+    let existing: std::collections::HashSet<String> = existing.into_iter().collect();
     let missing: Vec<u32> =
-        (0..wanted).zip(&skus).filter(|(_, sku)| !there.contains(*sku)).map(|(number, _)| number).collect();
+        (0..count).zip(&skus).filter(|(_, sku)| !existing.contains(*sku)).map(|(number, _)| number).collect();
 
     let mut transaction = connection.begin().await?;
-    let categories = categories(&mut transaction).await?;
+    let categories = seed_categories(&mut transaction).await?;
     let ids: Vec<i64> = sqlx::query_scalar(
         "select nextval(pg_get_serial_sequence('product.product', 'id')) from generate_series(1, $1)",
     )
@@ -53,7 +53,7 @@ async fn products(postgres_url: &str, wanted: u32) -> anyhow::Result<usize> {
     .await?;
     let now = Clock::default().now();
     let rows: Vec<(i64, Product)> =
-        ids.into_iter().zip(missing.into_iter().map(catalogue::product)).collect();
+        ids.into_iter().zip(missing.into_iter().map(demo_data::product)).collect();
 
     copy(
         &mut transaction,
@@ -96,17 +96,17 @@ async fn products(postgres_url: &str, wanted: u32) -> anyhow::Result<usize> {
     )
     .await?;
     transaction.commit().await?;
-    // So that the first queries are planned as all later ones will be.
+    // Without statistics, the first queries would get other plans than later ones.
     sqlx::query("vacuum (analyze) product.product, product.stock").execute(&mut connection).await?;
     connection.close().await?;
     Ok(rows.len())
 }
 
-/// The id of each of [`CATEGORIES`].
-async fn categories(transaction: &mut PgTransaction<'_>) -> anyhow::Result<Vec<i64>> {
-    let mut known = Vec::new();
+/// Inserts missing categories, and returns the id of each of [`CATEGORIES`].
+async fn seed_categories(transaction: &mut PgTransaction<'_>) -> anyhow::Result<Vec<i64>> {
+    let mut ids = Vec::new();
     for category in &CATEGORIES {
-        let parent: Option<i64> = category.parent.map(|parent| known[parent]);
+        let parent: Option<i64> = category.parent.map(|parent| ids[parent]);
         sqlx::query(
             "insert into product.category (slug, name, parent_id) values ($1, $2, $3) \
              on conflict (slug) do nothing",
@@ -120,9 +120,9 @@ async fn categories(transaction: &mut PgTransaction<'_>) -> anyhow::Result<Vec<i
             .bind(category.slug)
             .fetch_one(&mut **transaction)
             .await?;
-        known.push(id);
+        ids.push(id);
     }
-    Ok(known)
+    Ok(ids)
 }
 
 async fn copy(
@@ -131,16 +131,16 @@ async fn copy(
     rows: &[(i64, Product)],
     text: impl Fn(&(i64, Product)) -> Option<String>,
 ) -> anyhow::Result<()> {
-    let mut copying = transaction.copy_in_raw(statement).await?;
-    for chunk in rows.chunks(CHUNK) {
+    let mut writer = transaction.copy_in_raw(statement).await?;
+    for chunk in rows.chunks(CHUNK_ROWS) {
         let lines: String = chunk.iter().filter_map(&text).collect();
-        copying.send(lines.into_bytes()).await?;
+        writer.send(lines.into_bytes()).await?;
     }
-    copying.finish().await?;
+    writer.finish().await?;
     Ok(())
 }
 
-/// A row in COPY's text format.
+/// Formats a row in COPY's text format.
 fn line(fields: &[&str]) -> String {
     let escaped: Vec<String> = fields
         .iter()
@@ -152,12 +152,12 @@ fn line(fields: &[&str]) -> String {
 }
 
 fn time_text(at: OffsetDateTime) -> String {
-    // Every time of this century has one.
+    // RFC 3339 represents every time of this century.
     at.format(&Rfc3339).unwrap_or_default()
 }
 
-/// Registers those who are not there yet.
-async fn customers(gateway: &str, secrets: &Secrets) -> anyhow::Result<()> {
+/// Registers customers that do not exist yet.
+async fn seed_customers(gateway: &str, secrets: &Secrets) -> anyhow::Result<()> {
     let rest = Rest::new(gateway)?;
     for customer in &secrets.customers {
         let body = json!({
@@ -165,10 +165,10 @@ async fn customers(gateway: &str, secrets: &Secrets) -> anyhow::Result<()> {
             "email": format!("{}@customers.example", customer.username),
             "password": customer.password,
         });
-        // A machine whose cores are taken by others answers 503 for a while.
-        let answer = rest.post("/auth/register").body(body).send().await?;
-        if answer.status != 409 {
-            answer.expect_success(&format!("registering {}", customer.username))?;
+        // The client retries: the shop may answer 503 for a while on a busy machine.
+        let response = rest.post("/auth/register").body(body).send().await?;
+        if response.status != 409 {
+            response.expect_success(&format!("registering {}", customer.username))?;
         }
     }
     Ok(())
@@ -179,7 +179,7 @@ mod tests {
     use super::line;
 
     #[test]
-    fn a_row_stays_one_row() {
+    fn separators_in_a_field_are_escaped() {
         assert_eq!(line(&["1", "a\tb\nc\\d"]), "1\ta\\tb\\nc\\\\d\n");
     }
 }

@@ -1,4 +1,4 @@
-//! The folder in which everything of a running system is kept, and who may touch it: one supervisor at a time.
+//! The state directory of a running system, with a lock for its one supervisor.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -14,13 +14,13 @@ pub struct State {
     folder: PathBuf,
 }
 
-/// Held by the supervisor for as long as it lives; the kernel lets go of it whatever ends the process.
+/// A file lock that the supervisor holds. The kernel releases it when the process exits.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "open is what it must be")] File);
+pub struct Lock(#[expect(dead_code, reason = "the open file holds the lock")] File);
 
 impl State {
-    /// Makes the folder where it is missing. Others may pass through it (PostgreSQL's own user must); what is secret in
-    /// it says so itself.
+    /// Opens the directory and creates it if it is missing. Other users may traverse it, as PostgreSQL's user must;
+    /// files with secrets have their own permissions.
     pub fn open(folder: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         let folder = folder.canonicalize()?;
@@ -31,17 +31,17 @@ impl State {
         &self.folder
     }
 
-    /// The folder of one process: its working directory, by which it is known again.
-    pub fn of(&self, part: &str) -> PathBuf {
-        self.folder.join(part)
+    /// Returns the folder of a process: its working directory, by which orphans are recognised.
+    pub fn process_folder(&self, process: &str) -> PathBuf {
+        self.folder.join(process)
     }
 
     pub fn logs(&self) -> PathBuf {
         self.folder.join("logs")
     }
 
-    pub fn log(&self, part: &str) -> PathBuf {
-        self.logs().join(format!("{part}.log"))
+    pub fn log(&self, process: &str) -> PathBuf {
+        self.logs().join(format!("{process}.log"))
     }
 
     pub fn run_file(&self) -> PathBuf {
@@ -52,12 +52,12 @@ impl State {
         self.folder.join("secrets")
     }
 
-    /// The program that supervises, for the scripts that talk to the running system.
+    /// Returns the link to the running supervisor's program, which `scripts/dev-cli` executes.
     pub fn dev_cli(&self) -> PathBuf {
         self.folder.join("dev-cli")
     }
 
-    /// Makes this process the supervisor; `None` where there is one.
+    /// Makes this process the supervisor. Returns `None` if another process holds the lock.
     pub fn lock(&self) -> anyhow::Result<Option<Lock>> {
         let mut file = self.lock_file()?;
         match file.try_lock() {
@@ -71,7 +71,7 @@ impl State {
         }
     }
 
-    /// The process id of the supervisor; `None` where there is none.
+    /// Returns the process id of the supervisor, or `None` if there is none.
     pub fn supervisor(&self) -> anyhow::Result<Option<i32>> {
         let mut file = self.lock_file()?;
         match file.try_lock_shared() {
@@ -101,13 +101,13 @@ impl State {
     }
 }
 
-/// Writes a file whole or not at all.
-pub fn write(path: &Path, content: &str, mode: u32) -> anyhow::Result<()> {
-    let unfinished = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&unfinished)?;
-    // One that a crash left may have other rights.
+/// Writes a file atomically.
+pub fn write_atomically(path: &Path, content: &str, mode: u32) -> anyhow::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+    // A file that a crash left may have other permissions.
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(content.as_bytes())?;
     file.sync_all()?;
-    fs::rename(&unfinished, path).with_context(|| path.display().to_string())
+    fs::rename(&temporary, path).with_context(|| path.display().to_string())
 }

@@ -1,4 +1,4 @@
-//! `scripts/up`: brings a whole Shoppee up, keeps it up, and takes it down in order.
+//! `scripts/up`: starts a whole Shoppee, supervises it, and stops it in order.
 
 mod background;
 mod summary;
@@ -14,15 +14,16 @@ use tokio::{
 };
 
 use crate::{
-    down, parts,
+    down,
+    output::{print_line, print_step},
     ports::Ports,
+    processes,
     run_file::RunFile,
-    screen::{done, say},
     state::State,
 };
 use system::System;
 
-/// What the options do not say.
+/// The environment variables that `--help` describes besides the options.
 pub const AFTER_HELP: &str = "DATABASE_URL (a superuser's) and REDIS_URL in the environment use existing servers. \
     Settings of the processes, such as ORDER_TTL, RATE_LIMITS or LOG, are handed on.";
 
@@ -38,11 +39,11 @@ pub struct Options {
     /// How many replicas of each service
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=3))]
     pub replicas: u16,
-    /// The first gateway's port; 8080 or the next free one where none is asked for
+    /// The first gateway's port; by default 8080 or the next free one
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
-    /// The gRPC port of auth; product and order take the next two, and further replicas the ports 10 above. 30051, or
-    /// other free ports, where none is asked for
+    /// The gRPC port of auth; product and order take the next two, and further replicas the ports 10 above. By default
+    /// 30051, or other free ports
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
     pub grpc_port_base: Option<u16>,
     /// How many products the demo shop has in all
@@ -51,20 +52,20 @@ pub struct Options {
     /// Starts with an empty shop: no products, no customers
     #[arg(long)]
     pub no_seed: bool,
-    /// How to build
+    /// The build profile
     #[arg(long, default_value = "dev", value_parser = ["dev", "release"])]
     pub profile: String,
-    /// Where the binaries are
+    /// The folder of the binaries
     #[arg(long, hide = true)]
     pub binaries: PathBuf,
-    /// The half of --detach that stays
+    /// The supervising process of --detach
     #[arg(long, hide = true)]
     pub background: bool,
     #[command(flatten)]
     pub settings: Settings,
 }
 
-/// Settings of the processes that are looked at here; all others are handed on as they are.
+/// Settings of the processes that the supervisor reads; all others are passed on unchanged.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Settings {
     #[arg(long, env = "DATABASE_URL", hide = true, hide_env_values = true)]
@@ -91,20 +92,20 @@ pub struct Settings {
     pub admin_email: Option<String>,
     #[arg(long, env = "ADMIN_PASSWORD", hide = true, hide_env_values = true)]
     pub admin_password: Option<String>,
-    /// With it, the processes speak TLS; it is for `localhost`.
+    /// Enables TLS between the processes; the certificate is for `localhost`.
     #[arg(long, env = "GRPC_TLS_CERT_FILE", hide = true)]
     pub grpc_tls_cert_file: Option<String>,
-    /// What every process is told besides.
+    /// Further variables of every process.
     #[arg(skip)]
-    pub also: Vec<(&'static str, String)>,
+    pub extra: Vec<(&'static str, String)>,
 }
 
 pub async fn run(state: State, options: Options) -> anyhow::Result<()> {
-    if let Some(missing) = parts::missing(&options.binaries) {
+    if let Some(missing) = processes::missing_binary(&options.binaries) {
         bail!("{} is not built", missing.display());
     }
     if options.detach {
-        // What the one in the background would say where nobody reads it.
+        // Reports a port that is taken here, as the output of the background process is not shown.
         Ports::default().gateway(options.port)?;
         return background::start(&state).await;
     }
@@ -117,34 +118,34 @@ pub async fn run(state: State, options: Options) -> anyhow::Result<()> {
     let began = Instant::now();
     let (mut int, mut term, mut hup) =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
-    let left = down::clear(&state).await?;
-    if left > 0 {
-        done("cleared away", &format!("{left} processes that a killed run left behind"));
+    let orphans = down::kill_orphans(&state).await?;
+    if orphans > 0 {
+        print_step("cleared away", &format!("{orphans} processes that a killed run left behind"));
     }
     let background = options.background;
-    let mut system = System::plan(state, options)?;
-    let mut asked_to_stop = async || {
+    let mut system = System::new(state, options)?;
+    let mut stop_requested = async || {
         tokio::select! { _ = int.recv() => {}, _ = term.recv() => {}, _ = hup.recv() => {} }
     };
 
     let outcome = tokio::select! {
-        outcome = system.live(began) => outcome,
-        () = asked_to_stop() => Ok(()),
+        outcome = system.run(began) => outcome,
+        () = stop_requested() => Ok(()),
     };
     RunFile::remove(&system.state);
-    say("stopping");
-    let hurry = system.hurry.clone();
+    print_line("stopping");
+    let force_stop = system.force_stop.clone();
     let state = system.state.clone();
     tokio::select! {
         () = system.stop() => {}
-        // A second Ctrl-C: without patience.
-        () = async { asked_to_stop().await; hurry.cancel(); std::future::pending().await } => {}
+        // A second Ctrl-C kills the processes.
+        () = async { stop_requested().await; force_stop.cancel(); std::future::pending().await } => {}
     }
     let _ = std::fs::remove_file(state.dev_cli());
     match &outcome {
-        Ok(()) => done("stopped", ""),
-        // Whoever started it may have gone long ago.
-        Err(error) if background => say(&format!("{error:#}")),
+        Ok(()) => print_step("stopped", ""),
+        // The process that started this one may have exited.
+        Err(error) if background => print_line(&format!("{error:#}")),
         Err(_) => {}
     }
     outcome

@@ -1,4 +1,4 @@
-//! The audit after a fault run: the tables of the services compared with each other and with the buyers' record.
+//! The audit after a fault run: compares the tables of the services with each other and with the buyers' record.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +7,8 @@ use sqlx::PgPool;
 
 use super::buyers::Acknowledged;
 
-/// Rules that hold over all tables, each as a query that returns what breaks it.
-const RULES: [(&str, &str); 10] = [
+/// The invariants over all tables, each with a query of the rows that violate it.
+const INVARIANTS: [(&str, &str); 10] = [
     (
         "supplied = available + held + sold",
         "select product_id::text from product.conservation where supplied <> available + held + sold",
@@ -67,18 +67,18 @@ const RULES: [(&str, &str); 10] = [
     ),
 ];
 
-/// Checks every rule, and that each acknowledged order stands in the state that was acknowledged. Returns the breaches.
+/// Checks every invariant, and that each acknowledged order has the acknowledged state. Returns the violations.
 pub async fn run(
     postgres_url: &str,
     buyers: &[i64],
     acknowledged: &BTreeMap<String, Acknowledged>,
 ) -> anyhow::Result<Vec<String>> {
     let pool = PgPool::connect(postgres_url).await.context("the audit's connection")?;
-    let mut breaches = Vec::new();
-    for (rule, query) in RULES {
-        let broken: Vec<String> = sqlx::query_scalar(query).fetch_all(&pool).await.context(rule)?;
-        if !broken.is_empty() {
-            breaches.push(format!("{rule}: broken by {} rows, as {}", broken.len(), broken[0]));
+    let mut violations = Vec::new();
+    for (invariant, query) in INVARIANTS {
+        let rows: Vec<String> = sqlx::query_scalar(query).fetch_all(&pool).await.context(invariant)?;
+        if !rows.is_empty() {
+            violations.push(format!("{invariant}: broken by {} rows, as {}", rows.len(), rows[0]));
         }
     }
     let rows: Vec<(String, String)> =
@@ -90,19 +90,19 @@ pub async fn run(
     let stored: BTreeMap<String, String> = rows.into_iter().collect();
     for (id, state) in acknowledged {
         let expected = match state {
-            // An order that was neither paid nor cancelled because its buyer was stopped.
+            // The buyer was stopped before it knew the outcome of the next step.
             Acknowledged::Placed => &["pending", "paid", "cancelled"][..],
             Acknowledged::Paid => &["paid"],
             Acknowledged::Cancelled => &["cancelled"],
         };
         match stored.get(id) {
             Some(status) if expected.contains(&status.as_str()) => {}
-            Some(status) => breaches.push(format!("order {id} is {status}, acknowledged was {state:?}")),
-            None => breaches.push(format!("order {id} was acknowledged ({state:?}) and is lost")),
+            Some(status) => violations.push(format!("order {id} is {status}, acknowledged was {state:?}")),
+            None => violations.push(format!("order {id} was acknowledged ({state:?}) and is lost")),
         }
     }
     for id in stored.keys().filter(|id| !acknowledged.contains_key(*id)) {
-        breaches.push(format!("order {id} exists and no buyer was told of it"));
+        violations.push(format!("order {id} exists and was acknowledged to no buyer"));
     }
-    Ok(breaches)
+    Ok(violations)
 }

@@ -1,5 +1,5 @@
-//! Buyers that retry. Each operation is written down before it is sent. One whose outcome is unknown is sent again with
-//! the same idempotency key until the outcome is known. The audit compares the database with this record.
+//! Buyers that retry. A request whose outcome is unknown is retried with the same idempotency key until the outcome is
+//! known, and then recorded. The audit compares the database with this record.
 
 use std::{
     collections::BTreeMap,
@@ -13,25 +13,25 @@ use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::customers::{sign_up, text};
+use super::customers::{sign_up, text_field};
 use crate::{
     demo::address,
-    rest::{Request, Rest, passing},
-    socket::Watch,
+    event_stream::EventStream,
+    rest::{Request, Rest, is_transient},
 };
 
 /// The kinds of operations; each must succeed after every fault.
 pub const KINDS: [&str; 5] = ["browse", "cart", "order", "pay", "cancel"];
-/// The longest time for which an operation stays unknown: longer than any fault.
-const MAX_RETRY_TIME: Duration = Duration::from_secs(90);
+/// Bounds the retries of an operation: longer than any fault.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(90);
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
-/// The longest pause between two operations of a buyer. Milliseconds.
-const MAX_PAUSE: u64 = 100;
-/// The time for the last events to reach the sockets.
+/// Bounds the random delay between two operations of a buyer. Milliseconds.
+const MAX_THINK_TIME_MS: u64 = 100;
+/// Bounds the delivery of the last events to the sockets.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(15);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The state in which the last acknowledged step left an order.
+/// The state of an order after its last acknowledged step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acknowledged {
     Placed,
@@ -42,21 +42,21 @@ pub enum Acknowledged {
 /// The acknowledged operations of all buyers.
 #[derive(Debug, Default)]
 pub struct Record {
-    succeeded: Mutex<BTreeMap<&'static str, u64>>,
+    successes: Mutex<BTreeMap<&'static str, u64>>,
     orders: Mutex<BTreeMap<String, Acknowledged>>,
     problems: Mutex<Vec<String>>,
     retries: Mutex<u64>,
 }
 
 impl Record {
-    /// Returns how many operations of each kind succeeded.
-    pub fn succeeded(&self) -> BTreeMap<&'static str, u64> {
-        lock(&self.succeeded).clone()
+    /// Returns the number of successes of each kind of operation.
+    pub fn successes(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.successes).clone()
     }
 
     /// Returns the smallest number of successes of any kind since `before`.
     pub fn min_successes_since(&self, before: &BTreeMap<&'static str, u64>) -> u64 {
-        let now = self.succeeded();
+        let now = self.successes();
         let count = |of: &BTreeMap<&'static str, u64>, kind| of.get(kind).copied().unwrap_or_default();
         KINDS.iter().map(|kind| count(&now, kind) - count(before, kind)).min().unwrap_or_default()
     }
@@ -66,45 +66,45 @@ impl Record {
         lock(&self.orders).clone()
     }
 
-    /// Returns the answers that the contract does not allow.
+    /// Returns the responses that `docs/API.md` does not allow.
     pub fn problems(&self) -> Vec<String> {
         lock(&self.problems).clone()
     }
 
-    /// Returns how many requests were sent again.
+    /// Returns the number of retries.
     pub fn retries(&self) -> u64 {
         *lock(&self.retries)
     }
 }
 
-/// Buyers at work, each with a socket.
+/// A group of running buyers, each with a socket.
 #[derive(Debug)]
 pub struct Buyers {
     pub record: Arc<Record>,
     pub ids: Vec<i64>,
     stop: CancellationToken,
-    buying: Vec<JoinHandle<()>>,
-    sockets: Vec<(String, Watch)>,
+    tasks: Vec<JoinHandle<()>>,
+    sockets: Vec<(String, EventStream)>,
     url: String,
 }
 
 impl Buyers {
-    /// Signs `count` buyers up and lets them buy `goods`.
+    /// Registers `count` buyers, who start to buy `goods`.
     pub async fn start(url: &str, goods: &[i64], count: u16, seed: u64) -> anyhow::Result<Self> {
         let rest = Arc::new(Rest::new(url)?);
         let mut buyers = Self {
             record: Arc::default(),
             ids: Vec::new(),
             stop: CancellationToken::new(),
-            buying: Vec::new(),
+            tasks: Vec::new(),
             sockets: Vec::new(),
             url: url.to_owned(),
         };
         for number in 0..count {
             let tokens = sign_up(&rest, &format!("buyer-{number}")).await?;
-            let token = text(&tokens, "access_token")?;
+            let token = text_field(&tokens, "access_token")?;
             buyers.ids.push(tokens["user"]["id"].as_i64().context("a user without an id")?);
-            buyers.sockets.push((token.clone(), Watch::open_quietly(url, &token).await?));
+            buyers.sockets.push((token.clone(), EventStream::open_quietly(url, &token).await?));
             let buyer = Buyer {
                 rest: rest.clone(),
                 record: buyers.record.clone(),
@@ -113,28 +113,28 @@ impl Buyers {
                 token,
             };
             let stop = buyers.stop.clone();
-            buyers.buying.push(tokio::spawn(async move { buyer.buy_until(&stop).await }));
+            buyers.tasks.push(tokio::spawn(async move { buyer.buy_until(&stop).await }));
         }
         Ok(buyers)
     }
 
-    /// Stops the buyers after the operation that each is at, and compares their sockets with the shop's event numbers.
-    /// Returns the number of events and what was wrong.
+    /// Stops each buyer after its current operation, and compares the sockets with the shop's event numbers. Returns the
+    /// number of events and the problems.
     pub async fn stop(self) -> anyhow::Result<(i64, Vec<String>)> {
         self.stop.cancel();
-        for buying in self.buying {
-            buying.await?;
+        for task in self.tasks {
+            task.await?;
         }
         let (mut events, mut problems) = (0, self.record.problems());
         for (token, mut socket) in self.sockets {
-            let last = Watch::open_quietly(&self.url, &token).await?.last();
+            let last = EventStream::open_quietly(&self.url, &token).await?.last_seq();
             let deadline = Instant::now() + DELIVERY_TIMEOUT;
-            while socket.last() < last {
+            while socket.last_seq() < last {
                 let next = tokio::time::timeout_at(deadline, socket.next()).await;
                 let Ok(Ok(_)) = next else { break };
             }
-            if socket.last() != last {
-                problems.push(format!("the shop is at event {last}, a socket at {}", socket.last()));
+            if socket.last_seq() != last {
+                problems.push(format!("the shop is at event {last}, a socket at {}", socket.last_seq()));
             }
             problems.append(&mut socket.problems);
             events += last;
@@ -168,65 +168,69 @@ impl Buyer {
         let product = *self.goods.choose(&mut self.random).context("no goods")?;
         let quantity = self.random.random_range(1..=3);
         let token = self.token.clone();
-        let line = rest.put(&format!("/cart/items/{product}")).by(&token).body(json!({"quantity": quantity}));
+        let line =
+            rest.put(&format!("/cart/items/{product}")).bearer(&token).body(json!({"quantity": quantity}));
         self.run("cart", line, &["product_unavailable"]).await?;
         let mut items = vec![json!({"product_id": product, "quantity": quantity})];
         if self.random.random_bool(0.3) {
             let other = *self.goods.choose(&mut self.random).context("no goods")?;
             items.push(json!({"product_id": other, "quantity": 1}));
         }
-        let order = rest.post("/orders").by(&token).key(&self.key());
+        let order = rest.post("/orders").bearer(&token).idempotency_key(&self.new_idempotency_key());
         let order = order.body(json!({"items": items, "shipping_address": address()}));
         let refusals = ["out_of_stock", "product_unavailable", "too_many_unpaid_orders"];
         let Some(order) = self.run("order", order, &refusals).await? else { return Ok(()) };
-        let id = text(&order, "id")?;
+        let id = text_field(&order, "id")?;
         if lock(&self.record.orders).insert(id.clone(), Acknowledged::Placed).is_some() {
             bail!("order {id} answers two idempotency keys");
         }
         if self.random.random_bool(0.7) {
-            let pay = rest.post(&format!("/orders/{id}/pay")).by(&token).key(&self.key());
+            let pay = rest
+                .post(&format!("/orders/{id}/pay"))
+                .bearer(&token)
+                .idempotency_key(&self.new_idempotency_key());
             self.run("pay", pay.body(json!({"payment_token": "tok_ok"})), &[]).await?;
             lock(&self.record.orders).insert(id, Acknowledged::Paid);
         } else {
-            let cancel = rest.post(&format!("/orders/{id}/cancel")).by(&token).body(json!({}));
-            // A retry of a cancel that was done is refused by a service that does not take it for done.
+            let cancel = rest.post(&format!("/orders/{id}/cancel")).bearer(&token).body(json!({}));
+            // Cancellation has no idempotency key: a retry after the effect may be refused.
             self.run("cancel", cancel, &["invalid_transition"]).await?;
             lock(&self.record.orders).insert(id, Acknowledged::Cancelled);
         }
         Ok(())
     }
 
-    /// Sends a request until its outcome is known. Returns the body, or `None` for one of the expected `refusals`.
+    /// Sends a request until its outcome is known. Returns the body, or `None` if the code is one of `refusals`.
     async fn run(
         &mut self,
         kind: &'static str,
         request: Request<'_>,
         refusals: &[&str],
     ) -> anyhow::Result<Option<Value>> {
-        let pause = Duration::from_millis(self.random.random_range(0..MAX_PAUSE));
-        tokio::time::sleep(pause).await;
+        let think_time = Duration::from_millis(self.random.random_range(0..MAX_THINK_TIME_MS));
+        tokio::time::sleep(think_time).await;
         let started = Instant::now();
         loop {
-            let outcome = request.once().await;
+            let outcome = request.send_once().await;
             match outcome {
                 Ok((status, body)) if status.is_success() => {
-                    *lock(&self.record.succeeded).entry(kind).or_default() += 1;
+                    *lock(&self.record.successes).entry(kind).or_default() += 1;
                     return Ok(Some(body));
                 }
-                Ok((status, body)) if !passing(status, &body) => {
+                Ok((status, body)) if !is_transient(status, &body) => {
                     let code = body["code"].as_str().unwrap_or_default();
                     if refusals.contains(&code) {
-                        *lock(&self.record.succeeded).entry(kind).or_default() += 1;
+                        *lock(&self.record.successes).entry(kind).or_default() += 1;
                         return Ok(None);
                     }
                     bail!("{}: {status} {body}", request.label());
                 }
-                // Unknown, or refused for now.
-                Ok((status, body)) if started.elapsed() > MAX_RETRY_TIME => {
-                    bail!("{}: {status} {body} for {MAX_RETRY_TIME:?}", request.label())
+                // The outcome is unknown, or the error is transient.
+                Ok((status, body)) if started.elapsed() > RETRY_TIMEOUT => {
+                    bail!("{}: {status} {body} for {RETRY_TIMEOUT:?}", request.label())
                 }
-                Err(error) if started.elapsed() > MAX_RETRY_TIME => {
-                    return Err(error.context(format!("{}: for {MAX_RETRY_TIME:?}", request.label())));
+                Err(error) if started.elapsed() > RETRY_TIMEOUT => {
+                    return Err(error.context(format!("{}: for {RETRY_TIMEOUT:?}", request.label())));
                 }
                 Ok(_) | Err(_) => {}
             }
@@ -235,13 +239,13 @@ impl Buyer {
         }
     }
 
-    fn key(&mut self) -> String {
+    fn new_idempotency_key(&mut self) -> String {
         format!("{:032x}", self.random.random::<u128>())
     }
 }
 
-/// Waits until each kind of operation succeeded `count` times since `before`; `false` at the deadline.
-pub async fn succeed_since(
+/// Waits until each kind of operation succeeded `count` times since `before`. Returns `false` at the deadline.
+pub async fn wait_for_successes(
     record: &Record,
     before: &BTreeMap<&'static str, u64>,
     count: u64,

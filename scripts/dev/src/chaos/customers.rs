@@ -1,5 +1,5 @@
-//! Customers who look around, order, pay and watch, and a ledger of what they were answered. They try nothing twice: what
-//! one of them would notice is a failure.
+//! Customers that browse, order, pay and receive events, and a log of the responses. They retry nothing: every failed
+//! request counts as a failure of the run.
 
 use std::{
     collections::BTreeMap,
@@ -15,53 +15,55 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     demo::address,
+    event_stream::EventStream,
     rest::{Request, Rest},
-    secrets::{SignIn, password},
-    socket::Watch,
+    secrets::{SignIn, generate_password},
 };
 
-/// What customers ask for.
-const KINDS: [&str; 8] = ["browse", "look", "account", "cart", "order", "pay", "orders", "refresh"];
-/// Products that are bought, and how many of each there are.
-const GOODS: usize = 20;
+/// The kinds of requests.
+const KINDS: [&str; 8] = ["browse", "product", "account", "cart", "order", "pay", "orders", "refresh"];
+/// The number of products that customers buy, and the stock of each.
+const PRODUCT_COUNT: usize = 20;
 const STOCK: i64 = 1_000_000;
-/// Between two requests of a customer, at most. Milliseconds.
-const PAUSE: u64 = 60;
-/// For the last events to reach their sockets.
-const ARRIVE_WITHIN: Duration = Duration::from_secs(10);
-const LOOK: Duration = Duration::from_millis(50);
+/// Bounds the random delay between two requests of a customer. Milliseconds.
+const MAX_THINK_TIME_MS: u64 = 60;
+/// Bounds the delivery of the last events to the sockets.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What was asked for how often, and what went wrong.
+/// The outcomes of all requests.
 #[derive(Debug, Default)]
-pub struct Ledger {
-    answered: Mutex<BTreeMap<&'static str, u64>>,
-    failed: Mutex<Vec<String>>,
+pub struct RequestLog {
+    successes: Mutex<BTreeMap<&'static str, u64>>,
+    failures: Mutex<Vec<String>>,
 }
 
-impl Ledger {
-    /// How many requests of each kind succeeded so far.
-    pub fn answered(&self) -> BTreeMap<&'static str, u64> {
-        lock(&self.answered).clone()
+impl RequestLog {
+    /// Returns the number of successes of each kind.
+    pub fn successes(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.successes).clone()
     }
 
-    /// How many succeeded since then, of the kind with the fewest.
-    pub fn least_since(&self, before: &BTreeMap<&'static str, u64>) -> u64 {
-        let now = self.answered();
+    /// Returns the smallest number of successes of any kind since `before`.
+    pub fn min_successes_since(&self, before: &BTreeMap<&'static str, u64>) -> u64 {
+        let now = self.successes();
         let count = |of: &BTreeMap<&'static str, u64>, kind| of.get(kind).copied().unwrap_or(0);
         KINDS.iter().map(|kind| count(&now, kind) - count(before, kind)).min().unwrap_or(0)
     }
 
-    pub fn failed(&self) -> Vec<String> {
-        lock(&self.failed).clone()
+    /// Returns a line for each failed request.
+    pub fn failures(&self) -> Vec<String> {
+        lock(&self.failures).clone()
     }
 }
 
+/// A group of running customers.
 #[derive(Debug)]
 pub struct Customers {
-    pub ledger: Arc<Ledger>,
+    pub log: Arc<RequestLog>,
     began: Instant,
     stop: CancellationToken,
-    shopping: Vec<JoinHandle<i64>>,
+    tasks: Vec<JoinHandle<i64>>,
     sockets: Vec<Socket>,
     url: String,
 }
@@ -70,19 +72,19 @@ pub struct Customers {
 #[derive(Debug)]
 struct Socket {
     token: String,
-    heard: Arc<Mutex<Heard>>,
-    listening: JoinHandle<()>,
+    received: Arc<Mutex<Received>>,
+    task: JoinHandle<()>,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Heard {
-    last: i64,
+struct Received {
+    last_seq: i64,
     reconnects: u32,
     problems: Vec<String>,
-    losses: Vec<String>,
+    disconnects: Vec<String>,
 }
 
-/// What the sockets heard.
+/// The check of all sockets.
 #[derive(Debug, Default)]
 pub struct Audit {
     pub events: i64,
@@ -91,83 +93,85 @@ pub struct Audit {
 }
 
 impl Customers {
-    /// They sign up and begin.
-    pub async fn begin(url: &str, admin: &SignIn, count: u16, seed: u64) -> anyhow::Result<Self> {
+    /// Registers and starts the customers.
+    pub async fn start(url: &str, admin: &SignIn, count: u16, seed: u64) -> anyhow::Result<Self> {
         let rest = Arc::new(Rest::new(url)?);
-        let goods = stock_up(&rest, admin, STOCK).await?;
+        let goods = restock(&rest, admin, STOCK).await?;
         let mut customers = Self {
-            ledger: Arc::default(),
+            log: Arc::default(),
             began: Instant::now(),
             stop: CancellationToken::new(),
-            shopping: Vec::new(),
+            tasks: Vec::new(),
             sockets: Vec::new(),
             url: url.to_owned(),
         };
         for number in 0..count {
             let tokens = sign_up(&rest, &format!("chaos-{number}")).await?;
-            let token = text(&tokens, "access_token")?;
-            let watch = Watch::open_quietly(url, &token).await?;
-            let heard = Arc::new(Mutex::new(Heard::default()));
-            let listening = tokio::spawn(listen(watch, heard.clone()));
-            customers.sockets.push(Socket { token: token.clone(), heard, listening });
+            let token = text_field(&tokens, "access_token")?;
+            let stream = EventStream::open_quietly(url, &token).await?;
+            let received = Arc::new(Mutex::new(Received::default()));
+            let task = tokio::spawn(receive(stream, received.clone()));
+            customers.sockets.push(Socket { token: token.clone(), received, task });
             let customer = Customer {
                 rest: rest.clone(),
-                ledger: customers.ledger.clone(),
+                log: customers.log.clone(),
                 began: customers.began,
                 random: StdRng::seed_from_u64(seed.wrapping_add(number.into())),
                 goods: goods.clone(),
                 token,
-                refresh: text(&tokens, "refresh_token")?,
+                refresh: text_field(&tokens, "refresh_token")?,
                 steps: 0,
             };
-            customers.shopping.push(tokio::spawn(customer.shop(customers.stop.clone())));
+            customers.tasks.push(tokio::spawn(customer.shop(customers.stop.clone())));
         }
         Ok(customers)
     }
 
-    /// A token of one of them.
+    /// Returns the access token of one customer.
     pub fn token(&self) -> &str {
         &self.sockets[0].token
     }
 
-    /// They stop; then every event must have reached its socket.
-    pub async fn end(self) -> anyhow::Result<Audit> {
+    /// Stops the customers, and checks that every event has reached its socket.
+    pub async fn stop(self) -> anyhow::Result<Audit> {
         self.stop.cancel();
         let mut audit = Audit::default();
-        for (shopping, socket) in self.shopping.into_iter().zip(self.sockets) {
-            // What was answered with success, and so what the shop must have told.
-            let steps = shopping.await?;
-            let until = Instant::now() + ARRIVE_WITHIN;
-            while lock(&socket.heard).last < steps && Instant::now() < until {
-                tokio::time::sleep(LOOK).await;
+        for (task, socket) in self.tasks.into_iter().zip(self.sockets) {
+            // Each acknowledged step must have caused an event.
+            let steps = task.await?;
+            let deadline = Instant::now() + DELIVERY_TIMEOUT;
+            while lock(&socket.received).last_seq < steps && Instant::now() < deadline {
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
-            socket.listening.abort();
-            let heard = lock(&socket.heard).clone();
-            let truth = Watch::open_quietly(&self.url, &socket.token).await?.last();
-            if (heard.last, truth) != (steps, steps) {
+            socket.task.abort();
+            let received = lock(&socket.received).clone();
+            let last_seq = EventStream::open_quietly(&self.url, &socket.token).await?.last_seq();
+            if (received.last_seq, last_seq) != (steps, steps) {
                 audit.problems.push(format!(
-                    "{steps} steps were taken, the shop counts {truth}, the socket heard {}",
-                    heard.last
+                    "{steps} steps were taken, the shop counts {last_seq}, the socket received {}",
+                    received.last_seq
                 ));
             }
-            audit.problems.extend(heard.problems);
-            audit.problems.extend(heard.losses.into_iter().filter(|why| why != "closed with 1001"));
-            audit.events += heard.last;
-            audit.reconnects += heard.reconnects;
+            audit.problems.extend(received.problems);
+            audit
+                .problems
+                .extend(received.disconnects.into_iter().filter(|reason| reason != "closed with 1001"));
+            audit.events += received.last_seq;
+            audit.reconnects += received.reconnects;
         }
         Ok(audit)
     }
 }
 
-async fn listen(mut watch: Watch, heard: Arc<Mutex<Heard>>) {
+async fn receive(mut stream: EventStream, received: Arc<Mutex<Received>>) {
     loop {
-        let event = watch.next().await;
+        let event = stream.next().await;
         {
-            let mut heard = lock(&heard);
-            heard.last = watch.last();
-            heard.reconnects = watch.reconnects;
-            heard.problems.clone_from(&watch.problems);
-            heard.losses.clone_from(&watch.losses);
+            let mut received = lock(&received);
+            received.last_seq = stream.last_seq();
+            received.reconnects = stream.reconnects;
+            received.problems.clone_from(&stream.problems);
+            received.disconnects.clone_from(&stream.disconnects);
         }
         if event.is_err() {
             return;
@@ -177,88 +181,89 @@ async fn listen(mut watch: Watch, heard: Arc<Mutex<Heard>>) {
 
 struct Customer {
     rest: Arc<Rest>,
-    ledger: Arc<Ledger>,
+    log: Arc<RequestLog>,
     began: Instant,
     random: StdRng,
     goods: Vec<i64>,
     token: String,
     refresh: String,
-    /// Steps of orders that were acknowledged, an event each.
+    /// The number of acknowledged order steps, each of which causes one event.
     steps: i64,
 }
 
 impl Customer {
     async fn shop(mut self, stop: CancellationToken) -> i64 {
         while !stop.is_cancelled() {
-            // What failed stands in the ledger.
+            // The log has the failure.
             let _ = self.visit().await;
         }
         self.steps
     }
 
-    /// One visit to the shop; `None` where a request failed.
+    /// Makes one visit to the shop. Returns `None` if a request fails.
     async fn visit(&mut self) -> Option<()> {
         let rest = self.rest.clone();
         let token = self.token.clone();
-        self.ask("browse", rest.get("/products?in_stock=true&limit=20")).await?;
+        self.send("browse", rest.get("/products?in_stock=true&limit=20")).await?;
         let product = *self.goods.choose(&mut self.random)?;
-        self.ask("look", rest.get(&format!("/products/{product}"))).await?;
-        self.ask("account", rest.get("/auth/me").by(&token)).await?;
+        self.send("product", rest.get(&format!("/products/{product}"))).await?;
+        self.send("account", rest.get("/auth/me").bearer(&token)).await?;
         let quantity = json!({"quantity": self.random.random_range(1..=3)});
-        self.ask("cart", rest.put(&format!("/cart/items/{product}")).by(&token).body(quantity)).await?;
-        // Every second one without a key: it may be sent once only.
+        self.send("cart", rest.put(&format!("/cart/items/{product}")).bearer(&token).body(quantity)).await?;
+        // Half of the requests have no idempotency key, so that nothing may send them twice.
         let key = self.random.random_bool(0.5).then(|| format!("{:032x}", self.random.random::<u128>()));
-        let order = rest.post("/orders").by(&token).body(json!({"shipping_address": address()}));
-        let order = self.ask("order", keyed(order, key.as_deref())).await?;
+        let order = rest.post("/orders").bearer(&token).body(json!({"shipping_address": address()}));
+        let order = self.send("order", with_key(order, key.as_deref())).await?;
         self.steps += 1;
         let id = order["id"].as_str()?;
-        let pay = rest.post(&format!("/orders/{id}/pay")).by(&token).body(json!({"payment_token": "tok_ok"}));
-        self.ask("pay", keyed(pay, key.as_deref())).await?;
+        let pay =
+            rest.post(&format!("/orders/{id}/pay")).bearer(&token).body(json!({"payment_token": "tok_ok"}));
+        self.send("pay", with_key(pay, key.as_deref())).await?;
         self.steps += 1;
-        self.ask("orders", rest.get(&format!("/orders/{id}")).by(&token)).await?;
+        self.send("orders", rest.get(&format!("/orders/{id}")).bearer(&token)).await?;
         let refresh = json!({"refresh_token": self.refresh});
-        let tokens = self.ask("refresh", rest.post("/auth/refresh").body(refresh)).await?;
+        let tokens = self.send("refresh", rest.post("/auth/refresh").body(refresh)).await?;
         tokens["access_token"].as_str()?.clone_into(&mut self.token);
         tokens["refresh_token"].as_str()?.clone_into(&mut self.refresh);
         Some(())
     }
 
-    async fn ask(&mut self, kind: &'static str, request: Request<'_>) -> Option<Value> {
-        let pause = Duration::from_millis(self.random.random_range(0..PAUSE));
-        tokio::time::sleep(pause).await;
+    async fn send(&mut self, kind: &'static str, request: Request<'_>) -> Option<Value> {
+        let think_time = Duration::from_millis(self.random.random_range(0..MAX_THINK_TIME_MS));
+        tokio::time::sleep(think_time).await;
         let sent = self.began.elapsed().as_secs_f64();
-        let why = match request.once().await {
+        let reason = match request.send_once().await {
             Ok((status, body)) if status.is_success() => {
-                *lock(&self.ledger.answered).entry(kind).or_default() += 1;
+                *lock(&self.log.successes).entry(kind).or_default() += 1;
                 return Some(body);
             }
             Ok((status, body)) => format!("{status} {body}"),
             Err(error) => format!("{error:#}"),
         };
         let label = request.label();
-        lock(&self.ledger.failed).push(format!("{sent:.3} s: {label}: {why}"));
+        lock(&self.log.failures).push(format!("{sent:.3} s: {label}: {reason}"));
         None
     }
 }
 
-fn keyed<'a>(request: Request<'a>, key: Option<&str>) -> Request<'a> {
+fn with_key<'a>(request: Request<'a>, key: Option<&str>) -> Request<'a> {
     match key {
-        Some(key) => request.key(key),
+        Some(key) => request.idempotency_key(key),
         None => request,
     }
 }
 
-/// Adds `supply` to the stock of [`GOODS`] products and returns their ids.
-pub async fn stock_up(rest: &Rest, admin: &SignIn, supply: i64) -> anyhow::Result<Vec<i64>> {
+/// Adds `supply` to the stock of [`PRODUCT_COUNT`] products, and returns their ids.
+pub async fn restock(rest: &Rest, admin: &SignIn, supply: i64) -> anyhow::Result<Vec<i64>> {
     let sign_in = json!({"username": admin.username, "password": admin.password});
-    let tokens = success(rest.post("/auth/login").body(sign_in)).await?;
-    let token = text(&tokens, "access_token")?;
-    let found = success(rest.get(&format!("/products?limit={GOODS}"))).await?;
+    let tokens = expect_success(rest.post("/auth/login").body(sign_in)).await?;
+    let token = text_field(&tokens, "access_token")?;
+    let page = expect_success(rest.get(&format!("/products?limit={PRODUCT_COUNT}"))).await?;
     let mut goods = Vec::new();
-    for product in found["items"].as_array().context("no products")? {
+    for product in page["items"].as_array().context("no products")? {
         let id = product["id"].as_i64().context("a product without an id")?;
         let supply = json!({"delta": supply, "reason": "chaos"});
-        success(rest.post(&format!("/products/{id}/stock")).by(&token).body(supply)).await?;
+        expect_success(rest.post(&format!("/products/{id}/stock")).bearer(&token).body(supply)).await?;
         goods.push(id);
     }
     if goods.is_empty() {
@@ -267,21 +272,22 @@ pub async fn stock_up(rest: &Rest, admin: &SignIn, supply: i64) -> anyhow::Resul
     Ok(goods)
 }
 
+/// Registers a user and signs in. Returns the tokens.
 pub async fn sign_up(rest: &Rest, username: &str) -> anyhow::Result<Value> {
-    let password = password();
+    let password = generate_password();
     let email = format!("{username}@customers.example");
     let account = json!({"username": username, "email": email, "password": password});
-    success(rest.post("/auth/register").body(account)).await?;
-    success(rest.post("/auth/login").body(json!({"username": username, "password": password}))).await
+    expect_success(rest.post("/auth/register").body(account)).await?;
+    expect_success(rest.post("/auth/login").body(json!({"username": username, "password": password}))).await
 }
 
-async fn success(request: Request<'_>) -> anyhow::Result<Value> {
+async fn expect_success(request: Request<'_>) -> anyhow::Result<Value> {
     let label = request.label();
-    let answer = request.send().await?;
-    answer.expect_success(&label).cloned()
+    let response = request.send().await?;
+    response.expect_success(&label).cloned()
 }
 
-pub fn text(of: &Value, field: &str) -> anyhow::Result<String> {
+pub fn text_field(of: &Value, field: &str) -> anyhow::Result<String> {
     Ok(of[field].as_str().with_context(|| format!("an answer without {field}"))?.to_owned())
 }
 

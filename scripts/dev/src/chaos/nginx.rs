@@ -1,4 +1,4 @@
-//! The nginx that stands in front of the gateways, with the rules of `docker/nginx.conf`; on loopback, without TLS.
+//! The nginx in front of the gateways, with the rules of `docker/nginx.conf`, on loopback and without TLS.
 
 use std::{fs, time::Duration};
 
@@ -10,12 +10,12 @@ use crate::{
 };
 
 const NAME: &str = "nginx";
-const STOP: Stop = Stop { signal: Signal::TERM, name: "TERM", patience: Duration::from_secs(5) };
-/// What is deployed.
-const DEPLOYED: &str = include_str!("../../../../docker/nginx.conf");
+const STOP: Stop = Stop { signal: Signal::TERM, name: "TERM", timeout: Duration::from_secs(5) };
+/// The deployed configuration.
+const DEPLOYED_CONFIG: &str = include_str!("../../../../docker/nginx.conf");
 
 pub fn program(state: &State, port: u16, gateways: &[u16]) -> anyhow::Result<Program> {
-    let folder = state.of(NAME);
+    let folder = state.process_folder(NAME);
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("nginx.conf"), configuration(port, gateways))?;
     let arguments = ["-p", ".", "-e", "stderr", "-c", "nginx.conf"];
@@ -23,23 +23,23 @@ pub fn program(state: &State, port: u16, gateways: &[u16]) -> anyhow::Result<Pro
         name: NAME.to_owned(),
         executable: "/usr/sbin/nginx".into(),
         arguments: arguments.map(Into::into).to_vec(),
-        environment: Environment::Neutral,
+        environment: Environment::Minimal,
         log: state.log(NAME),
         folder,
         owner: None,
         stop: STOP,
-        stale: None,
+        lock_file: None,
     })
 }
 
-/// The deployed configuration with other addresses, without TLS, and with bounds for a load that comes from one address.
+/// Adapts the deployed configuration: other addresses, no TLS, and no limits per client address, as all load comes from one.
 fn configuration(port: u16, gateways: &[u16]) -> String {
     let servers: Vec<String> =
         gateways.iter().map(|port| format!("server 127.0.0.1:{port} max_fails=0;")).collect();
-    // Where its workers may read and write what it may.
+    // Without it, an nginx that root starts runs its workers as a user that cannot write to this folder.
     let user = if rustix::process::getuid().is_root() { "user root;\n" } else { "" };
-    let mut deployed = DEPLOYED.to_owned();
-    for (there, here) in [
+    let mut deployed = DEPLOYED_CONFIG.to_owned();
+    for (from, to) in [
         ("/tmp/", ""),
         ("/dev/stderr", "stderr"),
         (REDIRECT, ""),
@@ -48,14 +48,14 @@ fn configuration(port: u16, gateways: &[u16]) -> String {
         ("limit_conn requests_of_client 64;", ""),
         ("limit_conn sockets_of_client 512;", ""),
     ] {
-        deployed = deployed.replace(there, here);
+        deployed = deployed.replace(from, to);
     }
     let is_tls = |line: &str| line.starts_with("ssl_") || line == "http2 on;";
     let lines: Vec<&str> = deployed.lines().filter(|line| !is_tls(line.trim())).collect();
     format!("{user}daemon off;\n{}\n", lines.join("\n"))
 }
 
-/// The server that sends a client from HTTP to HTTPS.
+/// The server block that redirects from HTTP to HTTPS.
 const REDIRECT: &str = "    server {
         listen 8080;
         return 308 https://$host$request_uri;
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rules_are_those_that_are_deployed() {
+    fn the_configuration_keeps_the_deployed_rules() {
         let configuration = configuration(1, &[2, 3]);
         for part in [
             "proxy_pass http://gateways;",

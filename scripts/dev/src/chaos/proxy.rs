@@ -1,4 +1,5 @@
-//! A TCP proxy between a process and one of its dependencies, which can be absent, frozen, slow or cut off.
+//! A TCP proxy between a process and one of its dependencies, which makes the dependency absent, frozen, slow or
+//! disconnected.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -19,27 +20,25 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// The condition that the process meets.
+/// The condition of the dependency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Connections are refused, and those there were are closed.
+    /// Refuses new connections and closes the existing ones.
     Absent,
-    /// Connections are accepted, and no byte passes, on older ones neither.
+    /// Accepts connections, but passes no byte on any connection.
     Frozen,
     Pass,
 }
 
-/// Bytes that are carried at once.
-const BUFFER: usize = 16 << 10;
-/// The interval between two attempts to have the port back.
-const BIND_INTERVAL: Duration = Duration::from_millis(20);
+const BUFFER_BYTES: usize = 16 << 10;
+const BIND_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
 pub struct Proxy {
     pub port: u16,
     mode: watch::Sender<Mode>,
-    /// Grows when all connections are to be closed.
-    cuts: watch::Sender<u64>,
+    /// A counter whose change closes all connections.
+    disconnects: watch::Sender<u64>,
     shared: Arc<Shared>,
     task: JoinHandle<()>,
 }
@@ -48,34 +47,34 @@ pub struct Proxy {
 struct Shared {
     target: SocketAddr,
     accepted: AtomicUsize,
-    /// The connection whose first bytes are late, counted from 1; 0 for none.
+    /// The number of the slow connection, counted from 1; 0 for none.
     slow: AtomicUsize,
     delay: Duration,
 }
 
 impl Proxy {
-    /// Listens on `port` in front of the server on `target`, both on this machine. The first bytes of a connection that
-    /// is named by [`Self::slow_down`] pass after `delay`.
+    /// Listens on `port` in front of the server on `target`, both on loopback. The connection of [`Self::slow_down`] is
+    /// delayed by `delay`.
     pub fn start(port: u16, target: u16, mode: Mode, delay: Duration) -> Self {
         let target = SocketAddr::from((Ipv4Addr::LOCALHOST, target));
         let shared =
             Arc::new(Shared { target, accepted: AtomicUsize::new(0), slow: AtomicUsize::new(0), delay });
-        let (mode, cuts) = (watch::channel(mode).0, watch::channel(0).0);
-        let task = tokio::spawn(serve(port, shared.clone(), mode.subscribe(), cuts.subscribe()));
-        Self { port, mode, cuts, shared, task }
+        let (mode, disconnects) = (watch::channel(mode).0, watch::channel(0).0);
+        let task = tokio::spawn(serve(port, shared.clone(), mode.subscribe(), disconnects.subscribe()));
+        Self { port, mode, disconnects, shared, task }
     }
 
-    /// Changes what the process meets.
-    pub fn set(&self, mode: Mode) {
+    /// Changes the condition of the dependency.
+    pub fn set_mode(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
 
-    /// Closes all connections; new ones are accepted.
-    pub fn cut(&self) {
-        self.cuts.send_modify(|cuts| *cuts += 1);
+    /// Closes all connections, and accepts new ones.
+    pub fn disconnect_all(&self) {
+        self.disconnects.send_modify(|count| *count += 1);
     }
 
-    /// Makes the first bytes of the `nth` connection from now on late.
+    /// Delays the `nth` connection from now on.
     pub fn slow_down(&self, nth: usize) {
         self.shared.accepted.store(0, Ordering::SeqCst);
         self.shared.slow.store(nth, Ordering::SeqCst);
@@ -85,18 +84,23 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.task.abort();
-        self.set(Mode::Absent);
+        self.set_mode(Mode::Absent);
     }
 }
 
-async fn serve(port: u16, shared: Arc<Shared>, mut mode: watch::Receiver<Mode>, cuts: watch::Receiver<u64>) {
-    let for_each = mode.clone();
+async fn serve(
+    port: u16,
+    shared: Arc<Shared>,
+    mut mode: watch::Receiver<Mode>,
+    disconnects: watch::Receiver<u64>,
+) {
+    let mode_of_connections = mode.clone();
     loop {
         if mode.wait_for(|mode| *mode != Mode::Absent).await.is_err() {
             return;
         }
         let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await else {
-            tokio::time::sleep(BIND_INTERVAL).await;
+            tokio::time::sleep(BIND_RETRY_DELAY).await;
             continue;
         };
         loop {
@@ -104,14 +108,15 @@ async fn serve(port: u16, shared: Arc<Shared>, mut mode: watch::Receiver<Mode>, 
                 accepted = listener.accept() => {
                     let Ok((client, _)) = accepted else { continue };
                     let number = shared.accepted.fetch_add(1, Ordering::SeqCst) + 1;
-                    let (shared, mode, mut cuts) = (shared.clone(), for_each.clone(), cuts.clone());
-                    cuts.mark_unchanged();
+                    let (shared, mode) = (shared.clone(), mode_of_connections.clone());
+                    let mut disconnects = disconnects.clone();
+                    disconnects.mark_unchanged();
                     tokio::spawn(async move {
-                        let mut gone = mode.clone();
+                        let mut absent = mode.clone();
                         tokio::select! {
-                            () = carry(client, number, &shared, mode) => {}
-                            _ = gone.wait_for(|mode| *mode == Mode::Absent) => {}
-                            _ = cuts.changed() => {}
+                            () = forward(client, number, &shared, mode) => {}
+                            _ = absent.wait_for(|mode| *mode == Mode::Absent) => {}
+                            _ = disconnects.changed() => {}
                         }
                     });
                 }
@@ -121,21 +126,21 @@ async fn serve(port: u16, shared: Arc<Shared>, mut mode: watch::Receiver<Mode>, 
     }
 }
 
-/// Carries a connection to its end.
-async fn carry(client: TcpStream, number: usize, shared: &Shared, mut mode: watch::Receiver<Mode>) {
+/// Forwards a connection until it closes.
+async fn forward(client: TcpStream, number: usize, shared: &Shared, mut mode: watch::Receiver<Mode>) {
     let _ = mode.wait_for(|mode| *mode == Mode::Pass).await;
     if shared.slow.load(Ordering::SeqCst) == number {
         tokio::time::sleep(shared.delay).await;
     }
     let Ok(server) = TcpStream::connect(shared.target).await else { return };
-    // Without, small answers wait for acknowledgements.
+    // Nagle's algorithm would delay small writes until the peer's acknowledgement.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-    tokio::join!(pipe(from_client, to_server, mode.clone()), pipe(from_server, to_client, mode));
+    tokio::join!(copy(from_client, to_server, mode.clone()), copy(from_server, to_client, mode));
 }
 
-async fn pipe(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mode: watch::Receiver<Mode>) {
-    let mut buffer = vec![0; BUFFER];
+async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mode: watch::Receiver<Mode>) {
+    let mut buffer = vec![0; BUFFER_BYTES];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         if mode.wait_for(|mode| *mode == Mode::Pass).await.is_err()
             || to.write_all(&buffer[..read]).await.is_err()
@@ -151,8 +156,8 @@ mod tests {
 
     use super::*;
 
-    /// Greets every connection.
-    async fn greeter() -> u16 {
+    /// Starts a server that greets every connection, and returns its port.
+    async fn start_greeter() -> u16 {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         tokio::spawn(async move {
@@ -164,36 +169,39 @@ mod tests {
         port
     }
 
-    async fn greeting(port: u16) -> std::io::Result<TcpStream> {
+    async fn read_greeting(port: u16) -> std::io::Result<TcpStream> {
         let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
         client.read_exact(&mut [0; 5]).await?;
         Ok(client)
     }
 
     #[tokio::test]
-    async fn a_dependency_is_absent_frozen_slow_cut_off_and_there() {
+    async fn the_proxy_makes_a_dependency_absent_frozen_slow_and_disconnected() {
         let (short, delay) = (Duration::from_millis(300), Duration::from_millis(500));
         let port = crate::ports::Ports::default().free().unwrap();
-        let proxy = Proxy::start(port, greeter().await, Mode::Absent, delay);
-        assert!(greeting(port).await.is_err(), "absent");
-        proxy.set(Mode::Frozen);
+        let proxy = Proxy::start(port, start_greeter().await, Mode::Absent, delay);
+        assert!(read_greeting(port).await.is_err(), "absent");
+        proxy.set_mode(Mode::Frozen);
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_err() {
-            tokio::time::sleep(BIND_INTERVAL).await;
+            tokio::time::sleep(BIND_RETRY_DELAY).await;
         }
-        let frozen = tokio::spawn(greeting(port));
-        assert!(timeout(short, greeting(port)).await.is_err(), "frozen");
-        proxy.set(Mode::Pass);
+        let frozen = tokio::spawn(read_greeting(port));
+        assert!(timeout(short, read_greeting(port)).await.is_err(), "frozen");
+        proxy.set_mode(Mode::Pass);
         let mut first = frozen.await.unwrap().unwrap();
         proxy.slow_down(2);
         let began = Instant::now();
-        let mut second = greeting(port).await.unwrap();
+        let mut second = read_greeting(port).await.unwrap();
         assert!(began.elapsed() < delay, "the first is not slow");
-        greeting(port).await.unwrap();
+        read_greeting(port).await.unwrap();
         assert!(began.elapsed() >= delay, "the second is");
-        proxy.cut();
-        for cut in [&mut first, &mut second] {
-            assert!(matches!(timeout(short, cut.read(&mut [0])).await, Ok(Ok(0) | Err(_))), "cut off");
+        proxy.disconnect_all();
+        for connection in [&mut first, &mut second] {
+            assert!(
+                matches!(timeout(short, connection.read(&mut [0])).await, Ok(Ok(0) | Err(_))),
+                "disconnected"
+            );
         }
-        greeting(port).await.unwrap();
+        read_greeting(port).await.unwrap();
     }
 }

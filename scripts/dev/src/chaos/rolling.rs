@@ -1,5 +1,5 @@
-//! A rolling restart: every process is stopped with SIGTERM and started again, one after the other, while customers shop.
-//! Passes where no request failed, no event was lost, and each process ended well and in time.
+//! A rolling restart: stops every process with SIGTERM and restarts it, one after the other, under load. The run passes if
+//! no request fails, no event is lost, and each process exits with code 0 in time.
 
 use std::time::Duration;
 
@@ -7,143 +7,156 @@ use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Options, behind_nginx, clingers, customers::Customers};
+use super::{Options, behind_nginx, customers::Customers, stalled_clients};
 use crate::{
-    keeper::What,
-    parts::{gateway_name, local},
-    ready,
-    screen::{Ink, done, ink, say},
+    output::{Style, print_line, print_step, styled},
+    processes::{gateway_name, loopback_url},
+    readiness,
+    supervisor::EventKind,
     up::system::System,
 };
 
-/// A process must have ended within it, as orchestrators kill it soon after.
-const END_WITHIN: Duration = Duration::from_secs(25);
-/// A process that was started again must be ready within it.
-const READY_WITHIN: Duration = Duration::from_secs(20);
-/// For the others to see that it is back: they look every second.
-const SEEN_WITHIN: Duration = Duration::from_millis(2500);
-const LOOK: Duration = Duration::from_millis(100);
-/// Requests of each kind that must succeed from a stop to the next: a stop during which nothing happened proves nothing.
-const LEAST: u64 = 20;
-/// Shown of what failed.
-const SHOWN: usize = 20;
+/// Bounds the exit of a process after SIGTERM; orchestrators kill it soon after.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(25);
+/// Bounds the readiness of a restarted process.
+const READY_TIMEOUT: Duration = Duration::from_secs(20);
+/// The time for the clients of a restarted process to notice it: they check its health every second.
+const HEALTH_PROPAGATION_DELAY: Duration = Duration::from_millis(2500);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// The minimum of successes of each kind of request between two restarts: a restart without load proves nothing.
+const MIN_SUCCESSES: u64 = 20;
+const MAX_SHOWN_FAILURES: usize = 20;
 
-/// A process to stop, and how to get at it.
+/// A process to restart.
 #[derive(Clone, Debug)]
 struct Target {
     name: String,
-    /// Where customers or other services connect to.
+    /// The port of its clients.
     port: u16,
-    /// Where it says whether it is ready.
-    health: String,
+    /// The base URL of its `/readyz`.
+    health_url: String,
     is_gateway: bool,
 }
 
 pub async fn run(system: &mut System, options: &Options, seed: u64) -> anyhow::Result<()> {
     let client = reqwest::Client::builder().no_proxy().build()?;
     let url = behind_nginx(system, &client).await?;
-    let customers = Customers::begin(&url, &system.secrets.admin, options.customers, seed).await?;
-    done("customers", &format!("{} of them, each with a socket, behind nginx at {url}", options.customers));
-    for clinging in if options.quick { &[false][..] } else { &[false, true] } {
-        if *clinging {
-            say("  the same with half-sent requests, silent peers and unread sockets:");
+    let customers = Customers::start(&url, &system.secrets.admin, options.customers, seed).await?;
+    print_step(
+        "customers",
+        &format!("{} of them, each with a socket, behind nginx at {url}", options.customers),
+    );
+    for with_stalled_clients in if options.quick { &[false][..] } else { &[false, true] } {
+        if *with_stalled_clients {
+            print_line("  the same with half-sent requests, silent peers and unread sockets:");
         }
         for target in targets(system, options.quick) {
-            restart(system, &client, &customers, &target, *clinging).await?;
+            restart(system, &client, &customers, &target, *with_stalled_clients).await?;
         }
     }
-    let ledger = customers.ledger.clone();
-    let audit = customers.end().await?;
-    let (answered, failed) = (ledger.answered(), ledger.failed());
-    let counts: Vec<String> = answered.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
-    say(&format!("  {}", ink(Ink::Dim, &counts.join(", "))));
-    say(&format!(
-        "  {} requests, {} failed; {} events, {} gone astray; sockets came back {} times",
-        answered.values().sum::<u64>() + failed.len() as u64,
-        failed.len(),
+    let log = customers.log.clone();
+    let audit = customers.stop().await?;
+    let (successes, failures) = (log.successes(), log.failures());
+    let counts: Vec<String> = successes.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+    print_line(&format!("  {}", styled(Style::Dim, &counts.join(", "))));
+    print_line(&format!(
+        "  {} requests, {} failed; {} events, {} event problems; sockets came back {} times",
+        successes.values().sum::<u64>() + failures.len() as u64,
+        failures.len(),
         audit.events,
         audit.problems.len(),
         audit.reconnects
     ));
-    let wrong: Vec<String> = failed.into_iter().chain(audit.problems).collect();
-    if !wrong.is_empty() {
-        bail!("{} things went wrong:\n  {}", wrong.len(), wrong[..wrong.len().min(SHOWN)].join("\n  "));
+    let problems: Vec<String> = failures.into_iter().chain(audit.problems).collect();
+    if !problems.is_empty() {
+        bail!(
+            "{} problems:\n  {}",
+            problems.len(),
+            problems[..problems.len().min(MAX_SHOWN_FAILURES)].join("\n  ")
+        );
     }
     Ok(())
 }
 
 fn targets(system: &System, quick: bool) -> Vec<Target> {
-    let plan = &system.plan;
-    let gateways = plan.gateways.iter().enumerate().map(|(index, port)| Target {
+    let topology = &system.topology;
+    let gateways = topology.gateways.iter().enumerate().map(|(index, port)| Target {
         name: gateway_name(index),
         port: *port,
-        health: local(*port),
+        health_url: loopback_url(*port),
         is_gateway: true,
     });
-    let services = plan.replicas().map(|(name, _, at)| Target {
+    let services = topology.replicas().map(|(name, _, at)| Target {
         name,
         port: at.grpc,
-        health: local(at.metrics),
+        health_url: loopback_url(at.metrics),
         is_gateway: false,
     });
-    // The first of each kind has no number but for the gateways'.
-    let counts = |target: &Target| !quick || !target.name.contains('-') || target.name == gateway_name(0);
-    gateways.chain(services).filter(counts).collect()
+    // The name of the first replica of a service has no number.
+    let is_included =
+        |target: &Target| !quick || !target.name.contains('-') || target.name == gateway_name(0);
+    gateways.chain(services).filter(is_included).collect()
 }
 
-/// Stops one process, and waits until it is back and everybody has seen it.
+/// Restarts one process, and waits until its clients use it again.
 async fn restart(
     system: &mut System,
     client: &reqwest::Client,
     customers: &Customers,
     target: &Target,
-    clinging: bool,
+    with_stalled_clients: bool,
 ) -> anyhow::Result<()> {
     let name = &target.name;
-    let held = match (clinging, target.is_gateway) {
+    let stalled = match (with_stalled_clients, target.is_gateway) {
         (false, _) => None,
-        (true, true) => Some(clingers::to_gateway(target.port, customers.token()).await?),
-        (true, false) => Some(clingers::to_service(target.port).await?),
+        (true, true) => Some(stalled_clients::connect_to_gateway(target.port, customers.token()).await?),
+        (true, false) => Some(stalled_clients::connect_to_service(target.port).await?),
     };
-    let (before, failed) = (customers.ledger.answered(), customers.ledger.failed().len());
+    let (before, failures_before) = (customers.log.successes(), customers.log.failures().len());
     let pid = system.pid(name).and_then(|pid| Pid::from_raw(pid.cast_signed())).context("no process")?;
-    let asked = Instant::now();
+    let signalled = Instant::now();
     kill_process(pid, Signal::TERM)?;
-    let took = loop {
-        let patience = END_WITHIN.saturating_sub(asked.elapsed());
-        let news = timeout(patience, system.hear()).await;
-        let news = news.with_context(|| format!("{name} does not end within {END_WITHIN:?}"))??;
-        match news.what {
-            What::Ended { how } if news.part == *name && how == "exit code 0" => break asked.elapsed(),
-            What::Ended { how } => bail!("{} ended: {how}", news.part),
-            What::Started { .. } => {}
+    let exit_time = loop {
+        let remaining = EXIT_TIMEOUT.saturating_sub(signalled.elapsed());
+        let event = timeout(remaining, system.next_event()).await;
+        let event = event.with_context(|| format!("{name} does not end within {EXIT_TIMEOUT:?}"))??;
+        match event.kind {
+            EventKind::Exited { reason } if event.process == *name && reason == "exit code 0" => {
+                break signalled.elapsed();
+            }
+            EventKind::Exited { reason } => bail!("{} ended: {reason}", event.process),
+            EventKind::Started { .. } => {}
         }
     };
-    drop(held);
-    let back = async {
-        while !matches!(system.hear().await?.what, What::Started { .. }) {}
-        ready::until(|| async { ready::ready(client, &target.health).await.is_ok() }).await;
+    drop(stalled);
+    let restarted = async {
+        while !matches!(system.next_event().await?.kind, EventKind::Started { .. }) {}
+        readiness::wait_until(|| async { readiness::check(client, &target.health_url).await.is_ok() }).await;
         anyhow::Ok(())
     };
-    timeout(READY_WITHIN, back).await.with_context(|| format!("{name} does not come back"))??;
-    sleep(SEEN_WITHIN).await;
+    timeout(READY_TIMEOUT, restarted).await.with_context(|| format!("{name} does not come back"))??;
+    sleep(HEALTH_PROPAGATION_DELAY).await;
 
-    let enough = async {
-        while customers.ledger.least_since(&before) < LEAST {
-            sleep(LOOK).await;
+    let loaded = async {
+        while customers.log.min_successes_since(&before) < MIN_SUCCESSES {
+            sleep(POLL_INTERVAL).await;
         }
     };
-    timeout(READY_WITHIN, enough).await.context("hardly anybody shops: that proves nothing")?;
+    timeout(READY_TIMEOUT, loaded).await.context("too few requests: the restart proves nothing")?;
 
-    let after = customers.ledger.answered();
-    let failures = customers.ledger.failed().split_off(failed);
-    let all: u64 = after.values().sum::<u64>() - before.values().sum::<u64>();
-    done(
+    let after = customers.log.successes();
+    let failures = customers.log.failures().split_off(failures_before);
+    let total: u64 = after.values().sum::<u64>() - before.values().sum::<u64>();
+    print_step(
         &format!("{name:<10}"),
-        &format!("exit code 0 after {:.1} s, {all} requests, {} failed", took.as_secs_f64(), failures.len()),
+        &format!(
+            "exit code 0 after {:.1} s, {total} requests, {} failed",
+            exit_time.as_secs_f64(),
+            failures.len()
+        ),
     );
-    for failure in failures.iter().take(SHOWN) {
-        say(&format!("    {}", ink(Ink::Bad, failure)));
+    for failure in failures.iter().take(MAX_SHOWN_FAILURES) {
+        print_line(&format!("    {}", styled(Style::Bad, failure)));
     }
     Ok(())
 }

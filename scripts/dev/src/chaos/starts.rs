@@ -1,8 +1,8 @@
-//! The start matrix: every process with each of its dependencies absent at the start, frozen, slow on one connection,
-//! refusing the password, away again and back. It passes where the process lives, says what it waits for, is ready soon
-//! after the dependency's return, and writes few lines about it.
+//! The start matrix: starts every process while one of its dependencies is absent, frozen, slow on one connection or refuses
+//! the password, and makes the dependency unavailable again later. A pair passes if the process keeps running, names the
+//! dependency in `/readyz`, is ready soon after the dependency's return, and logs few lines.
 //!
-//! Every pair has a process and a proxy of its own beside a system that runs; all pairs go through the matrix at once.
+//! Every pair has a process and a proxy of its own beside a running system. All pairs run at the same time.
 
 use std::{fs, time::Duration};
 
@@ -18,62 +18,62 @@ use super::{
     proxy::{Mode, Proxy},
 };
 use crate::{
-    parts::local,
+    output::{Style, print_line, print_step, styled},
     ports::Ports,
+    processes::loopback_url,
     program::{Environment, Program},
-    ready,
-    screen::{Ink, done, ink, say},
+    readiness,
     up::system::System,
 };
 
 mod store;
 use store::Store;
 
-/// The first steps of the pairs are so far apart: what is measured is each process, not a crowd of them.
-const STAGGER: Duration = Duration::from_millis(300);
-/// A process that has just been started, beside a dozen others, answers `/readyz` and says what it waits for within this.
-const NAMED_WITHIN: Duration = Duration::from_secs(20);
-/// All pairs start at once, on as many cores as there are.
-const STARTED_WITHIN: Duration = Duration::from_secs(20);
-/// A process that cannot start ends within this.
-const REFUSED_WITHIN: Duration = Duration::from_secs(10);
-const LOOK: Duration = Duration::from_millis(50);
-/// The delay of the first bytes of a slow connection.
-const SLOW_BY: Duration = Duration::from_secs(2);
-/// A lasting failure has a line again after this.
-const LINE_INTERVAL: Duration = Duration::from_mins(1);
+/// The delay between the starts of two pairs, so that they do not compete for the processor.
+const START_STAGGER: Duration = Duration::from_millis(300);
+/// Bounds the time until `/readyz` of a starting process names the dependency, beside a dozen other starts.
+const NOT_READY_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bounds a start while all pairs start.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bounds the exit of a process that cannot start.
+const REFUSED_START_TIMEOUT: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// The delay of a slow connection.
+const SLOW_CONNECTION_DELAY: Duration = Duration::from_secs(2);
+/// The interval at which a process logs a lasting failure again.
+const LOG_INTERVAL: Duration = Duration::from_mins(1);
 
-/// The duration of each trouble.
+/// The duration of each condition of a dependency.
 #[derive(Clone, Copy, Debug)]
 struct Times {
-    late: Duration,
+    absent_at_start: Duration,
     frozen: Duration,
-    away: Duration,
+    absent_later: Duration,
     refusing: Duration,
-    /// A process is ready within this after its dependency is back.
-    back: Duration,
-    /// The connections, counted from the first, that are slow in turn.
-    slow: &'static [usize],
+    /// Bounds the time from the dependency's return to readiness.
+    recovery_timeout: Duration,
+    /// The numbers of the connections that are slow in turn, counted from 1.
+    slow_connections: &'static [usize],
 }
 
 const QUICK: Times = Times {
-    late: Duration::from_secs(2),
-    // Longer than a start waits for Redis, so that it has a line.
+    absent_at_start: Duration::from_secs(2),
+    // Longer than a start waits for Redis, so that the process logs it.
     frozen: Duration::from_secs(6),
-    away: Duration::from_secs(3),
+    absent_later: Duration::from_secs(3),
     refusing: Duration::from_secs(1),
-    // Twice what is promised: in a test other work may take the cores.
-    back: Duration::from_secs(10),
-    slow: &[2],
+    // Twice the guaranteed time: other tests may use the processor.
+    recovery_timeout: Duration::from_secs(10),
+    slow_connections: &[2],
 };
 
-const WHOLE: Times = Times {
-    late: Duration::from_secs(10),
+const FULL: Times = Times {
+    absent_at_start: Duration::from_secs(10),
     frozen: Duration::from_secs(30),
-    away: Duration::from_mins(1),
+    absent_later: Duration::from_mins(1),
     refusing: Duration::from_secs(10),
-    back: Duration::from_secs(5),
-    slow: &[1, 2, 3, 4, 5, 6, 7, 8],
+    recovery_timeout: Duration::from_secs(5),
+    slow_connections: &[1, 2, 3, 4, 5, 6, 7, 8],
 };
 
 /// Every process with the dependencies that it names in `/readyz`.
@@ -85,7 +85,7 @@ const PAIRS: [(&str, &[&str]); 4] = [
 ];
 
 pub async fn run(system: &System, options: &Options) -> anyhow::Result<()> {
-    let times = if options.quick { QUICK } else { WHOLE };
+    let times = if options.quick { QUICK } else { FULL };
     let mut ports = Ports::default();
     let mut pairs = Vec::new();
     for (process, dependencies) in PAIRS {
@@ -96,19 +96,19 @@ pub async fn run(system: &System, options: &Options) -> anyhow::Result<()> {
     let began = Instant::now();
     let count = pairs.len();
     let outcomes = join_all((0..).zip(pairs).map(|(place, mut pair): (u32, Pair)| async move {
-        sleep(STAGGER * place).await;
-        let outcome = pair.matrix().await;
-        outcome.with_context(|| format!("{} and {}\n{}", pair.process, pair.dependency, pair.last_words()))
+        sleep(START_STAGGER * place).await;
+        let outcome = pair.run().await;
+        outcome.with_context(|| format!("{} and {}\n{}", pair.process, pair.dependency, pair.log_tail()))
     }))
     .await;
     let failures: Vec<String> =
         outcomes.into_iter().filter_map(|outcome| Some(format!("{:#}", outcome.err()?))).collect();
     ensure!(failures.is_empty(), "{} of {count} pairs:\n{}", failures.len(), failures.join("\n"));
-    done("start matrix", &format!("{count} pairs, {} s", began.elapsed().as_secs()));
+    print_step("start matrix", &format!("{count} pairs, {} s", began.elapsed().as_secs()));
     Ok(())
 }
 
-/// A process and the dependency that is in trouble.
+/// A process and its impaired dependency.
 struct Pair {
     process: &'static str,
     dependency: &'static str,
@@ -116,13 +116,13 @@ struct Pair {
     program: Program,
     proxy: Proxy,
     store: Option<Store>,
-    /// The address at which it answers `/readyz`.
-    health: String,
+    /// The base URL of its `/readyz`.
+    health_url: String,
     client: reqwest::Client,
     child: Option<Child>,
     started: Instant,
-    /// The number of times the dependency was in trouble since the start.
-    troubles: usize,
+    /// The number of outages of the dependency since the start.
+    outages: usize,
 }
 
 impl Pair {
@@ -133,24 +133,27 @@ impl Pair {
         dependency: &'static str,
         times: Times,
     ) -> anyhow::Result<Self> {
-        let shop = system.shop();
+        let launcher = system.launcher();
         let base = if process == "gateway" { "gateway-1" } else { process };
-        let mut program =
-            shop.programs()?.into_iter().find(|program| program.name == base).context("no such process")?;
+        let mut program = launcher
+            .programs()?
+            .into_iter()
+            .find(|program| program.name == base)
+            .context("no such process")?;
         program.name = format!("{process}-without-{dependency}");
-        program.folder = system.state.of(&program.name);
+        program.folder = system.state.process_folder(&program.name);
         program.log = system.state.log(&program.name);
         let (listen, metrics) = (ports.free()?, ports.free()?);
-        let health = local(if process == "gateway" { listen } else { metrics });
-        let [auth, product, order] = &system.plan.services;
+        let health_url = loopback_url(if process == "gateway" { listen } else { metrics });
+        let [auth, product, order] = &system.topology.services;
         let target = match dependency {
-            "postgres" => system.plan.postgres,
-            "redis" => system.plan.redis,
+            "postgres" => system.topology.postgres,
+            "redis" => system.topology.redis,
             "auth" => auth[0].grpc,
             "product" => product[0].grpc,
             _ => order[0].grpc,
         };
-        let proxy = Proxy::start(ports.free()?, target, Mode::Absent, SLOW_BY);
+        let proxy = Proxy::start(ports.free()?, target, Mode::Absent, SLOW_CONNECTION_DELAY);
         let store = Store::prepare(system, process, dependency, proxy.port).await?;
         let mut pair = Self {
             process,
@@ -159,100 +162,103 @@ impl Pair {
             program,
             proxy,
             store,
-            health,
+            health_url,
             client: reqwest::Client::builder().no_proxy().build()?,
             child: None,
             started: Instant::now(),
-            troubles: 0,
+            outages: 0,
         };
-        pair.tell("LISTEN_ADDR", format!("127.0.0.1:{listen}"));
-        pair.tell("METRICS_ADDR", format!("127.0.0.1:{metrics}"));
+        pair.set_variable("LISTEN_ADDR", format!("127.0.0.1:{listen}"));
+        pair.set_variable("METRICS_ADDR", format!("127.0.0.1:{metrics}"));
         match (pair.dependency, pair.store.as_ref().map(Store::url)) {
-            ("postgres", Some(url)) => pair.tell("DATABASE_URL", url),
-            ("redis", Some(url)) => pair.tell("REDIS_URL", url),
-            ("auth", _) => pair.tell("AUTH_URL", local(pair.proxy.port)),
-            ("product", _) => pair.tell("PRODUCT_URL", local(pair.proxy.port)),
-            _ => pair.tell("ORDER_URL", local(pair.proxy.port)),
+            ("postgres", Some(url)) => pair.set_variable("DATABASE_URL", url),
+            ("redis", Some(url)) => pair.set_variable("REDIS_URL", url),
+            ("auth", _) => pair.set_variable("AUTH_URL", loopback_url(pair.proxy.port)),
+            ("product", _) => pair.set_variable("PRODUCT_URL", loopback_url(pair.proxy.port)),
+            _ => pair.set_variable("ORDER_URL", loopback_url(pair.proxy.port)),
         }
         Ok(pair)
     }
 
-    /// Sets a variable of the environment, in place of what it was before.
-    fn tell(&mut self, name: &'static str, value: String) {
-        if let Environment::Ours { without, with } = &mut self.program.environment {
-            without.retain(|unset| *unset != name);
-            with.retain(|(set, _)| *set != name);
-            with.push((name, value));
+    /// Sets or replaces an environment variable of the process.
+    fn set_variable(&mut self, name: &'static str, value: String) {
+        if let Environment::Modified { unset, set } = &mut self.program.environment {
+            unset.retain(|variable| *variable != name);
+            set.retain(|(variable, _)| *variable != name);
+            set.push((name, value));
         }
     }
 
-    async fn matrix(&mut self) -> anyhow::Result<()> {
-        self.late_then_away().await?;
+    async fn run(&mut self) -> anyhow::Result<()> {
+        self.absent_at_start_and_later().await?;
         self.frozen().await.context("frozen at the start")?;
-        for nth in self.times.slow {
+        for nth in self.times.slow_connections {
             self.slow(*nth).await.with_context(|| format!("connection {nth} slow at the start"))?;
         }
-        self.refused_at_the_start().await.context("wrong password at the start")?;
-        say(&format!("  {}", ink(Ink::Dim, &format!("{} and {}", self.process, self.dependency))));
+        self.refused_at_start().await.context("wrong password at the start")?;
+        print_line(&format!(
+            "  {}",
+            styled(Style::Dim, &format!("{} and {}", self.process, self.dependency))
+        ));
         Ok(())
     }
 
-    async fn late_then_away(&mut self) -> anyhow::Result<()> {
-        self.proxy.set(Mode::Absent);
+    async fn absent_at_start_and_later(&mut self) -> anyhow::Result<()> {
+        self.proxy.set_mode(Mode::Absent);
         self.start().await?;
-        self.trouble(self.times.late, "").await.context("absent at the start")?;
-        self.proxy.set(Mode::Pass);
-        self.is_ready(self.times.back).await.context("late")?;
+        self.expect_outage(self.times.absent_at_start, "").await.context("absent at the start")?;
+        self.proxy.set_mode(Mode::Pass);
+        self.expect_ready(self.times.recovery_timeout).await.context("late")?;
 
-        self.proxy.set(Mode::Absent);
-        self.trouble(self.times.away, "").await.context("away")?;
-        self.proxy.set(Mode::Pass);
-        self.is_ready(self.times.back).await.context("back")?;
+        self.proxy.set_mode(Mode::Absent);
+        self.expect_outage(self.times.absent_later, "").await.context("away")?;
+        self.proxy.set_mode(Mode::Pass);
+        self.expect_ready(self.times.recovery_timeout).await.context("back")?;
 
         if let Some(store) = self.store.take() {
             store.refuse().await?;
-            self.proxy.cut();
-            let refused = self.trouble(self.times.refusing, "authentication").await;
+            self.proxy.disconnect_all();
+            let refused = self.expect_outage(self.times.refusing, "authentication").await;
             store.accept().await?;
             refused.context("a password that became wrong")?;
-            self.is_ready(self.times.back).await.context("a password that became right")?;
+            self.expect_ready(self.times.recovery_timeout).await.context("a password that became right")?;
             self.store = Some(store);
         }
-        self.few_lines()?;
+        self.expect_few_log_lines()?;
         self.stop().await
     }
 
     async fn frozen(&mut self) -> anyhow::Result<()> {
-        self.proxy.set(Mode::Frozen);
+        self.proxy.set_mode(Mode::Frozen);
         self.start().await?;
-        self.trouble(self.times.frozen, "").await?;
-        self.proxy.set(Mode::Pass);
-        self.is_ready(self.times.back).await?;
-        self.few_lines()?;
+        self.expect_outage(self.times.frozen, "").await?;
+        self.proxy.set_mode(Mode::Pass);
+        self.expect_ready(self.times.recovery_timeout).await?;
+        self.expect_few_log_lines()?;
         self.stop().await
     }
 
     async fn slow(&mut self, nth: usize) -> anyhow::Result<()> {
-        self.proxy.set(Mode::Pass);
+        self.proxy.set_mode(Mode::Pass);
         self.proxy.slow_down(nth);
         self.start().await?;
-        self.is_ready(STARTED_WITHIN).await?;
-        // A connection that was left alone would show by now.
-        sleep(SLOW_BY).await;
-        self.is_ready(self.times.back).await?;
+        self.expect_ready(START_TIMEOUT).await?;
+        // A connection that the process abandoned would show by now.
+        sleep(SLOW_CONNECTION_DELAY).await;
+        self.expect_ready(self.times.recovery_timeout).await?;
         self.proxy.slow_down(0);
         self.stop().await
     }
 
-    async fn refused_at_the_start(&mut self) -> anyhow::Result<()> {
+    async fn refused_at_start(&mut self) -> anyhow::Result<()> {
         let Some(store) = self.store.take() else { return Ok(()) };
         store.refuse().await?;
         self.start().await?;
         let child = self.child.as_mut().context("started")?;
-        let ended = timeout(REFUSED_WITHIN, child.wait()).await;
+        let exit = timeout(REFUSED_START_TIMEOUT, child.wait()).await;
         store.accept().await?;
-        let status = ended.context("it goes on")??;
-        ensure!(!status.success(), "it ends well");
+        let status = exit.context("it keeps running")??;
+        ensure!(!status.success(), "it exits with code 0");
         let log = fs::read_to_string(&self.program.log)?;
         ensure!(log.lines().count() == 1, "one line: {log}");
         ensure!(log.contains("refuses") && !log.contains(&store.password), "{log}");
@@ -264,7 +270,7 @@ impl Pair {
     async fn start(&mut self) -> anyhow::Result<()> {
         let _ = fs::remove_file(&self.program.log);
         self.child = Some(self.program.start().await?);
-        (self.started, self.troubles) = (Instant::now(), 0);
+        (self.started, self.outages) = (Instant::now(), 0);
         Ok(())
     }
 
@@ -274,7 +280,7 @@ impl Pair {
         Ok(child.kill().await?)
     }
 
-    fn lives(&mut self) -> anyhow::Result<()> {
+    fn expect_running(&mut self) -> anyhow::Result<()> {
         let child = self.child.as_mut().context("started")?;
         match child.try_wait()? {
             Some(status) => bail!("it has ended: {status}"),
@@ -282,13 +288,13 @@ impl Pair {
         }
     }
 
-    /// Waits until `/readyz` names the dependency, with `reason` in it, and then until the trouble has lasted.
-    async fn trouble(&mut self, lasts: Duration, reason: &str) -> anyhow::Result<()> {
+    /// Waits until `/readyz` names the dependency and `reason`, and then until the outage has lasted `duration`.
+    async fn expect_outage(&mut self, duration: Duration, reason: &str) -> anyhow::Result<()> {
         let began = Instant::now();
-        self.troubles += 1;
+        self.outages += 1;
         let name = self.dependency;
-        self.until(NAMED_WITHIN, |answer| {
-            answer.as_ref().is_err_and(|missing| {
+        self.poll_readiness(NOT_READY_TIMEOUT, |response| {
+            response.as_ref().is_err_and(|missing| {
                 let named = missing.split("not ready: ").nth(1).is_some_and(|missing| {
                     missing.starts_with(name) || missing.contains(&format!(", {name}"))
                 });
@@ -297,33 +303,34 @@ impl Pair {
         })
         .await
         .with_context(|| format!("/readyz does not name {name}"))?;
-        sleep(lasts.saturating_sub(began.elapsed())).await;
-        self.lives()
+        sleep(duration.saturating_sub(began.elapsed())).await;
+        self.expect_running()
     }
 
-    async fn is_ready(&mut self, within: Duration) -> anyhow::Result<()> {
-        self.until(within, Result::is_ok).await.context("it is not ready")
+    async fn expect_ready(&mut self, limit: Duration) -> anyhow::Result<()> {
+        self.poll_readiness(limit, Result::is_ok).await.context("it is not ready")
     }
 
-    async fn until(
+    /// Polls `/readyz` until a condition holds.
+    async fn poll_readiness(
         &mut self,
-        within: Duration,
-        holds: impl Fn(&Result<(), String>) -> bool,
+        limit: Duration,
+        condition: impl Fn(&Result<(), String>) -> bool,
     ) -> anyhow::Result<()> {
         let began = Instant::now();
         loop {
-            self.lives()?;
-            let answer = ready::ready(&self.client, &self.health).await;
-            if holds(&answer) {
+            self.expect_running()?;
+            let response = readiness::check(&self.client, &self.health_url).await;
+            if condition(&response) {
                 return Ok(());
             }
-            ensure!(began.elapsed() < within, "/readyz after {:?}: {answer:?}", began.elapsed());
-            sleep(LOOK).await;
+            ensure!(began.elapsed() < limit, "/readyz after {:?}: {response:?}", began.elapsed());
+            sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Each trouble has a line at least, and one a minute for each of its causes at most.
-    fn few_lines(&self) -> anyhow::Result<()> {
+    /// Checks that each outage was logged, and each cause at most once a minute.
+    fn expect_few_log_lines(&self) -> anyhow::Result<()> {
         let log = fs::read_to_string(&self.program.log)?;
         let named = format!("\"dependency\":\"{}\"", self.dependency);
         let mut causes: Vec<String> = log
@@ -333,22 +340,22 @@ impl Pair {
             .map(|line| cause(&line))
             .collect();
         ensure!(!causes.is_empty(), "no line about {}", self.dependency);
-        let minutes = usize::try_from(self.started.elapsed().as_secs() / LINE_INTERVAL.as_secs())?;
+        let minutes = usize::try_from(self.started.elapsed().as_secs() / LOG_INTERVAL.as_secs())?;
         causes.sort_unstable();
         for same in causes.chunk_by(|one, other| one == other) {
-            ensure!(same.len() <= self.troubles + minutes, "{} lines {:?}", same.len(), same[0]);
+            ensure!(same.len() <= self.outages + minutes, "{} lines {:?}", same.len(), same[0]);
         }
         Ok(())
     }
 
-    fn last_words(&self) -> String {
+    fn log_tail(&self) -> String {
         let log = fs::read_to_string(&self.program.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().rev().filter(|line| !line.contains("/readyz")).take(8).collect();
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 }
 
-/// The class in a line about a dependency, which comes after the names of connections.
+/// Returns the cause in a log line about a dependency, which follows the names of connections.
 fn cause(line: &serde_json::Value) -> String {
     let reason = line.pointer("/fields/reason").or_else(|| line.get("reason"));
     let reason = reason.and_then(serde_json::Value::as_str).unwrap_or_default();

@@ -1,4 +1,4 @@
--- The balances of the audit up to the end of the ledger, and a recount of all of it that is due.
+-- Sets the audit's balances up to the end of the ledger, and makes a recount of the whole ledger due.
 truncate product.stock_balance;
 insert into product.stock_balance (product_id, available, held)
 select product_id,

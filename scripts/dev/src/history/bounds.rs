@@ -1,7 +1,7 @@
-//! The bounds: what a metric may be in any sample, what may grow from the first row of the report to the last, and how fast
-//! requests are answered. Where an alert exists, its threshold is the bound.
+//! The bounds of metrics in any sample, of growth from the first row of the report to the last, and of latencies. If an
+//! alert exists, its threshold is the bound.
 
-/// A metric, a label that its series must have, and the highest value that it may have in any sample.
+/// The bounded metrics: name, a label that the series must have, and the maximum in any sample.
 pub const GAUGES: [(&str, &str, f64); 17] = [
     ("stock_invariant_violations", "", 0.0),
     ("order_stock_mismatches", "", 0.0),
@@ -21,26 +21,26 @@ pub const GAUGES: [(&str, &str, f64); 17] = [
     ("stock_tasks_oldest_due_seconds", "", 120.0),
     ("cache_bypassed_seconds", "", 60.0),
 ];
-/// The memory of a process at the end beyond that of the first row, which comes after the start. MiB.
+/// Bounds the growth of a process's memory from the first row to the last. MiB.
 pub const MAX_MEMORY_GROWTH: f64 = 64.0;
-/// The orders or holds, and the rows of the ledger, that a slow pass of the audit compares in a second at least: half of
-/// what its interval allows.
+/// The minimum rates of the slow audit passes, in orders, holds or ledger rows per second: half of the rate that their
+/// interval requires.
 pub const MIN_ORDER_RATE: f64 = 50.0;
 pub const MIN_LEDGER_RATE: f64 = 2_000.0;
-/// The kind of request that is the measure of the machine: its answers come from memory.
+/// The kind of request that indicates the machine's speed: its responses come from memory.
 pub const REFERENCE: &str = "product";
-/// The time in which 99 % of the requests of a kind are answered, in milliseconds, …
-const MAX_READ_P99: f64 = 250.0;
-const MAX_WRITE_P99: f64 = 500.0;
-/// … or, where the machine is slow, in times of the reference's.
+/// The bounds of the 99th percentile of the latency. Milliseconds.
+const MAX_READ_P99_MS: f64 = 250.0;
+const MAX_WRITE_P99_MS: f64 = 500.0;
+/// The bounds on a slow machine, as multiples of the reference's percentile.
 const MAX_READ_RATIO: f64 = 2.0;
 const MAX_WRITE_RATIO: f64 = 4.0;
-/// The kinds that write.
-const WRITES: [&str; 6] = ["create order", "pay", "cancel", "admin: cancel", "admin: ship", "complete"];
-/// Of a thousand requests so many may fail.
+/// The kinds of requests that write.
+const WRITE_KINDS: [&str; 6] = ["create order", "pay", "cancel", "admin: cancel", "admin: ship", "complete"];
+/// Bounds the failures per thousand requests.
 const MAX_FAILURES_PER_THOUSAND: u64 = 1;
 
-/// Returns a breach where too many requests failed.
+/// Returns a violation if too many requests failed.
 pub fn failures(requests: u64, failures: &[String]) -> Option<String> {
     let count = u64::try_from(failures.len()).unwrap_or(u64::MAX);
     let shown: Vec<&str> =
@@ -49,12 +49,12 @@ pub fn failures(requests: u64, failures: &[String]) -> Option<String> {
         .then(|| format!("{count} of {requests} requests failed: {}", shown.join("; ")))
 }
 
-/// Returns the highest p99 that a kind of request may have where the reference has this one, in milliseconds.
+/// Returns the bound of the p99 of a kind of request, for the reference's p99. Both are in milliseconds.
 pub fn max_p99(kind: &str, reference: f64) -> f64 {
-    if WRITES.contains(&kind) {
-        MAX_WRITE_P99.max(MAX_WRITE_RATIO * reference)
+    if WRITE_KINDS.contains(&kind) {
+        MAX_WRITE_P99_MS.max(MAX_WRITE_RATIO * reference)
     } else {
-        MAX_READ_P99.max(MAX_READ_RATIO * reference)
+        MAX_READ_P99_MS.max(MAX_READ_RATIO * reference)
     }
 }
 
@@ -63,16 +63,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn on_a_slow_machine_the_reference_is_the_bound() {
+    fn a_slow_machine_is_bounded_by_its_reference() {
         let is = |p99: f64, expected: f64| (p99 - expected).abs() < f64::EPSILON;
         assert!(is(max_p99("orders", 1.0), 250.0) && is(max_p99("pay", 1.0), 500.0));
         assert!(is(max_p99("orders", 1000.0), 2000.0) && is(max_p99("pay", 1000.0), 4000.0));
     }
 
     #[test]
-    fn one_failure_in_a_thousand_is_within_the_bound() {
+    fn one_failure_per_thousand_requests_is_allowed() {
         let one = ["GET /orders: 503".to_owned()];
         assert_eq!(failures(1000, &one), None);
-        assert!(failures(999, &one).is_some_and(|breach| breach.contains("1 of 999")));
+        assert!(failures(999, &one).is_some_and(|violation| violation.contains("1 of 999")));
     }
 }

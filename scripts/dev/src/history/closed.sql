@@ -1,5 +1,5 @@
--- Drafts of :orders orders that have come to an end, or wait for a shop's next step: evenly over 400 days, the last 20
--- minutes ago. Four large customers have 0.6 % each; of the others a few have thousands, most a handful.
+-- Drafts :orders orders that are final or wait for the shop's next step, evenly over 400 days, the last one 20 minutes
+-- ago. Four large customers have 0.6 % each; of the others a few have thousands, most a handful.
 insert into history.draft
 select n, user_id, created_at,
        case

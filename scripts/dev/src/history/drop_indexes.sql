@@ -1,7 +1,7 @@
--- Indexes are made anew once all rows are there, which costs a third of keeping them. Primary keys stay.
+-- Drops the indexes. Recreating them after all rows are written costs a third of maintaining them. Primary keys stay.
 create table history.dropped_index as
     select format('%I.%I', schema.nspname, index.relname) as name,
-           -- Of a partitioned table: with those of its partitions.
+           -- An index of a partitioned table is recreated with those of its partitions.
            replace(pg_get_indexdef(index.oid), ' ON ONLY ', ' ON ') as definition
     from pg_index entry
     join pg_class index on index.oid = entry.indexrelid

@@ -1,4 +1,4 @@
--- Drafts of :orders orders of the last minutes that wait for payment, behind those that are written.
+-- Drafts :orders recent orders that wait for payment, numbered after the written ones.
 truncate history.draft;
 insert into history.draft
 select (select max(n) from history.entry) + n, shopper.id,

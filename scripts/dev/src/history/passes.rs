@@ -1,5 +1,4 @@
-//! The slow passes of the audits: those that go through everything, in hours. A short run ends none of them, so their pace is
-//! measured.
+//! The slow audit passes, which scan everything in hours. A short run completes none of them, so that their rate is measured.
 
 use std::time::Duration;
 
@@ -8,8 +7,8 @@ use sqlx::{Connection as _, PgConnection};
 
 use super::bounds::{MIN_LEDGER_RATE, MIN_ORDER_RATE};
 
-/// The name of each pass, its lowest pace, and a query of the rows in all and of those that it is behind. A pass that is at
-/// its beginning has ended a round.
+/// The passes: name, minimum rate, and a query of the total rows and the rows compared so far. A pass at its beginning has
+/// completed a round.
 const PASSES: [(&str, f64, &str); 3] = [
     (
         "orders",
@@ -39,42 +38,42 @@ const PASSES: [(&str, f64, &str); 3] = [
     ),
 ];
 
-/// How far a pass came in the run.
+/// The progress of a pass in the run.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass {
     pub name: &'static str,
     pub total: i64,
-    /// Rows a second.
+    /// Rows per second.
     pub rate: f64,
     min_rate: f64,
     is_complete: bool,
 }
 
 impl Pass {
-    /// Returns the time that a round takes, in hours.
+    /// Returns the duration of a round in hours.
     pub fn round_hours(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
         let total = self.total as f64;
         total / self.rate / 3600.0
     }
 
-    pub fn breach(&self) -> Option<String> {
+    pub fn violation(&self) -> Option<String> {
         let Self { name, rate, min_rate, is_complete, .. } = self;
         (!is_complete && rate < min_rate)
             .then(|| format!("the audit compares {rate:.0} {name} a second, of {min_rate} at least"))
     }
 }
 
-/// Measures the passes, which began `time` ago.
+/// Measures the passes, which started `time` ago.
 pub async fn measure(postgres_url: &str, time: Duration) -> anyhow::Result<Vec<Pass>> {
     let mut connection = PgConnection::connect(postgres_url).await?;
     let mut passes = Vec::new();
     for (name, min_rate, query) in PASSES {
-        let (total, behind): (i64, i64) =
+        let (total, compared): (i64, i64) =
             sqlx::query_as(query).fetch_one(&mut connection).await.context(name)?;
         #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
-        let rate = behind as f64 / time.as_secs_f64();
-        passes.push(Pass { name, total, rate, min_rate, is_complete: behind >= total });
+        let rate = compared as f64 / time.as_secs_f64();
+        passes.push(Pass { name, total, rate, min_rate, is_complete: compared >= total });
     }
     connection.close().await?;
     Ok(passes)

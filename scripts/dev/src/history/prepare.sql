@@ -1,5 +1,5 @@
--- What every later script reads: shoppers, products, and the steps that lead to each fate. :customers are the ids of
--- those who shop while the history is measured, the large ones first; :shoppers is the number of others.
+-- Prepares the tables of the later scripts: shoppers, products, and the steps that lead to each fate. :customers are the
+-- ids of the users of the load, the large ones first; :shoppers is the number of other users.
 create schema history;
 
 create unlogged table history.shopper (number bigint primary key, id bigint not null);
@@ -18,8 +18,7 @@ create unlogged table history.product as
     from product.product where status = 'active';
 alter table history.product add primary key (number);
 
--- The steps of each fate: the version they lead to, the status before and after, who takes them, how long after the
--- order was placed.
+-- The steps of each fate: resulting version, status before and after, actor, and time since the order was placed.
 create table history.step (
     fate text, version bigint, previous_status text, status text, actor text, reason text, delay interval,
     primary key (fate, version)
@@ -47,7 +46,7 @@ create view history.fate as
            (array_agg(status order by version desc))[1] as status
     from history.step group by fate;
 
--- The orders that are written next, and their lines.
+-- The orders to write next, and their lines.
 create unlogged table history.draft (
     n bigint, user_id bigint, created_at timestamptz, fate text, lines integer, first_product bigint
 );

@@ -1,4 +1,4 @@
-//! The beginning of the run beside its end.
+//! The report: compares the beginning of the run with its end.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,18 +8,18 @@ use super::{
     samples::Row,
     traffic::Latencies,
 };
-use crate::screen::{Ink, ink, say};
+use crate::output::{Style, print_line, styled};
 
-/// The rows of a run, one a minute.
+/// The rows of a run, one per minute.
 #[derive(Debug, Default)]
 pub struct Report {
     rows: Vec<(Duration, Row)>,
-    /// The durations of each minute, by the kind of request.
+    /// The latencies of each minute, by kind of request.
     latencies: Vec<Latencies>,
 }
 
 impl Report {
-    /// Adds a row, and shows it.
+    /// Adds and prints a row.
     pub fn add(&mut self, at: Duration, row: Row, latencies: Latencies) {
         let requests: usize = latencies.values().map(Vec::len).sum();
         let slowest = latencies
@@ -28,7 +28,7 @@ impl Report {
             .max_by(|one, other| one.0.total_cmp(&other.0));
         let (p99, kind) = slowest.unwrap_or_default();
         let memory: Vec<String> = row.memory.iter().map(|(name, size)| format!("{name} {size:.0}")).collect();
-        say(&format!(
+        print_line(&format!(
             "  {:>5} s  {requests:>6} requests, highest p99 {p99:.0} ms {kind}; MiB: database {:.0}, {}",
             at.as_secs(),
             row.database,
@@ -40,7 +40,7 @@ impl Report {
         }
     }
 
-    /// Shows the first row beside the last, and the first minute's requests beside the last one's.
+    /// Prints the first and last rows side by side, and the latencies of the first and last minutes.
     pub fn print(&self, passes: &[Pass], rounds: &BTreeMap<&str, f64>) {
         if let (Some((_, first)), Some((_, last))) = (self.rows.first(), self.rows.last()) {
             heading("", "beginning", "end");
@@ -52,7 +52,7 @@ impl Report {
                     last.memory.get(process).copied().unwrap_or_default(),
                 );
             }
-            // Of counters those that counted something.
+            // Counters at 0 are left out.
             let is_shown = |(series, value): &(&String, &f64)| !series.contains("_total") || **value > 0.0;
             for (series, value) in last.gauges.iter().filter(is_shown) {
                 line(series, first.gauges.get(series).copied().unwrap_or_default(), *value);
@@ -71,22 +71,22 @@ impl Report {
         }
         heading("audits", "s a round", "");
         for (series, duration) in rounds {
-            say(&format!("  {series:<64} {duration:>10.1}"));
+            print_line(&format!("  {series:<64} {duration:>10.1}"));
         }
         for pass in passes {
             let Pass { name, total, rate, .. } = pass;
-            say(&format!("  {total} {name}: {rate:.0} a second, all in {:.1} h", pass.round_hours()));
+            print_line(&format!("  {total} {name}: {rate:.0} a second, all in {:.1} h", pass.round_hours()));
         }
     }
 
-    /// Returns the processes that grew, and the requests that were slow over the whole run.
-    pub fn breaches(&self) -> Vec<String> {
-        let mut breaches = Vec::new();
+    /// Returns the violations of memory growth, and of latencies over the whole run.
+    pub fn violations(&self) -> Vec<String> {
+        let mut violations = Vec::new();
         if let (Some((_, first)), Some((_, last))) = (self.rows.first(), self.rows.last()) {
             for (process, size) in &last.memory {
                 let growth = size - first.memory.get(process).copied().unwrap_or_default();
                 if growth > MAX_MEMORY_GROWTH {
-                    breaches
+                    violations
                         .push(format!("{process} grew by {growth:.0} MiB, of {MAX_MEMORY_GROWTH} at most"));
                 }
             }
@@ -99,23 +99,23 @@ impl Report {
         for (kind, times) in &all {
             let (p99, bound) = (percentile(times, 0.99), max_p99(kind, reference));
             if p99 > bound {
-                breaches.push(format!("p99 of {kind}: {p99:.0} ms, of {bound:.0} at most"));
+                violations.push(format!("p99 of {kind}: {p99:.0} ms, of {bound:.0} at most"));
             }
         }
-        breaches
+        violations
     }
 }
 
-fn heading(what: &str, before: &str, after: &str) {
-    say("");
-    say(&ink(Ink::Bold, &format!("  {what:<64} {before:>10} {after:>10}")));
+fn heading(title: &str, before: &str, after: &str) {
+    print_line("");
+    print_line(&styled(Style::Bold, &format!("  {title:<64} {before:>10} {after:>10}")));
 }
 
-fn line(what: &str, before: f64, after: f64) {
-    say(&format!("  {what:<64} {before:>10.1} {after:>10.1}"));
+fn line(label: &str, before: f64, after: f64) {
+    print_line(&format!("  {label:<64} {before:>10.1} {after:>10.1}"));
 }
 
-/// Returns the value that this share of the values does not exceed; 0 of none.
+/// Returns the value that the given share of the values does not exceed, or 0 without values.
 fn percentile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! A scraper: reads the metrics of every process every few seconds, and keeps the worst value of what has a bound.
+//! A scraper: samples the metrics of every process every few seconds, and keeps the worst value of each bounded metric.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,11 +8,11 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::time::{Instant, sleep_until};
 
 use super::{SAMPLE_INTERVAL, bounds::GAUGES};
-use crate::{keeper::What, up::system::System};
+use crate::{supervisor::EventKind, up::system::System};
 
 const MIB: f64 = 1024.0 * 1024.0;
-/// The ages of audits. Each falls to the duration of a round where a round ends.
-const AGES: [&str; 2] = ["audit_age_seconds", "order_audit_age_seconds"];
+/// The ages of audits. At the end of a round, an age drops to the duration of the round.
+const AUDIT_AGE_METRICS: [&str; 2] = ["audit_age_seconds", "order_audit_age_seconds"];
 
 /// The state of the system at one moment.
 #[derive(Clone, Debug, Default)]
@@ -21,17 +21,17 @@ pub struct Row {
     pub database: f64,
     /// The resident memory of each process. MiB.
     pub memory: BTreeMap<String, f64>,
-    /// The values of the metrics that have a bound; counters since the first sample.
+    /// The values of the bounded metrics. Counters count from the first sample.
     pub gauges: BTreeMap<String, f64>,
-    /// The seconds since the last success of each worker, …
+    /// The seconds since the last success of each worker.
     pub workers: BTreeMap<String, f64>,
-    /// … and those after which it is late.
+    /// The seconds after which each worker counts as late.
     max_ages: BTreeMap<String, f64>,
 }
 
-/// A series with a bound.
+/// The maximum of a bounded series.
 #[derive(Clone, Copy, Debug)]
-struct Highest {
+struct Maximum {
     value: f64,
     bound: f64,
 }
@@ -40,7 +40,7 @@ struct Highest {
 #[derive(Clone, Copy, Debug)]
 struct Rounds {
     last_age: f64,
-    /// Seconds, too many by up to the interval of the samples.
+    /// Seconds, too high by up to one sample interval.
     duration: Option<f64>,
 }
 
@@ -49,13 +49,13 @@ pub struct Sampler {
     client: reqwest::Client,
     urls: Vec<(String, String)>,
     postgres_url: String,
-    highest: BTreeMap<String, Highest>,
-    /// The rows of [`GAUGES`] that some process exports.
+    maximum: BTreeMap<String, Maximum>,
+    /// The indexes in [`GAUGES`] of the metrics that a process exports.
     exported: BTreeSet<usize>,
     /// The values of counters at the first sample.
     base: BTreeMap<String, f64>,
-    /// The time by which each worker was late at most, in seconds; negative where it never was.
-    late: BTreeMap<String, f64>,
+    /// The maximum lateness of each worker in seconds; negative if it was never late.
+    lateness: BTreeMap<String, f64>,
     rounds: BTreeMap<String, Rounds>,
 }
 
@@ -63,12 +63,12 @@ impl Sampler {
     pub fn new(system: &System) -> anyhow::Result<Self> {
         Ok(Self {
             client: reqwest::Client::builder().no_proxy().build()?,
-            urls: system.plan.urls(),
+            urls: system.topology.urls(),
             postgres_url: system.postgres_url().to_owned(),
-            highest: BTreeMap::new(),
+            maximum: BTreeMap::new(),
             exported: BTreeSet::new(),
             base: BTreeMap::new(),
-            late: BTreeMap::new(),
+            lateness: BTreeMap::new(),
             rounds: BTreeMap::new(),
         })
     }
@@ -76,13 +76,13 @@ impl Sampler {
     /// Takes samples until `end`.
     ///
     /// # Errors
-    /// Where a process ends, or does not answer.
+    /// If a process exits or does not answer.
     pub async fn watch_until(&mut self, system: &mut System, end: Instant) -> anyhow::Result<()> {
         let mut next = Instant::now();
         while next < end {
             next = end.min(next + SAMPLE_INTERVAL);
             tokio::select! {
-                ended = end_of_a_process(system) => return ended,
+                exit = wait_for_exit(system) => return exit,
                 () = sleep_until(next) => {}
             }
             self.sample().await?;
@@ -96,8 +96,8 @@ impl Sampler {
         #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 fit 53 bits")]
         let now = Clock::default().unix() as f64;
         for (process, url) in self.urls.clone() {
-            let answer = self.client.get(format!("{url}/metrics")).send().await?.error_for_status()?;
-            for (name, labels, value) in answer.text().await?.lines().filter_map(parse) {
+            let response = self.client.get(format!("{url}/metrics")).send().await?.error_for_status()?;
+            for (name, labels, value) in response.text().await?.lines().filter_map(parse_line) {
                 let worker = || format!("{process} {}", labels.trim_matches(['{', '}']));
                 match name {
                     "process_resident_memory_bytes" => {
@@ -109,20 +109,21 @@ impl Sampler {
                     "worker_max_age_seconds" => {
                         row.max_ages.insert(worker(), value);
                     }
-                    _ => self.note(&mut row, format!("{process} {name}{labels}"), (name, labels), value),
+                    _ => self.record(&mut row, format!("{process} {name}{labels}"), (name, labels), value),
                 }
             }
         }
         for (worker, age) in &row.workers {
             let late = age - row.max_ages.get(worker).copied().unwrap_or_default();
-            let latest = self.late.entry(worker.clone()).or_insert(late);
+            let latest = self.lateness.entry(worker.clone()).or_insert(late);
             *latest = latest.max(late);
         }
         Ok(row)
     }
 
-    fn note(&mut self, row: &mut Row, series: String, (name, labels): (&str, &str), value: f64) {
-        if AGES.contains(&name) {
+    /// Updates the maximum and the audit rounds of a series.
+    fn record(&mut self, row: &mut Row, series: String, (name, labels): (&str, &str), value: f64) {
+        if AUDIT_AGE_METRICS.contains(&name) {
             let rounds =
                 self.rounds.entry(series.clone()).or_insert(Rounds { last_age: value, duration: None });
             if value < rounds.last_age {
@@ -136,39 +137,40 @@ impl Sampler {
         let is_counter = name.ends_with("_total");
         let base = if is_counter { *self.base.entry(series.clone()).or_insert(value) } else { 0.0 };
         let (value, bound) = (value - base, GAUGES[index].2);
-        let highest = self.highest.entry(series.clone()).or_insert(Highest { value, bound });
-        highest.value = highest.value.max(value);
+        let maximum = self.maximum.entry(series.clone()).or_insert(Maximum { value, bound });
+        maximum.value = maximum.value.max(value);
         row.gauges.insert(series, value);
     }
 
-    /// Returns the duration of the last round of each audit that ended one, in seconds.
+    /// Returns the duration of the last completed round of each audit, in seconds.
     pub fn rounds(&self) -> BTreeMap<&str, f64> {
         self.rounds.iter().filter_map(|(series, rounds)| Some((series.as_str(), rounds.duration?))).collect()
     }
 
-    /// Returns what was beyond its bound in any sample, and what no process exports.
-    pub fn breaches(&self) -> Vec<String> {
-        let beyond = self.highest.iter().filter(|(_, highest)| highest.value > highest.bound);
-        let mut breaches: Vec<String> = beyond
-            .map(|(series, Highest { value, bound })| format!("{series} was {value:.1}, of {bound} at most"))
+    /// Returns the metrics that exceeded their bounds in any sample, and those that no process exports.
+    pub fn violations(&self) -> Vec<String> {
+        let beyond = self.maximum.iter().filter(|(_, maximum)| maximum.value > maximum.bound);
+        let mut violations: Vec<String> = beyond
+            .map(|(series, Maximum { value, bound })| format!("{series} was {value:.1}, of {bound} at most"))
             .collect();
-        let late = self.late.iter().filter(|(_, late)| **late > 0.0);
-        breaches.extend(late.map(|(worker, late)| format!("{worker} was late by {late:.0} s")));
+        let late = self.lateness.iter().filter(|(_, late)| **late > 0.0);
+        violations.extend(late.map(|(worker, late)| format!("{worker} was late by {late:.0} s")));
         let absent = GAUGES.iter().enumerate().filter(|(index, _)| !self.exported.contains(index));
-        breaches.extend(absent.map(|(_, (name, label, _))| format!("no process exports {name}{{{label}}}")));
-        if self.late.is_empty() {
-            breaches.push("no process has workers".to_owned());
+        violations
+            .extend(absent.map(|(_, (name, label, _))| format!("no process exports {name}{{{label}}}")));
+        if self.lateness.is_empty() {
+            violations.push("no process has workers".to_owned());
         }
-        breaches
+        violations
     }
 }
 
-/// Waits for the end of a process, which is an error.
-async fn end_of_a_process(system: &mut System) -> anyhow::Result<()> {
+/// Waits until a process exits, which is an error.
+async fn wait_for_exit(system: &mut System) -> anyhow::Result<()> {
     loop {
-        let news = system.hear().await?;
-        if let What::Ended { how } = &news.what {
-            bail!("{} ended ({how})", news.part);
+        let event = system.next_event().await?;
+        if let EventKind::Exited { reason } = &event.kind {
+            bail!("{} ended ({reason})", event.process);
         }
     }
 }
@@ -182,8 +184,8 @@ async fn database_size(postgres_url: &str) -> anyhow::Result<f64> {
     Ok(bytes as f64 / MIB)
 }
 
-/// Splits a line of the text format into name, labels with their braces, and value; `None` for comments.
-fn parse(line: &str) -> Option<(&str, &str, f64)> {
+/// Parses a line of the text format into name, labels with their braces, and value. Returns `None` for comments.
+fn parse_line(line: &str) -> Option<(&str, &str, f64)> {
     let (series, value) = line.rsplit_once(' ').filter(|_| !line.starts_with('#'))?;
     let at = series.find('{').unwrap_or(series.len());
     let (name, labels) = series.split_at(at);
@@ -195,13 +197,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_a_name_labels_and_a_value() {
-        assert_eq!(parse("outbox_lag_seconds 0.25"), Some(("outbox_lag_seconds", "", 0.25)));
+    fn a_line_is_parsed_into_name_labels_and_value() {
+        assert_eq!(parse_line("outbox_lag_seconds 0.25"), Some(("outbox_lag_seconds", "", 0.25)));
         assert_eq!(
-            parse("worker_max_age_seconds{worker=\"expiry\"} 45"),
+            parse_line("worker_max_age_seconds{worker=\"expiry\"} 45"),
             Some(("worker_max_age_seconds", "{worker=\"expiry\"}", 45.0))
         );
-        assert_eq!(parse("# TYPE outbox_lag_seconds gauge"), None);
-        assert_eq!(parse(""), None);
+        assert_eq!(parse_line("# TYPE outbox_lag_seconds gauge"), None);
+        assert_eq!(parse_line(""), None);
     }
 }

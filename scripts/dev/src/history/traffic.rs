@@ -1,4 +1,4 @@
-//! Customers at a steady, modest pace: they look around, read their history, and bring orders to every end there is.
+//! A steady load: customers browse, read their order history, and move orders to every final state.
 
 use std::{
     collections::BTreeMap,
@@ -15,21 +15,22 @@ use tokio_util::sync::CancellationToken;
 
 use super::bounds::REFERENCE;
 use crate::{
-    chaos::customers::{self, text},
+    chaos::customers::{self, text_field},
     demo::address,
     rest::{Request, Rest},
     secrets::SignIn,
 };
 
-/// The pause between two requests of a customer, on average half of this: some seven requests a second each. Milliseconds.
-const MAX_PAUSE: u64 = 250;
-/// Statuses that customers and admins ask for.
+/// Bounds the random delay between two requests of a customer. The average of half of it gives some seven requests per
+/// second. Milliseconds.
+const MAX_THINK_TIME_MS: u64 = 250;
+/// The status filters of lists.
 const STATUSES: [&str; 5] = ["pending", "paid", "shipped", "completed", "cancelled"];
 const SORTS: [&str; 4] = ["newest", "price_asc", "price_desc", "name"];
-/// Failures that are kept in words.
+/// The number of failures whose messages are kept.
 const MAX_SHOWN_FAILURES: usize = 20;
 
-/// The durations of the requests of each kind, in milliseconds.
+/// The latencies of each kind of request, in milliseconds.
 pub type Latencies = BTreeMap<&'static str, Vec<f64>>;
 
 /// A customer with an account.
@@ -45,12 +46,12 @@ pub async fn sign_up(rest: &Rest, count: u16) -> anyhow::Result<Vec<Shopper>> {
     for number in 1..=count {
         let tokens = customers::sign_up(rest, &format!("regular-{number}")).await?;
         let id = tokens["user"]["id"].as_i64().context("a user without an id")?;
-        shoppers.push(Shopper { id, token: text(&tokens, "access_token")? });
+        shoppers.push(Shopper { id, token: text_field(&tokens, "access_token")? });
     }
     Ok(shoppers)
 }
 
-/// What the customers were answered.
+/// The outcomes of all requests.
 #[derive(Debug, Default)]
 struct Record {
     latencies: Mutex<Latencies>,
@@ -58,7 +59,7 @@ struct Record {
     failures: Mutex<Vec<String>>,
 }
 
-/// Customers at work.
+/// A group of running customers.
 #[derive(Debug)]
 pub struct Traffic {
     record: Arc<Record>,
@@ -67,7 +68,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Lets each shopper buy `goods`, and the admin ship.
+    /// Starts a customer for each shopper, who buys `goods`; the admin ships them.
     pub async fn start(
         url: &str,
         admin: &SignIn,
@@ -76,11 +77,11 @@ impl Traffic {
     ) -> anyhow::Result<Self> {
         let rest = Arc::new(Rest::new(url)?);
         let sign_in = json!({"username": admin.username, "password": admin.password});
-        let answer = rest.post("/auth/login").body(sign_in).send().await?;
-        let admin = text(answer.expect_success("signing in")?, "access_token")?;
-        let answer = rest.get("/products?limit=100").send().await?;
-        let listed = answer.expect_success("the products")?;
-        let names = listed["items"].as_array().into_iter().flatten().filter_map(|item| item["name"].as_str());
+        let response = rest.post("/auth/login").body(sign_in).send().await?;
+        let admin = text_field(response.expect_success("signing in")?, "access_token")?;
+        let response = rest.get("/products?limit=100").send().await?;
+        let page = response.expect_success("the products")?;
+        let names = page["items"].as_array().into_iter().flatten().filter_map(|item| item["name"].as_str());
         let mut words: Vec<String> = names
             .flat_map(str::split_whitespace)
             .filter(|word| word.len() > 4 && word.bytes().all(|byte| byte.is_ascii_alphabetic()))
@@ -105,12 +106,12 @@ impl Traffic {
         Ok(Self { record, stop, tasks })
     }
 
-    /// Takes the durations since the last call.
-    pub fn latencies(&self) -> Latencies {
+    /// Takes the latencies since the last call.
+    pub fn take_latencies(&self) -> Latencies {
         std::mem::take(&mut *lock(&self.record.latencies))
     }
 
-    /// Stops the customers, each after its visit. Returns the number of requests, and what failed.
+    /// Stops each customer after its visit. Returns the number of requests and the failures.
     pub async fn stop(self) -> anyhow::Result<(u64, Vec<String>)> {
         self.stop.cancel();
         for task in self.tasks {
@@ -134,26 +135,26 @@ struct Customer {
 impl Customer {
     async fn shop(mut self, stop: CancellationToken) {
         while !stop.is_cancelled() {
-            // A failure is recorded, and ends the visit.
+            // A failed request is recorded and ends the visit.
             let _ = self.visit().await;
         }
     }
 
-    /// One visit; `None` where a request failed.
+    /// Makes one visit. Returns `None` if a request fails.
     async fn visit(&mut self) -> Option<()> {
         self.browse().await?;
         self.read_history().await?;
         let order = self.order().await?;
-        self.bring_to_an_end(&order).await?;
+        self.finish(&order).await?;
         let (rest, token) = (self.rest.clone(), self.token.clone());
-        self.ask("order", rest.get(&format!("/orders/{order}")).by(&token)).await?;
-        self.ask("order's events", rest.get(&format!("/orders/{order}/events")).by(&token)).await?;
+        self.send("order", rest.get(&format!("/orders/{order}")).bearer(&token)).await?;
+        self.send("order's events", rest.get(&format!("/orders/{order}/events")).bearer(&token)).await?;
         if self.random.random_bool(0.2) {
             let status = self.any(&STATUSES)?;
             let admin = self.admin.clone();
-            self.ask("admin: orders", rest.get("/admin/orders?limit=50").by(&admin)).await?;
+            self.send("admin: orders", rest.get("/admin/orders?limit=50").bearer(&admin)).await?;
             let path = format!("/admin/orders?status={status}&limit=50");
-            self.ask("admin: orders by status", rest.get(&path).by(&admin)).await?;
+            self.send("admin: orders by status", rest.get(&path).bearer(&admin)).await?;
         }
         Some(())
     }
@@ -161,26 +162,26 @@ impl Customer {
     async fn browse(&mut self) -> Option<()> {
         let rest = self.rest.clone();
         let sort = self.any(&SORTS)?;
-        self.ask("products", rest.get(&format!("/products?in_stock=true&sort={sort}&limit=20"))).await?;
+        self.send("products", rest.get(&format!("/products?in_stock=true&sort={sort}&limit=20"))).await?;
         let word = self.words.choose(&mut self.random)?.clone();
-        self.ask("search", rest.get(&format!("/products/search?q={word}"))).await?;
+        self.send("search", rest.get(&format!("/products/search?q={word}"))).await?;
         for _ in 0..3 {
             let product = self.random.random_range(1..=5_000);
-            self.ask(REFERENCE, rest.get(&format!("/products/{product}"))).await?;
+            self.send(REFERENCE, rest.get(&format!("/products/{product}"))).await?;
         }
         Some(())
     }
 
     async fn read_history(&mut self) -> Option<()> {
         let (rest, token) = (self.rest.clone(), self.token.clone());
-        let page = self.ask("orders", rest.get("/orders?limit=20").by(&token)).await?;
+        let page = self.send("orders", rest.get("/orders?limit=20").bearer(&token)).await?;
         if let Some(cursor) = page["next_cursor"].as_str() {
             let path = format!("/orders?limit=20&cursor={cursor}");
-            self.ask("orders, next page", rest.get(&path).by(&token)).await?;
+            self.send("orders, next page", rest.get(&path).bearer(&token)).await?;
         }
         let status = self.any(&STATUSES)?;
         let path = format!("/orders?status={status}&limit=20");
-        self.ask("orders by status", rest.get(&path).by(&token)).await?;
+        self.send("orders by status", rest.get(&path).bearer(&token)).await?;
         Some(())
     }
 
@@ -190,16 +191,16 @@ impl Customer {
         let goods: Vec<i64> = self.goods.choose_multiple(&mut self.random, lines).copied().collect();
         let items: Vec<Value> =
             goods.iter().map(|product| json!({"product_id": product, "quantity": 1})).collect();
-        let key = self.key();
-        let request = rest.post("/orders").by(&token).key(&key);
+        let key = self.new_idempotency_key();
+        let request = rest.post("/orders").bearer(&token).idempotency_key(&key);
         let order = self
             .ask("create order", request.body(json!({"items": items, "shipping_address": address()})))
             .await?;
         order["id"].as_str().map(str::to_owned)
     }
 
-    /// Most are completed; some stay paid, are cancelled before or after they were paid, or run out.
-    async fn bring_to_an_end(&mut self, order: &str) -> Option<()> {
+    /// Completes most orders; others stay paid, are cancelled before or after the payment, or expire.
+    async fn finish(&mut self, order: &str) -> Option<()> {
         let (rest, token, admin) = (self.rest.clone(), self.token.clone(), self.admin.clone());
         let end = self.random.random_range(0..100);
         if end < 15 {
@@ -207,30 +208,33 @@ impl Customer {
         }
         let cancel = rest.post(&format!("/orders/{order}/cancel"));
         if end < 25 {
-            let key = self.key();
-            self.ask("cancel", cancel.by(&token).key(&key).body(json!({"reason": "changed my mind"})))
-                .await?;
+            let key = self.new_idempotency_key();
+            self.send(
+                "cancel",
+                cancel.bearer(&token).idempotency_key(&key).body(json!({"reason": "changed my mind"})),
+            )
+            .await?;
             return Some(());
         }
-        let key = self.key();
-        let pay = rest.post(&format!("/orders/{order}/pay")).by(&token).key(&key);
-        self.ask("pay", pay.body(json!({"payment_token": "tok_ok"}))).await?;
+        let key = self.new_idempotency_key();
+        let pay = rest.post(&format!("/orders/{order}/pay")).bearer(&token).idempotency_key(&key);
+        self.send("pay", pay.body(json!({"payment_token": "tok_ok"}))).await?;
         if end < 35 {
-            self.ask("admin: cancel", cancel.by(&admin).body(json!({"reason": "damaged"}))).await?;
+            self.send("admin: cancel", cancel.bearer(&admin).body(json!({"reason": "damaged"}))).await?;
         } else if end < 85 {
-            let ship = rest.post(&format!("/orders/{order}/ship")).by(&admin);
+            let ship = rest.post(&format!("/orders/{order}/ship")).bearer(&admin);
             let parcel = json!({"carrier": "Slow Mail", "tracking_number": &order[..8]});
-            self.ask("admin: ship", ship.body(parcel)).await?;
-            self.ask("complete", rest.post(&format!("/orders/{order}/complete")).by(&token)).await?;
+            self.send("admin: ship", ship.body(parcel)).await?;
+            self.send("complete", rest.post(&format!("/orders/{order}/complete")).bearer(&token)).await?;
         }
         Some(())
     }
 
-    /// Sends a request after a pause, and records its duration or its failure.
-    async fn ask(&mut self, kind: &'static str, request: Request<'_>) -> Option<Value> {
-        tokio::time::sleep(Duration::from_millis(self.random.random_range(0..MAX_PAUSE))).await;
+    /// Sends a request after a random delay, and records its latency or its failure.
+    async fn send(&mut self, kind: &'static str, request: Request<'_>) -> Option<Value> {
+        tokio::time::sleep(Duration::from_millis(self.random.random_range(0..MAX_THINK_TIME_MS))).await;
         let sent = Instant::now();
-        let outcome = request.once().await;
+        let outcome = request.send_once().await;
         *lock(&self.record.requests) += 1;
         let failure = match outcome {
             Ok((status, body)) if status.is_success() => {
@@ -242,7 +246,7 @@ impl Customer {
             Err(error) => format!("{error:#}"),
         };
         let mut failures = lock(&self.record.failures);
-        // The count is exact, the words are those of the first.
+        // All failures are counted; only the first ones keep their message.
         let is_shown = failures.len() < MAX_SHOWN_FAILURES;
         failures.push(if is_shown { format!("{}: {failure}", request.label()) } else { String::new() });
         None
@@ -252,7 +256,7 @@ impl Customer {
         of.choose(&mut self.random).copied()
     }
 
-    fn key(&mut self) -> String {
+    fn new_idempotency_key(&mut self) -> String {
         format!("{:032x}", self.random.random::<u128>())
     }
 }

@@ -1,14 +1,14 @@
--- Writes the drafts into the tables of the services, as the services would have.
+-- Writes the drafts into the tables of the services, in the form that the services write.
 truncate history.entry, history.line;
 analyze history.draft;
 
 with drafted as (
     select draft.*, md5(n::text) as random, product.number,
-           -- The time in milliseconds comes first, as in a UUIDv7.
+           -- The time in milliseconds is the prefix, as in a UUIDv7.
            lpad(to_hex((extract(epoch from created_at) * 1000)::bigint), 12, '0') as time
     from history.draft
     cross join lateral (
-        -- Different products: no multiple of this step below 1000 is a multiple of the number of products.
+        -- The lines have different products: no multiple of this step below 1000 is a multiple of the product count.
         select mod(first_product + part * 331, (select count(*) from history.product)) as number
         from generate_series(0, lines - 1) part
     ) product
@@ -64,7 +64,7 @@ insert into orders.event_cursor (user_id, seq)
 select user_id, max(seq + version) from history.entry group by user_id
 on conflict (user_id) do update set seq = excluded.seq;
 
--- One order in twenty was declined once. Of the orders that wait some are being paid: the provider took the money, and
+-- One order in twenty has a declined attempt. Some pending orders have an open attempt: the provider took the money and
 -- the process died.
 create unlogged table history.attempt as
 select n, user_id, id as order_id, attempt_id as id, total, created_at + interval '5 minutes' as at,
@@ -104,7 +104,7 @@ order by n;
 insert into product.hold_line (order_id, product_id, quantity, sku, name, unit_price)
 select order_id, product_id, quantity, sku, name, unit_price from history.line order by n;
 
--- What was taken and not given back was supplied before, so that what is available stays as it is.
+-- Supplies the units that were sold and not released, so that the available stock stays unchanged.
 insert into product.stock_ledger (product_id, kind, quantity, reason, at)
 select product_id, 'supply', sum(quantity), 'history', min(created_at) - interval '1 hour'
 from history.line

@@ -1,4 +1,4 @@
-//! `--detach`: the same program once more, in a session of its own; this one shows its progress until it is ready.
+//! `--detach`: starts the same program in a session of its own, and shows its progress until the system is ready.
 
 use std::{
     fs::File,
@@ -12,9 +12,9 @@ use anyhow::bail;
 use tokio::{io::AsyncReadExt as _, time::Instant};
 
 use super::{seconds, summary};
-use crate::{program, run_file::RunFile, screen::begin, secrets::Secrets, state::State};
+use crate::{output::print_partial, program, run_file::RunFile, secrets::Secrets, state::State};
 
-const LOOK: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub async fn start(state: &State) -> anyhow::Result<()> {
     if state.supervisor()?.is_some() {
@@ -22,22 +22,22 @@ pub async fn start(state: &State) -> anyhow::Result<()> {
     }
     let began = Instant::now();
     RunFile::remove(state);
-    let path = state.log("shop");
+    let path = state.log("supervisor");
     let log = program::open_log(&path)?;
-    let mut shown = File::open(&path)?;
-    shown.seek(SeekFrom::End(0))?;
+    let mut log_reader = File::open(&path)?;
+    log_reader.seek(SeekFrom::End(0))?;
     let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--detach");
     let mut supervisor = tokio::process::Command::new(std::env::current_exe()?)
         .args(arguments)
         .arg("--background")
         .stdin(Stdio::null())
         .stdout(log)
-        // Its last words, should it not get ready; later ones stand in the log alone.
+        // The error of a failed start; later errors are written to the log alone.
         .stderr(Stdio::piped())
         .spawn()?;
-    let ended: ExitStatus = loop {
+    let status: ExitStatus = loop {
         let ready = state.run_file().exists();
-        show(&mut shown)?;
+        show_progress(&mut log_reader)?;
         if ready {
             let run = RunFile::read(state)?;
             let title = format!("Ready after {}", seconds(began));
@@ -46,7 +46,7 @@ pub async fn start(state: &State) -> anyhow::Result<()> {
         }
         tokio::select! {
             status = supervisor.wait() => break status?,
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
             _ = tokio::signal::ctrl_c() => {
                 if let Some(pid) = supervisor.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed())) {
                     rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
@@ -55,21 +55,21 @@ pub async fn start(state: &State) -> anyhow::Result<()> {
             }
         }
     };
-    show(&mut shown)?;
-    let mut why = String::new();
-    if let Some(mut complaint) = supervisor.stderr.take() {
-        complaint.read_to_string(&mut why).await?;
+    show_progress(&mut log_reader)?;
+    let mut message = String::new();
+    if let Some(mut stderr) = supervisor.stderr.take() {
+        stderr.read_to_string(&mut message).await?;
     }
-    match ended.signal() {
+    match status.signal() {
         Some(signal) => bail!("the supervisor ended by signal {signal}; see {}", path.display()),
-        None => bail!("Shoppee did not start: {why}"),
+        None => bail!("Shoppee did not start: {message}"),
     }
 }
 
-/// What the supervisor has said since.
-fn show(log: &mut File) -> std::io::Result<()> {
-    let mut said = String::new();
-    log.read_to_string(&mut said)?;
-    begin(&said);
+/// Prints the supervisor's output since the last call.
+fn show_progress(log: &mut File) -> std::io::Result<()> {
+    let mut text = String::new();
+    log.read_to_string(&mut text)?;
+    print_partial(&text);
     Ok(())
 }

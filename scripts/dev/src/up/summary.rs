@@ -1,19 +1,19 @@
-//! What somebody who has just started the system wants to know.
+//! The summary after a start: addresses, demo credentials and next commands.
 
 use crate::{
+    output::{Style, print_line, styled},
     run_file::RunFile,
-    screen::{Ink, ink, say},
     secrets::Secrets,
 };
 
 pub fn show(run: &RunFile, secrets: &Secrets, title: &str, stop: &str) {
-    say("");
-    say(&format!("{}  {}", ink(Ink::Bold, "Shoppee"), ink(Ink::Good, title)));
-    say("");
+    print_line("");
+    print_line(&format!("{}  {}", styled(Style::Bold, "Shoppee"), styled(Style::Good, title)));
+    print_line("");
     for (index, gateway) in run.gateways.iter().enumerate() {
         let label =
             if run.gateways.len() == 1 { "gateway".to_owned() } else { format!("gateway {}", index + 1) };
-        row(&label, &ink(Ink::Notice, &gateway.url));
+        row(&label, &styled(Style::Notice, &gateway.url));
     }
     let first = &run.gateways[0].url;
     row("REST", &format!("{first}/api/v1/products"));
@@ -23,17 +23,17 @@ pub fn show(run: &RunFile, secrets: &Secrets, title: &str, stop: &str) {
         let addr = service.grpc.rsplit('/').next().unwrap_or(&service.grpc);
         row(&format!("gRPC {name}"), addr);
     }
-    say("");
+    print_line("");
     for sign_in in std::iter::once(&secrets.admin).chain(&secrets.customers) {
         row(&sign_in.username, &sign_in.password);
     }
-    say("");
+    print_line("");
     row("logs", &run.logs);
     row("see it work", "scripts/demo");
     row("stop", stop);
-    say("");
+    print_line("");
 }
 
 fn row(label: &str, value: &str) {
-    say(&format!("  {} {value}", ink(Ink::Dim, &format!("{label:<12}"))));
+    print_line(&format!("  {} {value}", styled(Style::Dim, &format!("{label:<12}"))));
 }

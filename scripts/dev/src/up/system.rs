@@ -1,4 +1,4 @@
-//! All that runs, from the first process to the last.
+//! A running system: starts, supervises and stops all its processes.
 
 use std::{collections::BTreeMap, os::unix::fs::symlink, time::Duration};
 
@@ -10,53 +10,51 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Options, seconds, summary};
 use crate::{
-    keeper::{Keeper, News, What},
-    parts::{Plan, Shop, gateway_name, local},
+    output::{Style, print_line, print_step, styled},
     postgres,
+    processes::{Launcher, Topology, gateway_name, loopback_url},
     program::Program,
-    ready, redis,
+    readiness, redis,
     run_file::{RunFile, Server, Service},
-    screen::{Ink, done, ink, say},
     secrets::Secrets,
     seed,
     state::State,
+    supervisor::{Event, EventKind, Supervisor},
 };
 
-/// The bound from the first process to the last one's readiness. A start takes seconds; on a machine whose cores are
-/// taken by others it takes minutes. A process that cannot start ends at once, so that only one that hangs reaches this
-/// bound.
+/// Bounds the time from the first start until all processes are ready. A start takes seconds, and minutes on a busy machine.
+/// A process that cannot start exits at once, so that only one that hangs reaches this bound.
 const READY_TIMEOUT: Duration = Duration::from_mins(10);
-/// The interval at which a start that takes its time says what it waits for.
+/// The interval at which a slow start reports the process that is not ready.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(15);
-/// A million products.
-const SEEDED_WITHIN: Duration = Duration::from_mins(15);
-/// The lines of a log that are shown when its process failed.
-const LAST_WORDS: usize = 6;
-/// And how much of each. Characters.
-const SHOWN: usize = 200;
+/// Bounds the seeding of a million products.
+const SEED_TIMEOUT: Duration = Duration::from_mins(15);
+/// Lines of the log that are shown when a process fails.
+const LOG_TAIL_LINES: usize = 6;
+const MAX_LOG_LINE_CHARS: usize = 200;
 
-/// All that runs.
+/// A system with its supervised processes.
 #[derive(Debug)]
 pub struct System {
     pub state: State,
     options: Options,
-    pub plan: Plan,
+    pub topology: Topology,
     pub secrets: Secrets,
-    keepers: Vec<Keeper>,
-    /// Stop without patience.
-    pub hurry: CancellationToken,
-    tell: mpsc::UnboundedSender<News>,
-    news: mpsc::UnboundedReceiver<News>,
+    supervisors: Vec<Supervisor>,
+    /// Kills the processes that have not stopped yet.
+    pub force_stop: CancellationToken,
+    event_sender: mpsc::UnboundedSender<Event>,
+    events: mpsc::UnboundedReceiver<Event>,
     pids: BTreeMap<String, u32>,
-    /// The superuser's.
+    /// The URL of the superuser.
     postgres_url: String,
-    /// The administrator's, or of all where REDIS_URL is set.
+    /// The URL of the private Redis' administrator, or REDIS_URL if it is set.
     redis_url: String,
 }
 
 impl System {
-    pub fn plan(state: State, options: Options) -> anyhow::Result<Self> {
-        let plan = Plan::make(&options)?;
+    pub fn new(state: State, options: Options) -> anyhow::Result<Self> {
+        let topology = Topology::allocate(&options)?;
         let mut secrets = Secrets::open(&state)?;
         if let Some(username) = &options.settings.admin_username {
             secrets.admin.username.clone_from(username);
@@ -65,21 +63,33 @@ impl System {
             secrets.admin.password.clone_from(password);
         }
         if options.settings.database_url.is_none() {
-            // The first admin of our own database, also at the next start.
-            secrets.keep(&state)?;
+            // The private database keeps its first admin at the next start.
+            secrets.save(&state)?;
         }
-        let (tell, news) = mpsc::unbounded_channel();
-        let (keepers, hurry, pids) = (Vec::new(), CancellationToken::new(), BTreeMap::new());
+        let (event_sender, events) = mpsc::unbounded_channel();
+        let (supervisors, force_stop, pids) = (Vec::new(), CancellationToken::new(), BTreeMap::new());
         let (postgres_url, redis_url) = (String::new(), String::new());
-        Ok(Self { state, options, plan, secrets, keepers, hurry, tell, news, pids, postgres_url, redis_url })
+        Ok(Self {
+            state,
+            options,
+            topology,
+            secrets,
+            supervisors,
+            force_stop,
+            event_sender,
+            events,
+            pids,
+            postgres_url,
+            redis_url,
+        })
     }
 
-    /// Brings everything up, then tells of what ends and comes back; returns only with an error.
-    pub async fn live(&mut self, began: Instant) -> anyhow::Result<()> {
+    /// Starts everything, then reports exits and restarts. Returns only with an error.
+    pub async fn run(&mut self, began: Instant) -> anyhow::Result<()> {
         self.boot().await?;
-        // Those that started while the last were waited for.
-        while let Ok(news) = self.news.try_recv() {
-            self.note(&news);
+        // Processes may have started while the last ones became ready.
+        while let Ok(event) = self.events.try_recv() {
+            self.record_pid(&event);
         }
         let run = self.run_file();
         let link = self.state.dev_cli();
@@ -87,123 +97,133 @@ impl System {
         symlink(self.options.binaries.canonicalize()?.join("shoppee-dev"), link)?;
         run.write(&self.state)?;
         if self.options.background {
-            say(&format!("ready after {}", seconds(began)));
+            print_line(&format!("ready after {}", seconds(began)));
         } else {
             summary::show(&run, &self.secrets, &format!("Ready after {}", seconds(began)), "Ctrl-C");
         }
-        while let Some(news) = self.news.recv().await {
-            report(&news);
-            if self.note(&news) {
+        while let Some(event) = self.events.recv().await {
+            report(&event);
+            if self.record_pid(&event) {
                 self.run_file().write(&self.state)?;
             }
         }
-        bail!("the keepers have ended")
+        bail!("the supervisors have ended")
     }
 
-    /// From nothing to ready.
+    /// Starts and seeds the system, and waits until it is ready.
     pub async fn boot(&mut self) -> anyhow::Result<()> {
         self.boot_stores().await?;
         self.boot_processes().await?;
         if !self.options.no_seed {
             let began = Instant::now();
-            // However many products there are, they may take their time.
-            let deadline = Instant::now() + SEEDED_WITHIN;
-            let gateway = local(self.plan.gateways[0]);
+            let deadline = Instant::now() + SEED_TIMEOUT;
+            let gateway = loopback_url(self.topology.gateways[0]);
             let seeding =
                 seed::run(self.postgres_url.clone(), gateway, self.options.products, self.secrets.clone());
-            let added = self.unless_one_ends(deadline, seeding).await?;
+            let added = self.unless_exited(deadline, seeding).await?;
             let added = added.context("too slow").flatten().context("the demo shop")?;
-            done("demo shop", &format!("{added}, {}", seconds(began)));
+            print_step("demo shop", &format!("{added}, {}", seconds(began)));
         }
         Ok(())
     }
 
-    /// Starts PostgreSQL and Redis, and makes the database where it is missing.
+    /// Starts PostgreSQL and Redis, and creates the database if it is missing.
     async fn boot_stores(&mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + READY_TIMEOUT;
         let began = Instant::now();
         self.start_stores()?;
-        let private_redis = self.options.settings.redis_url.is_none().then_some(self.plan.redis);
-        let stores = stores(self.postgres_url.clone(), private_redis);
-        let Some(stores) = self.unless_one_ends(deadline, stores).await? else {
-            bail!("PostgreSQL or Redis does not answer\n{}", self.last_words(postgres::NAME));
+        let private_redis = self.options.settings.redis_url.is_none().then_some(self.topology.redis);
+        let stores = wait_for_stores(self.postgres_url.clone(), private_redis);
+        let Some(stores) = self.unless_exited(deadline, stores).await? else {
+            bail!("PostgreSQL or Redis does not answer\n{}", self.log_tail(postgres::NAME));
         };
         stores?;
         postgres::bootstrap(&self.postgres_url, &self.secrets).await?;
-        done("PostgreSQL and Redis", &seconds(began));
+        print_step("PostgreSQL and Redis", &seconds(began));
         Ok(())
     }
 
-    /// Starts services and gateways, all at once, and waits until all are ready: each waits for those it needs.
+    /// Starts services and gateways at the same time and waits until all are ready. Each waits for its dependencies itself.
     pub async fn boot_processes(&mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + READY_TIMEOUT;
         let client = reqwest::Client::builder().no_proxy().build()?;
         let began = Instant::now();
-        let programs = self.shop().programs()?;
-        self.keep(programs);
-        let all_ready = join_all(self.plan.urls().into_iter().map(|(_, url)| {
-            let client = client.clone();
-            async move { ready::until(|| async { ready::ready(&client, &url).await.is_ok() }).await }
-        }));
+        let programs = self.launcher().programs()?;
+        self.start_programs(programs);
+        let all_ready =
+            join_all(self.topology.urls().into_iter().map(|(_, url)| {
+                let client = client.clone();
+                async move {
+                    readiness::wait_until(|| async { readiness::check(&client, &url).await.is_ok() }).await
+                }
+            }));
         tokio::pin!(all_ready);
         loop {
             let next_progress = deadline.min(Instant::now() + PROGRESS_INTERVAL);
-            if self.unless_one_ends(next_progress, &mut all_ready).await?.is_some() {
+            if self.unless_exited(next_progress, &mut all_ready).await?.is_some() {
                 break;
             }
             if Instant::now() >= deadline {
-                return Err(self.what_is_missing(&client).await);
+                return Err(self.not_ready_error(&client).await);
             }
             if let Some((name, reason)) = self.first_unready(&client).await {
-                say(&format!("  … {name} is not ready after {}: {reason}", seconds(began)));
+                print_line(&format!("  … {name} is not ready after {}: {reason}", seconds(began)));
             }
         }
-        let gateways = self.plan.gateways.len();
+        let gateways = self.topology.gateways.len();
         let plural = if gateways == 1 { "" } else { "s" };
         let services = match self.options.replicas {
             1 => "three services".to_owned(),
             replicas => format!("three services, {replicas} times each,"),
         };
-        done(&format!("{services} and {gateways} gateway{plural}"), &seconds(began));
+        print_step(&format!("{services} and {gateways} gateway{plural}"), &seconds(began));
         Ok(())
     }
 
-    /// The settings that every process of it is started with.
-    pub fn shop(&self) -> Shop<'_> {
-        Shop {
+    /// Returns the launcher of this system's processes.
+    pub fn launcher(&self) -> Launcher<'_> {
+        Launcher {
             state: &self.state,
             binaries: &self.options.binaries,
-            plan: &self.plan,
+            topology: &self.topology,
             secrets: &self.secrets,
             settings: &self.options.settings,
             postgres_url: &self.postgres_url,
         }
     }
 
-    /// PostgreSQL and Redis, but for those that the environment names.
+    /// Starts PostgreSQL and Redis, except for a server that the environment names.
     fn start_stores(&mut self) -> anyhow::Result<()> {
         let mut programs = Vec::new();
         if let Some(url) = &self.options.settings.database_url {
             self.postgres_url = postgres::with_database(url)?;
         } else {
-            let server = postgres::Private::prepare(&self.state, self.plan.postgres, &self.secrets.postgres)?;
+            let server = postgres::PrivateServer::prepare(
+                &self.state,
+                self.topology.postgres,
+                &self.secrets.postgres,
+            )?;
             self.postgres_url = server.url(&self.secrets.postgres);
             programs.push(server.program());
         }
         if let Some(url) = &self.options.settings.redis_url {
             self.redis_url.clone_from(url);
         } else {
-            self.redis_url = redis::url(self.plan.redis, redis::ADMINISTRATOR, &self.secrets.redis);
-            programs.push(redis::program(&self.state, self.plan.redis, &self.secrets.redis)?);
+            self.redis_url = redis::url(self.topology.redis, redis::ADMIN_USER, &self.secrets.redis);
+            programs.push(redis::program(&self.state, self.topology.redis, &self.secrets.redis)?);
         }
-        self.keep(programs);
+        self.start_programs(programs);
         Ok(())
     }
 
-    /// Starts these too, and keeps them running.
-    pub fn keep(&mut self, programs: Vec<Program>) {
+    /// Starts and supervises further programs.
+    pub fn start_programs(&mut self, programs: Vec<Program>) {
         for program in programs {
-            self.keepers.push(Keeper::keep(program, self.tell.clone(), self.hurry.clone()));
+            self.supervisors.push(Supervisor::spawn(
+                program,
+                self.event_sender.clone(),
+                self.force_stop.clone(),
+            ));
         }
     }
 
@@ -212,87 +232,91 @@ impl System {
         &self.postgres_url
     }
 
-    /// What happens next to one of the processes.
-    pub async fn hear(&mut self) -> anyhow::Result<News> {
-        let news = self.news.recv().await.context("the keepers have ended")?;
-        self.note(&news);
-        Ok(news)
+    /// Waits for the next event of a process.
+    pub async fn next_event(&mut self) -> anyhow::Result<Event> {
+        let event = self.events.recv().await.context("the supervisors have ended")?;
+        self.record_pid(&event);
+        Ok(event)
     }
 
-    /// The process that bears the name now.
+    /// Returns the current process id of a name.
     pub fn pid(&self, name: &str) -> Option<u32> {
         self.pids.get(name).copied()
     }
 
-    /// Does it, unless a process ends meanwhile: at the start that is no mishap but a mistake. `None` when time is up.
-    async fn unless_one_ends<T>(
+    /// Runs `operation` until the deadline, and returns `None` if it passes.
+    ///
+    /// # Errors
+    /// If a process exits meanwhile: a process that exits during the start is misconfigured.
+    async fn unless_exited<T>(
         &mut self,
         deadline: Instant,
-        doing: impl Future<Output = T>,
+        operation: impl Future<Output = T>,
     ) -> anyhow::Result<Option<T>> {
-        tokio::pin!(doing);
+        tokio::pin!(operation);
         loop {
             tokio::select! {
-                outcome = &mut doing => return Ok(Some(outcome)),
+                outcome = &mut operation => return Ok(Some(outcome)),
                 () = tokio::time::sleep_until(deadline) => return Ok(None),
-                Some(news) = self.news.recv() => {
-                    self.note(&news);
-                    if let What::Ended { how } = &news.what {
-                        bail!("{} does not run: {how}\n{}", news.part, self.last_words(&news.part));
+                Some(event) = self.events.recv() => {
+                    self.record_pid(&event);
+                    if let EventKind::Exited { reason } = &event.kind {
+                        bail!("{} does not run: {reason}\n{}", event.process, self.log_tail(&event.process));
                     }
                 }
             }
         }
     }
 
-    async fn what_is_missing(&self, client: &reqwest::Client) -> anyhow::Error {
+    async fn not_ready_error(&self, client: &reqwest::Client) -> anyhow::Error {
         match self.first_unready(client).await {
-            Some((name, reason)) => anyhow!("{name} is not ready: {reason}\n{}", self.last_words(&name)),
+            Some((name, reason)) => anyhow!("{name} is not ready: {reason}\n{}", self.log_tail(&name)),
             None => anyhow!("not ready in time"),
         }
     }
 
     /// Returns the first process that is not ready, with the reason that its `/readyz` gives.
     async fn first_unready(&self, client: &reqwest::Client) -> Option<(String, String)> {
-        for (name, url) in self.plan.urls() {
-            if let Err(reason) = ready::ready(client, &url).await {
+        for (name, url) in self.topology.urls() {
+            if let Err(reason) = readiness::check(client, &url).await {
                 return Some((name, reason));
             }
         }
         None
     }
 
-    fn last_words(&self, part: &str) -> String {
+    fn log_tail(&self, part: &str) -> String {
         let path = self.state.log(part);
         let log = std::fs::read(&path).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
-        let lines: Vec<&str> = log.lines().rev().take(LAST_WORDS).collect();
+        let lines: Vec<&str> = log.lines().rev().take(LOG_TAIL_LINES).collect();
         let shown: Vec<String> = lines
             .into_iter()
             .rev()
-            .map(|line| format!("    {}", line.chars().take(SHOWN).collect::<String>()))
+            .map(|line| format!("    {}", line.chars().take(MAX_LOG_LINE_CHARS).collect::<String>()))
             .collect();
         format!("the end of {}:\n{}", path.display(), shown.join("\n"))
     }
 
-    /// Keeps the process ids up to date; whether one has changed.
-    fn note(&mut self, news: &News) -> bool {
-        match &news.what {
-            What::Started { pid } => self.pids.insert(news.part.clone(), *pid) != Some(*pid),
-            What::Ended { .. } => false,
+    /// Updates the process ids and reports whether one has changed.
+    fn record_pid(&mut self, event: &Event) -> bool {
+        match &event.kind {
+            EventKind::Started { pid } => self.pids.insert(event.process.clone(), *pid) != Some(*pid),
+            EventKind::Exited { .. } => false,
         }
     }
 
     fn run_file(&self) -> RunFile {
         let pid = |name: &str| self.pids.get(name).copied();
-        let services = self.plan.replicas().map(|(name, _, at)| {
-            let service = Service { grpc: local(at.grpc), metrics: local(at.metrics), pid: pid(&name) };
+        let services = self.topology.replicas().map(|(name, _, at)| {
+            let service =
+                Service { grpc: loopback_url(at.grpc), metrics: loopback_url(at.metrics), pid: pid(&name) };
             (name, service)
         });
-        let gateways = self.plan.gateways.iter().enumerate();
+        let gateways = self.topology.gateways.iter().enumerate();
         RunFile {
             gateways: gateways
-                .map(|(index, port)| Server { url: local(*port), pid: pid(&gateway_name(index)) })
+                .map(|(index, port)| Server { url: loopback_url(*port), pid: pid(&gateway_name(index)) })
                 .collect(),
             services: services.collect(),
             postgres: Server { url: self.postgres_url.clone(), pid: pid(postgres::NAME) },
@@ -303,22 +327,23 @@ impl System {
         }
     }
 
-    /// Stops gateways, then services; PostgreSQL and Redis go on.
+    /// Stops the gateways, then the services; PostgreSQL and Redis keep running.
     pub async fn stop_processes(&mut self) {
-        let (stores, processes): (Vec<Keeper>, Vec<Keeper>) =
-            std::mem::take(&mut self.keepers).into_iter().partition(|keeper| is_store(&keeper.name));
-        self.keepers = stores;
-        let (edge, services): (Vec<Keeper>, Vec<Keeper>) =
-            processes.into_iter().partition(|keeper| is_edge(&keeper.name));
-        for group in [edge, services] {
-            join_all(group.into_iter().map(Keeper::stop)).await;
+        let (stores, processes): (Vec<Supervisor>, Vec<Supervisor>) = std::mem::take(&mut self.supervisors)
+            .into_iter()
+            .partition(|supervisor| is_store(&supervisor.name));
+        self.supervisors = stores;
+        let (front_end, services): (Vec<Supervisor>, Vec<Supervisor>) =
+            processes.into_iter().partition(|supervisor| is_front_end(&supervisor.name));
+        for group in [front_end, services] {
+            join_all(group.into_iter().map(Supervisor::stop)).await;
         }
     }
 
-    /// First those that serve customers, last those that keep the data.
+    /// Stops gateways, services, and then PostgreSQL and Redis.
     pub async fn stop(mut self) {
         self.stop_processes().await;
-        join_all(self.keepers.into_iter().map(Keeper::stop)).await;
+        join_all(self.supervisors.into_iter().map(Supervisor::stop)).await;
     }
 }
 
@@ -326,45 +351,48 @@ fn is_store(name: &str) -> bool {
     [postgres::NAME, redis::NAME].contains(&name)
 }
 
-fn is_edge(name: &str) -> bool {
+fn is_front_end(name: &str) -> bool {
     name.starts_with("gateway-") || name == "nginx"
 }
 
-/// Waits until both answer; a refusal is final.
-async fn stores(postgres_url: String, private_redis: Option<u16>) -> anyhow::Result<()> {
-    let refused = std::cell::RefCell::new(None);
-    let postgres = ready::until(|| async {
-        match postgres::answers(&postgres_url).await {
+/// Waits until PostgreSQL and Redis answer.
+///
+/// # Errors
+/// If PostgreSQL refuses the role or the password.
+async fn wait_for_stores(postgres_url: String, private_redis: Option<u16>) -> anyhow::Result<()> {
+    let refusal = std::cell::RefCell::new(None);
+    let postgres = readiness::wait_until(|| async {
+        match postgres::ping(&postgres_url).await {
             Ok(()) => true,
             Err(error) => {
-                // 28: role or password; anything else may pass.
+                // SQLSTATE class 28 refuses the role or the password; other errors are transient.
                 let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-                let refusal = code.is_some_and(|code| code.starts_with("28"));
-                if refusal {
-                    refused.replace(Some(error));
+                let is_refused = code.is_some_and(|code| code.starts_with("28"));
+                if is_refused {
+                    refusal.replace(Some(error));
                 }
-                refusal
+                is_refused
             }
         }
     });
     let redis = async {
         if let Some(port) = private_redis {
-            ready::until(|| async { redis::answers(port).await.unwrap_or(false) }).await;
+            readiness::wait_until(|| async { redis::ping(port).await.unwrap_or(false) }).await;
         }
     };
     tokio::join!(postgres, redis);
-    match refused.take() {
+    match refusal.take() {
         Some(error) => Err(anyhow!("PostgreSQL refuses DATABASE_URL: {error}")),
         None => Ok(()),
     }
 }
 
-fn report(news: &News) {
+fn report(event: &Event) {
     let at = Clock::default().now();
     let (hour, minute, second) = (at.hour(), at.minute(), at.second());
-    let what = match &news.what {
-        What::Started { pid } => ink(Ink::Good, &format!("started again, process {pid}")),
-        What::Ended { how } => ink(Ink::Bad, &format!("ended ({how})")),
+    let change = match &event.kind {
+        EventKind::Started { pid } => styled(Style::Good, &format!("started again, process {pid}")),
+        EventKind::Exited { reason } => styled(Style::Bad, &format!("ended ({reason})")),
     };
-    say(&format!("  {hour:02}:{minute:02}:{second:02} {} {what}", news.part));
+    print_line(&format!("  {hour:02}:{minute:02}:{second:02} {} {change}", event.process));
 }

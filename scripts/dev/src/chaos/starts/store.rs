@@ -1,4 +1,4 @@
-//! PostgreSQL or Redis with a user of its own for a pair, whose password can become wrong and right again.
+//! A user of PostgreSQL or Redis for one pair, whose password can be changed and restored.
 
 use std::collections::BTreeMap;
 
@@ -15,35 +15,35 @@ pub struct Store {
 }
 
 enum Kind {
-    /// With the superuser's URL.
+    /// The URL of the superuser.
     Postgres(String),
-    /// With its port and the passwords of its users.
+    /// The port and the passwords of the users.
     Redis(u16, BTreeMap<String, String>),
 }
 
 impl Store {
-    /// None for a dependency that is no store.
+    /// Creates the user. Returns `None` for a dependency that is a service.
     pub async fn prepare(
         system: &System,
         process: &str,
         dependency: &str,
         proxy: u16,
     ) -> anyhow::Result<Option<Self>> {
-        let (user, password) = (format!("{process}_without_{dependency}"), secrets::password());
+        let (user, password) = (format!("{process}_without_{dependency}"), secrets::generate_password());
         let store = match dependency {
             "postgres" => {
-                let superuser = system.shop().postgres_url.to_owned();
-                let through =
-                    superuser.replace(&format!(":{}/", system.plan.postgres), &format!(":{proxy}/"));
-                let url = postgres::for_role(&through, &user, &password)?;
+                let superuser = system.launcher().postgres_url.to_owned();
+                let proxied =
+                    superuser.replace(&format!(":{}/", system.topology.postgres), &format!(":{proxy}/"));
+                let url = postgres::for_role(&proxied, &user, &password)?;
                 let store = Self { kind: Kind::Postgres(superuser), user, password, url };
-                // The role has all its rights as a member of the service's own role.
-                store.ask(&format!("create role {} login in role shoppee_{process}", store.user)).await?;
+                // The role inherits its rights from the service's role.
+                store.execute(&format!("create role {} login in role shoppee_{process}", store.user)).await?;
                 store
             }
             "redis" => {
                 let url = format!("redis://{user}:{password}@127.0.0.1:{proxy}");
-                let kind = Kind::Redis(system.plan.redis, system.secrets.redis.clone());
+                let kind = Kind::Redis(system.topology.redis, system.secrets.redis.clone());
                 Self { kind, user, password, url }
             }
             _ => return Ok(None),
@@ -56,28 +56,28 @@ impl Store {
         self.url.clone()
     }
 
-    /// Lets the user in by its password.
+    /// Restores the user's password.
     pub async fn accept(&self) -> anyhow::Result<()> {
-        self.change(&self.password).await
+        self.set_password(&self.password).await
     }
 
-    /// Lets the user in by another password.
+    /// Changes the user's password, so that the process is refused.
     pub async fn refuse(&self) -> anyhow::Result<()> {
-        self.change("another").await
+        self.set_password("another").await
     }
 
-    async fn change(&self, password: &str) -> anyhow::Result<()> {
+    async fn set_password(&self, password: &str) -> anyhow::Result<()> {
         let user = &self.user;
         match &self.kind {
-            Kind::Postgres(_) => self.ask(&format!("alter role {user} password '{password}'")).await,
+            Kind::Postgres(_) => self.execute(&format!("alter role {user} password '{password}'")).await,
             Kind::Redis(port, passwords) => {
                 let command = format!("ACL SETUSER {user} on resetpass >{password} ~* &* +@all");
-                redis::administer(*port, passwords, &command).await.map(drop)
+                redis::run_admin_command(*port, passwords, &command).await.map(drop)
             }
         }
     }
 
-    async fn ask(&self, sql: &str) -> anyhow::Result<()> {
+    async fn execute(&self, sql: &str) -> anyhow::Result<()> {
         if let Kind::Postgres(superuser) = &self.kind {
             let mut connection = PgConnection::connect(superuser).await?;
             connection.execute(AssertSqlSafe(sql.to_owned())).await?;

@@ -1,5 +1,5 @@
-//! The demo shop's products. Each is made from its number alone: the same number is the same product for ever, however
-//! many there are. To sell something new, add a line to [`words`].
+//! Generates the demo products. A product depends on its number alone, so that the same number always gives the same
+//! product. To add a kind of product, add a line to [`words`].
 
 mod words;
 
@@ -19,43 +19,43 @@ pub struct Product {
     pub price: u64,
     pub stock: u64,
     pub attributes: Value,
-    /// For how long it has been sold. Minutes.
+    /// The time since the product was created. Minutes.
     pub age: i64,
 }
 
-/// Another seed is another shop.
+/// Seeds all generators: another value gives other products.
 const SEED: u64 = 0x5133_7093_e11a_7e57;
-/// The oldest product came a bit more than a year ago. Minutes.
-const OLDEST: u64 = 400 * 24 * 60;
+/// A bit more than a year. Minutes.
+const MAX_AGE_MINUTES: u64 = 400 * 24 * 60;
 
-/// The name a product is known by among all shops' things; unique, as the number is in it.
+/// Returns the SKU of a product, which is unique because it contains the number.
 pub fn sku(number: u32) -> String {
-    let mut dice = Dice::of(number);
-    let leaf = dice.pick(LEAVES);
+    let mut rng = SplitMix64::from_number(number);
+    let leaf = rng.choose(LEAVES);
     format!("{}-{:05}", leaf.code, u64::from(number) + 1)
 }
 
 pub fn product(number: u32) -> Product {
-    let mut dice = Dice::of(number);
-    // First, as in `sku`.
-    let leaf = dice.pick(LEAVES);
-    let kind = dice.pick(leaf.kinds);
-    let series = dice.pick(SERIES);
-    let material = dice.pick(leaf.materials);
-    let colour = dice.pick(COLOURS);
-    let size = dice.pick(kind.sizes);
-    let price = dice.price(kind.from, kind.to);
+    let mut rng = SplitMix64::from_number(number);
+    // The first choice of the generator, as in `sku`.
+    let leaf = rng.choose(LEAVES);
+    let kind = rng.choose(leaf.kinds);
+    let series = rng.choose(SERIES);
+    let material = rng.choose(leaf.materials);
+    let colour = rng.choose(COLOURS);
+    let size = rng.choose(kind.sizes);
+    let price = rng.price(kind.from, kind.to);
 
     let mut name = format!("{series} {material} {}", kind.noun);
     if !size.is_empty() {
         name = format!("{name}, {size}");
     }
-    let description = description(&mut dice, &leaf, kind.noun, material, colour);
+    let description = description(&mut rng, &leaf, kind.noun, material, colour);
     let mut attributes = json!({
         "brand": series,
         "material": material,
         "colour": colour,
-        "weight_g": 50 * dice.between(1, 80),
+        "weight_g": 50 * rng.between(1, 80),
     });
     if !size.is_empty() {
         attributes["size"] = json!(size);
@@ -66,23 +66,23 @@ pub fn product(number: u32) -> Product {
         description,
         category: leaf.category,
         price,
-        stock: dice.stock(),
+        stock: rng.stock(),
         attributes,
-        age: i64::try_from(dice.between(0, OLDEST)).unwrap_or_default(),
+        age: i64::try_from(rng.between(0, MAX_AGE_MINUTES)).unwrap_or_default(),
     }
 }
 
-fn description(dice: &mut Dice, leaf: &Leaf, noun: &str, material: &str, colour: &str) -> String {
+fn description(rng: &mut SplitMix64, leaf: &Leaf, noun: &str, material: &str, colour: &str) -> String {
     let noun = noun.to_lowercase();
-    let opening = match dice.between(0, 3) {
+    let opening = match rng.between(0, 3) {
         0 => format!("A {noun} in {} and {}.", material.to_lowercase(), colour.to_lowercase()),
         1 => format!("Our {} {noun}, made to be used every day.", colour.to_lowercase()),
         2 => format!("{material}, {}, and nothing superfluous.", colour.to_lowercase()),
         _ => format!("The {noun} we always wanted for ourselves."),
     };
-    let first = dice.pick(leaf.praises);
-    let second = dice.pick(leaf.praises);
-    let closing = dice.pick(words::CLOSINGS);
+    let first = rng.choose(leaf.praises);
+    let second = rng.choose(leaf.praises);
+    let closing = rng.choose(words::CLOSINGS);
     if first == second {
         format!("{opening} {first} {closing}")
     } else {
@@ -90,20 +90,20 @@ fn description(dice: &mut Dice, leaf: &Leaf, noun: &str, material: &str, colour:
     }
 }
 
-/// A row of random numbers that begins with a product's number: splitmix64 (Steele, Lea, Flood: Fast Splittable
-/// Pseudorandom Number Generators, 2014).
+/// The generator SplitMix64, seeded with a product's number (Steele, Lea, Flood: Fast Splittable Pseudorandom Number
+/// Generators, 2014).
 #[derive(Debug)]
-struct Dice(u64);
+struct SplitMix64(u64);
 
-impl Dice {
-    fn of(number: u32) -> Self {
-        let mut dice = Self(SEED ^ u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        // Neighbours begin alike.
-        dice.roll();
-        dice
+impl SplitMix64 {
+    fn from_number(number: u32) -> Self {
+        let mut rng = Self(SEED ^ u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        // The first outputs of similar seeds are similar.
+        rng.next_u64();
+        rng
     }
 
-    fn roll(&mut self) -> u64 {
+    fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -111,17 +111,17 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    /// Both ends are possible.
+    /// Returns a number of the inclusive range.
     fn between(&mut self, low: u64, high: u64) -> u64 {
-        low + self.roll() % (high - low + 1)
+        low + self.next_u64() % (high - low + 1)
     }
 
-    fn pick<T: Copy>(&mut self, from: &'static [T]) -> T {
-        let index = self.roll() % from.len() as u64;
+    fn choose<T: Copy>(&mut self, from: &'static [T]) -> T {
+        let index = self.next_u64() % from.len() as u64;
         from[usize::try_from(index).unwrap_or_default()]
     }
 
-    /// More cheap ones than dear ones, and an end as shops like it: 4.95, 27.90, 149.00. Minor units.
+    /// Returns a price in minor units, skewed to the cheap end, with a typical ending: 4.95, 27.90, 149.00.
     fn price(&mut self, from: u64, to: u64) -> u64 {
         let reach = self.between(0, 100) * self.between(0, 100);
         let raw = from + (to - from) * reach / 10_000;
@@ -132,7 +132,7 @@ impl Dice {
         }
     }
 
-    /// Some are sold out, some nearly; most are not.
+    /// Returns a stock: 3 % are sold out, 7 % nearly.
     fn stock(&mut self) -> u64 {
         match self.between(0, 99) {
             0..3 => 0,
@@ -149,19 +149,19 @@ mod tests {
 
     use super::*;
 
-    const MANY: u32 = 20_000;
+    const SAMPLE_SIZE: u32 = 20_000;
 
     #[test]
-    fn a_product_is_the_same_every_time() {
+    fn a_number_always_gives_the_same_product() {
         assert_eq!(product(41), product(41));
         assert_eq!(product(41).sku, sku(41));
         assert_ne!(product(41).name, product(42).name);
     }
 
     #[test]
-    fn every_product_keeps_the_rules_of_the_catalogue() {
+    fn every_product_is_valid_and_has_a_unique_sku() {
         let mut skus = HashSet::new();
-        for number in 0..MANY {
+        for number in 0..SAMPLE_SIZE {
             let product = product(number);
             assert!(product.name.len() <= 200 && !product.name.is_empty());
             assert!(product.description.len() <= 10_000);
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn every_category_has_something_and_most_of_it_can_be_bought() {
+    fn every_category_has_products_and_most_are_in_stock() {
         let shop: Vec<Product> = (0..1_000).map(product).collect();
         for leaf in LEAVES {
             assert!(shop.iter().filter(|product| product.category == leaf.category).count() > 20);
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn categories_stand_after_their_parents() {
+    fn categories_follow_their_parents() {
         for (index, category) in CATEGORIES.iter().enumerate() {
             assert!(category.parent.is_none_or(|parent| parent < index), "{}", category.slug);
         }

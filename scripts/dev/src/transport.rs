@@ -1,4 +1,4 @@
-//! The way to a shop, in the clear or with TLS as its address says: the same for REST and for sockets.
+//! The transport of REST requests and WebSockets: TCP, or TLS if the URL asks for it.
 
 use std::time::Duration;
 
@@ -10,16 +10,15 @@ use tokio::net::TcpStream;
 use tower::ServiceExt as _;
 
 pub type Connector = HttpsConnector<HttpConnector>;
-pub type Wire = TokioIo<MaybeHttpsStream<TokioIo<TcpStream>>>;
+pub type Connection = TokioIo<MaybeHttpsStream<TokioIo<TcpStream>>>;
 
-/// No network takes longer to let somebody in.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// With TLS the server must be vouched for by an authority that this host trusts, or that SSL_CERT_FILE names.
+/// Builds a connector. With TLS, the server's certificate must be signed by an authority of this host or of SSL_CERT_FILE.
 pub fn connector(url: &str) -> anyhow::Result<Connector> {
     let tls = ClientConfig::builder_with_provider(ring::default_provider().into())
         .with_safe_default_protocol_versions()?;
-    // Without TLS a host needs no authorities.
+    // Plain HTTP needs no authorities, which a host may lack.
     let tls = if url.starts_with("https:") {
         tls.with_native_roots().context("the authorities that this host trusts")?
     } else {
@@ -28,19 +27,19 @@ pub fn connector(url: &str) -> anyhow::Result<Connector> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(CONNECT));
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
     let builder = HttpsConnectorBuilder::new().with_tls_config(tls.with_no_client_auth());
     Ok(builder.https_or_http().enable_http1().wrap_connector(tcp))
 }
 
-/// One connection. `ws` and `wss` are the same to it as `http` and `https`.
-pub async fn connect(connector: &Connector, url: &http::Uri) -> anyhow::Result<Wire> {
-    let connected = connector.clone().oneshot(url.clone()).await;
-    Ok(TokioIo::new(connected.map_err(anyhow::Error::from_boxed)?))
+/// Opens a connection. `ws` and `wss` mean the same as `http` and `https`.
+pub async fn connect(connector: &Connector, url: &http::Uri) -> anyhow::Result<Connection> {
+    let connection = connector.clone().oneshot(url.clone()).await;
+    Ok(TokioIo::new(connection.map_err(anyhow::Error::from_boxed)?))
 }
 
-/// What is at the bottom of an error: what a person can do something about.
-pub fn cause(error: &anyhow::Error) -> String {
+/// Returns the root cause of an error, with a hint for a certificate that is not trusted.
+pub fn root_cause(error: &anyhow::Error) -> String {
     let cause = error.root_cause().to_string();
     if cause.contains("certificate") {
         return format!("{cause}; SSL_CERT_FILE may name a file with the authority that issued it");

@@ -1,10 +1,10 @@
-//! What the products are made of.
+//! The vocabulary of the demo products.
 
 #[derive(Clone, Copy, Debug)]
 pub struct Category {
     pub slug: &'static str,
     pub name: &'static str,
-    /// Index of one before it.
+    /// Index of an earlier category.
     pub parent: Option<usize>,
 }
 
@@ -13,7 +13,7 @@ pub struct Category {
 pub struct Leaf {
     /// Index into [`CATEGORIES`].
     pub category: usize,
-    /// What its SKUs begin with.
+    /// The prefix of its SKUs.
     pub code: &'static str,
     pub kinds: &'static [Kind],
     pub materials: &'static [&'static str],
@@ -95,7 +95,7 @@ pub const COLOURS: &[&str] = &[
     "Terracotta",
     "Sand",
     "Mustard",
-    "Ink Blue",
+    "Style Blue",
     "Clay",
     "Sage",
     "Graphite",
