@@ -1,5 +1,6 @@
-//! How fast the catalogue answers, and what ten thousand changes at once take, each beside the limit in the same run; how
-//! lists and searches ([`search`]) grow from a small shop to a large one; what the caches hit, and what all of it takes at rest.
+//! The catalogue benchmark: rates of products, lists and searches, and the duration of a batch of 10 000 changes, each with a
+//! baseline of the same run. It compares lists and searches ([`search`]) of a small and a large shop, and prints cache hits
+//! and the memory at rest.
 
 use std::{
     path::PathBuf,
@@ -12,36 +13,35 @@ use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 
 use crate::{
-    load::{self, Seen},
+    load::{self, Sample},
     search,
-    system::{self, FAR_LIMITS, Gateway, Running, Started, resident},
+    servers::{self, BenchServer, Gateway, HIGH_LIMITS, RunningSystem, resident_mib},
     table,
 };
 
-/// Looks at each server, in turns.
-const ROUNDS: usize = 3;
-/// Products that are asked for where the gateway keeps none: it asks once for what many want at the same moment.
-const DIFFERENT: u32 = 1000;
-/// Rows of a batch.
-const ROWS: i64 = 10_000;
-/// Batches, and bare statements, in turns.
+/// Samples of each server, taken in turns.
+const SAMPLES: usize = 3;
+/// The number of distinct products requested from a gateway without a cache, as it coalesces requests for one product.
+const DISTINCT_PRODUCTS: u32 = 1000;
+const BATCH_ROWS: i64 = 10_000;
+/// The number of batches and of bare statements, in turns.
 const BATCHES: i64 = 5;
-/// Far above what anything costs, so that every row is a change.
-const NEW_PRICES: i64 = 1_000_000_000;
-/// After a start, until the memory that it took is given back.
-const AT_REST: Duration = Duration::from_secs(20);
-/// Lists, in each shop.
-const QUESTIONS: usize = 600;
+/// The lowest new price: above all existing prices, so that every row is a change.
+const MIN_NEW_PRICE: i64 = 1_000_000_000;
+/// The time after a start in which the processes release memory.
+const SETTLE_TIME: Duration = Duration::from_secs(20);
+/// List requests to each shop.
+const LIST_REQUESTS: usize = 600;
 
 #[derive(Debug, Args)]
 pub struct Options {
     /// The gateway's binary
     #[arg(long)]
     gateway: PathBuf,
-    /// The run.json of a large shop that runs, of ten thousand products at least, with RATE_LIMITS=off
+    /// The run.json of a large running shop with at least ten thousand products and RATE_LIMITS=off
     #[arg(long)]
     run: PathBuf,
-    /// The run.json of a small one
+    /// The run.json of a small running shop
     #[arg(long)]
     small: PathBuf,
     /// Measures searches alone
@@ -50,151 +50,167 @@ pub struct Options {
     /// Envoy's binary
     #[arg(long)]
     envoy: PathBuf,
-    /// How long each look lasts
+    /// The duration of each sample
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=60))]
     seconds: u64,
 }
 
-/// A figure, its limit, and what their ratio has to be.
+/// A measurement with its baseline and the goal of their ratio.
 struct Row {
-    what: &'static str,
-    ours: String,
-    limit: String,
+    label: &'static str,
+    measured: String,
+    baseline: String,
     ratio: f64,
     goal: &'static str,
 }
 
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    let (large, small) = (Running::read(&options.run)?, Running::read(&options.small)?);
-    tokio::time::sleep(AT_REST).await;
-    let memory = memory(&small)?;
-    // Gateways that cache nothing, so that each list and search is a cold one.
-    let cold_large = cold_gateway(&options, &large).await?;
-    let cold_small = cold_gateway(&options, &small).await?;
-    let look = async || {
-        let small = search::look(&small, &cold_small.target).await?;
-        anyhow::Ok(searches(&small, &search::look(&large, &cold_large.target).await?))
+    let (large, small) = (RunningSystem::read(&options.run)?, RunningSystem::read(&options.small)?);
+    tokio::time::sleep(SETTLE_TIME).await;
+    let memory = memory_rows(&small)?;
+    // The gateways cache nothing, so that no list or search comes from a cache.
+    let uncached_large = start_uncached_gateway(&options, &large).await?;
+    let uncached_small = start_uncached_gateway(&options, &small).await?;
+    let measure_searches = async || {
+        let small = search::measure(&small, &uncached_small.target).await?;
+        anyhow::Ok(search_rows(&small, &search::measure(&large, &uncached_large.target).await?))
     };
     if options.search {
-        let searches = look().await?;
+        let searches = measure_searches().await?;
         table::print(&["searches", "small", "large", "goal"], &searches);
-        table::say("");
+        table::print_line("");
         table::print(&["memory at rest", "MiB"], &memory);
         return Ok(());
     }
-    let (mut rows, mut hit) = detail(&options, &large).await?;
-    rows.extend(hot_pages(&options, &large).await?);
-    let service = metrics(&large.services.product.metrics).await?;
-    hit.push(hits("product service, memory", "memory", &service));
-    hit.push(hits("product service, redis", "redis", &service));
-    rows.push(growth(&cold_large.target.url, &cold_small.target.url).await?);
-    let searches = look().await?;
-    // Last: PostgreSQL is busy for some time with what it leaves behind.
-    rows.push(batch(&large).await?);
+    let (mut rows, mut cache_rows) = measure_products(&options, &large).await?;
+    rows.extend(measure_cached_pages(&options, &large).await?);
+    let metrics = fetch_metrics(&large.services.product.metrics).await?;
+    cache_rows.push(cache_row("product service, memory", "memory", &metrics));
+    cache_rows.push(cache_row("product service, redis", "redis", &metrics));
+    rows.push(compare_lists(&uncached_large.target.url, &uncached_small.target.url).await?);
+    let searches = measure_searches().await?;
+    // The batch is last, as PostgreSQL vacuums its dead rows afterwards.
+    rows.push(measure_batch(&large).await?);
     let cells = rows.into_iter().map(|row| {
-        vec![row.what.to_owned(), row.ours, row.limit, format!("{:.2}", row.ratio), row.goal.to_owned()]
+        vec![
+            row.label.to_owned(),
+            row.measured,
+            row.baseline,
+            format!("{:.2}", row.ratio),
+            row.goal.to_owned(),
+        ]
     });
-    table::print(&["", "ours", "limit", "ratio", "goal"], &cells.collect::<Vec<_>>());
-    table::say("");
+    table::print(&["", "measured", "baseline", "ratio", "goal"], &cells.collect::<Vec<_>>());
+    table::print_line("");
     table::print(&["searches", "small", "large", "goal"], &searches);
-    table::say("");
-    table::print(&["asked of the caches", "hit", "miss", "else"], &hit);
-    table::say("");
+    table::print_line("");
+    table::print(&["cache requests", "hit", "miss", "other"], &cache_rows);
+    table::print_line("");
     table::print(&["memory at rest", "MiB"], &memory);
     Ok(())
 }
 
-/// Returns the row of two rates in requests a second.
-fn row(what: &'static str, limit: f64, ours: f64, goal: &'static str) -> Row {
-    Row { what, ours: format!("{ours:.0}/s"), limit: format!("{limit:.0}/s"), ratio: ours / limit, goal }
+/// Returns the row of two rates in requests per second.
+fn rate_row(label: &'static str, baseline: f64, measured: f64, goal: &'static str) -> Row {
+    Row {
+        label,
+        measured: format!("{measured:.0}/s"),
+        baseline: format!("{baseline:.0}/s"),
+        ratio: measured / baseline,
+        goal,
+    }
 }
 
-/// Products that everybody looks at: from the gateway's memory, and from the service's. Also what the former had.
-async fn detail(options: &Options, running: &Running) -> anyhow::Result<(Vec<Row>, Vec<Vec<String>>)> {
+/// Measures single products from the gateway's cache and from the service. Returns the rows, and the cache requests of the
+/// gateway.
+async fn measure_products(
+    options: &Options,
+    running: &RunningSystem,
+) -> anyhow::Result<(Vec<Row>, Vec<Vec<String>>)> {
     let route = "/api/v1/products/1";
-    let gateway = Gateway { binary: &options.gateway, limits: FAR_LIMITS, log: "info", settings: &[] };
-    let hot = gateway.start(running, "hot", route, None).await?;
-    let forgetful = Gateway { settings: &[("CACHE_L1_TTL", "0s")], ..gateway };
-    let through = forgetful.start(running, "through", route, None).await?.in_turn(DIFFERENT);
-    let bare = Started::bare(&hot.target.url).await?;
+    let gateway = Gateway { binary: &options.gateway, limits: HIGH_LIMITS, log: "info", settings: &[] };
+    let cached = gateway.start(running, "cached", route, None).await?;
+    let without_cache = Gateway { settings: &[("CACHE_L1_TTL", "0s")], ..gateway };
+    let uncached = without_cache.start(running, "uncached", route, None).await?.with_ids(DISTINCT_PRODUCTS);
+    let http = BenchServer::baseline_http(&cached.target.url).await?;
     let service = &running.services.product.grpc;
-    let (_bare_service, bare_service) = system::bare_service(service, 1)?;
-    let hop = Started::bare_hop("a bare axum → tonic hop", &bare_service).await?;
-    let to_ours = Started::bare_hop("a bare hop to the service", service).await?;
-    let envoy = Started::envoy(&options.envoy, service, route).await?.in_turn(DIFFERENT);
-    let servers = [&bare, &hot, &hop, &to_ours, &through, &envoy];
-    let mut seen: [Vec<Seen>; 6] = Default::default();
-    for _ in 0..ROUNDS {
-        for (server, seen) in servers.iter().zip(&mut seen) {
-            seen.push(load::look(&server.target, Duration::from_secs(options.seconds)).await?);
+    let (_baseline_process, baseline_service) = servers::baseline_service(service, 1)?;
+    let grpc = BenchServer::baseline_gateway("a bare axum → tonic hop", &baseline_service).await?;
+    let service_only = BenchServer::baseline_gateway("a bare hop to the service", service).await?;
+    let envoy = BenchServer::envoy(&options.envoy, service, route).await?.with_ids(DISTINCT_PRODUCTS);
+    let servers = [&http, &cached, &grpc, &service_only, &uncached, &envoy];
+    let mut samples: [Vec<Sample>; 6] = Default::default();
+    for _ in 0..SAMPLES {
+        for (server, samples) in servers.iter().zip(&mut samples) {
+            samples.push(load::run_wrk(&server.target, Duration::from_secs(options.seconds)).await?);
         }
     }
-    let rates: Vec<f64> = seen
+    let rates: Vec<f64> = samples
         .into_iter()
-        .map(|seen| load::median(seen).map(|seen| seen.rate))
+        .map(|samples| load::median(samples).map(|sample| sample.rate))
         .collect::<Option<_>>()
-        .context("no looks")?;
-    let gateway = hot.target.url.strip_suffix(route).unwrap_or_default();
-    let hit = hits("gateway, memory", "gateway", &metrics(gateway).await?);
+        .context("no samples")?;
+    let gateway_url = cached.target.url.strip_suffix(route).unwrap_or_default();
+    let cache_row = cache_row("gateway, memory", "gateway", &fetch_metrics(gateway_url).await?);
     let rows = vec![
-        row("product, hot: a bare axum handler", rates[0], rates[1], "≥ 0.6"),
-        row("product, the service in a bare axum → tonic hop", rates[2], rates[3], "≥ 0.85"),
-        row("product, the gateway and the service: the bare hop", rates[2], rates[4], "≥ 0.85"),
-        row("product, the gateway and the service: Envoy and the service", rates[5], rates[4], "≥ 2"),
+        rate_row("product, cached: a bare axum handler", rates[0], rates[1], "≥ 0.6"),
+        rate_row("product, the service in a bare axum → tonic hop", rates[2], rates[3], "≥ 0.85"),
+        rate_row("product, the gateway and the service: the bare hop", rates[2], rates[4], "≥ 0.85"),
+        rate_row("product, the gateway and the service: Envoy and the service", rates[5], rates[4], "≥ 2"),
     ];
-    Ok((rows, vec![hit]))
+    Ok((rows, vec![cache_row]))
 }
 
-/// A gateway that caches nothing, without limits, as the shop runs here; its target is the address alone.
-async fn cold_gateway(options: &Options, running: &Running) -> anyhow::Result<Started> {
+/// Starts a gateway without cache and rate limits. The URL of its target has no path.
+async fn start_uncached_gateway(options: &Options, running: &RunningSystem) -> anyhow::Result<BenchServer> {
     let settings = &[("CACHE_L1_TTL", "0s")];
     let gateway = Gateway { binary: &options.gateway, limits: "off", log: "info", settings };
-    let mut started = gateway.start(running, "cold", "/readyz", None).await?;
-    started.target.url.truncate(started.target.url.len() - "/readyz".len());
-    Ok(started)
+    let mut server = gateway.start(running, "uncached", "/readyz", None).await?;
+    server.target.url.truncate(server.target.url.len() - "/readyz".len());
+    Ok(server)
 }
 
-/// A list and a search that all clients request, each beside a bare handler with the same bytes and headers.
-async fn hot_pages(options: &Options, running: &Running) -> anyhow::Result<Vec<Row>> {
+/// Measures a cached list and a cached search, each with a baseline handler that sends the same bytes and headers.
+async fn measure_cached_pages(options: &Options, running: &RunningSystem) -> anyhow::Result<Vec<Row>> {
     let pages = [
-        ("list, hot: a bare axum handler", "/api/v1/products"),
-        ("search, hot: a bare axum handler", "/api/v1/products/search?q=a"),
+        ("list, cached: a bare axum handler", "/api/v1/products"),
+        ("search, cached: a bare axum handler", "/api/v1/products/search?q=a"),
     ];
     let mut rows = Vec::new();
-    for (what, route) in pages {
-        let gateway = Gateway { binary: &options.gateway, limits: FAR_LIMITS, log: "info", settings: &[] };
-        let hot = gateway.start(running, "hot", route, None).await?;
-        let bare = Started::bare(&hot.target.url).await?;
-        let (mut ours, mut limit) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            ours.push(load::look(&hot.target, Duration::from_secs(options.seconds)).await?);
-            limit.push(load::look(&bare.target, Duration::from_secs(options.seconds)).await?);
+    for (label, route) in pages {
+        let gateway = Gateway { binary: &options.gateway, limits: HIGH_LIMITS, log: "info", settings: &[] };
+        let cached = gateway.start(running, "cached", route, None).await?;
+        let http = BenchServer::baseline_http(&cached.target.url).await?;
+        let (mut measured, mut baseline) = (Vec::new(), Vec::new());
+        for _ in 0..SAMPLES {
+            measured.push(load::run_wrk(&cached.target, Duration::from_secs(options.seconds)).await?);
+            baseline.push(load::run_wrk(&http.target, Duration::from_secs(options.seconds)).await?);
         }
-        let rate = |seen| load::median(seen).map(|seen| seen.rate).context("no looks");
-        let (ours, limit) = (rate(ours)?, rate(limit)?);
-        rows.push(row(what, limit, ours, "≥ 0.5"));
+        let rate = |samples| load::median(samples).map(|sample| sample.rate).context("no samples");
+        let (measured, baseline) = (rate(measured)?, rate(baseline)?);
+        rows.push(rate_row(label, baseline, measured, "≥ 0.5"));
     }
     Ok(rows)
 }
 
-/// Ten thousand prices: by the API, and by one statement.
-async fn batch(running: &Running) -> anyhow::Result<Row> {
+/// Measures 10 000 price changes by the API, with one SQL statement as the baseline.
+async fn measure_batch(running: &RunningSystem) -> anyhow::Result<Row> {
     let (token, http) = (running.sign_in().await?, reqwest::Client::new());
-    let url = format!("{}/api/v1/products/batch", running.gateway()?);
-    let mut conn = PgConnection::connect(&database(&running.postgres.url)).await?;
-    let ids: Vec<i64> = (1..=ROWS).collect();
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    for round in 0..BATCHES {
+    let url = format!("{}/api/v1/products/batch", running.gateway_url()?);
+    let mut conn = PgConnection::connect(&database_url(&running.postgres.url)).await?;
+    let ids: Vec<i64> = (1..=BATCH_ROWS).collect();
+    let (mut measured, mut baseline) = (Vec::new(), Vec::new());
+    for batch in 0..BATCHES {
         let items: Vec<Value> =
-            ids.iter().map(|id| json!({"id": id, "price": NEW_PRICES + id + round})).collect();
+            ids.iter().map(|id| json!({"id": id, "price": MIN_NEW_PRICE + id + batch})).collect();
         let body = json!({"on_error": "continue", "items": items});
         let began = Instant::now();
-        let answer = http.post(&url).bearer_auth(&token).json(&body).send().await?.error_for_status()?;
-        let answer: Value = answer.json().await?;
-        ours.push(began.elapsed().as_secs_f64());
-        anyhow::ensure!(answer["updated"] == ROWS, "not all were updated: {}", answer["updated"]);
+        let response = http.post(&url).bearer_auth(&token).json(&body).send().await?.error_for_status()?;
+        let report: Value = response.json().await?;
+        measured.push(began.elapsed().as_secs_f64());
+        anyhow::ensure!(report["updated"] == BATCH_ROWS, "not all were updated: {}", report["updated"]);
 
-        let prices: Vec<i64> = ids.iter().map(|id| 2 * NEW_PRICES + id + round).collect();
+        let prices: Vec<i64> = ids.iter().map(|id| 2 * MIN_NEW_PRICE + id + batch).collect();
         let began = Instant::now();
         sqlx::query(
             "update product.product p set price = c.price, version = p.version + 1, updated_at = now()
@@ -204,33 +220,33 @@ async fn batch(running: &Running) -> anyhow::Result<Row> {
         .bind(&prices)
         .execute(&mut conn)
         .await?;
-        bare.push(began.elapsed().as_secs_f64());
+        baseline.push(began.elapsed().as_secs_f64());
     }
-    let (ours, bare) = (middle(ours), middle(bare));
+    let (measured, baseline) = (median(measured), median(baseline));
     Ok(Row {
-        what: "batch of 10 000: one bare update … from unnest",
-        ours: format!("{:.0} ms", ours * 1e3),
-        limit: format!("{:.0} ms", bare * 1e3),
-        ratio: bare / ours,
+        label: "batch of 10 000: one bare update … from unnest",
+        measured: format!("{:.0} ms", measured * 1e3),
+        baseline: format!("{:.0} ms", baseline * 1e3),
+        ratio: baseline / measured,
         goal: "≥ 0.5",
     })
 }
 
-/// The shop's database, by the superuser's URL.
-fn database(url: &str) -> String {
+/// Returns the URL of the shop's database, from the superuser's URL.
+fn database_url(url: &str) -> String {
     let (server, _) = url.rsplit_once('/').unwrap_or((url, ""));
     format!("{server}/shoppee")
 }
 
-/// The slowest of lists in a large shop against a small one, by the URLs of their gateways.
-async fn growth(large: &str, small: &str) -> anyhow::Result<Row> {
+/// Compares the p99 of lists in a large shop with that in a small one. The URLs are those of the gateways.
+async fn compare_lists(large: &str, small: &str) -> anyhow::Result<Row> {
     let http = reqwest::Client::new();
     let shops = [small, large];
     let mut times = [Vec::new(), Vec::new()];
-    let lists = [lists(&http, shops[0]).await?, lists(&http, shops[1]).await?];
-    for turn in 0..QUESTIONS {
+    let lists = [list_queries(&http, shops[0]).await?, list_queries(&http, shops[1]).await?];
+    for request in 0..LIST_REQUESTS {
         for (shop, url) in shops.iter().enumerate() {
-            let url = format!("{url}/api/v1/products{}", lists[shop][turn % lists[shop].len()]);
+            let url = format!("{url}/api/v1/products{}", lists[shop][request % lists[shop].len()]);
             let began = Instant::now();
             http.get(url).send().await?.error_for_status()?.bytes().await?;
             times[shop].push(began.elapsed().as_secs_f64());
@@ -238,16 +254,16 @@ async fn growth(large: &str, small: &str) -> anyhow::Result<Row> {
     }
     let [small, large] = times.map(p99);
     Ok(Row {
-        what: "list, p99: the same in a small shop",
-        ours: format!("{:.1} ms", large * 1e3),
-        limit: format!("{:.1} ms", small * 1e3),
+        label: "list, p99: the same in a small shop",
+        measured: format!("{:.1} ms", large * 1e3),
+        baseline: format!("{:.1} ms", small * 1e3),
         ratio: large / small,
         goal: "≤ 2",
     })
 }
 
-/// Lists of every order.
-async fn lists(http: &reqwest::Client, shop: &str) -> anyhow::Result<Vec<String>> {
+/// Returns the queries of lists in every sort order.
+async fn list_queries(http: &reqwest::Client, shop: &str) -> anyhow::Result<Vec<String>> {
     let page: Value = http
         .get(format!("{shop}/api/v1/products?limit=100"))
         .send()
@@ -266,28 +282,28 @@ async fn lists(http: &reqwest::Client, shop: &str) -> anyhow::Result<Vec<String>
     Ok(lists)
 }
 
-/// What searches cost in each shop: the rows of a table of their own.
-fn searches(small: &search::Seen, large: &search::Seen) -> Vec<Vec<String>> {
-    let row = |what: String, value: &dyn Fn(&search::Seen) -> f64, digits: usize, goal: &str| {
-        let cell = |seen| format!("{:.digits$}", value(seen));
-        vec![what, cell(small), cell(large), goal.to_owned()]
+/// Returns the rows of the table of searches.
+fn search_rows(small: &search::Measurement, large: &search::Measurement) -> Vec<Vec<String>> {
+    let row = |label: String, value: &dyn Fn(&search::Measurement) -> f64, digits: usize, goal: &str| {
+        let cell = |shop| format!("{:.digits$}", value(shop));
+        vec![label, cell(small), cell(large), goal.to_owned()]
     };
     let mut rows = vec![
-        row("products in the index".to_owned(), &|seen| seen.products, 0, ""),
+        rate_row("products in the index".to_owned(), &|shop| shop.products, 0, ""),
         row(
             "pass through all of them, s".to_owned(),
-            &|seen| seen.pass,
+            &|shop| shop.pass_seconds,
             2,
             "≤ 0.5 of 1 000, ≤ 90 of 1 000 000",
         ),
-        row("memory of the product service, MiB".to_owned(), &|seen| seen.memory, 0, ""),
-        row("processor time of a search, ms".to_owned(), &|seen| seen.cost, 2, "≤ 0.4 of 1 000"),
-        row("p99, ms".to_owned(), &|seen| seen.p99, 1, "≤ 3 × that of 1 000"),
+        row("memory of the product service, MiB".to_owned(), &|shop| shop.memory, 0, ""),
+        row("processor time of a search, ms".to_owned(), &|shop| shop.cost, 2, "≤ 0.4 of 1 000"),
+        row("p99, ms".to_owned(), &|shop| shop.p99, 1, "≤ 3 × that of 1 000"),
     ];
-    for (at, (kind, _)) in small.kinds.iter().enumerate() {
+    for (index, (kind, _)) in small.kinds.iter().enumerate() {
         rows.push(row(
             format!("p99 of {kind}, ms"),
-            &|seen| seen.kinds.get(at).map_or(0.0, |kind| kind.1),
+            &|shop| shop.kinds.get(index).map_or(0.0, |kind| kind.1),
             1,
             "",
         ));
@@ -295,7 +311,7 @@ fn searches(small: &search::Seen, large: &search::Seen) -> Vec<Vec<String>> {
     rows
 }
 
-fn middle(mut values: Vec<f64>) -> f64 {
+fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
@@ -305,15 +321,14 @@ fn p99(mut values: Vec<f64>) -> f64 {
     values.get(values.len() * 99 / 100).copied().unwrap_or_default()
 }
 
-/// What is told of a process at `/metrics` below `url`.
-async fn metrics(url: &str) -> anyhow::Result<String> {
+/// Fetches the metrics of a process.
+async fn fetch_metrics(url: &str) -> anyhow::Result<String> {
     Ok(reqwest::get(format!("{url}/metrics")).await?.error_for_status()?.text().await?)
 }
 
-/// What a level has answered so far: `who`, how often it had what was asked for, had it not, and was not believed or
-/// failed.
-fn hits(who: &str, level: &str, metrics: &str) -> Vec<String> {
-    let mut counted = [0.0; 3];
+/// Returns the row of a cache level: `label`, hits, misses, and bypasses with failures.
+fn cache_row(label: &str, level: &str, metrics: &str) -> Vec<String> {
+    let mut counts = [0.0; 3];
     for line in metrics.lines() {
         let Some((labels, value)) =
             line.strip_prefix("cache_requests_total{").and_then(|line| line.split_once("} "))
@@ -321,21 +336,21 @@ fn hits(who: &str, level: &str, metrics: &str) -> Vec<String> {
             continue;
         };
         if labels.contains(&format!("level=\"{level}\"")) {
-            let kind = if labels.contains("result=\"hit\"") {
+            let index = if labels.contains("result=\"hit\"") {
                 0
             } else if labels.contains("result=\"miss\"") {
                 1
             } else {
                 2
             };
-            counted[kind] += value.parse::<f64>().unwrap_or_default();
+            counts[index] += value.parse::<f64>().unwrap_or_default();
         }
     }
-    std::iter::once(who.to_owned()).chain(counted.map(|number| format!("{number:.0}"))).collect()
+    std::iter::once(label.to_owned()).chain(counts.map(|number| format!("{number:.0}"))).collect()
 }
 
-/// What each process holds of the machine's memory.
-fn memory(running: &Running) -> anyhow::Result<Vec<Vec<String>>> {
+/// Returns the rows of the resident memory of each process.
+fn memory_rows(running: &RunningSystem) -> anyhow::Result<Vec<Vec<String>>> {
     let services = &running.services;
     let gateway = running.gateways.first().and_then(|gateway| gateway.pid).context("no gateway")?;
     let processes = [
@@ -345,12 +360,12 @@ fn memory(running: &Running) -> anyhow::Result<Vec<Vec<String>>> {
         ("gateway", gateway),
     ];
     let mut rows = Vec::new();
-    let mut all = 0.0;
+    let mut total = 0.0;
     for (name, pid) in processes {
-        let held = resident(pid)?;
-        all += held;
-        rows.push(vec![name.to_owned(), format!("{held:.0}")]);
+        let size = resident_mib(pid)?;
+        total += size;
+        rows.push(vec![name.to_owned(), format!("{size:.0}")]);
     }
-    rows.push(vec!["all four (at most 120)".to_owned(), format!("{all:.0}")]);
+    rows.push(vec!["all four (at most 120)".to_owned(), format!("{total:.0}")]);
     Ok(rows)
 }

@@ -1,5 +1,5 @@
-//! What people use to answer REST with gRPC where they write no gateway: Envoy with its gRPC-JSON transcoder, set up by
-//! the same `google.api.http` annotations.
+//! Envoy with its gRPC-JSON transcoder, the usual alternative to a gateway of one's own. It uses the same `google.api.http`
+//! annotations.
 
 use std::{fs, net::SocketAddr, path::Path};
 
@@ -9,7 +9,8 @@ use tokio::process::Command;
 
 const TYPE: &str = "type.googleapis.com/envoy.extensions";
 
-/// Envoy at `addr` before the product service at `service`; it reads the file `descriptors` as it starts.
+/// Builds the command of an Envoy on `addr` in front of the product service at `service`. Envoy reads the file `descriptors`
+/// at its start.
 pub fn command(
     binary: &Path,
     addr: SocketAddr,
@@ -53,7 +54,7 @@ pub fn command(
         }],
     }});
     let mut command = Command::new(binary);
-    // One worker a core, as the others have.
+    // One worker per core, as the other servers have.
     let cores = std::thread::available_parallelism()?.to_string();
     command.args(["--concurrency", &cores, "--disable-hot-restart", "--log-level", "error"]);
     command.args(["--config-yaml", &configuration.to_string()]);

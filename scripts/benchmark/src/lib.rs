@@ -1,14 +1,14 @@
-//! The program behind `scripts/bench`: looks at the shop and at the limit of the machine in turns, and prints one table.
+//! The program behind `scripts/bench`: measures the shop and a baseline on the same machine in turns, and prints one table.
 
-mod bare;
+mod baseline_grpc;
+mod baseline_http;
 mod catalogue;
 mod edge;
 mod envoy;
-mod hop;
 mod load;
 mod memory;
 mod search;
-mod system;
+mod servers;
 mod table;
 
 use std::process::ExitCode;
@@ -20,45 +20,45 @@ use clap::{Parser, Subcommand};
 #[command(name = "scripts/bench")]
 struct Command {
     #[command(subcommand)]
-    what: What,
+    benchmark: Benchmark,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
-    /// What the gateway's layers cost, against a bare axum handler with the same bytes
+enum Benchmark {
+    /// The cost of each layer of the gateway, compared with a bare axum handler that sends the same bytes
     Edge(edge::Options),
-    /// How fast the catalogue is, against bare handlers, bare SQL, and a small shop
+    /// The catalogue's rates and latencies, compared with bare handlers, bare SQL, and a small shop
     Catalogue(catalogue::Options),
-    /// The memory that a gateway without scrapes holds after 2 000 000 requests, beside after 200 000
+    /// The memory of a gateway without scrapes after 2 000 000 requests, compared with 200 000
     Memory(memory::Options),
-    /// The bare gRPC service, in a process of its own
+    /// The process of the baseline gRPC service
     #[command(hide = true)]
-    BareService(hop::ServiceOptions),
-    /// The bare handler before it
+    BaselineService(baseline_grpc::ServiceOptions),
+    /// The process of the baseline gateway of that service
     #[command(hide = true)]
-    BareHop(hop::HopOptions),
-    /// The bare handler, in a process of its own
+    BaselineGateway(baseline_grpc::GatewayOptions),
+    /// The process of the baseline HTTP handler
     #[command(hide = true)]
-    Bare(bare::Options),
+    BaselineHttp(baseline_http::Options),
 }
 
 pub fn main() -> ExitCode {
     let command = Command::parse();
     let run = async {
-        match command.what {
-            What::Edge(options) => edge::run(options).await,
-            What::Catalogue(options) => catalogue::run(options).await,
-            What::Memory(options) => memory::run(options).await,
-            What::BareService(options) => hop::serve(options).await,
-            What::BareHop(options) => hop::run(options).await,
-            What::Bare(options) => bare::run(options).await,
+        match command.benchmark {
+            Benchmark::Edge(options) => edge::run(options).await,
+            Benchmark::Catalogue(options) => catalogue::run(options).await,
+            Benchmark::Memory(options) => memory::run(options).await,
+            Benchmark::BaselineService(options) => baseline_grpc::run_service(options).await,
+            Benchmark::BaselineGateway(options) => baseline_grpc::run_gateway(options).await,
+            Benchmark::BaselineHttp(options) => baseline_http::run(options).await,
         }
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     match runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            table::say(&format!("{error:#}"));
+            table::print_line(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }

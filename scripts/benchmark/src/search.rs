@@ -1,5 +1,5 @@
-//! What a search costs: processor time of all processes, and how slow the slowest are, of a mix that people type; and
-//! what the index takes.
+//! The search benchmark: processor time of all processes per search, the p99 of a mix of typical queries, and the size of
+//! the index.
 
 use std::time::{Duration, Instant};
 
@@ -9,32 +9,32 @@ use serde_json::{Value, json};
 
 use crate::{
     load::{Target, processor_seconds},
-    system::{Running, resident},
+    servers::{RunningSystem, resident_mib},
 };
 
-/// The interval between searches while times are taken: far below what the shop can do.
-const INTERVAL: Duration = Duration::from_millis(10);
-/// Searches of each kind, whose times are taken.
-const TIMED: usize = 100;
-/// Searches of each kind, whose processor time is taken.
-const COUNTED: usize = 300;
-/// Searches at a time, while processor time is taken: both cores are busy.
-const PARALLEL: usize = 32;
-/// Until the index has what was added.
-const SHOWS: Duration = Duration::from_secs(30);
+/// The interval between searches of the latency measurement: far below the capacity of the shop.
+const SEARCH_INTERVAL: Duration = Duration::from_millis(10);
+/// Searches of each kind in the latency measurement.
+const LATENCY_SEARCHES: usize = 100;
+/// Searches of each kind in the processor time measurement.
+const COST_SEARCHES: usize = 300;
+/// Concurrent searches of the processor time measurement: both cores are busy.
+const CONCURRENCY: usize = 32;
+/// Bounds the time until the index has new products.
+const INDEX_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a shop was seen to need.
+/// The measurement of one shop.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub struct Measurement {
     /// Products in the index.
     pub products: f64,
-    /// The time of the pass that built the index, or of the last one. Seconds.
-    pub pass: f64,
-    /// Memory of the product service. MiB.
+    /// The duration of the last pass that built or checked the index. Seconds.
+    pub pass_seconds: f64,
+    /// The resident memory of the product service. MiB.
     pub memory: f64,
-    /// Processor time of all processes for one search. Milliseconds.
+    /// The processor time of all processes per search. Milliseconds.
     pub cost: f64,
-    /// The time that 99 % of all searches took at most, and those of each kind. Milliseconds.
+    /// The 99th percentile of the latency of all searches, and of each kind. Milliseconds.
     pub p99: f64,
     pub kinds: Vec<(&'static str, f64)>,
 }
@@ -42,60 +42,66 @@ pub struct Seen {
 /// The queries of each kind.
 type Mix = Vec<(&'static str, Vec<String>)>;
 
-/// Searches in a shop that runs, through a gateway that caches nothing.
-pub async fn look(running: &Running, gateway: &Target) -> anyhow::Result<Seen> {
+/// Measures the searches of a running shop, through a gateway without cache.
+pub async fn measure(running: &RunningSystem, gateway: &Target) -> anyhow::Result<Measurement> {
     let http = Client::new();
     let url = format!("{}/api/v1/products/search", gateway.url);
-    let memory = resident(running.services.product.pid)?;
+    let memory = resident_mib(running.services.product.pid)?;
     let metrics = reqwest::get(format!("{}/metrics", running.services.product.metrics)).await?.text().await?;
-    add_chinese(&http, running, &url).await?;
-    let mix = mix(&http, &gateway.url).await?;
-    // Every query once: what follows finds what it needs in memory, as most searches do.
+    add_chinese_products(&http, running, &url).await?;
+    let mix = build_mix(&http, &gateway.url).await?;
+    // Runs every query once to warm the caches up.
     for query in mix.iter().flat_map(|(_, queries)| queries) {
         search(&http, &url, query).await?;
     }
-    let mut seen = Seen {
+    let mut measurement = Measurement {
         products: gauge(&metrics, "search_index_documents"),
-        pass: gauge(&metrics, "search_index_pass_seconds"),
+        pass_seconds: gauge(&metrics, "search_index_pass_seconds"),
         memory,
-        cost: cost(&http, running, gateway.pid, &url, &mix).await?,
-        ..Seen::default()
+        cost: measure_cost(&http, running, gateway.pid, &url, &mix).await?,
+        ..Measurement::default()
     };
     let mut all = Vec::new();
     let mut times = vec![Vec::new(); mix.len()];
-    for turn in 0..TIMED {
+    for number in 0..LATENCY_SEARCHES {
         for ((_, queries), times) in mix.iter().zip(&mut times) {
             let began = Instant::now();
-            search(&http, &url, &queries[turn % queries.len()]).await?;
-            let took = began.elapsed();
-            times.push(took.as_secs_f64() * 1e3);
-            all.push(took.as_secs_f64() * 1e3);
-            tokio::time::sleep(INTERVAL.saturating_sub(took)).await;
+            search(&http, &url, &queries[number % queries.len()]).await?;
+            let latency = began.elapsed();
+            times.push(latency.as_secs_f64() * 1e3);
+            all.push(latency.as_secs_f64() * 1e3);
+            tokio::time::sleep(SEARCH_INTERVAL.saturating_sub(latency)).await;
         }
     }
-    seen.p99 = p99(all);
-    seen.kinds = mix.iter().map(|(kind, _)| *kind).zip(times.into_iter().map(p99)).collect();
-    Ok(seen)
+    measurement.p99 = p99(all);
+    measurement.kinds = mix.iter().map(|(kind, _)| *kind).zip(times.into_iter().map(p99)).collect();
+    Ok(measurement)
 }
 
-/// The processor time of one search, of the gateway, the services, PostgreSQL and Redis. Milliseconds.
-async fn cost(http: &Client, running: &Running, gateway: u32, url: &str, mix: &Mix) -> anyhow::Result<f64> {
+/// Measures the processor time per search of the gateway, the services, PostgreSQL and Redis. Milliseconds.
+async fn measure_cost(
+    http: &Client,
+    running: &RunningSystem,
+    gateway: u32,
+    url: &str,
+    mix: &Mix,
+) -> anyhow::Result<f64> {
     let services = &running.services;
     let mut pids = vec![gateway, services.auth.pid, services.product.pid, services.order.pid];
     pids.extend(running.redis.pid);
     if let Some(postmaster) = running.postgres.pid {
         pids.push(postmaster);
-        pids.extend(children(postmaster)?);
+        pids.extend(child_pids(postmaster)?);
     }
-    let spent = || -> f64 { pids.iter().filter_map(|pid| processor_seconds(*pid).ok()).sum() };
-    let before = spent();
+    let total_seconds = || -> f64 { pids.iter().filter_map(|pid| processor_seconds(*pid).ok()).sum() };
+    let before = total_seconds();
     let mut searches = tokio::task::JoinSet::new();
-    for part in 0..PARALLEL {
+    for worker in 0..CONCURRENCY {
         let (http, url) = (http.clone(), url.to_owned());
-        let queries: Vec<String> = (0..COUNTED)
-            .flat_map(|turn| mix.iter().map(move |(_, queries)| queries[turn % queries.len()].clone()))
-            .skip(part)
-            .step_by(PARALLEL)
+        let queries: Vec<String> = (0..COST_SEARCHES)
+            .flat_map(|number| mix.iter().map(move |(_, queries)| queries[number % queries.len()].clone()))
+            .skip(worker)
+            .step_by(CONCURRENCY)
             .collect();
         searches.spawn(async move {
             for query in queries {
@@ -104,12 +110,12 @@ async fn cost(http: &Client, running: &Running, gateway: u32, url: &str, mix: &M
             anyhow::Ok(())
         });
     }
-    while let Some(done) = searches.join_next().await {
-        done??;
+    while let Some(result) = searches.join_next().await {
+        result??;
     }
     #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
-    let number = (COUNTED * mix.len()) as f64;
-    Ok((spent() - before) * 1e3 / number)
+    let number = (COST_SEARCHES * mix.len()) as f64;
+    Ok((total_seconds() - before) * 1e3 / number)
 }
 
 async fn search(http: &Client, url: &str, query: &str) -> anyhow::Result<()> {
@@ -118,31 +124,31 @@ async fn search(http: &Client, url: &str, query: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Adds a few products with Chinese names, where there are none, and waits until they are found.
-async fn add_chinese(http: &Client, running: &Running, url: &str) -> anyhow::Result<()> {
+/// Adds products with Chinese names if there are none, and waits until searches find them.
+async fn add_chinese_products(http: &Client, running: &RunningSystem, url: &str) -> anyhow::Result<()> {
     let token = running.sign_in().await?;
     for number in 1..=20 {
         let product = json!({
             "sku": format!("ZH-{number}"), "name": format!("红色陶瓷茶杯 {number}00毫升"), "price": 1900, "stock": 10,
         });
-        let products = format!("{}/api/v1/products", running.gateway()?);
-        // 409 where it is there.
+        let products = format!("{}/api/v1/products", running.gateway_url()?);
+        // The response is 409 if the product exists.
         http.post(products).bearer_auth(&token).json(&product).send().await?;
     }
-    let give_up = Instant::now() + SHOWS;
+    let deadline = Instant::now() + INDEX_TIMEOUT;
     loop {
         let url = Url::parse_with_params(url, &[("q", "茶杯")])?;
-        let found: Value = http.get(url).send().await?.error_for_status()?.json().await?;
-        if found["total"] == 20 {
+        let page: Value = http.get(url).send().await?.error_for_status()?.json().await?;
+        if page["total"] == 20 {
             return Ok(());
         }
-        anyhow::ensure!(Instant::now() < give_up, "new products are not found");
+        anyhow::ensure!(Instant::now() < deadline, "new products are not found");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// What people type, of words that this shop has.
-async fn mix(http: &Client, shop: &str) -> anyhow::Result<Mix> {
+/// Builds the queries from words of the shop's products.
+async fn build_mix(http: &Client, shop: &str) -> anyhow::Result<Mix> {
     let page: Value = http
         .get(format!("{shop}/api/v1/products?limit=100&sort=price_asc"))
         .send()
@@ -159,10 +165,10 @@ async fn mix(http: &Client, shop: &str) -> anyhow::Result<Mix> {
     let mut names: Vec<String> = text("name").flat_map(words).collect();
     names.sort_unstable();
     names.dedup();
-    let slip = |word: &String| format!("{}{}", &word[..2], &word[3..]);
+    let typo = |word: &String| format!("{}{}", &word[..2], &word[3..]);
     let skus: Vec<String> = text("sku").map(str::to_lowercase).collect();
     let three = text("name").map(|name| name.split_whitespace().take(3).collect::<Vec<_>>().join(" "));
-    // The words of the descriptions that most of them have.
+    // The most frequent words of the descriptions.
     let mut common = std::collections::HashMap::<String, usize>::new();
     for word in text("description").flat_map(words) {
         *common.entry(word).or_default() += 1;
@@ -177,22 +183,22 @@ async fn mix(http: &Client, shop: &str) -> anyhow::Result<Mix> {
         ("a SKU", skus),
         ("one word", names.clone()),
         ("three words", three.collect()),
-        ("a slip", names.iter().map(slip).collect()),
+        ("a typo", names.iter().map(typo).collect()),
         ("two letters", names.iter().map(|word| word[..2].to_owned()).collect()),
         ("two Chinese characters", ["茶杯", "陶瓷", "红色", "毫升"].map(str::to_owned).to_vec()),
         ("five common words", five.collect()),
     ])
 }
 
-/// The processes that one has started.
-fn children(parent: u32) -> anyhow::Result<Vec<u32>> {
+/// Returns the child processes of a process.
+fn child_pids(parent: u32) -> anyhow::Result<Vec<u32>> {
     let mut children = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
-        // It may have ended meanwhile.
+        // The process may have exited meanwhile.
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let above = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
-        if above.and_then(|above| above.parse().ok()) == Some(parent) {
+        let parent_field = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+        if parent_field.and_then(|field| field.parse().ok()) == Some(parent) {
             children.push(pid);
         }
     }

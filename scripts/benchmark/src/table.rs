@@ -1,13 +1,13 @@
-//! What people see.
+//! Tables on the terminal.
 
 use std::io::Write as _;
 
-/// A line. Whoever reads it may have gone away: that stops nothing.
-pub fn say(line: &str) {
+/// Prints a line. A closed output is ignored, so that its reader may exit earlier.
+pub fn print_line(line: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{line}");
 }
 
-/// Rows in columns: the first to the left, the others to the right.
+/// Prints rows in columns: the first is aligned to the left, the others to the right.
 pub fn print(head: &[&str], rows: &[Vec<String>]) {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(String::as_str);
@@ -18,7 +18,7 @@ pub fn print(head: &[&str], rows: &[Vec<String>]) {
             let width = width(column);
             if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
         });
-        say(padded.collect::<Vec<_>>().join("  ").trim_end());
+        print_line(padded.collect::<Vec<_>>().join("  ").trim_end());
     };
     line(head.to_vec());
     for row in rows {

@@ -1,4 +1,4 @@
-//! The limit: axum with one handler that answers the same bytes, and nothing else.
+//! The HTTP baseline: an axum server with one handler that sends the same bytes.
 
 use std::net::SocketAddr;
 
@@ -15,16 +15,16 @@ use tokio::net::TcpListener;
 pub struct Options {
     #[arg(long)]
     listen: SocketAddr,
-    /// Where the body of the answer stands
+    /// The file with the response body
     #[arg(long)]
-    answer: std::path::PathBuf,
-    /// `name: value`, as often as the answer has one
+    body: std::path::PathBuf,
+    /// A response header as `name: value`; may be repeated
     #[arg(long)]
     header: Vec<String>,
 }
 
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    let body = axum::body::Bytes::from(std::fs::read(options.answer)?);
+    let body = axum::body::Bytes::from(std::fs::read(options.body)?);
     let mut headers = HeaderMap::new();
     for header in &options.header {
         let (name, value) = header.split_once(": ").context("a header is name: value")?;

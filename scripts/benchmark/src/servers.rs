@@ -1,4 +1,4 @@
-//! What is measured and what it is measured against, each a process that ends with this program.
+//! The measured servers and their baselines: child processes that exit with this program.
 
 use std::{
     fs,
@@ -16,13 +16,13 @@ use tokio::process::{Child, Command};
 
 use crate::{envoy, load::Target};
 
-/// Never reached: what is measured is the counting.
-pub const FAR_LIMITS: &str = "user=1000000/1s,anonymous=1000000/1s";
-const START: Duration = Duration::from_secs(20);
+/// Rate limits that are never reached, so that only the cost of counting is measured.
+pub const HIGH_LIMITS: &str = "user=1000000/1s,anonymous=1000000/1s";
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The parts of run.json that matter here.
+/// The parts of run.json that the benchmarks need.
 #[derive(Debug, Deserialize)]
-pub struct Running {
+pub struct RunningSystem {
     pub gateways: Vec<Server>,
     pub services: Services,
     pub postgres: Server,
@@ -56,12 +56,12 @@ struct SignIn {
     password: String,
 }
 
-impl Running {
+impl RunningSystem {
     pub fn read(file: &Path) -> anyhow::Result<Self> {
         Ok(serde_json::from_str(&fs::read_to_string(file)?)?)
     }
 
-    /// The admin's access token.
+    /// Signs in as the admin, and returns the access token.
     pub async fn sign_in(&self) -> anyhow::Result<String> {
         let request = LoginRequest {
             username: self.admin.username.clone(),
@@ -73,13 +73,13 @@ impl Running {
         Ok(auth.login(request).await?.into_inner().access_token)
     }
 
-    /// The address of its first gateway.
-    pub fn gateway(&self) -> anyhow::Result<&str> {
+    /// Returns the URL of the first gateway.
+    pub fn gateway_url(&self) -> anyhow::Result<&str> {
         Ok(&self.gateways.first().context("no gateway")?.url)
     }
 }
 
-/// How a gateway of our own is started, beside a system that runs.
+/// The settings of a separate gateway beside the running system.
 #[derive(Clone, Copy, Debug)]
 pub struct Gateway<'a> {
     pub binary: &'a Path,
@@ -91,11 +91,11 @@ pub struct Gateway<'a> {
 impl Gateway<'_> {
     pub async fn start(
         self,
-        running: &Running,
+        running: &RunningSystem,
         name: &'static str,
         route: &str,
         header: Option<String>,
-    ) -> anyhow::Result<Started> {
+    ) -> anyhow::Result<BenchServer> {
         let addr = free_addr()?;
         let services = &running.services;
         let process = Command::new(self.binary)
@@ -109,93 +109,96 @@ impl Gateway<'_> {
             .kill_on_drop(true)
             .spawn()
             .context("the gateway")?;
-        Started::wait(name, format!("http://{addr}{route}"), process, header).await
+        BenchServer::wait_until_ready(name, format!("http://{addr}{route}"), process, header).await
     }
 }
 
-/// A server that ends with this program.
+/// A server under load, which exits with this program.
 #[derive(Debug)]
-pub struct Started {
+pub struct BenchServer {
     pub name: &'static str,
     pub target: Target,
     _process: Child,
 }
 
-impl Started {
-    /// A bare handler that answers what `url` answers.
-    pub async fn bare(url: &str) -> anyhow::Result<Self> {
-        let answer = reqwest::get(url).await?;
+impl BenchServer {
+    /// Starts a baseline handler that sends the response of `url`.
+    pub async fn baseline_http(url: &str) -> anyhow::Result<Self> {
+        let response = reqwest::get(url).await?;
         let mut headers = Vec::new();
-        for (name, value) in answer.headers() {
-            // These two the bare one writes itself.
+        for (name, value) in response.headers() {
+            // The baseline sends these headers itself.
             if !["date", "content-length"].contains(&name.as_str()) {
                 headers.push(format!("--header={name}: {}", value.to_str()?));
             }
         }
         let file = std::env::temp_dir().join(format!("shoppee-bench-{}", std::process::id()));
-        fs::write(&file, answer.bytes().await?)?;
+        fs::write(&file, response.bytes().await?)?;
         let addr = free_addr()?;
-        let process = own("bare", addr).arg("--answer").arg(&file).args(headers).spawn()?;
-        let started = Self::wait("a bare axum handler", format!("http://{addr}/"), process, None).await;
+        let process =
+            baseline_command("baseline-http", addr).arg("--body").arg(&file).args(headers).spawn()?;
+        let server =
+            Self::wait_until_ready("a bare axum handler", format!("http://{addr}/"), process, None).await;
         fs::remove_file(file)?;
-        started
+        server
     }
 
-    /// A bare handler that asks the service at `service`.
-    pub async fn bare_hop(name: &'static str, service: &str) -> anyhow::Result<Self> {
+    /// Starts a baseline gateway of the service at `service`.
+    pub async fn baseline_gateway(name: &'static str, service: &str) -> anyhow::Result<Self> {
         let addr = free_addr()?;
-        let process = own("bare-hop", addr).args(["--service-url", service]).spawn()?;
-        Self::wait(name, format!("http://{addr}/"), process, None).await
+        let process = baseline_command("baseline-gateway", addr).args(["--service-url", service]).spawn()?;
+        Self::wait_until_ready(name, format!("http://{addr}/"), process, None).await
     }
 
-    /// Envoy before the product service, asked for `route`.
+    /// Starts Envoy in front of the product service; the load requests `route`.
     pub async fn envoy(binary: &Path, service: &str, route: &str) -> anyhow::Result<Self> {
         let addr = free_addr()?;
         let file = std::env::temp_dir().join(format!("shoppee-bench-{}.descriptors", std::process::id()));
         let process =
             envoy::command(binary, addr, service, &file)?.kill_on_drop(true).spawn().context("Envoy")?;
-        let started = Self::wait("Envoy", format!("http://{addr}{route}"), process, None).await;
+        let server = Self::wait_until_ready("Envoy", format!("http://{addr}{route}"), process, None).await;
         fs::remove_file(file)?;
-        started
+        server
     }
 
-    /// Where it answers with a thing by its number: lets the load ask for those up to `numbers`, in turn.
-    pub fn in_turn(mut self, numbers: u32) -> Self {
-        if let Some((things, _)) = self.target.url.rsplit_once('/') {
-            self.target.url = format!("{things}/");
+    /// Makes the load request the ids from 1 to `max_id` in turn, in place of the last segment of the URL.
+    pub fn with_ids(mut self, max_id: u32) -> Self {
+        if let Some((collection, _)) = self.target.url.rsplit_once('/') {
+            self.target.url = format!("{collection}/");
         }
-        self.target.numbers = Some(numbers);
+        self.target.max_id = Some(max_id);
         self
     }
 
-    async fn wait(
+    async fn wait_until_ready(
         name: &'static str,
         url: String,
         process: Child,
         header: Option<String>,
     ) -> anyhow::Result<Self> {
         let pid = process.id().context("it ended at once")?;
-        let give_up = Instant::now() + START;
-        while !reqwest::get(&url).await.is_ok_and(|answer| answer.status().is_success()) {
-            anyhow::ensure!(Instant::now() < give_up, "{name} does not answer on {url}");
+        let deadline = Instant::now() + START_TIMEOUT;
+        while !reqwest::get(&url).await.is_ok_and(|response| response.status().is_success()) {
+            anyhow::ensure!(Instant::now() < deadline, "{name} does not answer on {url}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Ok(Self { name, target: Target { url, pid, header, numbers: None }, _process: process })
+        Ok(Self { name, target: Target { url, pid, header, max_id: None }, _process: process })
     }
 }
 
-/// A bare gRPC service that answers the product that the real one has, and its address.
-pub fn bare_service(product: &str, id: i64) -> anyhow::Result<(Child, String)> {
+/// Starts a baseline gRPC service that returns a product of the real one. Returns the process and its URL.
+pub fn baseline_service(product_url: &str, id: i64) -> anyhow::Result<(Child, String)> {
     let addr = free_addr()?;
-    let process =
-        own("bare-service", addr).args(["--product-url", product, "--id", &id.to_string()]).spawn()?;
+    let process = baseline_command("baseline-service", addr)
+        .args(["--product-url", product_url, "--id", &id.to_string()])
+        .spawn()?;
     Ok((process, format!("http://{addr}")))
 }
 
-/// This program, as one of the bare servers.
-fn own(what: &str, listen: SocketAddr) -> Command {
+/// Builds the command that runs this program as a baseline server.
+fn baseline_command(subcommand: &str, listen: SocketAddr) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap_or_default());
-    command.args([what, "--listen", &listen.to_string()]).kill_on_drop(true);
+    command.args([subcommand, "--listen", &listen.to_string()]).kill_on_drop(true);
     command
 }
 
@@ -203,8 +206,8 @@ fn free_addr() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-/// Memory that a process has. MiB.
-pub fn resident(pid: u32) -> anyhow::Result<f64> {
+/// Returns the resident memory of a process in MiB.
+pub fn resident_mib(pid: u32) -> anyhow::Result<f64> {
     let status = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status"))?;
     let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     let kib: f64 = kib.trim().trim_end_matches(" kB").parse()?;

@@ -1,5 +1,5 @@
-//! The limit for an answer that a service gives: axum with one handler that makes one gRPC call, and tonic with one
-//! method that answers one message.
+//! The gRPC baseline: an axum gateway whose only handler makes one gRPC call, and a tonic service whose only method returns
+//! one message.
 
 use std::{
     convert::Infallible,
@@ -26,27 +26,27 @@ use tonic::{
 pub struct ServiceOptions {
     #[arg(long)]
     listen: SocketAddr,
-    /// Where the real service answers
+    /// The URL of the real product service
     #[arg(long)]
     product_url: String,
-    /// The product to answer with
+    /// The id of the product to return
     #[arg(long)]
     id: i64,
 }
 
 #[derive(Debug, Args)]
-pub struct HopOptions {
+pub struct GatewayOptions {
     #[arg(long)]
     listen: SocketAddr,
     #[arg(long)]
     service_url: String,
 }
 
-/// Answers whatever is asked with one product.
+/// A service that returns the same product for every request.
 #[derive(Clone, Debug)]
-struct Bare(Product);
+struct BaselineService(Product);
 
-impl UnaryService<GetProductRequest> for Bare {
+impl UnaryService<GetProductRequest> for BaselineService {
     type Response = Product;
     type Future = Ready<Result<Response<Product>, Status>>;
 
@@ -55,11 +55,11 @@ impl UnaryService<GetProductRequest> for Bare {
     }
 }
 
-impl NamedService for Bare {
+impl NamedService for BaselineService {
     const NAME: &'static str = "shoppee.product.v1.ProductService";
 }
 
-impl Service<http::Request<Body>> for Bare {
+impl Service<http::Request<Body>> for BaselineService {
     type Response = http::Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
@@ -76,26 +76,32 @@ impl Service<http::Request<Body>> for Bare {
     }
 }
 
-pub async fn serve(options: ServiceOptions) -> anyhow::Result<()> {
+pub async fn run_service(options: ServiceOptions) -> anyhow::Result<()> {
     let mut real = ProductServiceClient::new(client::channel(&options.product_url)?);
     let product = real.get_product(GetProductRequest { id: options.id }).await?.into_inner();
-    Ok(Server::builder().tcp_nodelay(true).add_service(Bare(product)).serve(options.listen).await?)
+    Ok(Server::builder()
+        .tcp_nodelay(true)
+        .add_service(BaselineService(product))
+        .serve(options.listen)
+        .await?)
 }
 
-pub async fn run(options: HopOptions) -> anyhow::Result<()> {
+pub async fn run_gateway(options: GatewayOptions) -> anyhow::Result<()> {
     let service = ProductServiceClient::new(client::channel(&options.service_url)?);
     let listener = TcpListener::bind(options.listen).await?;
     axum::serve(
         axum::serve::ListenerExt::tap_io(listener, |stream| drop(stream.set_nodelay(true))),
-        Router::new().route("/", get(ask)).with_state(service),
+        Router::new().route("/", get(get_product)).with_state(service),
     )
     .await?;
     Ok(())
 }
 
-async fn ask(
+async fn get_product(
     State(mut service): State<ProductServiceClient<Channel>>,
 ) -> Result<axum::Json<Product>, http::StatusCode> {
-    let answer = service.get_product(GetProductRequest { id: 1 }).await;
-    answer.map(|answer| axum::Json(answer.into_inner())).map_err(|_| http::StatusCode::SERVICE_UNAVAILABLE)
+    let response = service.get_product(GetProductRequest { id: 1 }).await;
+    response
+        .map(|response| axum::Json(response.into_inner()))
+        .map_err(|_| http::StatusCode::SERVICE_UNAVAILABLE)
 }
