@@ -33,10 +33,10 @@ pub struct Options {
     /// Returns when everything is ready; scripts/down stops it
     #[arg(long)]
     pub detach: bool,
-    /// How many gateways
+    /// The number of gateways
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=32))]
     pub gateways: u16,
-    /// How many replicas of each service
+    /// The number of replicas of each service
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=3))]
     pub replicas: u16,
     /// The first gateway's port; by default 8080 or the next free one
@@ -46,7 +46,7 @@ pub struct Options {
     /// 30051, or other free ports
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
     pub grpc_port_base: Option<u16>,
-    /// How many products the demo shop has in all
+    /// The number of products in the demo shop in all
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     pub products: u32,
     /// Starts with an empty shop: no products, no customers

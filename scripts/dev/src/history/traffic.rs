@@ -68,7 +68,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Starts a customer for each shopper, who buys `goods`; the admin ships them.
+    /// Starts a customer for each shopper. Customers buy `goods`, which the admin ships.
     pub async fn start(
         url: &str,
         admin: &SignIn,

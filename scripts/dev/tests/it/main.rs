@@ -1,10 +1,10 @@
-//! What holds for the repository as a whole: its rules of structure, and that its scripts do what they say.
+//! Tests of the whole repository: its structure, its scripts, and the system that they start.
 
-mod bounds;
-mod contract;
-mod deployed;
+mod demo_on_deployed_shop;
+mod lifecycle;
+mod proto_comments;
 mod rules;
-mod starts;
+mod server_limits;
+mod start_matrix;
 mod tls;
-mod trace;
-mod whole;
+mod traces;

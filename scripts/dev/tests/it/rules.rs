@@ -1,4 +1,5 @@
-//! The rules of structure: who may know what. Each test names the files that break its rule.
+//! Architecture tests: the dependencies between layers, and the structure of files. Each test names the files that violate
+//! its rule.
 
 use std::{
     collections::BTreeSet,
@@ -7,8 +8,8 @@ use std::{
 };
 
 const SERVICES: [&str; 3] = ["auth", "product", "order"];
-/// The rules of the business: plain Rust, to be read without knowing any of the crates around them.
-const RULES: [&str; 6] = [
+/// The files with the business rules: plain Rust that uses no infrastructure crate.
+const BUSINESS_RULES: [&str; 6] = [
     "services/auth/src/account.rs",
     "services/product/src/product.rs",
     "services/product/src/stock.rs",
@@ -16,23 +17,30 @@ const RULES: [&str; 6] = [
     "services/order/src/country.rs",
     "services/order/src/decline.rs",
 ];
-const LONGEST_FILE: usize = 450;
-const LONGEST_MAIN: usize = 30;
-const BUILT: [&str; 4] = ["target", ".git", "node_modules", ".sqlx"];
-/// The beginning of the folders of systems that run, or that a failed run left.
-const STATE: &str = ".shoppee";
+const MAX_FILE_LINES: usize = 450;
+const MAX_MAIN_LINES: usize = 30;
+/// Folders without sources.
+const SKIPPED_FOLDERS: [&str; 4] = ["target", ".git", "node_modules", ".sqlx"];
+/// The prefix of the state folders of running systems and failed runs.
+const STATE_PREFIX: &str = ".shoppee";
 
 #[derive(Clone)]
 pub struct Source {
-    /// From the root of the repository, with `/`.
+    /// The path from the root of the repository, with `/`.
     pub path: String,
     pub text: String,
 }
 
 impl Source {
-    /// Without the tests in the file.
+    /// Returns the text before the test module, which clippy keeps last in its file (`items_after_test_module`). Other
+    /// items with `#[cfg(test)]` do not end the code.
     pub fn code(&self) -> &str {
-        self.text.split("#[cfg(test)]").next().unwrap_or_default()
+        let test_module = self.text.match_indices("\nmod tests").find_map(|(end, _)| {
+            let start = self.text[..end].rfind('\n').map_or(0, |newline| newline + 1);
+            let attribute = &self.text[start..end];
+            (attribute.starts_with("#[cfg(") && attribute.contains("test")).then_some(start)
+        });
+        test_module.map_or(&self.text, |start| &self.text[..start])
     }
 
     fn is_test(&self) -> bool {
@@ -45,62 +53,66 @@ pub fn root() -> PathBuf {
 }
 
 pub fn sources(extensions: &[&str]) -> Vec<Source> {
-    let (root, mut found) = (root(), Vec::new());
+    let (root, mut sources) = (root(), Vec::new());
     let mut folders = vec![root.clone()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).expect("a folder") {
             let path = entry.expect("an entry").path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if path.is_dir() && !BUILT.contains(&name) && !name.starts_with(STATE) {
+            if path.is_dir() && !SKIPPED_FOLDERS.contains(&name) && !name.starts_with(STATE_PREFIX) {
                 folders.push(path);
             } else if path.is_file() {
                 let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
                 if extensions.contains(&extension) {
                     let text = fs::read_to_string(&path).expect("text");
                     let path = path.strip_prefix(&root).expect("below the root").display().to_string();
-                    found.push(Source { path, text });
+                    sources.push(Source { path, text });
                 }
             }
         }
     }
-    assert!(!found.is_empty());
-    found
+    assert!(!sources.is_empty());
+    sources
 }
 
-fn rust() -> Vec<Source> {
+pub fn rust_sources() -> Vec<Source> {
     sources(&["rs"])
 }
 
-/// Fails with the names of all for which `breaks` says what is wrong.
-fn nobody(sources: &[Source], breaks: impl Fn(&Source) -> Option<String>) {
-    let broken: Vec<String> = sources
+/// Fails with the paths and violations of all sources that violate a rule.
+pub fn assert_no_violation(sources: &[Source], violation: impl Fn(&Source) -> Option<String>) {
+    let violations: Vec<String> = sources
         .iter()
-        .filter_map(|source| breaks(source).map(|why| format!("{}: {why}", source.path)))
+        .filter_map(|source| violation(source).map(|reason| format!("{}: {reason}", source.path)))
         .collect();
-    assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+    assert!(violations.is_empty(), "\n{}", violations.join("\n"));
 }
 
-fn names(code: &str, words: &[&str]) -> Option<String> {
+/// Returns a violation if a line of code, not of a comment, contains one of the words.
+fn find_word(code: &str, words: &[&str]) -> Option<String> {
     let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
-    let mut hits = lines.filter_map(|line| words.iter().find(|word| line.contains(*word)));
-    hits.next().map(|word| format!("names {word}"))
+    let mut matches = lines.filter_map(|line| words.iter().find(|word| line.contains(*word)));
+    matches.next().map(|word| format!("contains {word}"))
 }
 
 #[test]
-fn the_rules_know_no_database_and_no_wire() {
-    let sources = rust();
-    for rules in RULES {
-        assert!(sources.iter().any(|source| source.path == rules), "{rules} is gone: where are its rules?");
+fn business_rules_use_no_infrastructure() {
+    let sources = rust_sources();
+    for rules in BUSINESS_RULES {
+        assert!(
+            sources.iter().any(|source| source.path == rules),
+            "{rules} is missing: update BUSINESS_RULES"
+        );
     }
-    nobody(&sources, |source| {
-        let outside = ["sqlx", "tonic", "prost", "shoppee_proto", "fred", "axum"];
-        RULES.contains(&source.path.as_str()).then(|| names(source.code(), &outside))?
+    assert_no_violation(&sources, |source| {
+        let infrastructure = ["sqlx", "tonic", "prost", "shoppee_proto", "fred", "axum"];
+        BUSINESS_RULES.contains(&source.path.as_str()).then(|| find_word(source.code(), &infrastructure))?
     });
 }
 
 #[test]
-fn sql_stands_in_the_stores() {
-    nobody(&rust(), |source| {
+fn only_stores_contain_sql() {
+    assert_no_violation(&rust_sources(), |source| {
         let allowed = source.path.contains("/store/")
             || source.path.ends_with("/store.rs")
             || source.path.contains("/outbox")
@@ -108,25 +120,26 @@ fn sql_stands_in_the_stores() {
             || source.path.starts_with("scripts/")
             || source.is_test();
         let queries = ["query!(", "query_as!(", "query_scalar!(", "sqlx::query", "raw_sql("];
-        (!allowed).then(|| names(source.code(), &queries))?
+        (!allowed).then(|| find_word(source.code(), &queries))?
     });
 }
 
 #[test]
-fn only_the_errors_of_a_service_make_status_codes() {
-    nobody(&rust(), |source| {
-        let service = SERVICES.iter().any(|name| source.path.starts_with(&format!("services/{name}/src/")));
-        // What another service answered may be looked at.
+fn only_the_error_module_of_a_service_creates_status_codes() {
+    assert_no_violation(&rust_sources(), |source| {
+        let is_service =
+            SERVICES.iter().any(|name| source.path.starts_with(&format!("services/{name}/src/")));
+        // Comparing the status of another service's response is allowed.
         let code = source.code().replace("tonic::Code::", "Code::").replace(".code() == Code::", "");
-        (service && !source.path.ends_with("/error.rs"))
-            .then(|| names(&code, &[" Code::", "(Code::", "Status::new("]))?
+        (is_service && !source.path.ends_with("/error.rs"))
+            .then(|| find_word(&code, &[" Code::", "(Code::", "Status::new("]))?
     });
 }
 
 #[test]
-fn only_the_errors_of_the_gateway_make_http_errors() {
-    nobody(&rust(), |source| {
-        let refusals = [
+fn only_the_error_module_of_the_gateway_creates_http_errors() {
+    assert_no_violation(&rust_sources(), |source| {
+        let error_codes = [
             "StatusCode::BAD_",
             "StatusCode::UNAUTHORIZED",
             "StatusCode::FORBIDDEN",
@@ -139,13 +152,13 @@ fn only_the_errors_of_the_gateway_make_http_errors() {
             "StatusCode::GATEWAY_TIMEOUT",
             "StatusCode::from_u16",
         ];
-        let edge = source.path.starts_with("gateway/src/") && source.path != "gateway/src/error.rs";
-        edge.then(|| names(source.code(), &refusals))?
+        let is_checked = source.path.starts_with("gateway/src/") && source.path != "gateway/src/error.rs";
+        is_checked.then(|| find_word(source.code(), &error_codes))?
     });
 }
 
 #[test]
-fn no_service_depends_on_another() {
+fn services_do_not_depend_on_each_other() {
     for service in SERVICES {
         let manifest =
             fs::read_to_string(root().join(format!("services/{service}/Cargo.toml"))).expect("manifest");
@@ -158,24 +171,25 @@ fn no_service_depends_on_another() {
 }
 
 #[test]
-fn files_can_be_read_in_one_go() {
-    nobody(&sources(&["rs", "sql", "proto"]), |source| {
-        let main = source.path.ends_with("src/main.rs");
-        let (lines, most) = (source.text.lines().count(), if main { LONGEST_MAIN } else { LONGEST_FILE });
-        (lines > most).then(|| format!("{lines} lines, more than {most}"))
+fn files_do_not_exceed_the_maximum_length() {
+    assert_no_violation(&sources(&["rs", "sql", "proto"]), |source| {
+        let is_main = source.path.ends_with("src/main.rs");
+        let (lines, max) =
+            (source.text.lines().count(), if is_main { MAX_MAIN_LINES } else { MAX_FILE_LINES });
+        (lines > max).then(|| format!("{lines} lines, more than {max}"))
     });
 }
 
 #[test]
-fn nothing_names_the_machine_it_was_written_on() {
+fn no_file_contains_a_path_of_a_developers_machine() {
     let folders = [concat!("/wo", "rk/"), concat!("/ho", "me/"), concat!("/ro", "ot/")];
-    nobody(&sources(&["rs", "sql", "proto", "toml", "md", "yml", "yaml", "json"]), |source| {
-        names(&source.text, &folders)
+    assert_no_violation(&sources(&["rs", "sql", "proto", "toml", "md", "yml", "yaml", "json"]), |source| {
+        find_word(&source.text, &folders)
     });
 }
 
-/// The names of the metrics that the code of a crate records.
-fn recorded(folder: &str) -> BTreeSet<String> {
+/// Returns the names of the metrics that the code of a crate records.
+fn recorded_metrics(folder: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for source in sources(&["rs"]).iter().filter(|source| source.path.starts_with(folder)) {
         for kind in ["counter!(", "gauge!(", "histogram!("] {
@@ -188,7 +202,7 @@ fn recorded(folder: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_metric_has_a_help_text_and_every_help_text_a_metric() {
+fn recorded_metrics_and_help_texts_agree() {
     for (folder, help) in [
         ("services/kit/src", "services/kit/src/telemetry/help.rs"),
         ("services/auth/src", "services/auth/src/metric_help.rs"),
@@ -200,8 +214,17 @@ fn every_metric_has_a_help_text_and_every_help_text_a_metric() {
         let entries = text.lines().filter_map(|line| line.trim().strip_prefix("(\""));
         let described: BTreeSet<String> =
             entries.filter_map(|entry| Some(entry.split_once('"')?.0.to_owned())).collect();
-        let recorded = recorded(folder);
+        let recorded = recorded_metrics(folder);
         assert!(!recorded.is_empty(), "{folder} records nothing");
         assert_eq!(recorded, described, "{folder} and {help}");
     }
+}
+
+#[test]
+fn code_ends_at_the_test_module_and_not_at_other_test_items() {
+    let text = "before\n#[cfg(test)]\nuse one;\nafter\n\n#[cfg(test)]\nmod tests {\n}\n";
+    let source = Source { path: String::new(), text: text.to_owned() };
+    assert_eq!(source.code(), "before\n#[cfg(test)]\nuse one;\nafter\n\n");
+    let source = Source { path: String::new(), text: "no tests\n".to_owned() };
+    assert_eq!(source.code(), "no tests\n");
 }

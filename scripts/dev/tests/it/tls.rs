@@ -1,7 +1,6 @@
-//! TLS to everything that the processes speak to: a shop that has nothing else, and what is said where a certificate is
-//! wrong.
+//! TLS between all processes and servers: a shop without plain connections, and the errors of invalid certificates.
 
-mod authority;
+mod certificates;
 mod servers;
 
 use std::{
@@ -18,18 +17,18 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, pki_typ
 use serde_json::Value;
 use shoppee_kit::testing::{free_addr, refuses_to_start};
 
-use crate::whole::Checkout;
-use authority::{Authority, Certificate, Folder};
-use servers::{Postgres, Redis, Speaks, handshake};
+use crate::lifecycle::Checkout;
+use certificates::{Authority, Certificate, Folder};
+use servers::{Postgres, Protocol, Redis, start_handshake_server};
 
-const LOGGED_WITHIN: Duration = Duration::from_secs(20);
+const LOG_TIMEOUT: Duration = Duration::from_secs(20);
 const PASSWORD: &str = "a-password-for-tls";
 
 #[test]
-fn a_shop_whose_servers_take_tls_alone_places_an_order() {
+fn a_shop_whose_servers_accept_only_tls_places_an_order() {
     let folder = Folder::new("whole");
     let authority = Authority::new(&folder, "shop");
-    let (server, process) = (authority.signs("localhost"), authority.signs("process.example"));
+    let (server, process) = (authority.issue("localhost"), authority.issue("process.example"));
     let postgres = Postgres::start(&folder, &server, &authority, PASSWORD);
     let redis = Redis::start(&folder, &server, &authority, "shop", PASSWORD);
 
@@ -39,7 +38,7 @@ fn a_shop_whose_servers_take_tls_alone_places_an_order() {
         postgres.port, process.chain, process.key
     );
     let checkout = Checkout::new("tls")
-        // The system's authorities, which each connection to PostgreSQL reads anew, and takes a second for in a debug build.
+        // Replaces the host's authorities: each connection to PostgreSQL reads them, which takes a second in a debug build.
         .with("SSL_CERT_FILE", Authority::new(&folder, "stranger").path())
         .with("DATABASE_URL", database)
         .with("REDIS_URL", format!("rediss://shop:{PASSWORD}@localhost:{}", redis.port))
@@ -51,31 +50,31 @@ fn a_shop_whose_servers_take_tls_alone_places_an_order() {
         .with("GRPC_TLS_CA_FILE", ca.clone())
         .with("GRPC_TLS_CLIENT_CA_FILE", ca.clone());
     checkout.succeeds("up", &["--detach", "--products", "10"]);
-    let said = checkout.succeeds("demo", &[]);
-    assert!(said.contains("all 4 events seen"), "{said}");
+    let output = checkout.succeeds("demo", &[]);
+    assert!(output.contains("all 4 events seen"), "{output}");
 
     let run = checkout.run_file();
-    let of = |pointer| run.pointer(pointer).and_then(Value::as_str).expect(pointer);
-    let auth = of("/services/auth/grpc").rsplit_once(':').expect("a port").1.parse().expect("a port");
-    assert!(plain_text(auth).starts_with(&[0x15]), "plain text is answered with an alert of TLS");
-    assert!(without_certificate(auth, &ca).contains("CertificateRequired"));
-    let addr = of("/services/auth/metrics").rsplit('/').next().expect("an address");
+    let field = |pointer| run.pointer(pointer).and_then(Value::as_str).expect(pointer);
+    let auth = field("/services/auth/grpc").rsplit_once(':').expect("a port").1.parse().expect("a port");
+    assert!(send_plain_text(auth).starts_with(&[0x15]), "plain text is answered with an alert of TLS");
+    assert!(connect_without_certificate(auth, &ca).contains("CertificateRequired"));
+    let addr = field("/services/auth/metrics").rsplit('/').next().expect("an address");
     let probe = ["--probe", "--database-url=x", "--redis-url=x", "--jwt-secret=x", "--metrics-addr", addr];
     let probed = Command::new(binary("auth")).args(probe).status().expect("runs");
     assert!(probed.success(), "--probe asks a port that has no TLS");
 }
 
-/// The answer of a server to the beginning of HTTP/2.
-fn plain_text(port: u16) -> Vec<u8> {
+/// Sends the connection preface of HTTP/2 without TLS, and returns the response.
+fn send_plain_text(port: u16) -> Vec<u8> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connects");
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").expect("written");
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer);
-    answer
+    let mut response = Vec::new();
+    let _ = stream.read_to_end(&mut response);
+    response
 }
 
-/// The error with which a server ends a connection of a client without a certificate.
-fn without_certificate(port: u16, ca: &str) -> String {
+/// Connects without a client certificate, and returns the server's error.
+fn connect_without_certificate(port: u16, ca: &str) -> String {
     let mut roots = RootCertStore::empty();
     roots
         .add(rustls::pki_types::CertificateDer::from_pem_file(Path::new(ca)).expect("a file"))
@@ -95,94 +94,93 @@ fn without_certificate(port: u16, ca: &str) -> String {
     format!("{:?}", outcome.expect_err("it is refused"))
 }
 
-/// Wrong certificates, each with the name under which its server is met, and with the words for what is wrong. The name
-/// is `localhost`, or 127.0.0.1 where the certificate is not for that.
-fn wrong_certificates(folder: &Folder) -> (Authority, [(Certificate, &'static str, &'static str); 3]) {
+/// Returns invalid certificates, each with the host name to connect to and the expected error.
+fn invalid_certificates(folder: &Folder) -> (Authority, [(Certificate, &'static str, &'static str); 3]) {
     let (authority, stranger) = (Authority::new(folder, "shop"), Authority::new(folder, "stranger"));
-    let (unknown, expired) = (stranger.signs("localhost"), authority.signed_long_ago("localhost"));
-    let sound = authority.signs("localhost");
-    let wrong = [
+    let (unknown, expired) = (stranger.issue("localhost"), authority.issue_expired("localhost"));
+    let valid = authority.issue("localhost");
+    let invalid = [
         (unknown, "localhost", "its certificate is not signed by an authority that is trusted here"),
         (expired, "localhost", "its certificate has expired"),
-        (sound, "127.0.0.1", "its certificate is for another name"),
+        (valid, "127.0.0.1", "its certificate is for another name"),
     ];
-    (authority, wrong)
+    (authority, invalid)
 }
 
 #[test]
-fn a_postgresql_whose_certificate_is_wrong_ends_the_start_with_a_line() {
+fn an_invalid_certificate_of_postgresql_fails_the_start_with_one_line() {
     let folder = Folder::new("postgres");
-    let (authority, wrong) = wrong_certificates(&folder);
-    let refused = |query: &str, host: &str, port: u16| {
+    let (authority, invalid) = invalid_certificates(&folder);
+    let refusal = |query: &str, host: &str, port: u16| {
         let url = format!("postgres://shop:{PASSWORD}@{host}:{port}/shop?{query}");
-        refuses("auth", &[("DATABASE_URL", &url), ("JWT_SECRET", "0123456789abcdef0123456789abcdef")])
+        start_error("auth", &[("DATABASE_URL", &url), ("JWT_SECRET", "0123456789abcdef0123456789abcdef")])
     };
     let verified = format!("sslmode=verify-full&sslrootcert={}", authority.path());
-    for (certificate, host, why) in &wrong {
-        let port = handshake(Speaks::Postgres, Some(certificate));
-        let line = refused(&verified, host, port);
-        assert!(line.contains(&format!("PostgreSQL at DATABASE_URL: TLS: {why}")), "{line}");
+    for (certificate, host, error) in &invalid {
+        let port = start_handshake_server(Protocol::Postgres, Some(certificate));
+        let line = refusal(&verified, host, port);
+        assert!(line.contains(&format!("PostgreSQL at DATABASE_URL: TLS: {error}")), "{line}");
     }
-    let line = refused(&verified, "localhost", handshake(Speaks::Postgres, None));
+    let line = refusal(&verified, "localhost", start_handshake_server(Protocol::Postgres, None));
     assert!(line.contains("TLS: server does not support TLS"), "{line}");
 }
 
 #[test]
-fn a_redis_whose_certificate_is_wrong_ends_the_start_with_a_line() {
+fn an_invalid_certificate_of_redis_fails_the_start_with_one_line() {
     let folder = Folder::new("redis");
-    let (authority, wrong) = wrong_certificates(&folder);
+    let (authority, invalid) = invalid_certificates(&folder);
     let ca = authority.path();
-    let refused = |host: &str, port: u16| {
+    let refusal = |host: &str, port: u16| {
         let url = format!("rediss://:{PASSWORD}@{host}:{port}");
-        refuses("gateway", &[("REDIS_URL", &url), ("REDIS_CA_FILE", &ca)])
+        start_error("gateway", &[("REDIS_URL", &url), ("REDIS_CA_FILE", &ca)])
     };
-    for (certificate, host, why) in &wrong {
-        let line = refused(host, handshake(Speaks::Redis, Some(certificate)));
-        assert!(line.contains(&format!("Redis at REDIS_URL: TLS: {why}")), "{line}");
+    for (certificate, host, error) in &invalid {
+        let line = refusal(host, start_handshake_server(Protocol::Redis, Some(certificate)));
+        assert!(line.contains(&format!("Redis at REDIS_URL: TLS: {error}")), "{line}");
     }
-    let line = refused("localhost", handshake(Speaks::Redis, None));
+    let line = refusal("localhost", start_handshake_server(Protocol::Redis, None));
     assert!(line.contains("TLS: it does not speak TLS"), "{line}");
 }
 
 #[test]
-fn a_service_whose_certificate_is_wrong_is_a_line_of_the_gateway_that_waits_for_it() {
+fn an_invalid_certificate_of_a_service_is_logged_once_by_the_waiting_gateway() {
     let folder = Folder::new("grpc");
-    let (authority, wrong) = wrong_certificates(&folder);
+    let (authority, invalid) = invalid_certificates(&folder);
     let url = |(certificate, host, _): &(Certificate, &str, &str)| {
-        format!("https://{host}:{}", handshake(Speaks::Grpc, Some(certificate)))
+        format!("https://{host}:{}", start_handshake_server(Protocol::Grpc, Some(certificate)))
     };
-    let log = folder.0.join("log");
+    let log_file = folder.0.join("log");
     let mut gateway = Command::new(binary("gateway"))
         .env_clear()
         .env("LISTEN_ADDR", free_addr().to_string())
         .env("REDIS_URL", "redis://127.0.0.1:1")
         .env("GRPC_TLS_CA_FILE", authority.path())
-        .envs(["AUTH_URL", "PRODUCT_URL", "ORDER_URL"].into_iter().zip(wrong.iter().map(url)))
-        .stdout(fs::File::create(&log).expect("a file"))
+        .envs(["AUTH_URL", "PRODUCT_URL", "ORDER_URL"].into_iter().zip(invalid.iter().map(url)))
+        .stdout(fs::File::create(&log_file).expect("a file"))
         .stderr(Stdio::null())
         .spawn()
         .expect("runs");
     let began = Instant::now();
-    let said = loop {
-        let said = fs::read_to_string(&log).expect("a log");
-        let complete = wrong.iter().all(|(_, _, why)| said.contains(why));
-        if complete || began.elapsed() > LOGGED_WITHIN || gateway.try_wait().expect("a status").is_some() {
-            break said;
+    let log = loop {
+        let log = fs::read_to_string(&log_file).expect("a log");
+        let is_complete = invalid.iter().all(|(_, _, error)| log.contains(error));
+        if is_complete || began.elapsed() > LOG_TIMEOUT || gateway.try_wait().expect("a status").is_some() {
+            break log;
         }
         std::thread::sleep(Duration::from_millis(20));
     };
     let _ = gateway.kill();
     let _ = gateway.wait();
-    for (_, _, why) in &wrong {
-        assert_eq!(said.lines().filter(|line| line.contains(why)).count(), 1, "{why}:\n{said}");
+    for (_, _, error) in &invalid {
+        assert_eq!(log.lines().filter(|line| line.contains(error)).count(), 1, "{error}:\n{log}");
     }
 }
 
 #[test]
-fn a_file_that_cannot_be_used_ends_the_start_with_a_line() {
+fn an_invalid_file_fails_the_start_with_one_line() {
     let folder = Folder::new("files");
     let authority = Authority::new(&folder, "shop");
-    let (one, other) = (authority.signs("one"), authority.signs("other"));
+    let (one, other) = (authority.issue("one"), authority.issue("other"));
     let ca = authority.path();
     for (settings, line) in [
         (
@@ -198,8 +196,8 @@ fn a_file_that_cannot_be_used_ends_the_start_with_a_line() {
         (vec![("REDIS_CA_FILE", &ca)], "which REDIS_URL does not ask for"),
     ] {
         let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let said = refuses("gateway", &settings);
-        assert!(said.contains(line), "{said}");
+        let output = start_error("gateway", &settings);
+        assert!(output.contains(line), "{output}");
     }
 }
 
@@ -222,7 +220,7 @@ const SECRETS: [(&str, &[&str]); 4] = [
 ];
 
 #[test]
-fn every_secret_of_every_process_may_come_from_a_file_and_only_from_there() {
+fn every_secret_can_be_read_from_a_file_but_not_set_twice() {
     let folder = Folder::new("secrets");
     let file = folder.0.join("secret").to_str().expect("text").to_owned();
     fs::write(&file, format!("{PASSWORD}\n")).expect("written");
@@ -232,25 +230,25 @@ fn every_secret_of_every_process_may_come_from_a_file_and_only_from_there() {
         for secret in secrets {
             assert!(help.contains(&format!("{secret}_FILE")), "{process}: {secret}_FILE:\n{help}");
             let by_file = format!("{secret}_FILE");
-            // The order service must have this setting besides.
+            // The order service requires this setting too.
             let id = ("SERVICE_CLIENT_ID", "order");
-            let line = refuses(process, &[id, (secret, PASSWORD), (&by_file, &file)]);
+            let line = start_error(process, &[id, (secret, PASSWORD), (&by_file, &file)]);
             assert!(line.contains(&format!("{secret} and {by_file} are both set; set one")), "{line}");
         }
     }
-    // It is read: this is no URL.
-    let line = refuses("gateway", &[("REDIS_URL", ""), ("REDIS_URL_FILE", &file)]);
+    // The file is read: its content is not a URL.
+    let line = start_error("gateway", &[("REDIS_URL", ""), ("REDIS_URL_FILE", &file)]);
     assert!(line.contains("REDIS_URL is not a Redis URL"), "{line}");
 }
 
-/// The line with which the process refuses these settings; it repeats no password.
-fn refuses(process: &str, settings: &[(&str, &str)]) -> String {
+/// Returns the error line of a process that refuses its settings, and checks that the line has no password.
+fn start_error(process: &str, settings: &[(&str, &str)]) -> String {
     let line = refuses_to_start(binary(process).to_str().expect("text"), settings);
     assert!(!line.contains(PASSWORD), "{line}");
     line
 }
 
-/// Built for these tests, with the whole workspace.
+/// Returns the path of a binary, which is built with the whole workspace.
 fn binary(process: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_BIN_EXE_shoppee-dev")).parent().expect("a folder");
     let binary = folder.join(format!("shoppee-{process}"));

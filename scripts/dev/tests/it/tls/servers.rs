@@ -1,4 +1,4 @@
-//! A PostgreSQL and a Redis that speak TLS alone, and servers that get no further than the handshake.
+//! A PostgreSQL and a Redis that accept only TLS, and servers that close after the TLS handshake.
 
 use std::{
     fs,
@@ -16,11 +16,11 @@ use rustls::{
 };
 use shoppee_kit::testing::free_addr;
 
-use super::authority::{Authority, Certificate, Folder};
+use super::certificates::{Authority, Certificate, Folder};
 
-const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Takes a password over TLS from a client with a certificate, and nothing else.
+/// A PostgreSQL that requires TLS, a client certificate and a password.
 pub struct Postgres {
     data: PathBuf,
     pub port: u16,
@@ -42,7 +42,7 @@ impl Postgres {
         let pwfile = format!("--pwfile={}", secret.display());
         let options =
             ["-U", "postgres", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"];
-        run(postgres.program("initdb").args(options).arg(pwfile));
+        run(postgres.command("initdb").args(options).arg(pwfile));
         let access = "hostssl all all 127.0.0.1/32 scram-sha-256 clientcert=verify-ca\n";
         fs::write(postgres.data.join("pg_hba.conf"), access).expect("written");
         let settings = [
@@ -57,12 +57,12 @@ impl Postgres {
         ];
         let settings: Vec<_> = settings.iter().map(|(name, value)| format!("-c {name}='{value}'")).collect();
         let log = home.join("log");
-        run(postgres.program("pg_ctl").args(["-s", "-w", "start", "-o", &settings.join(" "), "-l"]).arg(log));
+        run(postgres.command("pg_ctl").args(["-s", "-w", "start", "-o", &settings.join(" "), "-l"]).arg(log));
         postgres
     }
 
-    /// One of the server's programs, on its data, as the user that may run it.
-    fn program(&self, name: &str) -> Command {
+    /// Builds the command of one of the server's programs for its data, run as the server's user.
+    fn command(&self, name: &str) -> Command {
         let installed = fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed");
         let newest = installed.map(|entry| entry.expect("a folder").path()).max().expect("a version");
         let program = newest.join("bin").join(name);
@@ -80,17 +80,17 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        let _ = self.program("pg_ctl").args(["-s", "stop", "-m", "immediate"]).output();
+        let _ = self.command("pg_ctl").args(["-s", "stop", "-m", "immediate"]).output();
     }
 }
 
 fn run(command: &mut Command) {
-    // A process that it starts must not keep its output open.
+    // A daemon that the command starts must not keep the test's stdout open.
     let status = command.stdout(Stdio::null()).status().expect("runs");
     assert!(status.success(), "{command:?}");
 }
 
-/// Has no port without TLS, and one user with a password.
+/// A Redis without a plain port, with one user.
 pub struct Redis {
     process: Child,
     pub port: u16,
@@ -119,7 +119,7 @@ impl Redis {
         let redis = Self { process: process.expect("redis-server is installed"), port };
         let began = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(began.elapsed() < ANSWERS_WITHIN, "Redis does not answer");
+            assert!(began.elapsed() < START_TIMEOUT, "Redis does not answer");
             std::thread::sleep(Duration::from_millis(10));
         }
         redis
@@ -133,23 +133,24 @@ impl Drop for Redis {
     }
 }
 
-/// The protocol until the handshake.
+/// The protocol before the TLS handshake.
 #[derive(Clone, Copy, Debug)]
-pub enum Speaks {
+pub enum Protocol {
     Postgres,
     Redis,
     Grpc,
 }
 
-/// A server that does the handshake of TLS with a certificate, and hangs up; without one it has no TLS. Its port.
-pub fn handshake(speaks: Speaks, certificate: Option<&Certificate>) -> u16 {
+/// Starts a server that closes each connection after the TLS handshake, and returns its port. Without a certificate, the
+/// server has no TLS.
+pub fn start_handshake_server(protocol: Protocol, certificate: Option<&Certificate>) -> u16 {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
     let port = listener.local_addr().expect("bound").port();
     let config = certificate.map(config);
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let config = config.clone();
-            std::thread::spawn(move || shake_hands(stream?, speaks, config));
+            std::thread::spawn(move || handshake(stream?, protocol, config));
         }
     });
     port
@@ -169,12 +170,12 @@ fn config(certificate: &Certificate) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
-fn shake_hands(
+fn handshake(
     mut stream: TcpStream,
-    speaks: Speaks,
+    protocol: Protocol,
     config: Option<Arc<ServerConfig>>,
 ) -> std::io::Result<()> {
-    if matches!(speaks, Speaks::Postgres) {
+    if matches!(protocol, Protocol::Postgres) {
         stream.read_exact(&mut [0; 8])?;
         stream.write_all(if config.is_some() { b"S" } else { b"N" })?;
     }

@@ -1,5 +1,4 @@
-//! What an order looks like to whoever watches traces: a collector receives the spans of all processes while the demo
-//! runs, as it would in production.
+//! The trace of an order: a collector receives the spans of all processes while the demo runs, as in production.
 
 use std::{
     sync::{Arc, Mutex},
@@ -19,12 +18,12 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 
-use crate::whole::Checkout;
+use crate::lifecycle::Checkout;
 
-/// Spans are sent every few hundred milliseconds here.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Bounds the export of a span, which happens every few hundred milliseconds here.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Keeps all it is sent.
+/// An OTLP collector that stores all requests.
 #[derive(Clone, Debug, Default)]
 struct Collector(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
 
@@ -34,13 +33,13 @@ impl TraceService for Collector {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        self.0.lock().expect("sound").push(request.into_inner());
+        self.0.lock().expect("not poisoned").push(request.into_inner());
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
 
 impl Collector {
-    /// Where it listens, in the background.
+    /// Starts the collector in a thread, and returns its URL.
     fn start(&self) -> String {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         listener.set_nonblocking(true).expect("an option");
@@ -58,11 +57,14 @@ impl Collector {
         url
     }
 
-    /// Every span so far, with the name of its process.
+    /// Returns all spans so far, each with the name of its process.
     fn spans(&self) -> Vec<(String, Span)> {
         let mut spans = Vec::new();
-        for resource in self.0.lock().expect("sound").iter().flat_map(|sent| &sent.resource_spans) {
-            let service = resource.resource.iter().find_map(|of| text(&of.attributes, "service.name"));
+        for resource in
+            self.0.lock().expect("not poisoned").iter().flat_map(|request| &request.resource_spans)
+        {
+            let service =
+                resource.resource.iter().find_map(|resource| text(&resource.attributes, "service.name"));
             let service = service.expect("a process says its name");
             for span in resource.scope_spans.iter().flat_map(|scope| &scope.spans) {
                 spans.push((service.clone(), span.clone()));
@@ -71,11 +73,10 @@ impl Collector {
         spans
     }
 
-    /// The spans from the first cause down to each that is called `name`, as `process: span`; within the one trace of
-    /// the request `cause`.
-    fn paths(&self, cause: &str, name: &str) -> Vec<Vec<String>> {
+    /// Returns the paths from the root span `root_name` to each span `name` of its trace, as `process: span`.
+    fn paths(&self, root_name: &str, name: &str) -> Vec<Vec<String>> {
         let spans = self.spans();
-        let root = spans.iter().find(|(_, span)| span.name == cause && span.parent_span_id.is_empty());
+        let root = spans.iter().find(|(_, span)| span.name == root_name && span.parent_span_id.is_empty());
         let Some((_, root)) = root else { return Vec::new() };
         let trace: Vec<_> = spans.iter().filter(|(_, span)| span.trace_id == root.trace_id).collect();
         let path = |last: &Span| {
@@ -90,16 +91,16 @@ impl Collector {
         trace.iter().filter(|(_, span)| span.name == name).map(|(_, span)| path(span)).collect()
     }
 
-    /// Waits for that path of the order that was placed.
-    fn shows(&self, path: &[&str]) {
+    /// Waits until the trace of the placed order has the path.
+    fn expect_path(&self, path: &[&str]) {
         let (_, last) = path.last().and_then(|last| last.split_once(": ")).expect("process: span");
         let began = Instant::now();
         loop {
-            let seen = self.paths("POST /api/v1/orders", last);
-            if seen.iter().any(|seen| seen == path) {
+            let paths = self.paths("POST /api/v1/orders", last);
+            if paths.iter().any(|one| one == path) {
                 return;
             }
-            assert!(began.elapsed() < PATIENCE, "no {path:#?} but {seen:#?}");
+            assert!(began.elapsed() < EXPORT_TIMEOUT, "no {path:#?} but {paths:#?}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -111,7 +112,7 @@ fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
 }
 
 #[test]
-fn one_trace_leads_from_the_request_to_the_frame() {
+fn one_trace_connects_the_request_and_the_frame() {
     let collector = Collector::default();
     let checkout = Checkout::new("trace")
         .with("OTEL_EXPORTER_OTLP_ENDPOINT", collector.start())
@@ -124,20 +125,20 @@ fn one_trace_leads_from_the_request_to_the_frame() {
         "shoppee-order: shoppee.order.v1.OrderService/CreateOrder",
         "shoppee-order: order.place",
     ];
-    // Over PostgreSQL, the outbox and the stream to the socket, which was open at another gateway.
-    let told =
+    // The path through PostgreSQL, the outbox and the stream to the WebSocket, which is open at another gateway.
+    let delivery =
         ["shoppee-order: order.write", "shoppee-order: event.publish", "shoppee-gateway: event.deliver"];
-    collector.shows(&[&placed[..], &told].concat());
-    collector.shows(&[&placed[..], &["shoppee-order: idempotency.claim"]].concat());
-    let held = ["shoppee-product: shoppee.product.v1.StockService/Hold", "shoppee-product: stock.hold"];
-    collector.shows(&[&placed[..], &held].concat());
+    collector.expect_path(&[&placed[..], &delivery].concat());
+    collector.expect_path(&[&placed[..], &["shoppee-order: idempotency.claim"]].concat());
+    let hold = ["shoppee-product: shoppee.product.v1.StockService/Hold", "shoppee-product: stock.hold"];
+    collector.expect_path(&[&placed[..], &hold].concat());
 
     let spans = collector.spans();
-    let names = |service: &str| spans.iter().filter(|(of, _)| of == service).count();
+    let count = |service: &str| spans.iter().filter(|(process, _)| process == service).count();
     for service in ["shoppee-gateway", "shoppee-auth", "shoppee-product", "shoppee-order"] {
-        assert!(names(service) > 0, "{service}");
+        assert!(count(service) > 0, "{service}");
     }
-    // The demo signed two people in, sent an address and a payment token, and carried access tokens everywhere.
+    // The demo sent passwords, access tokens, an address and a payment token.
     let all = format!("{spans:?}");
     let run = checkout.run_file();
     let password = run["admin"]["password"].as_str().expect("a password");

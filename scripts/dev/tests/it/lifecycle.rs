@@ -1,5 +1,5 @@
-//! The scripts, as a person uses them: a system is started, used, hurt and stopped. Its state lies in a folder of its
-//! own, so that a system that runs in this checkout is not disturbed.
+//! The life cycle of a system by the scripts: start, use, faults and stop. The state is in a temporary folder, so that a
+//! system of this checkout is not affected.
 
 use std::{
     fs,
@@ -11,10 +11,10 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// One that was killed must be back within it.
-const BACK: Duration = Duration::from_secs(5);
-/// Twice what is promised, as other tests run beside this one.
-const SECOND_START: Duration = Duration::from_secs(20);
+/// Bounds the restart of a killed process.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bounds a start with existing data: twice the guaranteed time, as other tests run at the same time.
+const SECOND_START_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub struct Checkout {
     state: PathBuf,
@@ -27,14 +27,14 @@ impl Checkout {
         Self { state, environment: Vec::new() }
     }
 
-    /// The same, with a setting that scripts/up hands on.
+    /// Adds an environment variable, which scripts/up passes on to the processes.
     pub fn with(mut self, name: &'static str, value: String) -> Self {
         self.environment.push((name, value));
         self
     }
 
     /// Runs a script with the binaries that were built for these tests.
-    fn script(&self, name: &str, arguments: &[&str]) -> Output {
+    fn run_script(&self, name: &str, arguments: &[&str]) -> Output {
         let binaries = Path::new(env!("CARGO_BIN_EXE_shoppee-dev")).parent().expect("a folder");
         assert!(binaries.join("shoppee-gateway").exists(), "build the whole workspace: run scripts/test");
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -49,17 +49,18 @@ impl Checkout {
             .expect("a script")
     }
 
+    /// Runs a script that must succeed, and returns its stdout.
     pub fn succeeds(&self, name: &str, arguments: &[&str]) -> String {
-        let output = self.script(name, arguments);
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let complained = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "scripts/{name} {arguments:?}:\n{said}\n{complained}");
-        said
+        let output = self.run_script(name, arguments);
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "scripts/{name} {arguments:?}:\n{stdout}\n{stderr}");
+        stdout
     }
 
-    /// Fails; returns its last words.
+    /// Runs a script that must fail, and returns its stderr.
     pub fn fails(&self, name: &str, arguments: &[&str]) -> String {
-        let output = self.script(name, arguments);
+        let output = self.run_script(name, arguments);
         assert!(!output.status.success(), "scripts/{name} {arguments:?} should fail");
         String::from_utf8_lossy(&output.stderr).trim().to_owned()
     }
@@ -69,22 +70,22 @@ impl Checkout {
         serde_json::from_str(&text).expect("JSON")
     }
 
-    /// Kills the process at that place of run.json, and waits for another there.
-    fn kill(&self, pointer: &str) {
+    /// Kills the process at a pointer into run.json, and waits until it is restarted.
+    fn kill_and_wait(&self, pointer: &str) {
         let pid = |run: &Value| run.pointer(pointer).and_then(Value::as_i64).expect("a process id");
         let before = pid(&self.run_file());
         kill(before);
         let killed = Instant::now();
         while pid(&self.run_file()) == before {
-            assert!(killed.elapsed() < BACK, "{pointer} is not back");
+            assert!(killed.elapsed() < RESTART_TIMEOUT, "{pointer} is not back");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
 
 impl Checkout {
-    /// The answer of Redis to its administrator.
-    fn redis(&self, command: &[&str]) -> String {
+    /// Runs redis-cli as the administrator, and returns its output.
+    fn redis_cli(&self, command: &[&str]) -> String {
         let run = self.run_file();
         let url = run["redis"]["url"].as_str().expect("an address");
         let output = Command::new("redis-cli")
@@ -104,12 +105,12 @@ fn kill(pid: i64) {
 
 impl Drop for Checkout {
     fn drop(&mut self) {
-        self.script("down", &["--wipe"]);
+        self.run_script("down", &["--wipe"]);
     }
 }
 
 #[test]
-fn a_shop_is_started_used_hurt_and_stopped() {
+fn a_shop_survives_faults_and_keeps_its_data_over_a_restart() {
     let checkout = Checkout::new("whole");
     checkout.succeeds("up", &["--detach", "--gateways", "3", "--products", "40"]);
 
@@ -140,32 +141,32 @@ fn a_shop_is_started_used_hurt_and_stopped() {
         assert!(run.pointer(pointer).is_some_and(Value::is_string), "{pointer}");
     }
 
-    let said = checkout.fails("up", &["--detach"]);
-    assert!(said.contains("runs already") && said.lines().count() == 1, "{said}");
+    let output = checkout.fails("up", &["--detach"]);
+    assert!(output.contains("runs already") && output.lines().count() == 1, "{output}");
 
     assert!(checkout.succeeds("demo", &[]).contains("all 4 events seen"));
-    assert_eq!(checkout.redis(&["acl", "log"]).trim(), "", "Redis has refused a process a command");
-    // Whatever is killed is back, and the demo gets through meanwhile.
+    assert_eq!(checkout.redis_cli(&["acl", "log"]).trim(), "", "Redis has refused a process a command");
+    // A killed process is restarted, and the demo succeeds meanwhile.
     for pointer in ["/services/order/pid", "/postgres/pid", "/redis/pid", "/gateways/1/pid"] {
-        checkout.kill(pointer);
-        let said = checkout.succeeds("demo", &[]);
-        assert!(said.contains("all 4 events seen"), "after {pointer}:\n{said}");
+        checkout.kill_and_wait(pointer);
+        let output = checkout.succeeds("demo", &[]);
+        assert!(output.contains("all 4 events seen"), "after {pointer}:\n{output}");
     }
-    assert_eq!(checkout.redis(&["acl", "log"]).trim(), "", "Redis has refused a process a command");
+    assert_eq!(checkout.redis_cli(&["acl", "log"]).trim(), "", "Redis has refused a process a command");
 
     checkout.succeeds("down", &[]);
     assert!(!checkout.state.join("run.json").exists());
     assert!(checkout.fails("demo", &[]).contains("scripts/up"));
 
-    // Orders, users and sign-ins are still there.
+    // The data survives the restart.
     let began = Instant::now();
-    let said = checkout.succeeds("up", &["--detach"]);
-    assert!(began.elapsed() < SECOND_START, "a second start took {:?}", began.elapsed());
-    assert!(said.contains("960 products added"), "{said}");
+    let output = checkout.succeeds("up", &["--detach"]);
+    assert!(began.elapsed() < SECOND_START_TIMEOUT, "a second start took {:?}", began.elapsed());
+    assert!(output.contains("960 products added"), "{output}");
     assert_eq!(checkout.run_file()["customer"], run["customer"]);
     assert!(checkout.succeeds("demo", &[]).contains("all 4 events seen"));
 
-    // The supervisor itself is killed: what it left is out of the way at the next start.
+    // The next start removes the orphans of a killed supervisor.
     let supervisor = fs::read_to_string(checkout.state.join("lock")).expect("lock");
     kill(supervisor.parse().expect("a process id"));
     assert!(checkout.fails("demo", &[]).contains("scripts/up"));
@@ -174,24 +175,24 @@ fn a_shop_is_started_used_hurt_and_stopped() {
 }
 
 #[test]
-fn a_taken_port_is_one_clear_line() {
+fn a_taken_port_is_an_error_of_one_line() {
     let checkout = Checkout::new("port");
     let other = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = other.local_addr().expect("an address").port().to_string();
-    let said = checkout.fails("up", &["--detach", "--port", &port]);
-    assert_eq!(said, format!("port {port} is taken by another program"));
+    let output = checkout.fails("up", &["--detach", "--port", &port]);
+    assert_eq!(output, format!("port {port} is taken by another program"));
     assert!(!checkout.state.join("run.json").exists());
 }
 
 #[test]
 fn a_rolling_restart_fails_no_request_and_loses_no_event() {
     let checkout = Checkout::new("rolling");
-    let said = checkout.succeeds("chaos", &["rolling", "--quick"]);
-    assert!(said.contains(" 0 failed") && said.contains(" 0 event problems"), "{said}");
+    let output = checkout.succeeds("chaos", &["rolling", "--quick"]);
+    assert!(output.contains(" 0 failed") && output.contains(" 0 event problems"), "{output}");
 }
 
 #[test]
-fn every_script_explains_itself() {
+fn every_script_has_a_help_text() {
     let checkout = Checkout::new("help");
     for script in ["up", "down", "demo", "chaos"] {
         assert!(checkout.succeeds(script, &["--help"]).contains("--help"), "{script}");

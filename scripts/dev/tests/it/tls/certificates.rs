@@ -1,4 +1,4 @@
-//! Authorities, and the certificates that they sign.
+//! Certificate authorities and the certificates that they issue.
 
 use std::{fs, path::PathBuf};
 
@@ -6,7 +6,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd,
 };
 
-/// A folder that all users may read; gone when dropped.
+/// A temporary folder that all users may read. It is removed on drop.
 pub struct Folder(pub PathBuf);
 
 impl Folder {
@@ -19,7 +19,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // PostgreSQL's data in it is another test's to remove, where there is any.
+        // The folder of a test with PostgreSQL has files of another user.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -50,35 +50,35 @@ impl Authority {
         authority
     }
 
-    /// The file with its own certificate.
+    /// Returns the file of the authority's own certificate.
     pub fn path(&self) -> String {
         self.file("ca")
     }
 
-    /// A certificate for `host`.
-    pub fn signs(&self, host: &str) -> Certificate {
-        self.sign(host, host, 2099)
+    /// Issues a certificate for `host`.
+    pub fn issue(&self, host: &str) -> Certificate {
+        self.issue_until(host, host, 2099)
     }
 
-    /// One that was for `host` until years ago.
-    pub fn signed_long_ago(&self, host: &str) -> Certificate {
-        self.sign(host, "expired", 2020)
+    /// Issues a certificate for `host` that expired years ago.
+    pub fn issue_expired(&self, host: &str) -> Certificate {
+        self.issue_until(host, "expired", 2020)
     }
 
-    fn sign(&self, host: &str, file: &str, until: i32) -> Certificate {
+    fn issue_until(&self, host: &str, file: &str, year: i32) -> Certificate {
         let mut params = CertificateParams::new([host.to_owned()]).expect("parameters");
         params.distinguished_name.push(DnType::CommonName, host);
         params.not_before = date_time_ymd(2010, 1, 1);
-        params.not_after = date_time_ymd(until, 1, 1);
+        params.not_after = date_time_ymd(year, 1, 1);
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        let signed = Certificate { chain: self.file(file), key: self.file(&format!("{file}-key")) };
-        fs::write(&signed.chain, certificate.pem()).expect("written");
-        fs::write(&signed.key, key.serialize_pem()).expect("written");
-        signed
+        let issued = Certificate { chain: self.file(file), key: self.file(&format!("{file}-key")) };
+        fs::write(&issued.chain, certificate.pem()).expect("written");
+        fs::write(&issued.key, key.serialize_pem()).expect("written");
+        issued
     }
 
-    fn file(&self, what: &str) -> String {
-        self.folder.join(format!("{}-{what}.pem", self.name)).to_str().expect("text").to_owned()
+    fn file(&self, suffix: &str) -> String {
+        self.folder.join(format!("{}-{suffix}.pem", self.name)).to_str().expect("text").to_owned()
     }
 }

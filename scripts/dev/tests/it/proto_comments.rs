@@ -1,5 +1,5 @@
-//! The comments of the contract. Each method states its callers, its reasons and whether a call may be repeated, and the
-//! code agrees. The general reasons stand once, at the head of the service.
+//! The comments of the gRPC methods in `proto/`. Each states its callers, its error reasons and whether a call may be
+//! repeated, and agrees with the code. The comment of a service states the general reasons.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,14 +9,16 @@ use std::{
 use crate::rules::{Source, root, sources};
 
 const SERVICES: [&str; 3] = ["auth", "product", "order"];
-/// The reasons of every service, which the kit gives.
-const KIT: [&str; 3] = ["status.rs", "idempotency.rs", "caller.rs"];
+/// The files of the kit with the reasons of every service.
+const KIT_FILES: [&str; 3] = ["status.rs", "idempotency.rs", "caller.rs"];
 /// The reasons of `TokenError::reason`.
 const TOKEN_REASONS: [&str; 3] = ["UNAUTHENTICATED", "TOKEN_EXPIRED", "SESSION_REVOKED"];
 const LABELS: [&str; 3] = ["Callers: ", "Reasons: ", "Repeat: "];
+/// The text of a method without specific reasons.
 const NO_REASONS: &str = "general only.";
-const READS: [&str; 6] = ["Get", "List", "Search", "BatchGet", "Lookup", "Watch"];
-const KEYED: &str = "by `idempotency_key`";
+/// The prefixes of methods that only read.
+const READ_PREFIXES: [&str; 6] = ["Get", "List", "Search", "BatchGet", "Lookup", "Watch"];
+const REPEAT_BY_KEY: &str = "by `idempotency_key`";
 
 /// A reason with its status code, as in `("SKU_TAKEN", "ALREADY_EXISTS")`.
 type Reason = (String, String);
@@ -27,31 +29,31 @@ struct Method {
     service: &'static str,
     name: String,
     request: String,
-    /// The texts behind [`LABELS`], where the comment ends with these lines.
-    stated: Option<[String; 3]>,
+    /// The texts after [`LABELS`], if the comment ends with these lines.
+    statements: Option<[String; 3]>,
 }
 
 #[derive(Debug, Default)]
-struct Contract {
+struct Comments {
     methods: Vec<Method>,
-    /// The reasons at the heads of each service's proto services.
+    /// The reasons in the comments of each service.
     general: BTreeMap<&'static str, BTreeSet<Reason>>,
-    /// Messages that have an idempotency key.
-    keyed: BTreeSet<String>,
+    /// The messages with an idempotency key.
+    messages_with_key: BTreeSet<String>,
 }
 
-impl Contract {
+impl Comments {
     fn read() -> Self {
-        let mut contract = Self::default();
+        let mut comments = Self::default();
         for source in sources(&["proto"]) {
             let Some(service) =
                 SERVICES.into_iter().find(|name| source.path.contains(&format!("/{name}/v1/")))
             else {
                 continue;
             };
-            contract.read_file(service, &source);
+            comments.read_file(service, &source);
         }
-        contract
+        comments
     }
 
     fn read_file(&mut self, service: &'static str, source: &Source) {
@@ -62,23 +64,23 @@ impl Contract {
                 continue;
             }
             if line.starts_with("service ") {
-                self.general.entry(service).or_default().extend(reasons(&comment.join(" ")));
+                self.general.entry(service).or_default().extend(parse_reasons(&comment.join(" ")));
             } else if let Some((name, rest)) = line.strip_prefix("rpc ").and_then(|rpc| rpc.split_once('(')) {
                 let request = rest.split(')').next().unwrap_or_default().trim_start_matches("stream ");
                 let (name, request) = (name.to_owned(), request.to_owned());
-                self.methods.push(Method { service, name, request, stated: stated(&comment) });
+                self.methods.push(Method { service, name, request, statements: parse_statements(&comment) });
             } else if let Some(name) = line.strip_prefix("message ") {
                 message = name.split(' ').next().unwrap_or_default();
             } else if line.contains(" idempotency_key = ") {
-                self.keyed.insert(message.to_owned());
+                self.messages_with_key.insert(message.to_owned());
             }
             comment.clear();
         }
     }
 }
 
-/// Reads the three lines at the end of a comment, each of which may go on in the next.
-fn stated(comment: &[&str]) -> Option<[String; 3]> {
+/// Parses the three statements at the end of a comment, each of which may span several lines.
+fn parse_statements(comment: &[&str]) -> Option<[String; 3]> {
     let starts: Vec<usize> =
         LABELS.iter().filter_map(|label| comment.iter().position(|line| line.starts_with(label))).collect();
     let [callers, reasons, repeat] = starts[..] else { return None };
@@ -92,54 +94,54 @@ fn stated(comment: &[&str]) -> Option<[String; 3]> {
     })
 }
 
-fn is_constant(word: &str) -> bool {
+fn is_upper_case(word: &str) -> bool {
     word.len() > 2 && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')
 }
 
-/// The reasons in a text, as in `SKU_TAKEN, SLUG_TAKEN (ALREADY_EXISTS)`; other words are skipped.
-fn reasons(text: &str) -> BTreeSet<Reason> {
-    let (mut found, mut waiting) = (BTreeSet::new(), Vec::new());
+/// Parses the reasons in a text, as in `SKU_TAKEN, SLUG_TAKEN (ALREADY_EXISTS)`, and skips other words.
+fn parse_reasons(text: &str) -> BTreeSet<Reason> {
+    let (mut reasons, mut pending) = (BTreeSet::new(), Vec::new());
     for word in text.split_whitespace().map(|word| word.trim_end_matches([',', ';', '.'])) {
         if let Some(code) = word.strip_prefix('(').and_then(|word| word.strip_suffix(')')) {
-            found.extend(waiting.drain(..).map(|reason: &str| (reason.to_owned(), code.to_owned())));
-        } else if is_constant(word) {
-            waiting.push(word);
+            reasons.extend(pending.drain(..).map(|reason: &str| (reason.to_owned(), code.to_owned())));
+        } else if is_upper_case(word) {
+            pending.push(word);
         } else {
-            waiting.clear();
+            pending.clear();
         }
     }
-    found
+    reasons
 }
 
 /// Reports whether a text consists of reasons with their codes.
 fn is_list_of_reasons(text: &str) -> bool {
-    let is_part = |word: &str| is_constant(word.trim_matches(['(', ')', ',', ';']));
+    let is_part = |word: &str| is_upper_case(word.trim_matches(['(', ')', ',', ';']));
     let groups = text.strip_suffix('.').map(|list| list.split("; ").collect::<Vec<_>>());
     groups.is_some_and(|groups| {
         groups.iter().all(|group| group.ends_with(')') && group.split(' ').all(is_part) && group.len() > 2)
     })
 }
 
-/// The reasons that a source makes: `Code::AlreadyExists, "SKU_TAKEN"`.
-fn made(code: &str) -> BTreeSet<Reason> {
+/// Returns the reasons in a source file, as in `Code::AlreadyExists, "SKU_TAKEN"`.
+fn code_reasons(code: &str) -> BTreeSet<Reason> {
     let calls = code.split("Code::").skip(1).filter_map(|call| {
         let (code, rest) = call.split_once(',')?;
         let (reason, _) = rest.trim_start().strip_prefix('"')?.split_once('"')?;
-        is_constant(reason).then(|| (reason.to_owned(), constant(code)))
+        is_upper_case(reason).then(|| (reason.to_owned(), to_upper_snake_case(code)))
     });
     calls.collect()
 }
 
-/// `AlreadyExists` as `ALREADY_EXISTS`.
-fn constant(name: &str) -> String {
-    let mut constant = String::new();
+/// Converts `AlreadyExists` to `ALREADY_EXISTS`.
+fn to_upper_snake_case(name: &str) -> String {
+    let mut upper = String::new();
     for letter in name.chars() {
-        if letter.is_ascii_uppercase() && !constant.is_empty() {
-            constant.push('_');
+        if letter.is_ascii_uppercase() && !upper.is_empty() {
+            upper.push('_');
         }
-        constant.push(letter.to_ascii_uppercase());
+        upper.push(letter.to_ascii_uppercase());
     }
-    constant
+    upper
 }
 
 fn read(path: &str) -> Source {
@@ -147,71 +149,76 @@ fn read(path: &str) -> Source {
     Source { path: path.to_owned(), text }
 }
 
-fn of_kit() -> BTreeSet<Reason> {
-    let sources = KIT.map(|file| read(&format!("services/kit/src/{file}")));
-    let mut known: BTreeSet<Reason> = sources.iter().flat_map(|source| made(source.code())).collect();
+fn kit_reasons() -> BTreeSet<Reason> {
+    let sources = KIT_FILES.map(|file| read(&format!("services/kit/src/{file}")));
+    let mut reasons: BTreeSet<Reason> =
+        sources.iter().flat_map(|source| code_reasons(source.code())).collect();
     for reason in TOKEN_REASONS {
         assert!(sources[2].code().contains(&format!("=> \"{reason}\"")), "caller.rs gives {reason}");
-        known.insert((reason.to_owned(), "UNAUTHENTICATED".to_owned()));
+        reasons.insert((reason.to_owned(), "UNAUTHENTICATED".to_owned()));
     }
-    known
+    reasons
 }
 
 #[test]
-fn every_method_states_callers_reasons_and_repeats() {
-    let contract = Contract::read();
-    assert!(contract.methods.len() > 40, "the contract is read");
-    let mut wrong = Vec::new();
-    for Method { name, request, stated, .. } in &contract.methods {
-        let Some([callers, reasons, repeat]) = stated else {
-            wrong.push(format!("{name}: the comment does not end with {LABELS:?}"));
+fn every_method_documents_callers_reasons_and_repeats() {
+    let comments = Comments::read();
+    assert!(comments.methods.len() > 40, "the comments are parsed");
+    let mut problems = Vec::new();
+    for Method { name, request, statements, .. } in &comments.methods {
+        let Some([callers, reasons, repeat]) = statements else {
+            problems.push(format!("{name}: the comment does not end with {LABELS:?}"));
             continue;
         };
         if reasons != NO_REASONS && !is_list_of_reasons(reasons) {
-            wrong.push(format!("{name}: is no list of reasons: {reasons}"));
+            problems.push(format!("{name}: is no list of reasons: {reasons}"));
         }
-        let expected: &[&str] = if READS.iter().any(|read| name.starts_with(read)) {
+        let expected: &[&str] = if READ_PREFIXES.iter().any(|read| name.starts_with(read)) {
             &["always."]
-        } else if contract.keyed.contains(request) {
-            &[KEYED]
+        } else if comments.messages_with_key.contains(request) {
+            &[REPEAT_BY_KEY]
         } else {
             &["idempotent", "never"]
         };
         if !expected.iter().any(|beginning| repeat.starts_with(beginning)) || !repeat.ends_with('.') {
-            wrong.push(format!("{name}: must begin with {expected:?}: {repeat}"));
+            problems.push(format!("{name}: must begin with {expected:?}: {repeat}"));
         }
         if !callers.ends_with('.') {
-            wrong.push(format!("{name}: does not end with a period: {callers}"));
+            problems.push(format!("{name}: does not end with a period: {callers}"));
         }
     }
-    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    assert!(problems.is_empty(), "\n{}", problems.join("\n"));
 }
 
 #[test]
-fn the_reasons_of_the_contract_are_those_of_the_code() {
-    let (contract, kit) = (Contract::read(), of_kit());
+fn the_documented_reasons_are_those_of_the_code() {
+    let (comments, kit) = (Comments::read(), kit_reasons());
     for service in SERVICES {
-        let own = made(read(&format!("services/{service}/src/error.rs")).code());
-        assert!(!own.is_empty(), "{service} refuses nothing");
-        let mut told = contract.general[service].clone();
-        for method in contract.methods.iter().filter(|method| method.service == service) {
-            let stated = method.stated.iter().flat_map(|[_, list, _]| reasons(list)).collect::<BTreeSet<_>>();
+        let own = code_reasons(read(&format!("services/{service}/src/error.rs")).code());
+        assert!(!own.is_empty(), "{service} has no reasons");
+        let mut documented = comments.general[service].clone();
+        for method in comments.methods.iter().filter(|method| method.service == service) {
+            let reasons = method
+                .statements
+                .iter()
+                .flat_map(|[_, list, _]| parse_reasons(list))
+                .collect::<BTreeSet<_>>();
             let unknown: Vec<_> =
-                stated.iter().filter(|reason| !own.contains(reason) && !kit.contains(reason)).collect();
+                reasons.iter().filter(|reason| !own.contains(reason) && !kit.contains(reason)).collect();
             assert!(unknown.is_empty(), "{}: the code gives no {unknown:?}", method.name);
-            told.extend(stated);
+            documented.extend(reasons);
         }
-        let untold: Vec<_> = own.difference(&told).collect();
-        assert!(untold.is_empty(), "no method of {service} states {untold:?}");
+        let undocumented: Vec<_> = own.difference(&documented).collect();
+        assert!(undocumented.is_empty(), "no method of {service} states {undocumented:?}");
         let unknown: Vec<_> =
-            contract.general[service].iter().filter(|reason| !kit.contains(reason)).collect();
+            comments.general[service].iter().filter(|reason| !kit.contains(reason)).collect();
         assert!(unknown.is_empty(), "the head of {service}: the code gives no {unknown:?}");
     }
 }
 
-/// The body of a method of a gRPC service.
-fn body<'a>(sources: &'a [Source], name: &str) -> Option<&'a str> {
-    let mut snake = constant(name);
+/// Returns the body of a method of a gRPC service.
+fn method_body<'a>(sources: &'a [Source], name: &str) -> Option<&'a str> {
+    let mut snake = to_upper_snake_case(name);
     snake.make_ascii_lowercase();
     let head = format!("    async fn {snake}(");
     sources.iter().find_map(|source| {
@@ -220,8 +227,8 @@ fn body<'a>(sources: &'a [Source], name: &str) -> Option<&'a str> {
     })
 }
 
-/// The callers that a method admits, by the names of the functions of `shoppee_kit::caller`.
-fn admitted(body: &str) -> Vec<&str> {
+/// Returns the callers that a method admits, by the names of the functions of `shoppee_kit::caller`.
+fn admitted_callers(body: &str) -> Vec<&str> {
     let mut names: Vec<&str> =
         body.split("caller::").skip(1).filter_map(|call| Some(call.split_once("(&request)")?.0)).collect();
     names.sort_unstable();
@@ -230,18 +237,18 @@ fn admitted(body: &str) -> Vec<&str> {
 }
 
 #[test]
-fn the_callers_of_the_contract_are_those_of_the_code() {
-    let mut wrong = Vec::new();
+fn the_documented_callers_are_those_of_the_code() {
+    let mut problems = Vec::new();
     let sources = sources(&["rs"]);
-    let of = |service: &str| -> Vec<Source> {
+    let sources_of = |service: &str| -> Vec<Source> {
         let prefix = format!("services/{service}/src/grpc");
         sources.iter().filter(|source| source.path.starts_with(&prefix)).cloned().collect()
     };
-    let code: BTreeMap<&str, Vec<Source>> = SERVICES.map(|service| (service, of(service))).into();
-    for Method { service, name, stated, .. } in Contract::read().methods {
-        let body = body(&code[service], &name).unwrap_or_else(|| panic!("{name} is not found"));
-        let [callers, ..] = stated.unwrap_or_default();
-        let admitted = admitted(body);
+    let code: BTreeMap<&str, Vec<Source>> = SERVICES.map(|service| (service, sources_of(service))).into();
+    for Method { service, name, statements, .. } in Comments::read().methods {
+        let body = method_body(&code[service], &name).unwrap_or_else(|| panic!("{name} is not found"));
+        let [callers, ..] = statements.unwrap_or_default();
+        let admitted = admitted_callers(body);
         let agrees = match admitted[..] {
             [] => callers == "open.",
             ["anyone"] => callers.starts_with("open; "),
@@ -259,8 +266,8 @@ fn the_callers_of_the_contract_are_those_of_the_code() {
             _ => false,
         };
         if !agrees {
-            wrong.push(format!("{name}: the code admits {admitted:?}, the contract says: {callers}"));
+            problems.push(format!("{name}: the code admits {admitted:?}, the comment says: {callers}"));
         }
     }
-    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    assert!(problems.is_empty(), "\n{}", problems.join("\n"));
 }
