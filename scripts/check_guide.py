@@ -1,9 +1,9 @@
-"""Runs the commands of docs/operating.md as they are typed, in a copy of the checkout, in their order.
+"""Runs the commands of docs/operating.md unchanged and in order, in a copy of the checkout.
 
-Shell, files, openssl and git are real. `kubectl` and `docker` are imitations that check what they are told: that every
-flag is one, that namespaces, secrets and objects exist before they are used, that files are there, that names are those
-of the manifests (rendered by the real kubectl) and of docker-compose.yml. Once with the overlay `small`, as the guide
-says it, and once with `production` in its place; a block under `<!-- OVERLAY alone -->` is for that one. Used by
+Shell, files, openssl and git are real. `kubectl` and `docker` are stubs that check their arguments: flags are valid,
+namespaces, secrets and objects exist before they are used, files exist, and names are those of the manifests (rendered by
+the real kubectl) and of docker-compose.yml. The commands run once with the overlay `small`, as in the guide, and once with
+`production` in its place. A block under `<!-- OVERLAY alone -->` runs with that overlay only. Used by
 scripts/check-deploy.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-# Brought by the reader: certificates that an authority made.
+# Files of the reader: certificates of an authority.
 READERS = ["fullchain.pem", "privkey.pem", "ca.crt", "postgres.crt", "redis.crt"] + [
     f"{name}.{end}" for name in ("auth", "product", "order", "gateway") for end in ("crt", "key")
 ]
@@ -27,7 +27,7 @@ KINDS = {
     "namespace": "Namespace",
     "gateway": "Gateway",
 }
-# Of the cluster itself.
+# Objects of the cluster itself.
 ELSEWHERE = {"storageclass", "gatewayclass", "ingressclass", "pod", "pods"}
 
 
@@ -35,7 +35,7 @@ ELSEWHERE = {"storageclass", "gatewayclass", "ingressclass", "pod", "pods"}
 
 
 def commands(text: str, overlay: str):
-    """Each shell block of the guide, and each command of kubectl and docker in a line, with its line number."""
+    """Yields each shell block of the guide, and each inline command of kubectl and docker, with its line number."""
     block, start, alone = None, 0, None
     for number, line in enumerate(text.splitlines(), 1):
         if mark := re.fullmatch(r"<!-- (\w+) alone -->", line):
@@ -51,13 +51,13 @@ def commands(text: str, overlay: str):
             block.append(line)
         else:
             for one in re.findall(r"`((?:kubectl|docker compose) [^`]+)`", line):
-                # With an ellipsis it is half a command.
+                # A command with an ellipsis is incomplete.
                 if "…" not in one and not re.search(r"\b(NAME|N|POD|kustomize)\b", one):
                     yield number, one
 
 
 def check(root: Path, tools: dict[str, Path], overlay: str) -> tuple[int, list[str]]:
-    """How many commands were run, and what is wrong with them."""
+    """Runs the commands. Returns their number and the findings."""
     findings, count = [], 0
     with tempfile.TemporaryDirectory(prefix="shoppee-guide-") as scratch:
         checkout, bin, state = Path(scratch) / "checkout", Path(scratch) / "bin", Path(scratch) / "state.json"
@@ -92,7 +92,7 @@ def check(root: Path, tools: dict[str, Path], overlay: str) -> tuple[int, list[s
         }
         text = (root / "docs/operating.md").read_text().replace("overlays/small", f"overlays/{overlay}")
         for number, block in commands(text, overlay):
-            # Compose has no overlays: once is enough.
+            # Commands of Compose do not depend on the overlay, so that they run once.
             if overlay != "small" and "docker" in block and "kubectl" not in block:
                 continue
             count += 1
@@ -106,7 +106,7 @@ def check(root: Path, tools: dict[str, Path], overlay: str) -> tuple[int, list[s
             )
             if done.returncode != 0:
                 findings.append(f"docs/operating.md:{number} ({overlay}): {done.stderr.strip() or done.stdout.strip() or block}")
-        # Files that the commands have made are no change of the checkout.
+        # Files that the commands created are not changes of the checkout.
         made = subprocess.run(
             ["git", "status", "--porcelain", "--untracked-files=all"], cwd=checkout, text=True, capture_output=True
         ).stdout
@@ -116,7 +116,7 @@ def check(root: Path, tools: dict[str, Path], overlay: str) -> tuple[int, list[s
     return count, findings
 
 
-# -- what is run in place of kubectl and docker --
+# -- the stubs of kubectl and docker --
 
 
 class Wrong(Exception):
@@ -128,7 +128,7 @@ def known_flags(help: str) -> set[str]:
 
 
 def split(arguments: list[str], flags: set[str], switches: set[str]):
-    """Words, and values by flag. A flag that is no switch and has no `=` takes the next word."""
+    """Splits arguments into words, and values by flag. A flag without `=` that is not a switch takes the next word."""
     words, values = [], {}
     rest = iter(arguments)
     for word in rest:
@@ -186,7 +186,7 @@ class Cluster:
 
     def apply(self, text: str, default: str):
         things = [thing for thing in yaml.safe_load_all(text) if thing]
-        # As kubectl does: namespaces first.
+        # kubectl applies namespaces first.
         for thing in sorted(things, key=lambda thing: thing["kind"] != "Namespace"):
             self.put(thing["metadata"].get("namespace", default), thing)
         for thing in things:
@@ -196,7 +196,7 @@ class Cluster:
 
 
 def secrets(thing: dict) -> set[str]:
-    """The secrets without which an object does not start."""
+    """Returns the secrets that an object requires to start."""
     wanted = set()
     template = thing.get("spec", {}).get("template", {}).get("spec", {}) if isinstance(thing.get("spec"), dict) else {}
     for volume in template.get("volumes", []):
@@ -225,7 +225,7 @@ def kubectl(arguments: list[str]) -> None:
         depth = 3 if arguments[1] == "secret" else 2
     help = ask(*arguments[:depth], "--help").stdout
     flags = known_flags(help) | {"-n", "--namespace"}
-    # A switch is shown with its default, true or false.
+    # The help shows a switch with its default, true or false.
     switches = set(re.findall(r"(--[a-z-]+)=(?:true|false):", help))
     switches |= set(re.findall(r"^\s+(-\w), --[a-z-]+=(?:true|false):", help, re.M)) | {"-it", "-i", "-t"}
     words, values, inside = split(arguments[depth:], flags | {"-it", "-ti"}, switches)
@@ -234,7 +234,7 @@ def kubectl(arguments: list[str]) -> None:
         raise Wrong(f'namespaces "{namespace}" not found')
 
     def named(words: list[str]):
-        """KIND/NAME …, or KIND NAME …"""
+        """Parses KIND/NAME …, or KIND NAME …"""
         if not words:
             raise Wrong("nothing is named")
         if "/" in words[0]:
@@ -256,7 +256,7 @@ def kubectl(arguments: list[str]) -> None:
             else:
                 cluster.apply(Path(values["-f"][0]).read_text(), namespace)
         case "create":
-            # The real one reads the files and refuses what it does not know.
+            # The real kubectl reads and validates the files.
             built = ask(*arguments, "--dry-run=client", "-o", "yaml")
             if built.returncode != 0:
                 raise Wrong(built.stderr.strip())
@@ -308,7 +308,7 @@ def kubectl(arguments: list[str]) -> None:
 
 
 def scripts(command: list[str], owner: dict, cluster: Cluster, namespace: str) -> None:
-    """Whether the pod has the scripts that are run in it."""
+    """Checks that the pod has the scripts that the command runs."""
     template = owner["spec"]["template"]["spec"]
     for word in command:
         for mount in template["containers"][0]["volumeMounts"]:
@@ -338,7 +338,7 @@ def docker(arguments: list[str]) -> None:
             raise Wrong(f"no such flag: {arguments[0]}")
         profiles, arguments = [*profiles, arguments[1]], arguments[2:]
     if arguments[0] == "build":
-        # Hints with ellipses for values end here.
+        # Removes hints with ellipses for values.
         arguments = [word for word in arguments if not word.endswith("=…")]
     config = ask("--profile", "*", "config", "--format", "json")
     if config.returncode != 0:
@@ -367,7 +367,7 @@ def docker(arguments: list[str]) -> None:
 
 
 def before_command(arguments: list[str]) -> list[str]:
-    """Of `exec` and `run`: the flags and the service, without the command in it."""
+    """Returns the flags and the service of `exec` and `run`, without the command."""
     for at, word in enumerate(arguments):
         if not word.startswith("-"):
             return arguments[: at + 1]

@@ -1,4 +1,4 @@
-"""What scripts/check-api asks of a running shop.
+"""Queries of scripts/check-api to a running shop.
 
 ask.py RUN_FILE url | document NAME | product | token (customer | admin) | answered
 """
@@ -32,24 +32,24 @@ def token(url, name, password):
 
 
 def customer(url):
-    """Somebody new each time: a try that spends their password tries, or ends their sessions, harms nobody else."""
+    """Registers a new customer, so that used-up password attempts and ended sessions do not affect other checks."""
     name = f"check-{uuid.uuid4().hex[:20]}"
     post(f"{url}/api/v1/auth/register", {"username": name, "email": f"{name}@example.com", "password": PASSWORD})
     return token(url, name, PASSWORD)
 
 
-# A run in which everything is refused proves nothing. These need a secret of somebody's, or are no HTTP at all.
+# Operations that need a user's secret, or that are not plain HTTP. All others must succeed at least once.
 MAY_NEVER_SUCCEED = {"openSocket", "revokeSession", "changePassword", "refresh", "login"}
 COUNT = re.compile(r'^http_server_request_duration_seconds_count\{(.*)\} (\d+)')
 
 
 def answered(url):
-    """Whether every operation was answered with success, as the gateway's own metrics tell."""
+    """Checks by the gateway's metrics that every operation succeeded at least once."""
     successes = set()
     for line in get(f"{url}/metrics").splitlines():
-        if found := COUNT.match(line):
-            labels = dict(re.findall(r'(\w+)="([^"]*)"', found[1]))
-            # A redirect is the success of the root.
+        if match := COUNT.match(line):
+            labels = dict(re.findall(r'(\w+)="([^"]*)"', match[1]))
+            # The success of the root is a redirect.
             status = labels["http_response_status_code"]
             if status.startswith("2") or status == "307":
                 successes.add((labels["http_request_method"].lower(), labels["http_route"]))
@@ -62,7 +62,7 @@ def answered(url):
 
 
 def read(run_file):
-    """The run file, and the url of the first gateway."""
+    """Returns the run file and the URL of the first gateway."""
     with open(run_file, encoding="utf-8") as file:
         run = json.load(file)
     return run, run["gateways"][0]["url"]
@@ -75,7 +75,7 @@ def main(run_file, what, which=None):
     elif what == "document":
         print(get(f"{url}/{which}"))
     elif what == "product":
-        # With more stock than all tries together can buy.
+        # The stock is more than all requests together can buy.
         product = {"sku": f"check-{uuid.uuid4()}", "name": "To be ordered", "price": 1, "stock": 1_000_000_000}
         print(post(f"{url}/api/v1/products", product, os.environ["ADMIN_TOKEN"])["id"])
     elif what == "answered":

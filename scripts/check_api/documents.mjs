@@ -1,5 +1,5 @@
 // Checks the documents of a running gateway: openapi.json with the rules of Spectral and Redocly, asyncapi.json with the
-// parser of AsyncAPI. Prints what they find; exits 1 if that is not in ACCEPTED, or where an exception is not needed.
+// parser of AsyncAPI. Prints the findings; exits with 1 if one is not in ACCEPTED, or if an exception is not needed.
 //
 // documents.mjs OPENAPI ASYNCAPI; NODE_TOOLS names the folder of the packages.
 
@@ -17,7 +17,7 @@ const ACCEPTED = [
   // The success of a handshake is 101.
   { rule: "operation-success-response", at: "paths./ws.get.responses" },
   { rule: "operation-2xx-response", at: "#/paths/~1ws/get/responses" },
-  // The root is a redirect.
+  // The success of the root is a redirect.
   { rule: "operation-2xx-response", at: "#/paths/~1/get/responses" },
   // An extension of `GET /ws` names the frames, which Redocly does not follow.
   { rule: "no-unused-components", at: "#/components/schemas/ServerFrame" },

@@ -1,8 +1,8 @@
-"""Sends every example of the OpenAPI document to a demo shop that is new, as the document has it: each must succeed.
+"""Sends every example of the OpenAPI document unchanged to a new demo shop. Each must succeed.
 
 examples.py RUN_FILE
 
-Replaced are only secrets, and the ids of orders, sessions and of a category to remove, which no document can know.
+Only secrets and the ids of orders, sessions and a category to remove are replaced, as the document cannot contain them.
 """
 
 import json
@@ -12,9 +12,9 @@ import urllib.request
 
 from ask import get, post, read, token
 
-# Ends sessions, or needs another password afterwards: last, in this order.
+# Operations that end sessions or change the password run last, in this order.
 LAST = ["revokeSession", "refresh", "changePassword", "logout", "logoutAll"]
-# What must have happened to an order before.
+# The operations that an order needs before another one.
 BEFORE = {"shipOrder": ["payOrder"], "completeOrder": ["payOrder", "shipOrder"]}
 
 
@@ -35,7 +35,7 @@ class Examples:
         return content.get("application/json", {}).get("example")
 
     def send(self, name, path=None, body=None):
-        """Returns status and body of an operation's answer; sent are its examples where nothing else is given."""
+        """Sends an operation, by default with its examples. Returns status and body of the response."""
         method, template, it = self.operations[name]
         path, query = path or template, []
         for parameter in it.get("parameters", []):
@@ -65,7 +65,7 @@ class Examples:
         return post(f"{self.url}/api/v1/auth/login", body | {"password": password or body["password"]})
 
     def order(self, name):
-        """The id of a new order on which the operation can be done."""
+        """Creates an order in the state that the operation requires, and returns its id."""
         status, text = self.send("createOrder")
         if status != 201:
             sys.exit(f"createOrder: {status} instead of 201: {text}")
@@ -75,7 +75,7 @@ class Examples:
         return order
 
     def attempt(self, name):
-        """Sends the example of one operation; returns what went wrong, if anything did."""
+        """Sends the example of one operation. Returns the problem, or None."""
         path, body = self.operations[name][1], None
         if path.startswith("/api/v1/orders/{id}"):
             path = path.replace("{id}", self.order(name))
@@ -92,16 +92,16 @@ class Examples:
         status, text = self.send(name, path, body)
         if name.startswith("create") and status == 201:
             self.created[name] = json.loads(text).get("id")
-        # A redirect is followed to a page.
+        # The client follows a redirect to a page.
         success = next((int(code) for code in self.operations[name][2]["responses"] if code.startswith("2")), 200)
         return None if status == success else f"{name}: {status} instead of {success}: {text}"
 
     def run(self):
         wrong = [self.attempt("register"), self.attempt("login")]
         self.customer = self.sign_in()["access_token"]
-        # No HTTP client sends a handshake.
+        # An HTTP client does not send a WebSocket handshake.
         rest = [name for name in self.operations if name not in ("register", "login", "openSocket", *LAST)]
-        # What removes comes after what reads; LAST after all.
+        # Removals run after reads; LAST runs at the end.
         rest.sort(key=lambda name: self.operations[name][0] == "DELETE")
         wrong += [self.attempt(name) for name in [*rest, *LAST]]
         wrong = [one for one in wrong if one]

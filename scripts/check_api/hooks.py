@@ -1,4 +1,4 @@
-"""What schemathesis loads to prepare requests and to judge answers (PYTHONPATH has this folder)."""
+"""The hooks of schemathesis that prepare requests and check responses (PYTHONPATH has this folder)."""
 
 import os
 import re
@@ -15,7 +15,7 @@ UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 @schemathesis.hook
 def map_body(_context, body):
-    """Writes 3.0 as 3. To JSON Schema they are the same; the API wants integers written as such."""
+    """Converts 3.0 to 3. JSON Schema does not distinguish them; the API requires integers without a fraction."""
     if isinstance(body, dict):
         return {name: map_body(_context, value) for name, value in body.items()}
     if isinstance(body, list):
@@ -25,7 +25,7 @@ def map_body(_context, body):
     return body
 
 
-# What must have happened to an order before a step of its life can be taken.
+# The steps that an order needs before an operation.
 BEFORE = {
     "getOrder": [], "listOrderEvents": [], "payOrder": [], "cancelOrder": [],
     "shipOrder": ["pay"], "completeOrder": ["pay", "ship"],
@@ -37,20 +37,20 @@ BODIES = {
 ADDRESS = {"recipient": "A", "line1": "B", "city": "C", "postal_code": "1", "country": "NL"}
 
 
-# An order in the state that an operation wants, by operation, until the operation was done to it.
+# Orders in the state that an operation requires, by operation, until the operation has succeeded.
 READY = {}
 
 
 @schemathesis.hook
 def before_call(_context, case, _kwargs):
-    """Puts an order in the right state, or a category without products, into the path: no generated id names one."""
+    """Replaces a generated id in the path by an order in the required state, or by a category without products."""
     operation = case.operation.definition.raw.get("operationId")
-    given = str((case.path_parameters or {}).get("id"))
-    if operation == "deleteCategory" and given.isdecimal():
+    path_id = str((case.path_parameters or {}).get("id"))
+    if operation == "deleteCategory" and path_id.isdecimal():
         category = {"slug": f"check-{uuid.uuid4()}", "name": "To be deleted"}
         url = f"{os.environ['SHOP']}/api/v1/categories"
         case.path_parameters["id"] = post(url, category, os.environ["ADMIN_TOKEN"])["id"]
-    elif operation in BEFORE and UUID.fullmatch(given):
+    elif operation in BEFORE and UUID.fullmatch(path_id):
         try:
             order = READY.get(operation) or place_order(BEFORE[operation])
         except urllib.error.HTTPError as refused:
@@ -61,13 +61,13 @@ def before_call(_context, case, _kwargs):
 
 @schemathesis.hook
 def after_call(_context, case, response):
-    """An order that has changed, or is not what an operation wants, is not tried again."""
+    """Drops an order that has changed or was refused for its state."""
     if case.method != "GET" and (response.status_code < 300 or response.status_code == 409):
         READY.pop(case.operation.definition.raw.get("operationId"), None)
 
 
 def place_order(steps):
-    """Returns the id of a new order that has taken these steps."""
+    """Places an order, applies the steps to it, and returns its id."""
     url, mine = f"{os.environ['SHOP']}/api/v1/orders", os.environ["ACCESS_TOKEN"]
     body = {"items": [{"product_id": int(os.environ["PRODUCT"]), "quantity": 1}], "shipping_address": ADDRESS}
     placed = post(url, body, mine)["id"]
@@ -78,12 +78,12 @@ def place_order(steps):
 
 @schemathesis.check
 def problem_code_is_documented(_context, response, case):
-    """A problem has one of the codes that the document lists for its status."""
+    """Checks that the code of a problem is one that the document lists for its status."""
     if not response.headers.get("content-type", [""])[0].startswith("application/problem+json"):
         return
     code = response.json()["code"]
-    known = case.operation.definition.raw["responses"].get(str(response.status_code), {})
-    if "$ref" in known:
-        known = case.operation.schema.raw_schema["components"]["responses"][known["$ref"].rsplit("/", 1)[-1]]
-    if code not in known.get("x-problem-codes", [code]):
-        raise AssertionError(f"{code} is not among {known['x-problem-codes']}")
+    documented = case.operation.definition.raw["responses"].get(str(response.status_code), {})
+    if "$ref" in documented:
+        documented = case.operation.schema.raw_schema["components"]["responses"][documented["$ref"].rsplit("/", 1)[-1]]
+    if code not in documented.get("x-problem-codes", [code]):
+        raise AssertionError(f"{code} is not among {documented['x-problem-codes']}")

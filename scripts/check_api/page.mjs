@@ -1,8 +1,8 @@
-// Uses the example page in Chromium as a customer does, and asserts what it shows at each step: page.mjs FOLDER.
+// Tests the example page in Chromium as a customer, and asserts its content at each step: page.mjs FOLDER.
 //
 // SHOP is the address of a gateway, ADMIN_TOKEN an admin's access token, CHROMIUM the browser, NODE_TOOLS the folder of
-// the packages. The page reaches the gateway through a proxy that can be cut. Where a step fails, what the page shows is
-// printed, and its picture is in FOLDER.
+// the packages. The page reaches the gateway through a proxy that can be disconnected. If a step fails, the page's text is
+// printed, and a screenshot is in FOLDER.
 
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
@@ -118,7 +118,7 @@ class Page {
 
 async function customerPath(view, proxy, admin, product) {
   const row = `#products li[data-id="${product.id}"]`;
-  // All see the catalogue.
+  // The catalogue is public.
   await view.shows("#products li:nth-child(12)", "in stock", "€");
   await view.click("#more");
   await view.shows("#products li:nth-child(24)", "in stock");
@@ -128,7 +128,7 @@ async function customerPath(view, proxy, admin, product) {
   await view.click(`${row} button`);
   await view.isRefused("unauthenticated", 401, "Please sign in.");
 
-  // An account.
+  // Registration and sign-in.
   const username = `page-${randomUUID().slice(0, 18)}`;
   await view.fill("#sign-in [name=username]", username);
   await view.fill("#sign-in [name=email]", `${username}@example.com`);
@@ -141,7 +141,7 @@ async function customerPath(view, proxy, admin, product) {
   await view.shows("#live", "open");
   await view.hides("#message");
 
-  // More than there is, by way of the cart.
+  // An order by the cart of more than the stock.
   await view.fill(`${row} input`, "5");
   await view.click(`${row} button`);
   await view.shows("#cart", "5 × 红色陶瓷茶杯", "Order for €61.70");
@@ -150,7 +150,7 @@ async function customerPath(view, proxy, admin, product) {
   await view.click("#cart li:first-child button");
   await view.hides("#cart li");
 
-  // What there is; a card that is declined, and one that works.
+  // An order within the stock; a card that is declined, and one that is accepted.
   await view.fill(`${row} input`, "2");
   await view.click(`${row} button`);
   await view.shows("#cart", "2 × 红色陶瓷茶杯", "Order for €24.68");
@@ -166,7 +166,7 @@ async function customerPath(view, proxy, admin, product) {
   await view.shows("#events li", "paid");
   await view.hides("#orders button");
 
-  // The order moves while the gateway is cut off, and again once it is back.
+  // The order changes while the gateway is disconnected, and again after the reconnect.
   const id = await view.page.$eval("#orders li", (order) => order.dataset.id);
   const path = { id };
   await proxy.stop();
@@ -184,7 +184,7 @@ async function customerPath(view, proxy, admin, product) {
   const isOutage = (error) => /ERR_CONNECTION_(REFUSED|RESET)|ERR_EMPTY_RESPONSE|WebSocket connection to/.test(error);
   view.errors = view.errors.filter((error) => !isOutage(error));
 
-  // An order without the cart; the session outlives a reload, and ends here or elsewhere.
+  // An order without the cart. The session survives a reload, and ends on this page or elsewhere.
   await view.fill(`${row} input`, "1");
   await view.click(`${row} button:last-child`);
   await view.shows("#orders li:nth-child(2)", "completed");
@@ -205,7 +205,7 @@ async function customerPath(view, proxy, admin, product) {
   await view.shows("#sign-in", "Sign in");
   await view.isRefused("session_revoked", 401, "Please sign in.");
 
-  // Nothing sticks out of a telephone's screen.
+  // The page fits the width of a telephone's screen.
   await view.page.setViewport({ width: 390, height: 844 });
   assert.equal(await view.page.evaluate(() => document.documentElement.scrollWidth), 390);
 }
@@ -246,7 +246,7 @@ async function main() {
   await until(isFound, "the search finds the new product");
 
   const args = [`--host-resolver-rules=MAP ${FOREIGN_HOST} 127.0.0.1`, "--lang=en"];
-  // Chromium has no sandbox for root.
+  // Chromium's sandbox does not work for root.
   if (process.getuid() === 0) args.push("--no-sandbox");
   const browser = await puppeteer.launch({ executablePath: CHROMIUM, args });
   let view;

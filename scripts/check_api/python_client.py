@@ -1,4 +1,4 @@
-"""Places and pays an order with the client that openapi-python-client makes: python_client.py RUN_FILE FOLDER.
+"""Places and pays an order with the client that openapi-python-client generates: python_client.py RUN_FILE FOLDER.
 
 FOLDER has the client's package, `shoppee_client`.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ask import PASSWORD, read
 
-# A type for each problem of each operation would be a thousand.
+# One type for all problems: a type for each problem of each operation would be a thousand.
 MOST_MODELS = 100
 
 

@@ -1,4 +1,4 @@
-"""Runs the commands of "A first order" in README.md as they are pasted, twice, each time in a new shell.
+"""Runs the commands of "A first order" in README.md twice, each time in a new shell.
 
 readme.py RUN_FILE
 """
@@ -12,12 +12,12 @@ from pathlib import Path
 from ask import read
 
 README = Path(__file__).resolve().parents[2] / "README.md"
-# Where the commands expect the shop.
+# The address of the shop in the commands.
 ADDRESS = "http://127.0.0.1:8080"
 
 
 def answers(text):
-    """Each JSON document of a text, one behind the other."""
+    """Parses consecutive JSON documents."""
     decoder, at, found = json.JSONDecoder(), 0, []
     while at < len(text):
         answer, at = decoder.raw_decode(text, at)
