@@ -1,5 +1,5 @@
-//! The catalogue benchmark: rates of products, lists and searches, and the duration of a batch of 10 000 changes, each with a
-//! baseline of the same run. It compares lists and searches ([`search`]) of a small and a large shop, and prints cache hits
+//! The catalogue benchmark: rates of products, lists and searches, and the duration of a batch of 10 000 changes. Each has
+//! a baseline of the same run. It compares lists and searches ([`search`]) of a small and a large shop, and prints cache hits
 //! and the memory at rest.
 
 use std::{

@@ -1,6 +1,6 @@
 //! The cost of the layers between a client and a handler. The route is `/.well-known/jwks.json`, which passes every layer
-//! and calls no service. Each row is a separate gateway with one layer more than the row above, so that the difference is
-//! the processor time of that layer in the gateway. Redis' time for limits shows only in the rate. If a server keeps less
+//! and calls no service. Each row is a separate gateway with one layer more than the row above. The difference is the
+//! processor time of that layer in the gateway. Redis' time for limits shows only in the rate. If a server keeps less
 //! than one core busy, wrk is the bottleneck.
 
 use std::{

@@ -35,7 +35,7 @@ pub struct Options {
     /// socket goes to the second
     #[arg(long, value_name = "URL")]
     url: Vec<String>,
-    /// The admin who ships the order in a deployed shop; the password is taken from ADMIN_PASSWORD
+    /// The admin account that ships the order in a deployed shop; the password is taken from ADMIN_PASSWORD
     #[arg(long, value_name = "NAME", default_value = "admin", requires = "url")]
     admin_user: String,
     /// Creates a few products first if nothing is in stock

@@ -1,5 +1,5 @@
-//! `scripts/bench history`: writes years of orders into a Shoppee of its own by SQL, runs it under a steady load, and compares
-//! the beginning of the run with the end. To add a bound, add a row to [`bounds::GAUGES`] or a constant there.
+//! `scripts/bench history`: writes years of orders by SQL and runs the shop under a steady load. The report compares the
+//! beginning of the run with the end. To add a bound, add a row to [`bounds::GAUGES`] or a constant there.
 
 mod bounds;
 mod load;

@@ -1,6 +1,6 @@
 //! The developer CLI behind `scripts/up`, `scripts/down`, `scripts/demo`, `scripts/chaos` and `scripts/bench history`. It
-//! supervises a whole Shoppee on one machine, seeds demo data, drives one order through its states, injects faults, and
-//! measures a shop with a long history.
+//! supervises a whole Shoppee on one machine, seeds demo data, runs the demo, injects faults, and measures a shop with a
+//! long history.
 
 mod chaos;
 mod demo;

@@ -1,5 +1,5 @@
-//! Stalled clients, as in a slowloris attack: idle connections, unfinished heads and bodies, WebSockets that read nothing,
-//! and gRPC clients that stop in the middle of a call. A process that shuts down must not wait for them.
+//! Stalled clients, as in a slowloris attack: idle connections, unfinished heads and bodies, unread WebSockets, and gRPC
+//! clients that stop in the middle of a call. A process that shuts down must not wait for them.
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

@@ -1,5 +1,5 @@
 //! The start matrix: starts every process while one of its dependencies is absent, frozen, slow on one connection or refuses
-//! the password, and makes the dependency unavailable again later. A pair passes if the process keeps running, names the
+//! the password. Later the dependency becomes unavailable again. A pair passes if the process keeps running, names the
 //! dependency in `/readyz`, is ready soon after the dependency's return, and logs few lines.
 //!
 //! Every pair has a process and a proxy of its own beside a running system. All pairs run at the same time.

@@ -1,5 +1,5 @@
-//! Each service at the limits of its gRPC server: its memory, which the table "What a process may hold" of docs/operating.md
-//! states, and its behaviour beyond the limits.
+//! Each service at the limits of its gRPC server: its memory, and its behaviour beyond the limits. The table "What a process
+//! may hold" of docs/operating.md has the bounds.
 
 use std::{fs, net::SocketAddr, time::Duration};
 
