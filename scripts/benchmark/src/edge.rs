@@ -103,7 +103,7 @@ async fn measure_operations(running: &RunningSystem, token: &str) -> anyhow::Res
     verifier.update(keys.clone());
     verifier.verify(token, Kind::Access)?;
     let cached = microseconds_per_call(ITERATIONS, || {
-        drop(std::hint::black_box(verifier.verify(token, Kind::Access)))
+        drop(std::hint::black_box(verifier.verify(token, Kind::Access)));
     });
     let uncached: Vec<_> =
         std::iter::repeat_with(|| Verifier::new(Clock::default())).take(UNCACHED_VERIFIERS).collect();
@@ -112,7 +112,7 @@ async fn measure_operations(running: &RunningSystem, token: &str) -> anyhow::Res
     }
     let mut uncached = uncached.iter().cycle();
     let first = microseconds_per_call(UNCACHED_VERIFIERS, || {
-        drop(std::hint::black_box(uncached.next().map(|verifier| verifier.verify(token, Kind::Access))))
+        drop(std::hint::black_box(uncached.next().map(|verifier| verifier.verify(token, Kind::Access))));
     });
     metrics_exporter_prometheus::PrometheusBuilder::new()
         .set_buckets(&[0.001, 0.01, 0.1])?
@@ -124,7 +124,7 @@ async fn measure_operations(running: &RunningSystem, token: &str) -> anyhow::Res
         )
         .record(0.001);
     });
-    table::say("");
+    table::print_line("");
     table::print(
         &["inside the gateway", "µs"],
         &[

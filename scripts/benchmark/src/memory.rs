@@ -35,7 +35,7 @@ pub struct Options {
 }
 
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    let running = Running::read(&options.run)?;
+    let running = RunningSystem::read(&options.run)?;
     let gateway = Gateway { binary: &options.gateway, limits: HIGH_LIMITS, log: "info", settings: &[] };
     let gateway = gateway.start(&running, "the gateway", ROUTE, None).await?;
     let mut requests = 0;

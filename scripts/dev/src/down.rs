@@ -48,7 +48,7 @@ pub async fn run(state: &State, options: &Options) -> anyhow::Result<()> {
         (Some(_), _) => print_step("stopped", ""),
         (None, 0) => print_line("nothing runs"),
         (None, orphans) => {
-            print_step("stopped", &format!("{orphans} processes that a killed run left behind"))
+            print_step("stopped", &format!("{orphans} processes that a killed run left behind"));
         }
     }
     if options.wipe {

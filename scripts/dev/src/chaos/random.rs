@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     output::{Style, print_line, print_step, styled},
-    postgres, ready, redis,
+    postgres, readiness, redis,
     rest::Rest,
     up::system::System,
 };

@@ -194,7 +194,7 @@ impl Customer {
         let key = self.new_idempotency_key();
         let request = rest.post("/orders").bearer(&token).idempotency_key(&key);
         let order = self
-            .ask("create order", request.body(json!({"items": items, "shipping_address": address()})))
+            .send("create order", request.body(json!({"items": items, "shipping_address": address()})))
             .await?;
         order["id"].as_str().map(str::to_owned)
     }

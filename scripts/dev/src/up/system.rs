@@ -150,13 +150,12 @@ impl System {
         let began = Instant::now();
         let programs = self.launcher().programs()?;
         self.start_programs(programs);
-        let all_ready =
-            join_all(self.topology.urls().into_iter().map(|(_, url)| {
-                let client = client.clone();
-                async move {
-                    readiness::wait_until(|| async { readiness::check(&client, &url).await.is_ok() }).await
-                }
-            }));
+        let all_ready = join_all(self.topology.urls().into_iter().map(|(_, url)| {
+            let client = client.clone();
+            async move {
+                readiness::wait_until(|| async { readiness::check(&client, &url).await.is_ok() }).await;
+            }
+        }));
         tokio::pin!(all_ready);
         loop {
             let next_progress = deadline.min(Instant::now() + PROGRESS_INTERVAL);
