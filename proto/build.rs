@@ -1,9 +1,9 @@
-//! Compiles the contract without protoc (protox), and gives the messages the JSON shape of the REST side, so that a
-//! body is defined once, in the `.proto`.
+//! Compiles the `.proto` files without protoc (protox), and adds serde attributes that give the messages their JSON shape
+//! in REST, so that a body is defined once.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 11] = [
+const PROTO_FILES: [&str; 11] = [
     "shoppee/auth/v1/auth.proto",
     "shoppee/auth/v1/events.proto",
     "shoppee/product/v1/product.proto",
@@ -17,9 +17,9 @@ const FILES: [&str; 11] = [
     "google/api/annotations.proto",
 ];
 
-/// What a REST client sends as it stands here. A body whose JSON differs (absent is not null, a list that may be
-/// missing) is written by hand in the gateway.
-const BODIES: [&str; 15] = [
+/// Messages that are request bodies in REST. A body whose JSON differs (absent is not null, a list may be missing) is
+/// defined in the gateway.
+const REQUEST_BODIES: [&str; 15] = [
     "shoppee.auth.v1.RegisterRequest",
     "shoppee.auth.v1.LoginRequest",
     "shoppee.auth.v1.RefreshRequest",
@@ -37,8 +37,8 @@ const BODIES: [&str; 15] = [
     "shoppee.order.v1.ShipOrderRequest",
 ];
 
-/// Fields of bodies that come from elsewhere or go elsewhere, the path or a header, or go no further than the gateway.
-const NOT_IN_BODY: &[&str] = &[
+/// Fields that are not part of a JSON body: they are in the path or a header, or internal to the gateway.
+const EXCLUDED_FROM_BODY: &[&str] = &[
     "shoppee.auth.v1.RegisterRequest.idempotency_key",
     "shoppee.auth.v1.LoginRequest.user_agent",
     "shoppee.auth.v1.LoginRequest.device_token",
@@ -61,8 +61,8 @@ const NOT_IN_BODY: &[&str] = &[
     "shoppee.order.v1.ShipOrderRequest.idempotency_key",
 ];
 
-/// Enumerations, as lower-case words: the field, its type, whether it may be absent.
-const WORDS: [(&str, &str, bool); 9] = [
+/// Enum fields, which are lower-case names in JSON: the field, its type, and whether it is optional.
+const ENUM_FIELDS: [(&str, &str, bool); 9] = [
     ("shoppee.auth.v1.User.role", "auth::v1::Role", false),
     ("shoppee.auth.v1.UpdateUserRequest.role", "auth::v1::Role", true),
     ("shoppee.product.v1.Product.status", "product::v1::ProductStatus", false),
@@ -74,8 +74,8 @@ const WORDS: [(&str, &str, bool); 9] = [
     ("shoppee.order.v1.OrderEvent.previous_status", "order::v1::OrderStatus", true),
 ];
 
-/// Fields that are left out of an answer where they do not apply, instead of being null.
-const OMITTED_WHERE_ABSENT: [&str; 6] = [
+/// Fields that are omitted from a response if they are absent, instead of being null.
+const OMITTED_IF_ABSENT: [&str; 6] = [
     "shoppee.auth.v1.User.disabled",
     "shoppee.product.v1.SearchProductsResponse.facets",
     "shoppee.product.v1.ProductChangeResult.version",
@@ -84,52 +84,56 @@ const OMITTED_WHERE_ABSENT: [&str; 6] = [
     "shoppee.product.v1.RefusedLine.held_by_your_order",
 ];
 
-/// What one service writes as JSON and another reads.
-const READ_BACK: [&str; 1] = ["shoppee.product.v1.RefusedLine"];
+/// Messages that are also deserialized: one service writes them as JSON and another reads them.
+const DESERIALIZED: [&str; 1] = ["shoppee.product.v1.RefusedLine"];
 
-/// Messages whose JSON is written by hand.
-const WRITTEN_AS: [(&str, &str); 1] = [("shoppee.order.v1.OrderHistoryEvent", "crate::json::HistoryEvent")];
+/// Messages that are serialized through another type.
+const SERIALIZED_AS: [(&str, &str); 1] =
+    [("shoppee.order.v1.OrderHistoryEvent", "crate::json::HistoryEvent")];
 
-#[expect(clippy::disallowed_methods, reason = "cargo tells a build script all it knows by environment")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "cargo passes parameters to a build script by environment variables"
+)]
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=shoppee");
     println!("cargo:rerun-if-changed=google");
     let mut compiler = protox::Compiler::new(["."])?;
-    compiler.include_source_info(true).include_imports(true).open_files(FILES)?;
+    compiler.include_source_info(true).include_imports(true).open_files(PROTO_FILES)?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    // Encoded by the compiler: only so are the google.api.http annotations among them.
+    // Encoded by the compiler, which keeps the google.api.http annotations.
     fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
 
     let mut config = tonic_prost_build::configure()
         .extern_path(".google.protobuf.Timestamp", "crate::json::Timestamp")
         .extern_path(".google.protobuf.Struct", "crate::json::Object")
         .message_attribute(".shoppee", "#[derive(serde::Serialize)]");
-    for body in BODIES {
+    for body in REQUEST_BODIES {
         config = config
             .message_attribute(body, "#[derive(serde::Deserialize)]")
             .message_attribute(body, "#[serde(deny_unknown_fields)]");
     }
-    for message in READ_BACK {
+    for message in DESERIALIZED {
         config = config.message_attribute(message, "#[derive(serde::Deserialize)]");
     }
-    for (message, written_as) in WRITTEN_AS {
-        config = config.message_attribute(message, format!("#[serde(into = \"{written_as}\")]"));
+    for (message, serialized_as) in SERIALIZED_AS {
+        config = config.message_attribute(message, format!("#[serde(into = \"{serialized_as}\")]"));
     }
-    for field in NOT_IN_BODY {
+    for field in EXCLUDED_FROM_BODY {
         config = config.field_attribute(field, "#[serde(skip)]");
     }
-    for (field, word, optional) in WORDS {
-        let with = if optional { "word::optional" } else { "word" };
+    for (field, enum_type, optional) in ENUM_FIELDS {
+        let with = if optional { "enum_name::optional" } else { "enum_name" };
         let default = if optional { ", default" } else { "" };
         config = config.field_attribute(
             field,
             format!(
-                "#[serde(serialize_with = \"crate::json::{with}::serialize::<crate::{word}, _>\", \
-                 deserialize_with = \"crate::json::{with}::deserialize::<crate::{word}, _>\"{default})]"
+                "#[serde(serialize_with = \"crate::json::{with}::serialize::<crate::{enum_type}, _>\", \
+                 deserialize_with = \"crate::json::{with}::deserialize::<crate::{enum_type}, _>\"{default})]"
             ),
         );
     }
-    for field in OMITTED_WHERE_ABSENT {
+    for field in OMITTED_IF_ABSENT {
         config = config.field_attribute(field, "#[serde(skip_serializing_if = \"Option::is_none\")]");
     }
     config.compile_fds(compiler.file_descriptor_set())?;

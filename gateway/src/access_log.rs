@@ -51,7 +51,7 @@ impl RequestRecorder {
         let method = method_label(request.method());
         let route = request.extensions().get::<MatchedPath>().cloned();
         let name = route.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
-        let span = if telemetry::is_exported() {
+        let span = if telemetry::exporter_enabled() {
             tracing::info_span!(
                 "request",
                 otel.name = format!("{method} {name}"),
@@ -64,9 +64,9 @@ impl RequestRecorder {
             Span::none()
         };
         let trace = if trusted {
-            Trace::go_on(span, request.headers())
+            Trace::from_headers(span, request.headers())
         } else {
-            Trace::go_on_untrusted(span, request.headers())
+            Trace::from_untrusted_headers(span, request.headers())
         };
         Self { started, id, method, route, trace }
     }
@@ -77,7 +77,7 @@ impl RequestRecorder {
 
     /// Runs `handler` in the request's trace. Returns a 500 if the handler panics.
     pub async fn run(&self, handler: impl Future<Output = Response>) -> Response {
-        let response = self.trace.of(AssertUnwindSafe(handler).catch_unwind()).await;
+        let response = self.trace.instrument(AssertUnwindSafe(handler).catch_unwind()).await;
         response.unwrap_or_else(|_panic| {
             tracing::error!(parent: self.trace.span(), route = self.route(), "handler panicked");
             Problem::internal().into_response()
@@ -212,7 +212,7 @@ mod tests {
             let mut request =
                 Request::get("/").header("traceparent", traceparent).body(axum::body::Body::empty()).unwrap();
             let recorder = RequestRecorder::start(&mut request, trusted);
-            let propagated = recorder.trace.of(async { telemetry::traceparent() }).await;
+            let propagated = recorder.trace.instrument(async { telemetry::traceparent() }).await;
             assert!(propagated.starts_with(&format!("00-{id}-")), "{propagated}");
             assert!(propagated.ends_with(&format!("-{flags}")), "{trusted}: {propagated}");
         }

@@ -6,7 +6,7 @@ use std::{convert::Infallible, sync::Arc};
 use axum::extract::FromRequestParts;
 use http::{HeaderMap, header::AUTHORIZATION, request::Parts};
 use secrecy::SecretString;
-use shoppee_kit::caller::{Caller, Identity, Kind, Role, TokenError, Verifier, bearer};
+use shoppee_kit::caller::{Caller, Identity, Role, TokenError, TokenType, Verifier, bearer};
 
 use crate::{error::Problem, state::AppState, upstream::Upstream};
 
@@ -18,7 +18,7 @@ pub fn authenticate(verifier: &Verifier, headers: &HeaderMap) -> Identity {
     };
     // A second header or another scheme is invalid.
     let token = value.to_str().ok().and_then(bearer).filter(|_| values.next().is_none());
-    Identity(token.ok_or(TokenError::Invalid).and_then(|token| verifier.verify(token, Kind::Access)))
+    Identity(token.ok_or(TokenError::Invalid).and_then(|token| verifier.verify(token, TokenType::Access)))
 }
 
 /// A signed-in person: a customer or an admin.

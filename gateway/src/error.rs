@@ -12,7 +12,7 @@ use http::{
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
-use shoppee_kit::{caller::TokenError, client::is_away, status};
+use shoppee_kit::{caller::TokenError, client::is_unavailable, status};
 use tonic::{Code as Grpc, Status};
 
 use crate::routes::replay::{REPLAYED, YES, is_replayed};
@@ -234,11 +234,11 @@ impl From<TokenError> for Problem {
 impl From<Status> for Problem {
     /// A status with a reason comes from a handler of a service. One without comes from the transport, or from a fault.
     fn from(status: Status) -> Self {
-        let details = status::read(&status);
+        let details = status::parse(&status);
         if let Some(code) = Code::from_reason(&details.reason) {
             let errors = details.violations.into_iter().map(|(field, message)| FieldError { field, message });
             let fact = |(name, encoding): &(&str, FactEncoding)| {
-                Some(((*name).to_owned(), encoding.decode(details.facts.get(*name)?)?))
+                Some(((*name).to_owned(), encoding.decode(details.metadata.get(*name)?)?))
             };
             let facts = FACTS.iter().filter_map(fact).collect();
             let retry_after = match code.status() {
@@ -253,7 +253,7 @@ impl From<Status> for Problem {
             return Self { code, detail, errors: errors.collect(), facts, retry_after, bad_token, replayed };
         }
         match status.code() {
-            _ if is_away(&status) => Self::unavailable(),
+            _ if is_unavailable(&status) => Self::unavailable(),
             Grpc::DeadlineExceeded | Grpc::Cancelled => {
                 Self::new(Code::DeadlineExceeded, "it was not answered in time")
             }
@@ -279,7 +279,7 @@ impl From<Status> for Problem {
 
 #[cfg(test)]
 mod tests {
-    use shoppee_kit::status::{Refusal, Violations};
+    use shoppee_kit::status::{ServiceError, Violations};
 
     use super::*;
 
@@ -287,14 +287,15 @@ mod tests {
     fn each_reason_of_a_service_becomes_its_code() {
         for code in Code::ALL {
             let reason: &'static str = code.as_str().to_ascii_uppercase().leak();
-            let status: Status = Refusal::new(Grpc::FailedPrecondition, reason, "said so").into();
+            let status: Status = ServiceError::new(Grpc::FailedPrecondition, reason, "said so").into();
             assert_eq!(Problem::from(status).code, *code);
         }
     }
 
     #[test]
     fn each_violation_becomes_a_field_error() {
-        let status: Status = Refusal::invalid(Violations::from(("price", "must not be negative"))).into();
+        let status: Status =
+            ServiceError::invalid(Violations::from(("price", "must not be negative"))).into();
         let problem = Problem::from(status);
         assert_eq!(problem.code.status(), StatusCode::UNPROCESSABLE_ENTITY);
         assert_eq!(problem.errors[0].field, "price");
@@ -302,12 +303,12 @@ mod tests {
 
     #[test]
     fn known_facts_become_members_of_their_types() {
-        let refusal = Refusal::new(Grpc::FailedPrecondition, "PRICE_CHANGED", "it costs more now")
-            .with_fact("current_total", "1999")
-            .with_fact("current_status", "2")
-            .with_fact("allowed", r#"["cancel"]"#)
-            .with_fact("lines", "not JSON")
-            .with_fact("secret", "of the inside");
+        let refusal = ServiceError::new(Grpc::FailedPrecondition, "PRICE_CHANGED", "it costs more now")
+            .with_metadata("current_total", "1999")
+            .with_metadata("current_status", "2")
+            .with_metadata("allowed", r#"["cancel"]"#)
+            .with_metadata("lines", "not JSON")
+            .with_metadata("secret", "of the inside");
         let problem = Problem::from(Status::from(refusal));
         let members =
             serde_json::json!({"current_total": 1999, "current_status": "2", "allowed": ["cancel"]});

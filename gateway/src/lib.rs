@@ -31,7 +31,9 @@ pub use settings::{Network, Settings};
 
 use std::sync::Arc;
 
-use shoppee_kit::{caller::Verifier, keys, process::Process, redis, settings::Environment, telemetry};
+use shoppee_kit::{
+    caller::Verifier, process::Process, redis, settings::Environment, telemetry, verifier_sync,
+};
 use tokio::sync::{Semaphore, broadcast};
 
 use crate::{
@@ -55,7 +57,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let verifier = Verifier::new(process.clock.clone());
     let (ended, _) = broadcast::channel(ENDED_SESSIONS_CAPACITY);
     let auth_pool = upstream.auth_pool().clone();
-    keys::follow(&process, auth_pool, verifier.clone(), ended.clone());
+    verifier_sync::spawn(&process, auth_pool, verifier.clone(), ended.clone());
 
     let redis = redis::Clients::open(&settings.redis, &process).await?;
     let realtime = Realtime::start(&redis, upstream.clone(), verifier.clone(), &ended, &process)?;

@@ -25,7 +25,7 @@ use std::{
 use axum::extract::FromRequestParts;
 use http::request::Parts;
 use metrics::{Counter, Histogram, counter, histogram};
-use shoppee_kit::{client, clock::Clock, fold::Fold, process::Process};
+use shoppee_kit::{client, clock::Clock, process::Process, throttle::KeyedThrottle};
 use shoppee_proto::{
     PRODUCT_REVISION,
     product::v1::{
@@ -88,7 +88,7 @@ struct Inner {
     pages: PageCache,
     lease: CacheLease,
     /// Limits invalidations by orders of one product.
-    throttle: Fold,
+    throttle: KeyedThrottle,
     metrics: CacheMetrics,
 }
 
@@ -148,11 +148,11 @@ impl ProductCache {
             generation: AtomicU64::new(0),
             pages: PageCache::new(),
             lease: CacheLease::new(Instant::now()),
-            throttle: Fold::default(),
+            throttle: KeyedThrottle::default(),
             metrics: CacheMetrics::new(),
         }));
         if cache.0.entries.is_some() {
-            let (watcher, shutdown) = (cache.clone(), process.tasks.stopping());
+            let (watcher, shutdown) = (cache.clone(), process.tasks.shutdown_token());
             process.tasks.spawn("product cache", async move {
                 while !shutdown.is_cancelled() {
                     tokio::select! {
@@ -323,11 +323,11 @@ impl ProductCache {
     /// Invalidates the products of an order, whose stock has moved. A throttle bounds invalidations of one product; the
     /// change stream covers the others.
     pub async fn invalidate_stock(&self, ids: &[i64]) {
-        if self.0.throttle.lets_through(PAGES_KEY) {
+        if self.0.throttle.allow(PAGES_KEY) {
             self.0.pages.invalidate();
         }
         if let Some(entries) = &self.0.entries {
-            for id in ids.iter().filter(|id| self.0.throttle.lets_through(**id)) {
+            for id in ids.iter().filter(|id| self.0.throttle.allow(**id)) {
                 entries.invalidate(id).await;
             }
         }
@@ -361,7 +361,7 @@ impl ProductCache {
     /// Applies the changes from one replica of the service until its stream ends or goes silent.
     async fn watch_changes(&self) {
         let watch = async { self.0.upstream.change_feed().watch(WatchRequest {}).await };
-        let Ok(stream) = client::within(WATCH_IDLE_TIMEOUT, watch).await else {
+        let Ok(stream) = client::with_deadline(WATCH_IDLE_TIMEOUT, watch).await else {
             return;
         };
         let mut stream = stream.into_inner();

@@ -79,7 +79,7 @@ pub async fn serve(settings: &Settings, app: Router, process: &Process) -> anyho
     for reason in ["head", "idle", "stalled", "unsent", "full"] {
         metrics::counter!("http_connections_closed_total", "reason" => reason).increment(0);
     }
-    let shutdown = process.tasks.stopping();
+    let shutdown = process.tasks.shutdown_token();
     process.clone().tasks.spawn("http", async move {
         let spawn_connection = |stream, peer, permit| {
             let connection =
@@ -207,7 +207,7 @@ async fn serve_connection(
     let recorded = RecordedStream { stream, activity: activity.clone() };
     let connection = server.builder.serve_connection_with_upgrades(TokioIo::new(recorded), service);
     tokio::pin!(connection);
-    let shutdown = process.tasks.stopping();
+    let shutdown = process.tasks.shutdown_token();
 
     let expired = activity.expired();
     tokio::pin!(expired);

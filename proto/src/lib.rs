@@ -1,5 +1,5 @@
-//! The contract: what the services say to each other and to their callers. Everything but [`json`] and [`streams`] is generated
-//! from `shoppee/**/*.proto`; to add a message or a method, write it there.
+//! The Protobuf messages and gRPC services of the shop, generated from `shoppee/**/*.proto`, with their JSON mapping
+//! ([`json`]) and the names of the Redis streams ([`streams`]).
 
 pub mod json;
 pub mod streams;
@@ -42,15 +42,14 @@ pub mod order {
 
 pub use json::{Object, Timestamp};
 
-/// Metadata of answers that show a product, or say that it was changed: its revision, a decimal number that grows with
-/// everything that is shown differently, orders' moves of stock included. In a request for a product, the least that is
-/// good enough: who has seen a state is not shown an older one.
+/// The metadata with the revision of a product, a decimal number that grows with every visible change, including stock
+/// movements of orders. In a response it is the revision that is shown or was written. In a request it is the minimum
+/// revision (monotonic reads): the response is not older.
 pub const PRODUCT_REVISION: &str = "product-revision";
 
-/// What a replica of the product service tells is at most so old: without a look at the log of changes for so long, its
-/// memory is not believed. Changes must show within a second, in copies of what it tells too.
-pub const PRODUCT_LAG: std::time::Duration = std::time::Duration::from_millis(600);
+/// Bounds the staleness of a response of the product service: a replica that has not polled the change log for this time
+/// bypasses its cache. A change is visible within a second, including in copies of its responses.
+pub const PRODUCT_MAX_STALENESS: std::time::Duration = std::time::Duration::from_millis(600);
 
-/// The compiled contract, a `google.protobuf.FileDescriptorSet`: for server reflection, and for checks of the
-/// `google.api.http` annotations.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+/// The encoded `google.protobuf.FileDescriptorSet`, for server reflection and for the `google.api.http` annotations.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -3,7 +3,7 @@
 use axum::extract::FromRequestParts;
 use http::request::Parts;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
-use shoppee_proto::json::Word;
+use shoppee_proto::json::EnumName;
 
 use super::{faults, strict};
 use crate::{error::Problem, state::AppState};
@@ -30,9 +30,9 @@ pub fn refuse(query: &str) -> Result<(), Problem> {
 }
 
 /// An enumeration's number from its word.
-pub fn word<'de, W: Word, D: Deserializer<'de>>(deserializer: D) -> Result<Option<W>, D::Error> {
+pub fn word<'de, W: EnumName, D: Deserializer<'de>>(deserializer: D) -> Result<Option<W>, D::Error> {
     let word = String::deserialize(deserializer)?;
-    W::from_word(&word).map(Some).ok_or_else(|| serde::de::Error::custom("unknown word"))
+    W::from_json_name(&word).map(Some).ok_or_else(|| serde::de::Error::custom("unknown word"))
 }
 
 fn parse<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {

@@ -54,10 +54,10 @@ pub struct Route {
 }
 
 impl Contract {
-    /// Reads [`shoppee_proto::DESCRIPTORS`].
+    /// Reads [`shoppee_proto::FILE_DESCRIPTOR_SET`].
     pub fn read() -> Result<Self, prost::DecodeError> {
         let mut contract = Self::default();
-        for file in Set::decode(shoppee_proto::DESCRIPTORS)?.file {
+        for file in Set::decode(shoppee_proto::FILE_DESCRIPTOR_SET)?.file {
             let about = Comments::of(file.source_code_info.unwrap_or_default());
             for (index, message) in (0..).zip(&file.message_type) {
                 let name = format!("{}.{}", file.package, message.name());

@@ -274,7 +274,7 @@ mod tests {
     /// The comment of each method of the contract, by `Service.Method`.
     fn comments() -> HashMap<String, String> {
         let mut comments = HashMap::new();
-        for file in FileDescriptorSet::decode(shoppee_proto::DESCRIPTORS).unwrap().file {
+        for file in FileDescriptorSet::decode(shoppee_proto::FILE_DESCRIPTOR_SET).unwrap().file {
             let places = file.source_code_info.unwrap_or_default().location;
             for (at, service) in (0..).zip(&file.service) {
                 for (index, method) in (0..).zip(&service.method) {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use shoppee_proto::PRODUCT_LAG;
+use shoppee_proto::PRODUCT_MAX_STALENESS;
 use tokio::time::Instant;
 
 /// The validity of the lease after the service read its change log. A change must show within a second.
@@ -27,7 +27,7 @@ impl CacheLease {
         Self { start: now, valid_from: AtomicU64::new(NEVER), valid_until: AtomicU64::new(0) }
     }
 
-    /// Revokes the lease after a gap in the change stream. It becomes valid again one [`PRODUCT_LAG`] after the next
+    /// Revokes the lease after a gap in the change stream. It becomes valid again one [`PRODUCT_MAX_STALENESS`] after the next
     /// renewal, when no replica of the service can serve data from before the gap.
     pub fn revoke(&self) {
         self.valid_from.store(NEVER, Ordering::Release);
@@ -37,9 +37,10 @@ impl CacheLease {
     /// have been delayed for as long: the lease then starts anew.
     pub fn renew(&self, now: Instant, age: Duration) {
         let now = now - self.start;
-        let lapsed_at = self.valid_until.load(Ordering::Acquire).saturating_add(millis(PRODUCT_LAG));
+        let lapsed_at =
+            self.valid_until.load(Ordering::Acquire).saturating_add(millis(PRODUCT_MAX_STALENESS));
         if self.valid_from.load(Ordering::Acquire) == NEVER || millis(now) >= lapsed_at {
-            self.valid_from.store(millis(now + PRODUCT_LAG), Ordering::Release);
+            self.valid_from.store(millis(now + PRODUCT_MAX_STALENESS), Ordering::Release);
         }
         self.valid_until.store(millis((now + LEASE_TTL).saturating_sub(age)), Ordering::Release);
     }
@@ -61,10 +62,10 @@ mod tests {
     const MOMENT: Duration = Duration::from_millis(1);
     const NO_AGE: Duration = Duration::ZERO;
 
-    /// Returns a lease that messages of this age renewed at its start and one `PRODUCT_LAG` later, and the latter time.
+    /// Returns a lease that messages of this age renewed at its start and one `PRODUCT_MAX_STALENESS` later, and the latter time.
     fn renewed_lease(age: Duration) -> (CacheLease, Instant) {
         let start = Instant::now();
-        let (lease, now) = (CacheLease::new(start), start + PRODUCT_LAG);
+        let (lease, now) = (CacheLease::new(start), start + PRODUCT_MAX_STALENESS);
         assert!(!lease.is_valid(start));
         lease.renew(start, age);
         assert!(!lease.is_valid(now - MOMENT));
@@ -102,18 +103,18 @@ mod tests {
         assert!(!lease.is_valid(now));
         lease.renew(now, NO_AGE);
         assert!(!lease.is_valid(now));
-        lease.renew(now + PRODUCT_LAG, NO_AGE);
-        assert!(lease.is_valid(now + PRODUCT_LAG));
+        lease.renew(now + PRODUCT_MAX_STALENESS, NO_AGE);
+        assert!(lease.is_valid(now + PRODUCT_MAX_STALENESS));
     }
 
     #[test]
     fn a_lease_starts_anew_after_a_long_silence() {
         let (lease, now) = renewed_lease(NO_AGE);
-        let soon = now + LEASE_TTL + PRODUCT_LAG - MOMENT;
+        let soon = now + LEASE_TTL + PRODUCT_MAX_STALENESS - MOMENT;
         lease.renew(soon, NO_AGE);
         assert!(lease.is_valid(soon));
         // A process that was paused reads a message that may be as old as the pause.
-        let late = soon + LEASE_TTL + PRODUCT_LAG;
+        let late = soon + LEASE_TTL + PRODUCT_MAX_STALENESS;
         lease.renew(late, NO_AGE);
         assert!(!lease.is_valid(late));
     }

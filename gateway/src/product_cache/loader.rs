@@ -67,14 +67,14 @@ impl BatchLoader {
         let mut pending = self.pending();
         if pending.is_empty() {
             // The call is part of the trace of its first caller.
-            self.0.tasks.track(Trace::current().of(self.clone().dispatch_next()));
+            self.0.tasks.track(Trace::current().instrument(self.clone().dispatch_next()));
         }
         let key = pending.entry(id).or_default();
         key.min_revision = key.min_revision.max(min_revision);
         key.waiters.push(waiter);
         if pending.len() == MAX_BATCH_SIZE {
             let batch = mem::take(&mut *pending);
-            self.0.tasks.track(Trace::current().of(self.clone().dispatch(batch)));
+            self.0.tasks.track(Trace::current().instrument(self.clone().dispatch(batch)));
         }
         product
     }

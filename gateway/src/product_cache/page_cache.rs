@@ -14,7 +14,7 @@ use std::{
 use metrics::{Counter, counter};
 use prost::Message;
 #[cfg(doc)]
-use shoppee_proto::PRODUCT_LAG;
+use shoppee_proto::PRODUCT_MAX_STALENESS;
 use shoppee_proto::product::v1::GetPageRequest;
 use tokio::{
     sync::OnceCell,
@@ -25,7 +25,7 @@ use super::Page;
 use crate::error::Problem;
 
 /// The maximum age of a page, counted from the start of its fetch. A search reads the service's memory, which lags by
-/// up to [`PRODUCT_LAG`]. Both together stay below the second within which a change must show.
+/// up to [`PRODUCT_MAX_STALENESS`]. Both together stay below the second within which a change must show.
 const MAX_PAGE_AGE: Duration = Duration::from_millis(300);
 /// The capacity for pages and their keys.
 const MAX_CACHE_BYTES: u64 = 16 * 1024 * 1024;

@@ -76,7 +76,7 @@ impl RedisLimiter {
         let inner = Inner { redis, script, start: Instant::now(), open_until: AtomicU64::new(0) };
         let (inner, pending) = (Arc::new(inner), Arc::new(Mutex::new(pending)));
         for _ in 0..MAX_IN_FLIGHT_BATCHES {
-            let (inner, pending, shutdown) = (inner.clone(), pending.clone(), tasks.stopping());
+            let (inner, pending, shutdown) = (inner.clone(), pending.clone(), tasks.shutdown_token());
             tasks.spawn("rate limits", async move {
                 tokio::select! {
                     () = run_batches(&inner, &pending) => {}

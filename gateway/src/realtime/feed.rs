@@ -43,8 +43,8 @@ pub fn follow(
     hub: &Arc<Hub>,
     tasks: &Tasks,
 ) -> anyhow::Result<()> {
-    let patient = Options { timeout: Some(LOOK), ..redis::on_request_path() };
-    for (shard, stream) in (0..).zip(streams::fan_outs()) {
+    let patient = Options { timeout: Some(LOOK), ..redis::fail_fast_options() };
+    for (shard, stream) in (0..).zip(streams::fan_out_streams()) {
         let feed = Feed {
             reader: clients.blocking_client(&stream)?,
             commands: commands.with_options(&patient),
@@ -54,7 +54,7 @@ pub fn follow(
             position: None,
             epoch: None,
         };
-        let stop = tasks.stopping();
+        let stop = tasks.shutdown_token();
         tasks.spawn("feed", async move {
             tokio::select! {
                 () = feed.run() => Ok(()),
@@ -103,7 +103,7 @@ impl Feed {
     async fn read(&mut self) -> Result<(), fred::error::Error> {
         let position = self.position.unwrap_or_default().to_string();
         let late = Duration::from_millis(BLOCK_MS) + LATE;
-        let reader = self.reader.with_options(&Options { timeout: Some(late), ..redis::on_request_path() });
+        let reader = self.reader.with_options(&Options { timeout: Some(late), ..redis::fail_fast_options() });
         let read = reader.xread::<Value, _, _>(Some(AT_ONCE), Some(BLOCK_MS), self.stream.as_str(), position);
         let news = match read.await {
             Ok(news) if news.is_null() => return Ok(()),
@@ -119,7 +119,9 @@ impl Feed {
         let mut streams: XReadResponse<String, String, Bytes, Bytes> = news.into_xread_response()?;
         for (id, fields) in streams.remove(&self.stream).unwrap_or_default() {
             self.position = id.parse().ok().or(self.position);
-            if let Some(Ok(event)) = fields.get(streams::FIELD.as_bytes()).cloned().map(OrderEvent::decode) {
+            if let Some(Ok(event)) =
+                fields.get(streams::MESSAGE_FIELD.as_bytes()).cloned().map(OrderEvent::decode)
+            {
                 self.hub.deliver(&event);
             } else {
                 tracing::warn!(stream = self.stream, id, "not an event");
@@ -130,7 +132,7 @@ impl Feed {
 
     /// Sees whether Redis still has what it had.
     async fn look(&mut self) -> Result<(), fred::error::Error> {
-        let epoch: Option<String> = self.commands.get(streams::EPOCH).await?;
+        let epoch: Option<String> = self.commands.get(streams::EPOCH_KEY).await?;
         let (first, last): (Entries, Entries) = (
             self.commands.xrange_values(self.stream.as_str(), "-", "+", Some(1)).await?,
             self.commands.xrevrange_values(self.stream.as_str(), "+", "-", Some(1)).await?,

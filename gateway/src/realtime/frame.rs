@@ -5,7 +5,7 @@ use serde::Serialize;
 use shoppee_kit::telemetry;
 use shoppee_proto::{
     Timestamp,
-    json::word_or,
+    json::json_name_or,
     order::v1::{OrderEvent, OrderStatus},
 };
 use tokio_tungstenite::tungstenite::Utf8Bytes;
@@ -54,12 +54,12 @@ impl Frame {
     fn within(span: Span, event: &OrderEvent) -> Option<Self> {
         let committed = event.at?;
         let previous_status = match event.previous_status {
-            Some(previous) => Some(word_or::<OrderStatus>(previous, &event.previous_status_word)?),
+            Some(previous) => Some(json_name_or::<OrderStatus>(previous, &event.previous_status_word)?),
             None => None,
         };
         let content = Content {
             order_id: &event.order_id,
-            status: word_or::<OrderStatus>(event.status, &event.status_word)?,
+            status: json_name_or::<OrderStatus>(event.status, &event.status_word)?,
             previous_status,
             total: event.total,
             currency: &event.currency,

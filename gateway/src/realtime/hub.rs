@@ -123,7 +123,7 @@ impl Hub {
 
     /// Starts to watch over the sockets: tokens and sessions that end, tails that got lost, the stop.
     pub fn watch(self: &Arc<Self>, tasks: &Tasks, mut ended: broadcast::Receiver<Uuid>) {
-        let (hub, stop) = (self.clone(), tasks.stopping());
+        let (hub, stop) = (self.clone(), tasks.shutdown_token());
         tasks.spawn("sockets", async move {
             let mut sweep = interval(SWEEP);
             let mut patrol = interval(Duration::from_secs(1));
@@ -232,7 +232,7 @@ impl Hub {
     /// Closes the sockets whose token or session has ended, or whose key was removed.
     fn sweep(&self) {
         self.each(|_, seat| {
-            let verdict = self.verifier.holds(&lock(&seat.caller));
+            let verdict = self.verifier.check_active(&lock(&seat.caller));
             match verdict {
                 Ok(()) => {}
                 Err(TokenError::Expired) => seat.close(Closing::TokenExpired),

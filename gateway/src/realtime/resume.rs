@@ -87,7 +87,7 @@ struct Question {
 impl Resume {
     pub fn new(redis: &Client, upstream: Upstream) -> Self {
         Self {
-            redis: redis.with_options(&redis::on_request_path()),
+            redis: redis.with_options(&redis::fail_fast_options()),
             upstream,
             turns: Semaphore::new(AT_A_TIME),
             asked: Mutex::default(),
@@ -136,7 +136,7 @@ impl Resume {
     /// The newest event that Redis knows of.
     async fn newest(&self, user_id: i64) -> Option<i64> {
         let newest: Vec<(String, HashMap<String, Bytes>)> =
-            self.redis.xrevrange_values(streams::history(user_id), "+", "-", Some(1)).await.ok()?;
+            self.redis.xrevrange_values(streams::history_stream(user_id), "+", "-", Some(1)).await.ok()?;
         seq_of(&newest.first()?.0)
     }
 
@@ -145,7 +145,7 @@ impl Resume {
         let first = format!("{}-0", after.checked_add(1)?);
         let entries: Vec<(String, HashMap<String, Bytes>)> = self
             .redis
-            .xrange_values(streams::history(user_id), first, "+", Some(REPLAYED as u64 + 1))
+            .xrange_values(streams::history_stream(user_id), first, "+", Some(REPLAYED as u64 + 1))
             .await
             .ok()?;
         if entries.is_empty() {
@@ -158,7 +158,7 @@ impl Resume {
         let events = entries
             .into_iter()
             .map(|(id, fields)| {
-                let event = OrderEvent::decode(fields.get(streams::FIELD)?.clone()).ok()?;
+                let event = OrderEvent::decode(fields.get(streams::MESSAGE_FIELD)?.clone()).ok()?;
                 (seq_of(&id)? == event.seq).then_some(event)
             })
             .collect::<Option<Vec<_>>>()?;

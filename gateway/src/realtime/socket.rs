@@ -5,7 +5,7 @@
 use std::{future::pending, ops::ControlFlow, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use shoppee_kit::caller::{Caller, Kind, Role};
+use shoppee_kit::caller::{Caller, Role, TokenType};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::{Instant, sleep_until, timeout},
@@ -359,7 +359,7 @@ impl<'a> Talk<'a> {
                 self.say(Message::Text(pong)).await
             }
             Some(Said::Auth { access_token }) => {
-                match self.realtime.verifier.verify(&access_token, Kind::Access) {
+                match self.realtime.verifier.verify(&access_token, TokenType::Access) {
                     Ok(caller)
                         if caller.user_id() == self.seated.user_id && caller.claims.role != Role::Service =>
                     {

@@ -12,7 +12,7 @@ use http::{
     },
 };
 use hyper::upgrade::OnUpgrade;
-use shoppee_kit::caller::{Caller, Kind, Role, TokenError};
+use shoppee_kit::caller::{Caller, Role, TokenError, TokenType};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::{
@@ -50,7 +50,7 @@ pub async fn upgrade(
     let connection = request.extensions_mut().remove::<OnUpgrade>().ok_or_else(not_a_handshake)?;
     let room = state.realtime.room().ok_or_else(Problem::unavailable)?;
     // Last: a ticket is not used up by a request that is refused for something else.
-    let caller = if caller.kind == Kind::WsTicket {
+    let caller = if caller.token_type == TokenType::WsTicket {
         ticket::redeem(&state.upstream, &state.verifier, &caller).await?
     } else {
         caller
@@ -81,7 +81,7 @@ fn caller(state: &AppState, headers: &HeaderMap) -> Result<Caller, TokenError> {
     match (tickets.next(), tickets.next()) {
         // Without the protocol's name there would be nothing to answer, and the browser would hang up.
         (Some(ticket), None) if protocols(headers).any(|offered| offered == PROTOCOL) => {
-            state.verifier.verify(ticket, Kind::WsTicket)
+            state.verifier.verify(ticket, TokenType::WsTicket)
         }
         (Some(_), _) => Err(TokenError::Invalid),
         (None, _) => Err(TokenError::Missing),

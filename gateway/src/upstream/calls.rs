@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shoppee_kit::pool::Pool;
+use shoppee_kit::load_balancer::LoadBalancer;
 use shoppee_proto::{
     PRODUCT_REVISION,
     auth::v1::{
@@ -58,7 +58,7 @@ pub trait Call: Clone + Send + Sync + 'static {
     fn is_retryable(&self) -> bool;
 
     /// Returns the connections to the call's service.
-    fn pool(upstream: &Upstream) -> &Pool;
+    fn pool(upstream: &Upstream) -> &LoadBalancer;
 
     /// Sends the request once.
     fn send(
@@ -75,7 +75,7 @@ impl Call for ProductAsOf {
         true
     }
 
-    fn pool(upstream: &Upstream) -> &Pool {
+    fn pool(upstream: &Upstream) -> &LoadBalancer {
         &upstream.0.product
     }
 
@@ -98,7 +98,7 @@ impl Call for LookupRequest {
         false
     }
 
-    fn pool(upstream: &Upstream) -> &Pool {
+    fn pool(upstream: &Upstream) -> &LoadBalancer {
         &upstream.0.product
     }
 
@@ -115,7 +115,7 @@ impl Call for GetPageRequest {
         true
     }
 
-    fn pool(upstream: &Upstream) -> &Pool {
+    fn pool(upstream: &Upstream) -> &LoadBalancer {
         &upstream.0.product
     }
 
@@ -136,7 +136,7 @@ macro_rules! calls {
                 !Self::POLICY.mutates $(|| self.$key.is_some())?
             }
 
-            fn pool(upstream: &Upstream) -> &Pool {
+            fn pool(upstream: &Upstream) -> &LoadBalancer {
                 &upstream.0.$service
             }
 

@@ -8,7 +8,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use secrecy::SecretString;
 use shoppee_kit::{
     client,
-    pool::{Member, Pool},
+    load_balancer::{Endpoint, LoadBalancer},
     process::Process,
     status,
     tasks::Tasks,
@@ -41,30 +41,30 @@ pub struct Upstream(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    auth: Arc<Pool>,
-    product: Arc<Pool>,
-    order: Arc<Pool>,
+    auth: Arc<LoadBalancer>,
+    product: Arc<LoadBalancer>,
+    order: Arc<LoadBalancer>,
     tasks: Tasks,
 }
 
 impl Upstream {
     pub fn start(settings: &Settings, process: &Process) -> anyhow::Result<Self> {
         Ok(Self(Arc::new(Inner {
-            auth: Pool::start("auth", &settings.auth_url, process)?,
-            product: Pool::start("product", &settings.product_url, process)?,
-            order: Pool::start("order", &settings.order_url, process)?,
+            auth: LoadBalancer::start("auth", &settings.auth_url, process)?,
+            product: LoadBalancer::start("product", &settings.product_url, process)?,
+            order: LoadBalancer::start("order", &settings.order_url, process)?,
             tasks: process.tasks.clone(),
         })))
     }
 
     /// Returns the connections to the auth service, from which the gateway polls keys and ended sessions.
-    pub fn auth_pool(&self) -> &Arc<Pool> {
+    pub fn auth_pool(&self) -> &Arc<LoadBalancer> {
         &self.0.auth
     }
 
     /// Returns a client of the product service's change stream.
     pub fn change_feed(&self) -> ChangeFeedServiceClient<Channel> {
-        ChangeFeedServiceClient::new(self.0.product.member().channel())
+        ChangeFeedServiceClient::new(self.0.product.pick().channel())
     }
 
     /// Calls the method that takes `message`, as `caller`.
@@ -81,7 +81,7 @@ impl Upstream {
         let call = self.clone().call_with_retry(caller.token(), message);
         if C::POLICY.mutates {
             // A task of its own: the call goes on when the client hangs up.
-            let task = self.0.tasks.track(Trace::current().of(call));
+            let task = self.0.tasks.track(Trace::current().instrument(call));
             task.await.unwrap_or_else(|_panicked| Err(status::internal().into()))
         } else {
             // Boxed, as the future is large and part of every handler's future.
@@ -97,10 +97,10 @@ impl Upstream {
     ) -> Result<Response<C::Response>, Status> {
         let started = Instant::now();
         let remaining = || C::POLICY.timeout.saturating_sub(started.elapsed());
-        let attempt = |member: Arc<Member>| {
+        let attempt = |endpoint: Arc<Endpoint>| {
             let request = client::request(message.clone(), token.as_deref(), remaining());
             async move {
-                let mut call = pin!(C::send(member.channel(), request));
+                let mut call = pin!(C::send(endpoint.channel(), request));
                 if let Ok(response) =
                     timeout_at(started + C::POLICY.timeout.min(ATTEMPT_TIMEOUT), &mut call).await
                 {
@@ -109,8 +109,8 @@ impl Upstream {
                 // A slow call goes on only while its service is alive: a silent service is frozen or unreachable.
                 tokio::select! {
                     biased;
-                    () = member.falls_silent() => Err(status::unavailable().into()),
-                    response = client::within(remaining(), call) => response,
+                    () = endpoint.wait_unresponsive() => Err(status::unavailable().into()),
+                    response = client::with_deadline(remaining(), call) => response,
                 }
             }
         };
@@ -129,13 +129,13 @@ fn auth(channel: Channel) -> AuthServiceClient<Channel> {
 }
 
 fn product(channel: Channel) -> ProductServiceClient<Channel> {
-    ProductServiceClient::new(channel).max_decoding_message_size(client::MAX_ANSWER_BYTES)
+    ProductServiceClient::new(channel).max_decoding_message_size(client::MAX_RESPONSE_BYTES)
 }
 
 fn product_cache(channel: Channel) -> ProductCacheServiceClient<Channel> {
-    ProductCacheServiceClient::new(channel).max_decoding_message_size(client::MAX_ANSWER_BYTES)
+    ProductCacheServiceClient::new(channel).max_decoding_message_size(client::MAX_RESPONSE_BYTES)
 }
 
 fn order(channel: Channel) -> OrderServiceClient<Channel> {
-    OrderServiceClient::new(channel).max_decoding_message_size(client::MAX_ANSWER_BYTES)
+    OrderServiceClient::new(channel).max_decoding_message_size(client::MAX_RESPONSE_BYTES)
 }

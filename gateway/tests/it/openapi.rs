@@ -260,7 +260,7 @@ async fn the_annotations_of_the_contract_are_the_routes_of_the_document() {
 
 /// Every `google.api.http`, as method and path.
 fn annotated() -> BTreeSet<(String, String)> {
-    let pool = DescriptorPool::decode(shoppee_proto::DESCRIPTORS).expect("descriptors");
+    let pool = DescriptorPool::decode(shoppee_proto::FILE_DESCRIPTOR_SET).expect("descriptors");
     let http = pool.get_extension_by_name("google.api.http").expect("the annotation");
     let mut routes = BTreeSet::new();
     for service in pool.services() {

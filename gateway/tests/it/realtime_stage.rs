@@ -114,7 +114,7 @@ impl Stage {
     pub async fn set_epoch(&self) {
         let epoch = Uuid::new_v4().to_string();
         eventually("the relay reaches Redis", || async {
-            self.relay.set::<(), _, _>(streams::EPOCH, &epoch, None, None, false).await.is_ok()
+            self.relay.set::<(), _, _>(streams::EPOCH_KEY, &epoch, None, None, false).await.is_ok()
         })
         .await;
     }
@@ -134,7 +134,7 @@ impl Stage {
 
     pub async fn publish_history(&self, event: &OrderEvent) {
         let id = format!("{}-0", event.seq);
-        let history = streams::history(event.user_id);
+        let history = streams::history_stream(event.user_id);
         let _: String = self.relay.xadd(history, false, None, id, entry(event)).await.expect("history");
     }
 
@@ -144,22 +144,22 @@ impl Stage {
 
     /// Puts something else where the user's own stream should be.
     pub async fn break_history(&self, user_id: i64) {
-        let history = streams::history(user_id);
+        let history = streams::history_stream(user_id);
         let _: () = self.relay.set(history, "no stream", None, None, false).await.expect("set");
     }
 
     /// Puts entries into the user's fan-out stream that no relay writes: a field that is no text, and no message.
     pub async fn publish_garbage(&self, user_id: i64) {
-        let stream = streams::fan_out(user_id);
+        let stream = streams::fan_out_stream(user_id);
         let no_text = (b"\xff".as_slice(), b"\xff".as_slice());
         let _: String = self.relay.xadd(&stream, false, None, "*", no_text).await.expect("fan-out");
-        let no_message = (streams::FIELD, "no message");
+        let no_message = (streams::MESSAGE_FIELD, "no message");
         let _: String = self.relay.xadd(&stream, false, None, "*", no_message).await.expect("fan-out");
     }
 
     /// Publishes under an id of another Redis.
     pub async fn publish_at(&self, event: &OrderEvent, id: &str) {
-        let stream = streams::fan_out(event.user_id);
+        let stream = streams::fan_out_stream(event.user_id);
         let _: String = self.relay.xadd(stream, false, None, id, entry(event)).await.expect("fan-out");
     }
 
@@ -170,7 +170,7 @@ impl Stage {
         for some in events.chunks(50) {
             let pipeline = self.relay.pipeline();
             for event in some {
-                let stream = streams::fan_out(event.user_id);
+                let stream = streams::fan_out_stream(event.user_id);
                 let _: () = pipeline.xadd(stream, false, None, "*", entry(event)).await.expect("queued");
             }
             let _: Vec<String> = pipeline.all().await.expect("published");
@@ -265,7 +265,7 @@ impl Gateway {
         ])
         .expect("settings");
         shoppee_gateway::start(settings, process.process.clone()).await.expect("starts");
-        process.serves().await;
+        process.wait_ready().await;
         Self { url: format!("ws://{addr}/ws"), process }
     }
 
@@ -420,7 +420,7 @@ impl Order {
 }
 
 fn entry(event: &OrderEvent) -> (&'static str, fred::types::Value) {
-    (streams::FIELD, fred::types::Value::Bytes(event.encode_to_vec().into()))
+    (streams::MESSAGE_FIELD, fred::types::Value::Bytes(event.encode_to_vec().into()))
 }
 
 /// Whose token a call carries.

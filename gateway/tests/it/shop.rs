@@ -175,10 +175,10 @@ impl Shop {
     /// Waits until every process serves.
     async fn serves(&mut self) {
         for service in [&mut self.auth, &mut self.product, &mut self.order] {
-            service.process.serves().await;
+            service.process.wait_ready().await;
         }
         for gateway in &mut self.gateways {
-            gateway.process.serves().await;
+            gateway.process.wait_ready().await;
         }
     }
 
@@ -258,7 +258,7 @@ impl Shop {
         let (addr, database) = (free_addr(), far(self.database.address().await, delay).await);
         let database_url = self.database.url_at("product", &database.to_string());
         let mut product = start_product(addr, &database_url, &redis_url, &self.urls).await;
-        product.process.serves().await;
+        product.process.wait_ready().await;
         self.more.push(product);
         urls[1] = format!("http://{addr}");
         self.gateways.push(start_gateway(free_addr(), &redis_url, &urls, &[]).await);

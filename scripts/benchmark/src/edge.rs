@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context as _;
 use clap::Args;
 use shoppee_kit::{
-    caller::{Kind, Verifier},
+    caller::{TokenType, Verifier},
     client,
     clock::Clock,
 };
@@ -101,9 +101,9 @@ async fn measure_operations(running: &RunningSystem, token: &str) -> anyhow::Res
     let keys = auth.get_jwks(GetJwksRequest::default()).await?.into_inner();
     let verifier = Verifier::new(Clock::default());
     verifier.update(keys.clone());
-    verifier.verify(token, Kind::Access)?;
+    verifier.verify(token, TokenType::Access)?;
     let cached = microseconds_per_call(ITERATIONS, || {
-        drop(std::hint::black_box(verifier.verify(token, Kind::Access)));
+        drop(std::hint::black_box(verifier.verify(token, TokenType::Access)));
     });
     let uncached: Vec<_> =
         std::iter::repeat_with(|| Verifier::new(Clock::default())).take(UNCACHED_VERIFIERS).collect();
@@ -112,7 +112,7 @@ async fn measure_operations(running: &RunningSystem, token: &str) -> anyhow::Res
     }
     let mut uncached = uncached.iter().cycle();
     let first = microseconds_per_call(UNCACHED_VERIFIERS, || {
-        drop(std::hint::black_box(uncached.next().map(|verifier| verifier.verify(token, Kind::Access))));
+        drop(std::hint::black_box(uncached.next().map(|verifier| verifier.verify(token, TokenType::Access))));
     });
     metrics_exporter_prometheus::PrometheusBuilder::new()
         .set_buckets(&[0.001, 0.01, 0.1])?

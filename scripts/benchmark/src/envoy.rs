@@ -17,7 +17,7 @@ pub fn command(
     service: &str,
     descriptors: &Path,
 ) -> anyhow::Result<Command> {
-    fs::write(descriptors, shoppee_proto::DESCRIPTORS)?;
+    fs::write(descriptors, shoppee_proto::FILE_DESCRIPTOR_SET)?;
     let service: SocketAddr = service.trim_start_matches("http://").parse().context("the product service")?;
     let at = |addr: SocketAddr| json!({"socket_address": {"address": addr.ip(), "port_value": addr.port()}});
     let transcoder = json!({

@@ -28,7 +28,7 @@ const BATCH_SIZE: i64 = 1000;
 
 /// Starts the jobs.
 pub fn spawn(context: Arc<AuthContext>, process: &Process) {
-    let (hasher, stop) = (context.hasher.clone(), process.tasks.stopping());
+    let (hasher, stop) = (context.hasher.clone(), process.tasks.shutdown_token());
     process.tasks.spawn("idle memory", async move {
         while stop.run_until_cancelled(tokio::time::sleep(MEMORY_IDLE_TIMEOUT)).await.is_some() {
             hasher.release_idle(MEMORY_IDLE_TIMEOUT);

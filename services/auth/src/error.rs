@@ -5,7 +5,7 @@ use std::time::Duration;
 use shoppee_kit::{
     idempotency::KeyReused,
     pg,
-    status::{Refusal, Violations, internal, unavailable},
+    status::{ServiceError, Violations, internal, unavailable},
 };
 use tonic::{Code, Status};
 
@@ -59,7 +59,7 @@ impl Error {
     }
 }
 
-impl From<Error> for Refusal {
+impl From<Error> for ServiceError {
     fn from(error: Error) -> Self {
         let message = error.to_string();
         match error {
@@ -71,7 +71,7 @@ impl From<Error> for Refusal {
             Error::AccountDisabled => Self::new(Code::PermissionDenied, "ACCOUNT_DISABLED", message),
             Error::TooManyAttempts { retry_after } => {
                 Self::new(Code::ResourceExhausted, "TOO_MANY_ATTEMPTS", message)
-                    .with_fact("limit", "account")
+                    .with_metadata("limit", "account")
                     .retry_after(retry_after)
             }
             Error::UnknownRefreshToken | Error::TicketUsed => {
@@ -95,6 +95,6 @@ impl From<Error> for Refusal {
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        Refusal::from(error).into()
+        ServiceError::from(error).into()
     }
 }

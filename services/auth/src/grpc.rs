@@ -46,9 +46,9 @@ impl AuthService for Service {
     async fn register(&self, request: Request<proto::RegisterRequest>) -> RpcResult<proto::User> {
         let request = request.into_inner();
         let mut violations = Violations::default();
-        let username = violations.take("username", Username::parse(request.username));
-        let email = violations.take("email", Email::parse(request.email));
-        let password = violations.take("password", Password::new(request.password));
+        let username = violations.collect("username", Username::parse(request.username));
+        let email = violations.collect("email", Email::parse(request.email));
+        let password = violations.collect("password", Password::new(request.password));
         let (Some(username), Some(email), Some(password)) = (username, email, password) else {
             return Err(Error::Invalid(violations).into());
         };
@@ -64,8 +64,8 @@ impl AuthService for Service {
     async fn login(&self, request: Request<proto::LoginRequest>) -> RpcResult<proto::Tokens> {
         let request = request.into_inner();
         let mut violations = Violations::default();
-        let name = violations.take("username", LoginName::parse(&request.username));
-        let password = violations.take("password", Password::presented(request.password));
+        let name = violations.collect("username", LoginName::parse(&request.username));
+        let password = violations.collect("password", Password::presented(request.password));
         let (Some(name), Some(password)) = (name, password) else {
             return Err(Error::Invalid(violations).into());
         };
@@ -101,8 +101,8 @@ impl AuthService for Service {
         let caller = caller::user(&request)?;
         let request = request.into_inner();
         let mut violations = Violations::default();
-        let current = violations.take("current_password", Password::presented(request.current_password));
-        let new = violations.take("new_password", Password::new(request.new_password));
+        let current = violations.collect("current_password", Password::presented(request.current_password));
+        let new = violations.collect("new_password", Password::new(request.new_password));
         let (Some(current), Some(new)) = (current, new) else {
             return Err(Error::Invalid(violations).into());
         };
@@ -163,10 +163,10 @@ impl AuthService for Service {
         let is_valid = query.as_deref().is_none_or(|query| {
             (1..=MAX_QUERY_CHARS).contains(&query.chars().count()) && !query.contains('\0')
         });
-        violations.check(is_valid, "q", "must have 1 to 254 characters and no NUL");
-        let role = violations.take("role", request.role.map(parse_role).transpose()).flatten();
+        violations.require(is_valid, "q", "must have 1 to 254 characters and no NUL");
+        let role = violations.collect("role", request.role.map(parse_role).transpose()).flatten();
         let limit = page_size(request.limit);
-        violations.check(limit.is_ok(), "limit", LIMIT_MESSAGE);
+        violations.require(limit.is_ok(), "limit", LIMIT_MESSAGE);
         violations.finish().map_err(Error::Malformed)?;
         let limit = limit.map_err(Error::Malformed)?;
         let (users, next_cursor) = user::list(&self.0, query, role, limit, request.cursor.as_deref()).await?;

@@ -105,10 +105,10 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
 
 /// Waits until the database is available and its schema is up to date, or until shutdown.
 pub(crate) fn wait_for_database(process: &Process) -> impl Future<Output = ()> + Send + 'static {
-    let (readiness, stop) = (process.readiness.clone(), process.tasks.stopping());
+    let (readiness, stop) = (process.readiness.clone(), process.tasks.shutdown_token());
     async move {
         // During shutdown the readiness of the database is no longer reported.
-        let is_missing = || readiness.missing().iter().any(|name| ["postgres", "stopping"].contains(name));
+        let is_missing = || readiness.failing().iter().any(|name| ["postgres", "stopping"].contains(name));
         while is_missing() && !stop.is_cancelled() {
             tokio::time::sleep(DATABASE_POLL_INTERVAL).await;
         }

@@ -15,7 +15,7 @@ use prost::Message as _;
 use shoppee_kit::{
     pg::PgPool,
     process::Process,
-    redis::on_request_path,
+    redis::fail_fast_options,
     telemetry,
     worker::{self, Round},
 };
@@ -53,7 +53,7 @@ enum RelayError {
 
 /// Starts the relay: a worker that polls each second, and a task that `wakeup` wakes after a commit.
 pub fn spawn_relay(pool: PgPool, redis: Client, wakeup: Arc<Notify>, process: &Process) {
-    let (stop, ready) = (process.tasks.stopping(), crate::database_ready(process));
+    let (stop, ready) = (process.tasks.shutdown_token(), crate::database_ready(process));
     let clones = (pool.clone(), redis.clone(), ready.clone());
     process.tasks.spawn("outbox-woken", async move {
         let (pool, redis, ready) = clones;
@@ -122,16 +122,16 @@ async fn publish(redis: &Client, row: &OutboxRow) -> Result<(), fred::error::Err
         traceparent: row.traceparent.clone(),
     };
     let event = event.encode_to_vec();
-    let redis = redis.with_options(&on_request_path());
-    let max_len = ("MAXLEN", "~", streams::USERS_KEPT.to_string(), None::<i64>);
+    let redis = redis.with_options(&fail_fast_options());
+    let max_len = ("MAXLEN", "~", streams::USERS_MAXLEN.to_string(), None::<i64>);
     let publishing = async {
         redis
             .xadd::<(), _, _, _, _>(
-                streams::USERS,
+                streams::USERS_STREAM,
                 false,
                 max_len,
                 "*",
-                vec![(streams::FIELD, fred::types::Value::Bytes(event.into()))],
+                vec![(streams::MESSAGE_FIELD, fred::types::Value::Bytes(event.into()))],
             )
             .await
     };

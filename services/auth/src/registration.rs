@@ -6,7 +6,7 @@ use shoppee_kit::{
     idempotency::{KEY_TTL, KeyReused},
     pg,
     process::Process,
-    readiness::{Need, Readiness},
+    readiness::{Criticality, Readiness},
 };
 
 use crate::{
@@ -126,15 +126,15 @@ fn uniqueness_error(error: sqlx::Error) -> Error {
 /// the name or the address is not changed.
 pub fn spawn_initial_admin(context: Arc<AuthContext>, admin: InitialAdmin, process: &Process) {
     const NAME: &str = "first-admin";
-    let (readiness, stop): (Readiness, _) = (process.readiness.clone(), process.tasks.stopping());
-    readiness.set(NAME, Need::Vital, false);
+    let (readiness, stop): (Readiness, _) = (process.readiness.clone(), process.tasks.shutdown_token());
+    readiness.set(NAME, Criticality::Required, false);
     let ready = crate::wait_for_database(process);
     process.tasks.spawn(NAME, async move {
         ready.await;
         while !stop.is_cancelled() {
             match create_admin_if_missing(&context, &admin).await {
                 Ok(()) => {
-                    readiness.set(NAME, Need::Vital, true);
+                    readiness.set(NAME, Criticality::Required, true);
                     stop.cancelled().await;
                 }
                 Err(Error::Store(error)) if pg::is_unavailable(&error) => {

@@ -1,5 +1,5 @@
 //! The state of verifiers: the public keys, and the sessions that were revoked before their tokens expired. Other
-//! processes poll it a few times a second ([`shoppee_kit::keys`]). A worker updates this process's own verifier, and
+//! processes poll it a few times a second ([`shoppee_kit::verifier_sync`]). A worker updates this process's own verifier, and
 //! revocations by this process apply to it at once.
 //!
 //! A reader gets every revocation that was committed since its last read. PostgreSQL snapshots decide, not clocks, so
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use shoppee_kit::{
     caller::Verifier,
     process::Process,
-    readiness::Need,
+    readiness::Criticality,
     worker::{self, Round},
 };
 use shoppee_proto::auth::v1::{EndedSession, GetJwksResponse};
@@ -47,7 +47,7 @@ impl Revocations {
     pub fn apply(&self, revoked: &[RevokedSession]) {
         let sessions =
             revoked.iter().map(|session| revoked_session(session.id, session.access_expires_at)).collect();
-        self.verifier.end_sessions(sessions);
+        self.verifier.revoke_sessions(sessions);
     }
 }
 
@@ -147,7 +147,7 @@ pub async fn verifier_state(context: &AuthContext, cursor: Option<&str>) -> Resu
 /// Starts the worker that updates this process's verifier. The service is not ready before the first complete list.
 pub fn follow(context: Arc<AuthContext>, process: &Process) {
     let readiness = process.readiness.clone();
-    readiness.set("keys", Need::Vital, false);
+    readiness.set("keys", Criticality::Required, false);
     let cursor = Arc::<Mutex<Option<String>>>::default();
     worker::spawn(process, "revocation", POLL_INTERVAL, crate::database_ready(process), move || {
         let (context, readiness, cursor) = (context.clone(), readiness.clone(), cursor.clone());
@@ -158,7 +158,7 @@ pub fn follow(context: Arc<AuthContext>, process: &Process) {
             let has_more = state.more;
             context.revocations.verifier.update(state);
             if !has_more {
-                readiness.set("keys", Need::Vital, true);
+                readiness.set("keys", Criticality::Required, true);
             }
             Ok::<_, Error>(Round::more_if(has_more))
         }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
-use shoppee_kit::caller::{AUDIENCE, Claims, ISSUER, Kind, Role};
+use shoppee_kit::caller::{AUDIENCE, Claims, ISSUER, Role, TokenType};
 use subtle::ConstantTimeEq as _;
 use time::Duration;
 use uuid::Uuid;
@@ -60,7 +60,7 @@ pub fn issue(context: &AuthContext, id: &str, secret: &SecretString) -> Result<(
         nbf: None,
         socket_exp: None,
     };
-    Ok((context.signer.sign(Kind::Access, &claims)?, TOKEN_TTL.whole_seconds()))
+    Ok((context.signer.sign(TokenType::Access, &claims)?, TOKEN_TTL.whole_seconds()))
 }
 
 #[cfg(test)]

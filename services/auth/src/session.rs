@@ -2,7 +2,7 @@
 
 use secrecy::SecretString;
 use shoppee_kit::{
-    caller::{AUDIENCE, Caller, Claims, ISSUER, Kind, Role},
+    caller::{AUDIENCE, Caller, Claims, ISSUER, Role, TokenType},
     cursor,
     status::Violations,
 };
@@ -64,7 +64,7 @@ pub fn issue_tokens(
     now: OffsetDateTime,
 ) -> Result<IssuedTokens, Error> {
     let access_token =
-        context.signer.sign(Kind::Access, &claims(&account, sid, now, context.lifetimes.access))?;
+        context.signer.sign(TokenType::Access, &claims(&account, sid, now, context.lifetimes.access))?;
     let refresh_token = refresh_token.text();
     let access_expires_in = context.lifetimes.access;
     Ok(IssuedTokens {
@@ -170,7 +170,7 @@ pub fn create_ticket(context: &AuthContext, caller: &Caller) -> Result<(SecretSt
     let (now, socket_exp) = (context.clock.unix(), caller.claims.exp);
     let exp = socket_exp.min(now + TICKET_TTL_SECONDS);
     let claims = Claims { exp, socket_exp: Some(socket_exp), ..copy_claims(caller, now) };
-    Ok((context.signer.sign(Kind::WsTicket, &claims)?, exp - now))
+    Ok((context.signer.sign(TokenType::WsTicket, &claims)?, exp - now))
 }
 
 /// Exchanges a ticket, once, for a token that may read its user's events. Also returns the token's lifetime in seconds.
@@ -190,7 +190,7 @@ pub async fn redeem_ticket(context: &AuthContext, ticket: &Caller) -> Result<(Se
     }
     let iat = now.unix_timestamp();
     let claims = Claims { exp, socket_exp: None, ..copy_claims(ticket, iat) };
-    Ok((context.signer.sign(Kind::Socket, &claims)?, exp - iat))
+    Ok((context.signer.sign(TokenType::Socket, &claims)?, exp - iat))
 }
 
 /// Copies the claims of a caller into a new token.

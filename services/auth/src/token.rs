@@ -8,7 +8,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rand::{TryRngCore as _, rngs::OsRng};
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
-use shoppee_kit::caller::{Claims, Kind, install_crypto};
+use shoppee_kit::caller::{Claims, TokenType, install_crypto};
 use shoppee_proto::auth::v1::Jwk;
 
 /// The `info` of the key derivation. A change invalidates all tokens.
@@ -52,7 +52,7 @@ impl Signer {
         })
     }
 
-    pub fn sign(&self, kind: Kind, claims: &Claims) -> Result<SecretString, TokenError> {
+    pub fn sign(&self, kind: TokenType, claims: &Claims) -> Result<SecretString, TokenError> {
         let mut header = Header::new(Algorithm::EdDSA);
         header.typ = Some(kind.typ().to_owned());
         header.kid = Some(self.kid.clone());

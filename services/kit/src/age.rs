@@ -1,5 +1,5 @@
-//! Age: the time since something last succeeded, exported as a gauge. A task of its own exports it, so that the gauge
-//! grows also where the work itself fails or hangs.
+//! An age gauge: the time since the last success of some work. A task of its own exports it, so that the gauge also grows
+//! while the work fails or hangs.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -10,15 +10,15 @@ use tokio::time::Instant;
 
 use crate::process::Process;
 
-/// The interval between two updates of the gauge: shorter than any scrape interval.
+/// The interval between two updates of the gauge, shorter than any scrape interval.
 const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The time since the last call of [`Age::reset`]; cheap to clone.
+/// The time since the last call of [`Age::reset`].
 #[derive(Clone, Debug)]
 pub struct Age(Arc<Mutex<Instant>>);
 
 impl Default for Age {
-    /// An age that counts from now: what never succeeds is late in the end.
+    /// An age that counts from now, so that work that never succeeds ages too.
     fn default() -> Self {
         Self(Arc::new(Mutex::new(Instant::now())))
     }
@@ -27,18 +27,18 @@ impl Default for Age {
 impl Age {
     /// Exports the age in seconds as `gauge` until the process stops.
     pub fn export(&self, process: &Process, gauge: metrics::Gauge) {
-        let (age, stop) = (self.clone(), process.tasks.stopping());
+        let (age, shutdown) = (self.clone(), process.tasks.shutdown_token());
         gauge.set(0.0);
         process.tasks.spawn("age", async move {
-            while !stop.is_cancelled() {
+            while !shutdown.is_cancelled() {
                 gauge.set(age.get().as_secs_f64());
-                stop.run_until_cancelled(tokio::time::sleep(UPDATE_INTERVAL)).await;
+                shutdown.run_until_cancelled(tokio::time::sleep(UPDATE_INTERVAL)).await;
             }
             Ok(())
         });
     }
 
-    /// Records a success that began or ended at `at`. An earlier time than the recorded one changes nothing.
+    /// Records a success at `at`. A time before the last recorded one is ignored.
     pub fn reset(&self, at: Instant) {
         let mut since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *since = at.max(*since);

@@ -1,6 +1,7 @@
-//! Who calls: the claims of a verified access token (contract §3), and what a handler may ask of them.
+//! Authorization of gRPC calls: the caller, from the claims of a verified token, and guards for handlers.
 //!
-//! A handler begins with one of [`user`], [`admin`], [`service`], [`anyone`]: who may call stands in its first line.
+//! A handler calls one of the guards [`user`], [`admin`], [`service`], [`optional`], [`user_or_socket`], [`ticket`] in
+//! its first line. [`Verifier`] verifies the tokens.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tonic::{Code, Request, Status};
 use uuid::Uuid;
 
-use crate::status::Refusal;
+use crate::status::ServiceError;
 pub use crate::verifier::{MAX_TOKEN_LIFETIME, Verifier, install_crypto};
 
 pub const ISSUER: &str = "shoppee";
@@ -23,18 +24,18 @@ pub enum Role {
     Service,
 }
 
-/// What a token is for, as its header's `typ` says (RFC 9068 names the first).
+/// The type of a token, from the `typ` of its header (RFC 9068 §2.1 for access tokens).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum TokenType {
     Access,
-    /// A token that the auth service exchanges, once and within seconds, for one of the next kind. No other service
-    /// accepts it.
+    /// A one-time ticket, valid for seconds, that the auth service exchanges for a socket token. No other service accepts
+    /// it.
     WsTicket,
-    /// A token that reads the events of its user, for as long as a socket that was opened with a ticket lives.
+    /// A token of a WebSocket that was opened with a ticket: reads the events of its user while the socket lives.
     Socket,
 }
 
-impl Kind {
+impl TokenType {
     pub(crate) const ALL: [Self; 3] = [Self::Access, Self::WsTicket, Self::Socket];
 
     pub const fn typ(self) -> &'static str {
@@ -46,7 +47,7 @@ impl Kind {
     }
 }
 
-/// The claims of a token, all of them required but for the last two.
+/// The claims of a token; all but the last two are required.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
     pub iss: String,
@@ -55,28 +56,28 @@ pub struct Claims {
     pub user_id: i64,
     pub username: String,
     pub role: Role,
-    /// The session; of a service token, an id of its own.
+    /// The session id; in a service token, a random id.
     pub sid: Uuid,
     pub jti: Uuid,
     /// Unix seconds.
     pub iat: i64,
     /// Unix seconds.
     pub exp: i64,
-    /// The time before which the token is refused. Unix seconds.
+    /// The time before which the token is invalid. Unix seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nbf: Option<i64>,
-    /// The end of the socket that a ticket opens; in tickets alone. Unix seconds.
+    /// In tickets only: the end of the socket that the ticket opens. Unix seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket_exp: Option<i64>,
 }
 
-/// A caller whose token was verified, with the token, to be passed on.
+/// A caller with a verified token, which is passed on to other services.
 #[derive(Clone, Debug)]
 pub struct Caller {
     pub claims: Arc<Claims>,
-    pub kind: Kind,
+    pub token_type: TokenType,
     pub token: Arc<SecretString>,
-    /// The public key that the token was verified with.
+    /// The public key that verified the token.
     pub(crate) key: Arc<str>,
 }
 
@@ -90,7 +91,7 @@ impl Caller {
     }
 }
 
-/// Why a token is not accepted.
+/// The reasons for which a token is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     #[error("sign in to do this")]
@@ -101,13 +102,13 @@ pub enum TokenError {
     Expired,
     #[error("the session has ended")]
     Revoked,
-    /// Nothing can be verified yet: the keys have not arrived.
+    /// The keys have not been fetched yet.
     #[error("signing in is not possible right now; try again")]
     NoKeys,
 }
 
 impl TokenError {
-    /// The REST code, in upper case.
+    /// Returns the REST code in upper case.
     pub const fn reason(self) -> &'static str {
         match self {
             Self::Missing | Self::Invalid => "UNAUTHENTICATED",
@@ -118,7 +119,7 @@ impl TokenError {
     }
 }
 
-impl From<TokenError> for Refusal {
+impl From<TokenError> for ServiceError {
     fn from(error: TokenError) -> Self {
         match error {
             TokenError::Missing | TokenError::Invalid | TokenError::Expired | TokenError::Revoked => {
@@ -129,11 +130,11 @@ impl From<TokenError> for Refusal {
     }
 }
 
-/// What the server's layer found in the call's metadata.
+/// The outcome of the authentication of a call, a request extension that the server's layer sets.
 #[derive(Clone, Debug)]
 pub struct Identity(pub Result<Caller, TokenError>);
 
-/// The token of an `authorization: Bearer …` value (RFC 6750; the scheme is case-insensitive).
+/// Returns the token of an `authorization: Bearer …` value (RFC 6750; the scheme is case-insensitive).
 pub fn bearer(header: &str) -> Option<&str> {
     let (scheme, token) = header.split_once(' ')?;
     scheme
@@ -142,63 +143,65 @@ pub fn bearer(header: &str) -> Option<&str> {
         .filter(|token| !token.is_empty())
 }
 
-fn identity<T>(request: &Request<T>) -> Result<Caller, TokenError> {
+fn caller_from_extensions<T>(request: &Request<T>) -> Result<Caller, TokenError> {
     request.extensions().get::<Identity>().map_or(Err(TokenError::Missing), |identity| identity.0.clone())
 }
 
-/// A person: a customer or an admin.
+/// Requires a signed-in user: a customer or an admin.
 pub fn user<T>(request: &Request<T>) -> Result<Caller, Status> {
-    person(request, &[Kind::Access])
+    human(request, &[TokenType::Access])
 }
 
-/// An admin.
+/// Requires an admin.
 pub fn admin<T>(request: &Request<T>) -> Result<Caller, Status> {
     let caller = user(request)?;
     if caller.is_admin() { Ok(caller) } else { Err(forbidden()) }
 }
 
-/// One of our own services.
+/// Requires a service.
 pub fn service<T>(request: &Request<T>) -> Result<Caller, Status> {
-    let caller = identity(request).map_err(Refusal::from)?;
-    match (caller.claims.role, caller.kind) {
-        (Role::Service, Kind::Access) => Ok(caller),
-        (Role::Service, Kind::WsTicket | Kind::Socket) | (Role::User | Role::Admin, _) => Err(forbidden()),
+    let caller = caller_from_extensions(request).map_err(ServiceError::from)?;
+    match (caller.claims.role, caller.token_type) {
+        (Role::Service, TokenType::Access) => Ok(caller),
+        (Role::Service, TokenType::WsTicket | TokenType::Socket) | (Role::User | Role::Admin, _) => {
+            Err(forbidden())
+        }
     }
 }
 
-/// A person, or the socket a person opened.
+/// Requires a signed-in user, or the token of a socket that a user opened.
 pub fn user_or_socket<T>(request: &Request<T>) -> Result<Caller, Status> {
-    person(request, &[Kind::Access, Kind::Socket])
+    human(request, &[TokenType::Access, TokenType::Socket])
 }
 
-/// Returns the person that presents a ticket for a socket.
+/// Requires the ticket of a user.
 pub fn ticket<T>(request: &Request<T>) -> Result<Caller, Status> {
-    person(request, &[Kind::WsTicket])
+    human(request, &[TokenType::WsTicket])
 }
 
-fn person<T>(request: &Request<T>, kinds: &[Kind]) -> Result<Caller, Status> {
-    let caller = identity(request).map_err(Refusal::from)?;
+fn human<T>(request: &Request<T>, token_types: &[TokenType]) -> Result<Caller, Status> {
+    let caller = caller_from_extensions(request).map_err(ServiceError::from)?;
     match caller.claims.role {
-        Role::User | Role::Admin if kinds.contains(&caller.kind) => Ok(caller),
+        Role::User | Role::Admin if token_types.contains(&caller.token_type) => Ok(caller),
         Role::User | Role::Admin | Role::Service => Err(forbidden()),
     }
 }
 
-/// Whoever it is; `None` without a token, an error with a bad one.
-pub fn anyone<T>(request: &Request<T>) -> Result<Option<Caller>, Status> {
-    match identity(request) {
-        Ok(caller) if caller.kind == Kind::Access => Ok(Some(caller)),
+/// Accepts any caller: returns `None` without a token, and an error with an invalid one.
+pub fn optional<T>(request: &Request<T>) -> Result<Option<Caller>, Status> {
+    match caller_from_extensions(request) {
+        Ok(caller) if caller.token_type == TokenType::Access => Ok(Some(caller)),
         Ok(_) => Err(forbidden()),
         Err(TokenError::Missing) => Ok(None),
-        Err(error) => Err(Refusal::from(error).into()),
+        Err(error) => Err(ServiceError::from(error).into()),
     }
 }
 
 fn forbidden() -> Status {
-    Refusal::new(Code::PermissionDenied, "FORBIDDEN", "your role does not allow this").into()
+    ServiceError::new(Code::PermissionDenied, "FORBIDDEN", "your role does not allow this").into()
 }
 
-/// Adds the caller's token to an outgoing call.
+/// Adds a token to an outgoing call.
 pub fn authorize<T>(request: &mut Request<T>, token: &SecretString) {
     if let Ok(value) = format!("Bearer {}", token.expose_secret()).parse() {
         request.metadata_mut().insert("authorization", value);

@@ -1,5 +1,5 @@
-//! Calls to other services: lazily connected channels, requests that carry the caller's token, the trace and the
-//! deadline, what it means when a call fails, and the token a service calls with in its own name.
+//! A gRPC client for calls between services: lazily connected channels, requests with the caller's token, the trace and
+//! a deadline, the classification of failed calls, and the service's own access token.
 
 use std::{error::Error, iter::successors, sync::Arc, time::Duration};
 
@@ -13,38 +13,39 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::{caller::authorize, pool::Pool, status, telemetry};
+use crate::{caller::authorize, load_balancer::LoadBalancer, status, telemetry};
 
-/// Bounds the connect. A peer whose kernel does not accept in this time is not there: the round trip takes a
-/// millisecond. A call has time for a second address.
+/// Bounds the TCP connect. A round trip takes a millisecond, so that a peer that has not accepted in this time is gone;
+/// a call then has time for a second address.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
-/// Bounds the handshake, which needs the processor of the peer; the peer may be busy.
-pub(crate) const TLS_TIMEOUT: Duration = Duration::from_secs(1);
-/// Bounds the wait for a token.
+/// Bounds the TLS handshake. It needs CPU time of the peer, which may be busy.
+pub(crate) const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bounds the call that issues a token.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(1);
-/// The largest answer a client takes. It must hold 100 products with 10 000 characters of description and 16 KiB of
-/// attributes each. These are above the 4 MiB of tonic.
-pub const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
-/// How soon a peer that vanished without a word is noticed.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Bounds a response. 100 products with 10 000 characters of description and 16 KiB of attributes each exceed tonic's
+/// default of 4 MiB.
+pub const MAX_RESPONSE_BYTES: usize = 16 * 1024 * 1024;
+/// The interval of HTTP/2 pings, and the timeout of their answers: detects a peer that vanished without closing the
+/// connection.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A channel in plain text that connects when first used, and again when broken.
+/// Creates a plaintext channel that connects on first use and reconnects when broken.
 pub fn channel(url: &str) -> anyhow::Result<Channel> {
     Ok(endpoint(url)?.connect_lazy())
 }
 
-/// How every connection between our services is made.
+/// Creates the endpoint that every connection between our services is made with.
 pub fn endpoint(url: &str) -> anyhow::Result<Endpoint> {
     Ok(Endpoint::from_shared(url.to_owned())
         .with_context(|| format!("not a URL: {url}"))?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .keep_alive_while_idle(true)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE))
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_INTERVAL))
 }
 
-/// A request with the current trace, its deadline and the caller's token.
+/// Creates a request with the current trace, a deadline and the caller's token.
 pub fn request<T>(message: T, token: Option<&SecretString>, deadline: Duration) -> Request<T> {
     let mut headers = http::HeaderMap::new();
     telemetry::inject(&mut headers);
@@ -56,86 +57,92 @@ pub fn request<T>(message: T, token: Option<&SecretString>, deadline: Duration) 
     request
 }
 
-/// Waits for a call no longer than `deadline`, connecting included; then DEADLINE_EXCEEDED, which tonic itself
-/// never says.
-pub async fn within<T>(
+/// Bounds a call, including the connect, by `deadline`. Returns DEADLINE_EXCEEDED after it, which tonic itself never
+/// returns.
+pub async fn with_deadline<T>(
     deadline: Duration,
     call: impl Future<Output = Result<T, Status>>,
 ) -> Result<T, Status> {
-    tokio::time::timeout(deadline, call).await.unwrap_or_else(|_| Err(late()))
+    tokio::time::timeout(deadline, call).await.unwrap_or_else(|_| Err(deadline_exceeded()))
 }
 
-/// Whether the service never saw the call: nobody accepted the connection, or it closed before the call's turn came.
-pub fn never_sent(status: &Status) -> bool {
+/// Returns whether the call was not processed (gRPC A6 "transparent retry"): the connect failed, or the connection
+/// closed before the call was sent.
+pub fn is_unprocessed(status: &Status) -> bool {
     successors(Error::source(status), |&error| error.source()).any(|error| {
         error.is::<ConnectError>()
             || error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
     })
 }
 
-/// Whether the connection failed, and not the service.
-pub fn got_lost(status: &Status) -> bool {
-    let lost = Error::source(status).is_some();
-    never_sent(status)
-        || (lost && matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal))
+/// Returns whether the transport failed, not the service.
+pub fn is_transport_error(status: &Status) -> bool {
+    let has_source = Error::source(status).is_some();
+    is_unprocessed(status)
+        || (has_source && matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal))
 }
 
-/// Whether the service could not be reached, got lost, or said that it cannot answer now.
-pub fn is_away(status: &Status) -> bool {
-    status.code() == Code::Unavailable || got_lost(status)
+/// Returns whether the service could not be reached, lost its connection, or answered UNAVAILABLE.
+pub fn is_unavailable(status: &Status) -> bool {
+    status.code() == Code::Unavailable || is_transport_error(status)
 }
 
-fn late() -> Status {
-    status::Refusal::new(tonic::Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "it took too long; try again")
-        .into()
+fn deadline_exceeded() -> Status {
+    status::ServiceError::new(
+        tonic::Code::DeadlineExceeded,
+        "DEADLINE_EXCEEDED",
+        "it took too long; try again",
+    )
+    .into()
 }
 
-/// The token a service calls others with, fetched when first needed and renewed before it ends.
+/// The access token with which a service calls others in its own name (the client credentials of RFC 6749 §4.4). It is
+/// fetched on first use and renewed after half its lifetime.
 #[derive(Clone, Debug)]
 pub struct ServiceToken {
-    auth: Arc<Pool>,
+    auth: Arc<LoadBalancer>,
     id: String,
     secret: SecretString,
-    held: Arc<Mutex<Option<Held>>>,
+    cached: Arc<Mutex<Option<CachedToken>>>,
 }
 
 #[derive(Clone, Debug)]
-struct Held {
+struct CachedToken {
     token: Arc<SecretString>,
     renew_at: Instant,
 }
 
 impl ServiceToken {
-    pub fn new(auth: Arc<Pool>, id: String, secret: SecretString) -> Self {
-        Self { auth, id, secret, held: Arc::default() }
+    pub fn new(auth: Arc<LoadBalancer>, id: String, secret: SecretString) -> Self {
+        Self { auth, id, secret, cached: Arc::default() }
     }
 
-    /// A token that is good for at least half its life; UNAVAILABLE where auth does not answer.
+    /// Returns a token that is valid for at least half its lifetime. Returns UNAVAILABLE if auth does not answer.
     pub async fn get(&self) -> Result<Arc<SecretString>, Status> {
-        let mut held = self.held.lock().await;
-        if let Some(held) = held.as_ref().filter(|held| Instant::now() < held.renew_at) {
-            return Ok(held.token.clone());
+        let mut cached = self.cached.lock().await;
+        if let Some(cached) = cached.as_ref().filter(|cached| Instant::now() < cached.renew_at) {
+            return Ok(cached.token.clone());
         }
         let message = IssueServiceTokenRequest {
             client_id: self.id.clone(),
             client_secret: self.secret.expose_secret().to_owned(),
         };
-        let issuing = self.auth.call(
+        let call = self.auth.call(
             || true,
-            |member| {
+            |endpoint| {
                 let request = request(message.clone(), None, TOKEN_TIMEOUT);
-                async move { AuthServiceClient::new(member.channel()).issue_service_token(request).await }
+                async move { AuthServiceClient::new(endpoint.channel()).issue_service_token(request).await }
             },
         );
-        let issued = within(TOKEN_TIMEOUT, issuing).await?.into_inner();
-        let life = Duration::from_secs(u64::try_from(issued.expires_in).unwrap_or_default());
-        let token = Arc::new(SecretString::from(issued.access_token));
-        *held = Some(Held { token: token.clone(), renew_at: Instant::now() + life / 2 });
+        let response = with_deadline(TOKEN_TIMEOUT, call).await?.into_inner();
+        let lifetime = Duration::from_secs(u64::try_from(response.expires_in).unwrap_or_default());
+        let token = Arc::new(SecretString::from(response.access_token));
+        *cached = Some(CachedToken { token: token.clone(), renew_at: Instant::now() + lifetime / 2 });
         Ok(token)
     }
 
-    /// Forgets the token, for one that was refused: the keys may have changed.
-    pub async fn forget(&self) {
-        *self.held.lock().await = None;
+    /// Drops the cached token after a service has refused it: the keys may have changed.
+    pub async fn invalidate(&self) {
+        *self.cached.lock().await = None;
     }
 }

@@ -1,4 +1,4 @@
-//! Time as an argument, so that tests can move it.
+//! A clock that is passed as an argument, so that tests can set it.
 
 use std::{
     sync::{
@@ -10,47 +10,48 @@ use std::{
 
 use time::OffsetDateTime;
 
-/// Tells the time of the machine, moved by what a test has added to it.
+/// The clock of the machine, plus the time that a test has added.
 #[derive(Clone, Debug, Default)]
 pub struct Clock(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
     advanced_ms: AtomicI64,
-    error_ms: AtomicI64,
+    /// The error of the machine's clock.
+    offset_ms: AtomicI64,
 }
 
 impl Clock {
-    /// To the microsecond, which is what PostgreSQL keeps: a time is the same before and after it was stored.
-    #[expect(clippy::disallowed_methods, reason = "the one place that asks the machine")]
+    /// Returns the time, truncated to the microseconds that PostgreSQL stores.
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the machine's clock")]
     pub fn now(&self) -> OffsetDateTime {
-        let error = time::Duration::milliseconds(self.0.error_ms.load(Ordering::Relaxed));
-        truncate(OffsetDateTime::now_utc() + error + self.advanced())
+        let offset = time::Duration::milliseconds(self.0.offset_ms.load(Ordering::Relaxed));
+        truncate_to_micros(OffsetDateTime::now_utc() + offset + self.advanced())
     }
 
-    /// Seconds since the Unix epoch.
+    /// Returns the seconds since the Unix epoch.
     pub fn unix(&self) -> i64 {
         self.now().unix_timestamp()
     }
 
-    /// For tests: lets `by` pass at once, for this clock and all its clones.
+    /// Advances this clock and its clones, for tests.
     pub fn advance(&self, by: Duration) {
         self.0.advanced_ms.fetch_add(milliseconds(by), Ordering::Relaxed);
     }
 
-    /// The time that a test has added.
+    /// Returns the time that a test has added.
     pub fn advanced(&self) -> time::Duration {
         time::Duration::milliseconds(self.0.advanced_ms.load(Ordering::Relaxed))
     }
 
-    /// Sets the machine's clock ahead of the right time, for tests. No time passes.
-    pub fn set_ahead(&self, by: Duration) {
-        self.0.error_ms.store(milliseconds(by), Ordering::Relaxed);
+    /// Sets the offset by which the machine's clock is ahead of the correct time, for tests.
+    pub fn set_offset(&self, offset: Duration) {
+        self.0.offset_ms.store(milliseconds(offset), Ordering::Relaxed);
     }
 }
 
-/// The time without what PostgreSQL does not keep.
-pub(crate) fn truncate(time: OffsetDateTime) -> OffsetDateTime {
+/// Truncates a time to microseconds, the resolution of PostgreSQL.
+pub(crate) fn truncate_to_micros(time: OffsetDateTime) -> OffsetDateTime {
     time - time::Duration::nanoseconds(i64::from(time.nanosecond() % 1000))
 }
 

@@ -1,8 +1,8 @@
-//! The gRPC server every service runs: the bounds, the caller, the trace, the metrics and the deadline of each call,
-//! health and reflection.
+//! The gRPC server of a service: admission control, authentication, tracing, metrics and deadlines of calls, health
+//! checks and reflection.
 //!
-//! A handler that has to wait runs to its end in a task of its own, whatever becomes of its caller: what a client that
-//! hangs up, or a deadline, leaves behind is a whole transaction or none.
+//! A handler that has to wait runs to its end in a task of its own. A client that disconnects, or a deadline, therefore
+//! leaves a complete transaction or none.
 
 mod admission;
 
@@ -35,32 +35,32 @@ use crate::{
     process::Process,
     status,
     telemetry::{self, Trace},
-    tls::incoming::Acceptor,
+    tls::acceptor::Acceptor,
 };
-use admission::{Admission, Place};
+use admission::{Admission, CallPermit};
 pub use admission::{LargeCalls, MAX_REQUEST_BYTES, MAX_TOTAL_REQUEST_BYTES};
 
-/// How long a caller waits at most, where it names no shorter time: 503 within 2.5 s is promised at the edge.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// The longest a caller may ask for: a slow payment provider, a large batch.
-const LONGEST: Duration = Duration::from_mins(1);
-/// The part of a caller's own deadline after which it is answered, so that it hears why before it gives up.
-const OF_THE_CALLERS: f64 = 0.9;
-/// Bounds the connections: a process that calls has one for each replica. A peer may send 1 MiB on each before it is
-/// read, which is hyper's own bound: with 256 KiB, a thousand calls at once broke their connection.
+/// The deadline of a call without `grpc-timeout`. The gateway answers 503 within 2.5 s.
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(2);
+/// Bounds the deadline that a caller may set: for a slow payment provider, or a large batch.
+const MAX_DEADLINE: Duration = Duration::from_mins(1);
+/// The fraction of the caller's deadline after which the server answers, so that the caller receives the reason.
+const DEADLINE_FRACTION: f64 = 0.9;
+/// Bounds the connections; a calling process has one for each replica. A peer may send 1 MiB on each before it is read,
+/// which is hyper's default: with 256 KiB, a thousand concurrent calls broke their connection.
 pub const MAX_CONNECTIONS: usize = 128;
-/// The beginning of the text of prost's `DecodeError`.
-const NOT_DECODED: &str = "failed to decode Protobuf message";
-/// Streams on one connection; a gateway has one connection a service.
-const STREAMS: u32 = 1024;
-const KEEP_ALIVE: Duration = Duration::from_secs(20);
-/// The services of every gRPC server take no place among the calls: a server that is busy is still healthy, and the
-/// requests of reflection are streams that have no end while they are answered.
-const INFRASTRUCTURE: &str = "/grpc.";
-/// Metadata: a token, a trace, an idempotency key.
-const HEADERS: u32 = 16 * 1024;
+/// The prefix of the message of prost's `DecodeError`.
+const DECODE_ERROR_PREFIX: &str = "failed to decode Protobuf message";
+/// Bounds the streams of one connection; a gateway has one connection per replica.
+const MAX_CONCURRENT_STREAMS: u32 = 1024;
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// The path prefix of health and reflection, which are exempt from admission control: a busy server is healthy, and a
+/// reflection stream stays open while it is answered.
+const INFRASTRUCTURE_PREFIX: &str = "/grpc.";
+/// Bounds the metadata: a token, a trace, an idempotency key.
+const MAX_HEADER_LIST_SIZE: u32 = 16 * 1024;
 
-/// The services that a server answers.
+/// The services that a server hosts.
 #[derive(Debug, Default)]
 pub struct Services {
     routes: Routes,
@@ -92,8 +92,8 @@ impl Services {
     }
 }
 
-/// Starts to serve `services` on `addr`, over TLS where the process has a certificate. Health is answered for the
-/// server, as `""`, and for each service by its name; with `reflection`, grpcurl needs no `.proto` files.
+/// Starts to serve `services` on `addr`, over TLS if the process has a certificate. Health is reported for the server,
+/// as `""`, and for each service by its name; with `reflection`, grpcurl needs no `.proto` files.
 pub async fn serve(
     addr: SocketAddr,
     services: Services,
@@ -108,46 +108,46 @@ pub async fn serve(
     if reflection {
         let configure = || {
             let builder = tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(shoppee_proto::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(shoppee_proto::FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
             let names = names.iter().copied().chain(["grpc.health.v1.Health"]);
             names.fold(builder, tonic_reflection::server::Builder::with_service_name)
         };
-        // Tools that are a few years old know the second only.
+        // Older tools support v1alpha only.
         routes = routes.add_service(configure().build_v1()?).add_service(configure().build_v1alpha()?);
     }
     let server = Server::builder()
-        .max_concurrent_streams(STREAMS)
-        .http2_keepalive_interval(Some(KEEP_ALIVE))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE))
-        .http2_max_header_list_size(HEADERS)
+        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_INTERVAL))
+        .http2_max_header_list_size(MAX_HEADER_LIST_SIZE)
         .layer(CallLayer { verifier, process: process.clone(), admission: Arc::new(Admission::new(large)) })
         .add_routes(routes);
-    let stop = process.tasks.stopping().cancelled_owned();
+    let shutdown = process.tasks.shutdown_token().cancelled_owned();
     if let Some(config) = process.tls.server() {
         let acceptor = Acceptor::new(config);
         let incoming =
             listener.incoming(&process.tasks, move |connection| acceptor.clone().accept(connection));
         process.tasks.spawn("grpc", async move {
-            server.serve_with_incoming_shutdown(incoming, stop).await?;
+            server.serve_with_incoming_shutdown(incoming, shutdown).await?;
             Ok(())
         });
     } else {
         let incoming = listener.incoming(&process.tasks, Connection::wait_for_first_byte);
         process.tasks.spawn("grpc", async move {
-            server.serve_with_incoming_shutdown(incoming, stop).await?;
+            server.serve_with_incoming_shutdown(incoming, shutdown).await?;
             Ok(())
         });
     }
     Ok(())
 }
 
-/// The health service, which follows the readiness of the process.
+/// Returns the health service, which follows the readiness of the process.
 fn health(names: &[&'static str], process: &Process) -> HealthServer<impl Health> {
     let (reporter, service) = tonic_health::server::health_reporter();
     let names: Vec<&'static str> = std::iter::once("").chain(names.iter().copied()).collect();
     let mut serving = process.readiness.serving();
-    let stop = process.tasks.stopping();
+    let shutdown = process.tasks.shutdown_token();
     process.tasks.spawn("health", async move {
         loop {
             let status =
@@ -157,7 +157,7 @@ fn health(names: &[&'static str], process: &Process) -> HealthServer<impl Health
             }
             tokio::select! {
                 changed = serving.changed() => changed?,
-                () = stop.cancelled() => return Ok(()),
+                () = shutdown.cancelled() => return Ok(()),
             }
         }
     });
@@ -201,11 +201,11 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let started = Instant::now();
-        if request.uri().path().starts_with(INFRASTRUCTURE) {
+        if request.uri().path().starts_with(INFRASTRUCTURE_PREFIX) {
             return Box::pin(self.inner.call(request));
         }
-        let method = method(request.uri().path());
-        let span = if telemetry::is_exported() {
+        let method = method_label(request.uri().path());
+        let span = if telemetry::exporter_enabled() {
             tracing::info_span!(
                 "rpc",
                 otel.name = request.uri().path().trim_start_matches('/'),
@@ -215,36 +215,36 @@ where
         } else {
             Span::none()
         };
-        let trace = Trace::go_on(span, request.headers());
-        let identity = identify(&self.layer.verifier, request.headers());
-        let patience = patience(request.headers());
-        // The clone that was polled ready answers; what stays behind is polled again.
+        let trace = Trace::from_headers(span, request.headers());
+        let identity = authenticate(&self.layer.verifier, request.headers());
+        let deadline = deadline(request.headers());
+        // The service that was polled ready handles the call; its clone is polled for the next.
         let ready = self.inner.clone();
         let mut service = std::mem::replace(&mut self.inner, ready);
         let admission = self.layer.admission.clone();
-        let call = move |(place, mut request): (Place, Request<Body>)| {
+        let call = move |(permit, mut request): (CallPermit, Request<Body>)| {
             request.extensions_mut().insert(Identity(identity));
-            let answer = trace.of(service.call(request));
-            let placed = answer.map_ok(|response| response.map(|body| place.keep_until_sent(body)));
-            Box::pin(AssertUnwindSafe(placed).catch_unwind())
+            let response = trace.instrument(service.call(request));
+            let response = response.map_ok(|response| response.map(|body| permit.hold_until_sent(body)));
+            Box::pin(AssertUnwindSafe(response).catch_unwind())
         };
         let tasks = self.layer.process.tasks.clone();
 
         Box::pin(async move {
-            let admitted = tokio::time::timeout(patience, admission.admit(request)).await;
+            let admitted = tokio::time::timeout(deadline, admission.admit(request)).await;
             let unavailable = || tonic::Status::from(status::unavailable());
-            let answered = match admitted.unwrap_or_else(|_elapsed| Err(unavailable())).map(call) {
-                // What is in memory is answered at once, and needs no task.
+            let outcome = match admitted.unwrap_or_else(|_elapsed| Err(unavailable())).map(call) {
+                // A handler that answers from memory completes at once and needs no task.
                 Ok(mut handler) => match (&mut handler).now_or_never() {
-                    Some(answered) => Ok(answered),
-                    None => match tokio::time::timeout(patience, tasks.track(handler)).await {
-                        Ok(finished) => Ok(finished.unwrap_or_else(|lost| Err(Box::new(lost)))),
+                    Some(outcome) => Ok(outcome),
+                    None => match tokio::time::timeout(deadline, tasks.track(handler)).await {
+                        Ok(joined) => Ok(joined.unwrap_or_else(|error| Err(Box::new(error)))),
                         Err(_elapsed) => Err(unavailable()),
                     },
                 },
-                Err(refused) => Err(refused),
+                Err(status) => Err(status),
             };
-            let response = match answered {
+            let response = match outcome {
                 Ok(Ok(response)) => with_reason(response?),
                 Ok(Err(_panic)) => {
                     tracing::error!(%method, "handler panicked");
@@ -264,19 +264,20 @@ where
     }
 }
 
-/// The response, with a reason where the request could not be decoded: that is the caller's fault and tonic's INTERNAL.
+/// Adds a reason to the response to a request that could not be decoded. It is the caller's fault, but tonic answers
+/// INTERNAL.
 fn with_reason(response: Response<Body>) -> Response<Body> {
     let status = tonic::Status::from_header_map(response.headers());
-    if status
-        .is_some_and(|status| status.code() == Code::Internal && status.message().starts_with(NOT_DECODED))
-    {
+    if status.is_some_and(|status| {
+        status.code() == Code::Internal && status.message().starts_with(DECODE_ERROR_PREFIX)
+    }) {
         tonic::Status::from(status::malformed_message()).into_http()
     } else {
         response
     }
 }
 
-fn identify(verifier: &Verifier, headers: &http::HeaderMap) -> Result<crate::caller::Caller, TokenError> {
+fn authenticate(verifier: &Verifier, headers: &http::HeaderMap) -> Result<crate::caller::Caller, TokenError> {
     let mut values = headers.get_all("authorization").iter();
     let Some(value) = values.next() else {
         return Err(TokenError::Missing);
@@ -285,9 +286,9 @@ fn identify(verifier: &Verifier, headers: &http::HeaderMap) -> Result<crate::cal
     verifier.verify_any(token.ok_or(TokenError::Invalid)?)
 }
 
-/// How long the caller waits, as its `grpc-timeout` says: digits and a unit.
-fn patience(headers: &http::HeaderMap) -> Duration {
-    let asked = headers.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(|value| {
+/// Returns the time for a call, from its `grpc-timeout` (digits and a unit).
+fn deadline(headers: &http::HeaderMap) -> Duration {
+    let timeout = headers.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(|value| {
         let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
         let number: u64 = digits.parse().ok()?;
         Some(match unit {
@@ -300,21 +301,22 @@ fn patience(headers: &http::HeaderMap) -> Duration {
             _ => return None,
         })
     });
-    asked.map_or(PATIENCE, |asked| asked.min(LONGEST).mul_f64(OF_THE_CALLERS))
+    timeout.map_or(DEFAULT_DEADLINE, |timeout| timeout.min(MAX_DEADLINE).mul_f64(DEADLINE_FRACTION))
 }
 
-/// Returns the name of the method at `path`, as in `shoppee.order.v1.OrderService/CreateOrder`. A path that is none of
-/// the contract's is `_OTHER`, as the conventions of OpenTelemetry have it: a caller makes up no label.
-fn method(path: &str) -> &'static str {
+/// Returns the metric label of the method at `path`, as in `shoppee.order.v1.OrderService/CreateOrder`. A path outside
+/// the protocol is `_OTHER`, as in the OpenTelemetry conventions, so that callers cannot create labels.
+fn method_label(path: &str) -> &'static str {
     static METHODS: LazyLock<HashSet<String>> = LazyLock::new(methods);
     path.strip_prefix('/').and_then(|name| METHODS.get(name)).map_or("_OTHER", String::as_str)
 }
 
 fn methods() -> HashSet<String> {
     use prost::Message as _;
-    let contract = prost_types::FileDescriptorSet::decode(shoppee_proto::DESCRIPTORS).unwrap_or_default();
+    let descriptors =
+        prost_types::FileDescriptorSet::decode(shoppee_proto::FILE_DESCRIPTOR_SET).unwrap_or_default();
     let mut methods = HashSet::new();
-    for file in contract.file {
+    for file in descriptors.file {
         for service in &file.service {
             let names = service.method.iter().map(prost_types::MethodDescriptorProto::name);
             methods.extend(names.map(|name| format!("{}.{}/{name}", file.package(), service.name())));
@@ -323,7 +325,7 @@ fn methods() -> HashSet<String> {
     methods
 }
 
-/// Returns the name of a code in the specification of gRPC.
+/// Returns the name of a code in the gRPC specification.
 fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
@@ -350,25 +352,25 @@ fn code_name(code: Code) -> &'static str {
 mod tests {
     use super::*;
 
-    fn asked(timeout: &str) -> Duration {
+    fn deadline_of(timeout: &str) -> Duration {
         let value = http::HeaderValue::from_str(timeout).unwrap();
-        patience(&http::HeaderMap::from_iter([(http::HeaderName::from_static("grpc-timeout"), value)]))
+        deadline(&http::HeaderMap::from_iter([(http::HeaderName::from_static("grpc-timeout"), value)]))
     }
 
     #[test]
-    fn a_caller_hears_before_its_deadline() {
-        assert_eq!(asked("1S"), Duration::from_millis(900));
-        assert_eq!(asked("500m"), Duration::from_millis(450));
-        assert_eq!(asked("99999999H"), Duration::from_secs(54), "and never waits for ever");
-        for odd in ["", "S", "1", "1x", "-1S", "99999999999999999999S"] {
-            assert_eq!(asked(odd), PATIENCE, "{odd}");
+    fn the_server_answers_before_the_deadline_of_the_caller() {
+        assert_eq!(deadline_of("1S"), Duration::from_millis(900));
+        assert_eq!(deadline_of("500m"), Duration::from_millis(450));
+        assert_eq!(deadline_of("99999999H"), Duration::from_secs(54), "is bounded");
+        for invalid in ["", "S", "1", "1x", "-1S", "99999999999999999999S"] {
+            assert_eq!(deadline_of(invalid), DEFAULT_DEADLINE, "{invalid}");
         }
     }
 
     #[test]
-    fn labels_are_names_of_the_contract() {
-        let known = "/shoppee.order.v1.OrderService/CreateOrder";
-        assert_eq!(method(known), "shoppee.order.v1.OrderService/CreateOrder");
-        assert_eq!(method("/made.up/Name"), "_OTHER");
+    fn a_method_label_is_a_declared_method_or_other() {
+        let path = "/shoppee.order.v1.OrderService/CreateOrder";
+        assert_eq!(method_label(path), "shoppee.order.v1.OrderService/CreateOrder");
+        assert_eq!(method_label("/made.up/Name"), "_OTHER");
     }
 }

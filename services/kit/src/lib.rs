@@ -1,17 +1,19 @@
-//! Plumbing that every process of the shop shares, without a business word in it. One idea a module:
+//! Infrastructure that every process of the shop shares; it contains no business rule. One pattern per module:
 //!
-//! - [`process`]: from `main` to the exit code; [`tasks`] are what runs until then, [`readiness`] whether it can serve,
-//!   [`probe`] asks it
-//! - [`worker`]: periodic work with the time of its last success; [`age`]: the time since a success, as a gauge;
-//!   [`log_throttle`]: one line a minute of a lasting failure
-//! - [`secret_files`]: a secret setting by file; [`tls`]: certificates, and the causes of a failed TLS connection
-//! - [`settings`], [`telemetry`], [`clock`]: the first parts of every process; [`resources`]: the memory it uses
-//! - [`idempotency`]: keys that make a write safe to repeat
-//! - [`caller`]: who calls, from a verified token; [`keys`] keeps what verifying needs up to date
-//! - [`grpc`]: the server's layers; `listener`: its connections; [`client`]: calls to other services, over a [`pool`] of connections; [`status`]: errors
-//!   that carry a reason
-//! - [`pg`], [`database_clock`], [`redis`], [`cursor`]: storage; [`fold`]: many equal things as few
-//! - [`testing`] (feature `testing`): a database and a Redis of its own for each test
+//! - [`process`]: the process lifecycle; [`tasks`]: supervised tasks and graceful shutdown; [`readiness`]: readiness
+//!   probes, [`probe`] the client of one; [`ops`]: the HTTP endpoints for metrics and health
+//! - [`worker`]: periodic workers; [`age`]: a gauge of the time since a success
+//! - [`settings`], [`secret_files`]: settings and secrets; [`telemetry`]: logs, traces and metrics; [`resources`]: process
+//!   metrics
+//! - [`clock`], [`database_clock`]: clocks that tests can set; the latter is synchronised with the database
+//! - [`grpc`]: the gRPC server with admission control; `listener`: its TCP listener; [`client`]: calls to other services;
+//!   [`load_balancer`]: client-side load balancing with health checks and a retry budget; [`status`]: the error model
+//! - [`caller`]: authorization; `verifier`, `token_header`, `revocation_list`: JWT verification; [`verifier_sync`] keeps it
+//!   up to date; [`tls`]: TLS configuration
+//! - [`pg`], [`redis`]: connection pools and clients, with error classification; [`cursor`]: keyset pagination;
+//!   [`idempotency`]: idempotency keys
+//! - [`throttle`]: a keyed throttle; [`log_throttle`]: a throttle of log lines
+//! - [`testing`] (feature `testing`): test fixtures
 
 pub mod age;
 pub mod caller;
@@ -19,15 +21,13 @@ pub mod client;
 pub mod clock;
 pub mod cursor;
 pub mod database_clock;
-pub mod fold;
 pub mod grpc;
 pub mod idempotency;
-pub mod keys;
 mod listener;
+pub mod load_balancer;
 pub mod log_throttle;
 pub mod ops;
 pub mod pg;
-pub mod pool;
 pub mod probe;
 pub mod process;
 pub mod readiness;
@@ -41,7 +41,9 @@ pub mod tasks;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod throttle;
 pub mod tls;
 mod token_header;
 mod verifier;
+pub mod verifier_sync;
 pub mod worker;

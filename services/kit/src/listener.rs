@@ -1,4 +1,4 @@
-//! The listener of a service: bounds its connections, and closes those that say nothing at first.
+//! A TCP listener with a connection limit and a handshake timeout, which closes connections that send nothing.
 
 use std::{
     io,
@@ -20,17 +20,17 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::{log_throttle::LogThrottle, tasks::Tasks};
 
-/// Bounds the time until a connection can be used: until its first byte, or to the end of a TLS handshake, which is two
-/// round trips and a few milliseconds of computing.
+/// Bounds the time until a connection is usable: until its first byte, or until the end of the TLS handshake, which takes
+/// two round trips and a few milliseconds of CPU time.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The pause after a connection could not be accepted, as for want of file descriptors.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// The delay after a failed accept, such as for lack of file descriptors.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
-/// A TCP listener that accepts a connection only while it has a place for it. Further ones wait in the kernel's queue.
+/// A TCP listener that accepts connections up to a limit. Further ones wait in the kernel's queue.
 #[derive(Debug)]
 pub(crate) struct Listener {
     inner: TcpListener,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     throttle: LogThrottle,
 }
 
@@ -38,13 +38,13 @@ impl Listener {
     pub(crate) async fn bind(addr: SocketAddr, max_connections: usize) -> io::Result<Self> {
         Ok(Self {
             inner: TcpListener::bind(addr).await?,
-            places: Arc::new(Semaphore::new(max_connections)),
+            permits: Arc::new(Semaphore::new(max_connections)),
             throttle: LogThrottle::default(),
         })
     }
 
-    /// Accepts connections until the tasks stop, and yields each once `handshake` is through with it. A connection whose
-    /// handshake fails or takes longer than [`HANDSHAKE_TIMEOUT`] is closed.
+    /// Accepts connections until the shutdown, and yields each after its `handshake`. A connection whose handshake fails
+    /// or takes longer than [`HANDSHAKE_TIMEOUT`] is closed.
     pub(crate) fn incoming<S, F, H>(
         self,
         tasks: &Tasks,
@@ -56,17 +56,17 @@ impl Listener {
         F: Future<Output = io::Result<S>> + Send + 'static,
     {
         let (ready, mut accepted) = mpsc::channel(1);
-        let stop = tasks.stopping();
+        let shutdown = tasks.shutdown_token();
         tasks.spawn("listener", async move {
             loop {
                 let connection = tokio::select! {
                     connection = self.accept() => connection,
-                    () = stop.cancelled() => return Ok(()),
+                    () = shutdown.cancelled() => return Ok(()),
                 };
                 let (peer, ready, handshake) = (connection.peer, ready.clone(), handshake(connection));
                 tokio::spawn(async move {
                     match timeout(HANDSHAKE_TIMEOUT, handshake).await {
-                        // Refused where the server has stopped.
+                        // The send fails after the server has stopped.
                         Ok(Ok(stream)) => drop(ready.send(Ok(stream)).await),
                         Ok(Err(error)) => tracing::debug!(%peer, %error, "connection closed: no handshake"),
                         Err(_elapsed) => tracing::debug!(%peer, "connection closed: no handshake in time"),
@@ -77,9 +77,9 @@ impl Listener {
         stream::poll_fn(move |context| accepted.poll_recv(context))
     }
 
-    /// Accepts the next connection. An error of the socket is tried again after a pause.
+    /// Accepts the next connection. Retries after an error of the socket.
     pub(crate) async fn accept(&self) -> Connection {
-        if self.places.available_permits() == 0
+        if self.permits.available_permits() == 0
             && let Some(suppressed) = self.throttle.admit()
         {
             let addr = self.inner.local_addr().ok();
@@ -87,28 +87,28 @@ impl Listener {
         }
         loop {
             // The semaphore is never closed.
-            let place = self.places.clone().acquire_owned().await.ok();
+            let permit = self.permits.clone().acquire_owned().await.ok();
             match self.inner.accept().await {
                 Ok((stream, peer)) => {
-                    // Without it, small messages wait for each other.
+                    // Disables Nagle's algorithm, which delays small messages.
                     let _ = stream.set_nodelay(true);
-                    return Connection { stream, peer, _place: place };
+                    return Connection { stream, peer, _permit: permit };
                 }
                 Err(error) => {
                     tracing::debug!(%error, "no connection accepted");
-                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 }
             }
         }
     }
 }
 
-/// A connection with its place in the bound of the listener.
+/// A connection that holds a permit of the listener.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: TcpStream,
     peer: SocketAddr,
-    _place: Option<OwnedSemaphorePermit>,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Connection {
@@ -116,7 +116,7 @@ impl Connection {
         self.peer
     }
 
-    /// Waits until the peer has sent its first byte, or has closed: the handshake of a connection in plain text.
+    /// Waits until the peer sends its first byte or closes: the handshake of a plaintext connection.
     pub(crate) async fn wait_for_first_byte(self) -> io::Result<Self> {
         self.stream.peek(&mut [0]).await?;
         Ok(self)
@@ -188,20 +188,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_beyond_the_bound_waits_until_another_ends() {
+    async fn a_connection_beyond_the_limit_waits_until_another_ends() {
         let (listener, addr) = listener(1).await;
         let _clients = (TcpStream::connect(addr).await.unwrap(), TcpStream::connect(addr).await.unwrap());
         let first = listener.accept().await;
         let mut second = Box::pin(listener.accept());
-        assert!(timeout(Duration::from_millis(100), &mut second).await.is_err(), "the only place is taken");
+        assert!(timeout(Duration::from_millis(100), &mut second).await.is_err(), "the only permit is taken");
         drop(first);
-        timeout(Duration::from_secs(10), second).await.expect("a place is free");
+        timeout(Duration::from_secs(10), second).await.expect("a permit is free");
     }
 
     #[tokio::test]
-    async fn a_connection_that_sends_nothing_is_closed_and_hinders_no_other() {
+    async fn a_connection_that_sends_nothing_is_closed_and_blocks_no_other() {
         let (listener, addr) = listener(8).await;
-        let (tasks, _ended) = Tasks::new();
+        let (tasks, _failures) = Tasks::new();
         let mut silent = TcpStream::connect(addr).await.unwrap();
         let mut talking = TcpStream::connect(addr).await.unwrap();
         talking.write_all(b"PRI").await.unwrap();

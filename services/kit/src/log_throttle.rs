@@ -1,4 +1,4 @@
-//! Log throttle: lets a repeated failure write its first line at once and then one line a minute.
+//! A log throttle: logs a repeated failure at once and then once a minute.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -8,7 +8,7 @@ use std::{
 /// The interval between two lines about the same lasting failure.
 pub const REPEAT_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Decides which occurrences of one failure are logged. One instance for each failure that is told apart.
+/// A throttle for the log lines of one kind of failure.
 #[derive(Debug, Default)]
 pub struct LogThrottle(Mutex<State>);
 
@@ -19,7 +19,7 @@ struct State {
 }
 
 impl LogThrottle {
-    /// Returns the number of occurrences suppressed since the last line, or `None` where this one is suppressed too.
+    /// Returns the number of occurrences suppressed since the last line, or `None` if this one is suppressed too.
     pub fn admit(&self) -> Option<u64> {
         self.admit_at(Instant::now())
     }

@@ -1,7 +1,8 @@
-//! What operators ask a process over HTTP: `/metrics`, `/healthz`, `/readyz`; of a service on METRICS_ADDR.
+//! The operational HTTP endpoints `/metrics`, `/healthz` (liveness) and `/readyz` (readiness); a service serves them on
+//! METRICS_ADDR.
 //!
-//! `/readyz` is for people and alerts: 503 as soon as any dependency is away, with the reason for each. A load balancer
-//! asks `/readyz?need=vital`: taking a process out because Redis is away would turn a slower shop into none.
+//! `/readyz` is for people and alerts: 503 as soon as any dependency is down, with the reason for each. An orchestrator
+//! probes `/readyz?need=vital`, which ignores optional dependencies: without Redis, the process is slower but serves.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -17,30 +18,30 @@ use crate::{listener::Listener, readiness::Readiness, tasks::Tasks, telemetry};
 
 /// Bounds the connections.
 pub const MAX_CONNECTIONS: usize = 64;
-/// Bounds the time until a request has come, on a connection that is new or was used before.
+/// Bounds the wait for the headers of a request, on a new or reused connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Starts to answer on `addr`.
+/// Starts to serve the endpoints on `addr`.
 pub async fn serve(addr: SocketAddr, tasks: &Tasks, readiness: &Readiness) -> anyhow::Result<()> {
     let listener =
         Listener::bind(addr, MAX_CONNECTIONS).await.with_context(|| format!("METRICS_ADDR {addr}"))?;
-    let (app, stop) = (TowerToHyperService::new(router(readiness.clone())), tasks.stopping());
+    let (app, shutdown) = (TowerToHyperService::new(router(readiness.clone())), tasks.shutdown_token());
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     tasks.spawn("ops", async move {
         loop {
             let connection = tokio::select! {
                 connection = listener.accept() => connection,
-                () = stop.cancelled() => return Ok(()),
+                () = shutdown.cancelled() => return Ok(()),
             };
-            // It ends with the process, and its errors are the client's.
+            // The connection ends with the process; its errors concern the client only.
             tokio::spawn(server.serve_connection(TokioIo::new(connection), app.clone()));
         }
     });
     Ok(())
 }
 
-/// The three routes, for a process that has an HTTP server of its own.
+/// Returns the router of the endpoints, for a process with an HTTP server of its own.
 pub fn router(readiness: Readiness) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
@@ -53,12 +54,12 @@ async fn metrics() -> impl IntoResponse {
 }
 
 #[expect(clippy::unused_async, reason = "a handler")]
-async fn ready(RawQuery(asked): RawQuery, readiness: Readiness) -> impl IntoResponse {
-    let vital = asked.is_some_and(|asked| asked == "need=vital");
-    let missing = readiness.missing_with_reasons(vital);
-    if missing.is_empty() {
+async fn ready(RawQuery(query): RawQuery, readiness: Readiness) -> impl IntoResponse {
+    let only_required = query.is_some_and(|query| query == "need=vital");
+    let failing = readiness.failing_with_reasons(only_required);
+    if failing.is_empty() {
         (StatusCode::OK, "ready\n".to_owned())
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", missing.join(", ")))
+        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", failing.join(", ")))
     }
 }

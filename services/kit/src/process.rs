@@ -1,4 +1,5 @@
-//! From `main` to the exit code: settings, logs, the run, the signal to stop, the deadline after it.
+//! The process lifecycle: parses settings, installs telemetry, starts the tasks, handles SIGTERM, and drains before the
+//! exit (graceful shutdown).
 
 use std::{io::Write as _, net::SocketAddr, process::ExitCode, sync::mpsc, time::Duration};
 
@@ -6,7 +7,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
-    thread::disable_transparent_huge_pages,
+    thread,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -21,38 +22,39 @@ use crate::{
     tls::{self, GrpcTls},
 };
 
-/// A request allocates a few hundred times; this one takes a third of the time for it, and gives memory back.
+/// A request allocates a few hundred times; mimalloc takes a third of the default allocator's time, and returns memory
+/// to the system.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// After the lag, how long requests and sockets may take to end. With the lag it stays below the 25 s that a
-/// rolling restart grants.
-const DRAIN: Duration = Duration::from_secs(18);
+/// Bounds the end of requests and sockets after the shutdown delay. Together they stay below the 25 s that a rolling
+/// update grants.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(18);
 
-/// The time that a process which ends in an error gives to the line that says so.
-const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bounds the write of the final error message.
+const ERROR_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a process hands to its parts; cheap to clone.
+/// The context of a process: handles that its components share.
 #[derive(Clone, Debug)]
 pub struct Process {
     pub clock: Clock,
     pub tasks: Tasks,
     pub readiness: Readiness,
-    /// The TLS of gRPC, both served and spoken to other processes.
+    /// The TLS configuration of gRPC, for the server and for clients.
     pub tls: GrpcTls,
 }
 
-/// Settings of a process.
+/// The settings of a process.
 pub trait Settings: Parser {
     fn common(&self) -> &Common;
 
-    /// Where `/readyz` is answered; what `--probe` asks.
+    /// Returns the address that serves `/readyz`, for `--probe`.
     fn ops_addr(&self) -> Option<SocketAddr> {
         None
     }
 }
 
-/// Runs the process called `name`: `start` wires its parts and spawns its tasks, which then run until SIGTERM, Ctrl-C
+/// Runs the process called `name`: `start` wires its components and spawns its tasks, which run until SIGTERM, SIGINT
 /// or the end of one of them.
 pub fn main<S, F, Fut>(name: &'static str, start: F) -> ExitCode
 where
@@ -60,7 +62,7 @@ where
     F: FnOnce(S, Process) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
-    let (settings, given): (S, _) = match secret_files::parse(std::env::args_os()) {
+    let (settings, non_default): (S, _) = match secret_files::parse(std::env::args_os()) {
         Ok(parsed) => parsed,
         Err(error) if !error.use_stderr() => {
             let _ = error.print();
@@ -69,17 +71,17 @@ where
         Err(error) => return fail(name, &one_line(&error.render().to_string())),
     };
     if settings.common().probe {
-        let asked = settings.ops_addr().context("answers no /readyz").and_then(probe::ask);
-        return asked.map_or_else(|error| fail(name, &format!("{error:#}")), |()| ExitCode::SUCCESS);
+        let outcome = settings.ops_addr().context("answers no /readyz").and_then(probe::check_ready);
+        return outcome.map_or_else(|error| fail(name, &format!("{error:#}")), |()| ExitCode::SUCCESS);
     }
-    open_more_files();
-    use_small_pages();
+    raise_nofile_limit();
+    disable_huge_pages();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(name, &error.to_string()),
     };
-    let outcome = runtime.block_on(run(name, settings, &given, start));
-    // What still runs has had its time.
+    let outcome = runtime.block_on(run(name, settings, &non_default, start));
+    // Tasks that still run have exceeded the drain timeout.
     runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -87,32 +89,32 @@ where
     }
 }
 
-/// Lets this process open as many files as it may: each connection is one, and many systems start with 1024 for the sake of
-/// programs that use `select`.
-fn open_more_files() {
+/// Raises the soft limit of open files (RLIMIT_NOFILE) to the hard limit. Each connection is a file, and the usual soft
+/// limit of 1024 is there for programs that use `select`.
+fn raise_nofile_limit() {
     let limit = getrlimit(Resource::Nofile);
-    // Where it cannot be raised, connections are refused earlier.
+    // If it cannot be raised, connections are refused earlier.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-/// At rest a process needs a few MiB, which in pages of 2 MiB are three times as many; under load it is as fast without. The
-/// allocator asks for none, but some systems give them unasked.
-fn use_small_pages() {
-    // Where that is refused, it takes more memory.
-    let _ = disable_transparent_huge_pages(true);
+/// Disables transparent huge pages (THP). An idle process needs a few MiB, and three times as much in pages of 2 MiB;
+/// under load they are no faster. Some systems use them for every process.
+fn disable_huge_pages() {
+    // If that is refused, the process takes more memory.
+    let _ = thread::disable_transparent_huge_pages(true);
 }
 
-async fn run<S, F, Fut>(name: &'static str, settings: S, given: &str, start: F) -> anyhow::Result<()>
+async fn run<S, F, Fut>(name: &'static str, settings: S, non_default: &str, start: F) -> anyhow::Result<()>
 where
     S: Settings,
     F: FnOnce(S, Process) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
-    let lag = settings.common().shutdown_lag();
+    let shutdown_delay = settings.common().shutdown_lag();
     tls::install_provider();
     let tls = GrpcTls::load(&settings.common().grpc_tls)?;
     let telemetry = telemetry::install(name, settings.common())?;
-    let (tasks, mut ended) = Tasks::new();
+    let (tasks, mut failures) = Tasks::new();
     let process =
         Process { clock: Clock::default(), tasks: tasks.clone(), readiness: Readiness::default(), tls };
     telemetry::start_upkeep(&process);
@@ -123,40 +125,39 @@ where
         telemetry.shut_down();
         return Err(error);
     }
-    // Not before: a start that fails is one line, which says why.
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), settings = given, "started");
+    // A start that fails has the error as its only line.
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), settings = non_default, "started");
 
     let outcome = tokio::select! {
         _ = term.recv() => Ok(()),
         _ = int.recv() => Ok(()),
-        Some(error) = ended.recv() => Err(error),
+        Some(error) = failures.recv() => Err(error),
     };
     tracing::info!("stopping");
     process.readiness.stop();
     if outcome.is_ok() {
-        tokio::time::sleep(lag).await;
+        tokio::time::sleep(shutdown_delay).await;
     }
-    if tokio::time::timeout(DRAIN, tasks.stop()).await.is_err() {
+    if tokio::time::timeout(DRAIN_TIMEOUT, tasks.stop()).await.is_err() {
         tracing::warn!("not all had ended at the deadline");
     }
     telemetry.shut_down();
     outcome
 }
 
-/// The last words of a process that cannot run: one line, on standard error. A standard error that takes nothing does
-/// not keep the process from its end.
-fn fail(name: &str, why: &str) -> ExitCode {
-    let line = format!("{name}: {why}").replace('\n', " ");
-    let (written, writing) = mpsc::channel();
+/// Writes the final error message, one line, to standard error. A blocked standard error does not block the exit.
+fn fail(name: &str, reason: &str) -> ExitCode {
+    let line = format!("{name}: {reason}").replace('\n', " ");
+    let (sender, written) = mpsc::channel();
     std::thread::spawn(move || {
         let _ = writeln!(std::io::stderr(), "{line}");
-        let _ = written.send(());
+        let _ = sender.send(());
     });
-    let _ = writing.recv_timeout(LAST_WORDS_TIMEOUT);
+    let _ = written.recv_timeout(ERROR_WRITE_TIMEOUT);
     ExitCode::FAILURE
 }
 
-/// The part of clap's message that says what is wrong, without its usage and tips.
+/// Returns clap's message in one line, without its usage and tips.
 fn one_line(message: &str) -> String {
     let lines: Vec<&str> = message
         .lines()
@@ -171,7 +172,7 @@ mod tests {
     use super::one_line;
 
     #[test]
-    fn a_wrong_setting_is_one_line() {
+    fn the_message_about_an_invalid_setting_is_one_line() {
         let message =
             "error: the following required arguments were not provided:\n  --database-url <URL>\n\nUsage: x";
         assert_eq!(

@@ -1,8 +1,8 @@
-//! Redis: the clients of a process, which connect and reconnect for ever, and the cost of a command on a request's
-//! path.
+//! A factory of Redis clients that reconnect forever, with a health check for readiness, and fail-fast options for
+//! commands on the request path.
 //!
-//! The client library retries a first connection only where `Config::fail_fast` is off, and ends its task for good on
-//! some errors. [`Clients`] therefore turns it off and starts each ended task anew.
+//! The client library retries a first connect only if `Config::fail_fast` is off, and ends its task for good on some
+//! errors. [`Clients`] therefore turns it off and restarts ended tasks.
 
 use std::{
     fmt::Debug,
@@ -25,109 +25,113 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     process::Process,
-    readiness::{Down, Need},
+    readiness::{Criticality, Down},
     settings::Redis,
     tls,
 };
 
-mod class;
 mod connection;
+mod error_class;
 
-pub use class::{Class, text};
 use connection::{Check, Connection};
+pub use error_class::{ErrorClass, redact};
 
-/// A Redis on the same network answers in under a millisecond; a request does not wait longer than this for it.
-const COMMAND: Duration = Duration::from_millis(200);
-/// Bounds TCP and TLS, which a process that is starved of CPU takes a while for. With [`MAX_RETRY_DELAY`] it lets a
-/// client connect within 5 s of the return of a Redis that had answered nothing.
+/// Bounds a command on the request path. Redis on the same network answers in under a millisecond.
+const COMMAND_TIMEOUT: Duration = Duration::from_millis(200);
+/// Bounds the TCP connect and the TLS handshake, which are slow in a process that is starved of CPU. Together with
+/// [`MAX_RECONNECT_DELAY_MS`], a client connects within 5 s of the return of an unresponsive Redis.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
-/// Bounds the commands that prepare a connection. One that is slow by 2 s is still made.
+/// Bounds the commands that set up a connection; it tolerates a Redis that is slow by 2 s.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(4);
-/// The delay before the first retry. Milliseconds.
-const MIN_RETRY_DELAY: u32 = 10;
-/// The longest delay before a retry. Milliseconds.
-const MAX_RETRY_DELAY: u32 = 1000;
-/// Keeps the clients of all processes from connecting in step. Milliseconds.
-const RETRY_JITTER: u32 = 50;
-/// A connection on which nothing came back for so long is made anew.
-const UNRESPONSIVE: Duration = Duration::from_secs(3);
-/// Commands that wait while the connection is made; more are refused.
-const MOST_WAITING: usize = 10_000;
-/// Bounds the first attempt of a process, whose refusal ends the start. A Redis that answers nothing delays the start
-/// by this.
+/// The delay before the first reconnect; it doubles with each attempt.
+const MIN_RECONNECT_DELAY_MS: u32 = 10;
+/// Bounds the delay before a reconnect.
+const MAX_RECONNECT_DELAY_MS: u32 = 1000;
+/// The jitter of reconnects, which spreads those of all processes.
+const RECONNECT_JITTER_MS: u32 = 50;
+/// The time without a response after which a connection is replaced.
+const UNRESPONSIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bounds the commands that are queued during a connect; further ones fail.
+const MAX_COMMAND_QUEUE: usize = 10_000;
+/// Bounds the first connect of a process, which detects invalid settings. An unresponsive Redis delays the start by this.
 const FIRST_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The Redis clients of a process. `/readyz` speaks of each by its name; cheap to clone.
+/// The factory of the Redis clients of a process. `/readyz` reports each client by its name.
 #[derive(Clone, Debug)]
 pub struct Clients {
     config: Config,
     connections: Arc<Mutex<Vec<Arc<Connection>>>>,
-    stop: CancellationToken,
+    shutdown: CancellationToken,
 }
 
 impl Clients {
-    /// Tries once to connect, and watches the clients that are made later. Returns an error, before any client exists,
-    /// where the settings cannot be right. Such are a URL that is none, credentials that Redis refuses, and a
-    /// certificate that is wrong. A Redis that does not answer is no error.
+    /// Connects once to validate the settings, and starts the readiness check. Returns an error if the settings are
+    /// invalid: a malformed URL, credentials that Redis refuses, a wrong certificate. A Redis that does not answer is no
+    /// error.
     pub async fn open(settings: &Redis, process: &Process) -> anyhow::Result<Self> {
-        let clients =
-            Self { config: config(settings)?, connections: Arc::default(), stop: process.tasks.stopping() };
-        for class in Class::ALL {
-            metrics::counter!("redis_errors_total", "class" => class.name()).increment(0);
+        let clients = Self {
+            config: config(settings)?,
+            connections: Arc::default(),
+            shutdown: process.tasks.shutdown_token(),
+        };
+        for class in ErrorClass::ALL {
+            metrics::counter!("redis_errors_total", "class" => class.as_str()).increment(0);
         }
-        clients.attempt().await?;
-        let watched = clients.clone();
-        process.readiness.watch(&process.tasks, "redis", Need::Useful, move || watched.clone().check());
+        clients.validate().await?;
+        let checked = clients.clone();
+        let check = move || checked.clone().check();
+        process.readiness.watch(&process.tasks, "redis", Criticality::Optional, check);
         Ok(clients)
     }
 
-    /// A client that connects in the background, for as long as it takes.
+    /// Creates a client that connects and reconnects in the background.
     pub fn client(&self, name: impl Into<String>) -> anyhow::Result<Client> {
-        let mut builder = self.reconnecting();
+        let mut builder = self.reconnecting_builder();
         builder.with_performance_config(|performance| {
             performance.default_command_timeout = Duration::from_secs(2);
         });
         self.start(&builder, name.into(), Check::Ping)
     }
 
-    /// A client of its own for a blocking read, which no other command must wait behind.
+    /// Creates a client for blocking reads. Other commands must not use it, as they would wait behind the reads.
     pub fn blocking_client(&self, name: impl Into<String>) -> anyhow::Result<Client> {
-        let mut builder = self.reconnecting();
+        let mut builder = self.reconnecting_builder();
         builder.with_connection_config(|connection| connection.unresponsive = UnresponsiveConfig::default());
         self.start(&builder, name.into(), Check::State)
     }
 
-    /// Makes connections that stay broken once they break, for a caller that must know that nothing came in between.
+    /// Creates a connector, for a caller that must notice every reconnect.
     pub fn connector(&self, name: impl Into<String>) -> Connector {
         let connection = self.register(name.into(), Check::Ping);
         Connector { builder: builder(self.config.clone()), connection }
     }
 
-    /// Connects once. Only a refusal is an error.
-    async fn attempt(&self) -> anyhow::Result<()> {
+    /// Connects once. Returns an error only if the settings are invalid.
+    async fn validate(&self) -> anyhow::Result<()> {
         let client = builder(self.config.clone()).build().context("Redis client")?;
         match tokio::time::timeout(FIRST_ATTEMPT_TIMEOUT, client.init()).await {
-            Ok(Err(error)) if let Some(failure) = Class::tls_failure(&error) => {
-                if failure.is_lasting() {
+            Ok(Err(error)) if let Some(failure) = ErrorClass::tls_failure(&error) => {
+                if failure.is_permanent() {
                     bail!("Redis at REDIS_URL: TLS: {failure}");
                 }
             }
-            Ok(Err(error)) if Class::of(&error).is_refusal() => {
-                bail!("Redis refuses REDIS_URL: {}", text(&error));
+            Ok(Err(error)) if ErrorClass::from_error(&error).is_config_error() => {
+                bail!("Redis refuses REDIS_URL: {}", redact(&error));
             }
             Ok(Ok(_)) => {
                 let _ = client.quit().await;
             }
-            // The check of readiness logs it.
+            // The readiness check logs it.
             Ok(Err(_)) | Err(_) => {}
         }
         Ok(())
     }
 
-    fn reconnecting(&self) -> Builder {
+    fn reconnecting_builder(&self) -> Builder {
         let mut builder = builder(Config { fail_fast: false, ..self.config.clone() });
-        let mut policy = ReconnectPolicy::new_exponential(0, MIN_RETRY_DELAY, MAX_RETRY_DELAY, 2);
-        policy.set_jitter(RETRY_JITTER);
+        let mut policy =
+            ReconnectPolicy::new_exponential(0, MIN_RECONNECT_DELAY_MS, MAX_RECONNECT_DELAY_MS, 2);
+        policy.set_jitter(RECONNECT_JITTER_MS);
         builder.set_policy(policy);
         builder
     }
@@ -141,19 +145,19 @@ impl Clients {
     fn start(&self, builder: &Builder, name: String, check: Check) -> anyhow::Result<Client> {
         let client = builder.build().context("Redis client")?;
         let connection = self.register(name, check);
-        connection.follow(&client);
-        let (supervised, stop) = (client.clone(), self.stop.clone());
+        connection.observe(&client);
+        let (supervised, shutdown) = (client.clone(), self.shutdown.clone());
         tokio::spawn(async move {
-            // The library ends its task on a few errors, such as a full queue of commands.
-            while !stop.is_cancelled() {
+            // The library ends its task on a few errors, such as a full command queue.
+            while !shutdown.is_cancelled() {
                 let _ = supervised.connect().await;
-                tokio::time::sleep(Duration::from_millis(u64::from(MAX_RETRY_DELAY))).await;
+                tokio::time::sleep(Duration::from_millis(u64::from(MAX_RECONNECT_DELAY_MS))).await;
             }
         });
         Ok(client)
     }
 
-    /// Asks every connection for its health.
+    /// Checks every client. Returns the names of those that are down, with the first reason.
     async fn check(self) -> Result<(), Down> {
         let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let checks = connections.iter().map(|connection| connection.check());
@@ -172,7 +176,7 @@ impl Clients {
     }
 }
 
-/// Makes connections that stay broken once they break.
+/// A factory of connections that do not reconnect.
 #[derive(Debug)]
 pub struct Connector {
     builder: Builder,
@@ -180,16 +184,16 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// A connection, and its end.
+    /// Connects. Returns the client, and a handle that completes when the connection ends.
     pub async fn connect(&self) -> anyhow::Result<(Client, ConnectHandle)> {
         let client = self.builder.build().context("Redis client")?;
-        self.connection.follow(&client);
-        let over = client.init().await?;
-        Ok((client, over))
+        self.connection.observe(&client);
+        let handle = client.init().await?;
+        Ok((client, handle))
     }
 }
 
-/// The configuration that `settings` ask for.
+/// Creates the configuration from the settings.
 fn config(settings: &Redis) -> anyhow::Result<Config> {
     let (url, tls) = tls::redis(settings, settings.redis_url.expose_secret())?;
     let mut config = Config::from_url(&url).map_err(|_| anyhow::anyhow!("REDIS_URL is not a Redis URL"))?;
@@ -199,21 +203,21 @@ fn config(settings: &Redis) -> anyhow::Result<Config> {
 
 fn builder(config: Config) -> Builder {
     let mut builder = Builder::from_config(config);
-    builder.with_connection_config(limits);
+    builder.with_connection_config(set_limits);
     builder
 }
 
-fn limits(connection: &mut ConnectionConfig) {
+fn set_limits(connection: &mut ConnectionConfig) {
     connection.connection_timeout = CONNECT_TIMEOUT;
     connection.internal_command_timeout = SETUP_TIMEOUT;
     connection.max_command_attempts = 1;
-    connection.max_command_buffer_len = MOST_WAITING;
+    connection.max_command_buffer_len = MAX_COMMAND_QUEUE;
     connection.unresponsive =
-        UnresponsiveConfig { max_timeout: Some(UNRESPONSIVE), interval: Duration::from_secs(1) };
+        UnresponsiveConfig { max_timeout: Some(UNRESPONSIVE_TIMEOUT), interval: Duration::from_secs(1) };
     connection.tcp.nodelay = Some(true);
-    // A connection that lost its user authenticates anew.
+    // Authenticates again after an authentication error.
     connection.reconnect_on_auth_error = true;
-    // A master that was demoted must be left for the new one.
+    // Reconnects to the new master after a failover.
     connection.reconnect_errors = vec![
         ReconnectError::ReadOnly,
         ReconnectError::Loading,
@@ -222,9 +226,9 @@ fn limits(connection: &mut ConnectionConfig) {
     ];
 }
 
-/// How a command on the path of a request is sent: once, at once, and not waited for long.
-pub fn on_request_path() -> Options {
-    Options { timeout: Some(COMMAND), max_attempts: Some(1), fail_fast: true, ..Options::default() }
+/// Returns the options of a command on the request path: one attempt, no queueing during a connect, a short timeout.
+pub fn fail_fast_options() -> Options {
+    Options { timeout: Some(COMMAND_TIMEOUT), max_attempts: Some(1), fail_fast: true, ..Options::default() }
 }
 
 #[cfg(all(test, feature = "testing"))]

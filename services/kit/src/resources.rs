@@ -1,5 +1,5 @@
-//! Process metrics, by the names of Prometheus' client libraries: processor time, memory, file descriptors, the time of
-//! the start; and the memory limit.
+//! Process metrics with the standard names of Prometheus client libraries: CPU time, memory, file descriptors, start
+//! time; and the memory limit.
 
 use std::{fs, io, time::Duration};
 
@@ -8,37 +8,38 @@ use tokio::sync::watch;
 
 use crate::{process::Process, worker};
 
-/// The interval between two updates. A scraper asks every few seconds; memory that grows to a limit takes longer than
-/// this.
-const INTERVAL: Duration = Duration::from_secs(10);
-/// The limit of the container, in the second and the first version of control groups. Absent outside of one.
-const LIMITS: [&str; 2] = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-const STATUS: &str = "/proc/self/status";
-const STAT: &str = "/proc/self/stat";
-const FILES: &str = "/proc/self/fd";
-const MACHINE: &str = "/proc/meminfo";
+/// The interval between two updates, of the order of a scrape interval.
+const UPDATE_INTERVAL: Duration = Duration::from_secs(10);
+/// The files with the memory limit of the container, in cgroup v2 and v1; absent outside of a container.
+const CGROUP_LIMIT_PATHS: [&str; 2] =
+    ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+const STATUS_PATH: &str = "/proc/self/status";
+const STAT_PATH: &str = "/proc/self/stat";
+const FD_PATH: &str = "/proc/self/fd";
+const MEMINFO_PATH: &str = "/proc/meminfo";
 
-/// Exports the metrics, until the process stops.
+/// Exports the metrics until the process stops.
 pub fn export(process: &Process) {
     #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 fit 53 bits")]
     metrics::gauge!("process_start_time_seconds").set(process.clock.unix() as f64);
     let always = watch::channel(true).1;
-    worker::spawn(process, "process-metrics", INTERVAL, always, || async { measure() });
+    worker::spawn(process, "process-metrics", UPDATE_INTERVAL, always, || async { measure() });
 }
 
 #[expect(clippy::cast_precision_loss, reason = "no machine has 2^53 bytes")]
 fn measure() -> io::Result<worker::Round> {
-    let resident = field(&fs::read_to_string(STATUS)?, "VmRSS:")?;
+    let resident = field(&fs::read_to_string(STATUS_PATH)?, "VmRSS:")?;
     metrics::gauge!("process_resident_memory_bytes").set(resident as f64);
-    // Of a container without a limit the file says `max`, or a number beyond every machine.
-    let limits = LIMITS.iter().filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok());
-    let machine = field(&fs::read_to_string(MACHINE)?, "MemTotal:")?;
+    // Without a limit, the file contains `max` (v2) or a number beyond the memory of any machine (v1).
+    let limits =
+        CGROUP_LIMIT_PATHS.iter().filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok());
+    let machine = field(&fs::read_to_string(MEMINFO_PATH)?, "MemTotal:")?;
     let limit = limits.chain([machine]).min().unwrap_or(machine);
     metrics::gauge!("process_memory_limit_bytes").set(limit as f64);
-    let ticks = cpu_ticks(&fs::read_to_string(STAT)?)?;
-    // The crate counts in whole numbers.
+    let ticks = cpu_ticks(&fs::read_to_string(STAT_PATH)?)?;
+    // The metrics crate has integer counters only.
     metrics::counter!("process_cpu_seconds_total").absolute(ticks / rustix::param::clock_ticks_per_second());
-    metrics::gauge!("process_open_fds").set(fs::read_dir(FILES)?.count() as f64);
+    metrics::gauge!("process_open_fds").set(fs::read_dir(FD_PATH)?.count() as f64);
     if let Some(max) = getrlimit(Resource::Nofile).current {
         metrics::gauge!("process_max_fds").set(max as f64);
     }
@@ -52,8 +53,8 @@ fn field(text: &str, name: &str) -> io::Result<u64> {
     kibibytes.map(|kibibytes| kibibytes * 1024).ok_or_else(|| io::Error::other(format!("no {name}")))
 }
 
-/// Returns the clock ticks of `/proc/self/stat` that the process has spent in user and in system mode, its fields 14 and
-/// 15. The name of the program, in parentheses, may have spaces.
+/// Returns the clock ticks of `/proc/self/stat` in user and system mode (fields 14 and 15). The program name, in
+/// parentheses, may have spaces.
 fn cpu_ticks(stat: &str) -> io::Result<u64> {
     let fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_whitespace().skip(11));
     let ticks = fields.and_then(|mut fields| {
@@ -74,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn processor_time_is_read_whatever_the_program_is_called() {
+    fn cpu_time_is_read_for_any_program_name() {
         let stat = "7 (a) (b c) S 1 7 7 0 -1 4194304 120 0 0 0 250 50 3 4 20 0";
         assert_eq!(cpu_ticks(stat).unwrap(), 300);
         cpu_ticks("7 (a) S 1").unwrap_err();
@@ -82,8 +83,8 @@ mod tests {
 
     #[test]
     fn this_process_is_measured() {
-        let resident = field(&fs::read_to_string(STATUS).unwrap(), "VmRSS:").unwrap();
-        let machine = field(&fs::read_to_string(MACHINE).unwrap(), "MemTotal:").unwrap();
+        let resident = field(&fs::read_to_string(STATUS_PATH).unwrap(), "VmRSS:").unwrap();
+        let machine = field(&fs::read_to_string(MEMINFO_PATH).unwrap(), "MemTotal:").unwrap();
         assert!(resident > 0 && resident < machine, "{resident} of {machine}");
         assert_eq!(measure().unwrap(), worker::Round::Done);
     }

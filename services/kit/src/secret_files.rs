@@ -1,6 +1,5 @@
-//! Secrets by file: a secret setting `NAME` may also be given by a file that `NAME_FILE` names, as Docker and
-//! Kubernetes mount secrets. A setting is a secret where its value is hidden from `--help` (`hide_env_values`); nothing
-//! else is needed to make it readable from a file.
+//! Secrets from files: a secret setting `NAME` can also be read from the file in `NAME_FILE`, as Docker and Kubernetes
+//! mount secrets. Every setting whose value is hidden from `--help` (`hide_env_values`) is a secret.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -9,8 +8,8 @@ use std::{
 
 use clap::{Arg, ArgMatches, Command, Parser, error::ErrorKind, parser::ValueSource, value_parser};
 
-/// Reads the settings from flags and environment, secrets also from the files that are named. Returns with them the
-/// settings that are given and no secrets, as in `LOG=debug SHUTDOWN_LAG=1s`, for the log.
+/// Parses the settings from flags, environment and secret files. Returns them, with a summary for the log of those that
+/// are set and not secret, as in `LOG=debug SHUTDOWN_LAG=1s`.
 pub fn parse<S: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<(S, String), clap::Error> {
     let mut args: Vec<OsString> = args.into_iter().collect();
     let secrets = secrets(&S::command());
@@ -18,33 +17,33 @@ pub fn parse<S: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<(S, 
 
     let mut lenient = command.clone();
     for secret in &secrets {
-        // A secret that comes from a file is missing, or empty, until the file is read.
+        // A secret from a file is missing or empty until the file is read.
         lenient =
             lenient.mut_arg(&secret.id, |arg| arg.required(false).value_parser(value_parser!(OsString)));
     }
-    let named = lenient.try_get_matches_from_mut(&args)?;
+    let file_matches = lenient.try_get_matches_from_mut(&args)?;
     for secret in &secrets {
-        let value = secret.value(&named);
-        let value = value.map_err(|why| clap::Error::raw(ErrorKind::ValueValidation, why + "\n"))?;
+        let value = secret.read_file(&file_matches);
+        let value = value.map_err(|reason| clap::Error::raw(ErrorKind::ValueValidation, reason + "\n"))?;
         args.extend(value.map(|value| OsString::from(format!("--{}={value}", secret.flag))));
     }
     let matches = command.try_get_matches_from_mut(args)?;
-    let given = given(&command, &matches);
-    Ok((S::from_arg_matches(&matches)?, given))
+    let summary = non_default(&command, &matches);
+    Ok((S::from_arg_matches(&matches)?, summary))
 }
 
-/// Returns the settings that do not have their default values, without the secrets.
-fn given(command: &Command, matches: &ArgMatches) -> String {
-    let shown = command.get_arguments().filter(|arg| !arg.is_hide_env_values_set());
-    let given = shown.filter_map(|arg| {
+/// Returns the settings with other values than their defaults, without the secrets.
+fn non_default(command: &Command, matches: &ArgMatches) -> String {
+    let public = command.get_arguments().filter(|arg| !arg.is_hide_env_values_set());
+    let non_default = public.filter_map(|arg| {
         let id = arg.get_id().as_str();
         let value = matches.get_raw(id)?.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(",");
         let default = arg.get_default_values().join(OsStr::new(","));
-        let is_given =
+        let is_set =
             matches.value_source(id)? != ValueSource::DefaultValue && *value != *default.to_string_lossy();
-        is_given.then(|| format!("{}={value}", arg.get_env().unwrap_or(OsStr::new(id)).to_string_lossy()))
+        is_set.then(|| format!("{}={value}", arg.get_env().unwrap_or(OsStr::new(id)).to_string_lossy()))
     });
-    given.collect::<Vec<_>>().join(" ")
+    non_default.collect::<Vec<_>>().join(" ")
 }
 
 #[derive(Debug)]
@@ -59,23 +58,24 @@ impl Secret {
         format!("{}_FILE", self.variable)
     }
 
-    /// Returns the value that the file has, or `None` where no file is named.
-    fn value(&self, named: &ArgMatches) -> Result<Option<String>, String> {
-        // Compose sets a variable that has no value to nothing.
-        let file = named.get_one::<OsString>(&self.file_variable()).filter(|file| !file.is_empty());
+    /// Reads the value from the file, or returns `None` if no file is set.
+    fn read_file(&self, matches: &ArgMatches) -> Result<Option<String>, String> {
+        // Compose sets a variable without a value to the empty string.
+        let file = matches.get_one::<OsString>(&self.file_variable()).filter(|file| !file.is_empty());
         let Some(file) = file else { return Ok(None) };
-        let direct = named.value_source(&self.id).is_some_and(|source| source != ValueSource::DefaultValue);
-        let given = named.get_raw(&self.id).into_iter().flatten().any(|value| !value.is_empty());
-        if direct && given {
+        let is_explicit =
+            matches.value_source(&self.id).is_some_and(|source| source != ValueSource::DefaultValue);
+        let has_value = matches.get_raw(&self.id).into_iter().flatten().any(|value| !value.is_empty());
+        if is_explicit && has_value {
             return Err(format!("{} and {} are both set; set one", self.variable, self.file_variable()));
         }
-        let wrong = |why: &str| format!("{} {}: {why}", self.file_variable(), Path::new(file).display());
-        let bytes = std::fs::read(file).map_err(|error| wrong(&error.to_string()))?;
-        let text = String::from_utf8(bytes).map_err(|_| wrong("not UTF-8 text"))?;
+        let fail = |reason: &str| format!("{} {}: {reason}", self.file_variable(), Path::new(file).display());
+        let bytes = std::fs::read(file).map_err(|error| fail(&error.to_string()))?;
+        let text = String::from_utf8(bytes).map_err(|_| fail("not UTF-8 text"))?;
         let value = text.strip_suffix('\n').unwrap_or(&text);
         let value = value.strip_suffix('\r').unwrap_or(value);
         if value.is_empty() {
-            return Err(wrong("empty"));
+            return Err(fail("empty"));
         }
         Ok(Some(value.to_owned()))
     }
@@ -94,7 +94,7 @@ fn secrets(command: &Command) -> Vec<Secret> {
         .collect()
 }
 
-/// Adds a flag and a variable for the file of each secret.
+/// Adds a flag and an environment variable for the file of each secret.
 fn with_files(command: Command, secrets: &[Secret]) -> Command {
     secrets.iter().fold(command, |command, secret| {
         let variable = secret.file_variable();
@@ -140,17 +140,17 @@ mod tests {
     }
 
     #[test]
-    fn the_log_tells_the_settings_that_are_given_and_no_secret() {
+    fn the_summary_has_the_settings_that_are_set_and_no_secret() {
         let secret = file(b"by file");
         let args = ["test", "--url-file", &secret, "--list", "hidden", "--plain", "shown"];
-        let (_, given) = parse::<Settings>(args.into_iter().map(OsString::from)).unwrap();
-        assert_eq!(given, format!("TEST_PLAIN=shown TEST_URL_FILE={secret}"));
-        let (_, given) = parse::<Settings>(["test", "--url", "x"].into_iter().map(OsString::from)).unwrap();
-        assert_eq!(given, "");
+        let (_, summary) = parse::<Settings>(args.into_iter().map(OsString::from)).unwrap();
+        assert_eq!(summary, format!("TEST_PLAIN=shown TEST_URL_FILE={secret}"));
+        let (_, summary) = parse::<Settings>(["test", "--url", "x"].into_iter().map(OsString::from)).unwrap();
+        assert_eq!(summary, "");
     }
 
     #[test]
-    fn a_secret_by_file_has_the_content_without_its_last_newline() {
+    fn a_secret_from_a_file_has_the_content_without_its_last_newline() {
         for (content, value) in
             [("x y", "x y"), ("x\n", "x"), ("x\r\n", "x"), ("x\n\n", "x\n"), ("=,-", "=,-")]
         {
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_by_file_that_cannot_be_had_is_a_line_without_the_secret() {
+    fn an_unreadable_secret_file_is_reported_in_a_line_without_the_secret() {
         let url = file(b"hidden");
         for (flags, line) in [
             (vec!["--url=hidden", "--url-file", &url], "TEST_URL and TEST_URL_FILE are both set; set one"),
@@ -176,14 +176,14 @@ mod tests {
             (vec!["--url-file", ""], "--url"),
             (vec![], "--url"),
         ] {
-            let said = parsed(&flags).unwrap_err();
-            assert!(said.contains(line) && !said.contains("hidden"), "{flags:?}: {said}");
+            let message = parsed(&flags).unwrap_err();
+            assert!(message.contains(line) && !message.contains("hidden"), "{flags:?}: {message}");
         }
         assert!(parsed(&["--url=x", "--url-file", ""]).is_ok(), "an empty variable is not set");
     }
 
     #[test]
-    fn the_help_names_the_file_of_each_secret_and_of_nothing_else() {
+    fn the_help_lists_a_file_setting_for_each_secret_only() {
         let help = parsed(&["--help"]).unwrap_err();
         assert!(help.contains("TEST_URL_FILE") && help.contains("TEST_LIST_FILE"), "{help}");
         assert!(!help.contains("TEST_PLAIN_FILE"), "{help}");

@@ -1,5 +1,5 @@
-//! The settings that several processes have in common, and how a value is read. Each is an environment variable and
-//! a flag.
+//! Settings that several processes share, and parsers of their values. Each setting is an environment variable and a
+//! flag; its doc comment is its help text.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use secrecy::SecretString;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Environment {
     Production,
-    /// On a laptop: example secrets are let through, and a stop does not wait for load balancers.
+    /// On a developer's machine: example secrets are accepted, and a shutdown does not wait for load balancers.
     Development,
 }
 
@@ -19,7 +19,7 @@ pub enum LogFormat {
     Pretty,
 }
 
-/// What every process has.
+/// The settings of every process.
 #[derive(Clone, Debug, Args)]
 pub struct Common {
     /// Which safeguards apply
@@ -30,64 +30,64 @@ pub struct Common {
     pub log: String,
     #[arg(long, env = "LOG_FORMAT", default_value = "json")]
     pub log_format: LogFormat,
-    /// Where traces go, an OTLP/gRPC endpoint; none are sent without it
+    /// The OTLP/gRPC endpoint that traces are exported to; not set: none are exported
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otel_exporter_otlp_endpoint: Option<String>,
-    /// The share of traces that are recorded, from 0 to 1. It applies to those that begin at this process or come from
-    /// a client that is not trusted
+    /// The share of traces that are sampled, from 0 to 1. It applies to those that start in this process or come from an
+    /// untrusted client
     #[arg(long, env = "TRACE_SAMPLE_RATIO", default_value = "1", value_parser = share)]
     pub trace_sample_ratio: f64,
-    /// How long a stopping process that no longer calls itself ready keeps serving, for load balancers to notice;
-    /// 5s in production, none in development
+    /// The delay between "not ready" and the end of serving at a shutdown, for load balancers to notice; 5s in
+    /// production, none in development
     #[arg(long, env = "SHUTDOWN_LAG", value_parser = duration)]
     pub shutdown_lag: Option<Duration>,
-    /// Starts nothing: asks the process with these settings that runs already whether it can serve, and exits with
-    /// 0 where it can; for the health checks of containers
+    /// Probes the running process with the same settings instead of starting one, and exits with 0 if it is ready; for
+    /// health checks of containers
     #[arg(long)]
     pub probe: bool,
     #[command(flatten)]
     pub grpc_tls: GrpcTls,
 }
 
-/// TLS of gRPC between processes. Files are PEM, and read at the start.
+/// The TLS settings of gRPC between processes. Files are PEM, and read at the start.
 #[derive(Clone, Debug, Default, Args)]
 pub struct GrpcTls {
-    /// The certificate chain of this process. A service answers gRPC over TLS with it, plain text without it; a process
-    /// that calls https:// services presents it to them
+    /// The certificate chain of this process. A service with it serves gRPC over TLS, else in plaintext; a client of
+    /// https:// services presents it to them
     #[arg(long, env = "GRPC_TLS_CERT_FILE", value_name = "FILE")]
     pub grpc_tls_cert_file: Option<String>,
     /// The private key of GRPC_TLS_CERT_FILE
     #[arg(long, env = "GRPC_TLS_KEY_FILE", value_name = "FILE")]
     pub grpc_tls_key_file: Option<String>,
-    /// The authorities that sign the certificates of https:// services; the system's where not set
+    /// The authorities that sign the certificates of https:// services; not set: those of the system
     #[arg(long, env = "GRPC_TLS_CA_FILE", value_name = "FILE")]
     pub grpc_tls_ca_file: Option<String>,
-    /// The authorities that sign the certificates of callers: with it, a service answers only callers that present one
+    /// The authorities that sign the certificates of callers; if set, a service requires a certificate of its callers
     #[arg(long, env = "GRPC_TLS_CLIENT_CA_FILE", value_name = "FILE")]
     pub grpc_tls_client_ca_file: Option<String>,
 }
 
-/// How long, in production, Kubernetes takes to tell every proxy that an endpoint is gone.
-const SHUTDOWN_LAG: Duration = Duration::from_secs(5);
+/// The shutdown delay in production: the time in which Kubernetes removes an endpoint from every proxy.
+const DEFAULT_SHUTDOWN_LAG: Duration = Duration::from_secs(5);
 
 impl Common {
     pub fn shutdown_lag(&self) -> Duration {
         self.shutdown_lag.unwrap_or(match self.shoppee_env {
-            Environment::Production => SHUTDOWN_LAG,
+            Environment::Production => DEFAULT_SHUTDOWN_LAG,
             Environment::Development => Duration::ZERO,
         })
     }
 }
 
-/// What a process with a schema of its own has.
+/// The settings of a process with a schema in PostgreSQL.
 #[derive(Clone, Debug, Args)]
 pub struct Postgres {
-    /// postgres://role:password@host:port/database, with the service's own role. TLS is asked for as in
+    /// postgres://role:password@host:port/database, with the role of the service. TLS as in
     /// ?sslmode=verify-full&sslrootcert=ca.pem; also sslmode=disable, prefer (the default), require, verify-ca, and
     /// sslcert and sslkey for a client certificate
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_parser = secret)]
     pub database_url: SecretString,
-    /// Connections this process opens at most; the sum over all processes must stay below the server's
+    /// The maximum number of connections of this process; the sum over all processes must stay below the server's
     /// max_connections
     #[arg(long, env = "DATABASE_POOL_SIZE", default_value_t = 16)]
     pub database_pool_size: u32,
@@ -99,7 +99,7 @@ pub struct Redis {
     /// TLS rediss-sentinel:// and rediss-cluster://
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_parser = secret)]
     pub redis_url: SecretString,
-    /// The authorities that sign the certificate of Redis, PEM; the system's where not set
+    /// The authorities that sign the certificate of Redis, PEM; not set: those of the system
     #[arg(long, env = "REDIS_CA_FILE", value_name = "FILE")]
     pub redis_ca_file: Option<String>,
     /// The certificate chain that this process presents to Redis, PEM
@@ -111,7 +111,7 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// The settings of a Redis at `url`, whose certificate, if any, an authority of the system signed.
+    /// Returns the settings of a Redis at `url`, with the system's authorities.
     pub fn at(url: impl Into<String>) -> Self {
         Self {
             redis_url: SecretString::from(url.into()),
@@ -122,21 +122,20 @@ impl Redis {
     }
 }
 
-/// The credentials of a process that calls others in its own name.
+/// The client credentials of a process that calls other services in its own name.
 #[derive(Clone, Debug, Args)]
 pub struct ServiceClient {
-    /// Where the auth service answers gRPC; calls are balanced over a list with commas, and over all addresses of a name
+    /// The gRPC URL of the auth service; calls are balanced over a list with commas, and over all addresses of a name
     #[arg(long, env = "AUTH_URL", default_value = "http://127.0.0.1:50051", value_parser = service_urls)]
     pub auth_url: String,
-    /// This service's name in the auth service's SERVICE_CLIENTS
+    /// The name of this service in the SERVICE_CLIENTS of the auth service
     #[arg(long, env = "SERVICE_CLIENT_ID")]
     pub service_client_id: String,
     #[arg(long, env = "SERVICE_CLIENT_SECRET", hide_env_values = true, value_parser = secret)]
     pub service_client_secret: SecretString,
 }
 
-/// Checks the addresses at which a service answers gRPC: `http://auth:50051`, with TLS `https://auth:50051`, or several
-/// of these with commas.
+/// Validates the gRPC URLs of a service: `http://auth:50051`, with TLS `https://auth:50051`, or a list with commas.
 pub fn service_urls(value: &str) -> Result<String, String> {
     let urls = value.split(',').map(|url| {
         let url = url.trim().trim_end_matches('/');
@@ -151,18 +150,18 @@ pub fn service_urls(value: &str) -> Result<String, String> {
     Ok(urls.collect::<Result<Vec<_>, String>>()?.join(","))
 }
 
-/// `5s`, `15m`, `24h`.
+/// Parses a duration, such as `5s`, `15m`, `24h`.
 pub fn duration(value: &str) -> Result<Duration, String> {
     humantime::parse_duration(value).map_err(|_| "not a duration such as 5s, 15m or 24h".to_owned())
 }
 
-/// A number from 0 to 1.
+/// Parses a number from 0 to 1.
 pub fn share(value: &str) -> Result<f64, String> {
     let share = value.parse().ok().filter(|share| (0.0..=1.0).contains(share));
     share.ok_or_else(|| "not a number from 0 to 1".to_owned())
 }
 
-/// Whatever it is, no error message repeats it.
+/// Parses a secret. Error messages do not repeat it.
 pub fn secret(value: &str) -> Result<SecretString, String> {
     if value.is_empty() { Err("empty".to_owned()) } else { Ok(SecretString::from(value)) }
 }

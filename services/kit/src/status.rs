@@ -1,40 +1,45 @@
-//! Errors on the wire: a gRPC status with a `google.rpc.ErrorInfo` whose `reason` is the REST code in upper case,
-//! what a program needs to know beside it in its `metadata`, field violations where a request broke rules, and when to
-//! try again.
+//! The error model of gRPC responses (`google.rpc.Status` with details, AIP-193).
+//!
+//! `google.rpc.ErrorInfo` has the REST code in upper case as its `reason`, and the data that a program acts on as its
+//! `metadata`. `BadRequest` lists the violated fields, `RetryInfo` the delay before a retry.
 
 use std::{borrow::Cow, collections::HashMap, time::Duration};
 
 use serde::Serialize;
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt as _};
+use tonic_types::StatusExt as _;
 
-/// Whose reasons these are (`google.rpc.ErrorInfo.domain`).
+/// The `domain` of `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "shoppee";
-/// Details travel in headers, which end at 16 KiB: more violations than this are left out.
-const MOST_VIOLATIONS: usize = 32;
-/// For the same reason.
-const LONGEST_MESSAGE: usize = 300;
-/// For the same reason: what does not fit into a list is left out. Bytes of JSON.
+/// Bounds the violations of a status. Details travel in headers, which are limited to 16 KiB; so are the next two.
+const MAX_VIOLATIONS: usize = 32;
+/// Bounds a message, in characters.
+const MAX_MESSAGE_LEN: usize = 300;
+/// Bounds a list in the metadata, in bytes of JSON; further items are left out.
 const MAX_LIST_BYTES: usize = 6 * 1024;
 
-/// What is wrong with a request, field by field.
+/// The violated fields of a request, each with a message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Violations(Vec<(String, String)>);
 
 impl Violations {
-    /// Notes `message` about `field` unless `holds`.
-    pub fn check(&mut self, holds: bool, field: impl Into<String>, message: impl Into<String>) {
-        if !holds {
+    /// Adds a violation unless `condition` is true.
+    pub fn require(&mut self, condition: bool, field: impl Into<String>, message: impl Into<String>) {
+        if !condition {
             self.0.push((field.into(), message.into()));
         }
     }
 
-    /// Notes the violation inside `parsed`, or gives its value.
-    pub fn take<T>(&mut self, field: impl Into<String>, parsed: Result<T, impl Into<String>>) -> Option<T> {
-        parsed.map_err(|message| self.0.push((field.into(), message.into()))).ok()
+    /// Returns the value of `result`, or adds its error as a violation.
+    pub fn collect<T>(
+        &mut self,
+        field: impl Into<String>,
+        result: Result<T, impl Into<String>>,
+    ) -> Option<T> {
+        result.map_err(|message| self.0.push((field.into(), message.into()))).ok()
     }
 
-    /// `Ok` where nothing was noted.
+    /// Returns `Ok` if there is no violation.
     pub fn finish(self) -> Result<(), Self> {
         if self.0.is_empty() { Ok(()) } else { Err(self) }
     }
@@ -50,55 +55,54 @@ impl From<(&str, &str)> for Violations {
     }
 }
 
-/// An error as a service tells it; becomes a [`Status`].
+/// The error response of a service; converts into a [`Status`].
 #[derive(Clone, Debug)]
-pub struct Refusal {
+pub struct ServiceError {
     code: Code,
     reason: &'static str,
     message: Cow<'static, str>,
     violations: Violations,
-    facts: HashMap<String, String>,
+    metadata: HashMap<String, String>,
     retry_after: Option<Duration>,
 }
 
-impl Refusal {
-    /// `reason` is the REST code in upper case; `message` is for people and says nothing of the inside.
+impl ServiceError {
+    /// Creates an error. `reason` is the REST code in upper case; `message` is for people and has no internal details.
     pub fn new(code: Code, reason: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
             code,
             reason,
             message: message.into(),
             violations: Violations::default(),
-            facts: HashMap::new(),
+            metadata: HashMap::new(),
             retry_after: None,
         }
     }
 
-    /// A request that is well-formed and breaks rules.
+    /// Creates the error of a well-formed request that violates rules.
     pub fn invalid(violations: Violations) -> Self {
-        let mut refusal = Self::new(Code::InvalidArgument, "VALIDATION_FAILED", "the request breaks a rule");
-        refusal.violations = violations;
-        refusal
+        let mut error = Self::new(Code::InvalidArgument, "VALIDATION_FAILED", "the request breaks a rule");
+        error.violations = violations;
+        error
     }
 
-    /// A request that is not well-formed: a cursor that is none.
+    /// Creates the error of a request that is not well-formed, such as an undecodable cursor.
     pub fn malformed(violations: Violations) -> Self {
-        let mut refusal =
-            Self::new(Code::InvalidArgument, "INVALID_REQUEST", "the request is not well-formed");
-        refusal.violations = violations;
-        refusal
+        let mut error = Self::new(Code::InvalidArgument, "INVALID_REQUEST", "the request is not well-formed");
+        error.violations = violations;
+        error
     }
 
-    /// Adds what a program acts on; REST clients find it as a member of the problem.
+    /// Adds metadata of `google.rpc.ErrorInfo`; in REST it is a member of the problem.
     #[must_use]
-    pub fn with_fact(mut self, name: &str, value: impl Into<String>) -> Self {
-        self.facts.insert(name.to_owned(), value.into());
+    pub fn with_metadata(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.metadata.insert(name.to_owned(), value.into());
         self
     }
 
-    /// Adds a list of facts, as JSON; none where it is empty.
+    /// Adds a list to the metadata, as JSON; an empty list is left out.
     #[must_use]
-    pub fn with_facts<T: Serialize>(self, name: &str, items: &[T]) -> Self {
+    pub fn with_metadata_list<T: Serialize>(self, name: &str, items: &[T]) -> Self {
         let mut list = String::new();
         for item in items.iter().filter_map(|item| serde_json::to_string(item).ok()) {
             if list.len() + item.len() >= MAX_LIST_BYTES {
@@ -107,7 +111,7 @@ impl Refusal {
             list.push(if list.is_empty() { '[' } else { ',' });
             list.push_str(&item);
         }
-        if list.is_empty() { self } else { self.with_fact(name, list + "]") }
+        if list.is_empty() { self } else { self.with_metadata(name, list + "]") }
     }
 
     #[must_use]
@@ -117,61 +121,65 @@ impl Refusal {
     }
 }
 
-impl From<Refusal> for Status {
-    fn from(refusal: Refusal) -> Self {
-        let mut details = ErrorDetails::new();
-        details.set_error_info(refusal.reason, DOMAIN, refusal.facts);
-        for (field, message) in refusal.violations.iter().take(MOST_VIOLATIONS) {
-            details.add_bad_request_violation(cut(field), cut(message));
+impl From<ServiceError> for Status {
+    fn from(error: ServiceError) -> Self {
+        let mut details = tonic_types::ErrorDetails::new();
+        details.set_error_info(error.reason, DOMAIN, error.metadata);
+        for (field, message) in error.violations.iter().take(MAX_VIOLATIONS) {
+            details.add_bad_request_violation(truncate(field), truncate(message));
         }
-        if let Some(delay) = refusal.retry_after {
+        if let Some(delay) = error.retry_after {
             details.set_retry_info(Some(delay));
         }
-        Self::with_error_details(refusal.code, cut(&refusal.message), details)
+        Self::with_error_details(error.code, truncate(&error.message), details)
     }
 }
 
-/// The beginning of a text that may be too long for a header.
-fn cut(text: &str) -> String {
-    text.chars().take(LONGEST_MESSAGE).collect()
+/// Truncates a text to what fits into a header.
+fn truncate(text: &str) -> String {
+    text.chars().take(MAX_MESSAGE_LEN).collect()
 }
 
-/// A dependency does not answer; 503.
-pub fn unavailable() -> Refusal {
-    Refusal::new(Code::Unavailable, "UNAVAILABLE", "a part of the shop does not answer right now; try again")
-        .retry_after(Duration::from_secs(1))
+/// Creates the error of a dependency that does not answer; 503 in REST.
+pub fn unavailable() -> ServiceError {
+    ServiceError::new(
+        Code::Unavailable,
+        "UNAVAILABLE",
+        "a part of the shop does not answer right now; try again",
+    )
+    .retry_after(Duration::from_secs(1))
 }
 
-/// A request that is no message of its method, or is nested more deeply than is decoded.
-pub fn malformed_message() -> Refusal {
-    Refusal::malformed(Violations::from((
+/// Creates the error of a request that cannot be decoded.
+pub fn malformed_message() -> ServiceError {
+    ServiceError::malformed(Violations::from((
         "message",
         "cannot be decoded: it is malformed or nested too deeply",
     )))
 }
 
-/// Our own fault; the log knows more.
-pub fn internal() -> Refusal {
-    Refusal::new(Code::Internal, "INTERNAL", "something went wrong on our side")
+/// Creates the error of a fault of the service; the log has the details.
+pub fn internal() -> ServiceError {
+    ServiceError::new(Code::Internal, "INTERNAL", "something went wrong on our side")
 }
 
-/// What a status of one of our services says.
+/// The details of a status that a service returned.
 #[derive(Clone, Debug, Default)]
-pub struct Told {
-    /// Upper case; empty where the status did not come from a handler of ours.
+pub struct ErrorDetails {
+    /// Upper case; empty if the status did not come from a handler of a service.
     pub reason: String,
     pub violations: Vec<(String, String)>,
-    /// By name.
-    pub facts: HashMap<String, String>,
+    /// The metadata of `google.rpc.ErrorInfo`.
+    pub metadata: HashMap<String, String>,
     pub retry_after: Option<Duration>,
 }
 
-/// Reads what [`Refusal`] wrote.
-pub fn read(status: &Status) -> Told {
+/// Parses the details that a [`ServiceError`] was converted into.
+pub fn parse(status: &Status) -> ErrorDetails {
     let details = status.get_error_details();
-    Told {
+    ErrorDetails {
         reason: details.error_info().map(|info| info.reason.clone()).unwrap_or_default(),
-        facts: details.error_info().map(|info| info.metadata.clone()).unwrap_or_default(),
+        metadata: details.error_info().map(|info| info.metadata.clone()).unwrap_or_default(),
         retry_after: details.retry_info().and_then(|info| info.retry_delay),
         violations: details
             .bad_request()

@@ -1,35 +1,40 @@
-//! What runs in a process until it stops. Every task has a name; one that ends before it was asked to ends the
-//! process, with a non-zero code, so that whoever supervises it starts it anew.
+//! A supervisor of background tasks, with graceful shutdown. Every task has a name. A task that ends before the shutdown
+//! ends the process with a non-zero code, so that the orchestrator restarts it.
 
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// A handle to spawn tasks and to learn when to stop; cheap to clone.
+/// A handle that spawns tasks and tells them to shut down.
 #[derive(Clone, Debug)]
 pub struct Tasks {
-    stop: CancellationToken,
-    running: TaskTracker,
-    ended: Arc<mpsc::UnboundedSender<anyhow::Error>>,
+    shutdown: CancellationToken,
+    tracker: TaskTracker,
+    failures: Arc<mpsc::UnboundedSender<anyhow::Error>>,
 }
 
 impl Tasks {
-    /// The tasks, and where the first that ends too early is told.
+    /// Returns the handle, and a channel that receives an error for each task that ends before the shutdown.
     pub fn new() -> (Self, mpsc::UnboundedReceiver<anyhow::Error>) {
-        let (ended, first) = mpsc::unbounded_channel();
-        (Self { stop: CancellationToken::new(), running: TaskTracker::new(), ended: Arc::new(ended) }, first)
+        let (sender, failures) = mpsc::unbounded_channel();
+        let tasks = Self {
+            shutdown: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+            failures: Arc::new(sender),
+        };
+        (tasks, failures)
     }
 
-    /// Runs `task` until it ends by itself, which it should do soon after [`Tasks::stopping`] is cancelled.
+    /// Spawns a supervised task. It must end soon after [`Tasks::shutdown_token`] is cancelled, and not before.
     pub fn spawn<F>(&self, name: &'static str, task: F)
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
         let tasks = self.clone();
-        self.running.spawn(async move {
+        self.tracker.spawn(async move {
             let outcome = tokio::spawn(task).await;
-            if tasks.stop.is_cancelled() {
+            if tasks.shutdown.is_cancelled() {
                 return;
             }
             let error = match outcome {
@@ -37,30 +42,30 @@ impl Tasks {
                 Ok(Err(error)) => error.context(format!("task {name}")),
                 Err(_) => anyhow::anyhow!("task {name} panicked"),
             };
-            // Nobody listens only when the process is ending anyway.
-            let _ = tasks.ended.send(error);
+            // The receiver is gone only when the process is ending anyway.
+            let _ = tasks.failures.send(error);
         });
     }
 
-    /// Runs a piece of work that is waited for at the end but may end whenever it likes: a request, a socket.
+    /// Spawns work that may end at any time and that the shutdown waits for: a request, a socket.
     pub fn track<F>(&self, work: F) -> tokio::task::JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        self.running.spawn(work)
+        self.tracker.spawn(work)
     }
 
-    /// Cancelled when it is time to stop.
-    pub fn stopping(&self) -> CancellationToken {
-        self.stop.clone()
+    /// Returns the token that is cancelled when the shutdown begins.
+    pub fn shutdown_token(&self) -> CancellationToken {
+        self.shutdown.clone()
     }
 
-    /// Asks all to stop, and waits until they have.
+    /// Cancels the shutdown token and waits until all tasks and work have ended.
     pub async fn stop(&self) {
-        self.stop.cancel();
-        self.running.close();
-        self.running.wait().await;
+        self.shutdown.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
     }
 }
 
@@ -69,25 +74,25 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_task_that_ends_too_early_is_told_with_its_name() {
-        let (tasks, mut ended) = Tasks::new();
+    async fn a_task_that_ends_before_the_shutdown_is_reported_by_name() {
+        let (tasks, mut failures) = Tasks::new();
         tasks.spawn("short", async { Ok(()) });
-        assert!(ended.recv().await.unwrap().to_string().contains("short"));
+        assert!(failures.recv().await.unwrap().to_string().contains("short"));
         tasks.spawn("broken", async { panic!("on purpose") });
-        assert!(ended.recv().await.unwrap().to_string().contains("broken"));
+        assert!(failures.recv().await.unwrap().to_string().contains("broken"));
     }
 
     #[tokio::test]
-    async fn stopping_waits_for_all_and_is_no_failure() {
-        let (tasks, mut ended) = Tasks::new();
-        let stop = tasks.stopping();
+    async fn a_shutdown_waits_for_all_tasks_and_reports_none() {
+        let (tasks, mut failures) = Tasks::new();
+        let shutdown = tasks.shutdown_token();
         tasks.spawn("patient", async move {
-            stop.cancelled().await;
+            shutdown.cancelled().await;
             Ok(())
         });
         let work = tasks.track(async { tokio::task::yield_now().await });
         tasks.stop().await;
         assert!(work.is_finished());
-        assert!(ended.try_recv().is_err());
+        assert!(failures.try_recv().is_err());
     }
 }

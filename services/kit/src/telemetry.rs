@@ -1,9 +1,8 @@
-//! Logs, traces and metrics of a process: one JSON line an event with the trace id in it, spans to an OTLP endpoint
-//! where one is set, Prometheus metrics for whoever asks.
+//! The telemetry of a process: JSON log lines with trace ids, OpenTelemetry spans over OTLP, Prometheus metrics.
 
 mod format;
 mod help;
-mod lines;
+mod non_blocking;
 
 use std::{
     convert::Infallible,
@@ -48,40 +47,40 @@ use crate::{
     settings::{Common, LogFormat},
     worker::{self, Round},
 };
-use format::Json;
+use format::JsonFormat;
 pub use help::{Help, describe};
-use lines::{Lines, Writer};
+use non_blocking::{NonBlocking, WorkerGuard};
 
-/// Upper bounds in seconds: from a memory hit to the longest deadline.
-const BUCKETS: [f64; 14] =
+/// Upper bounds of the buckets of durations in seconds: from a memory hit to the longest deadline.
+const DURATION_BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// The same of what is kept: from an instant to the longest lifetime.
-const AGES: [f64; 7] = [0.1, 1.0, 10.0, 60.0, 300.0, 1200.0, 3600.0];
+/// Upper bounds of the buckets of cache ages in seconds, up to the longest lifetime.
+const AGE_BUCKETS: [f64; 7] = [0.1, 1.0, 10.0, 60.0, 300.0, 1200.0, 3600.0];
 
-/// How long the last spans may take to reach a collector: a part of what a process has for its end.
-const LAST_SPANS: Duration = Duration::from_secs(1);
+/// Bounds the export of the last spans at the shutdown of the process.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The interval of [`start_upkeep`]. A sample takes 23 bytes until then: at 10 000 a second, 1 MiB.
+/// The interval of [`start_upkeep`]. A sample takes 23 bytes until then: 1 MiB at 10 000 samples a second.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 static SAMPLER: OnceLock<Sampler> = OnceLock::new();
-static EXPORTED: AtomicBool = AtomicBool::new(false);
+static EXPORTER_ENABLED: AtomicBool = AtomicBool::new(false);
 
-/// Whether spans are sent anywhere. Where they are not, a trace is its ids alone, which cost a fraction.
-pub fn is_exported() -> bool {
-    EXPORTED.load(Ordering::Relaxed)
+/// Returns whether spans are exported. Without an exporter, a trace consists of its ids alone, which cost a fraction.
+pub fn exporter_enabled() -> bool {
+    EXPORTER_ENABLED.load(Ordering::Relaxed)
 }
 
-/// Keeps what must be flushed at the end.
+/// A guard that flushes spans and log lines at shutdown.
 #[derive(Debug)]
 pub struct Telemetry {
     tracer: SdkTracerProvider,
-    log: Writer,
+    log: WorkerGuard,
 }
 
-/// Starts logging, tracing and counting for the process called `name`. Once a process.
+/// Installs logging, tracing and metrics for the process called `name`; once per process.
 pub fn install(name: &'static str, settings: &Common) -> anyhow::Result<Telemetry> {
     let filter = EnvFilter::try_new(&settings.log).context("LOG is not a log filter")?;
 
@@ -91,7 +90,7 @@ pub fn install(name: &'static str, settings: &Common) -> anyhow::Result<Telemetr
         .with_resource(Resource::builder().with_service_name(name).build())
         .with_sampler(Sampler::ParentBased(Box::new(sampler.clone())));
     let _ = SAMPLER.set(sampler);
-    EXPORTED.store(settings.otel_exporter_otlp_endpoint.is_some(), Ordering::Relaxed);
+    EXPORTER_ENABLED.store(settings.otel_exporter_otlp_endpoint.is_some(), Ordering::Relaxed);
     if let Some(endpoint) = &settings.otel_exporter_otlp_endpoint {
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_tonic()
@@ -102,19 +101,19 @@ pub fn install(name: &'static str, settings: &Common) -> anyhow::Result<Telemetr
     }
     let tracer = tracer.build();
 
-    let (lines, log) = Lines::start(std::io::stdout()).context("the log")?;
+    let (writer, log) = NonBlocking::start(std::io::stdout()).context("the log")?;
     let format = match settings.log_format {
-        LogFormat::Json => json(lines).boxed(),
+        LogFormat::Json => json(writer).boxed(),
         LogFormat::Pretty => tracing_subscriber::fmt::layer()
-            .with_writer(lines)
+            .with_writer(writer)
             .with_ansi(std::io::stdout().is_terminal())
             .compact()
             .boxed(),
     };
     tracing_subscriber::registry()
         .with(filter)
-        // Without what nobody asks a span for: where it is in the code, on which thread, how long it waited.
-        .with(is_exported().then(|| {
+        // Without attributes that are not used: code location, thread, idle time.
+        .with(exporter_enabled().then(|| {
             tracing_opentelemetry::layer()
                 .with_tracer(tracer.tracer(name))
                 .with_location(false)
@@ -126,8 +125,8 @@ pub fn install(name: &'static str, settings: &Common) -> anyhow::Result<Telemetr
         .context("logging was started twice")?;
 
     let metrics = PrometheusBuilder::new()
-        .set_buckets(&BUCKETS)?
-        .set_buckets_for_metric(Matcher::Full("cache_age_seconds".to_owned()), &AGES)?
+        .set_buckets(&DURATION_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full("cache_age_seconds".to_owned()), &AGE_BUCKETS)?
         .install_recorder()?;
     METRICS.set(metrics).map_err(|_| anyhow::anyhow!("metrics were started twice"))?;
     describe(help::HELP);
@@ -137,12 +136,12 @@ pub fn install(name: &'static str, settings: &Common) -> anyhow::Result<Telemetr
     Ok(Telemetry { tracer, log })
 }
 
-/// Makes traces go from process to process as W3C Trace Context says.
+/// Installs the propagator of traces between processes (W3C Trace Context).
 pub fn install_propagator() {
     global::set_text_map_propagator(TraceContextPropagator::new());
 }
 
-/// Logs a panic as any error. The hook of the standard library writes to standard error, and waits for its reader.
+/// A panic hook that logs panics as errors. The default hook writes to standard error, and blocks on its reader.
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let location = panic.location().map(ToString::to_string).unwrap_or_default();
     let thread = std::thread::current();
@@ -154,26 +153,26 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     );
 }
 
-/// One JSON object a line.
-fn json<S, W>(to: W) -> impl Layer<S> + Send + Sync
+/// Returns a layer that writes one JSON object per line.
+fn json<S, W>(writer: W) -> impl Layer<S> + Send + Sync
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    tracing_subscriber::fmt::layer().event_format(Json).with_writer(to)
+    tracing_subscriber::fmt::layer().event_format(JsonFormat).with_writer(writer)
 }
 
 impl Telemetry {
-    /// Sends what has not been sent yet.
+    /// Flushes spans and log lines.
     pub fn shut_down(self) {
-        // An exporter that cannot be reached at the end has been complaining all along.
-        let _ = self.tracer.shutdown_with_timeout(LAST_SPANS);
+        // The exporter itself logs that it cannot reach its endpoint.
+        let _ = self.tracer.shutdown_with_timeout(FLUSH_TIMEOUT);
         self.log.close();
     }
 }
 
-/// Starts the worker that folds the samples of histograms into their buckets. A scrape does so too, but a process that
-/// is never scraped would keep each sample for ever.
+/// Starts the worker that merges the samples of histograms into their buckets. A scrape does so too, but a process that
+/// is never scraped would accumulate samples without a bound.
 pub fn start_upkeep(process: &Process) {
     start_upkeep_every(UPKEEP_INTERVAL, process);
 }
@@ -188,7 +187,7 @@ fn start_upkeep_every(interval: Duration, process: &Process) {
     });
 }
 
-/// All metrics in Prometheus' text format; empty before [`install`].
+/// Renders all metrics in Prometheus' text format; empty before [`install`].
 pub fn metrics() -> String {
     METRICS
         .get()
@@ -199,43 +198,43 @@ pub fn metrics() -> String {
         .unwrap_or_default()
 }
 
-/// What a piece of work belongs to: its span, and the trace it is part of.
+/// The trace context of a unit of work: its span and its trace.
 #[derive(Clone, Debug)]
 pub struct Trace {
     span: Span,
-    /// Where spans are exported, the span knows it.
+    /// The context without an exporter; with one, it is that of the span.
     context: Context,
 }
 
 impl Trace {
-    /// Goes on with the trace that `headers` carry (W3C Trace Context), or begins one. The span must not have been
-    /// entered yet.
-    pub fn go_on(span: Span, headers: &HeaderMap) -> Self {
-        Self::go_on_from(span, extract(headers))
+    /// Continues the trace in `headers` (W3C Trace Context), or starts a new one. The span must not have been entered
+    /// yet.
+    pub fn from_headers(span: Span, headers: &HeaderMap) -> Self {
+        Self::from_parent(span, extract(headers))
     }
 
-    /// Does the same for the headers of a client that is not trusted. The client names the trace, but does not decide
-    /// whether the trace is recorded, and its `tracestate` goes no further.
-    pub fn go_on_untrusted(span: Span, headers: &HeaderMap) -> Self {
-        Self::go_on_from(span, resample(extract(headers), sampler()))
+    /// Does the same for an untrusted client: its trace id is taken, but not its sampling decision nor its
+    /// `tracestate`.
+    pub fn from_untrusted_headers(span: Span, headers: &HeaderMap) -> Self {
+        Self::from_parent(span, resample(extract(headers), sampler()))
     }
 
-    fn go_on_from(span: Span, parent: Context) -> Self {
-        if is_exported() {
+    fn from_parent(span: Span, parent: Context) -> Self {
+        if exporter_enabled() {
             set_parent(&span, parent);
             return Self { span, context: Context::new() };
         }
-        let context = if parent.span().span_context().is_valid() { parent } else { begin() };
+        let context = if parent.span().span_context().is_valid() { parent } else { new_root() };
         Self { span, context }
     }
 
-    /// What is being done right now.
+    /// Returns the trace context of the current task.
     pub fn current() -> Self {
         Self { span: Span::current(), context: Context::current() }
     }
 
-    /// Makes `work` part of it.
-    pub fn of<F>(&self, work: F) -> WithContext<Instrumented<F>> {
+    /// Runs `work` within this trace context.
+    pub fn instrument<F>(&self, work: F) -> WithContext<Instrumented<F>> {
         work.instrument(self.span.clone()).with_context(self.context.clone())
     }
 
@@ -243,50 +242,50 @@ impl Trace {
         &self.span
     }
 
-    /// 32 hexadecimal digits.
+    /// Returns the trace id: 32 hexadecimal digits.
     pub fn id(&self) -> String {
-        let context = if is_exported() { self.span.context() } else { self.context.clone() };
+        let context = if exporter_enabled() { self.span.context() } else { self.context.clone() };
         context.span().span_context().trace_id().to_string()
     }
 }
 
-/// Returns the context that `headers` carry.
+/// Extracts the context from `headers`.
 fn extract(headers: &HeaderMap) -> Context {
     global::get_text_map_propagator(|propagator| propagator.extract(&HeadersRef(headers)))
 }
 
-/// Returns the same trace, with a decision of our own on whether it is recorded.
+/// Returns the same trace with a sampling decision of this process.
 fn resample(parent: Context, sampler: &Sampler) -> Context {
     let span = parent.span();
-    let told = span.span_context();
-    if !told.is_valid() {
+    let remote = span.span_context();
+    if !remote.is_valid() {
         return parent;
     }
-    let flags = decide(told.trace_id(), sampler);
-    let own = SpanContext::new(told.trace_id(), told.span_id(), flags, true, TraceState::default());
-    Context::new().with_remote_span_context(own)
+    let flags = sampling_flags(remote.trace_id(), sampler);
+    let resampled = SpanContext::new(remote.trace_id(), remote.span_id(), flags, true, TraceState::default());
+    Context::new().with_remote_span_context(resampled)
 }
 
-/// Decides whether a trace is recorded, by its id: every process that decides so comes to the same.
-fn decide(trace: TraceId, sampler: &Sampler) -> TraceFlags {
+/// Decides by its id whether a trace is sampled, so that every process decides alike.
+fn sampling_flags(trace: TraceId, sampler: &Sampler) -> TraceFlags {
     let result = sampler.should_sample(None, trace, "", &SpanKind::Server, &[], &[]);
     TraceFlags::default().with_sampled(result.decision == SamplingDecision::RecordAndSample)
 }
 
-/// Returns the sampler of traces that begin here; of all of them before [`install`].
+/// Returns the sampler of new traces; before [`install`], one that samples all.
 fn sampler() -> &'static Sampler {
     SAMPLER.get().unwrap_or(&Sampler::AlwaysOn)
 }
 
-/// A trace of new ids, so that whoever exports spans further on does.
-fn begin() -> Context {
+/// Creates the context of a new trace, so that other processes can export its spans.
+fn new_root() -> Context {
     let ids = RandomIdGenerator::default();
     let (trace, span) = (ids.new_trace_id(), ids.new_span_id());
-    let new = SpanContext::new(trace, span, decide(trace, sampler()), true, TraceState::default());
+    let new = SpanContext::new(trace, span, sampling_flags(trace, sampler()), true, TraceState::default());
     Context::new().with_remote_span_context(new)
 }
 
-/// The `traceparent` of what is being done, empty where that is part of no trace.
+/// Returns the `traceparent` of the current task; empty without a trace.
 pub fn traceparent() -> String {
     traceparent_of(&current())
 }
@@ -297,34 +296,38 @@ fn traceparent_of(context: &Context) -> String {
     headers.get("traceparent").and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
 }
 
-/// Puts the trace of what is being done into the headers of a call.
+/// Injects the trace context of the current task into the headers of a call.
 pub fn inject(headers: &mut HeaderMap) {
     inject_context(&current(), headers);
 }
 
 fn current() -> Context {
-    if is_exported() { Span::current().context() } else { Context::current() }
+    if exporter_enabled() { Span::current().context() } else { Context::current() }
 }
 
 fn inject_context(context: &Context, headers: &mut HeaderMap) {
     global::get_text_map_propagator(|propagator| propagator.inject_context(context, &mut Headers(headers)));
 }
 
-/// Makes the trace that `headers` carry the parent of `span`, which must not have been entered yet.
-fn continue_trace(span: &Span, headers: &HeaderMap) {
+/// Makes the trace in `headers` the parent of `span`, which must not have been entered yet.
+fn set_parent_from_headers(span: &Span, headers: &HeaderMap) {
     set_parent(span, extract(headers));
 }
 
-/// Makes the trace of a `traceparent` that travelled with an event the parent of `span`.
+/// Makes the trace of an event's `traceparent` the parent of `span`.
 pub fn continue_traceparent(span: &Span, traceparent: &str) {
     if let Ok(value) = HeaderValue::from_str(traceparent) {
-        continue_trace(span, &HeaderMap::from_iter([(HeaderName::from_static("traceparent"), value)]));
+        set_parent_from_headers(
+            span,
+            &HeaderMap::from_iter([(HeaderName::from_static("traceparent"), value)]),
+        );
     }
 }
 
-/// Makes `span` a step of the trace of a `traceparent`, which goes on from there; as it is where no span is exported.
-pub fn go_through(span: &Span, traceparent: &mut String) {
-    if is_exported() {
+/// Makes `span` a child of `traceparent`, and replaces `traceparent` by that of `span`. Changes nothing without an
+/// exporter.
+pub fn propagate_through(span: &Span, traceparent: &mut String) {
+    if exporter_enabled() {
         continue_traceparent(span, traceparent);
         *traceparent = traceparent_of(&span.context());
     }
@@ -332,7 +335,7 @@ pub fn go_through(span: &Span, traceparent: &mut String) {
 
 fn set_parent(span: &Span, parent: Context) {
     if parent.span().span_context().is_valid() {
-        // It fails only for a span that is filtered out, which has no trace to continue.
+        // It fails only for a filtered span, which has no trace.
         let _ = span.set_parent(parent);
     }
 }
@@ -376,8 +379,8 @@ mod tests {
     }
 
     #[test]
-    fn a_client_names_the_trace_and_has_no_say_in_its_recording() {
-        let told = |flags| {
+    fn an_untrusted_client_sets_the_trace_id_but_not_the_sampling_decision() {
+        let remote = |flags| {
             let value = format!("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-{flags}");
             let mut headers = HeaderMap::new();
             headers.insert("traceparent", value.parse().unwrap());
@@ -388,8 +391,8 @@ mod tests {
             [(Sampler::AlwaysOn, true), (Sampler::AlwaysOff, false), (Sampler::TraceIdRatioBased(0.0), false)]
         {
             for flags in ["00", "01"] {
-                let own = resample(told(flags), &sampler);
-                let span = own.span();
+                let resampled = resample(remote(flags), &sampler);
+                let span = resampled.span();
                 assert_eq!(span.span_context().trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
                 assert_eq!(span.span_context().is_sampled(), recorded, "{sampler:?}, {flags}");
                 assert_eq!(span.span_context().trace_state().header(), "");
@@ -397,20 +400,20 @@ mod tests {
         }
     }
 
-    /// Pages of memory that this process has, of 4 KiB.
+    /// Returns the resident memory of this process, in pages of 4 KiB.
     fn resident_pages() -> usize {
         let sizes = fs::read_to_string("/proc/self/statm").unwrap();
         sizes.split(' ').nth(1).unwrap().parse().unwrap()
     }
 
-    /// 2 000 000 samples of 23 bytes are 11 000 pages. One thread runs both: a worker whose time has come runs while
-    /// the test sleeps for longer.
+    /// 2 000 000 samples of 23 bytes are 11 000 pages. The test sleeps longer than the interval, so that the worker runs
+    /// on the same thread.
     #[tokio::test]
-    async fn a_process_that_is_never_scraped_keeps_no_samples() {
+    async fn a_process_that_is_never_scraped_accumulates_no_samples() {
         const INTERVAL: Duration = Duration::from_millis(5);
         let settings = Settings::parse_from(["test"]);
         let _telemetry = install("test", &settings.common).unwrap();
-        let (tasks, _ended) = Tasks::new();
+        let (tasks, _failures) = Tasks::new();
         let process = Process {
             clock: Clock::default(),
             tasks,
@@ -419,15 +422,15 @@ mod tests {
         };
         start_upkeep_every(INTERVAL, &process);
         let samples = metrics::histogram!("test_seconds");
-        let mut first = None;
+        let mut initial = None;
         for _ in 0..100 {
             for _ in 0..20_000 {
                 samples.record(0.001);
             }
             tokio::time::sleep(INTERVAL * 2).await;
-            first.get_or_insert_with(resident_pages);
+            initial.get_or_insert_with(resident_pages);
         }
-        let more = resident_pages().saturating_sub(first.unwrap());
+        let more = resident_pages().saturating_sub(initial.unwrap());
         assert!(more < 2000, "{more} pages more");
         assert!(metrics().contains("test_seconds_count 2000000"));
     }

@@ -1,5 +1,5 @@
-//! A database and a Redis of its own for each test, on real servers. `scripts/test` starts the PostgreSQL that
-//! `SHOPPEE_TEST_POSTGRES` names (a superuser's URL); each Redis is started here, so that a test may kill it.
+//! Test fixtures: a database and a Redis server for each test, on real servers. `scripts/test` starts the PostgreSQL of
+//! `SHOPPEE_TEST_POSTGRES` (a superuser's URL); each Redis is started here, so that a test can kill it.
 
 mod stalls;
 
@@ -23,11 +23,12 @@ use crate::{
 
 pub use stalls::Stalls;
 
-const WAIT: Duration = Duration::from_secs(20);
-/// How long a process may take to find out that it cannot start.
-const REFUSAL: Duration = Duration::from_secs(10);
+/// Bounds the wait for a condition.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bounds the failed start of a process.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A fresh database with the roles and schemas that `services/bootstrap.sql` makes.
+/// A new database with the roles and schemas of `services/bootstrap.sql`.
 #[derive(Debug)]
 pub struct Database {
     host: String,
@@ -37,15 +38,15 @@ pub struct Database {
 
 impl Database {
     /// # Panics
-    /// Where no test server answers.
-    #[expect(clippy::disallowed_methods, reason = "where the test server is comes from scripts/test")]
+    /// Panics if the test server does not answer.
+    #[expect(clippy::disallowed_methods, reason = "scripts/test sets the URL of the test server")]
     pub async fn create() -> Self {
         let server = std::env::var("SHOPPEE_TEST_POSTGRES").expect("run the tests by scripts/test");
         let admin: PgConnectOptions = server.parse().expect("SHOPPEE_TEST_POSTGRES is a URL");
         let name = format!("test_{}", Uuid::new_v4().simple());
         let mut server = PgConnection::connect_with(&admin).await.expect("test server answers");
         server.execute(AssertSqlSafe(format!("create database {name}"))).await.expect("create database");
-        // Roles belong to the whole server: tests that start at once must make them one after the other.
+        // Roles belong to the whole server: concurrent tests must create them one after the other.
         server.execute("select pg_advisory_lock(1)").await.expect("lock");
         let mut database = PgConnection::connect_with(&admin.clone().database(&name)).await.expect("connect");
         database.execute(AssertSqlSafe(bootstrap(&name))).await.expect("bootstrap");
@@ -54,18 +55,18 @@ impl Database {
         Self { host: admin.get_host().to_owned(), port: admin.get_port(), name }
     }
 
-    /// Lets nobody in any more, and throws out who is in.
+    /// Refuses new connections, and ends all sessions.
     ///
     /// # Panics
-    /// Where the test server does not answer.
-    pub async fn shut(&self) {
+    /// Panics if the test server does not answer.
+    pub async fn block_connections(&self) {
         self.alter("with allow_connections false").await;
     }
 
     /// Runs `alter database … {how}` as a superuser, and ends all sessions.
     ///
     /// # Panics
-    /// Panics where the test server does not answer.
+    /// Panics if the test server does not answer.
     pub async fn alter(&self, how: &str) {
         self.alter_for_new_sessions(how).await;
         let name = &self.name;
@@ -76,47 +77,47 @@ impl Database {
     /// Runs `alter database … {how}` as a superuser.
     ///
     /// # Panics
-    /// Panics where the test server does not answer.
+    /// Panics if the test server does not answer.
     pub async fn alter_for_new_sessions(&self, how: &str) {
         let altered = format!("alter database {} {how}", self.name);
         server().await.execute(AssertSqlSafe(altered)).await.expect("alters");
     }
 
-    /// The settings of the service called `service` (auth, product or order).
+    /// Returns the settings of the service called `service` (auth, product or order).
     pub fn settings(&self, service: &str) -> settings::Postgres {
         settings::Postgres { database_url: SecretString::from(self.url(service)), database_pool_size: 8 }
     }
 
-    /// The URL the service called `service` connects with.
+    /// Returns the URL with the role of the service called `service`.
     pub fn url(&self, service: &str) -> String {
         self.url_at(service, &format!("{}:{}", self.host, self.port))
     }
 
-    /// The same, where the server is met at another address.
+    /// Returns the same URL with another address, such as that of a proxy.
     pub fn url_at(&self, service: &str, address: &str) -> String {
         format!("postgres://shoppee_{service}:{service}@{address}/{}", self.name)
     }
 
-    /// Where the server is.
+    /// Returns the address of the server.
     ///
     /// # Panics
-    /// Where its name is not known.
+    /// Panics if its name cannot be resolved.
     pub async fn address(&self) -> SocketAddr {
-        let mut found = tokio::net::lookup_host((&*self.host, self.port)).await.expect("an address");
-        found.next().expect("an address")
+        let mut addresses = tokio::net::lookup_host((&*self.host, self.port)).await.expect("an address");
+        addresses.next().expect("an address")
     }
 }
 
-/// The test server, as a superuser.
-#[expect(clippy::disallowed_methods, reason = "where the test server is comes from scripts/test")]
+/// Connects to the test server as a superuser.
+#[expect(clippy::disallowed_methods, reason = "scripts/test sets the URL of the test server")]
 async fn server() -> PgConnection {
     let server = std::env::var("SHOPPEE_TEST_POSTGRES").expect("run the tests by scripts/test");
     PgConnection::connect(&server).await.expect("test server answers")
 }
 
-/// The bootstrap of all services in one database, each with its name as its role's password.
+/// Returns the bootstrap SQL of all services in one database; the password of a role is the name of its service.
 fn bootstrap(database: &str) -> String {
-    let of = |(service, schema): (&str, &str)| {
+    let service_sql = |(service, schema): (&str, &str)| {
         include_str!("../../bootstrap.sql")
             .replace(":\"database\"", database)
             .replace(":\"role\"", &format!("shoppee_{service}"))
@@ -125,10 +126,10 @@ fn bootstrap(database: &str) -> String {
             .replace(":'schema'", &format!("'{schema}'"))
             .replace(":'password'", &format!("'{service}'"))
     };
-    [("auth", "auth"), ("product", "product"), ("order", "orders")].map(of).concat()
+    [("auth", "auth"), ("product", "product"), ("order", "orders")].map(service_sql).concat()
 }
 
-/// A Redis without persistence, gone when dropped.
+/// A Redis server without persistence, which is killed on drop.
 #[derive(Debug)]
 pub struct RedisServer {
     process: Child,
@@ -137,13 +138,13 @@ pub struct RedisServer {
 
 impl RedisServer {
     /// # Panics
-    /// Where `redis-server` is not installed.
+    /// Panics if `redis-server` is not installed.
     pub async fn start() -> Self {
         Self::start_on(free_port()).await
     }
 
     /// # Panics
-    /// Where `redis-server` is not installed, or the port is taken.
+    /// Panics if `redis-server` is not installed, or the port is in use.
     pub async fn start_on(port: u16) -> Self {
         let process = Command::new("redis-server")
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
@@ -160,12 +161,12 @@ impl RedisServer {
         self.port
     }
 
-    /// The process, for a test that sends it signals.
+    /// Returns the process id, for a test that sends signals.
     pub fn pid(&self) -> u32 {
         self.process.id()
     }
 
-    /// As `kill -9` does it.
+    /// Kills the server with SIGKILL.
     pub fn kill(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
@@ -175,10 +176,10 @@ impl RedisServer {
         settings::Redis::at(format!("redis://127.0.0.1:{}", self.port))
     }
 
-    /// A connection to it.
+    /// Connects to the server.
     ///
     /// # Panics
-    /// Where it does not answer.
+    /// Panics if it does not answer.
     pub async fn client(&self) -> Client {
         let clients =
             redis::Clients::open(&self.settings(), &TestProcess::default().process).await.expect("a URL");
@@ -196,14 +197,15 @@ impl Drop for RedisServer {
     }
 }
 
-/// Runs `binary` with these settings and nothing else, which must end it in one line before it opens a port; the line.
+/// Runs `binary` with these settings only, and asserts that it exits with an error before it opens a port. Returns the
+/// one line that it writes.
 ///
 /// # Panics
-/// Where it goes on, or says more or less than a line.
+/// Panics if it does not exit, or does not write exactly one line.
 pub fn refuses_to_start(binary: &str, settings: &[(&str, &str)]) -> String {
-    // Whoever opens a port before all settings were looked at trips over these.
-    let taken = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    let (listen, metrics) = (taken(), taken());
+    // A process that opens a port before it has validated all settings fails on these.
+    let occupied = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let (listen, metrics) = (occupied(), occupied());
     let addr = |listener: &TcpListener| listener.local_addr().expect("bound").to_string();
     let mut process = Command::new(binary)
         .env_clear()
@@ -219,50 +221,50 @@ pub fn refuses_to_start(binary: &str, settings: &[(&str, &str)]) -> String {
         if let Some(status) = process.try_wait().expect("is waited for") {
             break status;
         }
-        if started.elapsed() > REFUSAL {
+        if started.elapsed() > EXIT_TIMEOUT {
             let _ = process.kill();
-            panic!("goes on with {settings:?}");
+            panic!("does not exit with {settings:?}");
         }
         std::thread::sleep(Duration::from_millis(5));
     };
     assert!(!status.success(), "{settings:?}");
-    let mut said = String::new();
-    process.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
-    assert_eq!(said.lines().count(), 1, "one line: {said}");
-    said
+    let mut output = String::new();
+    process.stderr.take().expect("piped").read_to_string(&mut output).expect("text");
+    assert_eq!(output.lines().count(), 1, "one line: {output}");
+    output
 }
 
-/// What a process of a test is made of; stops when dropped.
+/// The process context of a test; it is shut down on drop.
 #[derive(Debug)]
 pub struct TestProcess {
     pub process: Process,
-    ended: mpsc::UnboundedReceiver<anyhow::Error>,
+    failures: mpsc::UnboundedReceiver<anyhow::Error>,
 }
 
 impl Default for TestProcess {
     fn default() -> Self {
-        let (tasks, ended) = Tasks::new();
+        let (tasks, failures) = Tasks::new();
         let (clock, readiness, tls) = (Clock::default(), Readiness::default(), GrpcTls::default());
-        Self { process: Process { clock, tasks, readiness, tls }, ended }
+        Self { process: Process { clock, tasks, readiness, tls }, failures }
     }
 }
 
 impl TestProcess {
-    /// Waits until it serves.
+    /// Waits until all required dependencies are up.
     ///
     /// # Panics
-    /// Where it does not within 20 s.
-    pub async fn serves(&mut self) {
+    /// Panics if they are not within 20 s.
+    pub async fn wait_ready(&mut self) {
         let mut serving = self.process.readiness.serving();
         tokio::select! {
-            ready = tokio::time::timeout(WAIT, serving.wait_for(|serving| *serving)) => {
-                ready.unwrap_or_else(|_| panic!("not ready: {:?}", self.process.readiness.missing())).expect("runs");
+            ready = tokio::time::timeout(WAIT_TIMEOUT, serving.wait_for(|serving| *serving)) => {
+                ready.unwrap_or_else(|_| panic!("not ready: {:?}", self.process.readiness.failing())).expect("runs");
             }
-            Some(error) = self.ended.recv() => panic!("{error:#}"),
+            Some(error) = self.failures.recv() => panic!("{error:#}"),
         }
     }
 
-    /// Stops it as SIGTERM does.
+    /// Shuts the process down as SIGTERM does.
     pub async fn stop(&self) {
         self.process.readiness.stop();
         self.process.tasks.stop().await;
@@ -271,11 +273,11 @@ impl TestProcess {
 
 impl Drop for TestProcess {
     fn drop(&mut self) {
-        self.process.tasks.stopping().cancel();
+        self.process.tasks.shutdown_token().cancel();
     }
 }
 
-/// Settings that every process of a test starts with.
+/// Returns the common settings of a process under test.
 pub fn common() -> settings::Common {
     settings::Common {
         shoppee_env: settings::Environment::Development,
@@ -289,42 +291,42 @@ pub fn common() -> settings::Common {
     }
 }
 
-/// An address on this machine that nobody listens on.
+/// Returns a loopback address without a listener.
 ///
 /// # Panics
-/// Where there is none.
+/// Panics if there is none.
 pub fn free_addr() -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))
 }
 
-/// Below the range from which Linux gives ports to outgoing connections, one of which would take it before it is used;
-/// and another one each time, also in tests that run beside this one.
+/// Returns a free port below the ephemeral range of Linux, from which an outgoing connection could take it. Each call
+/// returns another port, also in concurrent tests.
 fn free_port() -> u16 {
     const FIRST: u16 = 12_000;
     const COUNT: u16 = 20_000;
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    // Processes that start one after the other begin far apart.
-    let own = std::process::id().wrapping_mul(7919);
-    let mut tried = (0..COUNT).map(|_| {
-        let number = own.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % u32::from(COUNT);
+    // Processes with consecutive ids start far apart.
+    let offset = std::process::id().wrapping_mul(7919);
+    let mut candidates = (0..COUNT).map(|_| {
+        let number = offset.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % u32::from(COUNT);
         FIRST + u16::try_from(number).unwrap_or_default()
     });
-    tried.find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()).expect("a free port")
+    candidates.find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()).expect("a free port")
 }
 
-/// Waits until `holds`, looking every 20 ms.
+/// Polls `condition` every 20 ms until it is true.
 ///
 /// # Panics
-/// Where it does not within 20 s.
-pub async fn eventually<F, Fut>(what: &str, holds: F)
+/// Panics with `description` if it is not true within 20 s.
+pub async fn eventually<F, Fut>(description: &str, condition: F)
 where
     F: Fn() -> Fut,
     Fut: Future<Output = bool>,
 {
-    let looking = async {
-        while !holds().await {
+    let polling = async {
+        while !condition().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(WAIT, looking).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(WAIT_TIMEOUT, polling).await.unwrap_or_else(|_| panic!("never: {description}"));
 }

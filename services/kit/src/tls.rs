@@ -1,8 +1,8 @@
-//! TLS: the one crypto provider, certificates and keys by file, and gRPC served and called with them. [`Failure`] names
-//! the reason for which a connection fails, for PostgreSQL, Redis and gRPC alike.
+//! TLS configuration: the crypto provider, certificates and keys from files, and the TLS of gRPC servers and clients.
+//! [`Failure`] classifies TLS failures of PostgreSQL, Redis and gRPC connections.
 
+pub(crate) mod acceptor;
 mod failure;
-pub(crate) mod incoming;
 mod redis;
 
 use std::{
@@ -25,13 +25,13 @@ pub(crate) use redis::redis;
 
 use crate::{client, settings};
 
-/// Makes ring the crypto provider of the process, whichever library asks for one.
+/// Installs ring as the crypto provider of the process.
 pub fn install_provider() {
-    // Refused where one is installed already, as by another test of the same process.
+    // It fails if one is installed already, such as by another test in the same process.
     let _ = ring::default_provider().install_default();
 }
 
-/// A file that a setting names; one that is set to nothing, as Compose does it, is not set.
+/// A file from a setting. Compose sets a variable without a value to the empty string, which counts as not set.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct File<'a> {
     pub setting: &'static str,
@@ -39,7 +39,7 @@ pub(crate) struct File<'a> {
 }
 
 impl<'a> File<'a> {
-    pub fn given(setting: &'static str, path: Option<&'a String>) -> Option<Self> {
+    pub fn from_setting(setting: &'static str, path: Option<&'a String>) -> Option<Self> {
         path.filter(|path| !path.is_empty()).map(|path| Self { setting, path })
     }
 
@@ -47,7 +47,7 @@ impl<'a> File<'a> {
         std::fs::read(Path::new(self.path)).with_context(|| self.to_string())
     }
 
-    /// Reads the certificates in the file, of which there is at least one.
+    /// Reads the certificates in the file; at least one is required.
     pub fn certificates(self) -> anyhow::Result<Vec<CertificateDer<'static>>> {
         let pem = self.read()?;
         let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
@@ -61,7 +61,7 @@ impl<'a> File<'a> {
             .map_err(|_| anyhow::anyhow!("{self}: has no private key in PEM"))
     }
 
-    /// Reads the authorities in the file.
+    /// Reads the certificates of authorities in the file.
     pub fn roots(self) -> anyhow::Result<RootCertStore> {
         let mut roots = RootCertStore::empty();
         for certificate in self.certificates()? {
@@ -77,7 +77,7 @@ impl std::fmt::Display for File<'_> {
     }
 }
 
-/// A certificate with the authorities between it and a root, and its key.
+/// A certificate chain with its private key.
 #[derive(Debug)]
 pub(crate) struct Identity {
     pub chain: Vec<CertificateDer<'static>>,
@@ -85,12 +85,14 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// The identity that both settings name, or none; an error where one is missing, or they do not belong together.
+    /// Loads the identity from both settings, or none if neither is set. Returns an error if one is missing, or the key
+    /// is not that of the certificate.
     pub fn load(
         (cert_setting, cert): (&'static str, Option<&String>),
         (key_setting, key): (&'static str, Option<&String>),
     ) -> anyhow::Result<Option<Self>> {
-        let (cert, key) = match (File::given(cert_setting, cert), File::given(key_setting, key)) {
+        let (cert, key) = match (File::from_setting(cert_setting, cert), File::from_setting(key_setting, key))
+        {
             (None, None) => return Ok(None),
             (Some(cert), Some(key)) => (cert, key),
             _ => bail!("{cert_setting} and {key_setting} belong together: set both or none"),
@@ -106,28 +108,28 @@ impl Identity {
     }
 }
 
-/// The authorities that the system trusts; read once.
+/// Returns the authorities that the system trusts; they are read once.
 pub(crate) fn system_roots() -> &'static RootCertStore {
     static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
     ROOTS.get_or_init(|| {
-        let found = rustls_native_certs::load_native_certs();
-        for error in found.errors {
+        let loaded = rustls_native_certs::load_native_certs();
+        for error in loaded.errors {
             tracing::warn!(%error, "certificates of the system");
         }
         let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(found.certs);
+        roots.add_parsable_certificates(loaded.certs);
         roots
     })
 }
 
-/// The TLS of gRPC, served and called: plain text unless the settings say otherwise. Cheap to clone.
+/// The TLS configuration of gRPC servers and clients; plaintext by default.
 #[derive(Clone, Default)]
 pub struct GrpcTls {
     server: Option<Arc<ServerConfig>>,
-    /// The authorities of https:// services; the system's where absent.
+    /// The authorities of https:// services; those of the system if absent.
     roots: Option<Arc<RootCertStore>>,
-    /// The certificate and key presented to https:// services, in PEM.
-    presented: Option<Arc<tonic::transport::Identity>>,
+    /// The certificate and key that are presented to https:// services, in PEM.
+    client_identity: Option<Arc<tonic::transport::Identity>>,
 }
 
 impl std::fmt::Debug for GrpcTls {
@@ -137,17 +139,18 @@ impl std::fmt::Debug for GrpcTls {
 }
 
 impl GrpcTls {
-    /// Reads the files; an error where one cannot be used.
+    /// Loads the files. Returns an error if one is invalid.
     pub fn load(settings: &settings::GrpcTls) -> anyhow::Result<Self> {
         let (cert, key) = (settings.grpc_tls_cert_file.as_ref(), settings.grpc_tls_key_file.as_ref());
         let identity = Identity::load(("GRPC_TLS_CERT_FILE", cert), ("GRPC_TLS_KEY_FILE", key))?;
-        let authorities = File::given("GRPC_TLS_CA_FILE", settings.grpc_tls_ca_file.as_ref());
-        let of_clients = File::given("GRPC_TLS_CLIENT_CA_FILE", settings.grpc_tls_client_ca_file.as_ref());
+        let authorities = File::from_setting("GRPC_TLS_CA_FILE", settings.grpc_tls_ca_file.as_ref());
+        let client_authorities =
+            File::from_setting("GRPC_TLS_CLIENT_CA_FILE", settings.grpc_tls_client_ca_file.as_ref());
         ensure!(
-            of_clients.is_none() || identity.is_some(),
+            client_authorities.is_none() || identity.is_some(),
             "GRPC_TLS_CLIENT_CA_FILE needs GRPC_TLS_CERT_FILE: callers present certificates over TLS only"
         );
-        let presented = match (cert, key) {
+        let client_identity = match (cert, key) {
             (Some(cert), Some(key)) if identity.is_some() => {
                 let identity =
                     tonic::transport::Identity::from_pem(std::fs::read(cert)?, std::fs::read(key)?);
@@ -156,36 +159,39 @@ impl GrpcTls {
             _ => None,
         };
         Ok(Self {
-            server: identity.map(|identity| server(identity, of_clients)).transpose()?.map(Arc::new),
+            server: identity
+                .map(|identity| server_config(identity, client_authorities))
+                .transpose()?
+                .map(Arc::new),
             roots: authorities.map(File::roots).transpose()?.map(Arc::new),
-            presented,
+            client_identity,
         })
     }
 
-    /// Returns the configuration that accepts connections; absent for plain text.
+    /// Returns the configuration of the server; none for plaintext.
     pub(crate) fn server(&self) -> Option<Arc<ServerConfig>> {
         self.server.clone()
     }
 
-    /// Returns the configuration that calls a service whose certificate must be for `host`.
+    /// Returns the configuration of a client of a service whose certificate must be for `host`.
     pub(crate) fn client(&self, host: &str) -> ClientTlsConfig {
         let roots = self.roots.as_deref().unwrap_or_else(|| system_roots());
         let config = ClientTlsConfig::new()
             .domain_name(host)
-            .timeout(client::TLS_TIMEOUT)
+            .timeout(client::TLS_HANDSHAKE_TIMEOUT)
             .trust_anchors(roots.roots.iter().cloned());
-        match &self.presented {
+        match &self.client_identity {
             Some(identity) => config.identity(identity.as_ref().clone()),
             None => config,
         }
     }
 }
 
-fn server(identity: Identity, of_clients: Option<File<'_>>) -> anyhow::Result<ServerConfig> {
+fn server_config(identity: Identity, client_authorities: Option<File<'_>>) -> anyhow::Result<ServerConfig> {
     let provider = Arc::new(ring::default_provider());
     let builder =
         ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
-    let builder = match of_clients {
+    let builder = match client_authorities {
         Some(file) => {
             let roots = Arc::new(file.roots()?);
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)

@@ -1,4 +1,4 @@
-//! The header of a token (RFC 7515 §4), read more strictly than the library reads it.
+//! A strict parser of the JOSE header of a token (RFC 7515 §4), stricter than that of the library.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -8,9 +8,9 @@ use serde::{
     de::{Error, IgnoredAny, MapAccess, Visitor},
 };
 
-/// Parameters that change the reading of a token: `crit` (RFC 7515 §4.1.11), `b64` (RFC 7797), and those of encryption
-/// (RFC 7516). None of them is understood here.
-const REFUSED: [&str; 4] = ["crit", "b64", "enc", "zip"];
+/// Unsupported parameters that change the meaning of a token: `crit` (RFC 7515 §4.1.11), `b64` (RFC 7797), and those of
+/// encryption (RFC 7516).
+const UNSUPPORTED: [&str; 4] = ["crit", "b64", "enc", "zip"];
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct TokenHeader {
@@ -19,7 +19,8 @@ pub struct TokenHeader {
 }
 
 impl TokenHeader {
-    /// Reads a header; `None` where it is not well-formed, names a parameter twice, or has one of [`REFUSED`].
+    /// Parses the header of a token. Returns `None` if it is malformed, repeats a parameter, or has one of
+    /// [`UNSUPPORTED`].
     pub fn parse(token: &str) -> Option<Self> {
         let (header, _) = token.split_once('.')?;
         serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).ok()?).ok()
@@ -47,7 +48,7 @@ impl<'de> Visitor<'de> for Parameters {
             match name.as_str() {
                 "typ" => typ = Some(map.next_value()?),
                 "kid" => kid = Some(map.next_value()?),
-                name if REFUSED.contains(&name) => return Err(Error::custom("not understood")),
+                name if UNSUPPORTED.contains(&name) => return Err(Error::custom("not understood")),
                 _ => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -73,11 +74,11 @@ mod tests {
     }
 
     #[test]
-    fn a_header_is_read_once_and_whole() {
+    fn a_header_with_a_repeated_or_unsupported_parameter_is_rejected() {
         let header = TokenHeader { typ: "at+jwt".to_owned(), kid: "k".to_owned() };
         assert_eq!(parse(r#"{"alg":"EdDSA","typ":"at+jwt","kid":"k"}"#), Some(header));
         assert!(parse(r#"{"alg":"EdDSA","typ":"at+jwt","kid":"k","x5t":"unknown and harmless"}"#).is_some());
-        for refused in [
+        for rejected in [
             r#"{"alg":"EdDSA","typ":"at+jwt"}"#,
             r#"{"alg":"EdDSA","kid":"k"}"#,
             r#"{"typ":"at+jwt","kid":"k","crit":["exp"]}"#,
@@ -94,7 +95,7 @@ mod tests {
             r#"["at+jwt","k"]"#,
             "",
         ] {
-            assert_eq!(parse(refused), None, "{refused}");
+            assert_eq!(parse(rejected), None, "{rejected}");
         }
         assert_eq!(TokenHeader::parse("no-dots"), None);
     }

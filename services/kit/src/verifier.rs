@@ -1,4 +1,5 @@
-//! The verifier of tokens: signature, claims, revoked sessions, from memory alone.
+//! A JWT verifier (RFC 7519, RFC 8725): checks signature, claims and revocation in memory, without a call to another
+//! service.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,32 +12,32 @@ use shoppee_proto::auth::v1::{EndedSession, GetJwksResponse};
 use uuid::Uuid;
 
 use crate::{
-    caller::{AUDIENCE, Caller, Claims, ISSUER, Kind, Role, TokenError},
+    caller::{AUDIENCE, Caller, Claims, ISSUER, Role, TokenError, TokenType},
     clock::Clock,
     revocation_list::RevocationList,
     token_header::TokenHeader,
 };
 
-/// Bounds the cache. A token verified before costs a hash and a look-up instead of 60 µs of Ed25519. About 300 bytes
-/// each.
+/// Bounds the cache of verified tokens, of about 300 bytes each. A cached token costs a hash and a look-up instead of
+/// 60 µs of Ed25519.
 const MAX_CACHED_TOKENS: u64 = 50_000;
-/// Bounds the length of a token, above that of any token we sign; nothing longer is looked at.
+/// Bounds the length of a token, above that of every token that auth signs.
 const MAX_TOKEN_BYTES: usize = 2048;
-/// The lead that another machine's clock may have when it signs. Seconds.
-const LEEWAY: i64 = 5;
-/// Bounds the time from `iat` to `exp` of any token, whatever its claims say. A stolen signature is of no use for
-/// longer. The auth service refuses a longer `ACCESS_TOKEN_TTL` at its start. Seconds.
+/// The tolerated clock skew of the machine that signs. Seconds.
+const CLOCK_LEEWAY: i64 = 5;
+/// Bounds the time from `iat` to `exp` of every token, which limits the use of a stolen signing key. The auth service
+/// rejects a longer `ACCESS_TOKEN_TTL` at its start. Seconds.
 pub const MAX_TOKEN_LIFETIME: i64 = 7 * 24 * 60 * 60;
 /// The same bound for a ticket, with room for the clocks of two machines. Seconds.
 const MAX_TICKET_LIFETIME: i64 = 60;
 
-/// Verifies tokens without asking any service; [`crate::keys`] keeps it up to date.
+/// A verifier of tokens; [`crate::verifier_sync`] keeps its keys and revocations up to date.
 #[derive(Debug)]
 pub struct Verifier {
     clock: Clock,
     keys: ArcSwap<KeySet>,
-    /// The lock that is held while the key set is replaced.
-    replacing: Mutex<()>,
+    /// Serialises replacements of the key set.
+    update_lock: Mutex<()>,
     revoked: RevocationList,
     verified: Cache<[u8; 32], Verified>,
 }
@@ -45,14 +46,14 @@ pub struct Verifier {
 #[derive(Clone, Debug)]
 struct Verified {
     claims: Arc<Claims>,
-    kind: Kind,
-    /// The public key, as its JWK has it.
+    token_type: TokenType,
+    /// The public key, in the encoding of its JWK.
     key: Arc<str>,
 }
 
 #[derive(Default)]
 struct KeySet {
-    /// The keys as they came, kept to see whether they changed.
+    /// The key set as received, to detect changes.
     source: Vec<shoppee_proto::auth::v1::Jwk>,
     keys: Vec<Key>,
 }
@@ -88,107 +89,108 @@ impl KeySet {
             return Err(TokenError::NoKeys);
         }
         let header = TokenHeader::parse(token).ok_or(TokenError::Invalid)?;
-        let kind = Kind::ALL.into_iter().find(|kind| header.typ == kind.typ()).ok_or(TokenError::Invalid)?;
+        let token_type = TokenType::ALL.into_iter().find(|token_type| header.typ == token_type.typ());
+        let token_type = token_type.ok_or(TokenError::Invalid)?;
         let key = self.keys.iter().find(|key| key.kid == header.kid).ok_or(TokenError::Invalid)?;
 
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.set_issuer(&[ISSUER]);
         validation.set_audience(&[AUDIENCE]);
-        // Times are compared with our own clock: `exp` at every use, the others below.
+        // Times are compared with the process's clock: `exp` at every use, the others below.
         validation.validate_exp = false;
         let claims = jsonwebtoken::decode::<Claims>(token, &key.decoding, &validation)
             .map_err(|_| TokenError::Invalid)?
             .claims;
-        if !is_valid(&claims, kind, now) {
+        if !is_valid(&claims, token_type, now) {
             return Err(TokenError::Invalid);
         }
-        Ok(Verified { claims: Arc::new(claims), kind, key: key.x.clone() })
+        Ok(Verified { claims: Arc::new(claims), token_type, key: key.x.clone() })
     }
 }
 
-/// Reports whether the claims of a token that was signed by us make sense now.
-fn is_valid(claims: &Claims, kind: Kind, now: i64) -> bool {
+/// Returns whether the claims of a correctly signed token are valid now.
+fn is_valid(claims: &Claims, token_type: TokenType, now: i64) -> bool {
     let lifetime = claims.exp.checked_sub(claims.iat);
-    let is_ticket = kind == Kind::WsTicket;
+    let is_ticket = token_type == TokenType::WsTicket;
     claims.sub == claims.user_id.to_string()
         && claims.user_id >= 0
-        && claims.iat <= now + LEEWAY
-        && claims.nbf.is_none_or(|nbf| nbf <= now + LEEWAY)
-        && lifetime.is_some_and(|lifetime| (1..=max_lifetime(kind)).contains(&lifetime))
+        && claims.iat <= now + CLOCK_LEEWAY
+        && claims.nbf.is_none_or(|nbf| nbf <= now + CLOCK_LEEWAY)
+        && lifetime.is_some_and(|lifetime| (1..=max_lifetime(token_type)).contains(&lifetime))
         && claims.socket_exp.is_some() == is_ticket
 }
 
-const fn max_lifetime(kind: Kind) -> i64 {
-    match kind {
-        Kind::Access | Kind::Socket => MAX_TOKEN_LIFETIME,
-        Kind::WsTicket => MAX_TICKET_LIFETIME,
+const fn max_lifetime(token_type: TokenType) -> i64 {
+    match token_type {
+        TokenType::Access | TokenType::Socket => MAX_TOKEN_LIFETIME,
+        TokenType::WsTicket => MAX_TICKET_LIFETIME,
     }
 }
 
 impl Verifier {
     pub fn new(clock: Clock) -> Arc<Self> {
         install_crypto();
-        // A counter of events that never happened is 0 for monitoring, not absent.
+        // The counter is exported as 0 before its first event.
         metrics::counter!("revocation_list_sheds_total").increment(0);
         Arc::new(Self {
             clock,
             keys: ArcSwap::default(),
-            replacing: Mutex::default(),
+            update_lock: Mutex::default(),
             revoked: RevocationList::default(),
             verified: Cache::new(MAX_CACHED_TOKENS),
         })
     }
 
-    /// Takes in the answer of the auth service. Returns the sessions that ended since the last time.
-    pub fn update(&self, told: GetJwksResponse) -> Vec<Uuid> {
+    /// Applies a response of the auth service. Returns the newly revoked sessions.
+    pub fn update(&self, response: GetJwksResponse) -> Vec<Uuid> {
         {
-            let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
-            if self.keys.load().source != told.keys {
-                self.keys.store(Arc::new(KeySet::new(told.keys)));
+            let _guard = self.update_lock.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.keys.load().source != response.keys {
+                self.keys.store(Arc::new(KeySet::new(response.keys)));
             }
         }
-        self.end_sessions(told.ended_sessions)
+        self.revoke_sessions(response.ended_sessions)
     }
 
-    /// Refuses these sessions from now on. Returns those that were not known yet.
-    pub fn end_sessions(&self, sessions: Vec<EndedSession>) -> Vec<Uuid> {
+    /// Revokes sessions. Returns those that were not revoked before.
+    pub fn revoke_sessions(&self, sessions: Vec<EndedSession>) -> Vec<Uuid> {
         let sessions =
             sessions.into_iter().filter_map(|session| Some((session.sid.parse().ok()?, session.forget_at)));
         self.revoked.extend(sessions, self.clock.unix())
     }
 
-    /// The public keys, as the auth service gave them.
+    /// Returns the public keys of the auth service.
     pub fn jwks(&self) -> Vec<shoppee_proto::auth::v1::Jwk> {
         self.keys.load().source.clone()
     }
 
-    /// Returns the caller that a token of this kind speaks for.
-    pub fn verify(&self, token: &str, wanted: Kind) -> Result<Caller, TokenError> {
-        let caller = self.identify(token)?;
-        if caller.kind != wanted {
+    /// Verifies a token of the given type. Returns its caller.
+    pub fn verify(&self, token: &str, expected: TokenType) -> Result<Caller, TokenError> {
+        let caller = self.verify_signature(token)?;
+        if caller.token_type != expected {
             return Err(TokenError::Invalid);
         }
-        self.holds(&caller)?;
+        self.check_active(&caller)?;
         Ok(caller)
     }
 
-    /// Returns the caller that a token of any kind speaks for.
+    /// Verifies a token of any type. Returns its caller.
     pub fn verify_any(&self, token: &str) -> Result<Caller, TokenError> {
-        let caller = self.identify(token)?;
-        self.holds(&caller)?;
+        let caller = self.verify_signature(token)?;
+        self.check_active(&caller)?;
         Ok(caller)
     }
 
-    /// Returns the caller of a signed token, which may have expired.
-    fn identify(&self, token: &str) -> Result<Caller, TokenError> {
+    /// Returns the caller of a correctly signed token, which may have expired or been revoked.
+    fn verify_signature(&self, token: &str) -> Result<Caller, TokenError> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(TokenError::Invalid);
         }
         let hash: [u8; 32] = Sha256::digest(token).into();
         let cached = self.verified.get(&hash);
         let keys = self.keys.load();
-        // Claims of a key that is gone may enter the cache at any time, also after the key set was replaced.
+        // An entry of a removed key may enter the cache at any time, even after the key set was replaced.
         let verified = if let Some(verified) = cached.filter(|cached| keys.contains(&cached.key)) {
             verified
         } else {
@@ -196,22 +198,23 @@ impl Verifier {
             self.verified.insert(hash, verified.clone());
             verified
         };
-        let Verified { claims, kind, key } = verified;
-        Ok(Caller { claims, kind, token: Arc::new(SecretString::from(token)), key })
+        let Verified { claims, token_type, key } = verified;
+        Ok(Caller { claims, token_type, token: Arc::new(SecretString::from(token)), key })
     }
 
-    /// Checks that a caller may still call: a token ends, a session does, and a key may be removed.
-    pub fn holds(&self, caller: &Caller) -> Result<(), TokenError> {
+    /// Checks that a caller is still active: the token has not expired, the session is not revoked, and the key is in
+    /// the key set.
+    pub fn check_active(&self, caller: &Caller) -> Result<(), TokenError> {
         let claims = &caller.claims;
         if claims.exp <= self.clock.unix() {
             return Err(TokenError::Expired);
         }
-        // A service has no session that could end.
+        // A service has no session that could be revoked.
         if claims.role != Role::Service {
             if self.revoked.contains(&claims.sid) {
                 return Err(TokenError::Revoked);
             }
-            if self.revoked.refuses_expiry(claims.exp) {
+            if self.revoked.rejects_expiry(claims.exp) {
                 return Err(TokenError::Expired);
             }
         }
@@ -219,7 +222,7 @@ impl Verifier {
     }
 }
 
-/// Chooses jsonwebtoken's cryptography for this process; the second time changes nothing.
+/// Installs jsonwebtoken's crypto provider for this process; idempotent.
 pub fn install_crypto() {
     let _ = jsonwebtoken::crypto::rust_crypto::DEFAULT_PROVIDER.install_default();
 }
@@ -271,10 +274,10 @@ mod tests {
         }
     }
 
-    fn sign(key: (&str, &str), kind: Kind, claims: &Claims) -> String {
+    fn sign(key: (&str, &str), token_type: TokenType, claims: &Claims) -> String {
         install_crypto();
         let mut header = jsonwebtoken::Header::new(Algorithm::EdDSA);
-        header.typ = Some(kind.typ().to_owned());
+        header.typ = Some(token_type.typ().to_owned());
         header.kid = Some(key.1.to_owned());
         // A private key of 32 bytes in PKCS #8 (RFC 8410).
         let der = [bytes("302e020100300506032b657004220420"), bytes(key.0)].concat();
@@ -282,43 +285,48 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_is_verified_while_its_key_is_removed_is_refused_afterwards() {
+    fn a_token_that_is_cached_after_its_key_was_removed_is_rejected() {
         let clock = Clock::default();
         let verifier = Verifier::new(clock.clone());
         verifier.update(key_set(&[FIRST]));
-        let token = sign(FIRST, Kind::Access, &claims(clock.unix()));
+        let token = sign(FIRST, TokenType::Access, &claims(clock.unix()));
 
-        // One thread has verified the token with the old keys; another removes the key; the first fills the cache.
+        // One thread verifies the token with the old keys; another removes the key; the first fills the cache.
         let old_keys = verifier.keys.load_full();
         let outdated = old_keys.verify(&token, clock.unix()).unwrap();
         verifier.update(key_set(&[SECOND]));
         verifier.verified.insert(Sha256::digest(&token).into(), outdated);
 
-        assert_eq!(verifier.verify(&token, Kind::Access).unwrap_err(), TokenError::Invalid);
-        assert!(verifier.verify(&sign(SECOND, Kind::Access, &claims(clock.unix())), Kind::Access).is_ok());
+        assert_eq!(verifier.verify(&token, TokenType::Access).unwrap_err(), TokenError::Invalid);
+        assert!(
+            verifier
+                .verify(&sign(SECOND, TokenType::Access, &claims(clock.unix())), TokenType::Access)
+                .is_ok()
+        );
     }
 
     #[test]
-    fn a_caller_whose_key_is_removed_holds_no_longer() {
+    fn a_caller_is_inactive_once_its_key_is_removed() {
         let clock = Clock::default();
         let verifier = Verifier::new(clock.clone());
         verifier.update(key_set(&[FIRST]));
-        let token = sign(FIRST, Kind::Access, &claims(clock.unix()));
-        let caller = verifier.verify(&token, Kind::Access).unwrap();
+        let token = sign(FIRST, TokenType::Access, &claims(clock.unix()));
+        let caller = verifier.verify(&token, TokenType::Access).unwrap();
         verifier.update(key_set(&[SECOND, FIRST]));
-        assert_eq!(verifier.holds(&caller), Ok(()), "its key is the previous one");
+        assert_eq!(verifier.check_active(&caller), Ok(()), "its key is the previous one");
         verifier.update(key_set(&[SECOND]));
-        assert_eq!(verifier.holds(&caller), Err(TokenError::Invalid));
+        assert_eq!(verifier.check_active(&caller), Err(TokenError::Invalid));
     }
 
     #[test]
-    fn no_claims_make_a_token_valid_for_longer_than_the_maximum() {
+    fn a_token_with_a_longer_lifetime_than_the_maximum_is_rejected() {
         let clock = Clock::default();
         let verifier = Verifier::new(clock.clone());
         verifier.update(key_set(&[FIRST]));
         let now = clock.unix();
-        let verify =
-            |kind: Kind, claims: &Claims| verifier.verify(&sign(FIRST, kind, claims), kind).map(drop);
+        let verify = |token_type: TokenType, claims: &Claims| {
+            verifier.verify(&sign(FIRST, token_type, claims), token_type).map(drop)
+        };
         let lives = |from: i64, until: i64| Claims { iat: from, exp: until, ..claims(now) };
         for (iat, exp, accepted) in [
             (now, now + MAX_TOKEN_LIFETIME, true),
@@ -326,30 +334,31 @@ mod tests {
             (now - MAX_TOKEN_LIFETIME, now + 1, false),
             (now, i64::MAX, false),
             (i64::MIN, i64::MAX, false),
-            (now + LEEWAY + 2, now + 3600, false),
+            (now + CLOCK_LEEWAY + 2, now + 3600, false),
         ] {
-            for kind in [Kind::Access, Kind::Socket] {
-                assert_eq!(verify(kind, &lives(iat, exp)).is_ok(), accepted, "{kind:?} {iat} {exp}");
+            for token_type in [TokenType::Access, TokenType::Socket] {
+                let outcome = verify(token_type, &lives(iat, exp));
+                assert_eq!(outcome.is_ok(), accepted, "{token_type:?} {iat} {exp}");
             }
         }
         let service = Claims { role: Role::Service, ..lives(now, now + MAX_TOKEN_LIFETIME + 1) };
-        assert!(verify(Kind::Access, &service).is_err());
+        assert!(verify(TokenType::Access, &service).is_err());
         let ticket = |exp: i64, socket_exp| Claims { socket_exp, ..lives(now, exp) };
-        assert!(verify(Kind::WsTicket, &ticket(now + 30, Some(now + 3600))).is_ok());
-        assert!(verify(Kind::WsTicket, &ticket(now + 61, Some(now + 3600))).is_err(), "lives too long");
-        assert!(verify(Kind::WsTicket, &ticket(now + 30, None)).is_err(), "opens no socket");
-        assert!(verify(Kind::Access, &ticket(now + 30, Some(now + 3600))).is_err(), "is a ticket");
+        assert!(verify(TokenType::WsTicket, &ticket(now + 30, Some(now + 3600))).is_ok());
+        assert!(verify(TokenType::WsTicket, &ticket(now + 61, Some(now + 3600))).is_err(), "lives too long");
+        assert!(verify(TokenType::WsTicket, &ticket(now + 30, None)).is_err(), "opens no socket");
+        assert!(verify(TokenType::Access, &ticket(now + 30, Some(now + 3600))).is_err(), "is a ticket");
     }
 
     #[test]
-    fn a_token_is_refused_before_its_time() {
+    fn a_token_is_rejected_before_its_nbf() {
         let clock = Clock::default();
         let verifier = Verifier::new(clock.clone());
         verifier.update(key_set(&[FIRST]));
         let now = clock.unix();
-        let token = sign(FIRST, Kind::Access, &Claims { nbf: Some(now + 60), ..claims(now) });
-        assert_eq!(verifier.verify(&token, Kind::Access).unwrap_err(), TokenError::Invalid);
+        let token = sign(FIRST, TokenType::Access, &Claims { nbf: Some(now + 60), ..claims(now) });
+        assert_eq!(verifier.verify(&token, TokenType::Access).unwrap_err(), TokenError::Invalid);
         clock.advance(std::time::Duration::from_mins(1));
-        assert!(verifier.verify(&token, Kind::Access).is_ok());
+        assert!(verifier.verify(&token, TokenType::Access).is_ok());
     }
 }

@@ -1,8 +1,8 @@
-//! Periodic workers: a task that repeats a round of work, records when a round last succeeded, and logs its failures.
+//! Periodic workers: tasks that repeat a round of work, record the last success, and log failures.
 //!
-//! Metrics of each: `worker_last_success_seconds` (Unix time), `worker_max_age_seconds` (a last success older than this
-//! raises the alert `ShoppeeWorkerLate`), `worker_failures_total`. A worker is late in every case: where its rounds
-//! fail, hang, or wait for a dependency.
+//! Metrics of each worker: `worker_last_success_seconds` (Unix time), `worker_max_age_seconds` (an older success raises
+//! the alert `ShoppeeWorkerLate`), `worker_failures_total`. A worker is late if its rounds fail, hang, or wait for a
+//! dependency.
 
 use std::{fmt::Display, time::Duration};
 
@@ -10,31 +10,32 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{log_throttle::LogThrottle, process::Process};
 
-/// The rest of a worker, at least, in durations of its last round: slow rounds thus do not fill a server.
-const MIN_REST_RATIO: u32 = 1;
-/// The age of the last success at which a worker is late, in intervals …
+/// The minimum delay between two rounds, as a multiple of the duration of the last one: slow rounds do not saturate a
+/// server.
+const MIN_DELAY_RATIO: u32 = 1;
+/// The age of the last success beyond which a worker is late, in intervals.
 const MAX_AGE_INTERVALS: u32 = 5;
-/// … and at least this, so that a failover is not an alert.
+/// The lower bound of that age, so that a failover raises no alert.
 const MIN_MAX_AGE: Duration = Duration::from_secs(45);
 
 /// The outcome of a successful round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Round {
-    /// A round that did all due work: the next round starts after the interval.
+    /// All due work is done: the next round starts after the interval.
     Done,
-    /// A round that left work due: the next round starts at once.
+    /// More work is due: the next round starts at once.
     More,
 }
 
 impl Round {
-    /// Returns `More` where a batch was full, as more may follow.
+    /// Returns `More` if `more` is true, as after a full batch.
     pub const fn more_if(more: bool) -> Self {
         if more { Self::More } else { Self::Done }
     }
 }
 
 /// Repeats `round` every `interval` while `ready` is true, until the process stops. A failed round is logged, counted
-/// and tried again after the interval.
+/// and retried after the interval.
 pub fn spawn<F, Fut, E>(
     process: &Process,
     name: &'static str,
@@ -46,7 +47,7 @@ pub fn spawn<F, Fut, E>(
     Fut: Future<Output = Result<Round, E>> + Send,
     E: Display + Send,
 {
-    let (clock, stop) = (process.clock.clone(), process.tasks.stopping());
+    let (clock, shutdown) = (process.clock.clone(), process.tasks.shutdown_token());
     let max_age = (interval * MAX_AGE_INTERVALS).max(MIN_MAX_AGE);
     metrics::gauge!("worker_max_age_seconds", "worker" => name).set(max_age.as_secs_f64());
     metrics::counter!("worker_failures_total", "worker" => name).absolute(0);
@@ -54,20 +55,20 @@ pub fn spawn<F, Fut, E>(
     record_success(name, clock.now());
     process.tasks.spawn(name, async move {
         let failures = LogThrottle::default();
-        while !stop.is_cancelled() {
+        while !shutdown.is_cancelled() {
             if !*ready.borrow() {
-                // The first round starts when it can, not an interval later.
-                stop.run_until_cancelled(becomes_ready(&mut ready)).await;
+                // The first round starts as soon as the worker is ready, not an interval later.
+                shutdown.run_until_cancelled(wait_ready(&mut ready)).await;
                 continue;
             }
             let started = Instant::now();
             match round().await {
-                Ok(found) => {
+                Ok(outcome) => {
                     record_success(name, clock.now());
                     if failures.reset() {
                         tracing::info!(worker = name, "worker succeeds again");
                     }
-                    if found == Round::More {
+                    if outcome == Round::More {
                         continue;
                     }
                 }
@@ -78,16 +79,16 @@ pub fn spawn<F, Fut, E>(
                     }
                 }
             }
-            let rest = interval.max(started.elapsed() * MIN_REST_RATIO);
-            stop.run_until_cancelled(tokio::time::sleep(rest)).await;
+            let delay = interval.max(started.elapsed() * MIN_DELAY_RATIO);
+            shutdown.run_until_cancelled(tokio::time::sleep(delay)).await;
         }
         Ok(())
     });
 }
 
-async fn becomes_ready(ready: &mut watch::Receiver<bool>) {
+async fn wait_ready(ready: &mut watch::Receiver<bool>) {
     if ready.wait_for(|ready| *ready).await.is_err() {
-        // The sender is gone, which leaves it as it is.
+        // The sender is gone, so that the value cannot change any more.
         std::future::pending::<()>().await;
     }
 }
@@ -104,8 +105,8 @@ mod tests {
     use crate::{clock::Clock, readiness::Readiness, tasks::Tasks, tls::GrpcTls};
 
     #[tokio::test]
-    async fn a_failed_round_is_tried_again_after_the_interval_and_a_full_batch_at_once() {
-        let (tasks, _ended) = Tasks::new();
+    async fn a_failed_round_is_retried_after_the_interval_and_a_full_batch_is_continued_at_once() {
+        let (tasks, _failures) = Tasks::new();
         let process = Process {
             clock: Clock::default(),
             tasks,
@@ -132,7 +133,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_first_round_starts_as_soon_as_the_worker_is_ready() {
-        let (tasks, _ended) = Tasks::new();
+        let (tasks, _failures) = Tasks::new();
         let process = Process {
             clock: Clock::default(),
             tasks,

@@ -3,7 +3,7 @@
 use shoppee_kit::{
     idempotency::{self, REPLAYED},
     pg,
-    status::{self, Refusal, Violations},
+    status::{self, ServiceError, Violations},
 };
 use shoppee_proto::product::v1::RefusedLine;
 use tonic::{Code, Status, metadata::MetadataValue};
@@ -83,57 +83,59 @@ impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let replayed = matches!(error, Error::PaymentDeclined { replayed: true, .. });
         let refusal = match error {
-            Error::Invalid(violations) => Refusal::invalid(violations),
-            Error::Malformed(violations) => Refusal::malformed(violations),
-            Error::NotFound => Refusal::new(Code::NotFound, "NOT_FOUND", "there is no such thing"),
+            Error::Invalid(violations) => ServiceError::invalid(violations),
+            Error::Malformed(violations) => ServiceError::malformed(violations),
+            Error::NotFound => ServiceError::new(Code::NotFound, "NOT_FOUND", "there is no such thing"),
             Error::Forbidden => {
-                Refusal::new(Code::PermissionDenied, "FORBIDDEN", "your role does not allow this")
+                ServiceError::new(Code::PermissionDenied, "FORBIDDEN", "your role does not allow this")
             }
-            Error::InvalidTransition { current, allowed } => Refusal::new(
+            Error::InvalidTransition { current, allowed } => ServiceError::new(
                 Code::FailedPrecondition,
                 "INVALID_TRANSITION",
                 format!("the order is {}, and not in a state for this step", current.as_str()),
             )
-            .with_fact("current_status", current.as_str())
-            .with_fact("allowed", json_names(&allowed)),
-            Error::OrderExpired => Refusal::new(
+            .with_metadata("current_status", current.as_str())
+            .with_metadata("allowed", json_names(&allowed)),
+            Error::OrderExpired => ServiceError::new(
                 Code::FailedPrecondition,
                 "ORDER_EXPIRED",
                 "the time to pay this order ran out; place a new one",
             ),
-            Error::CartEmpty => Refusal::new(Code::FailedPrecondition, "CART_EMPTY", "the cart is empty"),
-            Error::ProductUnavailable(lines) => Refusal::new(
+            Error::CartEmpty => {
+                ServiceError::new(Code::FailedPrecondition, "CART_EMPTY", "the cart is empty")
+            }
+            Error::ProductUnavailable(lines) => ServiceError::new(
                 Code::FailedPrecondition,
                 "PRODUCT_UNAVAILABLE",
                 format!("unknown or no longer sold: {}", product_names(&lines)),
             )
-            .with_facts("lines", &lines),
-            Error::OutOfStock(lines) => Refusal::new(
+            .with_metadata_list("lines", &lines),
+            Error::OutOfStock(lines) => ServiceError::new(
                 Code::FailedPrecondition,
                 "OUT_OF_STOCK",
                 format!("there is not enough in stock of {}", product_names(&lines)),
             )
-            .with_facts("lines", &lines),
-            Error::PriceChanged { current_total, lines } => Refusal::new(
+            .with_metadata_list("lines", &lines),
+            Error::PriceChanged { current_total, lines } => ServiceError::new(
                 Code::FailedPrecondition,
                 "PRICE_CHANGED",
                 format!("the order costs {current_total} now, in minor units"),
             )
-            .with_fact("current_total", current_total.to_string())
-            .with_facts("lines", &lines),
-            Error::TooManyUnpaid => Refusal::new(
+            .with_metadata("current_total", current_total.to_string())
+            .with_metadata_list("lines", &lines),
+            Error::TooManyUnpaid => ServiceError::new(
                 Code::FailedPrecondition,
                 "TOO_MANY_UNPAID_ORDERS",
                 "pay or cancel an order before you place another",
             ),
-            Error::TooManyUnpaidUnits => Refusal::new(
+            Error::TooManyUnpaidUnits => ServiceError::new(
                 Code::FailedPrecondition,
                 "TOO_MANY_UNPAID_UNITS",
                 "your unpaid orders hold too much; pay or cancel one, or order less",
             ),
             Error::PaymentDeclined { decline, .. } => {
-                Refusal::new(Code::FailedPrecondition, "PAYMENT_DECLINED", decline.message())
-                    .with_fact("decline_code", decline.code())
+                ServiceError::new(Code::FailedPrecondition, "PAYMENT_DECLINED", decline.message())
+                    .with_metadata("decline_code", decline.code())
             }
             Error::KeyReused => idempotency::KeyReused.into(),
             Error::InProgress => idempotency::in_progress(),

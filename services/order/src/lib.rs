@@ -43,13 +43,14 @@ use shoppee_kit::{
     caller::Verifier,
     client::ServiceToken,
     database_clock::DatabaseClock,
-    grpc as server, keys, ops,
+    grpc as server,
+    load_balancer::LoadBalancer,
+    ops,
     pg::{self, PgPool},
-    pool::Pool,
     process::Process,
     redis,
     settings::{self, Common, duration, service_urls},
-    telemetry,
+    telemetry, verifier_sync,
 };
 use tokio::sync::Semaphore;
 
@@ -155,8 +156,8 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     telemetry::describe(metric_help::HELP);
     let Process { tasks, readiness, .. } = process.clone();
     anyhow::ensure!(settings.order_ttl >= Duration::from_secs(1), "ORDER_TTL must be at least 1s");
-    let auth = Pool::start("auth", &settings.service_client.auth_url, &process)?;
-    let product = Pool::start("product", &settings.product_url, &process)?;
+    let auth = LoadBalancer::start("auth", &settings.service_client.auth_url, &process)?;
+    let product = LoadBalancer::start("product", &settings.product_url, &process)?;
     let redis = redis::Clients::open(&settings.redis, &process).await?.client("relay")?;
     let pool = pg::open("shoppee-order", &settings.postgres, sqlx::migrate!(), &tasks, &readiness).await?;
     // Logged after the connections succeed: if one is refused, the reason is the only line.
@@ -170,7 +171,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
 
     let verifier = Verifier::new(process.clock.clone());
     let (revoked, _) = tokio::sync::broadcast::channel(1);
-    keys::follow(&process, auth.clone(), Arc::clone(&verifier), revoked);
+    verifier_sync::spawn(&process, auth.clone(), Arc::clone(&verifier), revoked);
 
     let token = ServiceToken::new(
         auth,

@@ -187,8 +187,8 @@ pub struct Line {
 impl Line {
     pub fn new(product_id: i64, quantity: i64) -> Result<Self, Violations> {
         let mut violations = Violations::default();
-        violations.check(product_id > 0, "product_id", "must be positive");
-        let quantity = violations.take("quantity", Quantity::new(quantity));
+        violations.require(product_id > 0, "product_id", "must be positive");
+        let quantity = violations.collect("quantity", Quantity::new(quantity));
         violations.finish()?;
         // Without a violation the quantity is present.
         quantity.map(|quantity| Self { product_id, quantity }).ok_or_else(Violations::default)
@@ -204,23 +204,23 @@ impl Lines {
     pub fn merge(lines: &[(i64, i64)]) -> Result<Self, Violations> {
         let mut violations = Violations::default();
         let mut merged = std::collections::BTreeMap::<i64, i64>::new();
-        violations.check(!lines.is_empty(), "items", "must not be empty");
+        violations.require(!lines.is_empty(), "items", "must not be empty");
         for (index, (product_id, quantity)) in lines.iter().enumerate() {
             if let Err(line_violations) = Line::new(*product_id, *quantity) {
                 for (field, message) in line_violations.iter() {
-                    violations.check(false, format!("items[{index}].{field}"), message);
+                    violations.require(false, format!("items[{index}].{field}"), message);
                 }
                 continue;
             }
             let sum = merged.entry(*product_id).or_default();
             *sum = sum.saturating_add(*quantity);
-            violations.check(
+            violations.require(
                 *sum <= Quantity::MAX,
                 format!("items[{index}].quantity"),
                 "must be 1 to 1000 in all",
             );
         }
-        violations.check(merged.len() <= MAX_LINES, "items", "must be at most 100 products");
+        violations.require(merged.len() <= MAX_LINES, "items", "must be at most 100 products");
         violations.finish()?;
         Ok(Self(
             merged
@@ -307,7 +307,7 @@ impl Address {
         let mut violations = Violations::default();
         let mut text = |field: &str, value: Option<&str>, max_chars: usize| {
             if let Some(value) = value {
-                violations.take(format!("shipping_address.{field}"), check_text(value, max_chars));
+                violations.collect(format!("shipping_address.{field}"), check_text(value, max_chars));
             }
         };
         text("recipient", Some(&self.recipient), 200);
@@ -317,7 +317,7 @@ impl Address {
         text("region", self.region.as_deref(), 200);
         text("postal_code", Some(&self.postal_code), 20);
         text("phone", self.phone.as_deref(), 40);
-        violations.check(
+        violations.require(
             country::exists(&self.country),
             "shipping_address.country",
             "must be a country of ISO 3166-1 alpha-2",
@@ -337,8 +337,8 @@ pub struct Shipment {
 impl Shipment {
     pub fn new(carrier: String, tracking_number: String) -> Result<Self, Violations> {
         let mut violations = Violations::default();
-        violations.take("carrier", check_text(&carrier, MAX_SHIPMENT_FIELD_CHARS));
-        violations.take("tracking_number", check_text(&tracking_number, MAX_SHIPMENT_FIELD_CHARS));
+        violations.collect("carrier", check_text(&carrier, MAX_SHIPMENT_FIELD_CHARS));
+        violations.collect("tracking_number", check_text(&tracking_number, MAX_SHIPMENT_FIELD_CHARS));
         violations.finish()?;
         Ok(Self { carrier, tracking_number })
     }
@@ -348,7 +348,7 @@ impl Shipment {
 pub fn parse_reason(text: Option<String>) -> Result<Option<String>, Violations> {
     let mut violations = Violations::default();
     if let Some(text) = &text {
-        violations.take("reason", check_text(text, MAX_REASON_CHARS));
+        violations.collect("reason", check_text(text, MAX_REASON_CHARS));
     }
     violations.finish()?;
     Ok(text)

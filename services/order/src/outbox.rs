@@ -116,7 +116,7 @@ async fn run_relay(
     process: Process,
     ready: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let stop = process.tasks.stopping();
+    let stop = process.tasks.shutdown_token();
     while !stop.is_cancelled() {
         tokio::select! {
             () = relay.wake.notified() => {}
@@ -205,9 +205,9 @@ async fn poll(publisher: Publisher, position: Arc<Mutex<PollPosition>>) -> anyho
 
 /// Sets the epoch in Redis if it does not exist. Its loss shows gateways that Redis lost its data.
 async fn ensure_epoch(redis: Client) -> Result<Round, fred::error::Error> {
-    let redis = redis.with_options(&shoppee_kit::redis::on_request_path());
+    let redis = redis.with_options(&shoppee_kit::redis::fail_fast_options());
     let epoch = Uuid::new_v4().to_string();
-    let _reply: Value = redis.set(streams::EPOCH, epoch, None, Some(SetOptions::NX), false).await?;
+    let _reply: Value = redis.set(streams::EPOCH_KEY, epoch, None, Some(SetOptions::NX), false).await?;
     Ok(Round::Done)
 }
 

@@ -57,7 +57,7 @@ pub async fn pay(
         Prepared::Replayed(order) => return Ok((*order, true)),
         Prepared::Pending(charge) => charge,
     };
-    let charging = tokio::spawn(Trace::current().of(run_charge(context.clone(), charge, token)));
+    let charging = tokio::spawn(Trace::current().instrument(run_charge(context.clone(), charge, token)));
     match tokio::time::timeout(CHARGE_TIMEOUT, charging).await {
         Ok(Ok(outcome)) => outcome.map(|order| (order, false)),
         Ok(Err(_panicked)) => Err(Error::Internal("a task of a payment panicked")),

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use shoppee_kit::{
     client::{self, ServiceToken},
-    pool::{Member, Pool},
-    status::{self, Told},
+    load_balancer::{Endpoint, LoadBalancer},
+    status::{self, ErrorDetails},
 };
 use shoppee_proto::product::v1::{
     BatchGetProductsRequest, CommitRequest, HoldRequest, HoldResponse, Product, ProductView, RefusedLine,
@@ -22,7 +22,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_millis(1500);
 
 #[derive(Clone, Debug)]
 pub struct ProductClient {
-    pool: Arc<Pool>,
+    pool: Arc<LoadBalancer>,
     token: ServiceToken,
 }
 
@@ -39,7 +39,7 @@ pub enum HoldError {
 }
 
 impl ProductClient {
-    pub fn new(pool: Arc<Pool>, token: ServiceToken) -> Self {
+    pub fn new(pool: Arc<LoadBalancer>, token: ServiceToken) -> Self {
         Self { pool, token }
     }
 
@@ -72,13 +72,13 @@ impl ProductClient {
         let response = self
             .call(message, |channel, request| async move {
                 StockServiceClient::new(channel)
-                    .max_decoding_message_size(client::MAX_ANSWER_BYTES)
+                    .max_decoding_message_size(client::MAX_RESPONSE_BYTES)
                     .hold(request)
                     .await
             })
             .await;
         response.map_err(|status| {
-            let details = status::read(&status);
+            let details = status::parse(&status);
             match details.reason.as_str() {
                 "OUT_OF_STOCK" => HoldError::Rejected(Error::OutOfStock(rejected_lines(&details))),
                 "PRODUCT_UNAVAILABLE" => {
@@ -124,7 +124,7 @@ impl ProductClient {
                 BatchGetProductsRequest { ids, view: ProductView::Basic.into() },
                 |channel, request| async move {
                     ProductServiceClient::new(channel)
-                        .max_decoding_message_size(client::MAX_ANSWER_BYTES)
+                        .max_decoding_message_size(client::MAX_RESPONSE_BYTES)
                         .batch_get_products(request)
                         .await
                 },
@@ -149,25 +149,25 @@ impl ProductClient {
     {
         let attempt = async || {
             let token = self.token.get().await?;
-            let send = |member: Arc<Member>| {
-                method(member.channel(), client::request(message.clone(), Some(&token), REQUEST_TIMEOUT))
+            let send = |endpoint: Arc<Endpoint>| {
+                method(endpoint.channel(), client::request(message.clone(), Some(&token), REQUEST_TIMEOUT))
             };
             self.pool.call(|| true, send).await
         };
         let with_retry = async {
             match attempt().await {
-                Err(status) if status.code() == Code::Unauthenticated => self.token.forget().await,
+                Err(status) if status.code() == Code::Unauthenticated => self.token.invalidate().await,
                 result => return result,
             }
             attempt().await
         };
-        client::within(REQUEST_TIMEOUT, with_retry).await.map(tonic::Response::into_inner)
+        client::with_deadline(REQUEST_TIMEOUT, with_retry).await.map(tonic::Response::into_inner)
     }
 }
 
 /// Returns the lines in the details of a rejection.
-fn rejected_lines(details: &Told) -> Vec<RefusedLine> {
-    details.facts.get("lines").and_then(|lines| serde_json::from_str(lines).ok()).unwrap_or_default()
+fn rejected_lines(details: &ErrorDetails) -> Vec<RefusedLine> {
+    details.metadata.get("lines").and_then(|lines| serde_json::from_str(lines).ok()).unwrap_or_default()
 }
 
 /// Builds a request that changes neither lines nor fence of a hold.

@@ -51,7 +51,7 @@ pub async fn request_late(
 /// Refunds an attempt that this process has leased, in the background.
 pub fn spawn(context: &OrderContext, attempt: Attempt) {
     let context = context.clone();
-    tokio::spawn(Trace::current().of(async move { refund(&context, &attempt).await }));
+    tokio::spawn(Trace::current().instrument(async move { refund(&context, &attempt).await }));
 }
 
 /// Makes the refunds that are due, and returns their number. Each is leased, and its failure affects no other: the

@@ -27,7 +27,7 @@ const REJECTED_BACKOFF: Backoff = Backoff { first: Duration::from_secs(5), max: 
 /// Runs a task in the background, and waits for it as long as the product service usually takes.
 pub async fn run_briefly(context: &OrderContext, task: StockTask) {
     let context = context.clone();
-    let running = tokio::spawn(Trace::current().of(async move { run(&context, &task).await }));
+    let running = tokio::spawn(Trace::current().instrument(async move { run(&context, &task).await }));
     // After the timeout the task continues.
     let _ = tokio::time::timeout(MAX_RESPONSE_DELAY, running).await;
 }

@@ -12,7 +12,7 @@ pub async fn with_timeout<T: Send + 'static>(
     limit: Duration,
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
-    match tokio::time::timeout(limit, tokio::spawn(Trace::current().of(work))).await {
+    match tokio::time::timeout(limit, tokio::spawn(Trace::current().instrument(work))).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(_panicked)) => Err(Error::Internal("a task of a payment panicked")),
         Err(_elapsed) => Err(Error::Unavailable),

@@ -45,13 +45,13 @@ pub fn start(context: &OrderContext, redis: &Client, process: &Process, ready: &
 /// Reads and applies new entries.
 async fn poll(context: &OrderContext, redis: &Client, throttle: &LogThrottle) -> anyhow::Result<Round> {
     let mut conn = context.pool.acquire().await?;
-    let position = stream::position(&mut conn, streams::USERS).await?;
+    let position = stream::position(&mut conn, streams::USERS_STREAM).await?;
     drop(conn);
     let position = position.unwrap_or_else(|| STREAM_START.to_owned());
     let entries: Vec<Entry> = redis
-        .xrange_values(streams::USERS, format!("({position}"), "+", Some(BATCH_SIZE))
+        .xrange_values(streams::USERS_STREAM, format!("({position}"), "+", Some(BATCH_SIZE))
         .await
-        .with_context(|| format!("the stream {}", streams::USERS))?;
+        .with_context(|| format!("the stream {}", streams::USERS_STREAM))?;
     if entries.is_empty() {
         return Ok(Round::Done);
     }
@@ -67,7 +67,7 @@ async fn poll(context: &OrderContext, redis: &Client, throttle: &LogThrottle) ->
                     }
                     skip(throttle, &entry[0].0, &error.to_string());
                     let mut conn = context.pool.acquire().await?;
-                    stream::set_position(&mut conn, streams::USERS, &entry[0].0).await?;
+                    stream::set_position(&mut conn, streams::USERS_STREAM, &entry[0].0).await?;
                 }
             }
         }
@@ -80,7 +80,7 @@ async fn apply(context: &OrderContext, entries: &[Entry], throttle: &LogThrottle
     let now = context.clock.now();
     let mut tx = context.pool.begin().await?;
     for (id, fields) in entries {
-        let message = fields.get(streams::FIELD.as_bytes());
+        let message = fields.get(streams::MESSAGE_FIELD.as_bytes());
         match message.map(|bytes| UserRegistered::decode(bytes.as_slice())) {
             Some(Ok(registered)) => cart::create(&mut tx, registered.user_id, now).await?,
             Some(Err(error)) => skip(throttle, id, &error.to_string()),
@@ -88,7 +88,7 @@ async fn apply(context: &OrderContext, entries: &[Entry], throttle: &LogThrottle
         }
     }
     if let Some((last, _)) = entries.last() {
-        stream::set_position(&mut tx, streams::USERS, last).await?;
+        stream::set_position(&mut tx, streams::USERS_STREAM, last).await?;
     }
     tx.commit().await
 }

@@ -17,8 +17,10 @@ use std::{
 };
 
 use moka::Expiry;
-use shoppee_kit::{age::Age, clock::Clock, fold::Fold, pg::PgPool, process::Process, redis::Clients};
-use shoppee_proto::PRODUCT_LAG;
+use shoppee_kit::{
+    age::Age, clock::Clock, pg::PgPool, process::Process, redis::Clients, throttle::KeyedThrottle,
+};
+use shoppee_proto::PRODUCT_MAX_STALENESS;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
@@ -130,7 +132,7 @@ struct Parts {
     /// The newest revisions that were heard of.
     floors: moka::sync::Cache<i64, i64>,
     shared: Shared,
-    fold: Fold,
+    throttle: KeyedThrottle,
 }
 
 impl Cache {
@@ -165,7 +167,7 @@ impl Cache {
             generation: AtomicU64::new(0),
             floors: moka::sync::Cache::builder().max_capacity(MOST_FLOORS).time_to_live(FLOOR).build(),
             shared: Shared::new(lifetimes.shared, process),
-            fold: Fold::default(),
+            throttle: KeyedThrottle::default(),
         }));
         cache.0.shared.follow(redis, &cache, pool, changes, process);
         changes.follow(pool.clone(), cache.clone(), process);
@@ -231,7 +233,7 @@ impl Cache {
     pub async fn before_move(&self, ids: impl IntoIterator<Item = i64>) -> Vec<(i64, i64)> {
         let mut before = Vec::new();
         for id in ids {
-            let Some(memory) = self.0.memory.as_ref().filter(|_| self.0.fold.lets_through(id)) else {
+            let Some(memory) = self.0.memory.as_ref().filter(|_| self.0.throttle.allow(id)) else {
                 continue;
             };
             let known = memory.get(&id).await.map_or(0, |known| known.revision()).max(self.floor(id));
@@ -300,7 +302,7 @@ impl Cache {
         };
         let (memory, shared) =
             (self.0.memory.as_ref().map(|_| level("memory")), self.0.shared.is_on().then(|| level("redis")));
-        let (cache, stop) = (self.clone(), process.tasks.stopping());
+        let (cache, stop) = (self.clone(), process.tasks.shutdown_token());
         process.tasks.spawn("cache bypass", async move {
             while !stop.is_cancelled() {
                 let now = Instant::now();
@@ -319,7 +321,7 @@ impl Cache {
 
     /// The memory, where it may be believed.
     fn memory(&self) -> Option<&Memory> {
-        let fresh = self.0.changes.age().is_some_and(|age| age < PRODUCT_LAG);
+        let fresh = self.0.changes.age().is_some_and(|age| age < PRODUCT_MAX_STALENESS);
         self.0.memory.as_ref().filter(|_| fresh)
     }
 

@@ -121,7 +121,7 @@ impl Changes {
 
     /// Starts to read, and to tell `cache`.
     pub fn follow(&self, pool: PgPool, cache: Cache, process: &Process) {
-        let (stopping, readiness) = (process.tasks.stopping(), process.readiness.clone());
+        let (stopping, readiness) = (process.tasks.shutdown_token(), process.readiness.clone());
         let changes = self.clone();
         process.tasks.spawn("changes", async move {
             let (mut reader, failures) = (Reader::default(), LogThrottle::default());
@@ -130,7 +130,7 @@ impl Changes {
                 let number = changes.0.begun.fetch_add(1, Ordering::AcqRel) + 1;
                 let mut behind = false;
                 // Until the migrations have run, there is nothing to read.
-                if !readiness.missing().contains(&"postgres") {
+                if !readiness.failing().contains(&"postgres") {
                     match changes.look(&mut reader, &pool).await {
                         Ok(look) => {
                             failures.reset();

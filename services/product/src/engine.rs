@@ -21,7 +21,7 @@ const REFUSED_EXTENSIONS: [&str; 3] = ["citus", "bdr", "spock"];
 
 /// Ends the process with one line where the engine is refused, as soon as the server answers.
 pub fn check(process: &Process, pool: PgPool) {
-    let stop = process.tasks.stopping();
+    let stop = process.tasks.shutdown_token();
     process.tasks.spawn("engine", async move {
         while !stop.is_cancelled() {
             match engine::describe(&pool).await {

@@ -2,7 +2,7 @@
 
 use shoppee_kit::{
     idempotency, pg,
-    status::{self, Refusal, Violations},
+    status::{self, ServiceError, Violations},
 };
 use shoppee_proto::product::v1::RefusedLine;
 use tonic::{Code, Status};
@@ -101,44 +101,46 @@ fn refused(lines: Vec<Shortage>) -> Vec<RefusedLine> {
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let refusal = match error {
-            Error::Malformed(violations) => Refusal::malformed(violations),
-            Error::Invalid(violations) => Refusal::invalid(violations),
-            Error::NotFound => Refusal::new(Code::NotFound, "NOT_FOUND", "there is no such thing"),
-            Error::SkuTaken => Refusal::new(Code::AlreadyExists, "SKU_TAKEN", "another product has this SKU"),
-            Error::SlugTaken => {
-                Refusal::new(Code::AlreadyExists, "SLUG_TAKEN", "another category has this slug")
+            Error::Malformed(violations) => ServiceError::malformed(violations),
+            Error::Invalid(violations) => ServiceError::invalid(violations),
+            Error::NotFound => ServiceError::new(Code::NotFound, "NOT_FOUND", "there is no such thing"),
+            Error::SkuTaken => {
+                ServiceError::new(Code::AlreadyExists, "SKU_TAKEN", "another product has this SKU")
             }
-            Error::CategoryInUse => Refusal::new(
+            Error::SlugTaken => {
+                ServiceError::new(Code::AlreadyExists, "SLUG_TAKEN", "another category has this slug")
+            }
+            Error::CategoryInUse => ServiceError::new(
                 Code::FailedPrecondition,
                 "CATEGORY_IN_USE",
                 "the category has products or categories below it",
             ),
             Error::VersionMismatch => {
-                Refusal::new(Code::Aborted, "VERSION_MISMATCH", "the product has been changed since")
+                ServiceError::new(Code::Aborted, "VERSION_MISMATCH", "the product has been changed since")
             }
             Error::OutOfStock(lines) => {
-                Refusal::new(Code::FailedPrecondition, "OUT_OF_STOCK", "there is not enough in stock")
-                    .with_facts("lines", &refused(lines))
+                ServiceError::new(Code::FailedPrecondition, "OUT_OF_STOCK", "there is not enough in stock")
+                    .with_metadata_list("lines", &refused(lines))
             }
-            Error::ProductUnavailable(lines) => Refusal::new(
+            Error::ProductUnavailable(lines) => ServiceError::new(
                 Code::FailedPrecondition,
                 "PRODUCT_UNAVAILABLE",
                 "a product is unknown or no longer sold",
             )
-            .with_facts("lines", &refused(lines)),
-            Error::OrderExpired => Refusal::new(
+            .with_metadata_list("lines", &refused(lines)),
+            Error::OrderExpired => ServiceError::new(
                 Code::FailedPrecondition,
                 "ORDER_EXPIRED",
                 "the order's hold was released or ran out",
             ),
-            Error::OtherLines => Refusal::new(
+            Error::OtherLines => ServiceError::new(
                 Code::AlreadyExists,
                 "IDEMPOTENCY_KEY_REUSED",
                 "the order already holds something else",
             ),
             Error::KeyReused => idempotency::KeyReused.into(),
             Error::InProgress => idempotency::in_progress(),
-            Error::HoldCommitted => Refusal::new(
+            Error::HoldCommitted => ServiceError::new(
                 Code::FailedPrecondition,
                 "HOLD_COMMITTED",
                 "the order's goods are sold; only a cancelled order gives them back",

@@ -33,12 +33,13 @@ use secrecy::SecretString;
 use shoppee_kit::{
     caller::Verifier,
     database_clock::DatabaseClock,
-    grpc as server, keys, ops, pg,
-    pool::Pool,
+    grpc as server,
+    load_balancer::LoadBalancer,
+    ops, pg,
     process::Process,
     redis,
     settings::{self, Common, service_urls},
-    telemetry,
+    telemetry, verifier_sync,
     worker::{self, Round},
 };
 use tokio::sync::broadcast;
@@ -118,7 +119,7 @@ fn currency(value: &str) -> Result<String, String> {
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     telemetry::describe(metric_help::HELP);
     let Process { clock, tasks, readiness, .. } = &process;
-    let auth = Pool::start("auth", &settings.auth_url, &process)?;
+    let auth = LoadBalancer::start("auth", &settings.auth_url, &process)?;
     let redis = redis::Clients::open(&settings.redis, &process).await?;
     let pool = pg::open("shoppee-product", &settings.postgres, sqlx::migrate!(), tasks, readiness).await?;
     engine::check(&process, pool.clone());
@@ -133,7 +134,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let verifier = Verifier::new(clock.clone());
     // Nobody holds sockets here: who ends is refused at the next call.
     let (ended, _) = broadcast::channel(1);
-    keys::follow(&process, auth, verifier.clone(), ended);
+    verifier_sync::spawn(&process, auth, verifier.clone(), ended);
 
     let stored = DatabaseClock::start(&pool, &process);
     let holds = holds::Holds::start(pool.clone(), stored, cache.clone(), tasks);

@@ -38,10 +38,10 @@ impl Filters {
         in_stock: Option<bool>,
     ) -> Result<Self, Violations> {
         let mut bad = Violations::default();
-        bad.check(min_price.is_none_or(|price| price >= 0), "min_price", "must not be negative");
-        bad.check(max_price.is_none_or(|price| price >= 0), "max_price", "must not be negative");
+        bad.require(min_price.is_none_or(|price| price >= 0), "min_price", "must not be negative");
+        bad.require(max_price.is_none_or(|price| price >= 0), "max_price", "must not be negative");
         let (min_price, max_price) = (min_price.unwrap_or(0), max_price.unwrap_or(i64::MAX));
-        bad.check(min_price <= max_price, "min_price", "must not be above max_price");
+        bad.require(min_price <= max_price, "min_price", "must not be above max_price");
         bad.finish()?;
         Ok(Self { category, min_price, max_price, in_stock })
     }

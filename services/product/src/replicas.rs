@@ -56,7 +56,7 @@ impl Replicas {
         let urls = urls.iter().map(|url| url.expose_secret().trim()).filter(|url| !url.is_empty());
         let replicas = join_all(urls.map(async |url| {
             let pool =
-                pg::replica("shoppee-product", url, connections).await.context("DATABASE_READ_URLS")?;
+                pg::open_replica("shoppee-product", url, connections).await.context("DATABASE_READ_URLS")?;
             anyhow::Ok(Replica { pool, fresh_until: AtomicU64::new(0) })
         }));
         let replicas = Self(Arc::new(Parts {
@@ -66,7 +66,7 @@ impl Replicas {
             start: Instant::now(),
         }));
         for index in 0..replicas.0.replicas.len() {
-            let (watched, stopping) = (replicas.clone(), process.tasks.stopping());
+            let (watched, stopping) = (replicas.clone(), process.tasks.shutdown_token());
             process.tasks.spawn("replica", async move {
                 while !stopping.is_cancelled() {
                     if let Err(error) = watched.look(&watched.0.replicas[index]).await {

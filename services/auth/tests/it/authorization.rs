@@ -47,7 +47,7 @@ async fn without_a_token_only_the_open_methods_succeed() {
     assert_eq!(outcomes.len() + 5, 16, "all methods of the service");
     for (method, status) in outcomes {
         assert_eq!(status.code(), Code::Unauthenticated, "{method}");
-        assert_eq!(status::read(&status).reason, "UNAUTHENTICATED", "{method}");
+        assert_eq!(status::parse(&status).reason, "UNAUTHENTICATED", "{method}");
     }
     shop.registers_and_signs_in("ann").await;
     shop.client.clone().get_jwks(GetJwksRequest::default()).await.unwrap();

@@ -27,7 +27,7 @@ async fn the_eleventh_attempt_is_limited_for_any_spelling_of_the_name() {
     for name in spellings {
         let status =
             expect_error(shop.try_sign_in(name, PASSWORD).await, ResourceExhausted, "TOO_MANY_ATTEMPTS");
-        let retry_after = status::read(&status).retry_after.unwrap();
+        let retry_after = status::parse(&status).retry_after.unwrap();
         assert!((Duration::from_secs(50)..=Duration::from_mins(1)).contains(&retry_after), "{retry_after:?}");
     }
     shop.signs_in("bob").await;
@@ -95,7 +95,7 @@ async fn the_window_slides_and_limited_attempts_do_not_extend_it() {
     for _ in 0..5 {
         let status =
             expect_error(shop.try_sign_in("ann", PASSWORD).await, ResourceExhausted, "TOO_MANY_ATTEMPTS");
-        let retry_after = status::read(&status).retry_after.unwrap();
+        let retry_after = status::parse(&status).retry_after.unwrap();
         assert!((Duration::from_secs(10)..Duration::from_secs(21)).contains(&retry_after), "{retry_after:?}");
     }
     shop.age_attempts(61.0).await;
@@ -110,7 +110,7 @@ async fn an_attempt_after_retry_after_is_allowed() {
     shop.age_attempts(56.0).await;
     let status =
         expect_error(shop.try_sign_in("ann", PASSWORD).await, ResourceExhausted, "TOO_MANY_ATTEMPTS");
-    tokio::time::sleep(status::read(&status).retry_after.unwrap() + Duration::from_millis(5)).await;
+    tokio::time::sleep(status::parse(&status).retry_after.unwrap() + Duration::from_millis(5)).await;
     shop.signs_in("ann").await;
 }
 

@@ -21,12 +21,12 @@ async fn client(redis: &RedisServer) -> Client {
 /// Returns the users in the stream, in its order.
 async fn users(client: &Client) -> Vec<i64> {
     let entries: Vec<(String, Vec<(String, Value)>)> =
-        client.xrange_values(streams::USERS, "-", "+", None).await.map(to_pairs).expect("reads");
+        client.xrange_values(streams::USERS_STREAM, "-", "+", None).await.map(to_pairs).expect("reads");
     entries
         .into_iter()
         .map(|(_, fields)| {
             let [(name, value)] = fields.as_slice() else { panic!("one field: {fields:?}") };
-            assert_eq!(name, streams::FIELD);
+            assert_eq!(name, streams::MESSAGE_FIELD);
             let event = UserRegistered::decode(value.as_bytes().expect("bytes")).expect("decodes");
             assert!(event.at.is_some());
             event.user_id
@@ -53,7 +53,7 @@ async fn a_registration_is_published_once_and_at_once() {
     let shop = TestAuth::start_with(|settings| settings.redis = redis.settings()).await;
     let replica = shop.replica().await;
     let client = client(&redis).await;
-    eventually("Redis is connected", || async { shop.process.process.readiness.missing().is_empty() }).await;
+    eventually("Redis is connected", || async { shop.process.process.readiness.failing().is_empty() }).await;
     let mut registered = Vec::new();
     for number in 0..10 {
         let shop = if number % 2 == 0 { &shop } else { &replica };

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use shoppee_kit::{
     caller::{TokenError, Verifier},
-    keys,
-    pool::Pool,
+    load_balancer::LoadBalancer,
     testing::TestProcess,
+    verifier_sync,
 };
 use shoppee_proto::auth::v1::{
     CreateWsTicketRequest, GetJwksRequest, GetJwksResponse, ListSessionsRequest, LogoutAllRequest,
@@ -134,10 +134,11 @@ async fn another_process_that_polls_the_keys_gets_the_revocation() {
     let verifier = Verifier::new(gateway.process.clock.clone());
     let (sender, mut revoked) = broadcast::channel(16);
     let auth =
-        Pool::start("auth", &format!("http://{}", shop.settings.listen_addr), &gateway.process).unwrap();
-    keys::follow(&gateway.process, auth, verifier.clone(), sender);
-    gateway.serves().await;
-    let kind = shoppee_kit::caller::Kind::Access;
+        LoadBalancer::start("auth", &format!("http://{}", shop.settings.listen_addr), &gateway.process)
+            .unwrap();
+    verifier_sync::spawn(&gateway.process, auth, verifier.clone(), sender);
+    gateway.wait_ready().await;
+    let kind = shoppee_kit::caller::TokenType::Access;
     let sid = verifier.verify(ann.token(), kind).unwrap().claims.sid;
     ann.logs_out().await;
     let event = tokio::time::timeout(Duration::from_secs(1), revoked.recv()).await;
@@ -251,10 +252,11 @@ async fn a_process_is_not_ready_before_it_has_all_revocations() {
     let verifier = Verifier::new(gateway.process.clock.clone());
     let (sender, mut revoked) = broadcast::channel(2 * COUNT);
     let auth =
-        Pool::start("auth", &format!("http://{}", shop.settings.listen_addr), &gateway.process).unwrap();
-    keys::follow(&gateway.process, auth, verifier.clone(), sender);
-    gateway.serves().await;
-    let outcome = verifier.verify(ann.token(), shoppee_kit::caller::Kind::Access);
+        LoadBalancer::start("auth", &format!("http://{}", shop.settings.listen_addr), &gateway.process)
+            .unwrap();
+    verifier_sync::spawn(&gateway.process, auth, verifier.clone(), sender);
+    gateway.wait_ready().await;
+    let outcome = verifier.verify(ann.token(), shoppee_kit::caller::TokenType::Access);
     assert_eq!(outcome.unwrap_err(), TokenError::Revoked);
     let mut count = 0;
     while revoked.try_recv().is_ok() {

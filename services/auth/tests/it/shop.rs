@@ -60,7 +60,7 @@ impl TestAuth {
         let mut process = TestProcess::default();
         process.process.clock = clock;
         shoppee_auth::start(settings.clone(), process.process.clone()).await.expect("starts");
-        process.serves().await;
+        process.wait_ready().await;
         let channel =
             shoppee_kit::client::channel(&format!("http://{}", settings.listen_addr)).expect("a URL");
         Self { database, process, settings, client: AuthServiceClient::new(channel) }
@@ -291,7 +291,7 @@ pub fn with<T>(token: &str, message: T) -> Request<T> {
 
 /// Returns the code and the reason of an error.
 pub fn code_and_reason(status: &Status) -> (Code, String) {
-    (status.code(), status::read(status).reason)
+    (status.code(), status::parse(status).reason)
 }
 
 /// Asserts that `outcome` is an error with this code and reason.
@@ -304,5 +304,5 @@ pub fn expect_error<T>(outcome: Result<T, Status>, code: Code, reason: &str) -> 
 
 /// Returns the invalid fields of an error.
 pub fn fields(status: &Status) -> Vec<String> {
-    status::read(status).violations.into_iter().map(|(field, _)| field).collect()
+    status::parse(status).violations.into_iter().map(|(field, _)| field).collect()
 }

@@ -73,7 +73,7 @@ async fn a_schema_of_a_newer_version_is_accepted() {
     let database = Database::create().await;
     let (mut before, mut after) = (TestProcess::default(), TestProcess::default());
     shoppee_auth::start(settings(&database), before.process.clone()).await.expect("starts");
-    before.serves().await;
+    before.wait_ready().await;
     let mut conn = PgConnection::connect(&database.url("auth")).await.expect("connects");
     sqlx::query(
         "insert into auth._sqlx_migrations (version, description, success, checksum, execution_time)
@@ -83,7 +83,7 @@ async fn a_schema_of_a_newer_version_is_accepted() {
     .await
     .expect("inserted");
     shoppee_auth::start(settings(&database), after.process.clone()).await.expect("starts beside it");
-    after.serves().await;
+    after.wait_ready().await;
 }
 
 /// A process that is killed at the end of the test.

@@ -1,4 +1,4 @@
-//! Admission control of a gRPC server: bounds the calls at work and the bytes of their requests.
+//! Admission control (load shedding) of a gRPC server: bounds the concurrent calls and the bytes of their requests.
 
 use std::{
     pin::Pin,
@@ -15,24 +15,24 @@ use tonic::{Status, body::Body};
 
 use crate::{log_throttle::LogThrottle, status};
 
-/// Bounds the calls at work, streams and answers that wait for their callers among them.
+/// Bounds the concurrent calls, including streams and responses that are not sent yet.
 const MAX_CALLS: usize = 4096;
-/// Bounds the request of one call, but for [`LargeCalls`]. The attributes of a product, 16 KiB of JSON, are six times as
-/// large on the wire.
+/// Bounds the request of one call, except for [`LargeCalls`]. The attributes of a product, 16 KiB of JSON, are six times
+/// as large on the wire.
 pub const MAX_REQUEST_BYTES: usize = 256 * 1024;
-/// Bounds the requests of all calls at work, but for [`LargeCalls`].
+/// Bounds the requests of all concurrent calls, except for [`LargeCalls`].
 pub const MAX_TOTAL_REQUEST_BYTES: usize = 32 * 1024 * 1024;
 
-/// The methods whose requests may be larger; the service states their size.
+/// Methods whose requests may be larger; the service sets their size.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LargeCalls {
-    /// Each as in `/shoppee.product.v1.ProductService/BatchUpdateProducts`.
+    /// Paths such as `/shoppee.product.v1.ProductService/BatchUpdateProducts`.
     pub paths: &'static [&'static str],
-    /// Bounds the calls of all these methods at work. Further ones wait, with no more of their requests than arrives
-    /// unread.
+    /// Bounds the concurrent calls of all these methods. Further calls wait, and their requests are not read.
     pub max_calls: usize,
 }
 
+/// The semaphores of a server.
 #[derive(Debug)]
 pub(super) struct Admission {
     calls: Arc<Semaphore>,
@@ -53,10 +53,10 @@ impl Admission {
         }
     }
 
-    /// Returns the place of a call and its request, which has arrived whole but for [`LargeCalls`]. An answer from memory
-    /// then waits for nothing. UNAVAILABLE where all places or bytes are taken, OUT_OF_RANGE where the request is too
-    /// large.
-    pub(super) async fn admit(&self, request: Request<Body>) -> Result<(Place, Request<Body>), Status> {
+    /// Admits a call. Returns its permit, and its request, which is read completely except for [`LargeCalls`]; a handler
+    /// that answers from memory then waits for nothing. Returns UNAVAILABLE if all calls or bytes are in use, and
+    /// OUT_OF_RANGE if the request is too large.
+    pub(super) async fn admit(&self, request: Request<Body>) -> Result<(CallPermit, Request<Body>), Status> {
         let path = request.uri().path();
         let is_large = self.large.paths.contains(&path);
         let permit = if is_large {
@@ -70,7 +70,7 @@ impl Admission {
             }
             return Err(status::unavailable().into());
         };
-        let mut bytes = HeldBytes { budget: self.request_bytes.clone(), held: 0 };
+        let mut bytes = BytesPermit { semaphore: self.request_bytes.clone(), acquired: 0 };
         let request = if is_large {
             request
         } else {
@@ -78,69 +78,70 @@ impl Admission {
             let body = Full::new(bytes.read(body).await?).map_err(|never| match never {});
             Request::from_parts(head, Body::new(body))
         };
-        Ok((Place { _permit: permit, _bytes: bytes }, request))
+        Ok((CallPermit { _permit: permit, _bytes: bytes }, request))
     }
 }
 
-/// The place of a call among those at work, with the bytes of its request.
-pub(super) struct Place {
+/// The permit of one call, with that of its request bytes.
+pub(super) struct CallPermit {
     _permit: OwnedSemaphorePermit,
-    _bytes: HeldBytes,
+    _bytes: BytesPermit,
 }
 
-impl Place {
-    /// Returns an answer that keeps the place until it is sent.
-    pub(super) fn keep_until_sent(self, body: Body) -> Body {
-        Body::new(Placed { body, _place: self })
+impl CallPermit {
+    /// Returns a body that holds the permit until it is sent.
+    pub(super) fn hold_until_sent(self, body: Body) -> Body {
+        Body::new(PermitBody { body, _permit: self })
     }
 }
 
-/// The bytes that one call has of the budget of all.
-struct HeldBytes {
-    budget: Arc<Semaphore>,
-    held: usize,
+/// The permit for the request bytes of one call.
+struct BytesPermit {
+    semaphore: Arc<Semaphore>,
+    acquired: usize,
 }
 
-impl HeldBytes {
-    /// Reads a request to its end.
+impl BytesPermit {
+    /// Reads a request body to its end.
     async fn read(&mut self, mut body: Body) -> Result<Bytes, Status> {
         let mut whole = Bytes::new();
         while !body.is_end_stream()
             && let Some(frame) = body.frame().await.transpose()?
         {
             let Ok(data) = frame.into_data() else { continue };
-            self.take(data.len())?;
+            self.acquire(data.len())?;
             // Most requests are one frame, which is not copied.
             whole = if whole.is_empty() { data } else { [whole, data].concat().into() };
         }
         Ok(whole)
     }
 
-    fn take(&mut self, length: usize) -> Result<(), Status> {
-        if self.held + length > MAX_REQUEST_BYTES {
+    fn acquire(&mut self, length: usize) -> Result<(), Status> {
+        if self.acquired + length > MAX_REQUEST_BYTES {
             return Err(Status::out_of_range(format!(
                 "the request is larger than {MAX_REQUEST_BYTES} bytes"
             )));
         }
-        let permits = u32::try_from(length).ok().and_then(|length| self.budget.try_acquire_many(length).ok());
+        let permits =
+            u32::try_from(length).ok().and_then(|length| self.semaphore.try_acquire_many(length).ok());
         permits.ok_or_else(|| Status::from(status::unavailable()))?.forget();
-        self.held += length;
+        self.acquired += length;
         Ok(())
     }
 }
 
-impl Drop for HeldBytes {
+impl Drop for BytesPermit {
     fn drop(&mut self) {
-        self.budget.add_permits(self.held);
+        self.semaphore.add_permits(self.acquired);
     }
 }
 
-struct Placed {
+struct PermitBody {
     body: Body,
-    _place: Place,
+    _permit: CallPermit,
 }
 
-impl HttpBody for Placed {
+impl HttpBody for PermitBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -184,52 +185,52 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_keeps_its_place_until_its_answer_is_sent() {
+    async fn a_call_holds_its_permit_until_its_response_is_sent() {
         let admission = Admission::new(LargeCalls::default());
         let mut admitted = Vec::new();
         while let Ok(call) = admission.admit(request("/", 1)).await {
             admitted.push(call);
         }
         assert_eq!(admitted.len(), MAX_CALLS);
-        let answer = admitted.pop().unwrap().0.keep_until_sent(body(1));
-        assert!(admission.admit(request("/", 1)).await.is_err(), "the answer is not sent");
-        drop(answer);
+        let response = admitted.pop().unwrap().0.hold_until_sent(body(1));
+        assert!(admission.admit(request("/", 1)).await.is_err(), "the response is not sent");
+        drop(response);
         assert!(admission.admit(request("/", 1)).await.is_ok());
     }
 
     #[tokio::test]
-    async fn large_calls_have_places_of_their_own_and_any_size() {
+    async fn large_calls_have_permits_of_their_own_and_any_size() {
         let admission = Admission::new(LargeCalls { paths: &[BATCH], max_calls: 1 });
-        let (place, large) = admission.admit(request(BATCH, 2 * MAX_REQUEST_BYTES)).await.unwrap();
+        let (permit, large) = admission.admit(request(BATCH, 2 * MAX_REQUEST_BYTES)).await.unwrap();
         assert_eq!(read(large).await, Ok(2 * MAX_REQUEST_BYTES));
         let mut further = Box::pin(admission.admit(request(BATCH, 1)));
-        assert!((&mut further).now_or_never().is_none(), "the only place is taken");
+        assert!((&mut further).now_or_never().is_none(), "the only permit is taken");
         assert!(admission.admit(request("/", 1)).await.is_ok());
-        drop(place);
+        drop(permit);
         assert!(further.await.is_ok());
     }
 
     #[tokio::test]
-    async fn requests_are_bounded_one_by_one_and_together() {
+    async fn requests_are_bounded_individually_and_in_total() {
         let admission = Admission::new(LargeCalls::default());
         let refusal = |length| {
             let admission = &admission;
             async move { admission.admit(request("/", length)).await.err().map(|status| status.code()) }
         };
         assert_eq!(refusal(MAX_REQUEST_BYTES + 1).await, Some(Code::OutOfRange));
-        let mut places = Vec::new();
+        let mut permits = Vec::new();
         for _ in 0..MAX_TOTAL_REQUEST_BYTES / MAX_REQUEST_BYTES {
-            let (place, request) = admission.admit(request("/", MAX_REQUEST_BYTES)).await.unwrap();
+            let (permit, request) = admission.admit(request("/", MAX_REQUEST_BYTES)).await.unwrap();
             assert_eq!(read(request).await, Ok(MAX_REQUEST_BYTES));
-            places.push(place);
+            permits.push(permit);
         }
         assert_eq!(refusal(1).await, Some(Code::Unavailable), "the budget is spent");
-        places.pop();
+        permits.pop();
         assert_eq!(refusal(MAX_REQUEST_BYTES).await, None, "a call that ended gives its bytes back");
     }
 
     #[tokio::test]
-    async fn a_request_is_admitted_when_all_of_it_has_arrived() {
+    async fn a_request_is_admitted_once_it_has_arrived_completely() {
         let admission = Admission::new(LargeCalls::default());
         let admit = |frames: Pin<Box<dyn Stream<Item = &'static str> + Send>>| {
             let frames = frames.map(|text| Ok::<_, Status>(Frame::data(Bytes::from(text))));
@@ -237,7 +238,7 @@ mod tests {
         };
         let (whole, half) = (stream::iter(["half", " and half"]), stream::iter(["half"]));
         assert!(admit(Box::pin(half.chain(stream::pending()))).now_or_never().is_none());
-        let (_place, request) = admit(Box::pin(whole)).await.unwrap();
+        let (_permit, request) = admit(Box::pin(whole)).await.unwrap();
         assert_eq!(request.into_body().collect().await.unwrap().to_bytes(), "half and half");
     }
 }

@@ -1,5 +1,5 @@
-//! Lost connections. A server that restarts, fails over or terminates its sessions ends all connections of a pool, and the
-//! idle ones are found dead one by one. After the first loss each idle connection is tested before its next use.
+//! Detection of stale pooled connections: after the loss of one connection, every idle connection is tested before its
+//! next use. A server that restarts, fails over or terminates its sessions ends all connections of a pool at once.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -10,16 +10,16 @@ use sqlx::{Connection as _, PgConnection, pool::PoolConnectionMetadata};
 
 use super::health::millis_since_start;
 
-/// The time of the last loss. Milliseconds since the start; 0 where there was none.
+/// The time of the last loss, in milliseconds since the start; 0 if there was none.
 static LAST_LOSS: AtomicU64 = AtomicU64::new(0);
 
 /// Records that a connection was lost.
 pub(super) fn record() {
-    // One more: a connection that became idle in this millisecond is tested.
+    // One more, so that a connection that became idle in this millisecond is tested.
     LAST_LOSS.fetch_max(millis_since_start(Instant::now()) + 1, Ordering::Relaxed);
 }
 
-/// Reports whether an idle connection is usable; asks the server only where a connection was lost since it became idle.
+/// Returns whether an idle connection is usable; pings the server only if a connection was lost since it became idle.
 pub(super) async fn is_usable(connection: &mut PgConnection, metadata: PoolConnectionMetadata) -> bool {
     let last_loss = LAST_LOSS.load(Ordering::Relaxed);
     let idle_since = Instant::now().checked_sub(metadata.idle_for).map_or(0, millis_since_start);

@@ -1,9 +1,9 @@
-//! The demands of a PostgreSQL URL, checked at the start. TLS follows libpq: `sslmode` (`disable`, `prefer`, `require`,
+//! Validation of a PostgreSQL URL at the start. TLS follows libpq: `sslmode` (`disable`, `prefer`, `require`,
 //! `verify-ca`, `verify-full`), `sslrootcert`, `sslcert`, `sslkey`.
 //!
-//! sqlx differs from libpq: it has no `allow`, verifies nothing with `require` and a `sslrootcert`, knows no
-//! `sslrootcert=system`, and reads the files when it connects. The first is refused here, the others are made the same.
-//! It also trusts the system's authorities beside those of `sslrootcert`: only `verify-full` compares names.
+//! sqlx differs from libpq: it has no `allow`, verifies nothing with `require` and `sslrootcert`, does not support
+//! `sslrootcert=system`, and reads the files only when it connects. `allow` is rejected here; the other differences are
+//! removed. sqlx also trusts the system's authorities besides those of `sslrootcert`: only `verify-full` compares names.
 
 use std::str::FromStr as _;
 
@@ -17,14 +17,14 @@ use crate::tls::{Failure, File, Identity};
 
 const MODES: [&str; 5] = ["disable", "prefer", "require", "verify-ca", "verify-full"];
 
-/// Reads a URL; an error where it is none, or asks for TLS in a way that cannot work.
+/// Parses a URL. Returns an error if it is invalid, or its TLS parameters cannot work.
 pub(super) fn parse(url: &str) -> anyhow::Result<PgConnectOptions> {
-    const NONE: &str = "not a PostgreSQL URL (postgres://user:password@host:port/database)";
-    // sqlx takes the address of any server for one of PostgreSQL's.
-    let ours = url.split_once("://").is_some_and(|(scheme, _)| {
-        ["postgres", "postgresql"].iter().any(|ours| scheme.eq_ignore_ascii_case(ours))
+    const INVALID_URL: &str = "not a PostgreSQL URL (postgres://user:password@host:port/database)";
+    // sqlx accepts URLs of other servers, too.
+    let is_postgres = url.split_once("://").is_some_and(|(scheme, _)| {
+        ["postgres", "postgresql"].iter().any(|expected| scheme.eq_ignore_ascii_case(expected))
     });
-    ensure!(ours, NONE);
+    ensure!(is_postgres, INVALID_URL);
     let (address, query) = url.split_once('?').unwrap_or((url, ""));
     let mut parameters: Vec<(String, String)> =
         form_urlencoded::parse(query.as_bytes()).into_owned().collect();
@@ -42,12 +42,12 @@ pub(super) fn parse(url: &str) -> anyhow::Result<PgConnectOptions> {
     if system {
         ensure!(
             matches!(mode.as_deref(), None | Some("verify-full")),
-            "sslrootcert=system needs sslmode=verify-full: everybody can get a certificate for a name of their own"
+            "sslrootcert=system needs sslmode=verify-full: any host can get a certificate for its own name"
         );
         parameters.retain(|(name, _)| !roots.contains(&name.as_str()));
         authorities = None;
     }
-    if let Some(file) = File::given("sslrootcert", authorities.as_ref()) {
+    if let Some(file) = File::from_setting("sslrootcert", authorities.as_ref()) {
         file.roots()?;
     }
     let (cert, key) =
@@ -56,7 +56,7 @@ pub(super) fn parse(url: &str) -> anyhow::Result<PgConnectOptions> {
 
     let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(&parameters).finish();
     let url = if query.is_empty() { address.to_owned() } else { format!("{address}?{query}") };
-    let Ok(options) = PgConnectOptions::from_str(&url) else { bail!(NONE) };
+    let Ok(options) = PgConnectOptions::from_str(&url) else { bail!(INVALID_URL) };
     Ok(match mode.as_deref() {
         None | Some("verify-full") if system => options.ssl_mode(PgSslMode::VerifyFull),
         Some("require") if authorities.is_some() => options.ssl_mode(PgSslMode::VerifyCa),
@@ -64,22 +64,21 @@ pub(super) fn parse(url: &str) -> anyhow::Result<PgConnectOptions> {
     })
 }
 
-/// The error in a line, without the words of the TLS library where there are ours.
-pub(super) fn text(error: &sqlx::Error) -> String {
-    Failure::find(error).map_or_else(|| error.to_string(), |failure| failure.to_string())
+/// Describes an error in one line; a TLS failure by its own description instead of the library's.
+pub(super) fn describe(error: &sqlx::Error) -> String {
+    Failure::from_error(error).map_or_else(|| error.to_string(), |failure| failure.to_string())
 }
 
-/// Returns the reason for which the server cannot speak TLS as the URL asks, where it lasts until settings or
-/// certificates change.
-pub(super) fn tls_refusal(error: &sqlx::Error) -> Option<String> {
+/// Returns the reason of a permanent TLS failure, which lasts until settings or certificates change.
+pub(super) fn permanent_tls_failure(error: &sqlx::Error) -> Option<String> {
     if let sqlx::Error::Tls(error) = error {
         return Some(format!("TLS: {error}"));
     }
-    let failure = Failure::find(error).filter(|failure| failure.is_lasting())?;
+    let failure = Failure::from_error(error).filter(|failure| failure.is_permanent())?;
     Some(format!("TLS: {failure}"))
 }
 
-/// Logs that `sslmode=prefer`, which is the default, means plain text.
+/// Logs that `sslmode=prefer`, the default, results in a plaintext connection.
 pub(super) async fn log_plain_text(setting: &str, options: &PgConnectOptions) {
     if !matches!(options.get_ssl_mode(), PgSslMode::Prefer) || options.get_socket().is_some() {
         return;
@@ -91,7 +90,7 @@ pub(super) async fn log_plain_text(setting: &str, options: &PgConnectOptions) {
             "{setting}: PostgreSQL does not speak TLS, and is spoken to in plain text; sslmode=require refuses that"
         ),
         Ok(connection) => drop(connection.close().await),
-        // The pool meets it, too.
+        // The pool fails with the same error.
         Err(_) => {}
     }
 }
@@ -101,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_of_another_database_is_refused() {
+    fn a_url_of_another_database_is_rejected() {
         for url in ["postgres://user:secret@host:5432/shop", "postgresql://host/shop"] {
             assert!(parse(url).is_ok(), "{url}");
         }
@@ -119,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_of_tls_and_cannot_work_is_a_line() {
+    fn invalid_tls_parameters_are_reported_in_a_line() {
         for (query, line) in [
             ("sslmode=allow", "sslmode=allow: not one of disable, prefer, require, verify-ca, verify-full"),
             ("sslmode=verify-full&sslrootcert=/none/such", "sslrootcert /none/such: No such file"),
@@ -134,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mode_is_the_one_that_libpq_has() {
+    fn the_ssl_mode_is_that_of_libpq() {
         let mode = |query: &str| parse(&format!("postgres://host/shop{query}")).unwrap().get_ssl_mode();
         assert!(matches!(mode(""), PgSslMode::Prefer));
         assert!(matches!(mode("?sslmode=disable&application_name=a%20b"), PgSslMode::Disable));

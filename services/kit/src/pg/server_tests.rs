@@ -1,4 +1,4 @@
-//! The pool on a real server: guards, and a server that cannot write for a while.
+//! Tests of the pool on a real server: session parameters, failover, slow connects.
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -20,32 +20,32 @@ async fn write(pool: &PgPool) -> Result<(), sqlx::Error> {
 }
 
 #[tokio::test]
-async fn guards_are_set_on_every_connection_and_not_sent_with_the_start_of_a_session() {
+async fn session_parameters_are_set_on_every_connection_and_not_as_startup_options() {
     let (database, process) = (Database::create().await, TestProcess::default());
     let pool = open_pool(&database, &process).await;
     assert_eq!(pool.connect_options().get_options(), None, "a pooler refuses them");
-    let mut held = Vec::new();
+    let mut connections = Vec::new();
     for _ in 0..3 {
         let mut connection = pool.acquire().await.unwrap();
-        for (guard, value) in [
+        for (parameter, value) in [
             ("statement_timeout", "5s"),
             ("lock_timeout", "2s"),
             ("idle_in_transaction_session_timeout", "5s"),
             ("jit", "off"),
         ] {
-            let set: String = sqlx::query_scalar("select current_setting($1)")
-                .bind(guard)
+            let current: String = sqlx::query_scalar("select current_setting($1)")
+                .bind(parameter)
                 .fetch_one(&mut *connection)
                 .await
                 .unwrap();
-            assert_eq!(set, value, "{guard}");
+            assert_eq!(current, value, "{parameter}");
         }
-        held.push(connection);
+        connections.push(connection);
     }
 }
 
 #[tokio::test]
-async fn after_one_lost_connection_the_other_dead_ones_are_found_before_their_use() {
+async fn after_the_loss_of_a_connection_idle_ones_are_tested_before_their_next_use() {
     const CONNECTIONS: usize = 4;
     let (database, process) = (Database::create().await, TestProcess::default());
     let pool = open_pool(&database, &process).await;
@@ -67,49 +67,49 @@ async fn after_one_lost_connection_the_other_dead_ones_are_found_before_their_us
 }
 
 #[tokio::test]
-async fn a_server_that_cannot_write_is_unavailable_for_writes_and_left_for_one_that_can() {
+async fn a_read_only_server_is_unavailable_for_writes_and_left_after_the_failover() {
     let (database, mut process) = (Database::create().await, TestProcess::default());
     let pool = open_pool(&database, &process).await;
-    process.serves().await;
+    process.wait_ready().await;
     let readiness = process.process.readiness.clone();
-    let missing = || readiness.missing_with_reasons(false);
-    eventually("all is well", || async { missing().is_empty() }).await;
+    let failing = || readiness.failing_with_reasons(false);
+    eventually("all is well", || async { failing().is_empty() }).await;
     database.alter("set default_transaction_read_only = on").await;
     eventually("/readyz says that it cannot write", || async {
-        missing() == ["postgres writes (read only)"]
+        failing() == ["postgres writes (read only)"]
     })
     .await;
-    assert!(readiness.missing_vital().is_empty(), "reads go on");
+    assert!(readiness.failing_required().is_empty(), "reads go on");
     let refused = write(&pool).await.unwrap_err();
-    assert_eq!(Class::of(&refused), Class::ReadOnly, "{refused}");
+    assert_eq!(ErrorClass::from_error(&refused), ErrorClass::ReadOnly, "{refused}");
     assert!(is_unavailable(&refused));
-    // Sessions keep what they began with, as connections to a demoted server do.
+    // Open sessions stay read-only, as connections to a demoted server do.
     database.alter_for_new_sessions("reset default_transaction_read_only").await;
-    let began = Instant::now();
-    eventually("all is well again", || async { missing().is_empty() }).await;
+    let started = Instant::now();
+    eventually("all is well again", || async { failing().is_empty() }).await;
     for _ in 0..16 {
-        write(&pool).await.expect("every connection leads to a server that writes");
+        write(&pool).await.expect("every connection leads to a writable server");
     }
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
-async fn a_database_that_lets_nobody_in_is_told_with_its_class_and_found_again() {
+async fn a_database_that_refuses_connections_is_reported_by_class_until_it_accepts_them() {
     let (database, mut process) = (Database::create().await, TestProcess::default());
     let _pool = open_pool(&database, &process).await;
-    process.serves().await;
+    process.wait_ready().await;
     let readiness = process.process.readiness.clone();
-    database.shut().await;
+    database.block_connections().await;
     eventually("/readyz says why", || async {
-        readiness.missing_with_reasons(true) == ["postgres (shutting down or starting up)"]
+        readiness.failing_with_reasons(true) == ["postgres (shutting down or starting up)"]
     })
     .await;
     database.alter("with allow_connections true").await;
-    process.serves().await;
+    process.wait_ready().await;
 }
 
 /// Starts a proxy that delays each connection to `server` by `delay`.
-async fn late(server: SocketAddr, delay: Duration) -> SocketAddr {
+async fn delaying_proxy(server: SocketAddr, delay: Duration) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
     tokio::spawn(async move {
@@ -125,14 +125,15 @@ async fn late(server: SocketAddr, delay: Duration) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_connection_that_takes_longer_than_a_request_waits_is_made_to_its_end() {
+async fn a_connect_that_takes_longer_than_the_acquire_timeout_completes_in_the_background() {
     let database = Database::create().await;
-    let address = late(database.address().await, ACQUIRE + Duration::from_millis(300)).await;
+    let address =
+        delaying_proxy(database.address().await, ACQUIRE_TIMEOUT + Duration::from_millis(300)).await;
     let options = connect_options("test", &database.url_at("auth", &address.to_string())).unwrap();
     let pool = PgPool::new(pool_options(2), options);
-    let began = Instant::now();
+    let started = Instant::now();
     assert!(matches!(pool.acquire().await, Err(sqlx::Error::PoolTimedOut)));
-    assert!(began.elapsed() < ACQUIRE + Duration::from_millis(250), "a request waits no longer");
+    assert!(started.elapsed() < ACQUIRE_TIMEOUT + Duration::from_millis(250), "a request waits no longer");
     eventually("a later request has it", || async { pool.acquire().await.is_ok() }).await;
-    assert!(began.elapsed() < CONNECT_TIMEOUT, "{:?}", began.elapsed());
+    assert!(started.elapsed() < CONNECT_TIMEOUT, "{:?}", started.elapsed());
 }

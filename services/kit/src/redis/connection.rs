@@ -1,4 +1,4 @@
-//! The health of one Redis client: the state of its connection, and the last failure to connect.
+//! The health check of one Redis client: the state of its connection, and the last connect error.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -13,20 +13,20 @@ use fred::{
 };
 use tokio::sync::{broadcast::error::RecvError, watch};
 
-use super::class::{self, Class};
+use super::error_class::{self, ErrorClass};
 use crate::readiness::Down;
 
-/// Bounds a ping: less than a check of readiness may take, and more than a starved process needs.
+/// Bounds a ping, below the timeout of a readiness check.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
-/// Bounds a check's wait for the first outcome of a client that has just been made.
+/// Bounds the wait of a check for the first connect of a new client.
 const FIRST_OUTCOME_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// The way in which the connection of a client is checked.
+/// The method of a health check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Check {
-    /// A check by a command.
+    /// Sends a PING.
     Ping,
-    /// A check by the state of the client: a command would wait behind a blocking read.
+    /// Inspects the state of the client, as a command would wait behind a blocking read.
     State,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Connection {
     name: String,
     check: Check,
     client: Mutex<Option<Client>>,
-    /// The outcome of the last attempt to connect; none before the first.
+    /// The outcome of the last connect; none before the first.
     outcome: watch::Sender<Option<Result<(), Error>>>,
 }
 
@@ -48,9 +48,8 @@ impl Connection {
         &self.name
     }
 
-    /// Follows the connection attempts of `client`, which has not been connected yet. It takes the place of an earlier
-    /// one.
-    pub fn follow(&self, client: &Client) {
+    /// Observes the connects of a new `client`, which replaces an earlier one.
+    pub fn observe(&self, client: &Client) {
         *self.client.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
         let (mut errors, mut connects) = (client.error_rx(), client.reconnect_rx());
         let outcome = self.outcome.clone();
@@ -59,7 +58,7 @@ impl Connection {
                 tokio::select! {
                     error = errors.recv() => match error {
                         Ok((error, _)) => {
-                            metrics::counter!("redis_errors_total", "class" => Class::of(&error).name()).increment(1);
+                            metrics::counter!("redis_errors_total", "class" => ErrorClass::from_error(&error).as_str()).increment(1);
                             outcome.send_replace(Some(Err(error)));
                         }
                         Err(RecvError::Lagged(_)) => {}
@@ -88,24 +87,26 @@ impl Connection {
         match self.check {
             Check::State => Ok(()),
             Check::Ping => {
-                let at_once = Options {
+                let ping_options = Options {
                     timeout: Some(PING_TIMEOUT),
                     max_attempts: Some(1),
                     fail_fast: true,
                     ..Options::default()
                 };
-                let pong = client.with_options(&at_once).ping::<String>(None).await;
+                let pong = client.with_options(&ping_options).ping::<String>(None).await;
                 pong.map(drop).map_err(|error| self.down(Some(error)))
             }
         }
     }
 
-    /// Returns the reason for which the connection is down: the last failure to connect, or `error` where there was
-    /// none.
+    /// Returns the reason for which the connection is down: the last connect error, else `error`.
     fn down(&self, error: Option<Error>) -> Down {
-        let failed = self.outcome.borrow().as_ref().and_then(|outcome| outcome.as_ref().err().cloned());
-        let (class, text) = match failed.or(error) {
-            Some(error) => (Class::of(&error).words(), class::text(&error).to_owned()),
+        let connect_error =
+            self.outcome.borrow().as_ref().and_then(|outcome| outcome.as_ref().err().cloned());
+        let (class, text) = match connect_error.or(error) {
+            Some(error) => {
+                (ErrorClass::from_error(&error).description(), error_class::redact(&error).to_owned())
+            }
             None => ("connecting", String::new()),
         };
         Down { class, reason: class.to_owned(), detail: text }

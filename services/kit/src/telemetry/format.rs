@@ -1,6 +1,5 @@
-//! Lines of the log as JSON, written straight into the line: there is one for each request, and the subscriber's own way to
-//! it, a serialiser of maps, cost that request 5 µs. A line that is written on behalf of a trace names it, so that
-//! one leads to the other.
+//! A JSON formatter of log lines, with the id of the current trace. It writes straight into the line: the subscriber's
+//! own formatter serialises a map, which cost each request 5 µs.
 
 use std::fmt::{self, Debug, Write as _};
 
@@ -18,11 +17,11 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-/// `timestamp`, `level`, the fields as they come, `trace_id` where there is a trace, and `target`.
+/// Formats an event as `timestamp`, `level`, its fields, `trace_id` within a trace, and `target`.
 #[derive(Clone, Copy, Debug)]
-pub struct Json;
+pub struct JsonFormat;
 
-impl<S, N> FormatEvent<S, N> for Json
+impl<S, N> FormatEvent<S, N> for JsonFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -78,7 +77,7 @@ impl Visit for Fields<'_, '_> {
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        // JSON has no word for the others.
+        // JSON has no literals for NaN and infinity.
         self.write(
             field,
             |line| if value.is_finite() { write!(line, "{value}") } else { line.write_str("null") },
@@ -98,7 +97,7 @@ impl Visit for Fields<'_, '_> {
     }
 }
 
-/// The inside of a JSON string (RFC 8259 §7): no text can end it, or the line.
+/// A writer that escapes text for a JSON string (RFC 8259 §7), so that no text can end the string or the line.
 struct Escaped<'a, 'b>(&'a mut Writer<'b>);
 
 impl fmt::Write for Escaped<'_, '_> {
@@ -130,24 +129,24 @@ mod tests {
     use crate::telemetry::{Trace, json};
 
     #[derive(Clone, Default)]
-    struct Kept(Arc<Mutex<Vec<u8>>>);
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
 
-    impl Kept {
-        /// What is logged by this thread from now on.
-        fn all() -> (Self, tracing::subscriber::DefaultGuard) {
-            let kept = Self::default();
-            let writer = kept.clone();
+    impl Buffer {
+        /// Captures the log lines of this thread.
+        fn capture() -> (Self, tracing::subscriber::DefaultGuard) {
+            let buffer = Self::default();
+            let writer = buffer.clone();
             let layer = json(move || writer.clone()).boxed();
-            (kept, tracing::subscriber::set_default(tracing_subscriber::registry().with(layer)))
+            (buffer, tracing::subscriber::set_default(tracing_subscriber::registry().with(layer)))
         }
 
         fn lines(&self) -> Vec<Value> {
-            let said = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-            said.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+            let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+            text.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
         }
     }
 
-    impl std::io::Write for Kept {
+    impl std::io::Write for Buffer {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
             self.0.lock().unwrap().write(bytes)
         }
@@ -158,19 +157,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_line_names_the_trace_on_whose_behalf_it_was_written() {
-        let (kept, _guard) = Kept::all();
-        let trace = Trace::go_on(Span::none(), &http::HeaderMap::new());
+    async fn a_line_within_a_trace_has_its_id() {
+        let (buffer, _guard) = Buffer::capture();
+        let trace = Trace::from_headers(Span::none(), &http::HeaderMap::new());
         tracing::info!("before");
-        trace.of(async { tracing::info!("within") }).await;
-        let lines = kept.lines();
+        trace.instrument(async { tracing::info!("within") }).await;
+        let lines = buffer.lines();
         assert_eq!(lines[0].get("trace_id"), None);
         assert_eq!(lines[1]["trace_id"], trace.id());
     }
 
     #[test]
-    fn a_line_is_one_object_whatever_is_logged() {
-        let (kept, _guard) = Kept::all();
+    fn a_line_is_one_json_object_for_any_text() {
+        let (buffer, _guard) = Buffer::capture();
         let odd = "a \"quote\", a \\, a\nnew line, \u{0}, \u{1b}[31m, \u{85}, ü, 🦀";
         tracing::warn!(
             target: "odd \"target\"",
@@ -178,7 +177,7 @@ mod tests {
             absent = None::<i64>,
             "{odd}"
         );
-        let line = &kept.lines()[0];
+        let line = &buffer.lines()[0];
         for (field, expected) in [
             ("message", odd.into()),
             ("text", odd.into()),

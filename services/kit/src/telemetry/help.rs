@@ -1,4 +1,4 @@
-//! The help texts of metrics.
+//! Help texts of the metrics of every process.
 
 /// The name of a metric and its help text, without a period at the end.
 pub type Help = (&'static str, &'static str);
@@ -27,10 +27,10 @@ pub(super) const HELP: &[Help] = &[
     ("worker_max_age_seconds", "The age of the last success from which a periodic worker is late"),
 ];
 
-/// Gives the metrics of a process their help texts.
+/// Registers the help texts of metrics.
 pub fn describe(help: &[Help]) {
     for (name, text) in help {
-        // The exporter takes the text of any kind of metric.
+        // The exporter applies the text to every kind of metric.
         metrics::describe_gauge!(*name, *text);
     }
 }

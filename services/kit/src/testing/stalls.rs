@@ -1,5 +1,5 @@
-//! The time for which this machine keeps a process waiting for a processor. A test that holds the shop to a promised
-//! time allows for it.
+//! A detector of scheduling stalls: measures how long the machine delays a runnable thread. A test of a latency bound
+//! adds the stalls to the bound.
 
 use std::{
     sync::{
@@ -10,13 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-const INTERVAL: Duration = Duration::from_millis(10);
-/// On an idle machine a thread that sleeps wakes later by less than this.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(10);
+/// The minimum delay that counts; on an idle machine, a sleeping thread wakes with a smaller one.
 const MIN_STALL: Duration = Duration::from_millis(5);
-/// One step of the shop waits for a processor in several processes and tasks, one after the other.
-const STALLS_OF_A_STEP: u32 = 8;
+/// The number of stalls within one operation, which waits for the CPU in several processes and tasks in sequence.
+const STALLS_PER_OPERATION: u32 = 8;
 
-/// A thread that measures stalls until this is dropped.
+/// A thread that measures stalls until the value is dropped.
 #[derive(Debug)]
 pub struct Stalls {
     /// The longest stall so far, in microseconds.
@@ -25,15 +25,15 @@ pub struct Stalls {
 }
 
 impl Stalls {
-    /// Begins to measure.
+    /// Starts to measure.
     pub fn watch() -> Self {
         let stalls = Self { longest: Arc::default(), ended: Arc::default() };
         let (longest, ended) = (stalls.longest.clone(), stalls.ended.clone());
         thread::spawn(move || {
             while !ended.load(Ordering::Relaxed) {
-                let began = Instant::now();
-                thread::sleep(INTERVAL);
-                let stall = began.elapsed().saturating_sub(INTERVAL);
+                let started = Instant::now();
+                thread::sleep(SAMPLE_INTERVAL);
+                let stall = started.elapsed().saturating_sub(SAMPLE_INTERVAL);
                 if stall > MIN_STALL {
                     longest
                         .fetch_max(u64::try_from(stall.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -43,9 +43,9 @@ impl Stalls {
         stalls
     }
 
-    /// Returns the time by which this machine may delay one step of the shop: zero where it is idle.
+    /// Returns the delay to add to the bound of one operation; zero on an idle machine.
     pub fn allowance(&self) -> Duration {
-        STALLS_OF_A_STEP * Duration::from_micros(self.longest.load(Ordering::Relaxed))
+        STALLS_PER_OPERATION * Duration::from_micros(self.longest.load(Ordering::Relaxed))
     }
 }
 

@@ -1,44 +1,44 @@
-//! Failures of a TLS connection, in words for the log.
+//! The classification of TLS failures, with descriptions for the log.
 
 use std::{error::Error, fmt, io};
 
 use rustls::{AlertDescription, CertificateError};
 
-/// The meaning of a failed handshake.
+/// The cause of a failed handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     UnknownAuthority,
     Expired,
     NotYetValid,
     WrongName,
-    /// Anything else that is wrong with the certificate of the peer.
+    /// Any other fault of the peer's certificate.
     Certificate,
-    /// The peer wants a certificate, or another one.
+    /// The peer requires a certificate, or rejects the one presented.
     Refused,
-    /// The peer answers, and not in TLS.
+    /// The peer does not speak TLS.
     NotTls,
-    /// No version, cipher or protocol in common, or a broken peer.
+    /// No common version, cipher or protocol, or a faulty peer.
     Handshake,
 }
 
 impl Failure {
-    /// Finds the failure among an error and its causes; `None` where TLS has no part in it.
-    pub fn find(error: &(dyn Error + 'static)) -> Option<Self> {
+    /// Classifies an error by itself and its sources. Returns `None` if it is not a TLS failure.
+    pub fn from_error(error: &(dyn Error + 'static)) -> Option<Self> {
         if let Some(error) = error.downcast_ref::<rustls::Error>() {
             return Some(Self::from(error));
         }
-        // The source of an error of I/O is the source of what it wraps, and not what it wraps.
+        // The source of an I/O error is the source of the wrapped error, not the wrapped error itself.
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         match wrapped {
-            Some(wrapped) => Self::find(wrapped),
-            None => error.source().and_then(Self::find),
+            Some(wrapped) => Self::from_error(wrapped),
+            None => error.source().and_then(Self::from_error),
         }
     }
 
-    /// Finds the failure where nothing of the error is left but its debug text, as fred leaves it.
-    pub fn find_in_text(text: &str) -> Option<Self> {
-        // The names of the variants of rustls' error.
-        let known = [
+    /// Classifies the debug text of an error, which is all that fred keeps.
+    pub fn from_text(text: &str) -> Option<Self> {
+        // Variants of `rustls::Error`.
+        let variants = [
             ("UnknownIssuer", Self::UnknownAuthority),
             ("BadSignature", Self::UnknownAuthority),
             ("InvalidCertificate(Expired", Self::Expired),
@@ -55,11 +55,11 @@ impl Failure {
             ("InappropriateMessage", Self::Handshake),
             ("InappropriateHandshakeMessage", Self::Handshake),
         ];
-        known.into_iter().find(|(name, _)| text.contains(name)).map(|(_, failure)| failure)
+        variants.into_iter().find(|(name, _)| text.contains(name)).map(|(_, failure)| failure)
     }
 
-    /// The failure in a line about the peer.
-    pub const fn words(self) -> &'static str {
+    /// Returns the description of the failure; "it" is the peer.
+    pub const fn description(self) -> &'static str {
         match self {
             Self::UnknownAuthority => "its certificate is not signed by an authority that is trusted here",
             Self::Expired => "its certificate has expired",
@@ -72,8 +72,8 @@ impl Failure {
         }
     }
 
-    /// Reports whether trying again can help only after the settings or a certificate have changed.
-    pub fn is_lasting(self) -> bool {
+    /// Returns whether the failure is permanent: it lasts until the settings or a certificate change.
+    pub fn is_permanent(self) -> bool {
         !matches!(self, Self::Handshake)
     }
 }
@@ -83,7 +83,7 @@ impl From<&rustls::Error> for Failure {
     fn from(error: &rustls::Error) -> Self {
         match error {
             rustls::Error::InvalidCertificate(certificate) => match certificate {
-                // One of the same name and another key signed it.
+                // BadSignature: an authority of the same name and with another key has signed it.
                 CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownAuthority,
                 CertificateError::Expired | CertificateError::ExpiredContext { .. } => Self::Expired,
                 CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
@@ -108,7 +108,7 @@ impl From<&rustls::Error> for Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.words())
+        f.write_str(self.description())
     }
 }
 
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_found_in_an_error_and_in_its_text() {
+    fn an_error_and_its_debug_text_have_the_same_class() {
         for (error, failure) in [
             (CertificateError::UnknownIssuer.into(), Failure::UnknownAuthority),
             (CertificateError::BadSignature.into(), Failure::UnknownAuthority),
@@ -133,12 +133,12 @@ mod tests {
             (rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType), Failure::NotTls),
         ] {
             let error = io::Error::new(io::ErrorKind::InvalidData, error);
-            assert_eq!(Failure::find_in_text(&format!("{error:?}")), Some(failure), "{error:?}");
+            assert_eq!(Failure::from_text(&format!("{error:?}")), Some(failure), "{error:?}");
             let wrapped = sqlx::Error::Io(error);
-            assert_eq!(Failure::find(&wrapped), Some(failure), "{wrapped:?}");
+            assert_eq!(Failure::from_error(&wrapped), Some(failure), "{wrapped:?}");
         }
         let other = io::Error::from(io::ErrorKind::ConnectionRefused);
-        assert_eq!(Failure::find_in_text(&format!("{other:?}")), None);
-        assert_eq!(Failure::find(&other), None);
+        assert_eq!(Failure::from_text(&format!("{other:?}")), None);
+        assert_eq!(Failure::from_error(&other), None);
     }
 }

@@ -1,4 +1,4 @@
-//! TLS to Redis.
+//! The TLS configuration of Redis clients.
 
 use std::sync::Arc;
 
@@ -9,15 +9,15 @@ use rustls::{ClientConfig, crypto::ring};
 use super::{File, Identity, system_roots};
 use crate::settings::Redis;
 
-/// Returns the URL without TLS, and the TLS configuration where the URL asks for it (`rediss://`, `rediss-sentinel://`,
+/// Returns the URL without TLS, and the TLS configuration if the URL requires it (`rediss://`, `rediss-sentinel://`,
 /// `rediss-cluster://`). With the URL alone, fred would use the system's authorities only.
 pub(crate) fn redis(settings: &Redis, url: &str) -> anyhow::Result<(String, Option<TlsConfig>)> {
     let identity = Identity::load(
         ("REDIS_CERT_FILE", settings.redis_cert_file.as_ref()),
         ("REDIS_KEY_FILE", settings.redis_key_file.as_ref()),
     )?;
-    let authorities = File::given("REDIS_CA_FILE", settings.redis_ca_file.as_ref());
-    let Some(rest) = rest_of_tls(url) else {
+    let authorities = File::from_setting("REDIS_CA_FILE", settings.redis_ca_file.as_ref());
+    let Some(rest) = strip_tls_scheme(url) else {
         ensure!(
             authorities.is_none() && identity.is_none(),
             "REDIS_CA_FILE and REDIS_CERT_FILE are for TLS, which REDIS_URL does not ask for: rediss://"
@@ -36,7 +36,7 @@ pub(crate) fn redis(settings: &Redis, url: &str) -> anyhow::Result<(String, Opti
 }
 
 /// Returns the text after `rediss`.
-fn rest_of_tls(url: &str) -> Option<&str> {
+fn strip_tls_scheme(url: &str) -> Option<&str> {
     let (scheme, rest) = url.split_at_checked("rediss".len())?;
     (scheme.eq_ignore_ascii_case("rediss") && rest.starts_with([':', '-'])).then_some(rest)
 }
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tls_is_done_where_the_url_asks_for_it() {
+    fn tls_is_used_if_the_url_requires_it() {
         for (url, plain) in [
             ("rediss://user:p@host:1/2", "redis://user:p@host:1/2"),
             ("REDISS://host", "redis://host"),
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_cannot_be_used_are_a_line() {
+    fn an_unusable_file_is_reported_in_a_line() {
         let file = |path: &str| Some(path.to_owned());
         let with = |url: &str, change: &dyn Fn(&mut Redis)| {
             let mut settings = Redis::at(url);

@@ -155,7 +155,7 @@ impl Publisher {
         // Without a connection no event is read.
         if !self.redis.is_connected() {
             let failure = Failure { cause: Cause::Unreachable, reason: "not connected".to_owned() };
-            self.failures.record(&failure, user_id, &streams::fan_out(user_id));
+            self.failures.record(&failure, user_id, &streams::fan_out_stream(user_id));
             return Ok(Outcome::Failed(failure));
         }
         let mut published = false;
@@ -203,7 +203,7 @@ impl Publisher {
         let (mut rejection, mut outage) = (None, None);
         for ((row, _), SendResult { history, fan_out }) in rows.into_iter().zip(results) {
             if let Some(failure) = fan_out {
-                self.failures.record(&failure, user_id, &streams::fan_out(user_id));
+                self.failures.record(&failure, user_id, &streams::fan_out_stream(user_id));
                 outage = Some(failure);
                 // The next attempt sends this row and those after it, in order.
                 break;
@@ -212,7 +212,7 @@ impl Publisher {
                 published.push(row.seq);
                 continue;
             };
-            self.failures.record(&failure, user_id, &streams::history(user_id));
+            self.failures.record(&failure, user_id, &streams::history_stream(user_id));
             if !failure.cause.is_key_specific() {
                 unavailable.push(row.seq);
             } else if row.attempts + 1 < MAX_ATTEMPTS {
@@ -224,7 +224,7 @@ impl Publisher {
         }
         if let Some(rejection) = rejection {
             // Gateways trust a history whose newest entry is old, but not one that does not exist.
-            match self.redis.unlink::<(), _>(streams::history(user_id)).await {
+            match self.redis.unlink::<(), _>(streams::history_stream(user_id)).await {
                 Ok(()) => self.move_to_dead_letters(conn, user_id, &exhausted, rejection).await?,
                 Err(_) => unavailable.extend(exhausted),
             }
@@ -330,17 +330,17 @@ async fn pipeline_events(
     user_id: i64,
     messages: &[(bool, i64, Vec<u8>)],
 ) -> Result<(), RedisError> {
-    let history = streams::history(user_id);
-    let max_len = ("MAXLEN", "~", i64::try_from(streams::HISTORY_KEPT).unwrap_or(i64::MAX));
+    let history = streams::history_stream(user_id);
+    let max_len = ("MAXLEN", "~", i64::try_from(streams::HISTORY_MAXLEN).unwrap_or(i64::MAX));
     for (_, seq, message) in messages {
-        let field = (streams::FIELD, message.as_slice());
+        let field = (streams::MESSAGE_FIELD, message.as_slice());
         let () = pipeline.xadd(&history, false, max_len, format!("{seq}-0"), field).await?;
     }
-    let () = pipeline.expire(&history, streams::HISTORY_TTL, None).await?;
-    let fan_out = streams::fan_out(user_id);
-    let max_len = ("MAXLEN", "~", i64::try_from(streams::FAN_OUT_KEPT).unwrap_or(i64::MAX));
+    let () = pipeline.expire(&history, streams::HISTORY_TTL_SECONDS, None).await?;
+    let fan_out = streams::fan_out_stream(user_id);
+    let max_len = ("MAXLEN", "~", i64::try_from(streams::FAN_OUT_MAXLEN).unwrap_or(i64::MAX));
     for (_, _, message) in messages.iter().filter(|(fanned_out, ..)| !fanned_out) {
-        let field = (streams::FIELD, message.as_slice());
+        let field = (streams::MESSAGE_FIELD, message.as_slice());
         let () = pipeline.xadd(&fan_out, false, max_len, "*", field).await?;
     }
     Ok(())
@@ -369,6 +369,6 @@ fn start_publish_span(event: &mut OrderEvent) -> Span {
         event.seq = event.seq,
         order.id = %event.order_id,
     );
-    telemetry::go_through(&span, &mut event.traceparent);
+    telemetry::propagate_through(&span, &mut event.traceparent);
     span
 }

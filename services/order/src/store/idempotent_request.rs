@@ -1,6 +1,6 @@
 //! Idempotency keys of operations with one transaction: responses stored in the transaction of their effect.
 
-use shoppee_kit::idempotency::{MAX_ANSWERS_PER_USER, Stored};
+use shoppee_kit::idempotency::{MAX_RESPONSES_PER_USER, Stored};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
@@ -55,7 +55,7 @@ pub async fn find(
     .await
 }
 
-/// Saves the response of a claimed key, and deletes the user's oldest beyond [`MAX_ANSWERS_PER_USER`].
+/// Saves the response of a claimed key, and deletes the user's oldest beyond [`MAX_RESPONSES_PER_USER`].
 pub async fn save_response(
     conn: &mut PgConnection,
     key: &IdempotencyKey,
@@ -72,7 +72,7 @@ pub async fn save_response(
         key.scope,
         key.key,
         response,
-        MAX_ANSWERS_PER_USER
+        MAX_RESPONSES_PER_USER
     )
     .execute(conn)
     .await?;

@@ -1,6 +1,6 @@
 //! The facts of a details beside its reason, for programs.
 
-use shoppee_kit::status::{self, Told};
+use shoppee_kit::status::{self, ErrorDetails};
 use shoppee_proto::{
     order::v1::CreateOrderRequest,
     product::v1::{ArchiveProductRequest, RefusedLine, UpdateProductRequest},
@@ -9,12 +9,12 @@ use tonic::Status;
 
 use crate::shop::{Person, TestShop, order_request};
 
-fn error_details<T: std::fmt::Debug>(response: Result<T, Status>) -> Told {
-    status::read(&response.expect_err("refused"))
+fn error_details<T: std::fmt::Debug>(response: Result<T, Status>) -> ErrorDetails {
+    status::parse(&response.expect_err("refused"))
 }
 
-fn lines(details: &Told) -> Vec<RefusedLine> {
-    serde_json::from_str(&details.facts["lines"]).expect("lines")
+fn lines(details: &ErrorDetails) -> Vec<RefusedLine> {
+    serde_json::from_str(&details.metadata["lines"]).expect("lines")
 }
 
 fn line(product_id: i64, sku: &str, requested: i64, available: i64) -> RefusedLine {
@@ -87,7 +87,7 @@ async fn a_changed_price_error_names_the_current_prices() {
     order.expected_total = Some(2 * 450 + 1200);
     let details = error_details(ann.orders(order).await);
     assert_eq!(details.reason, "PRICE_CHANGED");
-    assert_eq!(details.facts["current_total"], "2200");
+    assert_eq!(details.metadata["current_total"], "2200");
     let priced = |line, price| RefusedLine { unit_price: Some(price), ..line };
     assert_eq!(lines(&details), [priced(line(tea, "tea", 2, 10), 450), priced(line(cup, "cup", 1, 5), 1300)]);
 }
@@ -100,12 +100,12 @@ async fn a_changed_price_error_of_a_cart_names_the_lines_changed_since_it_was_sh
     ann.add_to_cart(tea, 2).await.unwrap();
     ann.add_to_cart(cup, 1).await.unwrap();
     let order = |total| CreateOrderRequest { expected_total: Some(total), ..order_request(&[]) };
-    let changed_lines = |details: &Told| -> Vec<(i64, Option<i64>)> {
+    let changed_lines = |details: &ErrorDetails| -> Vec<(i64, Option<i64>)> {
         lines(details).into_iter().map(|line| (line.product_id, line.unit_price)).collect()
     };
     reprice(&admin, cup, 1300).await;
     let details = error_details(ann.orders(order(2 * 450 + 1200)).await);
-    assert_eq!(details.facts["current_total"], "2200");
+    assert_eq!(details.metadata["current_total"], "2200");
     assert_eq!(changed_lines(&details), [(cup, Some(1300))]);
 
     // Reading the cart saves the current price of the cup.
@@ -125,7 +125,7 @@ async fn an_invalid_transition_error_names_the_status_and_the_allowed_transition
     let facts = |answer| {
         let details = error_details(answer);
         assert_eq!(details.reason, "INVALID_TRANSITION");
-        (details.facts["current_status"].clone(), details.facts["allowed"].clone())
+        (details.metadata["current_status"].clone(), details.metadata["allowed"].clone())
     };
     let expect = |status: &str, allowed: &str| (status.to_owned(), allowed.to_owned());
     assert_eq!(facts(ann.completes(&order).await), expect("pending", r#"["pay","cancel"]"#));
@@ -146,7 +146,7 @@ async fn a_declined_payment_error_has_its_reason_on_every_repeat() {
         for _ in 0..2 {
             let details = error_details(ann.pays_with(&order, token, Some(token)).await);
             assert_eq!(details.reason, "PAYMENT_DECLINED");
-            assert_eq!(details.facts["decline_code"], code);
+            assert_eq!(details.metadata["decline_code"], code);
         }
     }
 }

@@ -25,7 +25,7 @@ async fn read(redis: &Client, stream: &str) -> Vec<(String, OrderEvent)> {
     let entries: Vec<XReadValue<String, String, Vec<u8>>> =
         redis.xrange_values(stream, "-", "+", None).await.expect("reads");
     let decode = |bytes: &Vec<u8>| OrderEvent::decode(bytes.as_slice()).expect("an event");
-    entries.into_iter().map(|(id, fields)| (id, decode(&fields[streams::FIELD]))).collect()
+    entries.into_iter().map(|(id, fields)| (id, decode(&fields[streams::MESSAGE_FIELD]))).collect()
 }
 
 /// Returns the numbers of a user's events in a stream, in its order.
@@ -70,17 +70,17 @@ async fn a_faulty_history_delays_no_other_user_and_ends_in_dead_letters() {
     let (admin, ann, ben) = (shop.admin().await, shop.customer("ann").await, shop.customer("ben").await);
     let tea = admin.sells("tea", 450, 100).await;
     let (redis, db) = (redis(&shop).await, shop.db().await);
-    let history = streams::history(ann.id);
+    let history = streams::history_stream(ann.id);
     let () = redis.set(&history, "not a stream", None, None, false).await.unwrap();
     for _ in 0..3 {
         ann.buys(tea, 1).await;
     }
     ben.buys(tea, 1).await;
     eventually("ben's event is published", || async {
-        seqs(&redis, &streams::history(ben.id), &ben).await == [1]
+        seqs(&redis, &streams::history_stream(ben.id), &ben).await == [1]
     })
     .await;
-    let fan_out = streams::fan_out(ann.id);
+    let fan_out = streams::fan_out_stream(ann.id);
     eventually("ann's sockets get hers", || async { seqs(&redis, &fan_out, &ann).await.len() == 3 }).await;
 
     // The first dead letter deletes the history, so that later events may be accepted.
@@ -131,15 +131,15 @@ async fn an_event_with_names_of_a_newer_version_is_published_unchanged() {
     .unwrap();
     ben.buys(tea, 1).await;
     eventually("ben's event is published", || async {
-        seqs(&redis, &streams::history(ben.id), &ben).await == [1]
+        seqs(&redis, &streams::history_stream(ben.id), &ben).await == [1]
     })
     .await;
     eventually("ann's is too", || async {
-        seqs(&redis, &streams::history(ann.id), &ann).await == [1, 2]
-            && seqs(&redis, &streams::fan_out(ann.id), &ann).await == [1, 2]
+        seqs(&redis, &streams::history_stream(ann.id), &ann).await == [1, 2]
+            && seqs(&redis, &streams::fan_out_stream(ann.id), &ann).await == [1, 2]
     })
     .await;
-    let (_, event) = read(&redis, &streams::history(ann.id)).await.pop().unwrap();
+    let (_, event) = read(&redis, &streams::history_stream(ann.id)).await.pop().unwrap();
     let unknown = i32::from(OrderStatus::Unspecified);
     assert_eq!((event.status, event.previous_status), (unknown, Some(unknown)));
     assert_eq!((event.status_word.as_str(), event.previous_status_word.as_str()), ("on_hold", "picked"));
@@ -162,7 +162,7 @@ async fn an_outbox_row_without_an_event_becomes_a_dead_letter_and_delays_no_late
         .unwrap();
     ann.buys(tea, 1).await;
     eventually("the event behind it is published", || async {
-        seqs(&redis, &streams::history(ann.id), &ann).await == [1]
+        seqs(&redis, &streams::history_stream(ann.id), &ann).await == [1]
     })
     .await;
     eventually("the row is a dead letter", || async { count(&db, "outbox_dead_letter").await == 1 }).await;
@@ -191,8 +191,8 @@ async fn events_stay_pending_while_redis_is_full_and_are_published_once() {
     assert_eq!((waiting, attempts), (3, 0));
     set_max_memory(&redis, "0").await;
     eventually("all are published", || async { count(&db, "outbox").await == 0 }).await;
-    assert_eq!(seqs(&redis, &streams::history(ann.id), &ann).await, [1, 2, 3]);
-    assert_eq!(seqs(&redis, &streams::fan_out(ann.id), &ann).await, [1, 2, 3]);
+    assert_eq!(seqs(&redis, &streams::history_stream(ann.id), &ann).await, [1, 2, 3]);
+    assert_eq!(seqs(&redis, &streams::fan_out_stream(ann.id), &ann).await, [1, 2, 3]);
     assert_eq!(count(&db, "outbox_dead_letter").await, 0);
 }
 
@@ -214,10 +214,10 @@ async fn the_relays_of_two_replicas_publish_the_events_of_a_user_in_order() {
     }
     let redis = redis(&shop).await;
     for person in [&ann, &ben] {
-        let history = streams::history(person.id);
+        let history = streams::history_stream(person.id);
         eventually("all are published", || async { seqs(&redis, &history, person).await.len() == 40 }).await;
         assert_eq!(seqs(&redis, &history, person).await, (1..=40).collect::<Vec<_>>());
-        let fanned_out = seqs(&redis, &streams::fan_out(person.id), person).await;
+        let fanned_out = seqs(&redis, &streams::fan_out_stream(person.id), person).await;
         assert_eq!(fanned_out, (1..=40).collect::<Vec<_>>(), "in order, once");
     }
 }
@@ -235,14 +235,14 @@ async fn every_transition_reaches_the_streams_in_order() {
     }
     let redis = redis(&shop).await;
     for person in [&ann, &ben] {
-        let history = streams::history(person.id);
+        let history = streams::history_stream(person.id);
         eventually("all are published", || async { read(&redis, &history).await.len() == 10 }).await;
         let published = read(&redis, &history).await;
         let numbers: Vec<_> = published.iter().map(|(id, event)| (id.clone(), event.seq)).collect();
         assert_eq!(numbers, (1..=10).map(|seq| (format!("{seq}-0"), seq)).collect::<Vec<_>>());
         let events: Vec<_> = published.into_iter().map(|(_, event)| event).collect();
         assert_eq!(events, person.events().await, "the published events equal the stored ones");
-        let fanned_out = read(&redis, &streams::fan_out(person.id)).await;
+        let fanned_out = read(&redis, &streams::fan_out_stream(person.id)).await;
         let seqs: Vec<_> = fanned_out
             .iter()
             .filter(|(_, event)| event.user_id == person.id)
@@ -270,7 +270,7 @@ async fn no_event_is_lost_while_redis_is_down_and_the_service_restarts() {
     shop.redis = shoppee_kit::testing::RedisServer::start_on(port).await;
     shop.start_order().await;
 
-    let (redis, history) = (redis(&shop).await, streams::history(ann.id));
+    let (redis, history) = (redis(&shop).await, streams::history_stream(ann.id));
     eventually("all 40 are there", || async { read(&redis, &history).await.len() == 40 }).await;
     let db = shop.db().await;
     eventually("the outbox is empty", || async {
@@ -338,16 +338,21 @@ async fn a_registration_that_cannot_be_applied_blocks_no_later_one() {
     let shop = TestShop::start().await;
     let (redis, db) = (redis(&shop).await, shop.db().await);
     let field_that_is_no_text = (b"\xff".as_slice(), b"\xff".as_slice());
-    let () = redis.xadd(streams::USERS, false, None, "*", field_that_is_no_text).await.unwrap();
-    let () = redis.xadd(streams::USERS, false, None, "*", (streams::FIELD, "no message")).await.unwrap();
+    let () = redis.xadd(streams::USERS_STREAM, false, None, "*", field_that_is_no_text).await.unwrap();
+    let () = redis
+        .xadd(streams::USERS_STREAM, false, None, "*", (streams::MESSAGE_FIELD, "no message"))
+        .await
+        .unwrap();
     // A user whose cart PostgreSQL rejects.
     sqlx::query("alter table orders.cart add constraint no_cart check (user_id <> 77)")
         .execute(&db)
         .await
         .unwrap();
     let message = UserRegistered { user_id: 77, ..UserRegistered::default() }.encode_to_vec();
-    let () =
-        redis.xadd(streams::USERS, false, None, "*", (streams::FIELD, message.as_slice())).await.unwrap();
+    let () = redis
+        .xadd(streams::USERS_STREAM, false, None, "*", (streams::MESSAGE_FIELD, message.as_slice()))
+        .await
+        .unwrap();
     let ben = shop.customer("ben").await;
     eventually("ben, who registered after them, has a cart", || async {
         let carts: i64 = sqlx::query_scalar("select count(*) from orders.cart where user_id = $1")

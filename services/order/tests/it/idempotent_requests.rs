@@ -111,7 +111,7 @@ async fn the_newest_responses_of_a_user_are_kept_and_expired_ones_deleted() {
             .unwrap()
     };
     ann.add_to_cart_with_key(tea, 1, "new").await.unwrap();
-    assert_eq!(count().await, shoppee_kit::idempotency::MAX_ANSWERS_PER_USER);
+    assert_eq!(count().await, shoppee_kit::idempotency::MAX_RESPONSES_PER_USER);
     assert!(is_replay(&ann.add_to_cart_with_key(tea, 1, "new").await.unwrap()));
     shop.advance_clock(shoppee_kit::idempotency::KEY_TTL + std::time::Duration::from_mins(1));
     eventually("they are deleted", || async { count().await == 0 }).await;

@@ -140,9 +140,9 @@ impl TestShop {
         shoppee_order::start(order_settings.clone(), order_process.process.clone())
             .await
             .expect("order starts");
-        auth_process.serves().await;
-        product_process.serves().await;
-        order_process.serves().await;
+        auth_process.wait_ready().await;
+        product_process.wait_ready().await;
+        order_process.wait_ready().await;
         let channel = |url: &str| client::channel(url).expect("a URL");
         Self {
             auth: channel(&auth_url),
@@ -165,7 +165,7 @@ impl TestShop {
 
     /// Sets the clock of the order service's machine ahead, without passing time.
     pub fn set_ahead(&self, by: Duration) {
-        self.clock.set_ahead(by);
+        self.clock.set_offset(by);
     }
 
     /// Starts a second process of the order service on the same database.
@@ -178,7 +178,7 @@ impl TestShop {
             ..self.order_settings.clone()
         };
         shoppee_order::start(settings, process.process.clone()).await.expect("order starts");
-        process.serves().await;
+        process.wait_ready().await;
         process
     }
 
@@ -192,7 +192,7 @@ impl TestShop {
         shoppee_order::start(self.order_settings.clone(), process.process.clone())
             .await
             .expect("order starts");
-        process.serves().await;
+        process.wait_ready().await;
         self.order_process = process;
     }
 
@@ -204,7 +204,7 @@ impl TestShop {
         (settings.listen_addr, settings.metrics_addr) = (free_addr(), free_addr());
         let url = format!("http://{}", settings.listen_addr);
         shoppee_order::start(settings, process.process.clone()).await.expect("order starts");
-        process.serves().await;
+        process.wait_ready().await;
         (process, client::channel(&url).expect("a URL"))
     }
 

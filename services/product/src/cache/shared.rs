@@ -94,7 +94,7 @@ impl Shared {
                 pool: pool.clone(),
                 changes: changes.clone(),
             };
-            let stopping = process.tasks.stopping();
+            let stopping = process.tasks.shutdown_token();
             process.tasks.spawn("shared cache", async move {
                 follower.run(&stopping).await;
                 Ok(())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prost::Message;
 use shoppee_kit::{
     caller::{Caller, Verifier},
-    status::{self, Refusal},
+    status::{self, ServiceError},
     tasks::Tasks,
 };
 use shoppee_proto::product::v1 as wire;
@@ -79,7 +79,7 @@ pub fn stream(
     mut requests: Streaming<wire::BatchUpdateProductsRequest>,
 ) -> ReceiverStream<Result<wire::BatchUpdateProductsResponse, Status>> {
     let (answers, stream) = mpsc::channel(ANSWERS);
-    let stop = tasks.stopping();
+    let stop = tasks.shutdown_token();
     tasks.track(async move {
         loop {
             let request = tokio::select! {
@@ -88,13 +88,13 @@ pub fn stream(
                 () = stop.cancelled() => Err(status::unavailable().into()),
                 () = answers.closed() => return,
             };
-            let answer = match (request, verifier.holds(&admin)) {
+            let answer = match (request, verifier.check_active(&admin)) {
                 (Ok(None), _) => return,
                 (Ok(Some(request)), Ok(())) => {
                     let answered = update(&batches, &admin, request).await;
                     answered.map(|answered| answered.answer).map_err(Status::from)
                 }
-                (Ok(Some(_)), Err(error)) => Err(Refusal::from(error).into()),
+                (Ok(Some(_)), Err(error)) => Err(ServiceError::from(error).into()),
                 (Err(status), _) => Err(status),
             };
             let failed = answer.is_err();

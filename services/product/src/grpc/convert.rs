@@ -181,13 +181,13 @@ pub fn status(number: Option<i32>) -> Result<Status, Fault> {
 
 pub fn new_product(request: wire::CreateProductRequest) -> Result<NewProduct, Error> {
     let mut bad = Violations::default();
-    let sku = bad.take("sku", Sku::parse(request.sku));
-    let name = bad.take("name", Name::parse(request.name));
-    let description = bad.take("description", Description::parse(request.description.unwrap_or_default()));
-    let price = bad.take("price", Price::parse(request.price));
-    let stock = bad.take("stock", Stock::parse(request.stock));
-    let image_url = bad.take("image_url", request.image_url.map(ImageUrl::parse).transpose());
-    let attributes = bad.take("attributes", attributes(request.attributes));
+    let sku = bad.collect("sku", Sku::parse(request.sku));
+    let name = bad.collect("name", Name::parse(request.name));
+    let description = bad.collect("description", Description::parse(request.description.unwrap_or_default()));
+    let price = bad.collect("price", Price::parse(request.price));
+    let stock = bad.collect("stock", Stock::parse(request.stock));
+    let image_url = bad.collect("image_url", request.image_url.map(ImageUrl::parse).transpose());
+    let attributes = bad.collect("attributes", attributes(request.attributes));
     match (sku, name, description, price, stock, image_url, attributes) {
         (
             Some(sku),
@@ -217,24 +217,24 @@ pub fn changes(request: wire::UpdateProductRequest) -> Result<Changes, Error> {
     let mut unknown = Violations::default();
     for path in request.update_mask.unwrap_or_default().paths {
         match path.as_str() {
-            "sku" => changes.sku = bad.take("sku", kept(request.sku.clone()).and_then(Sku::parse)),
-            "name" => changes.name = bad.take("name", kept(request.name.clone()).and_then(Name::parse)),
-            "price" => changes.price = bad.take("price", kept(request.price).and_then(Price::parse)),
-            "stock" => changes.stock = bad.take("stock", kept(request.stock).and_then(Stock::parse)),
+            "sku" => changes.sku = bad.collect("sku", kept(request.sku.clone()).and_then(Sku::parse)),
+            "name" => changes.name = bad.collect("name", kept(request.name.clone()).and_then(Name::parse)),
+            "price" => changes.price = bad.collect("price", kept(request.price).and_then(Price::parse)),
+            "stock" => changes.stock = bad.collect("stock", kept(request.stock).and_then(Stock::parse)),
             "description" => {
                 let description = request.description.clone().unwrap_or_default();
-                changes.description = bad.take("description", Description::parse(description));
+                changes.description = bad.collect("description", Description::parse(description));
             }
             "category_id" => changes.category_id = Some(request.category_id),
             "image_url" => {
                 let image_url = request.image_url.clone().map(ImageUrl::parse).transpose();
-                changes.image_url = bad.take("image_url", image_url);
+                changes.image_url = bad.collect("image_url", image_url);
             }
             "attributes" => {
-                changes.attributes = bad.take("attributes", attributes(request.attributes.clone()));
+                changes.attributes = bad.collect("attributes", attributes(request.attributes.clone()));
             }
-            "status" => changes.status = bad.take("status", status(request.status)),
-            _ => unknown.check(false, "update_mask", "names a field that cannot be changed"),
+            "status" => changes.status = bad.collect("status", status(request.status)),
+            _ => unknown.require(false, "update_mask", "names a field that cannot be changed"),
         }
     }
     unknown.finish().map_err(Error::Malformed)?;
@@ -249,8 +249,8 @@ fn kept<T>(value: Option<T>) -> Result<T, Fault> {
 
 pub fn new_category(request: wire::CreateCategoryRequest) -> Result<NewCategory, Error> {
     let mut bad = Violations::default();
-    let slug = bad.take("slug", Slug::parse(request.slug));
-    let name = bad.take("name", CategoryName::parse(request.name));
+    let slug = bad.collect("slug", Slug::parse(request.slug));
+    let name = bad.collect("name", CategoryName::parse(request.name));
     match (slug, name) {
         (Some(slug), Some(name)) => Ok(NewCategory { slug, name, parent_id: request.parent_id }),
         (Some(_) | None, Some(_) | None) => Err(Error::Invalid(bad)),
@@ -263,12 +263,12 @@ pub fn category_changes(request: wire::UpdateCategoryRequest) -> Result<Category
     let mut unknown = Violations::default();
     for path in request.update_mask.unwrap_or_default().paths {
         match path.as_str() {
-            "slug" => changes.slug = bad.take("slug", kept(request.slug.clone()).and_then(Slug::parse)),
+            "slug" => changes.slug = bad.collect("slug", kept(request.slug.clone()).and_then(Slug::parse)),
             "name" => {
-                changes.name = bad.take("name", kept(request.name.clone()).and_then(CategoryName::parse));
+                changes.name = bad.collect("name", kept(request.name.clone()).and_then(CategoryName::parse));
             }
             "parent_id" => changes.parent_id = Some(request.parent_id),
-            _ => unknown.check(false, "update_mask", "names a field that cannot be changed"),
+            _ => unknown.require(false, "update_mask", "names a field that cannot be changed"),
         }
     }
     unknown.finish().map_err(Error::Malformed)?;

@@ -55,7 +55,7 @@ impl ChangeFeedService for Feed {
 
     async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let place = self.places.clone().try_acquire_owned().map_err(|_| status::unavailable())?;
-        let (mut news, stopping) = (self.changes.watch(), self.process.tasks.stopping());
+        let (mut news, stopping) = (self.changes.watch(), self.process.tasks.shutdown_token());
         let (to, messages) = mpsc::channel(UNTAKEN);
         self.process.tasks.track(async move {
             let _place = place;

@@ -93,7 +93,7 @@ impl ProductService for Products {
     type BatchUpdateProductsStreamStream = Answers;
 
     async fn get_product(&self, request: Request<GetProductRequest>) -> Result<Response<Product>, Status> {
-        let caller = caller::anyone(&request)?;
+        let caller = caller::optional(&request)?;
         let (at_least, id) = (at_least(&request), request.into_inner().id);
         let known = self.catalogue.get(id, at_least).await?;
         let archived = sees_archived(caller.as_ref());
@@ -109,7 +109,7 @@ impl ProductService for Products {
         &self,
         request: Request<BatchGetProductsRequest>,
     ) -> Result<Response<BatchGetProductsResponse>, Status> {
-        let caller = caller::anyone(&request)?;
+        let caller = caller::optional(&request)?;
         let BatchGetProductsRequest { ids, view } = request.into_inner();
         if ids.len() > MOST_IDS {
             return Err(Error::invalid("ids", "must be at most 1000").into());
@@ -133,7 +133,7 @@ impl ProductService for Products {
         &self,
         request: Request<ListProductsRequest>,
     ) -> Result<Response<ListProductsResponse>, Status> {
-        let newest = writes(caller::anyone(&request)?.as_ref());
+        let newest = writes(caller::optional(&request)?.as_ref());
         let page = pages::list(&self.catalogue, request.into_inner(), newest).await?;
         Ok(Response::new(convert::page(page, &self.currency)))
     }
@@ -142,7 +142,7 @@ impl ProductService for Products {
         &self,
         request: Request<SearchProductsRequest>,
     ) -> Result<Response<SearchProductsResponse>, Status> {
-        let newest = writes(caller::anyone(&request)?.as_ref());
+        let newest = writes(caller::optional(&request)?.as_ref());
         let results = pages::search(&self.catalogue, request.into_inner(), newest).await?;
         Ok(Response::new(convert::results(results, &self.currency)))
     }
@@ -186,8 +186,8 @@ impl ProductService for Products {
         let key = asked.idempotency_key.take();
         let key = key::read(&admin, "products.stock", key, &(asked.id, &asked))?;
         let mut bad = Violations::default();
-        let delta = bad.take("delta", Delta::parse(asked.delta));
-        let reason = bad.take("reason", Reason::parse(asked.reason));
+        let delta = bad.collect("delta", Delta::parse(asked.delta));
+        let reason = bad.collect("reason", Reason::parse(asked.reason));
         let (Some(delta), Some(reason)) = (delta, reason) else {
             return Err(Error::Invalid(bad).into());
         };
@@ -216,7 +216,7 @@ impl ProductService for Products {
         &self,
         request: Request<ListCategoriesRequest>,
     ) -> Result<Response<ListCategoriesResponse>, Status> {
-        caller::anyone(&request)?;
+        caller::optional(&request)?;
         Ok(Response::new(categories::list(&self.tree, request.into_inner()).await?))
     }
 

@@ -62,13 +62,13 @@ impl Stock {
             .collect();
         let mut bad = Violations::default();
         let ttl = request.ttl_seconds;
-        bad.check((1..=LONGEST_HOLD).contains(&ttl), "ttl_seconds", "must be 1 to 31 days of seconds");
+        bad.require((1..=LONGEST_HOLD).contains(&ttl), "ttl_seconds", "must be 1 to 31 days of seconds");
         let basket = if lines.is_empty() {
             None
         } else {
-            Basket::parse(lines).map_err(|(field, fault)| bad.check(false, field, fault)).ok()
+            Basket::parse(lines).map_err(|(field, fault)| bad.require(false, field, fault)).ok()
         };
-        bad.check(!request.shorten || basket.is_none(), "shorten", "must not come with lines");
+        bad.require(!request.shorten || basket.is_none(), "shorten", "must not come with lines");
         bad.finish().map_err(Error::Invalid)?;
         let until = self.holds.until(time::Duration::seconds(ttl));
         Ok(Want { order_id, basket, until, fence: request.fence, shorten: request.shorten })

@@ -1,6 +1,6 @@
 //! Idempotency keys, their answers, and the progress of a batch.
 
-use shoppee_kit::idempotency::{KEY_TTL, MAX_ANSWERS_PER_USER, Stored};
+use shoppee_kit::idempotency::{KEY_TTL, MAX_RESPONSES_PER_USER, Stored};
 use sqlx::{PgConnection, postgres::types::PgInterval};
 use uuid::Uuid;
 
@@ -82,7 +82,7 @@ pub async fn bound(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<()> {
              for update skip locked
          )",
         user_id,
-        MAX_ANSWERS_PER_USER,
+        MAX_RESPONSES_PER_USER,
     )
     .execute(conn)
     .await?;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use secrecy::SecretString;
 use shoppee_kit::{
     client::{self, ServiceToken},
-    pool::Pool,
+    load_balancer::LoadBalancer,
     status,
     testing::{Database, RedisServer, TestProcess, common, eventually, free_addr},
 };
@@ -93,9 +93,9 @@ impl Shop {
             shop_currency: "EUR".to_owned(),
         };
         let (mut auth, mut process) = (auth, process);
-        auth.serves().await;
+        auth.wait_ready().await;
         shoppee_product::start(settings.clone(), process.process.clone()).await.expect("product starts");
-        process.serves().await;
+        process.wait_ready().await;
 
         let channel = client::channel(&auth_url).expect("a URL");
         let mut accounts = AuthServiceClient::new(channel);
@@ -109,7 +109,7 @@ impl Shop {
         let customer = sign_in(&mut accounts, "ann").await;
         let admin = sign_in(&mut accounts, "boss").await;
         let secret = SecretString::from("a secret of the order service");
-        let calls = Pool::start("auth", &auth_url, &process.process).expect("a URL");
+        let calls = LoadBalancer::start("auth", &auth_url, &process.process).expect("a URL");
         let service =
             ServiceToken::new(calls, "order".to_owned(), secret).get().await.expect("a service token");
 
@@ -148,7 +148,7 @@ impl Shop {
             shoppee_product::Settings { listen_addr, metrics_addr: free_addr(), ..self.settings.clone() };
         change(&mut settings);
         shoppee_product::start(settings, process.process.clone()).await.expect("product starts");
-        process.serves().await;
+        process.wait_ready().await;
         let channel = client::channel(&format!("http://{listen_addr}")).expect("a URL");
         Replica {
             products: ProductServiceClient::new(channel.clone()),
@@ -291,19 +291,19 @@ async fn sign_in(accounts: &mut AuthServiceClient<Channel>, username: &str) -> A
 
 /// The REST code that a refusal stands for, in upper case.
 pub fn reason<T: std::fmt::Debug>(answer: Result<T, Status>) -> String {
-    status::read(&answer.expect_err("refused")).reason
+    status::parse(&answer.expect_err("refused")).reason
 }
 
 /// The fields that a refusal complains about.
 pub fn fields<T: std::fmt::Debug>(answer: Result<T, Status>) -> Vec<String> {
-    let told = status::read(&answer.expect_err("refused"));
+    let told = status::parse(&answer.expect_err("refused"));
     told.violations.into_iter().map(|(field, _)| field).collect()
 }
 
 /// The lines that a refusal names.
 pub fn refused_lines<T: std::fmt::Debug>(answer: Result<T, Status>) -> Vec<RefusedLine> {
-    let told = status::read(&answer.expect_err("refused"));
-    serde_json::from_str(&told.facts["lines"]).expect("lines")
+    let told = status::parse(&answer.expect_err("refused"));
+    serde_json::from_str(&told.metadata["lines"]).expect("lines")
 }
 
 pub fn order() -> Uuid {

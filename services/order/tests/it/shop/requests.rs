@@ -1,12 +1,12 @@
 //! Requests of tests, and the reasons of errors.
 
-use shoppee_kit::status::{self, Told};
+use shoppee_kit::status::{self, ErrorDetails};
 use shoppee_proto::order::v1::{Address, CreateOrderRequest, OrderLine};
 use tonic::Status;
 
 /// Returns the reason of an error, as the `code` that a REST client reads.
 pub fn expect_error<T: std::fmt::Debug>(response: Result<T, Status>) -> String {
-    let Told { reason, .. } = status::read(&response.expect_err("refused"));
+    let ErrorDetails { reason, .. } = status::parse(&response.expect_err("refused"));
     reason.to_lowercase()
 }
 

@@ -187,7 +187,7 @@ async fn an_index_outlives_a_change_log_that_begins_anew() {
 async fn searches_are_answered_while_postgresql_is_away() {
     let shop = shop().await;
     let before = shop.find("sneakers").await;
-    shop.database.shut().await;
+    shop.database.block_connections().await;
     let request = SearchProductsRequest { facets: Some(true), ..of("sneakers") };
     let found = shop.products.clone().search_products(request).await.expect("found").into_inner();
     assert_eq!((skus(&found), found.total), (before, 2));

@@ -1,6 +1,8 @@
-//! Log queue: lines of the log on their way to standard output. A request that wrote its own would pay for a system
-//! call. Here a thread writes, a few milliseconds later, all that has come together by then. No other thread ever waits
-//! for standard output: where it does not keep up, lines are dropped and counted in `log_lines_dropped_total`.
+//! A non-blocking log writer: a bounded queue with a worker thread, as in `tracing_appender::non_blocking`.
+//!
+//! The worker thread writes the queued lines to standard output in batches, so that no request pays for a system call or
+//! blocks on standard output. If standard output does not keep up, lines are dropped and counted in
+//! `log_lines_dropped_total`.
 
 use std::{
     io::{self, Write},
@@ -10,12 +12,11 @@ use std::{
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Between two writes.
-const PAUSE: Duration = Duration::from_millis(5);
-/// The size of the queue; as much again may be in the hands of the thread that writes.
+/// The interval between two writes.
+const WRITE_INTERVAL: Duration = Duration::from_millis(5);
+/// Bounds the queue; the batch that the worker thread is writing may be as large again.
 const MAX_QUEUED_BYTES: usize = 1024 * 1024;
-/// The time that [`Writer::close`] gives to a standard output that takes nothing: a part of what a process has for its
-/// end.
+/// Bounds [`WorkerGuard::close`], for a standard output that is blocked at the shutdown of the process.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
@@ -29,7 +30,7 @@ struct Queue {
 #[derive(Debug, Default)]
 struct Shared {
     queue: Mutex<Queue>,
-    filled: Condvar,
+    not_empty: Condvar,
 }
 
 impl Shared {
@@ -38,57 +39,58 @@ impl Shared {
     }
 }
 
-/// The end of the queue that is written to. Cheap to clone.
+/// The producer side of the queue.
 #[derive(Clone, Debug)]
-pub struct Lines(Arc<Shared>);
+pub struct NonBlocking(Arc<Shared>);
 
-/// The thread that empties the queue.
+/// A guard of the worker thread, which flushes the queue.
 #[derive(Debug)]
-pub struct Writer {
-    lines: Lines,
+pub struct WorkerGuard {
+    producer: NonBlocking,
     ended: mpsc::Receiver<()>,
 }
 
-impl Lines {
-    pub fn start(mut to: impl Write + Send + 'static) -> io::Result<(Self, Writer)> {
-        let lines = Self(Arc::default());
-        let shared = lines.0.clone();
+impl NonBlocking {
+    /// Starts the worker thread, which writes to `output`.
+    pub fn start(mut output: impl Write + Send + 'static) -> io::Result<(Self, WorkerGuard)> {
+        let producer = Self(Arc::default());
+        let shared = producer.0.clone();
         let (end, ended) = mpsc::channel();
         std::thread::Builder::new().name("log".to_owned()).spawn(move || {
             let mut closed = false;
             while !closed {
                 let idle = |queue: &mut Queue| queue.lines.is_empty() && !queue.closed;
                 let mut queue =
-                    shared.filled.wait_while(shared.lock(), idle).unwrap_or_else(PoisonError::into_inner);
+                    shared.not_empty.wait_while(shared.lock(), idle).unwrap_or_else(PoisonError::into_inner);
                 let lines = std::mem::take(&mut queue.lines);
                 let dropped = std::mem::take(&mut queue.dropped);
                 closed = queue.closed;
                 drop(queue);
-                // A log that cannot be written can be reported nowhere.
-                let _ = to.write_all(&lines).and_then(|()| to.flush());
+                // A failure to write the log cannot be logged.
+                let _ = output.write_all(&lines).and_then(|()| output.flush());
                 if dropped > 0 {
                     tracing::warn!(dropped, "lines of the log were dropped: standard output did not keep up");
                 }
                 if !closed {
-                    std::thread::sleep(PAUSE);
+                    std::thread::sleep(WRITE_INTERVAL);
                 }
             }
             let _ = end.send(());
         })?;
-        Ok((lines.clone(), Writer { lines, ended }))
+        Ok((producer.clone(), WorkerGuard { producer, ended }))
     }
 }
 
-impl Writer {
-    /// Returns when all that was logged is written, or after [`CLOSE_TIMEOUT`].
+impl WorkerGuard {
+    /// Flushes the queue. Returns when all lines are written, or after [`CLOSE_TIMEOUT`].
     pub fn close(self) {
-        self.lines.0.lock().closed = true;
-        self.lines.0.filled.notify_one();
+        self.producer.0.lock().closed = true;
+        self.producer.0.not_empty.notify_one();
         let _ = self.ended.recv_timeout(CLOSE_TIMEOUT);
     }
 }
 
-impl Write for &Lines {
+impl Write for &NonBlocking {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let mut queue = self.0.lock();
         if queue.lines.len() + line.len() > MAX_QUEUED_BYTES {
@@ -97,11 +99,11 @@ impl Write for &Lines {
             metrics::counter!("log_lines_dropped_total").increment(1);
             return Ok(line.len());
         }
-        let first = queue.lines.is_empty();
+        let was_empty = queue.lines.is_empty();
         queue.lines.extend_from_slice(line);
         drop(queue);
-        if first {
-            self.0.filled.notify_one();
+        if was_empty {
+            self.0.not_empty.notify_one();
         }
         Ok(line.len())
     }
@@ -111,7 +113,7 @@ impl Write for &Lines {
     }
 }
 
-impl<'a> MakeWriter<'a> for Lines {
+impl<'a> MakeWriter<'a> for NonBlocking {
     type Writer = &'a Self;
 
     fn make_writer(&'a self) -> Self::Writer {
@@ -124,9 +126,9 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Default)]
-    struct Paper(Arc<Mutex<Vec<u8>>>);
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Paper {
+    impl Write for Buffer {
         fn write(&mut self, text: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().extend_from_slice(text);
             Ok(text.len())
@@ -138,19 +140,19 @@ mod tests {
     }
 
     #[test]
-    fn what_many_log_at_once_is_written_whole_and_once() {
-        let paper = Paper::default();
-        let (lines, writer) = Lines::start(paper.clone()).unwrap();
+    fn concurrent_lines_are_each_written_completely_and_once() {
+        let buffer = Buffer::default();
+        let (producer, guard) = NonBlocking::start(buffer.clone()).unwrap();
         std::thread::scope(|scope| {
             for thread in 0..8 {
-                let lines = &lines;
+                let producer = &producer;
                 scope.spawn(move || {
                     for number in 0..5000 {
-                        // Fewer than would be dropped.
-                        while lines.0.lock().lines.len() > MAX_QUEUED_BYTES / 2 {
+                        // Stays below the bound, so that no line is dropped.
+                        while producer.0.lock().lines.len() > MAX_QUEUED_BYTES / 2 {
                             std::thread::yield_now();
                         }
-                        lines
+                        producer
                             .make_writer()
                             .write_all(format!("{thread} {number} {}\n", "x".repeat(50)).as_bytes())
                             .unwrap();
@@ -158,8 +160,8 @@ mod tests {
                 });
             }
         });
-        writer.close();
-        let written = String::from_utf8(paper.0.lock().unwrap().clone()).unwrap();
+        guard.close();
+        let written = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
         let mut next = [0; 8];
         for line in written.lines() {
             let (thread, rest) = line.split_once(' ').unwrap();
@@ -170,8 +172,8 @@ mod tests {
         assert_eq!(next, [5000; 8]);
     }
 
-    /// Standard output that takes nothing until the gate opens.
-    struct Blocked(mpsc::Receiver<()>, Paper);
+    /// An output that blocks until the gate opens.
+    struct Blocked(mpsc::Receiver<()>, Buffer);
 
     impl Write for Blocked {
         fn write(&mut self, text: &[u8]) -> io::Result<usize> {
@@ -185,41 +187,41 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_drops_and_counts_lines_and_reports_them_when_output_flows_again() {
+    fn a_full_queue_drops_lines_and_reports_their_number_once_output_continues() {
         let (gate, blocked) = mpsc::channel();
-        let paper = Paper::default();
-        let (lines, writer) = Lines::start(Blocked(blocked, paper.clone())).unwrap();
-        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(lines.clone());
-        // The thread that writes reports by the subscriber of the process, as there.
+        let buffer = Buffer::default();
+        let (producer, guard) = NonBlocking::start(Blocked(blocked, buffer.clone())).unwrap();
+        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(producer.clone());
+        // The worker thread reports through the global subscriber.
         log.try_init().expect("the only test that sets it");
         let line = [b'x'; 1023].iter().chain(b"\n").copied().collect::<Vec<u8>>();
         let count = 4 * MAX_QUEUED_BYTES / line.len();
         for _ in 0..count {
-            (&lines).write_all(&line).unwrap();
+            (&producer).write_all(&line).unwrap();
         }
-        let dropped = lines.0.lock().dropped;
-        assert!(dropped > 0 && lines.0.lock().lines.len() <= MAX_QUEUED_BYTES);
+        let dropped = producer.0.lock().dropped;
+        assert!(dropped > 0 && producer.0.lock().lines.len() <= MAX_QUEUED_BYTES);
         drop(gate);
-        while lines.0.lock().dropped > 0 || !lines.0.lock().lines.is_empty() {
+        while producer.0.lock().dropped > 0 || !producer.0.lock().lines.is_empty() {
             std::thread::yield_now();
         }
-        writer.close();
-        let written = String::from_utf8(paper.0.lock().unwrap().clone()).unwrap();
-        let kept = written.lines().filter(|line| line.starts_with('x')).count() as u64;
-        assert_eq!(kept + dropped, count as u64);
+        guard.close();
+        let written = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+        let logged = written.lines().filter(|line| line.starts_with('x')).count() as u64;
+        assert_eq!(logged + dropped, count as u64);
         let reports: Vec<&str> = written.lines().filter(|line| line.contains("dropped=")).collect();
         assert_eq!(reports.len(), 1, "{reports:?}");
         assert!(reports[0].contains(&format!("dropped={dropped}")), "{}", reports[0]);
     }
 
     #[test]
-    fn closing_does_not_wait_for_an_output_that_takes_nothing() {
+    fn closing_does_not_wait_for_a_blocked_output() {
         let (gate, blocked) = mpsc::channel();
-        let (lines, writer) = Lines::start(Blocked(blocked, Paper::default())).unwrap();
-        (&lines).write_all(b"a line\n").unwrap();
+        let (producer, guard) = NonBlocking::start(Blocked(blocked, Buffer::default())).unwrap();
+        (&producer).write_all(b"a line\n").unwrap();
         let (closed, closing) = mpsc::channel();
         std::thread::spawn(move || {
-            writer.close();
+            guard.close();
             let _ = closed.send(());
         });
         assert!(closing.recv_timeout(10 * CLOSE_TIMEOUT).is_ok());

@@ -1,4 +1,4 @@
-//! Connections over TLS, for a server.
+//! A TLS acceptor: performs the server side of the handshake.
 
 use std::{io, sync::Arc};
 
@@ -8,8 +8,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use super::Failure;
 use crate::{listener::Connection, log_throttle::LogThrottle};
 
-/// Makes the handshake of TLS on each connection. What is no TLS, or has not the certificate that is asked for, is
-/// logged.
+/// An acceptor that logs failed handshakes, such as of callers without the required certificate.
 #[derive(Clone)]
 pub(crate) struct Acceptor {
     acceptor: TlsAcceptor,
@@ -23,14 +22,14 @@ impl Acceptor {
 
     pub(crate) async fn accept(self, connection: Connection) -> io::Result<TlsStream<Connection>> {
         let peer = connection.peer();
-        let accepted = self.acceptor.accept(connection).await;
-        // A connection that is closed without a word, as by a probe, is none of TLS.
-        if let Err(error) = &accepted
-            && Failure::find(error).is_some()
+        let outcome = self.acceptor.accept(connection).await;
+        // A connection that closes without sending, such as of a probe, is not a TLS failure.
+        if let Err(error) = &outcome
+            && Failure::from_error(error).is_some()
             && let Some(suppressed) = self.throttle.admit()
         {
             tracing::warn!(%peer, %error, suppressed, "caller refused: TLS");
         }
-        accepted
+        outcome
     }
 }

@@ -1,13 +1,14 @@
-//! Classes of PostgreSQL failures: each `sqlx::Error` and SQLSTATE by its name in logs, metrics and `/readyz`, with its
-//! consequence. A new kind of error is added to [`Class`] and to the `match` that finds it.
+//! The classification of PostgreSQL errors: maps each `sqlx::Error` and SQLSTATE to a class, which names it in logs,
+//! metrics and `/readyz` and tells whether it is transient. A new kind of error is added to [`ErrorClass`] and to its
+//! `match`.
 
 use std::io;
 
 use sqlx::Error;
 
-/// The cause of a failure, as far as an operator acts on it differently.
+/// The cause of an error; causes with the same remedy for an operator share a class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Class {
+pub enum ErrorClass {
     ConnectionRefused,
     ConnectionLost,
     NameNotResolved,
@@ -16,7 +17,7 @@ pub enum Class {
     Authentication,
     MissingDatabase,
     TooManyConnections,
-    /// A server that is shutting down, starting up, or recovering from a crash.
+    /// The server is shutting down, starting up, or recovering from a crash.
     NotAccepting,
     ReadOnly,
     LockNotAvailable,
@@ -24,32 +25,23 @@ pub enum Class {
     StatementTimeout,
     IdleInTransaction,
     OutOfResources,
-    /// A coordinator reports that another node failed.
+    /// A coordinator node reports the failure of another node.
     NodeLost,
     PoolExhausted,
     Closing,
     Protocol,
-    /// The schema or the permissions are not those that the query was written for.
+    /// The schema or the permissions do not match the query.
     Schema,
-    /// A rule of the schema that no use case has translated.
+    /// A violated constraint that no use case handles.
     Constraint,
-    /// A value that has not the type of its column, or none.
+    /// A value without the type of its column, or a missing row.
     Data,
     Settings,
     Internal,
     Unknown,
 }
 
-/// The answer to a caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Consequence {
-    /// A failure that passes: 503, and the same request may succeed later.
-    Temporary,
-    /// A fault of ours, or of the schema: 500.
-    Fault,
-}
-
-impl Class {
+impl ErrorClass {
     pub const ALL: [Self; 25] = [
         Self::ConnectionRefused,
         Self::ConnectionLost,
@@ -78,13 +70,13 @@ impl Class {
         Self::Unknown,
     ];
 
-    /// Finds the class of `error`.
-    pub fn of(error: &Error) -> Self {
+    /// Classifies an error.
+    pub fn from_error(error: &Error) -> Self {
         match error {
             Error::Database(error) => {
-                error.code().map_or(Self::Unknown, |code| Self::of_state(&code, error.message()))
+                error.code().map_or(Self::Unknown, |code| Self::from_sqlstate(&code, error.message()))
             }
-            Error::Io(error) => Self::of_io(error),
+            Error::Io(error) => Self::from_io(error),
             Error::Tls(_) => Self::Tls,
             Error::PoolTimedOut => Self::PoolExhausted,
             Error::PoolClosed => Self::Closing,
@@ -105,33 +97,33 @@ impl Class {
         }
     }
 
-    /// Reports whether the connection that met the failure has ended, and others may have ended with it.
-    pub(super) fn loses_connection(self) -> bool {
+    /// Returns whether the failed connection has ended, and other connections may have ended with it.
+    pub(super) fn ends_connections(self) -> bool {
         matches!(self, Self::ConnectionLost | Self::NotAccepting)
     }
 
-    fn of_io(error: &io::Error) -> Self {
-        const KINDS: [(io::ErrorKind, Class); 4] = [
-            (io::ErrorKind::ConnectionRefused, Class::ConnectionRefused),
-            (io::ErrorKind::TimedOut, Class::TimedOut),
+    fn from_io(error: &io::Error) -> Self {
+        const KINDS: [(io::ErrorKind, ErrorClass); 4] = [
+            (io::ErrorKind::ConnectionRefused, ErrorClass::ConnectionRefused),
+            (io::ErrorKind::TimedOut, ErrorClass::TimedOut),
             // rustls reports a refused certificate as invalid data.
-            (io::ErrorKind::InvalidData, Class::Tls),
-            (io::ErrorKind::InvalidInput, Class::Tls),
+            (io::ErrorKind::InvalidData, ErrorClass::Tls),
+            (io::ErrorKind::InvalidInput, ErrorClass::Tls),
         ];
         if let Some((_, class)) = KINDS.iter().find(|(kind, _)| *kind == error.kind()) {
             *class
         } else if error.to_string().contains("lookup") {
-            // An unknown name has no kind of its own.
+            // An unresolved name has no kind of its own.
             Self::NameNotResolved
         } else {
             Self::ConnectionLost
         }
     }
 
-    /// Finds the class of a SQLSTATE (<https://www.postgresql.org/docs/current/errcodes-appendix.html>), the more exact
-    /// first. Poolers and engines that forward queries report failures of their own under codes that say little;
-    /// `message` tells.
-    fn of_state(code: &str, message: &str) -> Self {
+    /// Classifies a SQLSTATE (<https://www.postgresql.org/docs/current/errcodes-appendix.html>), the most specific codes
+    /// first. Poolers and engines that forward queries report their own failures under generic codes, which `message`
+    /// distinguishes.
+    fn from_sqlstate(code: &str, message: &str) -> Self {
         match code {
             "08P01" => Self::Protocol,
             "25006" => Self::ReadOnly,
@@ -142,7 +134,7 @@ impl Class {
             "55P03" => Self::LockNotAvailable,
             "57014" => Self::StatementTimeout,
             "53300" => Self::TooManyConnections,
-            "XX000" if is_forwarded(message) => Self::NodeLost,
+            "XX000" if is_about_remote_node(message) => Self::NodeLost,
             // "database … is not currently accepting connections"
             "55000" if message.contains("not currently accepting connections") => Self::NotAccepting,
             _ => match code.get(..2).unwrap_or_default() {
@@ -160,13 +152,13 @@ impl Class {
         }
     }
 
-    /// Returns the name of the class in metrics.
-    pub const fn name(self) -> &'static str {
+    /// Returns the label of the class in metrics.
+    pub const fn as_str(self) -> &'static str {
         self.names().0
     }
 
-    /// Returns the text of the class in logs and in `/readyz`.
-    pub const fn words(self) -> &'static str {
+    /// Returns the description of the class in logs and `/readyz`.
+    pub const fn description(self) -> &'static str {
         self.names().1
     }
 
@@ -200,8 +192,9 @@ impl Class {
         }
     }
 
-    /// Returns the answer to the caller of a failed request.
-    pub const fn consequence(self) -> Consequence {
+    /// Returns whether the error is transient: the caller gets 503, and the same request may succeed later. Any other
+    /// error is a fault of the code or the schema: the caller gets 500.
+    pub const fn is_transient(self) -> bool {
         match self {
             Self::ConnectionRefused
             | Self::ConnectionLost
@@ -222,21 +215,19 @@ impl Class {
             | Self::PoolExhausted
             | Self::Closing
             | Self::Protocol
-            | Self::Settings => Consequence::Temporary,
-            Self::Schema | Self::Constraint | Self::Data | Self::Internal | Self::Unknown => {
-                Consequence::Fault
-            }
+            | Self::Settings => true,
+            Self::Schema | Self::Constraint | Self::Data | Self::Internal | Self::Unknown => false,
         }
     }
 
-    /// Reports whether the settings cannot be right: a process refuses to start with them.
-    pub const fn is_refusal(self) -> bool {
+    /// Returns whether the settings are invalid, so that the process must not start with them.
+    pub const fn is_config_error(self) -> bool {
         matches!(self, Self::Authentication | Self::MissingDatabase | Self::Tls | Self::Settings)
     }
 }
 
-/// Reports whether a message is about a connection of the server itself to another node.
-fn is_forwarded(message: &str) -> bool {
+/// Returns whether a message is about a connection of the server to another node.
+fn is_about_remote_node(message: &str) -> bool {
     [
         "remote node",
         "connection to the",
