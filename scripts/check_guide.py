@@ -119,7 +119,7 @@ def check(root: Path, tools: dict[str, Path], overlay: str) -> tuple[int, list[s
 # -- the stubs of kubectl and docker --
 
 
-class Wrong(Exception):
+class GuideError(Exception):
     pass
 
 
@@ -139,11 +139,11 @@ def split(arguments: list[str], flags: set[str], switches: set[str]):
             continue
         name, _, value = word.partition("=")
         if name not in flags:
-            raise Wrong(f"no such flag: {name}")
+            raise GuideError(f"no such flag: {name}")
         if not value and name not in switches:
             value = next(rest, None)
             if value is None:
-                raise Wrong(f"{name} has no value")
+                raise GuideError(f"{name} has no value")
         values.setdefault(name, []).append(value)
     return words, values, list(rest)
 
@@ -163,25 +163,25 @@ class Cluster:
     def get(self, namespace: str, kind: str, name: str):
         if kind == "Namespace" and name in self.namespaces:
             return {}
-        found = self.objects.get(self.key(namespace, kind, name))
-        if found is None:
-            raise Wrong(f'{kind.lower()} "{name}" not found in the namespace {namespace}')
-        return found
+        stored = self.objects.get(self.key(namespace, kind, name))
+        if stored is None:
+            raise GuideError(f'{kind.lower()} "{name}" not found in the namespace {namespace}')
+        return stored
 
     def put(self, namespace: str, thing: dict, new: bool = False):
         kind, name = thing["kind"], thing["metadata"]["name"]
         if kind == "Namespace":
             self.namespaces.add(name)
         elif namespace not in self.namespaces:
-            raise Wrong(f'{kind.lower()} "{name}": namespaces "{namespace}" not found')
+            raise GuideError(f'{kind.lower()} "{name}": namespaces "{namespace}" not found')
         key = self.key(namespace, kind, name)
         before = self.objects.get(key)
         if before is not None and new:
-            raise Wrong(f'{kind.lower()} "{name}" already exists')
+            raise GuideError(f'{kind.lower()} "{name}" already exists')
         if before is not None and kind in ("Job", "StatefulSet"):
             part = (lambda one: one["spec"]["template"]) if kind == "Job" else lambda one: one["spec"]["serviceName"]
             if part(before) != part(thing):
-                raise Wrong(f'{kind} "{name}": field is immutable')
+                raise GuideError(f'{kind} "{name}": field is immutable')
         self.objects[key] = thing
 
     def apply(self, text: str, default: str):
@@ -197,21 +197,21 @@ class Cluster:
 
 def secrets(thing: dict) -> set[str]:
     """Returns the secrets that an object requires to start."""
-    wanted = set()
+    required = set()
     template = thing.get("spec", {}).get("template", {}).get("spec", {}) if isinstance(thing.get("spec"), dict) else {}
     for volume in template.get("volumes", []):
         if (one := volume.get("secret")) and not one.get("optional"):
-            wanted.add(one["secretName"])
+            required.add(one["secretName"])
     for container in template.get("containers", []):
-        wanted |= {one["secretRef"]["name"] for one in container.get("envFrom", []) if "secretRef" in one}
+        required |= {one["secretRef"]["name"] for one in container.get("envFrom", []) if "secretRef" in one}
         for variable in container.get("env", []):
             one = variable.get("valueFrom", {}).get("secretKeyRef")
             if one and not one.get("optional"):
-                wanted.add(one["name"])
+                required.add(one["name"])
     if thing["kind"] == "Gateway":
         for listener in thing["spec"]["listeners"]:
-            wanted |= {one["name"] for one in listener.get("tls", {}).get("certificateRefs", [])}
-    return wanted
+            required |= {one["name"] for one in listener.get("tls", {}).get("certificateRefs", [])}
+    return required
 
 
 def kubectl(arguments: list[str]) -> None:
@@ -231,19 +231,19 @@ def kubectl(arguments: list[str]) -> None:
     words, values, inside = split(arguments[depth:], flags | {"-it", "-ti"}, switches)
     cluster = Cluster(os.environ["GUIDE_STATE"])
     if verb != "create" and namespace not in cluster.namespaces:
-        raise Wrong(f'namespaces "{namespace}" not found')
+        raise GuideError(f'namespaces "{namespace}" not found')
 
     def named(words: list[str]):
         """Parses KIND/NAME …, or KIND NAME …"""
         if not words:
-            raise Wrong("nothing is named")
+            raise GuideError("nothing is named")
         if "/" in words[0]:
             pairs = [word.split("/", 1) for word in words]
         else:
             pairs = [(words[0], word) for word in words[1:]]
         for kind, name in pairs:
             if kind not in KINDS:
-                raise Wrong(f"the server doesn't have a resource type {kind}")
+                raise GuideError(f"the server doesn't have a resource type {kind}")
             yield KINDS[kind], name
 
     match verb:
@@ -251,7 +251,7 @@ def kubectl(arguments: list[str]) -> None:
             if "-k" in values:
                 built = ask("kustomize", values["-k"][0])
                 if built.returncode != 0:
-                    raise Wrong(built.stderr.strip())
+                    raise GuideError(built.stderr.strip())
                 cluster.apply(built.stdout, namespace)
             else:
                 cluster.apply(Path(values["-f"][0]).read_text(), namespace)
@@ -259,12 +259,12 @@ def kubectl(arguments: list[str]) -> None:
             # The real kubectl reads and validates the files.
             built = ask(*arguments, "--dry-run=client", "-o", "yaml")
             if built.returncode != 0:
-                raise Wrong(built.stderr.strip())
+                raise GuideError(built.stderr.strip())
             cluster.put(namespace, yaml.safe_load(built.stdout), new=True)
         case "rollout":
             things = list(named(words))
             if len(things) != 1:
-                raise Wrong("rollout takes one at a time")
+                raise GuideError("rollout takes one at a time")
             for kind, name in things:
                 cluster.get(namespace, kind, name)
         case "scale" | "patch" | "label" | "edit":
@@ -277,7 +277,7 @@ def kubectl(arguments: list[str]) -> None:
             for kind, name in named(words):
                 key = cluster.key(namespace, kind, name)
                 if cluster.objects.pop(key, None) is None and "--ignore-not-found" not in values:
-                    raise Wrong(f'{kind.lower()} "{name}" not found')
+                    raise GuideError(f'{kind.lower()} "{name}" not found')
         case "get":
             if words[0] not in ELSEWHERE:
                 for kind, name in named(words):
@@ -285,25 +285,25 @@ def kubectl(arguments: list[str]) -> None:
         case "wait":
             selector = values.get("-l")
             if selector:
-                wanted = set(re.findall(r"shoppee-[a-z]+", selector[0]))
-                have = {
+                required = set(re.findall(r"shoppee-[a-z]+", selector[0]))
+                existing = {
                     thing["spec"]["template"]["metadata"]["labels"].get("app.kubernetes.io/name")
                     for thing in cluster.objects.values()
                     if isinstance(thing.get("spec", {}).get("template"), dict)
                     and "labels" in thing["spec"]["template"].get("metadata", {})
                 }
-                if not wanted or wanted - have:
-                    raise Wrong(f"no pods with {selector[0]}")
+                if not required or required - existing:
+                    raise GuideError(f"no pods with {selector[0]}")
             else:
                 for kind, name in named(words):
                     cluster.get(namespace, kind, name)
             if "--for" not in values:
-                raise Wrong("wait for what?")
+                raise GuideError("wait for what?")
         case "exec":
             owner = cluster.get(namespace, "StatefulSet", words[0].removesuffix("-0"))
             scripts(inside, owner, cluster, namespace)
         case _:
-            raise Wrong(f"the imitation knows no {verb}")
+            raise GuideError(f"the stub does not support {verb}")
     cluster.save()
 
 
@@ -317,10 +317,10 @@ def scripts(command: list[str], owner: dict, cluster: Cluster, namespace: str) -
             volume = next(one for one in template["volumes"] if one["name"] == mount["name"])
             files = cluster.get(namespace, "ConfigMap", volume["configMap"]["name"])["data"]
             if word.removeprefix(mount["mountPath"] + "/") not in files:
-                raise Wrong(f"{word} is not in the pod")
+                raise GuideError(f"{word} is not in the pod")
             return
         if word.startswith("/"):
-            raise Wrong(f"{word} is not in the pod")
+            raise GuideError(f"{word} is not in the pod")
 
 
 def docker(arguments: list[str]) -> None:
@@ -328,26 +328,26 @@ def docker(arguments: list[str]) -> None:
         if arguments[0] == "build" and "--target" in arguments:
             target = arguments[arguments.index("--target") + 1]
             if not re.search(rf"^FROM .* AS {target}$", Path("Dockerfile").read_text(), re.M):
-                raise Wrong(f"the Dockerfile has no target {target}")
+                raise GuideError(f"the Dockerfile has no target {target}")
         return
     compose = os.environ["GUIDE_COMPOSE"]
     ask = lambda *words: subprocess.run([compose, *words], text=True, capture_output=True)
     arguments, profiles = arguments[1:], []
     while arguments[0].startswith("-"):
         if arguments[0] != "--profile":
-            raise Wrong(f"no such flag: {arguments[0]}")
+            raise GuideError(f"no such flag: {arguments[0]}")
         profiles, arguments = [*profiles, arguments[1]], arguments[2:]
     if arguments[0] == "build":
         # Removes hints with ellipses for values.
         arguments = [word for word in arguments if not word.endswith("=…")]
     config = ask("--profile", "*", "config", "--format", "json")
     if config.returncode != 0:
-        raise Wrong(config.stderr.strip())
+        raise GuideError(config.stderr.strip())
     services = json.loads(config.stdout)["services"]
     there = {name for service in services.values() for name in service.get("profiles", [])}
     for profile in profiles:
         if profile not in there:
-            raise Wrong(f"no profile {profile}")
+            raise GuideError(f"no profile {profile}")
     help = ask(arguments[0], "--help").stdout
     flags = known_flags(help)
     takes = set(re.findall(r"(--[a-z-]+) (?:string|int|scale|stringArray|list|bytes|float)", help))
@@ -356,12 +356,12 @@ def docker(arguments: list[str]) -> None:
         words.append(scale.split("=")[0])
     for word in words:
         if word not in services:
-            raise Wrong(f"docker-compose.yml has no {word}")
+            raise GuideError(f"docker-compose.yml has no {word}")
     if arguments[0] in ("exec", "run"):
         mounts = [volume.get("target", "") for volume in services[words[0]].get("volumes", [])]
         for word in arguments[1:]:
             if re.fullmatch(r"/\S+\.sh", word) and word not in mounts:
-                raise Wrong(f"{word} is not in the container of {words[0]}")
+                raise GuideError(f"{word} is not in the container of {words[0]}")
     if arguments[0] == "ps":
         print("0123456789ab")
 
@@ -378,5 +378,5 @@ if __name__ == "__main__":
     program, *rest = sys.argv[1:]
     try:
         {"kubectl": kubectl, "docker": docker, "curl": lambda _: None}[program](rest)
-    except Wrong as wrong:
-        sys.exit(f"{program} {' '.join(rest)}: {wrong}")
+    except GuideError as error:
+        sys.exit(f"{program} {' '.join(rest)}: {error}")

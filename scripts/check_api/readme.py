@@ -16,14 +16,14 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 ADDRESS = "http://127.0.0.1:8080"
 
 
-def answers(text):
+def parse_documents(text):
     """Parses consecutive JSON documents."""
-    decoder, at, found = json.JSONDecoder(), 0, []
+    decoder, at, documents = json.JSONDecoder(), 0, []
     while at < len(text):
-        answer, at = decoder.raw_decode(text, at)
-        found.append(answer)
+        document, at = decoder.raw_decode(text, at)
+        documents.append(document)
         at += len(text[at:]) - len(text[at:].lstrip())
-    return found
+    return documents
 
 
 def main(run_file):
@@ -35,13 +35,13 @@ def main(run_file):
     commands = commands.replace(ADDRESS, url)
     for time in ("first", "second"):
         done = subprocess.run(["bash", "-euo", "pipefail", "-c", commands], text=True, capture_output=True, timeout=60)
-        told = f"README.md, the {time} time:\n{done.stdout}{done.stderr}"
+        output = f"README.md, the {time} time:\n{done.stdout}{done.stderr}"
         if done.returncode != 0:
-            sys.exit(told)
-        shown = answers(done.stdout.strip())
-        events = shown[-1].get("items", [])
-        if any("code" in answer for answer in shown) or [event["status"] for event in events] != ["pending", "paid"]:
-            sys.exit(told)
+            sys.exit(output)
+        responses = parse_documents(done.stdout.strip())
+        events = responses[-1].get("items", [])
+        if any("code" in response for response in responses) or [event["status"] for event in events] != ["pending", "paid"]:
+            sys.exit(output)
     print("the first order of README.md, twice")
 
 
