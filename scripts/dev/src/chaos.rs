@@ -117,7 +117,7 @@ async fn behind_nginx(system: &mut System, client: &reqwest::Client) -> anyhow::
     Ok(url)
 }
 
-/// Returns the options of the system: as in production, but without rate limits, which so few customers would not reach.
+/// Returns the options of the system: as in production, but without rate limits, which so few customers would exceed.
 fn system_options(options: &Options, fault: Fault) -> up::Options {
     let lag = options.lag.unwrap_or(Duration::from_secs(if options.quick { 2 } else { 5 }));
     let (gateways, replicas) = match fault {

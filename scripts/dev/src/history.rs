@@ -121,7 +121,7 @@ async fn measure(system: &mut System, options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns the options of the system: as in production, but without rate limits, which so few customers would not reach.
+/// Returns the options of the system: as in production, but without rate limits, which so few customers would exceed.
 fn system_options(options: &Options) -> up::Options {
     up::Options {
         detach: false,

@@ -89,7 +89,7 @@ pub struct Buyers {
 }
 
 impl Buyers {
-    /// Registers `count` buyers and starts to buy `goods`.
+    /// Registers and starts `count` buyers of `goods`.
     pub async fn start(url: &str, goods: &[i64], count: u16, seed: u64) -> anyhow::Result<Self> {
         let rest = Arc::new(Rest::new(url)?);
         let mut buyers = Self {
