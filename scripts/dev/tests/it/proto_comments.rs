@@ -251,7 +251,7 @@ fn the_documented_callers_are_those_of_the_code() {
         let admitted = admitted_callers(body);
         let agrees = match admitted[..] {
             [] => callers == "open.",
-            ["anyone"] => callers.starts_with("open; "),
+            ["optional"] => callers.starts_with("open; "),
             ["user"] => {
                 ["a signed-in user, own things only.", "a signed-in user, own things only; an admin, all."]
                     .contains(&callers.as_str())
