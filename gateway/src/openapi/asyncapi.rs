@@ -8,7 +8,7 @@ use super::{
     outside::SOCKET,
     schemas::{Schemas, reference},
 };
-use crate::realtime::Closing;
+use crate::realtime::CloseReason;
 
 /// Returns the document, as JSON.
 pub fn document() -> anyhow::Result<Vec<u8>> {
@@ -71,11 +71,11 @@ fn server() -> Object {
 }
 
 fn channel() -> Object {
-    let closings = Closing::ALL.iter().map(|closing| {
+    let close_codes = CloseReason::ALL.iter().map(|reason| {
         object! {
-            "code": i64::from(closing.code()),
-            "reason": closing.reason(),
-            "reconnect": closing.lets_client_return(),
+            "code": i64::from(reason.code()),
+            "reason": reason.as_str(),
+            "reconnect": reason.allows_reconnect(),
         }
     });
     let after = object! {
@@ -94,7 +94,7 @@ fn channel() -> Object {
                 "bindingVersion": "0.1.0",
             },
         },
-        "x-closing-codes": list(closings),
+        "x-closing-codes": list(close_codes),
     }
 }
 

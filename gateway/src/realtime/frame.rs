@@ -1,5 +1,5 @@
-//! What the server says on a socket: `{"type","content","user_id","time","seq"?}` (contract §4). An event is
-//! written out once and shared by all the sockets it goes to.
+//! The frames that the gateway sends: `{"type","content","user_id","time","seq"?}`. An event is serialised once and
+//! shared by all sockets that receive it.
 
 use serde::Serialize;
 use shoppee_kit::telemetry;
@@ -11,26 +11,26 @@ use shoppee_proto::{
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tracing::Span;
 
-/// An event, ready to be sent.
+/// A serialised event.
 #[derive(Debug)]
 pub struct Frame {
     pub seq: i64,
     pub text: Utf8Bytes,
-    /// When the step was committed.
+    /// The time of the commit.
     committed: Timestamp,
-    /// From the arrival here until the last socket has it, in the trace of the request that took the step;
-    /// none in a replay.
+    /// Lasts from the arrival here until the last socket has sent the event, in the trace of the request that caused it.
+    /// None in a replay.
     _span: Span,
 }
 
 impl Frame {
-    /// `None` for an event that says nothing we understand.
-    pub fn of(event: &OrderEvent) -> Option<Self> {
-        Self::within(Span::none(), event)
+    /// Serialises an event of a replay; `None` if the event is invalid or its values are unknown.
+    pub fn from_event(event: &OrderEvent) -> Option<Self> {
+        Self::build(Span::none(), event)
     }
 
-    /// The same, as a step of the trace the event carries.
-    pub fn live(event: &OrderEvent) -> Option<Self> {
+    /// Does the same for a live event, and continues the trace that the event carries.
+    pub fn from_live_event(event: &OrderEvent) -> Option<Self> {
         let span = tracing::info_span!(
             "event.deliver",
             otel.kind = "consumer",
@@ -39,10 +39,10 @@ impl Frame {
             order.id = %event.order_id,
         );
         telemetry::continue_traceparent(&span, &event.traceparent);
-        Self::within(span, event)
+        Self::build(span, event)
     }
 
-    /// Seconds since the commit.
+    /// Returns the seconds since the commit.
     pub fn age(&self, now: Timestamp) -> f64 {
         let fraction = |time: Timestamp| f64::from(time.nanos) * 1e-9;
         #[expect(clippy::cast_precision_loss, reason = "below 2^53 for millions of years")]
@@ -51,7 +51,7 @@ impl Frame {
         (seconds + fraction(now) - fraction(self.committed)).max(0.0)
     }
 
-    fn within(span: Span, event: &OrderEvent) -> Option<Self> {
+    fn build(span: Span, event: &OrderEvent) -> Option<Self> {
         let committed = event.at?;
         let previous_status = match event.previous_status {
             Some(previous) => Some(json_name_or::<OrderStatus>(previous, &event.previous_status_word)?),
@@ -70,7 +70,7 @@ impl Frame {
     }
 }
 
-/// The first frame: where the client stands.
+/// The first frame: the position from which the socket goes on.
 pub fn ready(user_id: i64, now: i64, seq: i64, recovered: bool) -> Utf8Bytes {
     write("ready", Ready { seq, recovered }, user_id, now, None)
 }
@@ -80,7 +80,7 @@ pub fn pong(user_id: i64, now: i64) -> Utf8Bytes {
     write("pong", Empty {}, user_id, now, None)
 }
 
-/// The answer to what cannot be understood or done; `code` is one of the problem codes of contract §1.
+/// The answer to an invalid or refused command; `code` is a problem code.
 pub fn error(user_id: i64, now: i64, code: &str) -> Utf8Bytes {
     write("error", Error { code }, user_id, now, None)
 }
@@ -127,7 +127,7 @@ fn write(
         seq: Option<i64>,
     }
 
-    // Strings and numbers always serialise.
+    // Strings and numbers serialise without errors.
     let text = serde_json::to_string(&Envelope { kind, content, user_id, time, seq });
     Utf8Bytes::from(text.unwrap_or_default())
 }
@@ -158,9 +158,9 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_those_of_the_contract() {
+    fn frames_have_the_documented_json() {
         assert_eq!(
-            Frame::of(&event()).unwrap().text.as_str(),
+            Frame::from_event(&event()).unwrap().text.as_str(),
             concat!(
                 r#"{"type":"order","content":{"order_id":"0197a1f0-5b7c-7cc2-9d5f-0123456789ab","#,
                 r#""status":"paid","previous_status":"pending","total":1999,"currency":"EUR","version":2},"#,
@@ -182,7 +182,7 @@ mod tests {
     fn frames_have_the_fields_that_the_asyncapi_document_describes() {
         let document: Value = serde_json::from_slice(&crate::openapi::asyncapi::document().unwrap()).unwrap();
         let fields = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
-        let order = Frame::of(&event()).unwrap().text;
+        let order = Frame::from_event(&event()).unwrap().text;
         for text in [ready(7, 5, 41, true), order, pong(7, 5), error(7, 5, "invalid_request")] {
             let frame: Value = serde_json::from_str(&text).unwrap();
             let message = &document["components"]["messages"][frame["type"].as_str().unwrap()];
@@ -199,13 +199,13 @@ mod tests {
     }
 
     #[test]
-    fn a_new_order_had_no_status_before() {
+    fn a_new_order_has_a_null_previous_status() {
         let created = OrderEvent { previous_status: None, ..event() };
-        assert!(Frame::of(&created).unwrap().text.contains(r#""previous_status":null"#));
+        assert!(Frame::from_event(&created).unwrap().text.contains(r#""previous_status":null"#));
     }
 
     #[test]
-    fn a_status_of_a_newer_version_passes_through_as_its_word() {
+    fn an_unknown_status_is_sent_as_its_word() {
         for number in [0, 99] {
             let event = OrderEvent {
                 status: number,
@@ -214,14 +214,14 @@ mod tests {
                 previous_status_word: "picked".to_owned(),
                 ..event()
             };
-            let text = Frame::of(&event).unwrap().text;
+            let text = Frame::from_event(&event).unwrap().text;
             assert!(text.contains(r#""status":"on_hold","previous_status":"picked""#), "{text}");
         }
     }
 
     #[test]
-    fn an_event_from_the_future_is_not_guessed_at() {
-        assert!(Frame::of(&OrderEvent { status: 99, ..event() }).is_none());
-        assert!(Frame::of(&OrderEvent { at: None, ..event() }).is_none());
+    fn an_event_with_an_unknown_status_or_no_time_is_rejected() {
+        assert!(Frame::from_event(&OrderEvent { status: 99, ..event() }).is_none());
+        assert!(Frame::from_event(&OrderEvent { at: None, ..event() }).is_none());
     }
 }

@@ -1,5 +1,5 @@
-//! Who is connected here: the sockets of each user, and how to reach them. The hub never waits for a socket.
-//! What it has for one goes into the socket's own queue; a queue that is full ends the socket.
+//! The registry of connections: the sockets of each user. The hub never waits for a socket: it enqueues events at each
+//! connection, and closes a connection whose queue is full.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -21,93 +21,94 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{closing::Closing, frame::Frame};
+use super::{close_code::CloseReason, frame::Frame};
 
-/// Sockets of one user; one more, and the oldest goes (contract §4).
-const SOCKETS_OF_A_USER: usize = 10;
-/// Events that wait for one socket. Nothing is allocated for those that do not; this many are about a
-/// megabyte, shared by the sockets of a user, and seconds of more events than one user has. Only a client
-/// that does not read gets here.
-const QUEUE: usize = 4096;
-/// Parts of the map, each with a lock of its own; and seconds in which [`Hub::patrol`] has gone round all of
-/// them.
+/// Bounds the sockets of one user; one more closes the oldest.
+const MAX_CONNECTIONS_PER_USER: usize = 10;
+/// Bounds the events in a socket's queue, which allocates as it fills. A full queue is about a megabyte, shared by the
+/// sockets of a user. Only a client that does not read fills it.
+const SEND_QUEUE_CAPACITY: usize = 4096;
+/// The number of map shards, each with its own lock; also the seconds in which [`Hub::request_sync_for_shard`] has visited
+/// all of them.
 const SHARDS: usize = 64;
-/// How often tokens are looked at: their end must show within 5 s, a session's within 1 s even where its
-/// message got lost.
-const SWEEP: Duration = Duration::from_millis(500);
+/// The interval between checks of tokens. A socket must close within 5 s of its token's expiry, and within 1 s of its
+/// session's revocation even if the notification was lost.
+const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-type Seats = Arc<Vec<Arc<Seat>>>;
+type Connections = Arc<Vec<Arc<Connection>>>;
 
+/// The connections of this process.
 #[derive(Debug)]
 pub struct Hub {
-    shards: Box<[Mutex<HashMap<i64, Seats>>]>,
+    shards: Box<[Mutex<HashMap<i64, Connections>>]>,
     next_id: AtomicU64,
-    stopped: AtomicBool,
+    is_shut_down: AtomicBool,
     verifier: Arc<Verifier>,
 }
 
-/// A socket, as the hub sees it.
+/// The hub's side of a socket.
 #[derive(Debug)]
-pub struct Seat {
+pub struct Connection {
     id: u64,
-    /// Whose word the socket goes by; a client may renew it.
+    /// The caller of the current token; a client may refresh it.
     caller: Mutex<Caller>,
     queue: mpsc::Sender<Arc<Frame>>,
-    /// The code to close with, 0 while there is none.
-    closing: AtomicU16,
-    /// Whether to ask the order service for events that did not get here.
-    check: AtomicBool,
-    woken: Notify,
+    /// The code to close with; 0 while the socket stays open.
+    close_code: AtomicU16,
+    /// Asks the socket to recover missed events from the order service.
+    sync_requested: AtomicBool,
+    notify: Notify,
 }
 
-impl Seat {
+impl Connection {
     pub fn caller(&self) -> Caller {
         lock(&self.caller).clone()
     }
 
-    /// Goes on with another token of the same user.
-    pub fn renew(&self, caller: Caller) {
+    /// Replaces the token with another of the same user.
+    pub fn refresh_token(&self, caller: Caller) {
         *lock(&self.caller) = caller;
     }
 
-    /// Ends the socket; the first reason given is the one its client is told.
-    pub fn close(&self, closing: Closing) {
-        let _ = self.closing.compare_exchange(0, closing.code(), Ordering::AcqRel, Ordering::Acquire);
-        self.woken.notify_one();
+    /// Closes the socket. The first reason wins.
+    pub fn close(&self, reason: CloseReason) {
+        let _ = self.close_code.compare_exchange(0, reason.code(), Ordering::AcqRel, Ordering::Acquire);
+        self.notify.notify_one();
     }
 
-    pub fn closing(&self) -> Option<Closing> {
-        Closing::of_code(self.closing.load(Ordering::Acquire))
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        CloseReason::from_code(self.close_code.load(Ordering::Acquire))
     }
 
-    pub fn check(&self) {
-        self.check.store(true, Ordering::Release);
-        self.woken.notify_one();
+    /// Asks the socket to recover missed events from the order service.
+    pub fn request_sync(&self) {
+        self.sync_requested.store(true, Ordering::Release);
+        self.notify.notify_one();
     }
 
-    /// Whether a check is due; from then on it is not.
-    pub fn take_check(&self) -> bool {
-        self.check.load(Ordering::Acquire) && self.check.swap(false, Ordering::AcqRel)
+    /// Clears the request for a sync and reports whether there was one.
+    pub fn take_sync_request(&self) -> bool {
+        self.sync_requested.load(Ordering::Acquire) && self.sync_requested.swap(false, Ordering::AcqRel)
     }
 
-    /// Waits until [`Self::closing`] or [`Self::take_check`] may say something new.
-    pub async fn woken(&self) {
-        self.woken.notified().await;
+    /// Waits until [`Self::close_reason`] or [`Self::take_sync_request`] may have changed.
+    pub async fn notified(&self) {
+        self.notify.notified().await;
     }
 }
 
-/// A place in the hub, given back when dropped.
+/// A registered connection with its queue; dropping it unregisters the connection.
 #[derive(Debug)]
-pub struct Seated {
+pub struct ConnectionGuard {
     hub: Arc<Hub>,
     pub user_id: i64,
-    pub seat: Arc<Seat>,
+    pub connection: Arc<Connection>,
     pub queue: mpsc::Receiver<Arc<Frame>>,
 }
 
-impl Drop for Seated {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        self.hub.leave(self.user_id, self.seat.id);
+        self.hub.unregister(self.user_id, self.connection.id);
     }
 }
 
@@ -116,161 +117,163 @@ impl Hub {
         Arc::new(Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             next_id: AtomicU64::new(0),
-            stopped: AtomicBool::new(false),
+            is_shut_down: AtomicBool::new(false),
             verifier,
         })
     }
 
-    /// Starts to watch over the sockets: tokens and sessions that end, tails that got lost, the stop.
-    pub fn watch(self: &Arc<Self>, tasks: &Tasks, mut ended: broadcast::Receiver<Uuid>) {
+    /// Spawns the task that closes expired and revoked connections, requests periodic syncs, and closes all connections at
+    /// shutdown.
+    pub fn spawn_maintenance(self: &Arc<Self>, tasks: &Tasks, mut revocations: broadcast::Receiver<Uuid>) {
         let (hub, stop) = (self.clone(), tasks.shutdown_token());
         tasks.spawn("sockets", async move {
-            let mut sweep = interval(SWEEP);
-            let mut patrol = interval(Duration::from_secs(1));
-            sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            patrol.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut expiry_check = interval(EXPIRY_CHECK_INTERVAL);
+            let mut sync = interval(Duration::from_secs(1));
+            expiry_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            sync.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut shards = (0..SHARDS).cycle();
             loop {
                 tokio::select! {
-                    // The stop before all else: it also ends those who tell of ended sessions, which is no fault
-                    // then, and every socket must hear of it.
+                    // Shutdown comes first: it also closes the channel of revocations, which is an error otherwise, and
+                    // every socket must be closed.
                     biased;
                     () = stop.cancelled() => break,
-                    _ = sweep.tick() => {}
-                    _ = patrol.tick() => {
-                        hub.patrol(shards.next().unwrap_or_default());
+                    _ = expiry_check.tick() => {}
+                    _ = sync.tick() => {
+                        hub.request_sync_for_shard(shards.next().unwrap_or_default());
                         continue;
                     }
-                    heard = ended.recv() => {
-                        if matches!(heard, Err(broadcast::error::RecvError::Closed)) {
-                            anyhow::bail!("nobody tells of ended sessions any more");
+                    received = revocations.recv() => {
+                        if matches!(received, Err(broadcast::error::RecvError::Closed)) {
+                            anyhow::bail!("the channel of revoked sessions is closed");
                         }
-                        // One look at all sockets is for all that have come in, and for those that were lost
-                        // too: the verifier knows every session that ended.
-                        ended = ended.resubscribe();
+                        // One check of all sockets covers all queued and lost notifications: the verifier has every
+                        // revoked session.
+                        revocations = revocations.resubscribe();
                     }
                 }
-                hub.sweep();
+                hub.close_expired();
             }
-            hub.stop();
+            hub.shut_down();
             Ok(())
         });
     }
 
-    /// Seats a socket of the caller; events reach its queue from now on.
-    pub fn seat(self: &Arc<Self>, caller: Caller) -> Seated {
+    /// Registers a connection of the caller; events are enqueued from now on.
+    pub fn register(self: &Arc<Self>, caller: Caller) -> ConnectionGuard {
         let user_id = caller.user_id();
-        let (sender, queue) = mpsc::channel(QUEUE);
-        let seat = Arc::new(Seat {
+        let (sender, queue) = mpsc::channel(SEND_QUEUE_CAPACITY);
+        let connection = Arc::new(Connection {
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
             caller: Mutex::new(caller),
             queue: sender,
-            closing: AtomicU16::new(0),
-            check: AtomicBool::new(false),
-            woken: Notify::new(),
+            close_code: AtomicU16::new(0),
+            sync_requested: AtomicBool::new(false),
+            notify: Notify::new(),
         });
         let mut shard = self.shard(user_id);
-        let seats = Arc::make_mut(shard.entry(user_id).or_default());
-        seats.push(seat.clone());
-        while seats.len() > SOCKETS_OF_A_USER {
-            seats.remove(0).close(Closing::TooMany);
+        let connections = Arc::make_mut(shard.entry(user_id).or_default());
+        connections.push(connection.clone());
+        while connections.len() > MAX_CONNECTIONS_PER_USER {
+            connections.remove(0).close(CloseReason::TooManyConnections);
         }
         drop(shard);
-        // Whoever comes after the stop has told everybody is told here.
-        if self.stopped.load(Ordering::SeqCst) {
-            seat.close(Closing::GoingAway);
+        // A connection that registers after the shutdown has closed all others is closed here.
+        if self.is_shut_down.load(Ordering::SeqCst) {
+            connection.close(CloseReason::GoingAway);
         }
         metrics::gauge!("ws_connections").increment(1);
-        Seated { hub: self.clone(), user_id, seat, queue }
+        ConnectionGuard { hub: self.clone(), user_id, connection, queue }
     }
 
-    fn leave(&self, user_id: i64, id: u64) {
+    fn unregister(&self, user_id: i64, id: u64) {
         metrics::gauge!("ws_connections").decrement(1);
         if let Entry::Occupied(mut entry) = self.shard(user_id).entry(user_id) {
-            let seats = Arc::make_mut(entry.get_mut());
-            seats.retain(|seat| seat.id != id);
-            if seats.is_empty() {
+            let connections = Arc::make_mut(entry.get_mut());
+            connections.retain(|connection| connection.id != id);
+            if connections.is_empty() {
                 entry.remove();
             }
         }
     }
 
-    /// Hands an event to the sockets of its user.
-    pub fn deliver(&self, event: &OrderEvent) {
-        let Some(seats) = self.shard(event.user_id).get(&event.user_id).cloned() else {
+    /// Enqueues an event at all connections of its user.
+    pub fn broadcast(&self, event: &OrderEvent) {
+        let Some(connections) = self.shard(event.user_id).get(&event.user_id).cloned() else {
             return;
         };
-        let Some(frame) = Frame::live(event).map(Arc::new) else {
-            // The sockets will miss its number, and ask the order service.
-            tracing::warn!(user.id = event.user_id, seq = event.seq, "an event that makes no sense");
+        let Some(frame) = Frame::from_live_event(event).map(Arc::new) else {
+            // The sockets find the gap in the sequence numbers, and recover from the order service.
+            tracing::warn!(user.id = event.user_id, seq = event.seq, "invalid event");
             return;
         };
-        for seat in seats.iter() {
-            if let Err(mpsc::error::TrySendError::Full(_)) = seat.queue.try_send(frame.clone()) {
-                seat.close(Closing::TooSlow);
+        for connection in connections.iter() {
+            if let Err(mpsc::error::TrySendError::Full(_)) = connection.queue.try_send(frame.clone()) {
+                connection.close(CloseReason::TooSlow);
             }
         }
     }
 
-    /// Has every socket of the users that `which` names ask the order service for what it has missed.
-    pub fn resync(&self, which: impl Fn(i64) -> bool) {
-        self.each(|user_id, seat| {
-            if which(user_id) {
-                seat.check();
+    /// Requests a sync of every connection whose user id matches `predicate`.
+    pub fn request_sync_where(&self, predicate: impl Fn(i64) -> bool) {
+        self.for_each(|user_id, connection| {
+            if predicate(user_id) {
+                connection.request_sync();
             }
         });
     }
 
-    /// Does the same for the users of one part of the map: a tail that got lost without a trace shows only
-    /// here.
-    fn patrol(&self, shard: usize) {
-        for seat in seats(&self.shards[shard]).iter().flat_map(|(_, seats)| seats.iter()) {
-            seat.check();
+    /// Requests a sync of every connection in one shard of the map: only this finds events that were lost at the end of a
+    /// stream.
+    fn request_sync_for_shard(&self, shard: usize) {
+        for connection in snapshot(&self.shards[shard]).iter().flat_map(|(_, connections)| connections.iter())
+        {
+            connection.request_sync();
         }
     }
 
-    /// Closes the sockets whose token or session has ended, or whose key was removed.
-    fn sweep(&self) {
-        self.each(|_, seat| {
-            let verdict = self.verifier.check_active(&lock(&seat.caller));
-            match verdict {
+    /// Closes connections whose token has expired, whose session was revoked or whose key was removed.
+    fn close_expired(&self) {
+        self.for_each(|_, connection| {
+            let validity = self.verifier.check_active(&lock(&connection.caller));
+            match validity {
                 Ok(()) => {}
-                Err(TokenError::Expired) => seat.close(Closing::TokenExpired),
+                Err(TokenError::Expired) => connection.close(CloseReason::TokenExpired),
                 Err(TokenError::Revoked | TokenError::Invalid | TokenError::Missing | TokenError::NoKeys) => {
-                    seat.close(Closing::Revoked);
+                    connection.close(CloseReason::SessionRevoked);
                 }
             }
         });
     }
 
-    fn stop(&self) {
-        self.stopped.store(true, Ordering::SeqCst);
-        self.each(|_, seat| seat.close(Closing::GoingAway));
+    fn shut_down(&self) {
+        self.is_shut_down.store(true, Ordering::SeqCst);
+        self.for_each(|_, connection| connection.close(CloseReason::GoingAway));
     }
 
-    fn each(&self, then: impl Fn(i64, &Seat)) {
+    fn for_each(&self, visit: impl Fn(i64, &Connection)) {
         for shard in &self.shards {
-            for (user_id, seats) in seats(shard) {
-                for seat in seats.iter() {
-                    then(user_id, seat);
+            for (user_id, connections) in snapshot(shard) {
+                for connection in connections.iter() {
+                    visit(user_id, connection);
                 }
             }
         }
     }
 
-    fn shard(&self, user_id: i64) -> MutexGuard<'_, HashMap<i64, Seats>> {
-        // Fibonacci hashing: users are numbered one after the other.
+    fn shard(&self, user_id: i64) -> MutexGuard<'_, HashMap<i64, Connections>> {
+        // Fibonacci hashing: user ids are consecutive.
         let mixed = user_id.unsigned_abs().wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
         lock(&self.shards[usize::try_from(mixed).unwrap_or_default() % SHARDS])
     }
 }
 
-/// The seats of a part of the map, so that its lock is not held while they are gone through.
-fn seats(shard: &Mutex<HashMap<i64, Seats>>) -> Vec<(i64, Seats)> {
-    lock(shard).iter().map(|(user_id, seats)| (*user_id, seats.clone())).collect()
+/// Copies the connections of a shard, so that its lock is not held while they are visited.
+fn snapshot(shard: &Mutex<HashMap<i64, Connections>>) -> Vec<(i64, Connections)> {
+    lock(shard).iter().map(|(user_id, connections)| (*user_id, connections.clone())).collect()
 }
 
-/// What a panicking thread left behind is whole: nothing here is changed in two steps.
+/// Locks a mutex. A poisoned one is consistent: no change here takes two steps.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,19 +1,21 @@
-//! Order events, live, to every device of their user (contract §4).
+//! Live order events over WebSockets, to every device of their user.
 //!
-//! [`feed`] reads them from Redis and hands them to the [`hub`], which puts them into the queue of each
-//! [`socket`] of the user. A socket that begins, or finds that a number is missing, [`resume`]s: from Redis,
-//! else from the order service. [`frame`] is what we say and [`said`] what the client does, [`closing`] how
-//! it ends, [`wire`] the connection underneath, [`ticket`] what browsers sign in with.
+//! [`stream_reader`] reads events from Redis and passes them to the [`hub`], which enqueues them at each [`socket`] of the
+//! user. A socket that starts, or finds a gap in the sequence numbers, runs [`recovery`]: from Redis, else from the order
+//! service. [`frame`] has the gateway's messages and [`command`] the client's, [`close_code`] the close codes,
+//! [`closing_handshake`] the end of a socket, [`metered_stream`] the TCP stream below it, [`ticket`] the sign-in of
+//! browsers.
 
-mod closing;
-mod feed;
+mod close_code;
+mod closing_handshake;
+mod command;
 mod frame;
 mod hub;
-mod resume;
-mod said;
+mod metered_stream;
+mod recovery;
 mod socket;
+mod stream_reader;
 pub mod ticket;
-mod wire;
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,93 +32,94 @@ use tokio::{
 };
 use uuid::Uuid;
 
-pub use self::closing::Closing;
-use self::{hub::Hub, resume::Resume, wire::Wire};
+pub use self::close_code::CloseReason;
+use self::{hub::Hub, metered_stream::MeteredStream, recovery::Recovery};
 use crate::{server, upstream::Upstream};
 
-/// Sockets a process holds: at 8 KiB each, 160 MiB and twice what one is measured with.
-const SOCKETS: usize = 20_000;
-/// How long the connection may take to become a socket once it was agreed on.
-const UPGRADE: Duration = Duration::from_secs(10);
+/// Bounds the sockets of a process: at 8 KiB each, 160 MiB. This is twice the number in the load test.
+const MAX_SOCKETS: usize = 20_000;
+/// Bounds the time from the handshake's answer to the upgrade of the connection.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// All sockets of this process, and what they live on; cheap to clone.
+/// All sockets of this process, with their shared resources.
 #[derive(Clone, Debug)]
-pub struct Realtime(Arc<Parts>);
+pub struct Realtime(Arc<Inner>);
 
-pub struct Parts {
+pub struct Inner {
     hub: Arc<Hub>,
-    resume: Resume,
+    recovery: Recovery,
     verifier: Arc<Verifier>,
     clock: Clock,
     tasks: Tasks,
-    room: Arc<Semaphore>,
+    socket_permits: Arc<Semaphore>,
 }
 
-impl std::fmt::Debug for Parts {
+impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Realtime").field("room", &self.room.available_permits()).finish_non_exhaustive()
+        f.debug_struct("Realtime")
+            .field("socket_permits", &self.socket_permits.available_permits())
+            .finish_non_exhaustive()
     }
 }
 
 impl std::ops::Deref for Realtime {
-    type Target = Parts;
+    type Target = Inner;
 
-    fn deref(&self) -> &Parts {
+    fn deref(&self) -> &Inner {
         &self.0
     }
 }
 
 impl Realtime {
-    /// Starts to follow the events. The streams are in `redis`; the order service behind `upstream` has the
-    /// truth; `ended` tells of sessions that end.
+    /// Spawns the stream readers and the hub's maintenance task. The streams are in `redis`; the order service behind
+    /// `upstream` is the source of truth; `revocations` carries the ids of revoked sessions.
     pub fn start(
         redis: &redis::Clients,
         upstream: Upstream,
         verifier: Arc<Verifier>,
-        ended: &broadcast::Sender<Uuid>,
+        revocations: &broadcast::Sender<Uuid>,
         process: &Process,
     ) -> anyhow::Result<Self> {
         let commands = redis.client("tickets and histories")?;
         let hub = Hub::new(verifier.clone());
-        hub.watch(&process.tasks, ended.subscribe());
-        feed::follow(redis, &commands, &hub, &process.tasks)?;
-        // What never happened is 0 for those who watch, not absent.
-        closing::count_from_zero();
+        hub.spawn_maintenance(&process.tasks, revocations.subscribe());
+        stream_reader::spawn_readers(redis, &commands, &hub, &process.tasks)?;
+        // A scrape shows metrics of events that have not occurred yet.
+        close_code::register_metrics();
         metrics::gauge!("ws_connections").set(0);
         let _registered = metrics::histogram!("event_delivery_seconds");
-        Ok(Self(Arc::new(Parts {
+        Ok(Self(Arc::new(Inner {
             hub,
-            resume: Resume::new(&commands, upstream),
+            recovery: Recovery::new(&commands, upstream),
             verifier,
             clock: process.clock.clone(),
             tasks: process.tasks.clone(),
-            room: Arc::new(Semaphore::new(SOCKETS)),
+            socket_permits: Arc::new(Semaphore::new(MAX_SOCKETS)),
         })))
     }
 
-    /// Room for one more socket; none where there are too many.
-    pub fn room(&self) -> Option<OwnedSemaphorePermit> {
-        self.room.clone().try_acquire_owned().ok()
+    /// Reserves one of the process's sockets; `None` if all are in use.
+    pub fn try_reserve_socket(&self) -> Option<OwnedSemaphorePermit> {
+        self.socket_permits.clone().try_acquire_owned().ok()
     }
 
-    /// Serves the socket that the connection becomes. The stop of the process waits for it.
+    /// Serves the socket into which the connection is upgraded. Shutdown waits for it.
     pub fn open(
         &self,
         upgrade: hyper::upgrade::OnUpgrade,
         caller: Caller,
         after: Option<i64>,
-        room: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) {
         let realtime = self.clone();
         drop(self.tasks.track(async move {
-            let _room = room;
-            let Ok(Ok(upgraded)) = timeout(UPGRADE, upgrade).await else { return };
+            let _permit = permit;
+            let Ok(Ok(upgraded)) = timeout(UPGRADE_TIMEOUT, upgrade).await else { return };
             let Some((stream, read)) = server::into_stream(upgraded) else {
-                tracing::error!("an upgraded connection is not one of the server's");
+                tracing::error!("upgraded connection has an unexpected type");
                 return;
             };
-            let wire = Wire::new(stream, read);
-            socket::serve(wire, caller, after, realtime).await;
+            socket::serve(MeteredStream::new(stream, read), caller, after, realtime).await;
         }));
     }
 }

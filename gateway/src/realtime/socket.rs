@@ -1,15 +1,12 @@
-//! One socket, from its first frame to its last: one task, which sends what the hub puts into its queue and
-//! listens to its client. It knows the number it sent last, so nothing is sent twice and nothing is left out:
-//! where a number is missing, what follows waits until the missing part is found.
+//! The task of one socket: sends the events that the hub enqueues, and handles the client's messages. It tracks the last
+//! sequence number that it sent, so that no event is duplicated or skipped: after a gap, later events wait until the
+//! missing ones are recovered.
 
 use std::{future::pending, ops::ControlFlow, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use shoppee_kit::caller::{Caller, Role, TokenType};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -20,185 +17,161 @@ use tokio_tungstenite::{
 
 use super::{
     Realtime,
-    closing::{Closing, GONE, LEFT},
+    close_code::{ABNORMAL_CLOSURE, CloseReason, NORMAL_CLOSURE},
+    closing_handshake,
+    command::ClientCommand,
     frame::{self, Frame},
-    hub::{Seat, Seated},
-    resume::{Away, Frames, Missed, Start},
-    said::Said,
-    wire::Wire,
+    hub::{Connection, ConnectionGuard},
+    metered_stream::MeteredStream,
+    recovery::{Frames, InitialState, Recovered, Unavailable},
 };
 
-/// The longest frame, and message, of a client (contract §4).
-const LONGEST: usize = 16 * 1024;
-/// Read at a time: more than a client usually has to say. It is allocated for as long as the socket lives.
-const READ: usize = 1024;
-/// Written at a time where many events wait; nothing is allocated while there are none.
-const WRITE: usize = 4 * 1024;
-/// What may wait to be written: [`WRITE`] and the longest thing we say, with room to spare.
-const MOST_WRITTEN: usize = 32 * 1024;
-/// Events sent before the socket looks at anything else.
-const BATCH: usize = 64;
-/// A client that takes nothing for so long is too slow.
-const SEND: Duration = Duration::from_secs(5);
-const PING_EVERY: Duration = Duration::from_secs(25);
-const PONG_WITHIN: Duration = Duration::from_secs(10);
-/// What cannot be understood, before it is misbehaving.
-const MISUNDERSTOOD: u8 = 10;
-/// How long newer events wait for a missing one before the client had better come back.
-const GAP: Duration = Duration::from_secs(10);
-/// Between two tries to find a missing event.
-const GAP_RETRY: Duration = Duration::from_millis(250);
-/// Before asking again for what may have been missed, where nobody answered.
-const CHECK_RETRY: Duration = Duration::from_secs(5);
-/// How long a client may take to say goodbye.
-const GOODBYE: Duration = Duration::from_secs(2);
-/// The same for one that does not read: when it does again, it should find out why it must come back.
-const SLOW_GOODBYE: Duration = Duration::from_secs(10);
-/// What a client was sending when it was told to go is read and thrown away, or it could not read why: for so
-/// long, and so much.
-const DRAIN: Duration = Duration::from_secs(1);
-const DRAINED: usize = 16 * 1024 * 1024;
+/// Bounds a frame, and a message, of a client. Bytes.
+const MAX_MESSAGE_SIZE: usize = 16 * 1024;
+/// The read buffer, larger than most messages of clients. It is allocated for the life of the socket. Bytes.
+const READ_BUFFER_SIZE: usize = 1024;
+/// The bytes that are buffered before a write. Nothing is allocated while no event waits.
+const WRITE_BUFFER_SIZE: usize = 4 * 1024;
+/// Bounds the write buffer: [`WRITE_BUFFER_SIZE`] and the longest frame, with slack. Bytes.
+const MAX_WRITE_BUFFER_SIZE: usize = 32 * 1024;
+/// Bounds the events that are sent before the socket handles anything else.
+const SEND_BATCH_SIZE: usize = 64;
+/// Bounds a write. A client that reads nothing for this long is too slow.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+const PING_INTERVAL: Duration = Duration::from_secs(25);
+const PONG_TIMEOUT: Duration = Duration::from_secs(10);
+/// The number of invalid messages at which a client is misbehaving.
+const MAX_INVALID_MESSAGES: u8 = 10;
+/// Bounds the recovery of a gap. After that the client has to reconnect.
+const GAP_TIMEOUT: Duration = Duration::from_secs(10);
+/// The delay between two attempts to recover a gap.
+const GAP_RETRY_DELAY: Duration = Duration::from_millis(250);
+/// The delay before another sync, after one failed.
+const SYNC_RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// How a socket ended.
-enum End {
-    /// We close it.
-    Closing(Closing),
-    /// The client said goodbye.
-    Left,
-    /// The connection broke.
-    Gone,
+/// The end of a socket.
+enum Disconnect {
+    /// The gateway closes it.
+    Server(CloseReason),
+    /// The client sent a close frame.
+    ClientClosed,
+    ConnectionLost,
 }
 
-type Flow = ControlFlow<End>;
+type Flow = ControlFlow<Disconnect>;
 
-/// What was asked of [`super::resume`]. Boxed: it is rare, and large beside everything else here.
-type Catching = Pin<Box<dyn Future<Output = Caught> + Send>>;
-
-enum Caught {
-    Started(Result<Start, Away>),
-    Missed(Result<Missed, Away>),
+const fn disconnect(reason: CloseReason) -> Flow {
+    Flow::Break(Disconnect::Server(reason))
 }
 
-/// Serves a socket of `caller` whose client has seen everything up to `after`.
-pub async fn serve(wire: Wire, caller: Caller, after: Option<i64>, realtime: Realtime) {
+/// A call of [`super::recovery`]. Boxed: it is rare, and large beside the rest of the socket's state.
+type RecoveryFuture = Pin<Box<dyn Future<Output = RecoveryResult> + Send>>;
+
+enum RecoveryResult {
+    Initial(Result<InitialState, Unavailable>),
+    Missed(Result<Recovered, Unavailable>),
+}
+
+/// Serves a socket of `caller` whose client has all events up to `after`.
+pub async fn serve(stream: MeteredStream, caller: Caller, after: Option<i64>, realtime: Realtime) {
     let config = WebSocketConfig::default()
-        .read_buffer_size(READ)
-        .write_buffer_size(WRITE)
-        .max_write_buffer_size(MOST_WRITTEN)
-        .max_message_size(Some(LONGEST))
-        .max_frame_size(Some(LONGEST));
-    let mut ws = WebSocketStream::from_raw_socket(wire, Side::Server, Some(config)).await;
+        .read_buffer_size(READ_BUFFER_SIZE)
+        .write_buffer_size(WRITE_BUFFER_SIZE)
+        .max_write_buffer_size(MAX_WRITE_BUFFER_SIZE)
+        .max_message_size(Some(MAX_MESSAGE_SIZE))
+        .max_frame_size(Some(MAX_MESSAGE_SIZE));
+    let mut ws = WebSocketStream::from_raw_socket(stream, Side::Server, Some(config)).await;
 
-    // From here on events are kept for this socket; what came before is found by the start.
-    let seated = realtime.hub.seat(caller.clone());
-    let start: Catching = {
+    // Events are enqueued from here on; earlier ones are part of the initial state.
+    let guard = realtime.hub.register(caller.clone());
+    let initial: RecoveryFuture = {
         let realtime = realtime.clone();
-        Box::pin(async move { Caught::Started(realtime.resume.start(&caller, after).await) })
+        Box::pin(
+            async move { RecoveryResult::Initial(realtime.recovery.initial_state(&caller, after).await) },
+        )
     };
-    let mut talk = Talk::new(&mut ws, seated, &realtime);
-    let end = talk.run(start).await;
-    // Nothing is kept for it any more while it says goodbye.
-    drop(talk);
+    let mut session = Session::new(&mut ws, guard, &realtime);
+    let end = session.run(initial).await;
+    // No event is enqueued any more during the closing handshake.
+    drop(session);
 
     let label = match end {
-        End::Closing(closing) => {
-            Box::pin(close(&mut ws, closing)).await;
-            closing.label()
+        Disconnect::Server(reason) => {
+            Box::pin(closing_handshake::start(&mut ws, reason)).await;
+            reason.label()
         }
-        End::Left => {
-            let _ = timeout(GOODBYE, async { while let Some(Ok(_)) = ws.next().await {} }).await;
-            LEFT
+        Disconnect::ClientClosed => {
+            closing_handshake::finish(&mut ws).await;
+            NORMAL_CLOSURE
         }
-        End::Gone => GONE,
+        Disconnect::ConnectionLost => ABNORMAL_CLOSURE,
     };
     metrics::counter!("ws_closed_total", "code" => label).increment(1);
 }
 
-/// Tells the client to go, and hangs up when it has understood, or had the time to.
-async fn close(ws: &mut WebSocketStream<Wire>, closing: Closing) {
-    ws.get_ref().make_room();
-    let patience = if closing == Closing::TooSlow { SLOW_GOODBYE } else { GOODBYE };
-    let told = timeout(patience, async {
-        ws.send(Message::Close(Some(closing.frame()))).await?;
-        while ws.next().await.transpose()?.is_some() {}
-        Ok::<(), Error>(())
-    });
-    let _ = told.await;
-    // A connection that is dropped with something unread in it takes our last words with it.
-    let tcp = ws.get_mut().tcp();
-    let _ = timeout(DRAIN, async {
-        tcp.shutdown().await?;
-        let (mut drained, mut rest) = (0, vec![0; WRITE]);
-        while drained < DRAINED {
-            match tcp.read(&mut rest).await? {
-                0 => break,
-                read => drained += read,
-            }
-        }
-        Ok::<(), std::io::Error>(())
-    })
-    .await;
-}
-
-struct Talk<'a> {
-    ws: &'a mut WebSocketStream<Wire>,
-    seated: Seated,
+/// The state of an open socket.
+struct Session<'a> {
+    ws: &'a mut WebSocketStream<MeteredStream>,
+    guard: ConnectionGuard,
     realtime: &'a Realtime,
-    /// The number sent last; none before the start is known.
-    last: Option<i64>,
-    /// An event that came while one before it is missing, and until when to look for that.
-    held: Option<(Arc<Frame>, Instant)>,
-    /// Not before then to ask again.
+    /// The sequence number sent last; none before the initial state is known.
+    last_seq: Option<i64>,
+    /// The first event after a gap, and the deadline for recovering the gap.
+    after_gap: Option<(Arc<Frame>, Instant)>,
+    /// The time before which no recovery starts.
     retry_at: Option<Instant>,
     ping_at: Instant,
-    pong_by: Option<Instant>,
-    misunderstood: u8,
+    pong_deadline: Option<Instant>,
+    invalid_messages: u8,
 }
 
-impl<'a> Talk<'a> {
-    fn new(ws: &'a mut WebSocketStream<Wire>, seated: Seated, realtime: &'a Realtime) -> Self {
+impl<'a> Session<'a> {
+    fn new(
+        ws: &'a mut WebSocketStream<MeteredStream>,
+        guard: ConnectionGuard,
+        realtime: &'a Realtime,
+    ) -> Self {
         Self {
             ws,
-            seated,
+            guard,
             realtime,
-            last: None,
-            held: None,
+            last_seq: None,
+            after_gap: None,
             retry_at: None,
-            ping_at: Instant::now() + PING_EVERY,
-            pong_by: None,
-            misunderstood: 0,
+            ping_at: Instant::now() + PING_INTERVAL,
+            pong_deadline: None,
+            invalid_messages: 0,
         }
     }
 
-    async fn run(&mut self, start: Catching) -> End {
-        let mut catching = Some(start);
-        let alarm = sleep_until(self.alarm());
-        tokio::pin!(alarm);
+    async fn run(&mut self, initial: RecoveryFuture) -> Disconnect {
+        let mut recovery = Some(initial);
+        let timer = sleep_until(self.next_deadline());
+        tokio::pin!(timer);
         loop {
-            if let Some(closing) = self.seated.seat.closing() {
-                return End::Closing(closing);
+            if let Some(reason) = self.guard.connection.close_reason() {
+                return Disconnect::Server(reason);
             }
-            if catching.is_none() {
-                catching = self.catch_up();
+            if recovery.is_none() {
+                recovery = self.start_recovery();
             }
-            if alarm.deadline() != self.alarm() {
-                alarm.as_mut().reset(self.alarm());
+            if timer.deadline() != self.next_deadline() {
+                timer.as_mut().reset(self.next_deadline());
             }
-            // `ready` is the first frame of all: a client that has something to say waits for it.
-            let begun = self.last.is_some();
-            let delivering = begun && self.held.is_none();
+            // `ready` is the first frame: the client's messages are read after it.
+            let is_ready = self.last_seq.is_some();
+            let can_deliver = is_ready && self.after_gap.is_none();
             let flow = tokio::select! {
-                // What ends the socket first, then what the client says, which is little; the queue may never
-                // be empty.
+                // The end of the socket comes first, then the client's few messages; the queue may never be empty.
                 biased;
-                () = self.seated.seat.woken() => Flow::Continue(()),
-                heard = self.ws.next(), if begun => self.hear(heard).await,
-                caught = caught(&mut catching) => {
-                    catching = None;
-                    self.take_in(caught).await
+                () = self.guard.connection.notified() => Flow::Continue(()),
+                message = self.ws.next(), if is_ready => self.on_message(message).await,
+                result = poll_recovery(&mut recovery) => {
+                    recovery = None;
+                    self.on_recovered(result).await
                 }
-                () = &mut alarm => self.ring().await,
-                Some(frame) = self.seated.queue.recv(), if delivering => self.forward(frame).await,
+                () = &mut timer => self.on_timer().await,
+                Some(frame) = self.guard.queue.recv(), if can_deliver => self.send_queued(frame).await,
             };
             if let Flow::Break(end) = flow {
                 return end;
@@ -206,224 +179,228 @@ impl<'a> Talk<'a> {
         }
     }
 
-    /// When there is something to do, though nothing happens.
-    fn alarm(&self) -> Instant {
-        let next = self.pong_by.unwrap_or(self.ping_at);
+    /// Returns the time of the next ping, pong timeout or retry.
+    fn next_deadline(&self) -> Instant {
+        let next = self.pong_deadline.unwrap_or(self.ping_at);
         self.retry_at.map_or(next, |retry_at| retry_at.min(next))
     }
 
-    async fn ring(&mut self) -> Flow {
+    async fn on_timer(&mut self) -> Flow {
         let now = Instant::now();
         self.retry_at = self.retry_at.filter(|retry_at| *retry_at > now);
-        if self.pong_by.is_some_and(|by| by <= now) {
-            return Flow::Break(End::Closing(Closing::NoPong));
+        if self.pong_deadline.is_some_and(|deadline| deadline <= now) {
+            return disconnect(CloseReason::NoPong);
         }
-        if self.pong_by.is_none() && self.ping_at <= now {
-            self.ping_at = now + PING_EVERY;
-            self.pong_by = Some(now + PONG_WITHIN);
-            return self.say(Message::Ping(Bytes::new())).await;
+        if self.pong_deadline.is_none() && self.ping_at <= now {
+            self.ping_at = now + PING_INTERVAL;
+            self.pong_deadline = Some(now + PONG_TIMEOUT);
+            return self.send(Message::Ping(Bytes::new())).await;
         }
         Flow::Continue(())
     }
 
-    /// Asks for what is missing, or may be.
-    fn catch_up(&mut self) -> Option<Catching> {
-        let after = self.last?;
+    /// Starts the recovery of a gap, or a requested sync.
+    fn start_recovery(&mut self) -> Option<RecoveryFuture> {
+        let after = self.last_seq?;
         if self.retry_at.is_some() {
             return None;
         }
-        let until = match &self.held {
-            Some((held, _)) => Some(held.seq),
-            None if self.seated.seat.take_check() => None,
+        let until = match &self.after_gap {
+            Some((frame, _)) => Some(frame.seq),
+            None if self.guard.connection.take_sync_request() => None,
             None => return None,
         };
-        let (realtime, caller) = (self.realtime.clone(), self.seated.seat.caller());
-        Some(Box::pin(async move { Caught::Missed(realtime.resume.missed(&caller, after, until).await) }))
+        let (realtime, caller) = (self.realtime.clone(), self.guard.connection.caller());
+        Some(Box::pin(async move {
+            RecoveryResult::Missed(realtime.recovery.recover(&caller, after, until).await)
+        }))
     }
 
-    async fn take_in(&mut self, caught: Caught) -> Flow {
-        match caught {
-            Caught::Started(Ok(start)) => self.begin(start).await,
-            Caught::Started(Err(Away)) | Caught::Missed(Ok(Missed::Broken)) => {
-                Flow::Break(End::Closing(Closing::Resync))
+    async fn on_recovered(&mut self, result: RecoveryResult) -> Flow {
+        match result {
+            RecoveryResult::Initial(Ok(initial)) => self.send_ready(initial).await,
+            RecoveryResult::Initial(Err(Unavailable)) | RecoveryResult::Missed(Ok(Recovered::Incomplete)) => {
+                disconnect(CloseReason::Resync)
             }
-            Caught::Missed(Ok(Missed::Whole(frames))) => self.fill(frames).await,
-            Caught::Missed(Err(Away)) => {
-                if let Some((_, until)) = &self.held {
-                    return self.look_again(*until);
+            RecoveryResult::Missed(Ok(Recovered::Complete(frames))) => self.send_recovered(frames).await,
+            RecoveryResult::Missed(Err(Unavailable)) => {
+                if let Some((_, deadline)) = &self.after_gap {
+                    return self.schedule_retry(*deadline);
                 }
-                self.retry_at = Some(Instant::now() + CHECK_RETRY);
-                self.seated.seat.check();
+                self.retry_at = Some(Instant::now() + SYNC_RETRY_DELAY);
+                self.guard.connection.request_sync();
                 Flow::Continue(())
             }
         }
     }
 
-    /// Says where the client stands, and what it missed.
-    async fn begin(&mut self, start: Start) -> Flow {
+    /// Sends `ready` and the missed events.
+    async fn send_ready(&mut self, initial: InitialState) -> Flow {
         let now = self.realtime.clock.unix();
-        let ready = frame::ready(self.seated.user_id, now, start.seq, start.recovered);
+        let ready = frame::ready(self.guard.user_id, now, initial.seq, initial.recovered);
         self.feed(Message::Text(ready)).await?;
-        for frame in start.frames.iter() {
+        for frame in initial.frames.iter() {
             self.feed(Message::Text(frame.text.clone())).await?;
         }
-        self.last = Some(start.seq);
+        self.last_seq = Some(initial.seq);
         self.flush().await
     }
 
-    /// Sends what was found of what was missing, then what waited for it.
-    async fn fill(&mut self, found: Frames) -> Flow {
-        for frame in found.iter() {
-            // A check runs beside the queue, which may have been faster.
+    /// Sends the recovered events, then the event after the gap.
+    async fn send_recovered(&mut self, frames: Frames) -> Flow {
+        for frame in frames.iter() {
+            // A sync runs beside the queue, which may have been faster.
             if self.is_next(frame) {
-                self.deliver(frame).await?;
+                self.send_event(frame).await?;
             }
         }
-        if let Some((held, until)) = self.held.take() {
-            if self.is_next(&held) {
-                self.deliver(&held).await?;
-            } else if self.is_newer(&held) {
-                self.held = Some((held, until));
-                self.look_again(until)?;
+        if let Some((frame, deadline)) = self.after_gap.take() {
+            if self.is_next(&frame) {
+                self.send_event(&frame).await?;
+            } else if self.is_newer(&frame) {
+                self.after_gap = Some((frame, deadline));
+                self.schedule_retry(deadline)?;
             }
         }
         self.flush().await
     }
 
-    fn look_again(&mut self, until: Instant) -> Flow {
-        let again = Instant::now() + GAP_RETRY;
-        if again > until {
-            return Flow::Break(End::Closing(Closing::Resync));
+    fn schedule_retry(&mut self, deadline: Instant) -> Flow {
+        let retry_at = Instant::now() + GAP_RETRY_DELAY;
+        if retry_at > deadline {
+            return disconnect(CloseReason::Resync);
         }
-        self.retry_at = Some(again);
+        self.retry_at = Some(retry_at);
         Flow::Continue(())
     }
 
     fn is_next(&self, frame: &Frame) -> bool {
-        self.last.and_then(|last| frame.seq.checked_sub(last)) == Some(1)
+        self.last_seq.and_then(|last| frame.seq.checked_sub(last)) == Some(1)
     }
 
     fn is_newer(&self, frame: &Frame) -> bool {
-        self.last.is_some_and(|last| frame.seq > last)
+        self.last_seq.is_some_and(|last| frame.seq > last)
     }
 
-    /// Sends what came from the queue, and what more is in it.
-    async fn forward(&mut self, first: Arc<Frame>) -> Flow {
+    /// Sends an event from the queue, and those queued behind it.
+    async fn send_queued(&mut self, first: Arc<Frame>) -> Flow {
         let mut frame = first;
         for sent in 1.. {
             if self.is_next(&frame) {
-                self.deliver(&frame).await?;
+                self.send_event(&frame).await?;
             } else if self.is_newer(&frame) {
-                tracing::debug!(user.id = self.seated.user_id, seq = frame.seq, "one before this is missing");
-                self.held = Some((frame, Instant::now() + GAP));
+                tracing::debug!(user.id = self.guard.user_id, seq = frame.seq, "gap in the event sequence");
+                self.after_gap = Some((frame, Instant::now() + GAP_TIMEOUT));
                 self.retry_at = None;
                 break;
             }
-            if sent == BATCH {
+            if sent == SEND_BATCH_SIZE {
                 break;
             }
-            let Ok(next) = self.seated.queue.try_recv() else { break };
+            let Ok(next) = self.guard.queue.try_recv() else { break };
             frame = next;
         }
         self.flush().await
     }
 
-    async fn deliver(&mut self, frame: &Frame) -> Flow {
+    async fn send_event(&mut self, frame: &Frame) -> Flow {
         self.feed(Message::Text(frame.text.clone())).await?;
-        self.last = Some(frame.seq);
+        self.last_seq = Some(frame.seq);
         metrics::histogram!("event_delivery_seconds").record(frame.age(self.realtime.clock.now().into()));
         Flow::Continue(())
     }
 
-    async fn hear(&mut self, heard: Option<Result<Message, Error>>) -> Flow {
-        match heard {
-            Some(Ok(Message::Text(text))) => self.answer(&text).await,
-            Some(Ok(Message::Binary(_))) => self.misunderstand("invalid_request").await,
-            // The pong to a ping is already on its way.
+    async fn on_message(&mut self, message: Option<Result<Message, Error>>) -> Flow {
+        match message {
+            Some(Ok(Message::Text(text))) => self.on_command(&text).await,
+            Some(Ok(Message::Binary(_))) => self.reject("invalid_request").await,
+            // The WebSocket layer answers pings.
             Some(Ok(Message::Ping(_) | Message::Frame(_))) => Flow::Continue(()),
             Some(Ok(Message::Pong(_))) => {
-                self.pong_by = None;
+                self.pong_deadline = None;
                 Flow::Continue(())
             }
-            Some(Ok(Message::Close(_))) => Flow::Break(End::Left),
-            Some(Err(_)) if self.ws.get_ref().flooded() => Flow::Break(End::Closing(Closing::Misbehaving)),
-            Some(Err(error)) => Flow::Break(Closing::answering(&error).map_or(End::Gone, End::Closing)),
-            None => Flow::Break(End::Gone),
+            Some(Ok(Message::Close(_))) => Flow::Break(Disconnect::ClientClosed),
+            Some(Err(_)) if self.ws.get_ref().rate_exceeded() => disconnect(CloseReason::Misbehaving),
+            Some(Err(error)) => Flow::Break(
+                CloseReason::from_error(&error).map_or(Disconnect::ConnectionLost, Disconnect::Server),
+            ),
+            None => Flow::Break(Disconnect::ConnectionLost),
         }
     }
 
-    async fn answer(&mut self, text: &str) -> Flow {
-        match Said::parse(text) {
-            Some(Said::Ping) => {
-                let pong = frame::pong(self.seated.user_id, self.realtime.clock.unix());
-                self.say(Message::Text(pong)).await
+    async fn on_command(&mut self, text: &str) -> Flow {
+        match ClientCommand::parse(text) {
+            Some(ClientCommand::Ping) => {
+                let pong = frame::pong(self.guard.user_id, self.realtime.clock.unix());
+                self.send(Message::Text(pong)).await
             }
-            Some(Said::Auth { access_token }) => {
+            Some(ClientCommand::Auth { access_token }) => {
                 match self.realtime.verifier.verify(&access_token, TokenType::Access) {
                     Ok(caller)
-                        if caller.user_id() == self.seated.user_id && caller.claims.role != Role::Service =>
+                        if caller.user_id() == self.guard.user_id && caller.claims.role != Role::Service =>
                     {
-                        self.seated.seat.renew(caller);
+                        self.guard.connection.refresh_token(caller);
                         Flow::Continue(())
                     }
-                    Ok(_) => Flow::Break(End::Closing(Closing::Revoked)),
-                    Err(error) => self.misunderstand(&error.reason().to_ascii_lowercase()).await,
+                    Ok(_) => disconnect(CloseReason::SessionRevoked),
+                    Err(error) => self.reject(&error.reason().to_ascii_lowercase()).await,
                 }
             }
-            None => self.misunderstand("invalid_request").await,
+            None => self.reject("invalid_request").await,
         }
     }
 
-    async fn misunderstand(&mut self, code: &str) -> Flow {
-        let error = frame::error(self.seated.user_id, self.realtime.clock.unix(), code);
-        self.say(Message::Text(error)).await?;
-        self.misunderstood += 1;
-        if self.misunderstood >= MISUNDERSTOOD {
-            return Flow::Break(End::Closing(Closing::Misbehaving));
+    async fn reject(&mut self, code: &str) -> Flow {
+        let error = frame::error(self.guard.user_id, self.realtime.clock.unix(), code);
+        self.send(Message::Text(error)).await?;
+        self.invalid_messages += 1;
+        if self.invalid_messages >= MAX_INVALID_MESSAGES {
+            return disconnect(CloseReason::Misbehaving);
         }
         Flow::Continue(())
     }
 
-    async fn say(&mut self, message: Message) -> Flow {
+    async fn send(&mut self, message: Message) -> Flow {
         self.feed(message).await?;
         self.flush().await
     }
 
-    /// Hands a frame over, to be written with those that follow.
+    /// Buffers a message, to be written together with later ones.
     async fn feed(&mut self, message: Message) -> Flow {
-        written(&self.seated.seat, self.ws.feed(message)).await
+        write_with_timeout(&self.guard.connection, self.ws.feed(message)).await
     }
 
     async fn flush(&mut self) -> Flow {
-        written(&self.seated.seat, self.ws.flush()).await
+        write_with_timeout(&self.guard.connection, self.ws.flush()).await
     }
 }
 
-/// Writes for as long as a client may take, and the socket is meant to live.
-async fn written(seat: &Seat, writing: impl Future<Output = Result<(), Error>>) -> Flow {
+/// Completes a write, unless it times out or the connection is closed first.
+async fn write_with_timeout(connection: &Connection, write: impl Future<Output = Result<(), Error>>) -> Flow {
     tokio::select! {
         biased;
-        written = timeout(SEND, writing) => match written {
+        result = timeout(WRITE_TIMEOUT, write) => match result {
             Ok(Ok(())) => Flow::Continue(()),
-            Ok(Err(_)) => Flow::Break(End::Gone),
-            Err(_elapsed) => Flow::Break(End::Closing(Closing::TooSlow)),
+            Ok(Err(_)) => Flow::Break(Disconnect::ConnectionLost),
+            Err(_elapsed) => disconnect(CloseReason::TooSlow),
         },
-        closing = closing(seat) => Flow::Break(End::Closing(closing)),
+        reason = wait_for_close(connection) => disconnect(reason),
     }
 }
 
-async fn closing(seat: &Seat) -> Closing {
+async fn wait_for_close(connection: &Connection) -> CloseReason {
     loop {
-        if let Some(closing) = seat.closing() {
-            return closing;
+        if let Some(reason) = connection.close_reason() {
+            return reason;
         }
-        seat.woken().await;
+        connection.notified().await;
     }
 }
 
-async fn caught(catching: &mut Option<Catching>) -> Caught {
-    match catching {
-        Some(catching) => catching.await,
+async fn poll_recovery(recovery: &mut Option<RecoveryFuture>) -> RecoveryResult {
+    match recovery {
+        Some(recovery) => recovery.await,
         None => pending().await,
     }
 }
@@ -432,14 +409,14 @@ async fn caught(catching: &mut Option<Catching>) -> Caught {
 mod tests {
     use super::*;
 
-    /// What a task keeps of an asynchronous function of four arguments.
+    /// Returns the size of the future of an asynchronous function with four arguments.
     fn size<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
         size_of::<F>()
     }
 
-    /// With its buffer, its seat and its token it must stay below 8 KiB.
+    /// With its buffer, its connection and its token a socket must stay below 8 KiB.
     #[test]
-    fn an_idle_socket_is_small() {
+    fn an_idle_socket_takes_at_most_2560_bytes() {
         assert!(size(serve) <= 2560, "{} bytes", size(serve));
     }
 }

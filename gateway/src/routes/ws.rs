@@ -1,4 +1,4 @@
-//! `GET /ws` (contract §4): everything that can be refused is refused before the connection becomes a socket.
+//! `GET /ws`: the WebSocket handshake. All checks come before the upgrade of the connection.
 
 use axum::{
     extract,
@@ -23,12 +23,12 @@ use crate::{
     state::AppState,
 };
 
-/// The subprotocol a browser asks for, and is answered with.
+/// The subprotocol that a browser requests and the gateway selects.
 const PROTOCOL: &str = "shoppee.v1";
-/// The version of RFC 6455.
+/// The protocol version of RFC 6455.
 const VERSION: HeaderValue = HeaderValue::from_static("13");
-/// Before the ticket, in a second subprotocol: the only header a browser's script can fill.
-const TICKET: &str = "ticket.";
+/// The prefix of a ticket, in a second subprotocol: the only header that a script in a browser can set.
+const TICKET_PREFIX: &str = "ticket.";
 
 /// Opens a socket for the events of the caller.
 pub async fn upgrade(
@@ -36,50 +36,50 @@ pub async fn upgrade(
     mut request: Request<axum::body::Body>,
 ) -> axum::response::Result<Response> {
     let headers = request.headers();
-    let allowed = |origin| state.allowed_origins.allows(origin) || is_same_origin(origin, headers);
-    if !headers.get_all(ORIGIN).iter().all(allowed) {
+    let is_allowed = |origin| state.allowed_origins.allows(origin) || is_same_origin(origin, headers);
+    if !headers.get_all(ORIGIN).iter().all(is_allowed) {
         return Err(Problem::new(Code::Forbidden, "pages of this origin may not open sockets").into());
     }
-    let caller = caller(&state, headers).map_err(Problem::from)?;
+    let caller = authenticate_socket(&state, headers).map_err(Problem::from)?;
     if caller.claims.role == Role::Service {
         return Err(Problem::forbidden().into());
     }
-    let after = after(request.uri().query().unwrap_or_default())?;
-    let key = key(&request).ok_or_else(not_a_handshake)?;
-    let protocol = protocols(headers).any(|offered| offered == PROTOCOL);
+    let after = parse_after(request.uri().query().unwrap_or_default())?;
+    let accept_key = accept_key(&request).ok_or_else(not_a_handshake)?;
+    let has_protocol = protocols(headers).any(|offered| offered == PROTOCOL);
     let connection = request.extensions_mut().remove::<OnUpgrade>().ok_or_else(not_a_handshake)?;
-    let room = state.realtime.room().ok_or_else(Problem::unavailable)?;
-    // Last: a ticket is not used up by a request that is refused for something else.
+    let permit = state.realtime.try_reserve_socket().ok_or_else(Problem::unavailable)?;
+    // The last step: a request that is rejected for another reason does not use up its ticket.
     let caller = if caller.token_type == TokenType::WsTicket {
         ticket::redeem(&state.upstream, &state.verifier, &caller).await?
     } else {
         caller
     };
 
-    state.realtime.open(connection, caller, after, room);
-    let mut answer = (
+    state.realtime.open(connection, caller, after, permit);
+    let mut response = (
         StatusCode::SWITCHING_PROTOCOLS,
         [
             (CONNECTION, HeaderValue::from_static("upgrade")),
             (UPGRADE, HeaderValue::from_static("websocket")),
-            (SEC_WEBSOCKET_ACCEPT, key),
+            (SEC_WEBSOCKET_ACCEPT, accept_key),
         ],
     )
         .into_response();
-    if protocol {
-        answer.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL));
+    if has_protocol {
+        response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL));
     }
-    Ok(answer)
+    Ok(response)
 }
 
-/// Who opens the socket, by its token or its ticket.
-fn caller(state: &AppState, headers: &HeaderMap) -> Result<Caller, TokenError> {
+/// Verifies the token or the ticket of the request.
+fn authenticate_socket(state: &AppState, headers: &HeaderMap) -> Result<Caller, TokenError> {
     if headers.contains_key(AUTHORIZATION) {
         return authenticate(&state.verifier, headers).0;
     }
-    let mut tickets = protocols(headers).filter_map(|offered| offered.strip_prefix(TICKET));
+    let mut tickets = protocols(headers).filter_map(|offered| offered.strip_prefix(TICKET_PREFIX));
     match (tickets.next(), tickets.next()) {
-        // Without the protocol's name there would be nothing to answer, and the browser would hang up.
+        // Without a subprotocol to select, the browser would close the connection.
         (Some(ticket), None) if protocols(headers).any(|offered| offered == PROTOCOL) => {
             state.verifier.verify(ticket, TokenType::WsTicket)
         }
@@ -88,20 +88,19 @@ fn caller(state: &AppState, headers: &HeaderMap) -> Result<Caller, TokenError> {
     }
 }
 
-/// The subprotocols that the client offers.
+/// Returns the subprotocols that the client offers.
 fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    words(headers, &SEC_WEBSOCKET_PROTOCOL)
+    list_members(headers, &SEC_WEBSOCKET_PROTOCOL)
 }
 
-/// The members of a header that is a list with commas.
-fn words<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> + use<'a> {
+/// Returns the members of a comma-separated header.
+fn list_members<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> + use<'a> {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',').map(str::trim))
 }
 
-/// The number after which events are wanted: the only thing that may stand in the query, where every proxy
-/// logs it.
-fn after(query: &str) -> Result<Option<i64>, Problem> {
+/// Parses `after`, the only allowed parameter: proxies log the query, so that it must not carry credentials.
+fn parse_after(query: &str) -> Result<Option<i64>, Problem> {
     let mut after = None;
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         if name != "after" {
@@ -117,23 +116,24 @@ fn after(query: &str) -> Result<Option<i64>, Problem> {
     Ok(after)
 }
 
-/// The answer to the client's key, if the request is a WebSocket handshake (RFC 6455 §4.2.1).
-fn key<B>(request: &Request<B>) -> Option<HeaderValue> {
+/// Returns the `Sec-WebSocket-Accept` of a valid handshake (RFC 6455 §4.2.1).
+fn accept_key<B>(request: &Request<B>) -> Option<HeaderValue> {
     /// Sixteen bytes in base64.
-    const KEY: usize = 24;
+    const KEY_LEN: usize = 24;
     let headers = request.headers();
-    let says =
-        |name: HeaderName, wanted: &str| words(headers, &name).any(|word| word.eq_ignore_ascii_case(wanted));
-    let handshake = request.method() == Method::GET
+    let has_member = |name: HeaderName, expected: &str| {
+        list_members(headers, &name).any(|member| member.eq_ignore_ascii_case(expected))
+    };
+    let is_handshake = request.method() == Method::GET
         && request.version() == Version::HTTP_11
-        && says(CONNECTION, "upgrade")
-        && says(UPGRADE, "websocket")
+        && has_member(CONNECTION, "upgrade")
+        && has_member(UPGRADE, "websocket")
         && headers.get(SEC_WEBSOCKET_VERSION) == Some(&VERSION);
-    let key = headers.get(SEC_WEBSOCKET_KEY).filter(|key| handshake && key.len() == KEY)?;
+    let key = headers.get(SEC_WEBSOCKET_KEY).filter(|key| is_handshake && key.len() == KEY_LEN)?;
     derive_accept_key(key.as_bytes()).parse().ok()
 }
 
-/// Names the version that is spoken here, as RFC 6455 §4.4 asks for.
+/// Builds the refusal with the supported version (RFC 6455 §4.4).
 fn not_a_handshake() -> impl IntoResponse {
     let handshake = "must lead to a WebSocket: the handshake of RFC 6455, version 13, over HTTP/1.1";
     let problem = Problem::malformed("upgrade", handshake);
@@ -145,10 +145,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_number_resumes() {
-        assert_eq!(after(""), Ok(None));
-        assert_eq!(after("after=0"), Ok(Some(0)));
-        assert_eq!(after("after=9223372036854775807"), Ok(Some(i64::MAX)));
+    fn after_must_be_a_single_number() {
+        assert_eq!(parse_after(""), Ok(None));
+        assert_eq!(parse_after("after=0"), Ok(Some(0)));
+        assert_eq!(parse_after("after=9223372036854775807"), Ok(Some(i64::MAX)));
         for odd in [
             "after=",
             "after",
@@ -164,12 +164,12 @@ mod tests {
             "token=secret",
             "after=1&ticket=secret",
         ] {
-            assert!(after(odd).is_err(), "{odd}");
+            assert!(parse_after(odd).is_err(), "{odd}");
         }
     }
 
     #[test]
-    fn a_handshake_is_complete() {
+    fn an_incomplete_handshake_is_rejected() {
         let handshake = || {
             Request::get("/ws")
                 .header(CONNECTION, "keep-alive, Upgrade")
@@ -178,23 +178,23 @@ mod tests {
                 .header(SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ==")
         };
         // The example of RFC 6455 §1.3.
-        let accepted = key(&handshake().body(()).unwrap()).unwrap();
+        let accepted = accept_key(&handshake().body(()).unwrap()).unwrap();
         assert_eq!(accepted, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
 
         for missing in [CONNECTION, UPGRADE, SEC_WEBSOCKET_VERSION, SEC_WEBSOCKET_KEY] {
             let mut request = handshake().body(()).unwrap();
             request.headers_mut().remove(&missing);
-            assert!(key(&request).is_none(), "{missing}");
+            assert!(accept_key(&request).is_none(), "{missing}");
         }
-        assert!(key(&handshake().method(Method::HEAD).body(()).unwrap()).is_none());
-        assert!(key(&handshake().version(Version::HTTP_2).body(()).unwrap()).is_none());
+        assert!(accept_key(&handshake().method(Method::HEAD).body(()).unwrap()).is_none());
+        assert!(accept_key(&handshake().version(Version::HTTP_2).body(()).unwrap()).is_none());
         let mut old = handshake().body(()).unwrap();
         old.headers_mut().insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("8"));
-        assert!(key(&old).is_none());
+        assert!(accept_key(&old).is_none());
     }
 
     #[test]
-    fn protocols_may_come_in_one_header_or_in_several() {
+    fn protocols_are_read_from_all_headers() {
         let mut headers = HeaderMap::new();
         headers.append(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("shoppee.v1,ticket.a.b.c"));
         headers.append(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(" other "));

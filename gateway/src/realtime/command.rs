@@ -1,16 +1,16 @@
-//! What a client says on a socket (contract §4).
+//! The commands that a client sends on a socket, as `docs/API.md` describes them.
 
 use serde::Deserialize;
 
-/// What a client may say.
+/// A command of a client.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Said {
+pub enum ClientCommand {
     Ping,
     Auth { access_token: String },
 }
 
-impl Said {
-    /// `None` for what cannot be understood. What else stands in the object is for somebody newer than us.
+impl ClientCommand {
+    /// Parses a text message; `None` if it is no command. Ignores unknown members, which a newer client may send.
     pub fn parse(text: &str) -> Option<Self> {
         #[derive(Deserialize)]
         struct Kind {
@@ -42,26 +42,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_says_ping_and_auth() {
-        assert_eq!(Said::parse(r#"{"type":"ping"}"#), Some(Said::Ping));
+    fn ping_and_auth_are_parsed() {
+        assert_eq!(ClientCommand::parse(r#"{"type":"ping"}"#), Some(ClientCommand::Ping));
         assert_eq!(
-            Said::parse(r#"{"content":{"access_token":"a.b.c"},"type":"auth"}"#),
-            Some(Said::Auth { access_token: "a.b.c".to_owned() })
+            ClientCommand::parse(r#"{"content":{"access_token":"a.b.c"},"type":"auth"}"#),
+            Some(ClientCommand::Auth { access_token: "a.b.c".to_owned() })
         );
     }
 
     #[test]
-    fn the_examples_of_the_asyncapi_document_are_understood() {
+    fn the_examples_of_the_asyncapi_document_are_parsed() {
         let document = crate::openapi::asyncapi::document().unwrap();
         let document: serde_json::Value = serde_json::from_slice(&document).unwrap();
         for kind in ["ping", "auth"] {
             let example = &document["components"]["messages"][kind]["examples"][0]["payload"];
-            assert!(Said::parse(&example.to_string()).is_some(), "{example}");
+            assert!(ClientCommand::parse(&example.to_string()).is_some(), "{example}");
         }
     }
 
     #[test]
-    fn everything_else_is_not_understood() {
+    fn any_other_text_is_rejected() {
         let deep = "[".repeat(10_000);
         for odd in [
             "",
@@ -79,7 +79,7 @@ mod tests {
             r#"{"type":"ping"} {}"#,
             &deep,
         ] {
-            assert_eq!(Said::parse(odd), None, "{odd}");
+            assert_eq!(ClientCommand::parse(odd), None, "{odd}");
         }
     }
 }
