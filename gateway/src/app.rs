@@ -21,8 +21,8 @@ use crate::{
     auth,
     cors::CorsRequest,
     error::Problem,
-    extract::{Place, Sender, refuse_query},
-    routes::{account, admin, cart, categories, docs, health, orders, problems, products, ws},
+    extract::{BodyAccount, RequestPermit, reject_query},
+    routes::{self, admin, cart, categories, docs, fallback, orders, problems, products, well_known, ws},
     server::SendBacklogFull,
     state::AppState,
 };
@@ -30,10 +30,10 @@ use crate::{
 /// Builds the router of the gateway. Each request needs a [`ConnectInfo`] with its peer's address.
 pub fn app(state: AppState) -> Router {
     routes()
-        .fallback(health::not_found)
+        .fallback(fallback::not_found)
         .with_state(state.clone())
         .merge(ops::router(state.process.readiness.clone()))
-        .method_not_allowed_fallback(health::method_not_allowed)
+        .method_not_allowed_fallback(fallback::method_not_allowed)
         // One layer for all steps: each layer costs every request a box and a clone of the services below it.
         .layer(from_fn_with_state(state, request_middleware))
 }
@@ -69,7 +69,7 @@ table! { with_query, #[cfg(test)] WITH_QUERY:
     get    "/api/v1/admin/users"     => admin::list_users,
     get    "/api/v1/admin/orders"    => admin::list_orders,
     get    "/api/v1/orders"          => orders::list,
-    get    "/api/v1/auth/sessions"   => account::list_sessions,
+    get    "/api/v1/auth/sessions"   => routes::auth::list_sessions,
     get    "/api/v1/categories"      => categories::list,
     get    "/api/v1/products"        => products::list,
     get    "/api/v1/products/search" => products::search,
@@ -78,46 +78,46 @@ table! { with_query, #[cfg(test)] WITH_QUERY:
 
 // The middleware refuses query parameters to these routes.
 table! { without_query, WITHOUT_QUERY:
-    post   "/api/v1/auth/register"           => account::register,
-    post   "/api/v1/auth/login"              => account::login,
-    post   "/api/v1/auth/refresh"            => account::refresh,
-    post   "/api/v1/auth/logout"             => account::logout,
-    post   "/api/v1/auth/logout-all"         => account::logout_all,
-    get    "/api/v1/auth/me"                 => account::me,
-    put    "/api/v1/auth/password"           => account::change_password,
-    delete "/api/v1/auth/sessions/{id}"      => account::revoke_session,
-    post   "/api/v1/auth/ws-ticket"          => account::create_ws_ticket,
-    get    "/api/v1/admin/users/{id}"        => admin::show_user,
+    post   "/api/v1/auth/register"           => routes::auth::register,
+    post   "/api/v1/auth/login"              => routes::auth::login,
+    post   "/api/v1/auth/refresh"            => routes::auth::refresh,
+    post   "/api/v1/auth/logout"             => routes::auth::logout,
+    post   "/api/v1/auth/logout-all"         => routes::auth::logout_all,
+    get    "/api/v1/auth/me"                 => routes::auth::get_current_user,
+    put    "/api/v1/auth/password"           => routes::auth::change_password,
+    delete "/api/v1/auth/sessions/{id}"      => routes::auth::revoke_session,
+    post   "/api/v1/auth/ws-ticket"          => routes::auth::create_ws_ticket,
+    get    "/api/v1/admin/users/{id}"        => admin::get_user,
     patch  "/api/v1/admin/users/{id}"        => admin::update_user,
     post   "/api/v1/products"                => products::create,
     post   "/api/v1/products/batch"          => products::update_batch,
-    get    "/api/v1/products/{id}"           => products::show,
+    get    "/api/v1/products/{id}"           => products::get,
     patch  "/api/v1/products/{id}"           => products::update,
     delete "/api/v1/products/{id}"           => products::archive,
     post   "/api/v1/products/{id}/stock"     => products::adjust_stock,
     post   "/api/v1/categories"              => categories::create,
     patch  "/api/v1/categories/{id}"         => categories::update,
     delete "/api/v1/categories/{id}"         => categories::remove,
-    get    "/api/v1/cart"                    => cart::show,
+    get    "/api/v1/cart"                    => cart::get,
     delete "/api/v1/cart"                    => cart::clear,
     post   "/api/v1/cart/items"              => cart::add,
     put    "/api/v1/cart/items/{product_id}" => cart::set,
     delete "/api/v1/cart/items/{product_id}" => cart::remove,
     post   "/api/v1/orders"                  => orders::create,
-    get    "/api/v1/orders/{id}"             => orders::show,
+    get    "/api/v1/orders/{id}"             => orders::get,
     get    "/api/v1/orders/{id}/events"      => orders::list_events,
     post   "/api/v1/orders/{id}/pay"         => orders::pay,
     post   "/api/v1/orders/{id}/cancel"      => orders::cancel,
     post   "/api/v1/orders/{id}/ship"        => orders::ship,
     post   "/api/v1/orders/{id}/complete"    => orders::complete,
-    get    "/.well-known/jwks.json"          => health::jwks,
+    get    "/.well-known/jwks.json"          => well_known::jwks,
     get    "/"                               => docs::root,
     get    "/openapi.json"                   => docs::openapi,
     get    "/asyncapi.json"                  => docs::asyncapi,
-    get    "/docs"                           => docs::page_of_docs,
+    get    "/docs"                           => docs::page,
     get    "/docs/{file}"                    => docs::file,
     get    "/problems"                       => problems::list,
-    get    "/problems/{code}"                => problems::show,
+    get    "/problems/{code}"                => problems::get,
 }
 
 fn routes() -> Router<AppState> {
@@ -147,8 +147,8 @@ async fn admit(state: &AppState, mut request: Request, next: Next) -> Response {
     if is_ops(route) {
         return next.run(request).await;
     }
-    let place = match Place::take(&state.request_permits) {
-        Ok(place) => Arc::new(place),
+    let permit = match RequestPermit::try_acquire(&state.request_permits) {
+        Ok(permit) => Arc::new(permit),
         Err(problem) => return problem.into_response(),
     };
     let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<SocketAddr>>().copied() else {
@@ -162,7 +162,7 @@ async fn admit(state: &AppState, mut request: Request, next: Next) -> Response {
             request.extensions_mut().insert(identity);
             if !request.body().is_end_stream() {
                 let caller = state.rate_limiter.key(caller.as_ref(), peer.ip(), request.headers());
-                request.extensions_mut().insert(Sender { place: place.clone(), caller });
+                request.extensions_mut().insert(BodyAccount { permit: permit.clone(), caller });
             }
             next.run(request).await
         }
@@ -184,7 +184,7 @@ fn check_query(route: Option<&str>, request: &Request) -> Result<(), Problem> {
     let method = if request.method() == Method::HEAD { "GET" } else { request.method().as_str() };
     let without_query =
         WITHOUT_QUERY.iter().any(|(verb, path)| method.eq_ignore_ascii_case(verb) && *path == route);
-    if without_query { refuse_query(query) } else { Ok(()) }
+    if without_query { reject_query(query) } else { Ok(()) }
 }
 
 /// Reports whether the body has no transfer coding but `chunked` (RFC 9112 §6.1). hyper decodes chunks alone and would

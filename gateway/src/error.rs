@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use shoppee_kit::{caller::TokenError, client::is_unavailable, status};
 use tonic::{Code as Grpc, Status};
 
-use crate::routes::replay::{REPLAYED, YES, is_replayed};
+use crate::routes::idempotency::{REPLAYED, TRUE, is_replayed};
 pub use codes::Code;
 
 /// The `Retry-After` of overload and of an unavailable service.
@@ -192,7 +192,7 @@ impl Problem {
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(WWW_AUTHENTICATE, challenge(self.bad_token));
         }
-        response.headers_mut().extend(self.replayed.then_some((Some(REPLAYED), YES)));
+        response.headers_mut().extend(self.replayed.then_some((Some(REPLAYED), TRUE)));
         response
     }
 }

@@ -38,7 +38,7 @@ use tokio::sync::{Semaphore, broadcast};
 
 use crate::{
     cors::AllowedOrigins,
-    extract::Bodies,
+    extract::BodyLimiter,
     product_cache::ProductCache,
     rate_limit::RateLimiter,
     realtime::Realtime,
@@ -70,7 +70,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         rate_limiter: RateLimiter::start(&settings, redis.client("limits")?, &process.tasks),
         allowed_origins: AllowedOrigins::new(&settings.cors_origins, settings.common.shoppee_env),
         request_permits: Arc::new(Semaphore::new(usize::try_from(settings.max_requests)?)),
-        bodies: Bodies::new(usize::try_from(settings.max_body_bytes)?),
+        bodies: BodyLimiter::new(usize::try_from(settings.max_body_bytes)?),
         process: process.clone(),
         upstream,
         verifier,

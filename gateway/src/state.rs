@@ -6,7 +6,7 @@ use shoppee_kit::{caller::Verifier, process::Process};
 use tokio::sync::Semaphore;
 
 use crate::{
-    cors::AllowedOrigins, extract::Bodies, product_cache::ProductCache, rate_limit::RateLimiter,
+    cors::AllowedOrigins, extract::BodyLimiter, product_cache::ProductCache, rate_limit::RateLimiter,
     realtime::Realtime, routes::docs::Docs, upstream::Upstream,
 };
 
@@ -29,7 +29,7 @@ pub struct Inner {
     pub secure_cookies: bool,
     /// A permit per request in progress.
     pub request_permits: Arc<Semaphore>,
-    pub bodies: Arc<Bodies>,
+    pub bodies: Arc<BodyLimiter>,
 }
 
 impl From<Inner> for AppState {

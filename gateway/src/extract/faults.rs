@@ -1,92 +1,98 @@
-//! All that is wrong with the shape of a request, at once. Deserialising ends at the first fault: here each is mended in a
-//! copy of what was sent, until nothing is wrong or nothing can be mended. Only requests that are refused come here.
+//! Collects all faults in the shape of a request. Deserialising stops at the first fault, so each one is repaired in a copy
+//! of the input, until the copy is valid or cannot be repaired. Only rejected requests take this path.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::strict::{self, Fault, Mend};
+use super::deserialize::{self, Fault, Repair};
 use crate::error::{Code, Problem};
 
-/// Faults that are looked for.
+/// Bounds the faults of one problem.
 const MAX_FAULTS: usize = 32;
-/// Bytes that are read again and again for that, in all: what is refused must not cost much more than what is done.
-const MAX_BYTES: usize = 128 * 1024;
+/// Bounds the bytes that are parsed again, in all. A rejected request must not cost much more than a valid one.
+const MAX_REPARSED_BYTES: usize = 128 * 1024;
 
-/// Adds to the problem of a body's first fault those of its others.
-pub fn of_body<T: DeserializeOwned>(body: &[u8], first: Problem) -> Problem {
+/// Adds the other faults of a body to the problem of its first.
+pub fn add_body_faults<T: DeserializeOwned>(body: &[u8], first: Problem) -> Problem {
     if first.code != Code::InvalidRequest {
         return first;
     }
-    // Two fields of one name are one here; the problem names them already.
+    // A duplicate field is merged here; the problem names it already.
     let Ok(mut tree) = serde_json::from_slice::<Value>(body) else {
         return first;
     };
-    collect(first, MAX_BYTES / body.len().max(1), || {
-        let fault = strict::read::<T, _>(&tree).err()?.fault("body");
-        let is_mended = mend(&mut tree, &fault).is_some();
-        Some((fault, is_mended))
+    collect(first, MAX_REPARSED_BYTES / body.len().max(1), || {
+        let fault = deserialize::from_deserializer::<T, _>(&tree).err()?.into_fault("body");
+        let is_repaired = repair(&mut tree, &fault).is_some();
+        Some((fault, is_repaired))
     })
 }
 
-/// The same for the parameters of a query.
-pub fn of_query<T: DeserializeOwned>(mut pairs: Vec<(String, String)>, first: Problem) -> Problem {
+/// Does the same for the parameters of a query.
+pub fn add_query_faults<T: DeserializeOwned>(mut pairs: Vec<(String, String)>, first: Problem) -> Problem {
     collect(first, MAX_FAULTS, || {
         let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(&pairs).finish();
         let deserializer = serde_urlencoded::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
-        let fault = strict::read::<T, _>(deserializer).err()?.fault("query");
+        let fault = deserialize::from_deserializer::<T, _>(deserializer).err()?.into_fault("query");
         let before = pairs.len();
-        if fault.mend == Mend::Insert {
+        if fault.repair == Repair::Insert {
             pairs.push((fault.field.clone(), "1".to_owned()));
         } else {
             pairs.retain(|(name, _)| *name != fault.field);
         }
-        let is_mended = pairs.len() != before;
-        Some((fault, is_mended))
+        let is_repaired = pairs.len() != before;
+        Some((fault, is_repaired))
     })
 }
 
-/// Adds what `next` finds, up to `most` times, until it finds nothing or has not mended what it found.
-fn collect(mut problem: Problem, most: usize, mut next: impl FnMut() -> Option<(Fault, bool)>) -> Problem {
-    for _ in 0..most.min(MAX_FAULTS) {
-        let Some((fault, is_mended)) = next() else {
+/// Adds the faults that `next` returns, up to `max_faults`. Stops at the end, or at a fault that was not repaired.
+fn collect(
+    mut problem: Problem,
+    max_faults: usize,
+    mut next: impl FnMut() -> Option<(Fault, bool)>,
+) -> Problem {
+    for _ in 0..max_faults.min(MAX_FAULTS) {
+        let Some((fault, is_repaired)) = next() else {
             break;
         };
-        let is_told = problem.errors().iter().any(|told| is_within(&fault.field, &told.field));
-        if !is_told && fault.is_of_shape() {
+        let is_listed = problem.errors().iter().any(|error| is_within(&fault.field, &error.field));
+        if !is_listed && fault.is_malformed() {
             problem.add_field_error(fault.field, fault.message);
         }
-        if !is_mended {
+        if !is_repaired {
             break;
         }
     }
     problem
 }
 
-/// Reports whether a path is `outer`, or leads into it.
+/// Reports whether a path equals `outer` or lies below it.
 fn is_within(path: &str, outer: &str) -> bool {
     path.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-/// Makes the field of a fault right; `None` where that is not known how.
-fn mend(tree: &mut Value, fault: &Fault) -> Option<()> {
+/// Repairs the field of a fault; `None` if that is not possible.
+fn repair(tree: &mut Value, fault: &Fault) -> Option<()> {
     let (parent, last) = match fault.field.rfind(['.', '[']) {
         Some(at) => (&fault.field[..at], fault.field[at..].trim_start_matches('.')),
         None => ("", fault.field.as_str()),
     };
-    let parent = find(tree, parent)?;
-    match fault.mend {
-        Mend::Remove => parent.as_object_mut()?.remove(last).map(|_| ()),
-        Mend::Insert => parent.as_object_mut()?.insert(last.to_owned(), Value::Null).is_none().then_some(()),
-        Mend::Replace(kind) => {
+    let parent = value_at(tree, parent)?;
+    match fault.repair {
+        Repair::Remove => parent.as_object_mut()?.remove(last).map(|_| ()),
+        Repair::Insert => {
+            parent.as_object_mut()?.insert(last.to_owned(), Value::Null).is_none().then_some(())
+        }
+        Repair::Replace(kind) => {
             let (field, sample) = (member(parent, last)?, sample(kind)?);
-            // The same once more would not help.
+            // The same value again would not help.
             (*field != sample).then(|| *field = sample)
         }
     }
 }
 
 /// Returns the value at a path of names and indices, as in `items[0].quantity`.
-fn find<'t>(tree: &'t mut Value, path: &str) -> Option<&'t mut Value> {
+fn value_at<'t>(tree: &'t mut Value, path: &str) -> Option<&'t mut Value> {
     let steps = path.split('.').flat_map(|name| {
         let (name, indices) = name.split_at(name.find('[').unwrap_or(name.len()));
         std::iter::once(name).chain(indices.split_inclusive(']'))
@@ -94,7 +100,7 @@ fn find<'t>(tree: &'t mut Value, path: &str) -> Option<&'t mut Value> {
     steps.filter(|step| !step.is_empty()).try_fold(tree, member)
 }
 
-/// The member that a name, or an index in brackets, stands for.
+/// Returns the member with a name, or with an index in brackets.
 fn member<'t>(value: &'t mut Value, step: &str) -> Option<&'t mut Value> {
     match step.strip_prefix('[').and_then(|step| step.strip_suffix(']')) {
         Some(index) => value.get_mut(index.parse::<usize>().ok()?),
@@ -102,7 +108,7 @@ fn member<'t>(value: &'t mut Value, step: &str) -> Option<&'t mut Value> {
     }
 }
 
-/// Some value of a kind.
+/// Returns a valid value of a kind.
 fn sample(kind: &str) -> Option<Value> {
     Some(match kind {
         "true or false" => true.into(),
@@ -129,9 +135,9 @@ mod tests {
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Order {
-        #[expect(dead_code, reason = "only read")]
+        #[expect(dead_code, reason = "only deserialised")]
         items: Vec<OrderLine>,
-        #[expect(dead_code, reason = "only read")]
+        #[expect(dead_code, reason = "only deserialised")]
         shipping_address: Address,
     }
 
@@ -141,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn every_field_that_is_wrong_is_named() {
+    fn every_faulty_field_is_named() {
         assert_eq!(fields::<RegisterRequest>("{}"), ["username", "email", "password"]);
         assert_eq!(
             fields::<RegisterRequest>(r#"{"username":7,"email":null,"role":"admin","password":"x"}"#),
@@ -149,10 +155,10 @@ mod tests {
         );
         let order = r#"{"items":[{"product_id":"1","quantity":1.5},{"quantity":2},[1,2],{"product_id":1,"price":1}],
                         "shipping_address":{"line1":"x","city":7,"country":[],"zip":1},"total":5}"#;
-        let mut found = fields::<Order>(order);
-        found.sort();
+        let mut named = fields::<Order>(order);
+        named.sort();
         assert_eq!(
-            found,
+            named,
             [
                 "items[0].product_id",
                 "items[0].quantity",
@@ -171,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_inside_a_field_that_is_wrong_is_not_named_too() {
+    fn fields_below_a_faulty_field_are_not_named() {
         assert_eq!(
             fields::<Order>(r#"{"items":7,"shipping_address":"here"}"#),
             ["items", "shipping_address"]
@@ -183,15 +189,15 @@ mod tests {
     }
 
     #[test]
-    fn a_large_body_is_read_a_few_times() {
+    fn a_large_body_is_reparsed_within_the_byte_limit() {
         let line = r#"{"product_id":"1","quantity":1}"#;
         let lines = vec![line; 1000].join(",");
-        let found = fields::<Order>(&format!(r#"{{"items":[{lines}]}}"#));
-        assert!((1..=MAX_BYTES / lines.len() + 1).contains(&found.len()), "{}", found.len());
+        let named = fields::<Order>(&format!(r#"{{"items":[{lines}]}}"#));
+        assert!((1..=MAX_REPARSED_BYTES / lines.len() + 1).contains(&named.len()), "{}", named.len());
     }
 
     #[test]
-    fn faults_have_an_end() {
+    fn the_number_of_faults_is_bounded() {
         let unknown: Vec<String> = (0..100).map(|number| format!(r#""field{number}":1"#)).collect();
         assert_eq!(fields::<Order>(&format!("{{{}}}", unknown.join(","))).len(), MAX_FAULTS);
     }

@@ -1,4 +1,4 @@
-//! JSON bodies, in and out.
+//! JSON bodies of requests and responses.
 
 use axum::{
     extract::{FromRequest, Request},
@@ -12,34 +12,34 @@ use mime::Mime;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    body::{self, SMALL},
-    faults, numbers, strict,
+    body::{self, DEFAULT_BODY_LIMIT},
+    deserialize, faults, numbers,
 };
 use crate::{
     error::{Code, Problem},
     state::AppState,
 };
 
-/// A body that is all of a `T` and nothing else; on its way out, any.
+/// A JSON body: of a request, exactly a `T`; of a response, any value.
 #[derive(Clone, Copy, Debug)]
-pub struct Json<T, const LIMIT: usize = SMALL>(pub T);
+pub struct Json<T, const LIMIT: usize = DEFAULT_BODY_LIMIT>(pub T);
 
 impl<T: DeserializeOwned, const LIMIT: usize> FromRequest<AppState> for Json<T, LIMIT> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
-        check_type(&parts.headers)?;
+        check_content_type(&parts.headers)?;
         Self::parse(&body::read(state, &parts, body, LIMIT).await?)
     }
 }
 
 impl<T: DeserializeOwned, const LIMIT: usize> Json<T, LIMIT> {
-    /// Reads a body; where it is wrong, the problem names all that is.
+    /// Parses a body. The problem of an invalid one names every faulty field.
     pub fn parse(body: &[u8]) -> Result<Self, Problem> {
-        let value = parse(body).map_err(|first| faults::of_body::<T>(body, first))?;
-        // No batch has free attributes.
-        match (body.len() <= SMALL).then(|| numbers::first_changed(body)).flatten() {
+        let value = parse(body).map_err(|first| faults::add_body_faults::<T>(body, first))?;
+        // A batch has no free-form field.
+        match (body.len() <= DEFAULT_BODY_LIMIT).then(|| numbers::first_lossy(body)).flatten() {
             Some(field) => Err(Problem::malformed(
                 field,
                 "has more digits than a number here keeps; send it as a string",
@@ -49,11 +49,11 @@ impl<T: DeserializeOwned, const LIMIT: usize> Json<T, LIMIT> {
     }
 }
 
-/// The body of a request that needs none: nothing, or an empty object.
+/// The body of a request without parameters: none, or an empty object.
 #[derive(Clone, Copy, Debug)]
-pub struct NoBody;
+pub struct EmptyBody;
 
-impl FromRequest<AppState> for NoBody {
+impl FromRequest<AppState> for EmptyBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, Problem> {
@@ -65,7 +65,7 @@ impl FromRequest<AppState> for NoBody {
     }
 }
 
-/// A body all of whose fields may be absent: `None` where there is none.
+/// A body whose fields are all optional; `None` if the request has no body.
 #[derive(Clone, Copy, Debug)]
 pub struct OptionalJson<T>(pub Option<T>);
 
@@ -74,17 +74,17 @@ impl<T: DeserializeOwned> FromRequest<AppState> for OptionalJson<T> {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
-        let body = body::read(state, &parts, body, SMALL).await?;
+        let body = body::read(state, &parts, body, DEFAULT_BODY_LIMIT).await?;
         if body.is_empty() {
             return Ok(Self(None));
         }
-        check_type(&parts.headers)?;
+        check_content_type(&parts.headers)?;
         Json::<T>::parse(&body).map(|Json(value)| Self(Some(value)))
     }
 }
 
-/// `application/json`, or a type that ends in `+json`, in UTF-8, as it is and not compressed.
-fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
+/// Requires `application/json` or a type that ends in `+json`, in UTF-8 and not compressed.
+fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
     let plain = headers.get_all(CONTENT_ENCODING).iter().all(|encoding| encoding == "identity");
     let mut types = headers.get_all(CONTENT_TYPE).iter();
     let json = types.next().and_then(|value| value.to_str().ok()).is_some_and(is_json);
@@ -109,10 +109,10 @@ fn is_json(content_type: &str) -> bool {
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let value = strict::read(&mut deserializer).map_err(|wrong| {
-        let text = wrong.error.to_string();
-        if wrong.error.is_data() || text.starts_with("number out of range") {
-            wrong.fault("body").problem()
+    let value = deserialize::from_deserializer(&mut deserializer).map_err(|error| {
+        let text = error.source.to_string();
+        if error.source.is_data() || text.starts_with("number out of range") {
+            error.into_fault("body").into_problem()
         } else {
             Problem::malformed("body", "is not JSON")
         }
@@ -128,7 +128,7 @@ impl<T: Serialize> IntoResponse for Json<T> {
                 ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
             }
             Err(error) => {
-                tracing::error!(%error, "an answer does not serialise");
+                tracing::error!(%error, "serialising a response failed");
                 Problem::internal().into_response()
             }
         }
@@ -148,13 +148,13 @@ mod tests {
     #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Order {
-        #[expect(dead_code, reason = "only read")]
+        #[expect(dead_code, reason = "only deserialised")]
         items: Vec<OrderLine>,
-        #[expect(dead_code, reason = "only read")]
+        #[expect(dead_code, reason = "only deserialised")]
         shipping_address: Option<Address>,
     }
 
-    fn wrong<T: DeserializeOwned + std::fmt::Debug>(body: &str) -> (String, String) {
+    fn first_error<T: DeserializeOwned + std::fmt::Debug>(body: &str) -> (String, String) {
         let problem = parse::<T>(body.as_bytes()).unwrap_err();
         assert_eq!(problem.code, Code::InvalidRequest);
         let error = &problem.errors()[0];
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_field_that_is_wrong_is_named() {
+    fn the_faulty_field_is_named() {
         for (body, field) in [
             (r#"{"items":[{"product_id":1,"quantity":"x"}]}"#, "items[0].quantity"),
             (
@@ -182,49 +182,52 @@ mod tests {
             ("{}", "items"),
             ("7", "body"),
         ] {
-            assert_eq!(wrong::<Order>(body).0, field, "{body}");
+            assert_eq!(first_error::<Order>(body).0, field, "{body}");
         }
     }
 
     #[test]
-    fn a_list_is_no_object() {
-        assert_eq!(wrong::<RegisterRequest>(r#"["ann","ann@example.com","secret-secret"]"#).0, "body");
-        assert_eq!(wrong::<Order>(r#"{"items":[[1,2]]}"#), ("items[0]".into(), "must be an object".into()));
+    fn a_list_in_place_of_an_object_is_rejected() {
+        assert_eq!(first_error::<RegisterRequest>(r#"["ann","ann@example.com","secret-secret"]"#).0, "body");
+        assert_eq!(
+            first_error::<Order>(r#"{"items":[[1,2]]}"#),
+            ("items[0]".into(), "must be an object".into())
+        );
     }
 
     #[test]
-    fn what_is_not_json_says_so() {
+    fn a_body_that_is_not_json_is_rejected() {
         for body in ["", " ", "{", "nul", "{\"items\":[}", "\u{feff}{}", "{'items':[]}", "{\"items\":[],}"] {
-            assert_eq!(wrong::<Order>(body), ("body".into(), "is not JSON".into()), "{body}");
+            assert_eq!(first_error::<Order>(body), ("body".into(), "is not JSON".into()), "{body}");
         }
-        assert_eq!(wrong::<Order>(r#"{"items":[]} {}"#).1, "goes on after its end");
+        assert_eq!(first_error::<Order>(r#"{"items":[]} {}"#).1, "goes on after its end");
         assert!(parse::<Order>(b"{\"items\":[],\"\xff\":1}").is_err());
     }
 
     #[test]
-    fn messages_do_not_repeat_what_was_sent() {
-        let (field, message) = wrong::<Order>(&format!(r#"{{"items":"{}"}}"#, "<script>".repeat(100)));
+    fn messages_do_not_repeat_the_input() {
+        let (field, message) = first_error::<Order>(&format!(r#"{{"items":"{}"}}"#, "<script>".repeat(100)));
         assert_eq!((field.as_str(), message.as_str()), ("items", "must be a list"));
-        let (field, _) = wrong::<Order>(&format!(r#"{{"{}\n":1}}"#, "x".repeat(10_000)));
+        let (field, _) = first_error::<Order>(&format!(r#"{{"{}\n":1}}"#, "x".repeat(10_000)));
         assert!(field.len() <= 64, "{field}");
     }
 
     #[test]
-    fn attributes_may_be_anything_but_ambiguous() {
+    fn attributes_accept_any_unambiguous_json() {
         let body = |attributes: &str| {
             format!(r#"{{"sku":"a","name":"b","price":1,"stock":1,"attributes":{attributes}}}"#)
         };
         assert!(parse::<CreateProductRequest>(body(r#"{"a":[1,{"b":null}],"c":1.5}"#).as_bytes()).is_ok());
-        assert_eq!(wrong::<CreateProductRequest>(&body(r#"{"a":{"b":1,"b":2}}"#)).0, "attributes.a.b");
-        assert!(wrong::<CreateProductRequest>(&body(r#"{"a":9007199254740993}"#)).1.contains("2^53"));
+        assert_eq!(first_error::<CreateProductRequest>(&body(r#"{"a":{"b":1,"b":2}}"#)).0, "attributes.a.b");
+        assert!(first_error::<CreateProductRequest>(&body(r#"{"a":9007199254740993}"#)).1.contains("2^53"));
         assert_eq!(
-            wrong::<CreateProductRequest>(&body("[]")),
+            first_error::<CreateProductRequest>(&body("[]")),
             ("attributes".into(), "must be an object".into())
         );
     }
 
     #[test]
-    fn attributes_with_too_many_levels_break_a_rule() {
+    fn attributes_with_too_many_levels_fail_validation() {
         let deep = format!(
             r#"{{"sku":"a","name":"b","price":1,"stock":1,"attributes":{{"a":{}}}}}"#,
             "[".repeat(100_000)
@@ -236,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn only_json_in_utf_8_is_json() {
+    fn only_json_content_types_in_utf_8_are_accepted() {
         for good in [
             "application/json",
             "Application/JSON; charset=UTF-8",

@@ -1,21 +1,20 @@
-//! From a request to a handler's parameters. Whatever does not fit is a problem that names the field; nothing
-//! is guessed.
+//! The extractors of handlers. An invalid request is rejected with a problem that names the field; no value is guessed.
 
 mod body;
+mod deserialize;
 mod encoding;
 mod faults;
+mod idempotency_key;
 mod json;
-mod key;
 mod numbers;
 mod path;
 mod precondition;
 mod query;
-mod strict;
 
-pub use body::{Bodies, LARGE, Place, Sender};
-pub use encoding::{AcceptsGzip, takes_gzip};
-pub use json::{Json, NoBody, OptionalJson};
-pub use key::IdempotencyKey;
+pub use body::{BATCH_BODY_LIMIT, BodyAccount, BodyLimiter, RequestPermit};
+pub use encoding::{AcceptsGzip, accepts_gzip};
+pub use idempotency_key::IdempotencyKey;
+pub use json::{EmptyBody, Json, OptionalJson};
 pub use path::{Id, Path, Uuid};
 pub use precondition::{IfNoneMatch, WriteCondition, etag};
-pub use query::{Query, refuse as refuse_query, word};
+pub use query::{Query, deserialize_enum, reject_query};

@@ -1,44 +1,47 @@
-//! Numbers of a body that would come back as others. JSON has no bounds for numbers; ours are doubles, of about 17 digits.
+//! Detects numbers that lose precision. JSON does not bound numbers; the gateway stores doubles, of about 17 digits.
 
 use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
 
-/// The one field of bodies whose numbers are doubles; all others are integers of a fixed size.
-const FREE: &str = "attributes";
+/// The only field whose numbers are doubles; all others are integers of a fixed size.
+const FREE_FORM_FIELD: &str = "attributes";
 
-/// Characters of a path: its names are the client's.
+/// Bounds a path, whose names come from the client. Characters.
 const MAX_PATH_LEN: usize = 256;
 
-/// The path of the first number among the free attributes of a body that is not kept as it is written.
-pub fn first_changed(body: &[u8]) -> Option<String> {
+/// Returns the path of the first number in the free-form field that a double does not represent exactly.
+pub fn first_lossy(body: &[u8]) -> Option<String> {
     let fields: BTreeMap<String, &RawValue> = serde_json::from_slice(body).ok()?;
-    let path = find(fields.get(FREE)?, FREE)?;
+    let path = find_lossy(fields.get(FREE_FORM_FIELD)?, FREE_FORM_FIELD)?;
     Some(path.chars().take(MAX_PATH_LEN).collect())
 }
 
-fn find(value: &RawValue, path: &str) -> Option<String> {
+fn find_lossy(value: &RawValue, path: &str) -> Option<String> {
     let text = value.get();
     match text.as_bytes().first()? {
         b'{' => {
             let fields: BTreeMap<String, &RawValue> = serde_json::from_str(text).ok()?;
-            fields.into_iter().find_map(|(name, value)| find(value, &format!("{path}.{name}")))
+            fields.into_iter().find_map(|(name, value)| find_lossy(value, &format!("{path}.{name}")))
         }
         b'[' => {
             let items: Vec<&RawValue> = serde_json::from_str(text).ok()?;
-            items.into_iter().enumerate().find_map(|(index, value)| find(value, &format!("{path}[{index}]")))
+            items
+                .into_iter()
+                .enumerate()
+                .find_map(|(index, value)| find_lossy(value, &format!("{path}[{index}]")))
         }
-        b'-' | b'0'..=b'9' => (!is_kept(text)).then(|| path.to_owned()),
+        b'-' | b'0'..=b'9' => (!is_lossless(text)).then(|| path.to_owned()),
         _ => None,
     }
 }
 
-/// Reports whether the double of a literal, written out again, is the same number.
-fn is_kept(literal: &str) -> bool {
+/// Reports whether a literal's double, written in decimal, is the same number.
+fn is_lossless(literal: &str) -> bool {
     literal.parse::<f64>().is_ok_and(|double| decimal(literal) == decimal(&format!("{double:e}")))
 }
 
-/// The digits of a literal without zeros around them, and the power of ten of the last.
+/// Returns the significant digits of a literal, and the power of ten of the last.
 fn decimal(literal: &str) -> (String, i64) {
     let (mantissa, exponent) = literal.split_once(['e', 'E']).unwrap_or((literal, "0"));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
@@ -58,8 +61,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_is_kept_where_its_double_says_the_same() {
-        for kept in [
+    fn a_number_is_lossless_if_its_double_is_equal() {
+        for lossless in [
             "0",
             "-0",
             "0.0",
@@ -78,9 +81,9 @@ mod tests {
             "5e-324",
             "6.02214076e23",
         ] {
-            assert!(is_kept(kept), "{kept}");
+            assert!(is_lossless(lossless), "{lossless}");
         }
-        for changed in [
+        for lossy in [
             "99999999999999999999",
             "9007199254740993",
             "0.1234567890123456789",
@@ -89,18 +92,18 @@ mod tests {
             "3.14159265358979323846",
             "1.0000000000000000001",
         ] {
-            assert!(!is_kept(changed), "{changed}");
+            assert!(!is_lossless(lossy), "{lossy}");
         }
     }
 
     #[test]
-    fn the_number_that_changes_is_named() {
+    fn the_path_of_a_lossy_number_is_returned() {
         let body =
             br#"{"price":9007199254740993,"attributes":{"a":[1,{"b":0.1234567890123456789}],"c":1e-400}}"#;
-        assert_eq!(first_changed(body).as_deref(), Some("attributes.a[1].b"));
-        let kept = br#"{"attributes":{"a":0.42451918914251396,"b":"12345678901234567890"}}"#;
-        for kept in [&kept[..], b"{}", b"[]", b"{", br#"{"attributes":null}"#] {
-            assert_eq!(first_changed(kept), None);
+        assert_eq!(first_lossy(body).as_deref(), Some("attributes.a[1].b"));
+        let lossless = br#"{"attributes":{"a":0.42451918914251396,"b":"12345678901234567890"}}"#;
+        for body in [&lossless[..], b"{}", b"[]", b"{", br#"{"attributes":null}"#] {
+            assert_eq!(first_lossy(body), None);
         }
     }
 }

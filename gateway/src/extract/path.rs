@@ -1,4 +1,4 @@
-//! Ids in the path. What is no id names nothing: 404.
+//! Ids in the path. An invalid id names no resource: 404.
 
 use std::{fmt, str::FromStr};
 
@@ -7,11 +7,11 @@ use http::request::Parts;
 
 use crate::{error::Problem, state::AppState};
 
-/// The one id in a path.
+/// The id in a path.
 #[derive(Clone, Copy, Debug)]
 pub struct Path<T>(pub T);
 
-/// Of a user, a product, a category: 1 or more.
+/// The id of a user, a product or a category: 1 or more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Id(i64);
 
@@ -24,7 +24,7 @@ impl From<Id> for i64 {
 impl FromStr for Id {
     type Err = ();
 
-    /// Digits as we write them: no sign, no leading zero.
+    /// Parses the canonical form: digits without a sign or leading zeros.
     fn from_str(text: &str) -> Result<Self, ()> {
         let canonical =
             text.starts_with(|c: char| matches!(c, '1'..='9')) && text.bytes().all(|b| b.is_ascii_digit());
@@ -32,7 +32,7 @@ impl FromStr for Id {
     }
 }
 
-/// Of an order, of a session, in the form with hyphens.
+/// The id of an order or a session, in the form with hyphens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uuid(uuid::Uuid);
 
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_written_in_one_way() {
+    fn only_the_canonical_form_of_an_id_is_parsed() {
         assert_eq!("9223372036854775807".parse(), Ok(Id(i64::MAX)));
         for odd in ["", "0", "-1", "+1", "01", "1.0", "9223372036854775808", "1 ", "1;drop", "٣", "abc"] {
             assert!(odd.parse::<Id>().is_err(), "{odd}");

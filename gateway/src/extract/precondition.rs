@@ -1,6 +1,5 @@
-//! Conditional requests (RFC 9110 §13). The entity tag of a product is `"<version>-<hash>"`: the hash is of
-//! the body that is served, so that a cache sees every change; the version is what a write may depend on,
-//! since stock moves all the time without anybody's edit being lost.
+//! Conditional requests (RFC 9110 §13). The entity tag of a product is `"<version>-<hash>"`. The hash of the served body
+//! lets a cache detect every change. A write depends on the version alone, which movements of stock do not change.
 
 use std::convert::Infallible;
 
@@ -13,27 +12,27 @@ use http::{
 
 use crate::state::AppState;
 
-/// The tag of a body.
+/// Returns the entity tag of a body.
 pub fn etag(version: i64, body: &[u8]) -> HeaderValue {
-    // FNV-1a: tells bodies of one product apart, and is the same in every gateway.
+    // FNV-1a: distinguishes bodies of one product, and is the same in every gateway.
     let hash = body.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    // Digits, letters and quotes are a header value.
+    // Digits, letters and quotes are a valid header value.
     HeaderValue::try_from(format!("\"{version}-{hash:016x}\"")).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
-/// What a client has already.
+/// The entity tags that a client has.
 #[derive(Clone, Debug)]
-pub struct IfNoneMatch(Option<Tags>);
+pub struct IfNoneMatch(Option<EntityTags>);
 
 impl IfNoneMatch {
-    /// Whether the client has this one; compared weakly.
-    pub fn has(&self, etag: &HeaderValue) -> bool {
+    /// Reports whether the client has this one, by the weak comparison.
+    pub fn matches(&self, etag: &HeaderValue) -> bool {
         match &self.0 {
             None => false,
-            Some(Tags::Any) => true,
-            Some(Tags::Of(tags)) => tags.iter().any(|tag| tag.opaque.as_bytes() == etag.as_bytes()),
+            Some(EntityTags::Any) => true,
+            Some(EntityTags::List(tags)) => tags.iter().any(|tag| tag.opaque.as_bytes() == etag.as_bytes()),
         }
     }
 }
@@ -42,11 +41,11 @@ impl FromRequestParts<AppState> for IfNoneMatch {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Infallible> {
-        Ok(Self(tags(&parts.headers, &IF_NONE_MATCH)))
+        Ok(Self(parse_tags(&parts.headers, &IF_NONE_MATCH)))
     }
 }
 
-/// The versions that a write depends on: of `If-Match` and `If-None-Match` together.
+/// The product versions that a write requires, from `If-Match` and `If-None-Match` together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WriteCondition {
     /// Any version.
@@ -58,21 +57,21 @@ pub enum WriteCondition {
 }
 
 impl WriteCondition {
-    fn read(headers: &HeaderMap) -> Self {
-        let refused = match tags(headers, &IF_NONE_MATCH) {
+    fn from_headers(headers: &HeaderMap) -> Self {
+        let excluded = match parse_tags(headers, &IF_NONE_MATCH) {
             None => Vec::new(),
-            // Whatever is changed exists already (RFC 9110 §13.1.2).
-            Some(Tags::Any) => return Self::OneOf(Vec::new()),
-            // Compared weakly.
-            Some(Tags::Of(tags)) => versions(tags.iter()),
+            // The target of a write exists (RFC 9110 §13.1.2).
+            Some(EntityTags::Any) => return Self::OneOf(Vec::new()),
+            // The weak comparison.
+            Some(EntityTags::List(tags)) => versions(tags.iter()),
         };
-        match tags(headers, &IF_MATCH) {
-            None | Some(Tags::Any) if refused.is_empty() => Self::Any,
-            None | Some(Tags::Any) => Self::NoneOf(refused),
-            Some(Tags::Of(tags)) => {
-                let mut wanted = versions(tags.iter().filter(|tag| !tag.weak));
-                wanted.retain(|version| !refused.contains(version));
-                Self::OneOf(wanted)
+        match parse_tags(headers, &IF_MATCH) {
+            None | Some(EntityTags::Any) if excluded.is_empty() => Self::Any,
+            None | Some(EntityTags::Any) => Self::NoneOf(excluded),
+            Some(EntityTags::List(tags)) => {
+                let mut required = versions(tags.iter().filter(|tag| !tag.weak));
+                required.retain(|version| !excluded.contains(version));
+                Self::OneOf(required)
             }
         }
     }
@@ -82,103 +81,103 @@ impl FromRequestParts<AppState> for WriteCondition {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Infallible> {
-        Ok(Self::read(&parts.headers))
+        Ok(Self::from_headers(&parts.headers))
     }
 }
 
-/// The versions in tags, each once.
-fn versions<'a>(tags: impl Iterator<Item = &'a Tag>) -> Vec<i64> {
-    let mut versions: Vec<i64> = tags.filter_map(|tag| version(&tag.opaque)).collect();
+/// Returns the distinct versions in tags.
+fn versions<'a>(tags: impl Iterator<Item = &'a EntityTag>) -> Vec<i64> {
+    let mut versions: Vec<i64> = tags.filter_map(|tag| parse_version(&tag.opaque)).collect();
     versions.sort_unstable();
     versions.dedup();
     versions
 }
 
-/// The version in a tag that [`etag`] made.
-fn version(opaque: &str) -> Option<i64> {
+/// Parses the version in a tag of [`etag`].
+fn parse_version(opaque: &str) -> Option<i64> {
     let (version, hash) = opaque.trim_matches('"').split_once('-')?;
-    let sound = hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
-    version.parse().ok().filter(|version| sound && *version > 0)
+    let is_valid_hash = hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+    version.parse().ok().filter(|version| is_valid_hash && *version > 0)
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Tags {
+enum EntityTags {
     /// `*`
     Any,
-    Of(Vec<Tag>),
+    List(Vec<EntityTag>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Tag {
+struct EntityTag {
     weak: bool,
-    /// With its quotes.
+    /// The opaque tag with its quotes.
     opaque: String,
 }
 
-/// The tags in a header, in all its lines; what is none is left out, so that it matches nothing.
-fn tags(headers: &HeaderMap, name: &HeaderName) -> Option<Tags> {
+/// Parses the tags in all lines of a header. Ignores invalid ones, which match nothing.
+fn parse_tags(headers: &HeaderMap, name: &HeaderName) -> Option<EntityTags> {
     let mut lines = headers.get_all(name).iter().peekable();
     lines.peek()?;
     let mut tags = Vec::new();
     for line in lines.filter_map(|line: &HeaderValue| line.to_str().ok()) {
         if line.trim() == "*" {
-            return Some(Tags::Any);
+            return Some(EntityTags::Any);
         }
-        // Our tags have no comma inside.
-        tags.extend(line.split(',').map(str::trim).filter_map(tag));
+        // Tags of the gateway contain no comma.
+        tags.extend(line.split(',').map(str::trim).filter_map(parse_tag));
     }
-    Some(Tags::Of(tags))
+    Some(EntityTags::List(tags))
 }
 
-fn tag(text: &str) -> Option<Tag> {
+fn parse_tag(text: &str) -> Option<EntityTag> {
     let (weak, opaque) = text.strip_prefix("W/").map_or((false, text), |opaque| (true, opaque));
     let quoted = opaque.len() >= 2 && opaque.starts_with('"') && opaque.ends_with('"');
-    quoted.then(|| Tag { weak, opaque: opaque.to_owned() })
+    quoted.then(|| EntityTag { weak, opaque: opaque.to_owned() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn sent(name: &HeaderName, lines: &[&str]) -> Option<Tags> {
+    fn parse(name: &HeaderName, lines: &[&str]) -> Option<EntityTags> {
         let mut headers = HeaderMap::new();
         for line in lines {
             headers.append(name, HeaderValue::from_str(line).unwrap());
         }
-        tags(&headers, name)
+        parse_tags(&headers, name)
     }
 
     #[test]
-    fn a_cache_has_what_it_names() {
+    fn if_none_match_compares_tags_weakly() {
         let tag = etag(7, b"{}");
         let text = tag.to_str().unwrap();
-        let has = |lines: &[&str]| IfNoneMatch(sent(&IF_NONE_MATCH, lines)).has(&tag);
-        assert!(has(&[text]));
-        assert!(has(&[&format!("W/{text}")]));
-        assert!(has(&["\"other\"", &format!("\"x\", {text}")]));
-        assert!(has(&["*"]));
+        let matches = |lines: &[&str]| IfNoneMatch(parse(&IF_NONE_MATCH, lines)).matches(&tag);
+        assert!(matches(&[text]));
+        assert!(matches(&[&format!("W/{text}")]));
+        assert!(matches(&["\"other\"", &format!("\"x\", {text}")]));
+        assert!(matches(&["*"]));
         for lines in [&[][..], &["\"7\""], &["7"], &[""], &[text.trim_matches('"')]] {
-            assert!(!has(lines), "{lines:?}");
+            assert!(!matches(lines), "{lines:?}");
         }
         assert_ne!(tag, etag(7, b"{ }"), "the tag follows the body");
     }
 
     #[test]
-    fn a_write_goes_by_the_version() {
+    fn the_version_of_a_tag_is_parsed() {
         let etag = etag(7, b"{}");
-        assert_eq!(version(etag.to_str().unwrap()), Some(7));
+        assert_eq!(parse_version(etag.to_str().unwrap()), Some(7));
         for odd in ["\"7\"", "\"-7-0123456789abcdef\"", "\"x-0123456789abcdef\"", "\"7-xyz\"", "nonsense"] {
-            assert_eq!(version(odd), None, "{odd}");
+            assert_eq!(parse_version(odd), None, "{odd}");
         }
-        assert_eq!(sent(&IF_MATCH, &[]), None);
-        assert_eq!(sent(&IF_MATCH, &["nonsense"]), Some(Tags::Of(vec![])));
+        assert_eq!(parse(&IF_MATCH, &[]), None);
+        assert_eq!(parse(&IF_MATCH, &["nonsense"]), Some(EntityTags::List(vec![])));
     }
 
     #[test]
-    fn both_headers_make_one_condition() {
+    fn if_match_and_if_none_match_are_combined() {
         let condition = |sent: &[(&HeaderName, &str)]| {
             let headers = sent.iter().map(|(name, value)| ((*name).clone(), value.parse().unwrap()));
-            WriteCondition::read(&headers.collect())
+            WriteCondition::from_headers(&headers.collect())
         };
         let (seven, eight) = ("\"7-0123456789abcdef\"", "\"8-0123456789abcdef\"");
         let both = format!("{eight}, W/{seven}");

@@ -1,14 +1,14 @@
-//! Query parameters: each at most once, none that the route does not know, all of them in UTF-8.
+//! Query parameters. Each may occur once; a parameter that the route does not know, or that is not UTF-8, is an error.
 
 use axum::extract::FromRequestParts;
 use http::request::Parts;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use shoppee_proto::json::EnumName;
 
-use super::{faults, strict};
+use super::{deserialize, faults};
 use crate::{error::Problem, state::AppState};
 
-/// All parameters of a request, and nothing else.
+/// All query parameters of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Query<T>(pub T);
 
@@ -20,8 +20,8 @@ impl<T: DeserializeOwned> FromRequestParts<AppState> for Query<T> {
     }
 }
 
-/// For routes that know no parameter: an error wherever there is one.
-pub fn refuse(query: &str) -> Result<(), Problem> {
+/// Rejects a query with parameters, for routes that know none.
+pub fn reject_query(query: &str) -> Result<(), Problem> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct None {}
@@ -29,25 +29,27 @@ pub fn refuse(query: &str) -> Result<(), Problem> {
     parse::<None>(query).map(|None {}| ())
 }
 
-/// An enumeration's number from its word.
-pub fn word<'de, W: EnumName, D: Deserializer<'de>>(deserializer: D) -> Result<Option<W>, D::Error> {
-    let word = String::deserialize(deserializer)?;
-    W::from_json_name(&word).map(Some).ok_or_else(|| serde::de::Error::custom("unknown word"))
+/// Deserialises an enumeration from its name.
+pub fn deserialize_enum<'de, W: EnumName, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<W>, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    W::from_json_name(&name).map(Some).ok_or_else(|| serde::de::Error::custom("unknown word"))
 }
 
 fn parse<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
-    if !is_sound(query.as_bytes()) {
+    if !is_valid_encoding(query.as_bytes()) {
         return Err(Problem::malformed("query", "is not percent-encoded UTF-8"));
     }
     let pairs = form_urlencoded::parse(query.as_bytes());
-    strict::read(serde_urlencoded::Deserializer::new(pairs)).map_err(|wrong| {
+    deserialize::from_deserializer(serde_urlencoded::Deserializer::new(pairs)).map_err(|error| {
         let pairs = pairs.into_owned().collect();
-        faults::of_query::<T>(pairs, wrong.fault("query").problem())
+        faults::add_query_faults::<T>(pairs, error.into_fault("query").into_problem())
     })
 }
 
-/// Whether decoding loses nothing: what is broken would be guessed at otherwise.
-fn is_sound(query: &[u8]) -> bool {
+/// Reports whether the query is percent-encoded UTF-8. The decoder would replace invalid bytes.
+fn is_valid_encoding(query: &[u8]) -> bool {
     let mut decoded = Vec::with_capacity(query.len());
     let mut rest = query;
     while let [byte, after @ ..] = rest {
@@ -78,12 +80,12 @@ mod tests {
         q: Option<String>,
         limit: Option<i32>,
         in_stock: Option<bool>,
-        #[serde(default, deserialize_with = "word")]
+        #[serde(default, deserialize_with = "deserialize_enum")]
         status: Option<OrderStatus>,
     }
 
     #[test]
-    fn what_is_given_is_read() {
+    fn valid_parameters_are_parsed() {
         let list = parse::<List>("q=r%C3%A9d+shoe&limit=5&in_stock=false&status=paid").unwrap();
         assert_eq!(list.q.as_deref(), Some("réd shoe"));
         assert_eq!((list.limit, list.in_stock, list.status), (Some(5), Some(false), Some(OrderStatus::Paid)));
@@ -91,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn an_invalid_parameter_is_named() {
         for (query, field) in [
             ("limit=x", "limit"),
             ("limit=", "limit"),

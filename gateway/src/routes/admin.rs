@@ -11,8 +11,8 @@ use shoppee_proto::{
 use crate::{
     auth::Admin,
     error::Problem,
-    extract::{Id, IdempotencyKey, Json, Path, Query, word},
-    routes::page::{check, check_limit, of_query},
+    extract::{Id, IdempotencyKey, Json, Path, Query, deserialize_enum},
+    routes::pagination::{as_query_error, check_limit, require},
     upstream::Upstream,
 };
 
@@ -20,7 +20,7 @@ use crate::{
 #[serde(deny_unknown_fields)]
 pub struct Users {
     q: Option<String>,
-    #[serde(default, deserialize_with = "word")]
+    #[serde(default, deserialize_with = "deserialize_enum")]
     role: Option<Role>,
     limit: Option<i32>,
     cursor: Option<String>,
@@ -28,42 +28,46 @@ pub struct Users {
 
 pub async fn list_users(
     admin: Admin,
-    shop: Upstream,
+    upstream: Upstream,
     Query(list): Query<Users>,
 ) -> Result<Json<ListUsersResponse>, Problem> {
     check_limit(list.limit)?;
-    a_persons(list.role)?;
+    reject_service_role(list.role)?;
     let role = list.role.map(Into::into);
     let request = ListUsersRequest { q: list.q, role, limit: list.limit, cursor: list.cursor };
-    Ok(Json(shop.call(&admin, request).await.map_err(of_query)?))
+    Ok(Json(upstream.call(&admin, request).await.map_err(as_query_error)?))
 }
 
-pub async fn show_user(admin: Admin, shop: Upstream, Path(id): Path<Id>) -> Result<Json<Account>, Problem> {
-    Ok(Json(shop.call(&admin, GetUserRequest { id: id.into() }).await?))
+pub async fn get_user(
+    admin: Admin,
+    upstream: Upstream,
+    Path(id): Path<Id>,
+) -> Result<Json<Account>, Problem> {
+    Ok(Json(upstream.call(&admin, GetUserRequest { id: id.into() }).await?))
 }
 
 pub async fn update_user(
     admin: Admin,
-    shop: Upstream,
+    upstream: Upstream,
     // A repeat sets the same values: the key is checked and has no effect.
     _: IdempotencyKey,
     Path(id): Path<Id>,
     Json(change): Json<UpdateUserRequest>,
 ) -> Result<Json<Account>, Problem> {
-    a_persons(change.role.and_then(|role| role.try_into().ok()))?;
-    Ok(Json(shop.call(&admin, UpdateUserRequest { id: id.into(), ..change }).await?))
+    reject_service_role(change.role.and_then(|role| role.try_into().ok()))?;
+    Ok(Json(upstream.call(&admin, UpdateUserRequest { id: id.into(), ..change }).await?))
 }
 
-/// `service` is a role of tokens, not of people: to a REST client it is an unknown word.
-fn a_persons(role: Option<Role>) -> Result<(), Problem> {
-    check(role != Some(Role::Service), "role", "is not one of the words it may be")
+/// Rejects `service`: it is a role of tokens, not of users, and unknown in REST.
+fn reject_service_role(role: Option<Role>) -> Result<(), Problem> {
+    require(role != Some(Role::Service), "role", "is not one of the words it may be")
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Orders {
     user_id: Option<i64>,
-    #[serde(default, deserialize_with = "word")]
+    #[serde(default, deserialize_with = "deserialize_enum")]
     status: Option<OrderStatus>,
     limit: Option<i32>,
     cursor: Option<String>,
@@ -71,11 +75,11 @@ pub struct Orders {
 
 pub async fn list_orders(
     admin: Admin,
-    shop: Upstream,
+    upstream: Upstream,
     Query(list): Query<Orders>,
 ) -> Result<Json<ListOrdersResponse>, Problem> {
     check_limit(list.limit)?;
-    check(list.user_id.is_none_or(|id| id > 0), "user_id", "must be 1 or more")?;
+    require(list.user_id.is_none_or(|id| id > 0), "user_id", "must be 1 or more")?;
     let request = ListOrdersRequest {
         status: list.status.map(Into::into),
         limit: list.limit,
@@ -83,5 +87,5 @@ pub async fn list_orders(
         everyone: true,
         user_id: list.user_id,
     };
-    Ok(Json(shop.call(&admin, request).await.map_err(of_query)?))
+    Ok(Json(upstream.call(&admin, request).await.map_err(as_query_error)?))
 }

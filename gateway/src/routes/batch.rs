@@ -1,5 +1,5 @@
-//! The body of a batch update, read no further than a batch may go: eight megabytes of `{}` would be two
-//! million rows.
+//! The body of a batch update. Parsing stops at the largest number of rows: eight megabytes of `{}` would be two million
+//! rows.
 
 use std::fmt;
 
@@ -11,16 +11,16 @@ use shoppee_proto::product::v1::{BatchUpdateProductsRequest, OnError, ProductCha
 
 use crate::{
     error::Problem,
-    extract::word,
-    routes::patch::{Mask, Nullable, given},
+    extract::deserialize_enum,
+    routes::patch::{FieldMaskBuilder, Nullable, deserialize_present},
 };
 
-const MOST_ROWS: usize = 10_000;
+const MAX_ROWS: usize = 10_000;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Batch {
-    #[serde(deserialize_with = "word")]
+    #[serde(deserialize_with = "deserialize_enum")]
     on_error: Option<OnError>,
     items: Rows,
 }
@@ -30,42 +30,42 @@ impl TryFrom<Batch> for BatchUpdateProductsRequest {
 
     fn try_from(batch: Batch) -> Result<Self, Problem> {
         if batch.items.too_many {
-            return Err(Problem::invalid("items", format!("must be {MOST_ROWS} at most")));
+            return Err(Problem::invalid("items", format!("must be {MAX_ROWS} at most")));
         }
         let on_error = batch.on_error.unwrap_or_default().into();
         Ok(Self { on_error, items: batch.items.rows, idempotency_key: None })
     }
 }
 
-/// A row: like a PATCH, with the name of its product.
+/// A row: a PATCH with the id or the SKU of its product.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Row {
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "deserialize_present")]
     id: Option<i64>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "deserialize_present")]
     sku: Option<String>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "deserialize_present")]
     price: Option<i64>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "deserialize_present")]
     stock: Option<i64>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "deserialize_present")]
     stock_delta: Option<i64>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "deserialize_present")]
     name: Option<String>,
     #[serde(default)]
     description: Nullable<String>,
     #[serde(default)]
     category_id: Nullable<i64>,
-    #[serde(default, deserialize_with = "word")]
+    #[serde(default, deserialize_with = "deserialize_enum")]
     status: Option<ProductStatus>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "deserialize_present")]
     version: Option<i64>,
 }
 
 impl From<Row> for ProductChange {
     fn from(row: Row) -> Self {
-        let mut cleared = Mask::default();
+        let mut cleared = FieldMaskBuilder::default();
         Self {
             id: row.id,
             sku: row.sku,
@@ -73,8 +73,8 @@ impl From<Row> for ProductChange {
             stock: row.stock,
             stock_delta: row.stock_delta,
             name: row.name,
-            description: cleared.note_null("description", row.description),
-            category_id: cleared.note_null("category_id", row.category_id),
+            description: cleared.set_if_null("description", row.description),
+            category_id: cleared.set_if_null("category_id", row.category_id),
             status: row.status.map(Into::into),
             version: row.version,
             clear: cleared.into(),
@@ -90,9 +90,9 @@ struct Rows {
 
 impl<'de> Deserialize<'de> for Rows {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
+        struct RowsVisitor;
 
-        impl<'de> Visitor<'de> for Reader {
+        impl<'de> Visitor<'de> for RowsVisitor {
             type Value = Rows;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -100,21 +100,21 @@ impl<'de> Deserialize<'de> for Rows {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Rows, A::Error> {
-                let mut read = Rows::default();
-                while read.rows.len() < MOST_ROWS {
+                let mut rows = Rows::default();
+                while rows.rows.len() < MAX_ROWS {
                     match seq.next_element::<Row>()? {
-                        Some(row) => read.rows.push(row.into()),
-                        None => return Ok(read),
+                        Some(row) => rows.rows.push(row.into()),
+                        None => return Ok(rows),
                     }
                 }
                 while seq.next_element::<IgnoredAny>()?.is_some() {
-                    read.too_many = true;
+                    rows.too_many = true;
                 }
-                Ok(read)
+                Ok(rows)
             }
         }
 
-        deserializer.deserialize_seq(Reader)
+        deserializer.deserialize_seq(RowsVisitor)
     }
 }
 
@@ -130,14 +130,14 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_has_an_end() {
-        let batch = rows(MOST_ROWS).unwrap();
-        assert_eq!((batch.on_error(), batch.items.len()), (OnError::Abort, MOST_ROWS));
-        assert_eq!(rows(MOST_ROWS + 1).unwrap_err().code, crate::error::Code::ValidationFailed);
+    fn a_batch_with_too_many_rows_is_rejected() {
+        let batch = rows(MAX_ROWS).unwrap();
+        assert_eq!((batch.on_error(), batch.items.len()), (OnError::Abort, MAX_ROWS));
+        assert_eq!(rows(MAX_ROWS + 1).unwrap_err().code, crate::error::Code::ValidationFailed);
     }
 
     #[test]
-    fn null_empties_what_may_be_empty_and_nothing_else() {
+    fn null_clears_optional_fields_and_is_rejected_for_others() {
         let row = |row: &str| {
             let body = format!(r#"{{"on_error":"abort","items":[{row}]}}"#);
             let batch = BatchUpdateProductsRequest::try_from(serde_json::from_str::<Batch>(&body)?);
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn how_errors_are_met_must_be_said() {
+    fn a_batch_without_on_error_is_rejected() {
         assert!(serde_json::from_str::<Batch>(r#"{"items":[]}"#).is_err());
         assert!(serde_json::from_str::<Batch>(r#"{"on_error":null,"items":[]}"#).is_err());
     }

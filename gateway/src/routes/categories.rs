@@ -1,4 +1,4 @@
-//! `/categories`: the tree that products stand in.
+//! `/categories`: the category tree of the products.
 
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
@@ -13,41 +13,41 @@ use crate::{
     extract::{Id, IdempotencyKey, Json, Path, Query},
     product_cache::ProductCache,
     routes::{
-        cache::{Caching, catalogue},
-        page::{Page, check_limit, of_query},
-        patch::{Mask, Nullable, given},
-        replay,
+        cache_control::{CacheControl, cache_control},
+        idempotency,
+        pagination::{Page, as_query_error, check_limit},
+        patch::{FieldMaskBuilder, Nullable, deserialize_present},
     },
     upstream::Upstream,
 };
 
 pub async fn list(
     user: MaybeUser,
-    shop: Upstream,
+    upstream: Upstream,
     Query(Page { limit, cursor }): Query<Page>,
-) -> Result<(Caching, Json<ListCategoriesResponse>), Problem> {
+) -> Result<(CacheControl, Json<ListCategoriesResponse>), Problem> {
     check_limit(limit)?;
-    let page = shop.call(&user, ListCategoriesRequest { limit, cursor }).await.map_err(of_query)?;
-    Ok((catalogue(&user), Json(page)))
+    let page = upstream.call(&user, ListCategoriesRequest { limit, cursor }).await.map_err(as_query_error)?;
+    Ok((cache_control(&user), Json(page)))
 }
 
 pub async fn create(
     admin: Admin,
-    shop: Upstream,
+    upstream: Upstream,
     IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(category): Json<CreateCategoryRequest>,
 ) -> Result<(StatusCode, HeaderMap, Json<Category>), Problem> {
     let request = CreateCategoryRequest { idempotency_key, ..category };
-    let (metadata, category, _) = shop.call_with_metadata(&admin, request).await?.into_parts();
-    Ok((StatusCode::CREATED, replay::headers(&metadata), Json(category)))
+    let (metadata, category, _) = upstream.call_with_metadata(&admin, request).await?.into_parts();
+    Ok((StatusCode::CREATED, idempotency::headers(&metadata), Json(category)))
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Patch {
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "deserialize_present")]
     slug: Option<String>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "deserialize_present")]
     name: Option<String>,
     #[serde(default)]
     parent_id: Nullable<i64>,
@@ -55,29 +55,29 @@ pub struct Patch {
 
 pub async fn update(
     admin: Admin,
-    shop: Upstream,
+    upstream: Upstream,
     products: ProductCache,
     Path(id): Path<Id>,
     IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(patch): Json<Patch>,
 ) -> Result<(HeaderMap, Json<Category>), Problem> {
-    let mut mask = Mask::default();
+    let mut mask = FieldMaskBuilder::default();
     let mut request = UpdateCategoryRequest {
         id: id.into(),
-        slug: mask.note("slug", patch.slug),
-        name: mask.note("name", patch.name),
-        parent_id: mask.note_nullable("parent_id", patch.parent_id),
+        slug: mask.set("slug", patch.slug),
+        name: mask.set("name", patch.name),
+        parent_id: mask.set_nullable("parent_id", patch.parent_id),
         update_mask: None,
         idempotency_key,
     };
     request.update_mask = Some(mask.into());
-    let (metadata, category, _) = shop.call_with_metadata(&admin, request).await?.into_parts();
-    // Its products show its name.
+    let (metadata, category, _) = upstream.call_with_metadata(&admin, request).await?.into_parts();
+    // Cached products contain the category's name.
     products.invalidate_all();
-    Ok((replay::headers(&metadata), Json(category)))
+    Ok((idempotency::headers(&metadata), Json(category)))
 }
 
-pub async fn remove(admin: Admin, shop: Upstream, Path(id): Path<Id>) -> Result<StatusCode, Problem> {
-    shop.call(&admin, DeleteCategoryRequest { id: id.into() }).await?;
+pub async fn remove(admin: Admin, upstream: Upstream, Path(id): Path<Id>) -> Result<StatusCode, Problem> {
+    upstream.call(&admin, DeleteCategoryRequest { id: id.into() }).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,5 +1,5 @@
-//! The API's documentation: `/openapi.json`, `/asyncapi.json`, and `/docs`, a page that reads them and tries operations
-//! out. All of it is served from here, so that it works without any other host and under a policy that allows none.
+//! The API's documentation: `/openapi.json`, `/asyncapi.json`, and `/docs`, a page that shows them and calls operations.
+//! The gateway serves all files itself: the page needs no other host, and its security policy allows none.
 
 use std::{
     fmt::Write as _,
@@ -20,34 +20,34 @@ use http::{
 
 use crate::{
     error::{Code, Problem},
-    extract::{IfNoneMatch, etag, takes_gzip},
+    extract::{IfNoneMatch, accepts_gzip, etag},
     openapi,
     state::AppState,
 };
 
-/// Nothing but our own files and answers. Scalar writes its styles into the page, where no hash or nonce can be given to
-/// all of them; `data:` is for its icons.
-const POLICY: HeaderValue = HeaderValue::from_static(
+/// Allows only the gateway's files and responses. Scalar adds inline styles, which cannot all have a hash or a nonce; its
+/// icons are `data:` URLs.
+const SECURITY_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
-/// A new version of the gateway is noticed at once, and costs a 304 otherwise.
-const KEPT: HeaderValue = HeaderValue::from_static("public, no-cache");
+/// Caches have to revalidate, so that a new version of the gateway shows at once. A 304 costs little.
+const REVALIDATE: HeaderValue = HeaderValue::from_static("public, no-cache");
 
-/// The page's own files by name, with their types.
+/// The files of the page: name, content type, content.
 const FILES: [(&str, &str, &[u8]); 2] = [
     ("docs.js", "text/javascript; charset=utf-8", include_bytes!("../../assets/docs.js")),
     ("docs.css", "text/css; charset=utf-8", include_bytes!("../../assets/docs.css")),
 ];
-/// Scalar, compressed by `build.rs`: the whole of it is several times as large.
+/// Scalar, compressed by `build.rs` to a fraction of its size.
 const SCALAR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/scalar.js.gz"));
 
-/// Everything there is to serve, made once.
+/// All served files, built once.
 #[derive(Clone, Debug)]
-pub struct Docs(Arc<Parts>);
+pub struct Docs(Arc<Inner>);
 
 #[derive(Debug)]
-struct Parts {
+struct Inner {
     openapi: File,
     asyncapi: File,
     page: File,
@@ -57,14 +57,14 @@ struct Parts {
 impl Docs {
     pub fn new() -> anyhow::Result<Self> {
         let document = |json: Vec<u8>| File::compressed("application/json", json.into());
-        let scalar = File::of_gzip("text/javascript; charset=utf-8", Bytes::from_static(SCALAR));
-        let files = FILES
-            .into_iter()
-            .map(|(name, kind, content)| (name, File::plain(kind, Bytes::from_static(content))));
-        Ok(Self(Arc::new(Parts {
+        let scalar = File::from_gzip("text/javascript; charset=utf-8", Bytes::from_static(SCALAR));
+        let files = FILES.into_iter().map(|(name, content_type, content)| {
+            (name, File::plain(content_type, Bytes::from_static(content)))
+        });
+        Ok(Self(Arc::new(Inner {
             openapi: document(openapi::document()?)?,
             asyncapi: document(openapi::asyncapi::document()?)?,
-            page: File::plain("text/html; charset=utf-8", page().into()),
+            page: File::plain("text/html; charset=utf-8", render_page().into()),
             files: files.chain([("scalar.js", scalar)]).collect(),
         })))
     }
@@ -72,80 +72,93 @@ impl Docs {
 
 #[derive(Debug)]
 struct File {
-    kind: HeaderValue,
+    content_type: HeaderValue,
     etag: HeaderValue,
     gzip: Option<Bytes>,
-    /// Of a file that is kept compressed alone: made for the first client that does not take gzip.
+    /// A file that is stored compressed is decompressed for the first client that does not accept gzip.
     plain: OnceLock<Bytes>,
 }
 
 impl File {
-    fn plain(kind: &'static str, content: Bytes) -> Self {
-        Self::new(kind, tag(&content), None, OnceLock::from(content))
+    fn plain(content_type: &'static str, content: Bytes) -> Self {
+        Self::new(content_type, tag(&content), None, OnceLock::from(content))
     }
 
     /// Compresses `content`.
-    fn compressed(kind: &'static str, content: Bytes) -> std::io::Result<Self> {
+    fn compressed(content_type: &'static str, content: Bytes) -> std::io::Result<Self> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(&content)?;
         let gzip = encoder.finish()?.into();
-        Ok(Self::new(kind, tag(&content), Some(gzip), OnceLock::from(content)))
+        Ok(Self::new(content_type, tag(&content), Some(gzip), OnceLock::from(content)))
     }
 
-    fn of_gzip(kind: &'static str, gzip: Bytes) -> Self {
-        Self::new(kind, tag(&gzip), Some(gzip), OnceLock::new())
+    fn from_gzip(content_type: &'static str, gzip: Bytes) -> Self {
+        Self::new(content_type, tag(&gzip), Some(gzip), OnceLock::new())
     }
 
-    fn new(kind: &'static str, etag: HeaderValue, gzip: Option<Bytes>, plain: OnceLock<Bytes>) -> Self {
-        Self { kind: HeaderValue::from_static(kind), etag, gzip, plain }
+    fn new(
+        content_type: &'static str,
+        etag: HeaderValue,
+        gzip: Option<Bytes>,
+        plain: OnceLock<Bytes>,
+    ) -> Self {
+        Self { content_type: HeaderValue::from_static(content_type), etag, gzip, plain }
     }
 
-    fn answer(&self, request: &HeaderMap, known: &IfNoneMatch) -> Response {
+    fn respond(&self, request: &HeaderMap, if_none_match: &IfNoneMatch) -> Response {
         let headers = [(ETAG, self.etag.clone())];
-        let kept = [(CACHE_CONTROL, KEPT)];
-        if known.has(&self.etag) {
-            return (StatusCode::NOT_MODIFIED, headers, kept).into_response();
+        let cache_control = [(CACHE_CONTROL, REVALIDATE)];
+        if if_none_match.matches(&self.etag) {
+            return (StatusCode::NOT_MODIFIED, headers, cache_control).into_response();
         }
-        let kind = [(CONTENT_TYPE, self.kind.clone())];
-        let varies = [(VARY, HeaderValue::from_static("accept-encoding"))];
+        let content_type = [(CONTENT_TYPE, self.content_type.clone())];
+        let vary = [(VARY, HeaderValue::from_static("accept-encoding"))];
         match &self.gzip {
-            Some(gzip) if takes_gzip(request) => {
+            Some(gzip) if accepts_gzip(request) => {
                 let encoding = [(CONTENT_ENCODING, HeaderValue::from_static("gzip"))];
-                (headers, kept, kind, encoding, varies, gzip.clone()).into_response()
+                (headers, cache_control, content_type, encoding, vary, gzip.clone()).into_response()
             }
-            Some(_) => (headers, kept, kind, varies, self.content()).into_response(),
-            None => (headers, kept, kind, self.content()).into_response(),
+            Some(_) => (headers, cache_control, content_type, vary, self.content()).into_response(),
+            None => (headers, cache_control, content_type, self.content()).into_response(),
         }
     }
 
     fn content(&self) -> Bytes {
-        let unpacked = || {
+        let decompress = || {
             let mut content = Vec::new();
-            // What this program compressed can be read.
+            // Data that this program or its build compressed is valid.
             let _ = GzDecoder::new(self.gzip.as_deref().unwrap_or_default()).read_to_end(&mut content);
             content.into()
         };
-        self.plain.get_or_init(unpacked).clone()
+        self.plain.get_or_init(decompress).clone()
     }
 }
 
-/// What is served changes with the program alone; the tag is that of the content.
+/// Returns the entity tag of a file.
 fn tag(content: &[u8]) -> HeaderValue {
     const VERSION: i64 = 1;
     etag(VERSION, content)
 }
 
-pub async fn openapi(State(state): State<AppState>, request: HeaderMap, known: IfNoneMatch) -> Response {
-    state.docs.0.openapi.answer(&request, &known)
+pub async fn openapi(
+    State(state): State<AppState>,
+    request: HeaderMap,
+    if_none_match: IfNoneMatch,
+) -> Response {
+    state.docs.0.openapi.respond(&request, &if_none_match)
 }
 
-pub async fn asyncapi(State(state): State<AppState>, request: HeaderMap, known: IfNoneMatch) -> Response {
-    state.docs.0.asyncapi.answer(&request, &known)
+pub async fn asyncapi(
+    State(state): State<AppState>,
+    request: HeaderMap,
+    if_none_match: IfNoneMatch,
+) -> Response {
+    state.docs.0.asyncapi.respond(&request, &if_none_match)
 }
 
-pub async fn page_of_docs(State(state): State<AppState>, request: HeaderMap, known: IfNoneMatch) -> Response {
-    let mut response = state.docs.0.page.answer(&request, &known);
-    response.headers_mut().insert(CONTENT_SECURITY_POLICY, POLICY);
+pub async fn page(State(state): State<AppState>, request: HeaderMap, if_none_match: IfNoneMatch) -> Response {
+    let mut response = state.docs.0.page.respond(&request, &if_none_match);
+    response.headers_mut().insert(CONTENT_SECURITY_POLICY, SECURITY_POLICY);
     response
 }
 
@@ -153,19 +166,19 @@ pub async fn file(
     State(state): State<AppState>,
     Path(name): Path<String>,
     request: HeaderMap,
-    known: IfNoneMatch,
+    if_none_match: IfNoneMatch,
 ) -> Result<Response, Problem> {
-    let found = state.docs.0.files.iter().find(|(file, _)| *file == name);
-    found.map(|(_, file)| file.answer(&request, &known)).ok_or_else(Problem::not_found)
+    let file = state.docs.0.files.iter().find(|(file, _)| *file == name);
+    file.map(|(_, file)| file.respond(&request, &if_none_match)).ok_or_else(Problem::not_found)
 }
 
-/// The shop has no page of its own at its root.
+/// Redirects the root to the documentation.
 pub async fn root() -> Redirect {
     Redirect::temporary("/docs")
 }
 
-/// The page around Scalar. Each problem has its place there, where its `type` leads.
-fn page() -> String {
+/// Renders the page around Scalar, with a table of problem codes.
+fn render_page() -> String {
     let mut page = String::from(concat!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n",
         "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n",
@@ -199,8 +212,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_names_no_other_host_and_has_no_script_of_its_own() {
-        let page = page();
+    fn the_page_has_no_other_host_and_no_inline_script() {
+        let page = render_page();
         assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("//cdn"));
         assert!(
             !page.contains("<style")

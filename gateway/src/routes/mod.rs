@@ -1,19 +1,20 @@
-//! The handlers, in the order of the contract. Each says in its parameters who may call and what it takes;
-//! the body is one call. Which path leads where stands in [`crate::app`].
+//! The REST handlers. The extractors of a handler define its callers and its parameters; its body makes one call. The
+//! table of routes is in [`crate::app`].
 
-pub mod account;
 pub mod admin;
+pub mod auth;
 pub mod cart;
 pub mod categories;
 pub mod docs;
-pub mod health;
+pub mod fallback;
+pub mod idempotency;
 pub mod orders;
 pub mod problems;
 pub mod products;
+pub mod well_known;
 pub mod ws;
 
 mod batch;
-mod cache;
-mod page;
+mod cache_control;
+mod pagination;
 mod patch;
-pub mod replay;

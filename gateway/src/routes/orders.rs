@@ -1,4 +1,4 @@
-//! `/orders`: placing them, and the steps of their lives.
+//! `/orders`: placing orders, and their transitions.
 
 use http::{HeaderMap, HeaderName, StatusCode, header::LOCATION};
 use serde::Deserialize;
@@ -11,11 +11,11 @@ use shoppee_proto::order::v1::{
 use crate::{
     auth::{Admin, User},
     error::Problem,
-    extract::{IdempotencyKey, Json, NoBody, OptionalJson, Path, Query, Uuid, word},
+    extract::{EmptyBody, IdempotencyKey, Json, OptionalJson, Path, Query, Uuid, deserialize_enum},
     product_cache::ProductCache,
     routes::{
-        page::{check_limit, of_query},
-        replay,
+        idempotency,
+        pagination::{as_query_error, check_limit},
     },
     upstream::Upstream,
 };
@@ -23,14 +23,14 @@ use crate::{
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewOrder {
-    /// Absent or null: the cart.
+    /// Absent or null orders the cart.
     items: Option<Vec<OrderLine>>,
     shipping_address: Address,
     expected_total: Option<i64>,
 }
 
 impl NewOrder {
-    fn with_key(self, idempotency_key: Option<String>) -> Result<CreateOrderRequest, Problem> {
+    fn into_request(self, idempotency_key: Option<String>) -> Result<CreateOrderRequest, Problem> {
         if self.items.as_ref().is_some_and(Vec::is_empty) {
             return Err(Problem::invalid("items", "must be one or more; without items, the cart is ordered"));
         }
@@ -46,23 +46,24 @@ impl NewOrder {
 
 pub async fn create(
     user: User,
-    shop: Upstream,
+    upstream: Upstream,
     products: ProductCache,
     IdempotencyKey(key): IdempotencyKey,
     Json(order): Json<NewOrder>,
 ) -> Result<(StatusCode, HeaderMap, [(HeaderName, String); 1], Json<Order>), Problem> {
-    let (metadata, order, _) = shop.call_with_metadata(&user, order.with_key(key)?).await?.into_parts();
-    if !replay::is_replayed(&metadata) {
+    let (metadata, order, _) =
+        upstream.call_with_metadata(&user, order.into_request(key)?).await?.into_parts();
+    if !idempotency::is_replayed(&metadata) {
         products.invalidate_stock(&order.items.iter().map(|line| line.product_id).collect::<Vec<_>>()).await;
     }
     let location = format!("/api/v1/orders/{}", order.id);
-    Ok((StatusCode::CREATED, replay::headers(&metadata), [(LOCATION, location)], Json(order)))
+    Ok((StatusCode::CREATED, idempotency::headers(&metadata), [(LOCATION, location)], Json(order)))
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct List {
-    #[serde(default, deserialize_with = "word")]
+    #[serde(default, deserialize_with = "deserialize_enum")]
     status: Option<OrderStatus>,
     limit: Option<i32>,
     cursor: Option<String>,
@@ -70,7 +71,7 @@ pub struct List {
 
 pub async fn list(
     user: User,
-    shop: Upstream,
+    upstream: Upstream,
     Query(list): Query<List>,
 ) -> Result<Json<ListOrdersResponse>, Problem> {
     check_limit(list.limit)?;
@@ -81,63 +82,63 @@ pub async fn list(
         everyone: false,
         user_id: None,
     };
-    Ok(Json(shop.call(&user, request).await.map_err(of_query)?))
+    Ok(Json(upstream.call(&user, request).await.map_err(as_query_error)?))
 }
 
-pub async fn show(user: User, shop: Upstream, Path(id): Path<Uuid>) -> Result<Json<Order>, Problem> {
-    Ok(Json(shop.call(&user, GetOrderRequest { id: id.into() }).await?))
+pub async fn get(user: User, upstream: Upstream, Path(id): Path<Uuid>) -> Result<Json<Order>, Problem> {
+    Ok(Json(upstream.call(&user, GetOrderRequest { id: id.into() }).await?))
 }
 
 pub async fn list_events(
     user: User,
-    shop: Upstream,
+    upstream: Upstream,
     Path(id): Path<Uuid>,
 ) -> Result<Json<ListOrderEventsResponse>, Problem> {
-    Ok(Json(shop.call(&user, ListOrderEventsRequest { id: id.into() }).await?))
+    Ok(Json(upstream.call(&user, ListOrderEventsRequest { id: id.into() }).await?))
 }
 
 pub async fn pay(
     user: User,
-    shop: Upstream,
+    upstream: Upstream,
     Path(id): Path<Uuid>,
     IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(payment): Json<PayOrderRequest>,
 ) -> Result<(HeaderMap, Json<Order>), Problem> {
     let request = PayOrderRequest { id: id.into(), idempotency_key, ..payment };
-    Ok(replay::answer(shop.call_with_metadata(&user, request).await?))
+    Ok(idempotency::into_response(upstream.call_with_metadata(&user, request).await?))
 }
 
 pub async fn cancel(
     user: User,
-    shop: Upstream,
+    upstream: Upstream,
     Path(id): Path<Uuid>,
     IdempotencyKey(idempotency_key): IdempotencyKey,
-    OptionalJson(why): OptionalJson<CancelOrderRequest>,
+    OptionalJson(cancellation): OptionalJson<CancelOrderRequest>,
 ) -> Result<(HeaderMap, Json<Order>), Problem> {
-    let request = CancelOrderRequest { id: id.into(), idempotency_key, ..why.unwrap_or_default() };
-    Ok(replay::answer(shop.call_with_metadata(&user, request).await?))
+    let request = CancelOrderRequest { id: id.into(), idempotency_key, ..cancellation.unwrap_or_default() };
+    Ok(idempotency::into_response(upstream.call_with_metadata(&user, request).await?))
 }
 
 pub async fn ship(
     admin: Admin,
-    shop: Upstream,
+    upstream: Upstream,
     Path(id): Path<Uuid>,
     IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(parcel): Json<ShipOrderRequest>,
 ) -> Result<(HeaderMap, Json<Order>), Problem> {
     let request = ShipOrderRequest { id: id.into(), idempotency_key, ..parcel };
-    Ok(replay::answer(shop.call_with_metadata(&admin, request).await?))
+    Ok(idempotency::into_response(upstream.call_with_metadata(&admin, request).await?))
 }
 
 pub async fn complete(
     user: User,
-    shop: Upstream,
+    upstream: Upstream,
     Path(id): Path<Uuid>,
     IdempotencyKey(idempotency_key): IdempotencyKey,
-    _: NoBody,
+    _: EmptyBody,
 ) -> Result<(HeaderMap, Json<Order>), Problem> {
     let request = CompleteOrderRequest { id: id.into(), idempotency_key };
-    Ok(replay::answer(shop.call_with_metadata(&user, request).await?))
+    Ok(idempotency::into_response(upstream.call_with_metadata(&user, request).await?))
 }
 
 #[cfg(test)]
@@ -147,7 +148,7 @@ mod tests {
     fn order(items: &str) -> Result<CreateOrderRequest, Problem> {
         let address = r#"{"recipient":"A","line1":"B","city":"C","postal_code":"1","country":"DE"}"#;
         let body = format!(r#"{{{items}"shipping_address":{address}}}"#);
-        serde_json::from_str::<NewOrder>(&body).unwrap().with_key(None)
+        serde_json::from_str::<NewOrder>(&body).unwrap().into_request(None)
     }
 
     #[test]

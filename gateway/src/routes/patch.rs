@@ -1,8 +1,8 @@
-//! Bodies of PATCH: a field that is absent stays as it is, and null clears one that may be empty.
+//! Bodies of PATCH: an absent field stays unchanged, and null clears an optional one.
 
 use serde::{Deserialize, Deserializer};
 
-/// A field that may be null; with `#[serde(default)]`, also absent.
+/// A field that may be null; with `#[serde(default)]` it may be absent too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Nullable<T> {
     #[default]
@@ -17,55 +17,55 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Nullable<T> {
     }
 }
 
-/// A field that may be absent, but not null.
-pub fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+/// Deserialises a field that may be absent, but not null.
+pub fn deserialize_present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
-/// The names of the fields that are given: a `google.protobuf.FieldMask`.
+/// Builds a `google.protobuf.FieldMask` (AIP-161): the names of the fields that are present.
 #[derive(Debug, Default)]
-pub struct Mask(Vec<String>);
+pub struct FieldMaskBuilder(Vec<String>);
 
-impl Mask {
-    /// Notes whether the field is given, and hands its value on.
-    pub fn note<T>(&mut self, name: &str, value: Option<T>) -> Option<T> {
+impl FieldMaskBuilder {
+    /// Adds a field if it is present, and returns its value.
+    pub fn set<T>(&mut self, name: &str, value: Option<T>) -> Option<T> {
         if value.is_some() {
             self.0.push(name.to_owned());
         }
         value
     }
 
-    /// The same for one that may be null: named and without a value, it is cleared.
-    pub fn note_nullable<T>(&mut self, name: &str, value: Nullable<T>) -> Option<T> {
+    /// Adds a nullable field if it is present. A field in the mask without a value is cleared.
+    pub fn set_nullable<T>(&mut self, name: &str, value: Nullable<T>) -> Option<T> {
         match value {
             Nullable::Absent => None,
             Nullable::Null => {
                 self.0.push(name.to_owned());
                 None
             }
-            Nullable::Value(value) => self.note(name, Some(value)),
+            Nullable::Value(value) => self.set(name, Some(value)),
         }
     }
-}
 
-impl Mask {
-    /// Notes only that a field is null, and hands a value on.
-    pub fn note_null<T>(&mut self, name: &str, value: Nullable<T>) -> Option<T> {
+    /// Adds a field only if it is null, and returns its value.
+    pub fn set_if_null<T>(&mut self, name: &str, value: Nullable<T>) -> Option<T> {
         match value {
             Nullable::Value(value) => Some(value),
-            Nullable::Absent | Nullable::Null => self.note_nullable(name, value),
+            Nullable::Absent | Nullable::Null => self.set_nullable(name, value),
         }
     }
 }
 
-impl From<Mask> for Vec<String> {
-    fn from(mask: Mask) -> Self {
+impl From<FieldMaskBuilder> for Vec<String> {
+    fn from(mask: FieldMaskBuilder) -> Self {
         mask.0
     }
 }
 
-impl From<Mask> for prost_types::FieldMask {
-    fn from(mask: Mask) -> Self {
+impl From<FieldMaskBuilder> for prost_types::FieldMask {
+    fn from(mask: FieldMaskBuilder) -> Self {
         Self { paths: mask.0 }
     }
 }
@@ -76,7 +76,7 @@ mod tests {
 
     #[derive(Deserialize)]
     struct Patch {
-        #[serde(default, deserialize_with = "given")]
+        #[serde(default, deserialize_with = "deserialize_present")]
         name: Option<String>,
         #[serde(default)]
         parent_id: Nullable<i64>,
@@ -84,14 +84,14 @@ mod tests {
 
     fn masked(body: &str) -> (Vec<String>, Option<i64>) {
         let patch: Patch = serde_json::from_str(body).unwrap();
-        let mut mask = Mask::default();
-        mask.note("name", patch.name);
-        let parent_id = mask.note_nullable("parent_id", patch.parent_id);
+        let mut mask = FieldMaskBuilder::default();
+        mask.set("name", patch.name);
+        let parent_id = mask.set_nullable("parent_id", patch.parent_id);
         (mask.0, parent_id)
     }
 
     #[test]
-    fn absent_null_and_given_are_three_things() {
+    fn absent_null_and_present_fields_are_distinguished() {
         assert_eq!(masked("{}"), (vec![], None));
         assert_eq!(masked(r#"{"parent_id":null}"#), (vec!["parent_id".to_owned()], None));
         assert_eq!(masked(r#"{"parent_id":7}"#), (vec!["parent_id".to_owned()], Some(7)));

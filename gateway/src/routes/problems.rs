@@ -1,4 +1,4 @@
-//! The pages to which the `type` of problems leads: cause and remedy of each code, from the table of codes.
+//! The pages to which the `type` of a problem links: cause and remedy of each code, from the table of codes.
 
 use std::fmt::Write as _;
 
@@ -10,8 +10,8 @@ use http::{
 
 use crate::error::{Code, Problem};
 
-/// The pages change with a new version of the gateway alone. They load nothing: their style stands in them, and the empty
-/// icon keeps a browser from asking for one.
+/// The pages change only with the version of the gateway. They load nothing: the style is inline, and the empty icon keeps
+/// a browser from requesting one.
 const HEADERS: [(HeaderName, HeaderValue); 2] = [
     (CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600")),
     (
@@ -30,7 +30,7 @@ code{font-size:.95em;overflow-wrap:anywhere}";
 
 type Page = ([(HeaderName, HeaderValue); 2], Html<String>);
 
-/// All codes.
+/// Lists all codes.
 pub async fn list() -> Page {
     let mut rows = String::new();
     for code in Code::ALL {
@@ -50,8 +50,8 @@ pub async fn list() -> Page {
     )
 }
 
-/// One code.
-pub async fn show(Path(name): Path<String>) -> Result<Page, Problem> {
+/// Shows one code.
+pub async fn get(Path(name): Path<String>) -> Result<Page, Problem> {
     let code = Code::ALL.iter().find(|code| code.as_str() == name).ok_or_else(Problem::not_found)?;
     Ok(page(
         code.title(),

@@ -1,4 +1,4 @@
-//! `/products`: the catalogue, and what the shop's staff change in it.
+//! `/products`: reading and changing the catalogue.
 
 use axum::response::{IntoResponse as _, Response};
 use http::{
@@ -18,20 +18,23 @@ use shoppee_proto::{
 use crate::{
     auth::{Admin, MaybeUser},
     error::Problem,
-    extract::{AcceptsGzip, Id, IdempotencyKey, IfNoneMatch, Json, LARGE, Path, Query, WriteCondition, word},
+    extract::{
+        AcceptsGzip, BATCH_BODY_LIMIT, Id, IdempotencyKey, IfNoneMatch, Json, Path, Query, WriteCondition,
+        deserialize_enum,
+    },
     product_cache::{ProductCache, ProductResponse},
     routes::{
         batch::Batch,
-        cache::{Caching, catalogue},
-        page::{check, check_limit, of_query},
-        patch::{Mask, Nullable, given},
-        replay,
+        cache_control::{CacheControl, cache_control},
+        idempotency,
+        pagination::{as_query_error, check_limit, require},
+        patch::{FieldMaskBuilder, Nullable, deserialize_present},
     },
     upstream::Upstream,
 };
 
-const LONGEST_SEARCH: usize = 200;
-/// No product has this version: a precondition that cannot hold.
+const MAX_QUERY_LEN: usize = 200;
+/// A version that no product has: a precondition that always fails.
 const NO_VERSION: i64 = 0;
 
 #[derive(Debug, Deserialize)]
@@ -41,7 +44,7 @@ pub struct List {
     min_price: Option<i64>,
     max_price: Option<i64>,
     in_stock: Option<bool>,
-    #[serde(default, deserialize_with = "word")]
+    #[serde(default, deserialize_with = "deserialize_enum")]
     sort: Option<ProductSort>,
     limit: Option<i32>,
     cursor: Option<String>,
@@ -52,7 +55,7 @@ pub async fn list(
     products: ProductCache,
     AcceptsGzip(gzip): AcceptsGzip,
     Query(list): Query<List>,
-) -> Result<(Caching, Response), Problem> {
+) -> Result<(CacheControl, Response), Problem> {
     check_limit(list.limit)?;
     check_prices(list.min_price, list.max_price)?;
     let request = ListProductsRequest {
@@ -67,8 +70,8 @@ pub async fn list(
     let page = products
         .get_page(&user, GetPageRequest { list: Some(request), search: None })
         .await
-        .map_err(of_query)?;
-    Ok((catalogue(&user), page.respond(gzip)))
+        .map_err(as_query_error)?;
+    Ok((cache_control(&user), page.respond(gzip)))
 }
 
 #[derive(Debug, Deserialize)]
@@ -79,7 +82,7 @@ pub struct Search {
     min_price: Option<i64>,
     max_price: Option<i64>,
     in_stock: Option<bool>,
-    #[serde(default, deserialize_with = "word")]
+    #[serde(default, deserialize_with = "deserialize_enum")]
     sort: Option<SearchSort>,
     facets: Option<bool>,
     limit: Option<i32>,
@@ -91,8 +94,8 @@ pub async fn search(
     products: ProductCache,
     AcceptsGzip(gzip): AcceptsGzip,
     Query(search): Query<Search>,
-) -> Result<(Caching, Response), Problem> {
-    check((1..=LONGEST_SEARCH).contains(&search.q.chars().count()), "q", "must be 1 to 200 characters")?;
+) -> Result<(CacheControl, Response), Problem> {
+    require((1..=MAX_QUERY_LEN).contains(&search.q.chars().count()), "q", "must be 1 to 200 characters")?;
     check_limit(search.limit)?;
     check_prices(search.min_price, search.max_price)?;
     let request = SearchProductsRequest {
@@ -109,55 +112,55 @@ pub async fn search(
     let page = products
         .get_page(&user, GetPageRequest { list: None, search: Some(request) })
         .await
-        .map_err(of_query)?;
-    Ok((catalogue(&user), page.respond(gzip)))
+        .map_err(as_query_error)?;
+    Ok((cache_control(&user), page.respond(gzip)))
 }
 
 fn check_prices(min: Option<i64>, max: Option<i64>) -> Result<(), Problem> {
-    check(min.is_none_or(|min| min >= 0), "min_price", "must not be negative")?;
-    check(max.is_none_or(|max| max >= 0), "max_price", "must not be negative")?;
-    check(min.zip(max).is_none_or(|(min, max)| min <= max), "min_price", "must not be above max_price")
+    require(min.is_none_or(|min| min >= 0), "min_price", "must not be negative")?;
+    require(max.is_none_or(|max| max >= 0), "max_price", "must not be negative")?;
+    require(min.zip(max).is_none_or(|(min, max)| min <= max), "min_price", "must not be above max_price")
 }
 
-pub async fn show(
+pub async fn get(
     user: MaybeUser,
     products: ProductCache,
     Path(id): Path<Id>,
-    known: IfNoneMatch,
+    if_none_match: IfNoneMatch,
 ) -> Result<Response, Problem> {
     let product = products.get(&user, id.into()).await?;
-    if known.has(&product.etag) {
-        return Ok((StatusCode::NOT_MODIFIED, catalogue(&user), [(ETAG, product.etag)]).into_response());
+    if if_none_match.matches(&product.etag) {
+        return Ok((StatusCode::NOT_MODIFIED, cache_control(&user), [(ETAG, product.etag)]).into_response());
     }
-    Ok((catalogue(&user), product).into_response())
+    Ok((cache_control(&user), product).into_response())
 }
 
 pub async fn create(
     admin: Admin,
-    shop: Upstream,
+    upstream: Upstream,
     products: ProductCache,
     IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(product): Json<CreateProductRequest>,
 ) -> Result<Response, Problem> {
     let request = CreateProductRequest { idempotency_key, ..product };
-    let answer = shop.call_with_metadata(&admin, request).await?;
-    let product = answer.get_ref();
-    products.record_update(product.id, answer.metadata()).await;
+    let response = upstream.call_with_metadata(&admin, request).await?;
+    let product = response.get_ref();
+    products.record_update(product.id, response.metadata()).await;
     let location = format!("/api/v1/products/{}", product.id);
-    let headers = replay::headers(answer.metadata());
+    let headers = idempotency::headers(response.metadata());
     Ok((StatusCode::CREATED, headers, [(LOCATION, location)], ProductResponse::new(product)?).into_response())
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Patch {
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "deserialize_present")]
     sku: Option<String>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "deserialize_present")]
     name: Option<String>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "deserialize_present")]
     price: Option<i64>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "deserialize_present")]
     stock: Option<i64>,
     #[serde(default)]
     description: Nullable<String>,
@@ -167,30 +170,30 @@ pub struct Patch {
     image_url: Nullable<String>,
     #[serde(default)]
     attributes: Nullable<Object>,
-    #[serde(default, deserialize_with = "word")]
+    #[serde(default, deserialize_with = "deserialize_enum")]
     status: Option<ProductStatus>,
 }
 
 impl Patch {
-    fn of(
+    fn into_request(
         self,
         id: Id,
         expected_version: Option<i64>,
         idempotency_key: Option<String>,
     ) -> UpdateProductRequest {
-        let mut mask = Mask::default();
+        let mut mask = FieldMaskBuilder::default();
         let mut request = UpdateProductRequest {
             id: id.into(),
             expected_version,
-            sku: mask.note("sku", self.sku),
-            name: mask.note("name", self.name),
-            price: mask.note("price", self.price),
-            stock: mask.note("stock", self.stock),
-            description: mask.note_nullable("description", self.description),
-            category_id: mask.note_nullable("category_id", self.category_id),
-            image_url: mask.note_nullable("image_url", self.image_url),
-            attributes: mask.note_nullable("attributes", self.attributes),
-            status: mask.note("status", self.status.map(Into::into)),
+            sku: mask.set("sku", self.sku),
+            name: mask.set("name", self.name),
+            price: mask.set("price", self.price),
+            stock: mask.set("stock", self.stock),
+            description: mask.set_nullable("description", self.description),
+            category_id: mask.set_nullable("category_id", self.category_id),
+            image_url: mask.set_nullable("image_url", self.image_url),
+            attributes: mask.set_nullable("attributes", self.attributes),
+            status: mask.set("status", self.status.map(Into::into)),
             update_mask: None,
             idempotency_key,
         };
@@ -201,64 +204,64 @@ impl Patch {
 
 pub async fn update(
     admin: Admin,
-    shop: Upstream,
+    upstream: Upstream,
     products: ProductCache,
     Path(id): Path<Id>,
     condition: WriteCondition,
     IdempotencyKey(key): IdempotencyKey,
     Json(patch): Json<Patch>,
 ) -> Result<(HeaderMap, ProductResponse), Problem> {
-    let expected_version = expected(&admin, &products, id, condition).await?;
-    let answer = shop.call_with_metadata(&admin, patch.of(id, expected_version, key)).await?;
-    products.record_update(id.into(), answer.metadata()).await;
-    Ok((replay::headers(answer.metadata()), ProductResponse::new(answer.get_ref())?))
+    let expected_version = resolve_version(&admin, &products, id, condition).await?;
+    let response = upstream.call_with_metadata(&admin, patch.into_request(id, expected_version, key)).await?;
+    products.record_update(id.into(), response.metadata()).await;
+    Ok((idempotency::headers(response.metadata()), ProductResponse::new(response.get_ref())?))
 }
 
 pub async fn archive(
     admin: Admin,
-    shop: Upstream,
+    upstream: Upstream,
     products: ProductCache,
     Path(id): Path<Id>,
     condition: WriteCondition,
 ) -> Result<StatusCode, Problem> {
-    let expected_version = expected(&admin, &products, id, condition).await?;
+    let expected_version = resolve_version(&admin, &products, id, condition).await?;
     let request = ArchiveProductRequest { id: id.into(), expected_version };
-    let answer = shop.call_with_metadata(&admin, request).await?;
-    products.record_update(id.into(), answer.metadata()).await;
+    let response = upstream.call_with_metadata(&admin, request).await?;
+    products.record_update(id.into(), response.metadata()).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
 pub async fn adjust_stock(
     admin: Admin,
-    shop: Upstream,
+    upstream: Upstream,
     products: ProductCache,
     Path(id): Path<Id>,
     IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(change): Json<AdjustStockRequest>,
 ) -> Result<(HeaderMap, ProductResponse), Problem> {
     let request = AdjustStockRequest { id: id.into(), idempotency_key, ..change };
-    let answer = shop.call_with_metadata(&admin, request).await?;
-    products.record_update(id.into(), answer.metadata()).await;
-    Ok((replay::headers(answer.metadata()), ProductResponse::new(answer.get_ref())?))
+    let response = upstream.call_with_metadata(&admin, request).await?;
+    products.record_update(id.into(), response.metadata()).await;
+    Ok((idempotency::headers(response.metadata()), ProductResponse::new(response.get_ref())?))
 }
 
 pub async fn update_batch(
     admin: Admin,
-    shop: Upstream,
+    upstream: Upstream,
     products: ProductCache,
     IdempotencyKey(idempotency_key): IdempotencyKey,
-    Json(batch): Json<Batch, LARGE>,
+    Json(batch): Json<Batch, BATCH_BODY_LIMIT>,
 ) -> Result<(HeaderMap, Json<BatchUpdateProductsResponse>), Problem> {
     let request: BatchUpdateProductsRequest = batch.try_into()?;
     let request = BatchUpdateProductsRequest { idempotency_key, ..request };
-    let (metadata, answer, _) = shop.call_with_metadata(&admin, request).await?.into_parts();
-    products.record_batch_update(&answer.results).await;
-    Ok((replay::headers(&metadata), Json(answer)))
+    let (metadata, response, _) = upstream.call_with_metadata(&admin, request).await?.into_parts();
+    products.record_batch_update(&response.results).await;
+    Ok((idempotency::headers(&metadata), Json(response)))
 }
 
-/// The version a write depends on. Of several that the client would take, it is the one the product has. Versions only
-/// grow: one that the product does not have now, and that the client has seen, does not come back.
-async fn expected(
+/// Returns the version that a write requires. If the client accepts several, it is the current one. Versions only grow: an
+/// older version that the client knows does not return.
+async fn resolve_version(
     admin: &Admin,
     products: &ProductCache,
     id: Id,

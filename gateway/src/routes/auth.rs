@@ -1,7 +1,7 @@
 //! `/auth`: accounts, sessions, tokens.
 //!
-//! A POST takes an `Idempotency-Key`, which registering alone needs. To repeat any other does no harm, as it begins a
-//! session or ends one. Its key is checked and has no effect.
+//! Every POST accepts an `Idempotency-Key`, but only registering needs it. Any other may be repeated, as it starts or ends
+//! a session: its key is checked and has no effect.
 
 use axum::extract;
 use http::{
@@ -17,35 +17,35 @@ use shoppee_proto::auth::v1::{
 use crate::{
     auth::{Anonymous, User},
     error::Problem,
-    extract::{IdempotencyKey, Json, NoBody, Path, Query, Uuid},
+    extract::{EmptyBody, IdempotencyKey, Json, Path, Query, Uuid},
     routes::{
-        page::{Page, check_limit, of_query},
-        replay,
+        idempotency,
+        pagination::{Page, as_query_error, check_limit},
     },
     state::AppState,
     upstream::Upstream,
 };
 
-/// What a session is listed under, at most.
-const LONGEST_USER_AGENT: usize = 200;
+/// Bounds the user agent of a session. Characters.
+const MAX_USER_AGENT_LEN: usize = 200;
 
 /// The header that identifies a device which has signed in before, both ways: for clients without cookies.
 const DEVICE_TOKEN: HeaderName = HeaderName::from_static("device-token");
-/// The cookie that does the same for browsers.
+/// The cookie that identifies the device of a browser.
 const DEVICE_COOKIE: &str = "shoppee_device";
 /// The lifetime of the cookie: 180 days, for which the auth service accepts the token. Seconds.
 const DEVICE_COOKIE_MAX_AGE: u32 = 180 * 24 * 60 * 60;
-/// Bounds the text of a device token, above the length of any.
+/// Bounds a device token, above the length of a valid one. Bytes.
 const MAX_DEVICE_TOKEN_LEN: usize = 256;
 
 pub async fn register(
-    shop: Upstream,
+    upstream: Upstream,
     IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(account): Json<RegisterRequest>,
 ) -> Result<(StatusCode, HeaderMap, Json<Account>), Problem> {
     let request = RegisterRequest { idempotency_key, ..account };
-    let (metadata, account, _) = shop.call_with_metadata(&Anonymous, request).await?.into_parts();
-    Ok((StatusCode::CREATED, replay::headers(&metadata), Json(account)))
+    let (metadata, account, _) = upstream.call_with_metadata(&Anonymous, request).await?.into_parts();
+    Ok((StatusCode::CREATED, idempotency::headers(&metadata), Json(account)))
 }
 
 pub async fn login(
@@ -57,13 +57,13 @@ pub async fn login(
     let user_agent = headers.get(USER_AGENT).map(user_agent).unwrap_or_default();
     let request = LoginRequest { user_agent, device_token: device_token(&headers), ..login };
     let mut tokens = state.upstream.call(&Anonymous, request).await?;
-    let device = tokens.device_token.take().map(|token| known_device(&token, state.secure_cookies));
-    Ok((device.unwrap_or_default(), Json(tokens)))
+    let headers = tokens.device_token.take().map(|token| device_headers(&token, state.secure_cookies));
+    Ok((headers.unwrap_or_default(), Json(tokens)))
 }
 
-/// The text of a user agent. Most browsers' is ASCII; others are in UTF-8, or in what cannot be known.
+/// Returns the text of a user agent. Most are ASCII; others are UTF-8, or in an unknown encoding.
 fn user_agent(value: &HeaderValue) -> String {
-    String::from_utf8_lossy(value.as_bytes()).chars().take(LONGEST_USER_AGENT).collect()
+    String::from_utf8_lossy(value.as_bytes()).chars().take(MAX_USER_AGENT_LEN).collect()
 }
 
 /// Returns the token that the device was given at its last sign-in. The auth service ignores a token that is not valid.
@@ -77,8 +77,8 @@ fn device_token(headers: &HeaderMap) -> Option<String> {
     header.or_else(|| cookies.next()).filter(|token| token.len() <= MAX_DEVICE_TOKEN_LEN).map(str::to_owned)
 }
 
-/// Builds the headers that make this device a known one.
-fn known_device(token: &str, secure: bool) -> HeaderMap {
+/// Builds the headers that store the device token at the client.
+fn device_headers(token: &str, secure: bool) -> HeaderMap {
     let secure = if secure { "; Secure" } else { "" };
     let cookie = format!(
         "{DEVICE_COOKIE}={token}; Path=/api/v1/auth; Max-Age={DEVICE_COOKIE_MAX_AGE}; HttpOnly; \
@@ -89,62 +89,71 @@ fn known_device(token: &str, secure: bool) -> HeaderMap {
 }
 
 pub async fn refresh(
-    shop: Upstream,
+    upstream: Upstream,
     _: IdempotencyKey,
     Json(token): Json<RefreshRequest>,
 ) -> Result<Json<Tokens>, Problem> {
-    Ok(Json(shop.call(&Anonymous, token).await?))
+    Ok(Json(upstream.call(&Anonymous, token).await?))
 }
 
-pub async fn logout(user: User, shop: Upstream, _: IdempotencyKey, _: NoBody) -> Result<StatusCode, Problem> {
-    shop.call(&user, LogoutRequest {}).await?;
+pub async fn logout(
+    user: User,
+    upstream: Upstream,
+    _: IdempotencyKey,
+    _: EmptyBody,
+) -> Result<StatusCode, Problem> {
+    upstream.call(&user, LogoutRequest {}).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 pub async fn logout_all(
     user: User,
-    shop: Upstream,
+    upstream: Upstream,
     _: IdempotencyKey,
-    _: NoBody,
+    _: EmptyBody,
 ) -> Result<StatusCode, Problem> {
-    shop.call(&user, LogoutAllRequest {}).await?;
+    upstream.call(&user, LogoutAllRequest {}).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub async fn me(user: User, shop: Upstream) -> Result<Json<Account>, Problem> {
-    Ok(Json(shop.call(&user, GetUserInfoRequest {}).await?))
+pub async fn get_current_user(user: User, upstream: Upstream) -> Result<Json<Account>, Problem> {
+    Ok(Json(upstream.call(&user, GetUserInfoRequest {}).await?))
 }
 
 pub async fn change_password(
     user: User,
-    shop: Upstream,
+    upstream: Upstream,
     Json(change): Json<ChangePasswordRequest>,
 ) -> Result<StatusCode, Problem> {
-    shop.call(&user, change).await?;
+    upstream.call(&user, change).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 pub async fn list_sessions(
     user: User,
-    shop: Upstream,
+    upstream: Upstream,
     Query(Page { limit, cursor }): Query<Page>,
 ) -> Result<Json<ListSessionsResponse>, Problem> {
     check_limit(limit)?;
-    Ok(Json(shop.call(&user, ListSessionsRequest { limit, cursor }).await.map_err(of_query)?))
+    Ok(Json(upstream.call(&user, ListSessionsRequest { limit, cursor }).await.map_err(as_query_error)?))
 }
 
-pub async fn revoke_session(user: User, shop: Upstream, Path(id): Path<Uuid>) -> Result<StatusCode, Problem> {
-    shop.call(&user, RevokeSessionRequest { id: id.into() }).await?;
+pub async fn revoke_session(
+    user: User,
+    upstream: Upstream,
+    Path(id): Path<Uuid>,
+) -> Result<StatusCode, Problem> {
+    upstream.call(&user, RevokeSessionRequest { id: id.into() }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 pub async fn create_ws_ticket(
     user: User,
-    shop: Upstream,
+    upstream: Upstream,
     _: IdempotencyKey,
-    _: NoBody,
+    _: EmptyBody,
 ) -> Result<(StatusCode, Json<WsTicket>), Problem> {
-    Ok((StatusCode::CREATED, Json(shop.call(&user, CreateWsTicketRequest {}).await?)))
+    Ok((StatusCode::CREATED, Json(upstream.call(&user, CreateWsTicketRequest {}).await?)))
 }
 
 #[cfg(test)]
@@ -152,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_is_known_by_its_header_or_its_cookie() {
+    fn the_device_token_is_read_from_the_header_or_the_cookie() {
         let device = |headers: &[(HeaderName, &str)]| {
             let headers = headers.iter().map(|(name, value)| (name.clone(), value.parse().unwrap()));
             device_token(&headers.collect())
@@ -168,22 +177,22 @@ mod tests {
     }
 
     #[test]
-    fn a_user_agent_need_not_be_ascii() {
+    fn a_user_agent_that_is_not_ascii_is_decoded() {
         let read = |bytes: &[u8]| user_agent(&HeaderValue::from_bytes(bytes).unwrap());
         assert_eq!(read(b"curl/8"), "curl/8");
         assert_eq!(read("Büro-Kasse/1".as_bytes()), "Büro-Kasse/1");
         assert_eq!(read(b"B\xfcro/1"), "B\u{fffd}ro/1");
-        assert_eq!(read("é".repeat(300).as_bytes()).chars().count(), LONGEST_USER_AGENT);
+        assert_eq!(read("é".repeat(300).as_bytes()).chars().count(), MAX_USER_AGENT_LEN);
     }
 
     #[test]
-    fn a_device_cookie_is_for_signing_in_alone() {
-        let headers = known_device("xyz", true);
+    fn the_device_cookie_is_limited_to_the_path_of_auth() {
+        let headers = device_headers("xyz", true);
         assert_eq!(headers[DEVICE_TOKEN], "xyz");
         assert_eq!(
             headers[SET_COOKIE],
             "shoppee_device=xyz; Path=/api/v1/auth; Max-Age=15552000; HttpOnly; SameSite=Strict; Secure"
         );
-        assert!(!known_device("xyz", false)[SET_COOKIE].to_str().unwrap().contains("Secure"));
+        assert!(!device_headers("xyz", false)[SET_COOKIE].to_str().unwrap().contains("Secure"));
     }
 }

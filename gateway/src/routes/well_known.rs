@@ -1,4 +1,4 @@
-//! What is not part of the shop: the keys that tokens are verified with, and where no route leads.
+//! `/.well-known`: the public keys for verifying access tokens.
 
 use axum::extract::State;
 use http::{HeaderName, HeaderValue, header::CACHE_CONTROL};
@@ -7,10 +7,10 @@ use shoppee_proto::auth::v1::Jwk;
 
 use crate::{error::Problem, extract::Json, state::AppState};
 
-/// Keys change rarely, and a new one is published before it signs.
-const KEPT: HeaderValue = HeaderValue::from_static("public, max-age=300");
+/// Keys change rarely, and a new one is published before it is used.
+const MAX_AGE: HeaderValue = HeaderValue::from_static("public, max-age=300");
 
-/// RFC 7517 §5.
+/// A JSON Web Key Set (RFC 7517 §5).
 #[derive(Debug, Serialize)]
 pub struct Jwks {
     keys: Vec<Jwk>,
@@ -23,15 +23,6 @@ pub async fn jwks(
     if keys.is_empty() {
         Err(Problem::unavailable())
     } else {
-        Ok(([(CACHE_CONTROL, KEPT)], Json(Jwks { keys })))
+        Ok(([(CACHE_CONTROL, MAX_AGE)], Json(Jwks { keys })))
     }
-}
-
-pub async fn not_found() -> Problem {
-    Problem::not_found()
-}
-
-/// axum adds `Allow`.
-pub async fn method_not_allowed() -> Problem {
-    Problem::method_not_allowed()
 }

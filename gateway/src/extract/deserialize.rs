@@ -1,5 +1,5 @@
-//! Deserialising for the outside world: an object is an object (serde's derive would take an array for a
-//! struct), and whatever is wrong is told by the path of its field, in our own words.
+//! PathTracker deserialising of requests: a struct must be an object (serde's derive accepts an array too), and an error names
+//! the path of its field, with the gateway's own message.
 
 use std::{
     cell::RefCell,
@@ -15,61 +15,61 @@ use shoppee_proto::json::{MAX_OBJECT_DEPTH, TOO_DEEP};
 
 use crate::error::Problem;
 
-/// Names of fields are the client's; longer ones are cut.
-const LONGEST_NAME: usize = 64;
-const LONGEST_PATH: usize = 256;
+/// Bounds a field name of the client in a message. Characters.
+const MAX_NAME_LEN: usize = 64;
+const MAX_PATH_LEN: usize = 256;
 
-/// Reads a `T`.
-pub fn read<'de, T, D>(deserializer: D) -> Result<T, Wrong<D::Error>>
+/// Deserialises a `T`.
+pub fn from_deserializer<'de, T, D>(deserializer: D) -> Result<T, DeserializeError<D::Error>>
 where
     T: Deserialize<'de>,
     D: Deserializer<'de>,
 {
-    let trail = Trail::default();
-    T::deserialize(Strict { inner: deserializer, trail: &trail })
-        .map_err(|error| Wrong { error, position: trail.into_inner() })
+    let path = SharedPath::default();
+    T::deserialize(PathTracker { inner: deserializer, path: &path })
+        .map_err(|source| DeserializeError { source, path: path.into_inner() })
 }
 
-/// What is wrong, and where.
+/// An error with the path of its field.
 #[derive(Debug)]
-pub struct Wrong<E> {
-    pub error: E,
-    position: Position,
+pub struct DeserializeError<E> {
+    pub source: E,
+    path: FieldPath,
 }
 
-impl<E: fmt::Display> Wrong<E> {
-    /// The fault of the field; of `whole`, where it is all of it.
-    pub fn fault(self, whole: &str) -> Fault {
-        self.position.fault(&self.error.to_string(), whole)
+impl<E: fmt::Display> DeserializeError<E> {
+    /// Converts the error; a fault of the whole input is one of `root`.
+    pub fn into_fault(self, root: &str) -> Fault {
+        self.path.into_fault(&self.source.to_string(), root)
     }
 }
 
 /// The error of one field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Its path; of what is all of the input, a word for that.
+    /// The path of the field, or the name of the whole input.
     pub field: String,
     pub message: String,
-    /// Whether the shape is right, and a rule broken that has to be checked together with it.
+    /// Marks a fault that is not one of shape, but of a validation rule.
     is_rule: bool,
-    pub mend: Mend,
+    pub repair: Repair,
 }
 
-/// What would have to be done to the field, so that what is wrong with the others shows too.
+/// The repair of a faulty field, after which faults of other fields can be found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mend {
+pub enum Repair {
     Remove,
     Insert,
-    /// By a value of the kind that was expected.
+    /// Replaces the value by one of the expected kind.
     Replace(&'static str),
 }
 
 impl Fault {
-    pub const fn is_of_shape(&self) -> bool {
+    pub const fn is_malformed(&self) -> bool {
         !self.is_rule
     }
 
-    pub fn problem(self) -> Problem {
+    pub fn into_problem(self) -> Problem {
         if self.is_rule {
             Problem::invalid(self.field, self.message)
         } else {
@@ -78,94 +78,94 @@ impl Fault {
     }
 }
 
-/// Where in the input the deserialiser stands.
-type Trail = RefCell<Position>;
+/// The deserialiser's position in the input.
+type SharedPath = RefCell<FieldPath>;
 
 #[derive(Debug, Default)]
-struct Position {
-    path: String,
-    /// The last key that was read, whether or not its value was.
+struct FieldPath {
+    text: String,
+    /// The last key that was read; its value may still be unread.
     key: String,
-    /// What the value should have been.
+    /// The expected kind of the value.
     expected: &'static str,
 }
 
-impl Position {
+impl FieldPath {
     fn enter_key(&mut self) -> usize {
-        let before = self.path.len();
+        let before = self.text.len();
         if before > 0 {
-            self.path.push('.');
+            self.text.push('.');
         }
-        self.path.push_str(&self.key);
+        self.text.push_str(&self.key);
         before
     }
 
-    /// The key stands again for the value that was read: it may yet turn out to have been there before.
+    /// Restores the key of the value that was read: it may turn out to be a duplicate.
     fn leave_key(&mut self, before: usize) {
         self.key.clear();
-        self.key.push_str(self.path[before..].trim_start_matches('.'));
-        self.path.truncate(before);
+        self.key.push_str(self.text[before..].trim_start_matches('.'));
+        self.text.truncate(before);
     }
 
     fn enter_index(&mut self, index: usize) -> usize {
-        let before = self.path.len();
+        let before = self.text.len();
         // Writing to a string does not fail.
-        let _ = write!(self.path, "[{index}]");
+        let _ = write!(self.text, "[{index}]");
         before
     }
 
-    fn fault(mut self, error: &str, whole: &str) -> Fault {
-        let mut mend = Mend::Replace(self.expected);
+    fn into_fault(mut self, error: &str, root: &str) -> Fault {
+        let mut repair = Repair::Replace(self.expected);
         let mut is_rule = false;
-        let (message, deeper) = if error.starts_with("unknown field") {
-            mend = Mend::Remove;
+        let (message, child_key) = if error.starts_with("unknown field") {
+            repair = Repair::Remove;
             ("is not known here".to_owned(), Some(std::mem::take(&mut self.key)))
         } else if error.starts_with("duplicate field") {
             ("is given twice".to_owned(), Some(std::mem::take(&mut self.key)))
         } else if let Some(rest) = error.strip_prefix("missing field `") {
-            mend = Mend::Insert;
+            repair = Repair::Insert;
             ("is missing".to_owned(), rest.split('`').next().map(str::to_owned))
         } else if error.starts_with("unknown word") {
-            mend = Mend::Remove;
+            repair = Repair::Remove;
             ("is not one of the words it may be".to_owned(), None)
         } else if error.starts_with("number out of range") {
-            mend = Mend::Replace("a number");
+            repair = Repair::Replace("a number");
             ("is a number out of all range".to_owned(), None)
         } else if error.starts_with("an integer beyond 2^53") {
-            mend = Mend::Replace("a number");
+            repair = Repair::Replace("a number");
             ("holds an integer beyond 2^53, which would lose digits; send it as a string".to_owned(), None)
         } else if error.starts_with(TOO_DEEP) {
-            // A rule of the product service, which cannot even decode what breaks it by far.
+            // A rule of the product service, whose decoder fails on deeper input.
             is_rule = true;
-            self.path.truncate(self.path.find(['.', '[']).unwrap_or(self.path.len()));
+            self.text.truncate(self.text.find(['.', '[']).unwrap_or(self.text.len()));
             (format!("must have at most {MAX_OBJECT_DEPTH} levels"), None)
         } else if self.expected.is_empty() {
             ("is not valid here".to_owned(), None)
         } else {
             (format!("must be {}", self.expected), None)
         };
-        if let Some(key) = deeper {
+        if let Some(key) = child_key {
             self.key = key;
             self.enter_key();
         }
-        let field = if self.path.is_empty() { whole } else { &self.path };
-        Fault { field: field.chars().take(LONGEST_PATH).collect(), message, is_rule, mend }
+        let field = if self.text.is_empty() { root } else { &self.text };
+        Fault { field: field.chars().take(MAX_PATH_LEN).collect(), message, is_rule, repair }
     }
 }
 
-/// The beginning of a name, without what does not belong into a line of text.
-fn cut(name: &str) -> String {
-    name.chars().take(LONGEST_NAME).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+/// Truncates a name and replaces its control characters.
+fn truncate(name: &str) -> String {
+    name.chars().take(MAX_NAME_LEN).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-struct Strict<'t, T> {
+struct PathTracker<'t, T> {
     inner: T,
-    trail: &'t Trail,
+    path: &'t SharedPath,
 }
 
-impl<T> Strict<'_, T> {
+impl<T> PathTracker<'_, T> {
     fn expect(&self, expected: &'static str) {
-        self.trail.borrow_mut().expected = expected;
+        self.path.borrow_mut().expected = expected;
     }
 }
 
@@ -173,12 +173,12 @@ macro_rules! forward {
     ($($method:ident: $expected:literal;)*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
             self.expect($expected);
-            self.inner.$method(Strict { inner: visitor, trail: self.trail })
+            self.inner.$method(PathTracker { inner: visitor, path: self.path })
         }
     )*};
 }
 
-impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<'_, D> {
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for PathTracker<'_, D> {
     type Error = D::Error;
 
     forward! {
@@ -223,7 +223,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<'_, D> {
         name: &'static str,
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_unit_struct(name, Strict { inner: visitor, trail: self.trail })
+        self.inner.deserialize_unit_struct(name, PathTracker { inner: visitor, path: self.path })
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
@@ -231,12 +231,12 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<'_, D> {
         name: &'static str,
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_newtype_struct(name, Strict { inner: visitor, trail: self.trail })
+        self.inner.deserialize_newtype_struct(name, PathTracker { inner: visitor, path: self.path })
     }
 
     fn deserialize_tuple<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, D::Error> {
         self.expect("a list");
-        self.inner.deserialize_tuple(len, Strict { inner: visitor, trail: self.trail })
+        self.inner.deserialize_tuple(len, PathTracker { inner: visitor, path: self.path })
     }
 
     fn deserialize_tuple_struct<V: Visitor<'de>>(
@@ -246,7 +246,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<'_, D> {
         visitor: V,
     ) -> Result<V::Value, D::Error> {
         self.expect("a list");
-        self.inner.deserialize_tuple_struct(name, len, Strict { inner: visitor, trail: self.trail })
+        self.inner.deserialize_tuple_struct(name, len, PathTracker { inner: visitor, path: self.path })
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -256,7 +256,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<'_, D> {
         visitor: V,
     ) -> Result<V::Value, D::Error> {
         self.expect("one of its words");
-        self.inner.deserialize_enum(name, variants, Strict { inner: visitor, trail: self.trail })
+        self.inner.deserialize_enum(name, variants, PathTracker { inner: visitor, path: self.path })
     }
 
     fn is_human_readable(&self) -> bool {
@@ -272,7 +272,7 @@ macro_rules! visit {
     )*};
 }
 
-impl<'de, V: Visitor<'de>> Visitor<'de> for Strict<'_, V> {
+impl<'de, V: Visitor<'de>> Visitor<'de> for PathTracker<'_, V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -304,19 +304,19 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Strict<'_, V> {
     }
 
     fn visit_some<D: Deserializer<'de>>(self, inner: D) -> Result<V::Value, D::Error> {
-        self.inner.visit_some(Strict { inner, trail: self.trail })
+        self.inner.visit_some(PathTracker { inner, path: self.path })
     }
 
     fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<V::Value, D::Error> {
-        self.inner.visit_newtype_struct(Strict { inner, trail: self.trail })
+        self.inner.visit_newtype_struct(PathTracker { inner, path: self.path })
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {
-        self.inner.visit_seq(Items { inner, trail: self.trail, index: 0 })
+        self.inner.visit_seq(IndexTracker { inner, path: self.path, index: 0 })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {
-        self.inner.visit_map(Strict { inner, trail: self.trail })
+        self.inner.visit_map(PathTracker { inner, path: self.path })
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {
@@ -324,28 +324,29 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Strict<'_, V> {
     }
 }
 
-impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Strict<'_, S> {
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for PathTracker<'_, S> {
     type Value = S::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<S::Value, D::Error> {
-        self.inner.deserialize(Strict { inner, trail: self.trail })
+        self.inner.deserialize(PathTracker { inner, path: self.path })
     }
 }
 
-struct Items<'t, A> {
+/// Tracks the index within a list.
+struct IndexTracker<'t, A> {
     inner: A,
-    trail: &'t Trail,
+    path: &'t SharedPath,
     index: usize,
 }
 
-impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Items<'_, A> {
+impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for IndexTracker<'_, A> {
     type Error = A::Error;
 
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
-        let before = self.trail.borrow_mut().enter_index(self.index);
-        let element = self.inner.next_element_seed(Strict { inner: seed, trail: self.trail })?;
-        // Left as it is where there was an error: that is where it was.
-        self.trail.borrow_mut().path.truncate(before);
+        let before = self.path.borrow_mut().enter_index(self.index);
+        let element = self.inner.next_element_seed(PathTracker { inner: seed, path: self.path })?;
+        // An error returns before this, and leaves its path.
+        self.path.borrow_mut().text.truncate(before);
         self.index += 1;
         Ok(element)
     }
@@ -355,17 +356,17 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Items<'_, A> {
     }
 }
 
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Strict<'_, A> {
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for PathTracker<'_, A> {
     type Error = A::Error;
 
     fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
-        self.inner.next_key_seed(Key { inner: seed, trail: self.trail })
+        self.inner.next_key_seed(KeyTracker { inner: seed, path: self.path })
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
-        let before = self.trail.borrow_mut().enter_key();
-        let value = self.inner.next_value_seed(Strict { inner: seed, trail: self.trail })?;
-        self.trail.borrow_mut().leave_key(before);
+        let before = self.path.borrow_mut().enter_key();
+        let value = self.inner.next_value_seed(PathTracker { inner: seed, path: self.path })?;
+        self.path.borrow_mut().leave_key(before);
         Ok(value)
     }
 
@@ -374,25 +375,25 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Strict<'_, A> {
     }
 }
 
-/// Reads a key, and remembers it.
-struct Key<'t, T> {
+/// Deserialises a key and records it in the path.
+struct KeyTracker<'t, T> {
     inner: T,
-    trail: &'t Trail,
+    path: &'t SharedPath,
 }
 
-impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Key<'_, S> {
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for KeyTracker<'_, S> {
     type Value = S::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<S::Value, D::Error> {
-        self.inner.deserialize(Key { inner, trail: self.trail })
+        self.inner.deserialize(KeyTracker { inner, path: self.path })
     }
 }
 
-impl<'de, D: Deserializer<'de>> Deserializer<'de> for Key<'_, D> {
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for KeyTracker<'_, D> {
     type Error = D::Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_any(Key { inner: visitor, trail: self.trail })
+        self.inner.deserialize_any(KeyTracker { inner: visitor, path: self.path })
     }
 
     serde::forward_to_deserialize_any! {
@@ -401,7 +402,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Key<'_, D> {
     }
 }
 
-impl<'de, V: Visitor<'de>> Visitor<'de> for Key<'_, V> {
+impl<'de, V: Visitor<'de>> Visitor<'de> for KeyTracker<'_, V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -409,17 +410,17 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Key<'_, V> {
     }
 
     fn visit_str<E: de::Error>(self, key: &str) -> Result<V::Value, E> {
-        self.trail.borrow_mut().key = cut(key);
+        self.path.borrow_mut().key = truncate(key);
         self.inner.visit_str(key)
     }
 
     fn visit_borrowed_str<E: de::Error>(self, key: &'de str) -> Result<V::Value, E> {
-        self.trail.borrow_mut().key = cut(key);
+        self.path.borrow_mut().key = truncate(key);
         self.inner.visit_borrowed_str(key)
     }
 
     fn visit_string<E: de::Error>(self, key: String) -> Result<V::Value, E> {
-        self.trail.borrow_mut().key = cut(&key);
+        self.path.borrow_mut().key = truncate(&key);
         self.inner.visit_string(key)
     }
 }
