@@ -2,18 +2,18 @@
 //! those of the OpenAPI document.
 
 use super::{
-    contract::Contract,
+    descriptors::ApiDescriptors,
     frames::{self, Frame},
     json::{Json, Object, list, object},
-    outside::SOCKET,
+    non_rpc_paths::SOCKET,
     schemas::{Schemas, reference},
 };
 use crate::realtime::CloseReason;
 
 /// Returns the document, as JSON.
 pub fn document() -> anyhow::Result<Vec<u8>> {
-    let contract = Contract::read()?;
-    let mut schemas = Schemas::new(&contract);
+    let api = ApiDescriptors::read()?;
+    let mut schemas = Schemas::new(&api);
     frames::write(&mut schemas);
     let mut schemas = schemas.finish();
     // The errors of a socket are frames, and the messages of a channel are its alternatives.
@@ -117,7 +117,7 @@ fn message(frame: Frame) -> Object {
     object! {
         "name": frame.kind,
         "title": frame.schema,
-        "summary": frame.about,
+        "summary": frame.description,
         "contentType": "application/json",
         "payload": reference(frame.schema),
     }

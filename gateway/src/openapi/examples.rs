@@ -1,5 +1,4 @@
-//! Examples. Answers are written as the messages they are, so that they cannot look different from real ones;
-//! bodies as a client writes them.
+//! Examples. Responses are built from messages, so that they have the form of real ones; request bodies are JSON text.
 
 use serde::Serialize;
 use shoppee_proto::{
@@ -9,13 +8,13 @@ use shoppee_proto::{
 use super::json::Json;
 
 /// 2026-01-15T09:30:00Z.
-const MORNING: i64 = 1_768_469_400;
+const EXAMPLE_TIME: i64 = 1_768_469_400;
 const ORDER: &str = "019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44";
 const SESSION: &str = "019bc0e0-6c11-7b52-b1f4-7a3e9d2c4f10";
 pub const REQUEST_ID: &str = "019bc0e1-79fe-7d21-8a6b-5b0d3c9f1e02";
 
 fn at(minutes: i64) -> Timestamp {
-    Timestamp { seconds: MORNING + 60 * minutes, nanos: 0 }
+    Timestamp { seconds: EXAMPLE_TIME + 60 * minutes, nanos: 0 }
 }
 
 /// Returns the example of a parameter in the path or the query. The products, categories and users are those of the demo
@@ -36,8 +35,8 @@ pub fn parameter(operation: &str, name: &str) -> Option<Json> {
     Some(id.into())
 }
 
-/// What a client sends to an operation.
-pub fn body(operation: &str) -> Option<Json> {
+/// Returns the request body of an operation.
+pub fn request_body(operation: &str) -> Option<Json> {
     let text = match operation {
         "register" => {
             r#"{"username": "zoe", "email": "zoe@example.com", "password": "correct horse battery"}"#
@@ -78,46 +77,46 @@ pub fn body(operation: &str) -> Option<Json> {
     serde_json::from_str(text).ok()
 }
 
-/// What an operation answers, where it answers with `message`.
-pub fn answer(operation: &str, message: &str) -> Option<Json> {
-    let admins = matches!(operation, "listUsers" | "getUser" | "updateUser");
+/// Returns the response of an operation that responds with `message`.
+pub fn response(operation: &str, message: &str) -> Option<Json> {
+    let is_for_admin = matches!(operation, "listUsers" | "getUser" | "updateUser");
     match message {
-        "User" => json(&user(admins)),
+        "User" => json(&example_user(is_for_admin)),
         "ListUsersResponse" => json(&auth::ListUsersResponse {
-            items: vec![user(true)],
+            items: vec![example_user(true)],
             next_cursor: Some("eyJpZCI6N30".to_owned()),
         }),
-        "Tokens" => json(&tokens()),
-        "ListSessionsResponse" => json(&sessions()),
+        "Tokens" => json(&example_tokens()),
+        "ListSessionsResponse" => json(&example_sessions()),
         "WsTicket" => json(&auth::WsTicket { ticket: TICKET.to_owned(), expires_in: 30 }),
-        "Product" => json(&casserole()),
+        "Product" => json(&example_product()),
         "ListProductsResponse" => json(&product::ListProductsResponse {
-            items: vec![casserole()],
+            items: vec![example_product()],
             next_cursor: Some("eyJvZiI6MX0".to_owned()),
         }),
-        "SearchProductsResponse" => json(&found()),
-        "BatchUpdateProductsResponse" => json(&batch()),
-        "Category" => json(&category()),
+        "SearchProductsResponse" => json(&example_search()),
+        "BatchUpdateProductsResponse" => json(&example_batch()),
+        "Category" => json(&example_category()),
         "ListCategoriesResponse" => {
-            json(&product::ListCategoriesResponse { items: vec![category()], next_cursor: None })
+            json(&product::ListCategoriesResponse { items: vec![example_category()], next_cursor: None })
         }
-        "Cart" => json(&cart()),
-        "Order" => json(&placed(state_after(operation))),
+        "Cart" => json(&example_cart()),
+        "Order" => json(&example_order(status_after(operation))),
         "ListOrdersResponse" => json(&order::ListOrdersResponse {
-            items: vec![placed(order::OrderStatus::Paid)],
+            items: vec![example_order(order::OrderStatus::Paid)],
             next_cursor: None,
         }),
-        "ListOrderEventsResponse" => json(&history()),
+        "ListOrderEventsResponse" => json(&example_history()),
         _ => None,
     }
 }
 
-/// As it is sent.
+/// Serialises a message as the gateway does.
 fn json(message: &impl Serialize) -> Option<Json> {
     serde_json::from_str(&serde_json::to_string(message).ok()?).ok()
 }
 
-fn user(for_admin: bool) -> auth::User {
+fn example_user(for_admin: bool) -> auth::User {
     auth::User {
         id: 7,
         username: "ann".to_owned(),
@@ -135,19 +134,19 @@ pub const DEVICE_TOKEN: &str =
 const TICKET: &str =
     "eyJ0eXAiOiJ3cy10aWNrZXQrand0IiwiYWxnIjoiRWREU0EiLCJraWQiOiJrMSJ9.eyJzdWIiOiI3In0.c2lnbmF0dXJl";
 
-fn tokens() -> auth::Tokens {
+fn example_tokens() -> auth::Tokens {
     auth::Tokens {
         access_token: TOKEN.to_owned(),
         token_type: "Bearer".to_owned(),
         expires_in: 86_400,
         refresh_token: "nJ3v0cJ0y7o4bq2m9s8d1kQxw5zGh6TtLr-eUfVaXiY".to_owned(),
         refresh_expires_in: 2_592_000,
-        user: Some(user(false)),
+        user: Some(example_user(false)),
         device_token: None,
     }
 }
 
-fn sessions() -> auth::ListSessionsResponse {
+fn example_sessions() -> auth::ListSessionsResponse {
     let session = auth::Session {
         id: SESSION.to_owned(),
         created_at: Some(at(0)),
@@ -158,7 +157,7 @@ fn sessions() -> auth::ListSessionsResponse {
     auth::ListSessionsResponse { items: vec![session], next_cursor: None }
 }
 
-fn casserole() -> product::Product {
+fn example_product() -> product::Product {
     let text = |text: &str| prost_types::Value {
         kind: Some(prost_types::value::Kind::StringValue(text.to_owned())),
     };
@@ -187,9 +186,9 @@ fn casserole() -> product::Product {
     }
 }
 
-fn found() -> product::SearchProductsResponse {
+fn example_search() -> product::SearchProductsResponse {
     product::SearchProductsResponse {
-        items: vec![casserole()],
+        items: vec![example_product()],
         next_cursor: None,
         total: 1,
         total_is_exact: true,
@@ -205,7 +204,7 @@ fn found() -> product::SearchProductsResponse {
     }
 }
 
-fn batch() -> product::BatchUpdateProductsResponse {
+fn example_batch() -> product::BatchUpdateProductsResponse {
     let result = |index, id, status: product::RowStatus, version, error| product::ProductChangeResult {
         index,
         id,
@@ -226,11 +225,11 @@ fn batch() -> product::BatchUpdateProductsResponse {
     }
 }
 
-fn category() -> product::Category {
+fn example_category() -> product::Category {
     product::Category { id: 5, slug: "cookware".to_owned(), name: "Cookware".to_owned(), parent_id: Some(1) }
 }
 
-fn cart() -> order::Cart {
+fn example_cart() -> order::Cart {
     let item = order::CartItem {
         product_id: 42,
         sku: "COOK-00042".to_owned(),
@@ -243,8 +242,8 @@ fn cart() -> order::Cart {
     order::Cart { items: vec![item], total: 22_800, currency: "EUR".to_owned(), updated_at: Some(at(50)) }
 }
 
-/// The status an order has when an operation answers with it.
-fn state_after(operation: &str) -> order::OrderStatus {
+/// Returns the status of an order in the response of an operation.
+fn status_after(operation: &str) -> order::OrderStatus {
     match operation {
         "payOrder" => order::OrderStatus::Paid,
         "shipOrder" => order::OrderStatus::Shipped,
@@ -254,10 +253,10 @@ fn state_after(operation: &str) -> order::OrderStatus {
     }
 }
 
-fn placed(status: order::OrderStatus) -> order::Order {
+fn example_order(status: order::OrderStatus) -> order::Order {
     use order::OrderStatus::{Cancelled, Completed, Paid, Shipped};
-    let paid = matches!(status, Paid | Shipped | Completed);
-    let payment = if paid { order::PaymentStatus::Paid } else { order::PaymentStatus::Unpaid };
+    let is_paid = matches!(status, Paid | Shipped | Completed);
+    let payment = if is_paid { order::PaymentStatus::Paid } else { order::PaymentStatus::Unpaid };
     let shipment = order::Shipment {
         carrier: "PostNL".to_owned(),
         tracking_number: "3SABCD012345678".to_owned(),
@@ -290,7 +289,7 @@ fn placed(status: order::OrderStatus) -> order::Order {
         }),
         payment: Some(order::Payment {
             status: payment.into(),
-            paid_at: paid.then(|| at(63)),
+            paid_at: is_paid.then(|| at(63)),
             refunded_at: None,
         }),
         shipment: Some(shipment).filter(|_| matches!(status, Shipped | Completed)),
@@ -307,7 +306,7 @@ fn placed(status: order::OrderStatus) -> order::Order {
     }
 }
 
-fn history() -> order::ListOrderEventsResponse {
+fn example_history() -> order::ListOrderEventsResponse {
     let event = |seq, status: order::OrderStatus, previous: Option<order::OrderStatus>, minutes| {
         order::OrderHistoryEvent {
             seq,

@@ -6,12 +6,12 @@ use super::{
     schemas::{Schemas, reference},
 };
 
-/// A frame: its `type`, the name of its schema, when it is sent.
+/// A frame: its `type`, the name of its schema, its description.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame {
     pub kind: &'static str,
     pub schema: &'static str,
-    pub about: &'static str,
+    pub description: &'static str,
 }
 
 /// The frames that the gateway sends.
@@ -19,38 +19,38 @@ pub const SERVER: [Frame; 4] = [
     Frame {
         kind: "ready",
         schema: "ReadyFrame",
-        about: "The first frame: the position from which the socket goes on. With `recovered: false` the missed events \
+        description: "The first frame: the position from which the socket goes on. With `recovered: false` the missed events \
                 cannot be replayed whole: read the orders by REST and go on from `seq`.",
     },
     Frame {
         kind: "order",
         schema: "OrderFrame",
-        about: "A step of one of the user's orders. `seq` counts per user, from 1, without gaps. A copy of an event has \
+        description: "A step of one of the user's orders. `seq` counts per user, from 1, without gaps. A copy of an event has \
                 the same `seq`.",
     },
-    Frame { kind: "pong", schema: "PongFrame", about: "The answer to a `ping`." },
+    Frame { kind: "pong", schema: "PongFrame", description: "The answer to a `ping`." },
     Frame {
         kind: "error",
         schema: "ErrorFrame",
-        about: "The answer to a frame that is not understood, or whose access token is not valid. The tenth closes the \
+        description: "The answer to a frame that is not understood, or whose access token is not valid. The tenth closes the \
                 socket with 4509.",
     },
 ];
 
 /// The frames that a client may send.
 pub const CLIENT: [Frame; 2] = [
-    Frame { kind: "ping", schema: "PingFrame", about: "Asks for a `pong`." },
+    Frame { kind: "ping", schema: "PingFrame", description: "Asks for a `pong`." },
     Frame {
         kind: "auth",
         schema: "AuthFrame",
-        about: "Brings a newer access token of the same user, so that the socket goes on past the end of its first one.",
+        description: "Brings a newer access token of the same user, so that the socket goes on past the end of its first one.",
     },
 ];
 
 /// Adds the schemas of all frames.
 pub fn write(schemas: &mut Schemas<'_>) {
     for frame in SERVER {
-        let order = frame.kind == "order";
+        let is_order = frame.kind == "order";
         let mut properties = object! {
             "type": object! { "type": "string", "const": frame.kind },
             "content": content(frame.kind, schemas),
@@ -58,7 +58,7 @@ pub fn write(schemas: &mut Schemas<'_>) {
             "time": integer(0).with("description", "Unix seconds."),
         };
         let mut required = vec!["type", "content", "user_id", "time"];
-        if order {
+        if is_order {
             properties.set("seq", integer(1));
             required.push("seq");
         }
@@ -80,7 +80,7 @@ pub fn write(schemas: &mut Schemas<'_>) {
 fn add(schemas: &mut Schemas<'_>, frame: Frame, properties: Object, required: &[&'static str]) {
     let schema = object! {
         "type": "object",
-        "description": frame.about,
+        "description": frame.description,
         "properties": properties,
         "required": list(required.iter().copied()),
     };
@@ -88,11 +88,11 @@ fn add(schemas: &mut Schemas<'_>, frame: Frame, properties: Object, required: &[
         .add(frame.schema, schema.with_some("examples", example(frame.kind).map(|example| list([example]))));
 }
 
-fn one_of(frames: &[Frame], about: &'static str) -> Object {
+fn one_of(frames: &[Frame], description: &'static str) -> Object {
     let path = |frame: &Frame| format!("#/components/schemas/{}", frame.schema);
     let mapping: Object = frames.iter().map(|frame| (frame.kind, path(frame))).collect();
     object! {
-        "description": about,
+        "description": description,
         "oneOf": list(frames.iter().map(|frame| reference(frame.schema))),
         "discriminator": object! { "propertyName": "type", "mapping": mapping },
     }
@@ -128,8 +128,8 @@ fn content(kind: &str, schemas: &mut Schemas<'_>) -> Object {
     if required.is_empty() { schema } else { schema.with("required", list(required.iter().copied())) }
 }
 
-fn integer(least: i64) -> Object {
-    object! { "type": "integer", "format": "int64", "minimum": least }
+fn integer(minimum: i64) -> Object {
+    object! { "type": "integer", "format": "int64", "minimum": minimum }
 }
 
 /// Returns an example of a frame.

@@ -1,5 +1,5 @@
-//! JSON whose fields stay in the order they are written in: a reader finds `id` first. serde_json's own
-//! objects sort them, or keep their order for the whole workspace.
+//! JSON objects that preserve the order of their fields, so that `id` comes first. The objects of `serde_json` sort them,
+//! unless a feature changes that for the whole workspace.
 
 use std::{borrow::Cow, fmt};
 
@@ -21,7 +21,7 @@ pub enum Json {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Object(Vec<(Cow<'static, str>, Json)>);
 
-/// An object as it will stand there; values are anything that becomes [`Json`].
+/// Builds an object; values are anything that converts to [`Json`].
 macro_rules! object {
     ($($key:literal: $value:expr),* $(,)?) => {
         $crate::openapi::json::Object::default()$(.with($key, $value))*
@@ -36,7 +36,7 @@ impl Object {
         self
     }
 
-    /// The same where there is a value.
+    /// Adds a field if there is a value.
     #[must_use]
     pub fn with_some(self, key: &'static str, value: Option<impl Into<Json>>) -> Self {
         match value {
@@ -45,22 +45,22 @@ impl Object {
         }
     }
 
-    /// Replaces what stands under `key`, or adds it.
+    /// Replaces or adds a field.
     pub fn set(&mut self, key: impl Into<Cow<'static, str>>, value: impl Into<Json>) {
         let (key, value) = (key.into(), value.into());
-        match self.0.iter_mut().find(|(known, _)| *known == key) {
+        match self.0.iter_mut().find(|(name, _)| *name == key) {
             Some((_, old)) => *old = value,
             None => self.0.push((key, value)),
         }
     }
 
     pub fn get(&self, key: &str) -> Option<&Json> {
-        self.0.iter().find(|(known, _)| known == key).map(|(_, value)| value)
+        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value)
     }
 
-    /// The object under `key`; an empty one is made where there is none.
+    /// Returns the object under `key`; inserts an empty one if there is none.
     pub fn entry(&mut self, key: &str) -> &mut Self {
-        let at = self.0.iter().position(|(known, _)| known == key).unwrap_or_else(|| {
+        let at = self.0.iter().position(|(name, _)| name == key).unwrap_or_else(|| {
             self.0.push((Cow::Owned(key.to_owned()), Self::default().into()));
             self.0.len() - 1
         });
@@ -71,22 +71,22 @@ impl Object {
         match value {
             Json::Object(object) => object,
             Json::Null | Json::Bool(_) | Json::Number(_) | Json::Text(_) | Json::List(_) => {
-                unreachable!("just made one")
+                unreachable!("an object was inserted")
             }
         }
     }
 
-    /// Leaves only the fields whose names `stay`.
-    pub fn retain(&mut self, stay: impl Fn(&str) -> bool) {
-        self.0.retain(|(key, _)| stay(key));
+    /// Keeps only the fields whose names match `keep`.
+    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        self.0.retain(|(key, _)| keep(key));
     }
 
-    /// Leaves only the texts that `stay` in the list under `key`; the list goes where none is left.
-    pub fn retain_in_list(&mut self, key: &str, stay: impl Fn(&str) -> bool) {
-        let Some((_, Json::List(items))) = self.0.iter_mut().find(|(known, _)| known == key) else { return };
-        items.retain(|item| !matches!(item, Json::Text(text) if !stay(text)));
+    /// Keeps only the texts that match `keep` in the list under `key`; removes an empty list.
+    pub fn retain_in_list(&mut self, key: &str, keep: impl Fn(&str) -> bool) {
+        let Some((_, Json::List(items))) = self.0.iter_mut().find(|(name, _)| name == key) else { return };
+        items.retain(|item| !matches!(item, Json::Text(text) if !keep(text)));
         if items.is_empty() {
-            self.retain(|known| known != key);
+            self.retain(|name| name != key);
         }
     }
 }
@@ -97,12 +97,12 @@ impl<K: Into<Cow<'static, str>>, V: Into<Json>> FromIterator<(K, V)> for Object 
     }
 }
 
-/// A list of anything that becomes [`Json`].
+/// Builds a list of anything that converts to [`Json`].
 pub fn list<T: Into<Json>>(items: impl IntoIterator<Item = T>) -> Json {
     Json::List(items.into_iter().map(Into::into).collect())
 }
 
-macro_rules! becomes {
+macro_rules! impl_from {
     ($($type:ty, $value:ident => $json:expr;)*) => {$(
         impl From<$type> for Json {
             fn from($value: $type) -> Self {
@@ -112,7 +112,7 @@ macro_rules! becomes {
     )*};
 }
 
-becomes! {
+impl_from! {
     bool, value => Self::Bool(value);
     i64, value => Self::Number(value.into());
     &'static str, value => Self::Text(value.into());
@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_order_is_kept() {
+    fn the_order_of_fields_is_preserved() {
         let text = r#"{"z":1,"a":[true,null,{"y":-2.5,"b":"x"}]}"#;
         let read: Json = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&read).unwrap(), text);
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_stands_once() {
+    fn setting_a_field_again_replaces_it() {
         let mut object = object! { "a": 1, "b": 2 };
         object.set("a", 3);
         object.entry("c").set("d", 4);

@@ -1,34 +1,33 @@
-//! The OpenAPI document, made from what answers: paths, bodies and descriptions come from the contract's
-//! descriptors ([`contract`]), problems from the table of codes, and what neither says from two tables,
-//! [`operations`] and [`rules`]. It is made and encoded once.
+//! Generates the OpenAPI document, once. Paths, bodies and descriptions come from the protobuf [`descriptors`], problems
+//! from the table of codes, and the rest from two tables, [`operations`] and [`constraints`].
 
 pub mod asyncapi;
-mod contract;
+mod constraints;
+mod descriptors;
 mod examples;
 mod frames;
 mod json;
+mod non_rpc_paths;
 mod operations;
-mod outside;
 mod paths;
 mod responses;
-mod rules;
 mod schemas;
 
 use anyhow::Context as _;
 
 use self::{
-    contract::Contract,
+    descriptors::ApiDescriptors,
     json::{Json, Object, list, object},
     schemas::Schemas,
 };
 
-/// The document, as JSON.
+/// Returns the document as JSON.
 pub fn document() -> anyhow::Result<Vec<u8>> {
-    let contract = Contract::read().context("the contract's descriptors")?;
-    let mut schemas = Schemas::new(&contract);
+    let api = ApiDescriptors::read().context("protobuf descriptors")?;
+    let mut schemas = Schemas::new(&api);
     let mut paths = Object::default();
-    paths::write(&mut paths, &contract, &mut schemas);
-    outside::write(&mut paths, &contract, &mut schemas);
+    paths::write(&mut paths, &api, &mut schemas);
+    non_rpc_paths::write(&mut paths, &api, &mut schemas);
     frames::write(&mut schemas);
     let document = object! {
         "openapi": "3.1.0",
@@ -52,13 +51,13 @@ fn info() -> Object {
         "title": "Shoppee",
         "version": env!("CARGO_PKG_VERSION"),
         "summary": "The backend of an online shop: accounts, catalogue, cart, orders, and live events.",
-        "description": ABOUT,
+        "description": DESCRIPTION,
         "contact": object! { "name": "Shoppee" },
         "license": object! { "name": "Apache 2.0", "identifier": "Apache-2.0" },
     }
 }
 
-const ABOUT: &str = "\
+const DESCRIPTION: &str = "\
 People register, look for products, fill a cart, order, pay, and watch their order move, live, on every \
 device.
 
@@ -141,23 +140,23 @@ mod tests {
                 item.as_object().unwrap().keys().map(|method| (method.clone(), path.clone()))
             })
             .collect();
-        // These every process has; kit::ops answers them.
-        let of_all = [("get", "/healthz"), ("get", "/readyz"), ("get", "/metrics")];
+        // Routes of `shoppee_kit::ops`, which every process serves.
+        let operational = [("get", "/healthz"), ("get", "/readyz"), ("get", "/metrics")];
         let routed: BTreeSet<_> = WITH_QUERY
             .iter()
             .chain(WITHOUT_QUERY)
-            .chain(&of_all)
+            .chain(&operational)
             .map(|(method, path)| ((*method).to_owned(), (*path).to_owned()))
             .collect();
         assert_eq!(documented, routed);
     }
 
     #[test]
-    fn every_method_with_a_route_is_in_the_table_of_operations() {
-        let contract = Contract::read().unwrap();
+    fn the_table_of_operations_has_every_route_of_a_method() {
+        let api = ApiDescriptors::read().unwrap();
         for operation in operations::OPERATIONS {
-            assert!(paths::route(&contract, operation).is_some(), "{} has no such route", operation.rpc);
+            assert!(paths::route(&api, operation).is_some(), "{} has no such route", operation.rpc);
         }
-        assert_eq!(contract.routes.len(), operations::OPERATIONS.len());
+        assert_eq!(api.routes.len(), operations::OPERATIONS.len());
     }
 }

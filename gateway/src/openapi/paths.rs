@@ -1,17 +1,16 @@
-//! From the contract's routes and the table of operations to path items.
+//! Builds path items from the routes and the table of operations.
 
 use super::{
-    contract::{Contract, Field, Route},
+    descriptors::{ApiDescriptors, Field, Route},
     examples,
     json::{Json, Object, list, object},
-    operations::{OPERATIONS, Operation, Who},
-    responses::{NOT_SIGNED_IN, problems, success},
-    schemas::{EMPTY, Schemas, for_clients, short},
+    operations::{Auth, OPERATIONS, Operation},
+    responses::{AUTH_ERRORS, problems, success},
+    schemas::{EMPTY, Schemas, is_public, short_name},
 };
 use crate::error::Code;
 
-/// From an answer to what can be done with it next: operation, which field of the answer names the thing, and
-/// where to.
+/// Links from a response to later operations: operation, the response field with the id, target operations.
 const LINKS: [(&str, &str, &[&str]); 4] = [
     ("createProduct", "id", &["getProduct", "updateProduct", "adjustStock", "archiveProduct"]),
     ("createCategory", "id", &["updateCategory", "deleteCategory"]),
@@ -23,71 +22,76 @@ const LINKS: [(&str, &str, &[&str]); 4] = [
     ("payOrder", "id", &["shipOrder", "completeOrder", "cancelOrder"]),
 ];
 
-/// Adds every operation of the contract to `paths`.
-pub fn write(paths: &mut Object, contract: &Contract, schemas: &mut Schemas<'_>) {
+/// Adds every operation of a method to `paths`.
+pub fn write(paths: &mut Object, api: &ApiDescriptors, schemas: &mut Schemas<'_>) {
     for operation in OPERATIONS {
-        if let Some(route) = route(contract, operation) {
-            paths.entry(&route.path).set(route.method, describe(operation, route, contract, schemas));
+        if let Some(route) = route(api, operation) {
+            paths.entry(&route.path).set(route.method, build_operation(operation, route, api, schemas));
         }
     }
 }
 
-/// The route of an operation.
-pub fn route<'a>(contract: &'a Contract, operation: &Operation) -> Option<&'a Route> {
-    contract.routes.iter().filter(|route| route.rpc == operation.rpc).nth(operation.binding)
+/// Returns the route of an operation.
+pub fn route<'a>(api: &'a ApiDescriptors, operation: &Operation) -> Option<&'a Route> {
+    api.routes.iter().filter(|route| route.rpc == operation.rpc).nth(operation.binding)
 }
 
-fn describe(operation: &Operation, route: &Route, contract: &Contract, schemas: &mut Schemas<'_>) -> Object {
-    let mut described = object! {
+fn build_operation(
+    operation: &Operation,
+    route: &Route,
+    api: &ApiDescriptors,
+    schemas: &mut Schemas<'_>,
+) -> Object {
+    let mut item = object! {
         "tags": list([tag(&route.path)]),
         "operationId": operation.id(),
         "summary": operation.summary,
-        "description": about(operation),
+        "description": description(operation),
     };
-    described.set("security", security(operation.who));
-    let taken = path_parameters(&route.path);
-    let parameters = parameters(operation, route, &taken, schemas);
+    item.set("security", security(operation.auth));
+    let path_params = path_parameters(&route.path);
+    let parameters = parameters(operation, route, &path_params, schemas);
     if !parameters.is_empty() {
-        described.set("parameters", list(parameters));
+        item.set("parameters", list(parameters));
     }
     if route.has_body {
-        let content = object! { "schema": schemas.body(&route.request, &taken) }
-            .with_some("example", examples::body(&operation.id()));
-        described.set(
+        let content = object! { "schema": schemas.request_body(&route.request, &path_params) }
+            .with_some("example", examples::request_body(&operation.id()));
+        item.set(
             "requestBody",
             object! {
-                "required": !operation.body_may_be_absent,
+                "required": !operation.is_body_optional,
                 "content": object! { "application/json": content },
             },
         );
     }
-    described.set("responses", responses(operation, route, &taken, contract, schemas));
-    described
+    item.set("responses", responses(operation, route, &path_params, api, schemas));
+    item
 }
 
-/// The part of the shop that a path belongs to.
+/// Returns the tag of a path: its first segment.
 fn tag(path: &str) -> String {
     path.trim_start_matches("/api/v1/").split('/').next().unwrap_or_default().to_owned()
 }
 
-/// The description, which says where only admins may call: a security requirement names roles for OAuth 2 alone.
-fn about(operation: &Operation) -> String {
-    match operation.who {
-        Who::Admin if operation.about.is_empty() => "For admins.".to_owned(),
-        Who::Admin => format!("For admins. {}", operation.about),
-        Who::Nobody | Who::Anybody | Who::User => operation.about.to_owned(),
+/// Returns the description, which marks operations of admins: security requirements have roles only for OAuth 2.
+fn description(operation: &Operation) -> String {
+    match operation.auth {
+        Auth::Admin if operation.description.is_empty() => "For admins.".to_owned(),
+        Auth::Admin => format!("For admins. {}", operation.description),
+        Auth::Public | Auth::Optional | Auth::User => operation.description.to_owned(),
     }
 }
 
-fn security(who: Who) -> Json {
-    match who {
-        Who::Nobody => Json::List(Vec::new()),
-        Who::Anybody => list([token(), Object::default()]),
-        Who::User | Who::Admin => list([token()]),
+fn security(auth: Auth) -> Json {
+    match auth {
+        Auth::Public => Json::List(Vec::new()),
+        Auth::Optional => list([token(), Object::default()]),
+        Auth::User | Auth::Admin => list([token()]),
     }
 }
 
-/// The requirement of an access token.
+/// Returns the security requirement of an access token.
 pub fn token() -> Object {
     object! { "accessToken": Json::List(Vec::new()) }
 }
@@ -99,7 +103,7 @@ fn path_parameters(path: &str) -> Vec<&str> {
 fn parameters(
     operation: &Operation,
     route: &Route,
-    taken: &[&str],
+    path_params: &[&str],
     schemas: &mut Schemas<'_>,
 ) -> Vec<Object> {
     let Some(request) = schemas.message(&route.request) else { return Vec::new() };
@@ -107,13 +111,13 @@ fn parameters(
     let mut parameters = Vec::new();
     for field in &request.fields {
         let example = examples::parameter(&id, &field.name);
-        if taken.contains(&field.name.as_str()) {
+        if path_params.contains(&field.name.as_str()) {
             let parameter = parameter("path", field, schemas.parameter(&route.request, field));
             parameters.push(parameter.with("required", true).with_some("example", example));
         } else if route.method == "get"
-            && for_clients(&route.request, &field.name)
-            // Whose orders: only an admin chooses.
-            && (field.name != "user_id" || operation.who == Who::Admin)
+            && is_public(&route.request, &field.name)
+            // Only an admin selects a user.
+            && (field.name != "user_id" || operation.auth == Auth::Admin)
         {
             let schema = schemas.parameter(&route.request, field);
             let required = !field.optional && schema.get("default").is_none();
@@ -122,7 +126,7 @@ fn parameters(
         }
     }
     let header = |name: &str| object! { "$ref": format!("#/components/parameters/{name}") };
-    if route.answer.ends_with(".Product") && route.method == "get" {
+    if route.response.ends_with(".Product") && route.method == "get" {
         parameters.push(header("If-None-Match"));
     }
     for (field, name) in [
@@ -131,7 +135,7 @@ fn parameters(
         ("idempotency_key", "Idempotency-Key"),
         ("device_token", "device-token"),
     ] {
-        if request.fields.iter().any(|known| known.name == field) {
+        if request.fields.iter().any(|candidate| candidate.name == field) {
             parameters.push(header(name));
         }
     }
@@ -140,15 +144,15 @@ fn parameters(
 
 fn parameter(place: &'static str, field: &Field, schema: Object) -> Object {
     object! { "name": field.name.clone(), "in": place }
-        .with_some("description", field.about.clone())
+        .with_some("description", field.description.clone())
         .with("schema", schema)
 }
 
-/// The request headers that some operations know.
+/// Returns the request headers of operations.
 pub fn header_parameters() -> Object {
-    let header = |name: &'static str, about: &'static str, schema: Object, example: &'static str| {
+    let header = |name: &'static str, description: &'static str, schema: Object, example: &'static str| {
         object! {
-            "name": name, "in": "header", "description": about, "required": false, "schema": schema,
+            "name": name, "in": "header", "description": description, "required": false, "schema": schema,
             "example": example,
         }
     };
@@ -194,25 +198,25 @@ pub fn header_parameters() -> Object {
 fn responses(
     operation: &Operation,
     route: &Route,
-    taken: &[&str],
-    contract: &Contract,
+    path_params: &[&str],
+    api: &ApiDescriptors,
     schemas: &mut Schemas<'_>,
 ) -> Object {
-    let answer = short(&route.answer);
+    let response = short_name(&route.response);
     let mut headers = vec!["x-request-id", "RateLimit", "RateLimit-Policy"];
-    if answer == "Product" {
+    if response == "Product" {
         headers.push("ETag");
     }
-    if operation.who == Who::Anybody {
+    if operation.auth == Auth::Optional {
         headers.push("Cache-Control");
     }
-    if operation.status == 201 && matches!(answer, "Product" | "Order") {
+    if operation.status == 201 && matches!(response, "Product" | "Order") {
         headers.push("Location");
     }
-    if has_field(contract, &route.request, "idempotency_key") {
+    if has_field(api, &route.request, "idempotency_key") {
         headers.push("idempotent-replayed");
     }
-    if has_field(contract, &route.request, "device_token") {
+    if has_field(api, &route.request, "device_token") {
         headers.extend(["device-token", "Set-Cookie"]);
     }
     let description = match operation.status {
@@ -220,51 +224,54 @@ fn responses(
         204 => "Done; there is no body.",
         _ => "As asked for.",
     };
-    let schema = (route.answer != EMPTY).then(|| schemas.answer(&route.answer));
-    let mut succeeded = success(description, &headers, schema, examples::answer(&operation.id(), answer));
-    if let Some(links) = links(operation, contract) {
-        succeeded.set("links", links);
+    let schema = (route.response != EMPTY).then(|| schemas.response(&route.response));
+    let mut success_response =
+        success(description, &headers, schema, examples::response(&operation.id(), response));
+    if let Some(links) = links(operation, api) {
+        success_response.set("links", links);
     }
 
-    let mut responses = Object::default().with(operation.status.to_string(), succeeded);
-    if route.method == "get" && answer == "Product" {
+    let mut responses = Object::default().with(operation.status.to_string(), success_response);
+    if route.method == "get" && response == "Product" {
         responses.set("304", success("It is what the client has.", &headers, None, None));
     }
-    for (status, problem) in problems(&codes(operation, route, taken), true) {
+    for (status, problem) in problems(&codes(operation, route, path_params), true) {
         responses.set(status.to_string(), problem);
     }
     responses
 }
 
-fn has_field(contract: &Contract, message: &str, field: &str) -> bool {
-    contract.messages.get(message).is_some_and(|found| found.fields.iter().any(|known| known.name == field))
+fn has_field(api: &ApiDescriptors, message: &str, field: &str) -> bool {
+    api.messages
+        .get(message)
+        .is_some_and(|message| message.fields.iter().any(|candidate| candidate.name == field))
 }
 
-/// All that an operation may be refused with.
-fn codes(operation: &Operation, route: &Route, taken: &[&str]) -> Vec<Code> {
+/// Returns all errors of an operation.
+fn codes(operation: &Operation, route: &Route, path_params: &[&str]) -> Vec<Code> {
     let mut codes = vec![Code::InvalidRequest];
-    if operation.who != Who::Nobody {
-        codes.extend(NOT_SIGNED_IN);
+    if operation.auth != Auth::Public {
+        codes.extend(AUTH_ERRORS);
     }
-    if matches!(operation.who, Who::User | Who::Admin) {
+    if matches!(operation.auth, Auth::User | Auth::Admin) {
         codes.push(Code::Forbidden);
     }
-    if !taken.is_empty() {
+    if !path_params.is_empty() {
         codes.push(Code::NotFound);
     }
     if !matches!(route.method, "get" | "delete") {
         codes.extend([Code::RequestTimeout, Code::PayloadTooLarge, Code::UnsupportedMediaType]);
     }
-    codes.extend(operation.codes);
+    codes.extend(operation.errors);
     codes.extend([Code::RateLimited, Code::Internal, Code::Unavailable, Code::DeadlineExceeded]);
     codes
 }
 
-fn links(operation: &Operation, contract: &Contract) -> Option<Object> {
+fn links(operation: &Operation, api: &ApiDescriptors) -> Option<Object> {
     let (_, field, next) = LINKS.iter().find(|(from, ..)| *from == operation.id())?;
     let link = |id: &&'static str| {
-        let to = OPERATIONS.iter().find(|known| known.id() == *id)?;
-        let path = &route(contract, to)?.path;
+        let to = OPERATIONS.iter().find(|operation| operation.id() == *id)?;
+        let path = &route(api, to)?.path;
         let parameter = (*path_parameters(path).first()?).to_owned();
         let value = format!("$response.body#/{field}");
         Some((*id, object! { "operationId": *id, "parameters": object! {}.with(parameter, value) }))

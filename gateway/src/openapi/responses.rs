@@ -1,4 +1,4 @@
-//! What operations answer with: success, with its headers, and every problem.
+//! The responses of operations: success with its headers, and problems.
 
 use std::collections::BTreeMap;
 
@@ -9,13 +9,13 @@ use super::{
 };
 use crate::error::Code;
 
-/// A token that is not good, or none at all.
-pub const NOT_SIGNED_IN: [Code; 3] = [Code::Unauthenticated, Code::TokenExpired, Code::SessionRevoked];
+/// The errors of a missing or invalid token.
+pub const AUTH_ERRORS: [Code; 3] = [Code::Unauthenticated, Code::TokenExpired, Code::SessionRevoked];
 
-/// The headers of answers, by the names under which `components` has them.
+/// Returns the response headers, by their names in `components`.
 pub fn headers() -> Object {
-    let text = |about: &'static str, example: &'static str| {
-        object! { "description": about, "schema": object! { "type": "string" }, "example": example }
+    let text = |description: &'static str, example: &'static str| {
+        object! { "description": description, "schema": object! { "type": "string" }, "example": example }
     };
     let mut request_id = text(
         "The client's own id where it sent a sane one (1..128 of A-Z a-z 0-9 . _ -), else a new one.",
@@ -52,12 +52,12 @@ pub fn headers() -> Object {
     }
 }
 
-/// References to headers.
+/// Returns references to headers.
 pub fn header_references(names: &[&'static str]) -> Object {
     names.iter().map(|name| (*name, object! { "$ref": format!("#/components/headers/{name}") })).collect()
 }
 
-/// A successful answer.
+/// Builds the response of success.
 pub fn success(
     description: &'static str,
     headers: &[&'static str],
@@ -72,7 +72,7 @@ pub fn success(
     response
 }
 
-/// The problems of an operation, by status. What many operations share stands in `components`.
+/// Returns the problems of an operation, by status. Common ones are references to `components`.
 pub fn problems(codes: &[Code], limited: bool) -> BTreeMap<u16, Object> {
     let mut by_status = BTreeMap::<u16, Vec<Code>>::new();
     for code in codes {
@@ -92,17 +92,17 @@ pub fn problems(codes: &[Code], limited: bool) -> BTreeMap<u16, Object> {
     by_status.into_iter().map(response).collect()
 }
 
-/// Every shared problem, by name.
+/// Returns the shared problems, by name.
 pub fn shared() -> Object {
     let single = Code::ALL.iter().map(|code| vec![*code]);
-    let all = single.chain([NOT_SIGNED_IN.to_vec()]);
+    let all = single.chain([AUTH_ERRORS.to_vec()]);
     let mut shared: Vec<_> =
         all.filter_map(|codes| Some((shared_name(&codes)?, problem(&codes, true)))).collect();
     shared.sort_by(|a, b| a.0.cmp(&b.0));
     shared.into_iter().collect()
 }
 
-/// Those that hardly any operation goes without.
+/// Returns the component name of a problem that most operations have.
 fn shared_name(codes: &[Code]) -> Option<String> {
     const SHARED: [Code; 11] = [
         Code::InvalidRequest,
@@ -119,15 +119,16 @@ fn shared_name(codes: &[Code]) -> Option<String> {
     ];
     match codes {
         [code] if SHARED.contains(code) => Some(code.as_str().to_owned()),
-        codes if codes == NOT_SIGNED_IN => Some("not_signed_in".to_owned()),
+        codes if codes == AUTH_ERRORS => Some("not_signed_in".to_owned()),
         _ => None,
     }
 }
 
-/// A response with one of `codes`, which all have one status. They are listed beside the schema, not in it, so that all
-/// problems are one type to a generated client.
+/// Builds the response for `codes`, which have one status. They are listed beside the schema, not in it, so that a
+/// generated client has one type for all problems.
 fn problem(codes: &[Code], limited: bool) -> Object {
-    let told: Vec<_> = codes.iter().map(|code| format!("`{}`: {}.", code.as_str(), code.title())).collect();
+    let descriptions: Vec<_> =
+        codes.iter().map(|code| format!("`{}`: {}.", code.as_str(), code.title())).collect();
     let mut headers = vec!["x-request-id"];
     if limited {
         headers.extend(["RateLimit", "RateLimit-Policy"]);
@@ -145,14 +146,14 @@ fn problem(codes: &[Code], limited: bool) -> Object {
         "examples": examples,
     };
     object! {
-        "description": told.join("\n\n"),
+        "description": descriptions.join("\n\n"),
         "x-problem-codes": list(codes.iter().map(|code| code.as_str())),
         "headers": header_references(&headers),
         "content": object! { "application/problem+json": content },
     }
 }
 
-/// A problem as it may look.
+/// Builds an example of a problem.
 fn example(code: Code) -> Object {
     let mut example = object! {
         "type": code.type_uri(),
@@ -165,20 +166,20 @@ fn example(code: Code) -> Object {
     for (name, value) in facts(code) {
         example.set(name, value);
     }
-    let wrong = if code == Code::InvalidRequest {
+    let field_error = if code == Code::InvalidRequest {
         Some(("quantity", "must be an integer of 64 bits"))
     } else if code == Code::ValidationFailed {
         Some(("quantity", "must be 1 to 1000"))
     } else {
         None
     };
-    if let Some((field, message)) = wrong {
+    if let Some((field, message)) = field_error {
         example.set("errors", list([object! { "field": field, "message": message }]));
     }
     example
 }
 
-/// The facts beside the code on which a program acts.
+/// Returns the machine-readable members of a problem.
 fn facts(code: Code) -> Vec<(&'static str, Json)> {
     let line = object! { "product_id": 42, "sku": "MUG-RED", "requested": 3, "available": 1 };
     if code == Code::OutOfStock {

@@ -1,16 +1,16 @@
-//! From messages to schemas: the JSON shape that `proto/build.rs` and the gateway's own bodies give them.
+//! Builds schemas from messages, in the JSON form that `proto/build.rs` and the gateway's own bodies give them.
 
 use std::collections::BTreeSet;
 
 use super::{
-    contract::{Contract, Field, Kind, Message},
+    constraints,
+    descriptors::{ApiDescriptors, Field, Kind, Message},
     json::{Json, Object, list, object},
-    rules,
 };
 use crate::error::Code;
 
-/// Fields of requests that come from a header or from the gateway itself, and of answers that are for the gateway.
-const NOT_FOR_CLIENTS: &[&str] = &[
+/// Request fields that come from a header or from the gateway itself, and response fields for the gateway.
+const HIDDEN_FIELDS: &[&str] = &[
     "RegisterRequest.idempotency_key",
     "LoginRequest.user_agent",
     "LoginRequest.device_token",
@@ -40,18 +40,17 @@ const NOT_FOR_CLIENTS: &[&str] = &[
     "OrderHistoryEvent.actor_word",
 ];
 
-/// Bodies in which a field that is absent stays as it is; those of [`CLEARED_BY_NULL`] may be null.
+/// Bodies in which an absent field stays unchanged; the fields of [`NULLABLE_IN_PATCH`] may be null.
 const PATCHES: [&str; 3] = ["UpdateProductRequest", "UpdateCategoryRequest", "ProductChange"];
-const CLEARED_BY_NULL: [&str; 5] = ["description", "category_id", "image_url", "attributes", "parent_id"];
+const NULLABLE_IN_PATCH: [&str; 5] = ["description", "category_id", "image_url", "attributes", "parent_id"];
 
-/// Where a body does not follow from the contract's `optional`.
+/// Exceptions from the `optional` of the protobuf fields.
 const REQUIRED: [&str; 1] = ["CreateOrderRequest.shipping_address"];
-const MAY_BE_ABSENT: [&str; 1] = ["CreateOrderRequest.items"];
+const OPTIONAL: [&str; 1] = ["CreateOrderRequest.items"];
 
-/// Messages and times of answers that may be null; `optional` fields are so unless they are left out.
-const NULL_WHERE_ABSENT: [&str; 4] =
-    ["Product.category", "Order.shipment", "Payment.paid_at", "Payment.refunded_at"];
-const OMITTED_WHERE_ABSENT: [&str; 7] = [
+/// Messages and times of responses that may be null; `optional` fields may be too, unless they are omitted.
+const NULLABLE: [&str; 4] = ["Product.category", "Order.shipment", "Payment.paid_at", "Payment.refunded_at"];
+const OMITTED: [&str; 7] = [
     "User.disabled",
     "SearchProductsResponse.facets",
     "ProductChangeResult.version",
@@ -61,8 +60,8 @@ const OMITTED_WHERE_ABSENT: [&str; 7] = [
     "RefusedLine.held_by_your_order",
 ];
 
-/// Where a comment of the contract speaks to callers of gRPC.
-const IN_OTHER_WORDS: [(&str, &str); 9] = [
+/// Descriptions in place of protobuf comments that address gRPC callers.
+const DESCRIPTION_OVERRIDES: [(&str, &str); 9] = [
     ("UpdateProductRequest", "What changes; a field that is absent stays as it is."),
     ("UpdateCategoryRequest", "What changes; a field that is absent stays as it is."),
     (
@@ -84,22 +83,21 @@ const IN_OTHER_WORDS: [(&str, &str); 9] = [
     ("OrderHistoryEvent.previous_status", "Null in the first event."),
 ];
 
-/// A role of tokens, not of people.
-const NO_WORD_OF_REST: &str = "service";
+/// A role of tokens, not of users.
+const HIDDEN_ENUM_VALUE: &str = "service";
 
 const TIMESTAMP: &str = "google.protobuf.Timestamp";
 const STRUCT: &str = "google.protobuf.Struct";
 pub const EMPTY: &str = "google.protobuf.Empty";
 
-/// The name under which a message stands in the document.
-pub fn short(message: &str) -> &str {
+/// Returns the name of a message in the document.
+pub fn short_name(message: &str) -> &str {
     message.rsplit('.').next().unwrap_or(message)
 }
 
-/// The same for a body: what is sent may lack what an answer always has, so that both are schemas of their
-/// own.
+/// Returns the name of a request body. Requests may omit fields that responses always have, so both are schemas.
 fn body_name(message: &str) -> String {
-    let name = short(message);
+    let name = short_name(message);
     if name.ends_with("Request") { name.to_owned() } else { format!("{name}Input") }
 }
 
@@ -107,80 +105,81 @@ pub fn reference(name: &str) -> Object {
     object! { "$ref": format!("#/components/schemas/{name}") }
 }
 
-/// Whether a client sends this field, in the query or in the body, or is told it.
-pub fn for_clients(message: &str, field: &str) -> bool {
-    !NOT_FOR_CLIENTS.contains(&format!("{}.{field}", short(message)).as_str())
+/// Reports whether a field is part of the REST API.
+pub fn is_public(message: &str, field: &str) -> bool {
+    !HIDDEN_FIELDS.contains(&format!("{}.{field}", short_name(message)).as_str())
 }
 
-/// The schemas of the document, made as they are asked for.
+/// The schemas of the document, built on demand.
 #[derive(Debug)]
 pub struct Schemas<'a> {
-    contract: &'a Contract,
-    made: Vec<(String, Object)>,
-    begun: BTreeSet<String>,
+    api: &'a ApiDescriptors,
+    built: Vec<(String, Object)>,
+    visited: BTreeSet<String>,
 }
 
 impl<'a> Schemas<'a> {
-    pub fn new(contract: &'a Contract) -> Self {
-        Self { contract, made: Vec::new(), begun: BTreeSet::new() }
+    pub fn new(api: &'a ApiDescriptors) -> Self {
+        Self { api, built: Vec::new(), visited: BTreeSet::new() }
     }
 
-    /// All that were asked for, and the problem, by name.
+    /// Returns the built schemas and those of problems, by name.
     pub fn finish(mut self) -> Object {
-        self.answer("shoppee.product.v1.RefusedLine");
-        self.made.sort_by(|a, b| a.0.cmp(&b.0));
+        self.response("shoppee.product.v1.RefusedLine");
+        self.built.sort_by(|a, b| a.0.cmp(&b.0));
         self.add("Problem", problem());
         self.add("ProblemCode", problem_code());
         self.add("FieldError", field_error());
-        self.made.into_iter().collect()
+        self.built.into_iter().collect()
     }
 
     pub fn message(&self, name: &str) -> Option<&'a Message> {
-        self.contract.messages.get(name)
+        self.api.messages.get(name)
     }
 
-    /// A reference to the schema of an answer.
-    pub fn answer(&mut self, message: &str) -> Object {
-        self.make(message, short(message), Self::answer_field, false)
+    /// Returns a reference to the schema of a response.
+    pub fn response(&mut self, message: &str) -> Object {
+        self.build(message, short_name(message), Self::response_field, false)
     }
 
-    /// A reference to the schema of a body. `taken` fields stand in the path.
-    pub fn body(&mut self, message: &str, taken: &[&str]) -> Object {
+    /// Returns a reference to the schema of a request body, without the fields in the path.
+    pub fn request_body(&mut self, message: &str, path_params: &[&str]) -> Object {
         let name = body_name(message);
-        let reference = self.make(message, &name, Self::body_field, true);
-        // A body and its path are of one route: what the path names is not sent again.
-        if let Some((_, schema)) = self.made.iter_mut().find(|(made, _)| *made == name) {
-            schema.entry("properties").retain(|field| !taken.contains(&field));
-            schema.retain_in_list("required", |field| !taken.contains(&field));
+        let reference = self.build(message, &name, Self::body_field, true);
+        // The body of a route does not repeat the fields of its path.
+        if let Some((_, schema)) = self.built.iter_mut().find(|(other, _)| *other == name) {
+            schema.entry("properties").retain(|field| !path_params.contains(&field));
+            schema.retain_in_list("required", |field| !path_params.contains(&field));
         }
         reference
     }
 
-    fn make(
+    fn build(
         &mut self,
         message: &str,
         name: &str,
         field_schema: fn(&mut Self, &str, &Field) -> (Object, bool),
         closed: bool,
     ) -> Object {
-        if self.begun.insert(name.to_owned())
-            && let Some(found) = self.contract.messages.get(message)
+        if self.visited.insert(name.to_owned())
+            && let Some(descriptor) = self.api.messages.get(message)
         {
             let (mut properties, mut required) = (Object::default(), Vec::new());
-            for field in found.fields.iter().filter(|field| for_clients(message, &field.name)) {
-                let (mut schema, must) = field_schema(self, short(message), field);
-                if let Some(about) =
-                    about(&format!("{}.{}", short(message), field.name), field.about.as_ref())
-                {
-                    schema.set("description", about);
+            for field in descriptor.fields.iter().filter(|field| is_public(message, &field.name)) {
+                let (mut schema, is_required) = field_schema(self, short_name(message), field);
+                if let Some(description) = description(
+                    &format!("{}.{}", short_name(message), field.name),
+                    field.description.as_ref(),
+                ) {
+                    schema.set("description", description);
                 }
                 properties.set(field.name.clone(), schema);
-                if must {
+                if is_required {
                     required.push(field.name.clone());
                 }
             }
             let mut schema = object! { "type": "object" }
-                .with_some("description", about(short(message), found.about.as_ref()))
+                .with_some("description", description(short_name(message), descriptor.description.as_ref()))
                 .with("properties", properties);
             if !required.is_empty() {
                 schema.set("required", list(required));
@@ -188,62 +187,63 @@ impl<'a> Schemas<'a> {
             if closed {
                 schema.set("additionalProperties", false);
             }
-            self.made.push((name.to_owned(), schema));
+            self.built.push((name.to_owned(), schema));
         }
         reference(name)
     }
 
-    /// The schema of a field of an answer, and whether it is always there.
-    fn answer_field(&mut self, message: &str, field: &Field) -> (Object, bool) {
+    /// Returns the schema of a response field, and whether it is always present.
+    fn response_field(&mut self, message: &str, field: &Field) -> (Object, bool) {
         let name = format!("{message}.{}", field.name);
-        let schema = self.value(message, field, Self::answer);
-        let omitted = OMITTED_WHERE_ABSENT.contains(&name.as_str());
-        let null = !omitted && (field.optional || NULL_WHERE_ABSENT.contains(&name.as_str()));
-        (if null { or_null(schema) } else { schema }, !omitted)
+        let schema = self.value(message, field, Self::response);
+        let is_omitted = OMITTED.contains(&name.as_str());
+        let is_nullable = !is_omitted && (field.optional || NULLABLE.contains(&name.as_str()));
+        (if is_nullable { or_null(schema) } else { schema }, !is_omitted)
     }
 
-    /// The schema of a field of a body, and whether it must be there.
+    /// Returns the schema of a request field, and whether it is required.
     fn body_field(&mut self, message: &str, field: &Field) -> (Object, bool) {
         let name = format!("{message}.{}", field.name);
-        let patch = PATCHES.contains(&message);
+        let is_patch = PATCHES.contains(&message);
         let is_message = matches!(field.kind, Kind::Message(_)) && !field.repeated;
-        let may_be_absent = patch
-            || MAY_BE_ABSENT.contains(&name.as_str())
+        let is_optional = is_patch
+            || OPTIONAL.contains(&name.as_str())
             || (field.optional || is_message) && !REQUIRED.contains(&name.as_str());
-        let null = if patch { CLEARED_BY_NULL.contains(&field.name.as_str()) } else { may_be_absent };
-        let schema = self.value(message, field, |schemas, inner| schemas.body(inner, &[]));
-        (if null { or_null(schema) } else { schema }, !may_be_absent)
+        let is_nullable =
+            if is_patch { NULLABLE_IN_PATCH.contains(&field.name.as_str()) } else { is_optional };
+        let schema = self.value(message, field, |schemas, inner| schemas.request_body(inner, &[]));
+        (if is_nullable { or_null(schema) } else { schema }, !is_optional)
     }
 
-    /// The schema of a query parameter or of an id in the path.
+    /// Returns the schema of a query parameter or of an id in the path.
     pub fn parameter(&mut self, message: &str, field: &Field) -> Object {
-        self.value(short(message), field, Self::answer)
+        self.value(short_name(message), field, Self::response)
     }
 
     /// Returns a reference to the schema of an enumeration.
     pub fn enumeration(&mut self, name: &str) -> Object {
-        let known = short(name);
-        if self.begun.insert(known.to_owned()) {
-            let words = self.contract.words.get(name).into_iter().flatten();
-            let words = words.filter(|word| *word != NO_WORD_OF_REST).cloned();
-            self.add(known, object! { "type": "string", "enum": list(words) });
+        let schema_name = short_name(name);
+        if self.visited.insert(schema_name.to_owned()) {
+            let values = self.api.enums.get(name).into_iter().flatten();
+            let values = values.filter(|value| *value != HIDDEN_ENUM_VALUE).cloned();
+            self.add(schema_name, object! { "type": "string", "enum": list(values) });
         }
-        reference(known)
+        reference(schema_name)
     }
 
-    /// Adds a schema that is not made from a message.
+    /// Adds a schema that has no message.
     pub fn add(&mut self, name: &str, schema: Object) {
-        self.made.push((name.to_owned(), schema));
+        self.built.push((name.to_owned(), schema));
     }
 
-    /// What a field holds where it holds something.
+    /// Returns the schema of a field's value other than null.
     fn value(&mut self, message: &str, field: &Field, inner: impl Fn(&mut Self, &str) -> Object) -> Object {
-        let bounds = rules::of(message, &field.name);
+        let constraints = constraints::for_field(message, &field.name);
         let mut schema = match &field.kind {
-            Kind::Text => object! { "type": "string" },
+            Kind::String => object! { "type": "string" },
             Kind::Integer { bits } => object! { "type": "integer", "format": format!("int{bits}") },
             Kind::Bool => object! { "type": "boolean" },
-            Kind::Word(name) => self.enumeration(name),
+            Kind::Enum(name) => self.enumeration(name),
             Kind::Message(name) if name == TIMESTAMP => object! { "type": "string", "format": "date-time" },
             Kind::Message(name) if name == STRUCT => {
                 object! { "type": "object", "additionalProperties": true }
@@ -253,18 +253,18 @@ impl<'a> Schemas<'a> {
         if field.repeated {
             schema = object! { "type": "array", "items": schema };
         }
-        rules::write(&mut schema, bounds);
+        constraints::apply(&mut schema, constraints);
         schema
     }
 }
 
-/// What is said of a message or a field.
-fn about(name: &str, comment: Option<&String>) -> Option<String> {
-    let other = IN_OTHER_WORDS.iter().find(|(known, _)| *known == name).map(|(_, words)| (*words).to_owned());
-    other.or_else(|| comment.cloned())
+/// Returns the description of a message or a field.
+fn description(name: &str, comment: Option<&String>) -> Option<String> {
+    let overridden = DESCRIPTION_OVERRIDES.iter().find(|(key, _)| *key == name);
+    overridden.map(|(_, text)| (*text).to_owned()).or_else(|| comment.cloned())
 }
 
-/// The same or null.
+/// Makes a schema nullable.
 fn or_null(mut schema: Object) -> Object {
     match schema.get("type") {
         Some(Json::Text(kind)) => {
@@ -276,7 +276,7 @@ fn or_null(mut schema: Object) -> Object {
     }
 }
 
-/// RFC 9457, with our members.
+/// A problem (RFC 9457) with the gateway's members.
 fn problem() -> Object {
     object! {
         "type": "object",

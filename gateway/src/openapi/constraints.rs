@@ -1,56 +1,55 @@
-//! The rules that the services hold fields to, for the document: one line a field. The services stay the
-//! judges; that both say the same is what `scripts/check-api` tries out.
+//! The validation rules of the services, for the document: one line per field. The services enforce them;
+//! `scripts/check-api` compares both.
 
 use super::json::{Object, list, object};
 
-/// What a value must be, beside its type.
+/// A constraint of JSON Schema on a value.
 #[derive(Clone, Copy, Debug)]
-pub enum Bound {
-    /// Characters, from and to.
+pub enum Constraint {
+    /// Minimum and maximum number of characters.
     Length(i64, i64),
     Pattern(&'static str),
-    /// From and to, inclusive.
+    /// Minimum and maximum, inclusive.
     Range(i64, i64),
     AtLeast(i64),
-    /// Entries of a list, from and to.
-    Items(i64, i64),
+    /// Minimum and maximum number of list items.
+    ItemCount(i64, i64),
     /// A format of JSON Schema.
     Format(&'static str),
     Not(i64),
-    /// What it is where it is absent.
+    /// The value of an absent field.
     Default(Value),
     /// The only value.
     Const(&'static str),
-    /// Some of the values.
+    /// Example values.
     Examples(&'static [&'static str]),
 }
 
 #[derive(Clone, Copy, Debug)]
 pub enum Value {
     Integer(i64),
-    Word(&'static str),
+    Text(&'static str),
 }
 
-use Bound::{AtLeast, Const, Default, Examples, Format, Items, Length, Not, Pattern, Range};
+use Constraint::{AtLeast, Const, Default, Examples, Format, ItemCount, Length, Not, Pattern, Range};
 
-/// One line that says something. Control characters are refused too, which no pattern says that all engines
-/// know.
-const fn line(longest: i64) -> [Bound; 2] {
-    [Length(1, longest), Pattern(r"\S")]
+/// One line that is not blank. Control characters are rejected too, but no pattern expresses that in all regex engines.
+const fn line(max_len: i64) -> [Constraint; 2] {
+    [Length(1, max_len), Pattern(r"\S")]
 }
 
 const NEW: &str = "CreateProductRequest";
 const PATCH: &str = "UpdateProductRequest";
-/// Its fields have the same rules, but one that is broken fails the row, not the request.
+/// Its fields have the same rules, but a violation fails the row, not the request.
 const ROW: &str = "ProductChange";
-const PRICE: &[Bound] = &[Range(0, 1_000_000_000_000)];
-const STOCK: &[Bound] = &[Range(0, 1_000_000_000)];
-const MONEY: &[Bound] = &[AtLeast(0)];
-const ID: &[Bound] = &[AtLeast(1)];
-const UUID: &[Bound] = &[Format("uuid")];
-const IMAGE: &[Bound] = &[Length(1, 2048), Format("uri"), Pattern("^https?://")];
+const PRICE: &[Constraint] = &[Range(0, 1_000_000_000_000)];
+const STOCK: &[Constraint] = &[Range(0, 1_000_000_000)];
+const MONEY: &[Constraint] = &[AtLeast(0)];
+const ID: &[Constraint] = &[AtLeast(1)];
+const UUID: &[Constraint] = &[Format("uuid")];
+const IMAGE: &[Constraint] = &[Length(1, 2048), Format("uri"), Pattern("^https?://")];
 /// Messages whose `id` is an order's.
-const OF_AN_ORDER: &[&str] = &[
+const ORDER_MESSAGES: &[&str] = &[
     "Order",
     "GetOrderRequest",
     "ListOrderEventsRequest",
@@ -59,13 +58,12 @@ const OF_AN_ORDER: &[&str] = &[
     "ShipOrderRequest",
     "CompleteOrderRequest",
 ];
-const CURRENCY: &[Bound] = &[Pattern("^[A-Z]{3}$")];
-const SLUG: &[Bound] = &[Length(1, 64), Pattern("^[a-z0-9-]+$")];
+const CURRENCY: &[Constraint] = &[Pattern("^[A-Z]{3}$")];
+const SLUG: &[Constraint] = &[Length(1, 64), Pattern("^[a-z0-9-]+$")];
 
-/// Messages, a field of theirs (all that have it, where no message is named), its bounds. The first line that
-/// fits holds.
+/// Messages (none means all), a field, its constraints. The first matching line applies.
 #[rustfmt::skip]
-const RULES: &[(&[&str], &str, &[Bound])] = &[
+const CONSTRAINTS: &[(&[&str], &str, &[Constraint])] = &[
     (&["RegisterRequest"],             "username",         &[Length(3, 32), Pattern("^[A-Za-z0-9_.-]+$")]),
     (&["RegisterRequest"],             "email",            &[Length(3, 254), Format("email")]),
     (&["RegisterRequest"],             "password",         &[Length(8, 256), Format("password")]),
@@ -87,18 +85,18 @@ const RULES: &[(&[&str], &str, &[Bound])] = &[
     (&[NEW, PATCH, "Product"],         "stock",            STOCK),
     (&["AdjustStockRequest"],          "delta",            &[Range(-1_000_000_000, 1_000_000_000), Not(0)]),
     (&["AdjustStockRequest"],          "reason",           &line(500)),
-    (&["BatchUpdateProductsRequest"],  "items",            &[Items(0, 10_000)]),
+    (&["BatchUpdateProductsRequest"],  "items",            &[ItemCount(0, 10_000)]),
     (&["CreateCategoryRequest", "UpdateCategoryRequest"], "slug", SLUG),
     (&["CreateCategoryRequest", "UpdateCategoryRequest"], "name", &line(100)),
     (&["SearchProductsRequest"],       "q",                &[Length(1, 200)]),
     (&[],                              "min_price",        MONEY),
     (&[],                              "max_price",        MONEY),
-    (&["ListProductsRequest"],         "sort",             &[Default(Value::Word("newest"))]),
-    (&["SearchProductsRequest"],       "sort",             &[Default(Value::Word("relevance"))]),
+    (&["ListProductsRequest"],         "sort",             &[Default(Value::Text("newest"))]),
+    (&["SearchProductsRequest"],       "sort",             &[Default(Value::Text("relevance"))]),
 
     (&["AddCartItemRequest", "OrderLine"],   "quantity",         &[Range(1, 1000)]),
     (&["SetCartItemRequest"],          "quantity",         &[Range(0, 1000)]),
-    (&["CreateOrderRequest"],          "items",            &[Items(1, i64::MAX)]),
+    (&["CreateOrderRequest"],          "items",            &[ItemCount(1, i64::MAX)]),
     (&["CreateOrderRequest"],          "expected_total",   MONEY),
     (&["PayOrderRequest"],             "payment_token",    &[Examples(&["tok_ok", "tok_declined", "tok_insufficient_funds"])]),
     (&["CancelOrderRequest"],          "reason",           &line(500)),
@@ -112,7 +110,7 @@ const RULES: &[(&[&str], &str, &[Bound])] = &[
     (&["Address"],                     "postal_code",      &line(20)),
     (&["Address"],                     "phone",            &line(40)),
     (&["Address"],                     "country",          &[Pattern("^[A-Z]{2}$")]),
-    (OF_AN_ORDER,                      "id",               UUID),
+    (ORDER_MESSAGES,                   "id",               UUID),
 
     (&[],                              "limit",            &[Range(1, 100), Default(Value::Integer(20))]),
     (&[],                              "cursor",           &[Length(1, 2048), Pattern("^[A-Za-z0-9_-]+$")]),
@@ -134,45 +132,45 @@ const RULES: &[(&[&str], &str, &[Bound])] = &[
     (&[],                              "refresh_expires_in", MONEY),
 ];
 
-/// The bounds of a field.
-pub fn of(message: &str, field: &str) -> &'static [Bound] {
+/// Returns the constraints of a field.
+pub fn for_field(message: &str, field: &str) -> &'static [Constraint] {
     if message == ROW {
         return &[];
     }
-    let fits = |(messages, name, _): &&(&[&str], &str, &[Bound])| {
+    let matches = |(messages, name, _): &&(&[&str], &str, &[Constraint])| {
         *name == field && (messages.is_empty() || messages.contains(&message))
     };
-    RULES.iter().find(fits).map_or(&[], |(_, _, bounds)| bounds)
+    CONSTRAINTS.iter().find(matches).map_or(&[], |(_, _, constraints)| constraints)
 }
 
-/// Writes bounds into a schema.
-pub fn write(schema: &mut Object, bounds: &[Bound]) {
-    for bound in bounds {
-        match *bound {
-            Length(least, most) => {
-                if least > 0 {
-                    schema.set("minLength", least);
+/// Adds constraints to a schema.
+pub fn apply(schema: &mut Object, constraints: &[Constraint]) {
+    for constraint in constraints {
+        match *constraint {
+            Length(min, max) => {
+                if min > 0 {
+                    schema.set("minLength", min);
                 }
-                schema.set("maxLength", most);
+                schema.set("maxLength", max);
             }
             Pattern(pattern) => schema.set("pattern", pattern),
-            Range(least, most) => {
-                schema.set("minimum", least);
-                schema.set("maximum", most);
+            Range(min, max) => {
+                schema.set("minimum", min);
+                schema.set("maximum", max);
             }
-            AtLeast(least) => schema.set("minimum", least),
-            Items(least, most) => {
-                if least > 0 {
-                    schema.set("minItems", least);
+            AtLeast(min) => schema.set("minimum", min),
+            ItemCount(min, max) => {
+                if min > 0 {
+                    schema.set("minItems", min);
                 }
-                if most < i64::MAX {
-                    schema.set("maxItems", most);
+                if max < i64::MAX {
+                    schema.set("maxItems", max);
                 }
             }
             Format(format) => schema.set("format", format),
             Not(value) => schema.set("not", object! { "const": value }),
             Default(Value::Integer(value)) => schema.set("default", value),
-            Default(Value::Word(value)) => schema.set("default", value),
+            Default(Value::Text(value)) => schema.set("default", value),
             Const(value) => schema.set("const", value),
             Examples(values) => schema.set("examples", list(values.iter().copied())),
         }
@@ -182,30 +180,30 @@ pub fn write(schema: &mut Object, bounds: &[Bound]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::openapi::{contract::Contract, json::Json};
+    use crate::openapi::{descriptors::ApiDescriptors, json::Json};
 
     #[test]
-    fn every_line_is_about_a_field_that_exists() {
-        let contract = Contract::read().unwrap();
-        let named = |message: &str, field: &str| {
-            contract.messages.iter().any(|(name, found)| {
+    fn every_line_names_an_existing_field() {
+        let api = ApiDescriptors::read().unwrap();
+        let exists = |message: &str, field: &str| {
+            api.messages.iter().any(|(name, descriptor)| {
                 (message.is_empty() || name.rsplit('.').next() == Some(message))
-                    && found.fields.iter().any(|known| known.name == field)
+                    && descriptor.fields.iter().any(|candidate| candidate.name == field)
             })
         };
-        for (messages, field, _) in RULES {
+        for (messages, field, _) in CONSTRAINTS {
             let all: &[&str] = if messages.is_empty() { &[""] } else { messages };
             for message in all {
-                assert!(named(message, field), "{message}.{field}");
+                assert!(exists(message, field), "{message}.{field}");
             }
         }
     }
 
     #[test]
-    fn the_line_of_the_message_comes_before_that_of_all() {
+    fn the_line_of_a_message_precedes_the_line_of_all_messages() {
         let mut schema = Object::default();
-        write(&mut schema, of("Order", "id"));
+        apply(&mut schema, for_field("Order", "id"));
         assert_eq!(schema.get("format"), Some(&Json::from("uuid")));
-        assert!(of("Product", "id").iter().any(|bound| matches!(bound, AtLeast(1))));
+        assert!(for_field("Product", "id").iter().any(|constraint| matches!(constraint, AtLeast(1))));
     }
 }

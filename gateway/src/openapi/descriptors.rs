@@ -1,103 +1,103 @@
-//! What the `.proto` files say, read from their descriptors: the messages with their comments, and which
-//! method answers which route (`google.api.http`).
+//! The descriptors of the `.proto` files: messages with their comments, and the methods' routes (`google.api.http`).
 
 use std::collections::HashMap;
 
 use prost::Message as _;
 use prost_types::{DescriptorProto, EnumDescriptorProto, SourceCodeInfo};
 
-/// The contract, by full names without the leading dot.
+/// Messages and enumerations by full name, without the leading dot, and all routes.
 #[derive(Debug, Default)]
-pub struct Contract {
+pub struct ApiDescriptors {
     pub messages: HashMap<String, Message>,
-    /// The words of an enumeration, `unspecified` left out.
-    pub words: HashMap<String, Vec<String>>,
+    /// The value names of each enumeration, without `unspecified`.
+    pub enums: HashMap<String, Vec<String>>,
     pub routes: Vec<Route>,
 }
 
 #[derive(Debug)]
 pub struct Message {
-    pub about: Option<String>,
+    pub description: Option<String>,
     pub fields: Vec<Field>,
 }
 
 #[derive(Clone, Debug)]
 pub struct Field {
     pub name: String,
-    pub about: Option<String>,
+    pub description: Option<String>,
     pub kind: Kind,
-    /// `optional` in the contract.
+    /// Marks a field declared `optional`.
     pub optional: bool,
     pub repeated: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
-    Text,
+    String,
     Integer { bits: u8 },
     Bool,
-    Word(String),
+    Enum(String),
     Message(String),
 }
 
-/// A method and what it answers to.
+/// A route of a method.
 #[derive(Clone, Debug)]
 pub struct Route {
     /// `Service.Method`.
     pub rpc: String,
-    /// Lower case, as in a path item.
+    /// The HTTP method in lower case, as in a path item.
     pub method: &'static str,
     pub path: String,
     pub has_body: bool,
     pub request: String,
-    pub answer: String,
+    pub response: String,
 }
 
-impl Contract {
-    /// Reads [`shoppee_proto::FILE_DESCRIPTOR_SET`].
+impl ApiDescriptors {
+    /// Parses [`shoppee_proto::FILE_DESCRIPTOR_SET`].
     pub fn read() -> Result<Self, prost::DecodeError> {
-        let mut contract = Self::default();
-        for file in Set::decode(shoppee_proto::FILE_DESCRIPTOR_SET)?.file {
-            let about = Comments::of(file.source_code_info.unwrap_or_default());
+        let mut api = Self::default();
+        for file in FileSet::decode(shoppee_proto::FILE_DESCRIPTOR_SET)?.file {
+            let comments = Comments::new(file.source_code_info.unwrap_or_default());
             for (index, message) in (0..).zip(&file.message_type) {
                 let name = format!("{}.{}", file.package, message.name());
-                contract.messages.insert(name, read_message(message, index, &about));
+                api.messages.insert(name, read_message(message, index, &comments));
             }
-            for listed in &file.enum_type {
-                contract.words.insert(format!("{}.{}", file.package, listed.name()), words(listed));
+            for descriptor in &file.enum_type {
+                let name = format!("{}.{}", file.package, descriptor.name());
+                api.enums.insert(name, value_names(descriptor));
             }
             for service in file.service {
                 for method in service.method {
                     let rule = method.options.and_then(|options| options.http).unwrap_or_default();
                     for binding in std::iter::once(&rule).chain(&rule.additional_bindings) {
                         let Some((verb, path)) = binding.route() else { continue };
-                        contract.routes.push(Route {
+                        api.routes.push(Route {
                             rpc: format!("{}.{}", service.name, method.name),
                             method: verb,
                             path: path.to_owned(),
                             has_body: !binding.body.is_empty(),
-                            request: plain(&method.input_type),
-                            answer: plain(&method.output_type),
+                            request: strip_leading_dot(&method.input_type),
+                            response: strip_leading_dot(&method.output_type),
                         });
                     }
                 }
             }
         }
-        Ok(contract)
+        Ok(api)
     }
 }
 
-fn read_message(message: &DescriptorProto, index: i32, about: &Comments) -> Message {
+fn read_message(message: &DescriptorProto, index: i32, comments: &Comments) -> Message {
     let fields = (0..).zip(&message.field).filter_map(|(at, field)| {
         use prost_types::field_descriptor_proto::{Label, Type};
         let kind = match field.r#type() {
-            Type::String => Kind::Text,
+            Type::String => Kind::String,
             Type::Int64 => Kind::Integer { bits: 64 },
             Type::Int32 => Kind::Integer { bits: 32 },
             Type::Bool => Kind::Bool,
-            Type::Enum => Kind::Word(plain(field.type_name())),
-            Type::Message => Kind::Message(plain(field.type_name())),
-            // Not used by the contract.
+            Type::Enum => Kind::Enum(strip_leading_dot(field.type_name())),
+            Type::Message => Kind::Message(strip_leading_dot(field.type_name())),
+            // Not used in the public messages.
             Type::Double
             | Type::Float
             | Type::Uint64
@@ -113,47 +113,52 @@ fn read_message(message: &DescriptorProto, index: i32, about: &Comments) -> Mess
         };
         Some(Field {
             name: field.name().to_owned(),
-            about: about.get(&[MESSAGES, index, FIELDS, at]),
+            description: comments.get(&[MESSAGES, index, FIELDS, at]),
             kind,
             optional: field.proto3_optional(),
             repeated: field.label() == Label::Repeated,
         })
     });
-    Message { about: about.get(&[MESSAGES, index]), fields: fields.collect() }
+    Message { description: comments.get(&[MESSAGES, index]), fields: fields.collect() }
 }
 
-/// `ORDER_STATUS_PAID` of `OrderStatus` is `paid`; the first value is no word.
-fn words(listed: &EnumDescriptorProto) -> Vec<String> {
+/// Returns the JSON names of an enumeration's values: `ORDER_STATUS_PAID` of `OrderStatus` is `paid`. Skips the value 0.
+fn value_names(descriptor: &EnumDescriptorProto) -> Vec<String> {
     let mut prefix = String::new();
-    for letter in listed.name().chars() {
+    for letter in descriptor.name().chars() {
         if letter.is_ascii_uppercase() && !prefix.is_empty() {
             prefix.push('_');
         }
         prefix.push(letter.to_ascii_uppercase());
     }
     prefix.push('_');
-    let word = |name: &str| name.strip_prefix(&prefix).unwrap_or(name).to_ascii_lowercase();
-    listed.value.iter().filter(|value| value.number() != 0).map(|value| word(value.name())).collect()
+    let value_name = |name: &str| name.strip_prefix(&prefix).unwrap_or(name).to_ascii_lowercase();
+    descriptor
+        .value
+        .iter()
+        .filter(|value| value.number() != 0)
+        .map(|value| value_name(value.name()))
+        .collect()
 }
 
-fn plain(name: &str) -> String {
+fn strip_leading_dot(name: &str) -> String {
     name.trim_start_matches('.').to_owned()
 }
 
-/// Numbers of fields in descriptor.proto, which paths to comments are made of.
+/// The field numbers in descriptor.proto that form the paths of comments.
 const MESSAGES: i32 = 4;
 const FIELDS: i32 = 2;
 
 struct Comments(HashMap<Vec<i32>, String>);
 
 impl Comments {
-    fn of(info: SourceCodeInfo) -> Self {
-        let told = |text: String| {
+    fn new(info: SourceCodeInfo) -> Self {
+        let join_lines = |text: String| {
             let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
             lines.join(" ")
         };
         let places = info.location.into_iter();
-        Self(places.filter_map(|at| Some((at.path, told(at.leading_comments?)))).collect())
+        Self(places.filter_map(|at| Some((at.path, join_lines(at.leading_comments?)))).collect())
     }
 
     fn get(&self, path: &[i32]) -> Option<String> {
@@ -161,10 +166,10 @@ impl Comments {
     }
 }
 
-// descriptor.proto as far as it is needed here, with the annotation that prost's own types leave out.
+// The needed part of descriptor.proto, with the annotation that prost's own types omit.
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Set {
+struct FileSet {
     #[prost(message, repeated, tag = "1")]
     file: Vec<File>,
 }
@@ -247,17 +252,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comments_and_annotations_arrive() {
-        let contract = Contract::read().unwrap();
-        let product = &contract.messages["shoppee.product.v1.Product"];
-        assert!(product.about.is_some());
+    fn comments_and_annotations_are_read() {
+        let api = ApiDescriptors::read().unwrap();
+        let product = &api.messages["shoppee.product.v1.Product"];
+        assert!(product.description.is_some());
         let price = product.fields.iter().find(|field| field.name == "price").unwrap();
-        assert_eq!(price.about.as_deref(), Some("Minor units of the currency."));
-        let list: Vec<_> =
-            contract.routes.iter().filter(|route| route.rpc == "OrderService.ListOrders").collect();
+        assert_eq!(price.description.as_deref(), Some("Minor units of the currency."));
+        let list: Vec<_> = api.routes.iter().filter(|route| route.rpc == "OrderService.ListOrders").collect();
         let paths: Vec<_> = list.iter().map(|route| route.path.as_str()).collect();
         assert_eq!(paths, ["/api/v1/orders", "/api/v1/admin/orders"]);
-        let words = &contract.words["shoppee.product.v1.ProductSort"];
-        assert_eq!(words, &["newest", "price_asc", "price_desc", "name"]);
+        let names = &api.enums["shoppee.product.v1.ProductSort"];
+        assert_eq!(names, &["newest", "price_asc", "price_desc", "name"]);
     }
 }

@@ -1,17 +1,17 @@
-//! What is not behind a gRPC method: the socket, the keys, the checks of operators, the documentation itself.
+//! The paths without a gRPC method: the socket, the keys, the operational endpoints, the documentation itself.
 
 use super::{
-    contract::Contract,
+    descriptors::ApiDescriptors,
     json::{Json, Object, list, object},
     paths::token,
-    responses::{NOT_SIGNED_IN, header_references, problems, success},
+    responses::{AUTH_ERRORS, header_references, problems, success},
     schemas::{Schemas, reference},
 };
 use crate::error::Code;
 
-pub fn write(paths: &mut Object, contract: &Contract, schemas: &mut Schemas<'_>) {
+pub fn write(paths: &mut Object, api: &ApiDescriptors, schemas: &mut Schemas<'_>) {
     paths.entry("/ws").set("get", socket());
-    paths.entry("/.well-known/jwks.json").set("get", jwks(contract, schemas));
+    paths.entry("/.well-known/jwks.json").set("get", jwks(api, schemas));
     paths.entry("/").set("get", root());
     paths.entry("/openapi.json").set("get", document());
     paths.entry("/asyncapi.json").set("get", async_document());
@@ -24,8 +24,8 @@ pub fn write(paths: &mut Object, contract: &Contract, schemas: &mut Schemas<'_>)
     paths.entry("/metrics").set("get", metrics());
 }
 
-/// What every route behind the limits may refuse.
-const LIMITED: [Code; 4] = [Code::InvalidRequest, Code::RateLimited, Code::Internal, Code::Unavailable];
+/// The errors of every route with rate limits.
+const COMMON_ERRORS: [Code; 4] = [Code::InvalidRequest, Code::RateLimited, Code::Internal, Code::Unavailable];
 
 fn socket() -> Object {
     let headers = header_references(&["x-request-id", "RateLimit", "RateLimit-Policy"]);
@@ -34,12 +34,12 @@ fn socket() -> Object {
             "description": "The connection is a socket now; `ready` comes first.", "headers": headers,
         },
     };
-    let codes: Vec<_> = NOT_SIGNED_IN.into_iter().chain([Code::Forbidden]).chain(LIMITED).collect();
+    let codes: Vec<_> = AUTH_ERRORS.into_iter().chain([Code::Forbidden]).chain(COMMON_ERRORS).collect();
     for (status, problem) in problems(&codes, true) {
         responses.set(status.to_string(), problem);
     }
-    let header = |name: &'static str, about: &'static str, schema: Object| {
-        object! { "name": name, "in": "header", "description": about, "required": false, "schema": schema }
+    let header = |name: &'static str, description: &'static str, schema: Object| {
+        object! { "name": name, "in": "header", "description": description, "required": false, "schema": schema }
     };
     object! {
         "tags": list(["events"]),
@@ -94,12 +94,11 @@ that what was missed cannot be replayed whole: read the orders by REST and go on
 4501 the session has ended, 4504 more than 10 sockets of one user, 4509 misbehaving (ten frames that make \
 no sense, or more than 20 a second).";
 
-fn jwks(contract: &Contract, schemas: &mut Schemas<'_>) -> Object {
-    let key =
-        contract.messages.keys().find(|name| name.ends_with(".auth.v1.Jwk")).cloned().unwrap_or_default();
+fn jwks(api: &ApiDescriptors, schemas: &mut Schemas<'_>) -> Object {
+    let key = api.messages.keys().find(|name| name.ends_with(".auth.v1.Jwk")).cloned().unwrap_or_default();
     let keys = object! {
         "type": "object",
-        "properties": object! { "keys": object! { "type": "array", "items": schemas.answer(&key) } },
+        "properties": object! { "keys": object! { "type": "array", "items": schemas.response(&key) } },
         "required": list(["keys"]),
     };
     let example = object! { "keys": list([object! {
@@ -107,27 +106,27 @@ fn jwks(contract: &Contract, schemas: &mut Schemas<'_>) -> Object {
         "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
     }]) };
     let headers = ["x-request-id", "RateLimit", "RateLimit-Policy", "Cache-Control"];
-    let answer = success("The keys.", &headers, Some(keys), Some(example.into()));
-    open(
+    let response = success("The keys.", &headers, Some(keys), Some(example.into()));
+    public_operation(
         "tokens",
         "getJwks",
         "Show the keys that access tokens are signed with",
         "A JSON Web Key Set (RFC 7517), for whoever verifies tokens: EdDSA, `typ` `at+jwt`, `iss` \
          `shoppee`, `aud` `shoppee-api`. During a rotation the previous key stands here too.",
-        with_problems(object! { "200": answer }, &LIMITED),
+        with_problems(object! { "200": response }, &COMMON_ERRORS),
     )
 }
 
 fn root() -> Object {
     let headers = header_references(&["x-request-id", "RateLimit", "RateLimit-Policy"]);
-    let answer = object! {
+    let response = object! {
         "description": "Leads to `/docs`.",
         "headers": headers.with("Location", object! {
             "description": "The documentation.", "required": true, "schema": object! { "type": "string" },
         }),
     };
-    let responses = with_problems(object! { "307": answer }, &LIMITED);
-    open("documentation", "getRoot", "Where the documentation is", "A redirect.", responses)
+    let responses = with_problems(object! { "307": response }, &COMMON_ERRORS);
+    public_operation("documentation", "getRoot", "Where the documentation is", "A redirect.", responses)
 }
 
 fn document() -> Object {
@@ -146,50 +145,50 @@ fn async_document() -> Object {
 fn document_of(
     id: &'static str,
     summary: &'static str,
-    about: &'static str,
+    description: &'static str,
     version: &'static str,
 ) -> Object {
     let headers = ["x-request-id", "RateLimit", "RateLimit-Policy", "ETag", "Cache-Control"];
     let schema = object! { "type": "object", "required": list([version, "info"]) };
-    let answer = success("The document.", &headers, Some(schema), None);
-    let responses = with_problems(object! { "200": answer, "304": kept() }, &LIMITED);
-    let mut described = open("documentation", id, summary, about, responses);
-    described.set("parameters", list([object! { "$ref": "#/components/parameters/If-None-Match" }]));
-    described
+    let response = success("The document.", &headers, Some(schema), None);
+    let responses = with_problems(object! { "200": response, "304": not_modified() }, &COMMON_ERRORS);
+    let mut item = public_operation("documentation", id, summary, description, responses);
+    item.set("parameters", list([object! { "$ref": "#/components/parameters/If-None-Match" }]));
+    item
 }
 
 fn docs() -> Object {
     let headers =
         header_references(&["x-request-id", "RateLimit", "RateLimit-Policy", "ETag", "Cache-Control"]);
-    let answer = object! {
+    let response = object! {
         "description": "The page.", "headers": headers, "content": object! { "text/html": text() },
     };
-    let mut described = open(
+    let mut item = public_operation(
         "documentation",
         "getDocs",
         "This page",
         "Reads the document and tries operations out.",
-        with_problems(object! { "200": answer, "304": kept() }, &LIMITED),
+        with_problems(object! { "200": response, "304": not_modified() }, &COMMON_ERRORS),
     );
-    described.set("parameters", list([object! { "$ref": "#/components/parameters/If-None-Match" }]));
-    described
+    item.set("parameters", list([object! { "$ref": "#/components/parameters/If-None-Match" }]));
+    item
 }
 
 fn file_of_docs() -> Object {
     let headers =
         header_references(&["x-request-id", "RateLimit", "RateLimit-Policy", "ETag", "Cache-Control"]);
     let content = object! { "text/css": text(), "text/javascript": text() };
-    let answer = object! { "description": "The file.", "headers": headers, "content": content };
-    let codes: Vec<_> = LIMITED.into_iter().chain([Code::NotFound]).collect();
-    let mut described = open(
+    let response = object! { "description": "The file.", "headers": headers, "content": content };
+    let codes: Vec<_> = COMMON_ERRORS.into_iter().chain([Code::NotFound]).collect();
+    let mut item = public_operation(
         "documentation",
         "getDocsFile",
         "A file of this page",
         "A script or a style sheet.",
-        with_problems(object! { "200": answer, "304": kept() }, &codes),
+        with_problems(object! { "200": response, "304": not_modified() }, &codes),
     );
     let names = list(["scalar.js", "docs.css", "docs.js"]);
-    described.set(
+    item.set(
         "parameters",
         list([
             object! {
@@ -199,45 +198,51 @@ fn file_of_docs() -> Object {
             object! { "$ref": "#/components/parameters/If-None-Match" },
         ]),
     );
-    described
+    item
 }
 
-/// A page of text, with what its route may refuse.
+/// Builds the operation of an HTML page.
 fn page(id: &'static str, summary: &'static str, description: &'static str, codes: &[Code]) -> Object {
     let headers = header_references(&["x-request-id", "RateLimit", "RateLimit-Policy", "Cache-Control"]);
-    let answer = object! {
+    let response = object! {
         "description": "The page.", "headers": headers, "content": object! { "text/html": text() },
     };
-    open("documentation", id, summary, description, with_problems(object! { "200": answer }, codes))
+    public_operation(
+        "documentation",
+        id,
+        summary,
+        description,
+        with_problems(object! { "200": response }, codes),
+    )
 }
 
 fn problem_pages() -> Object {
-    page("listProblems", "All codes of problems", "With the status and the meaning of each.", &LIMITED)
+    page("listProblems", "All codes of problems", "With the status and the meaning of each.", &COMMON_ERRORS)
 }
 
 fn problem_page() -> Object {
-    let codes: Vec<_> = LIMITED.into_iter().chain([Code::NotFound]).collect();
-    let about = "Where the `type` of a problem leads.";
-    let mut described = page("getProblem", "Cause and remedy of a problem", about, &codes);
+    let codes: Vec<_> = COMMON_ERRORS.into_iter().chain([Code::NotFound]).collect();
+    let description = "Where the `type` of a problem leads.";
+    let mut item = page("getProblem", "Cause and remedy of a problem", description, &codes);
     let names = list(Code::ALL.iter().map(|code| code.as_str()));
-    described.set(
+    item.set(
         "parameters",
         list([object! {
             "name": "code", "in": "path", "required": true,
             "schema": object! { "type": "string", "enum": names }, "example": "out_of_stock",
         }]),
     );
-    described
+    item
 }
 
-/// A 304 of the documentation.
-fn kept() -> Object {
+/// Builds the 304 response of the documentation.
+fn not_modified() -> Object {
     let headers = ["x-request-id", "RateLimit", "RateLimit-Policy", "ETag", "Cache-Control"];
     success("It is what the client has.", &headers, None, None)
 }
 
 fn health() -> Object {
-    operators(
+    ops_operation(
         "getHealth",
         "Does the process live?",
         "For a container's liveness probe; asks nobody else.",
@@ -250,14 +255,14 @@ fn ready() -> Object {
         "200": plain("All that it depends on answers.", "ready\n"),
         "503": plain("Something does not answer, or the process is about to stop.", "not ready: redis (limits, tickets: connection refused)\n"),
     };
-    let mut described = operators(
+    let mut item = ops_operation(
         "getReadiness",
         "Can the process do its work?",
         "For people and alerts. A load balancer asks with `need=vital`: without Redis the shop is slower, \
          and still a shop.",
         responses,
     );
-    described.set(
+    item.set(
         "parameters",
         list([object! {
             "name": "need", "in": "query", "required": false,
@@ -265,11 +270,11 @@ fn ready() -> Object {
             "schema": object! { "type": "string", "examples": list(["vital"]) },
         }]),
     );
-    described
+    item
 }
 
 fn metrics() -> Object {
-    operators(
+    ops_operation(
         "getMetrics",
         "The process's metrics",
         "In Prometheus' text format.",
@@ -277,7 +282,7 @@ fn metrics() -> Object {
     )
 }
 
-fn open(
+fn public_operation(
     tag: &'static str,
     id: &'static str,
     summary: &'static str,
@@ -290,7 +295,7 @@ fn open(
     }
 }
 
-fn operators(
+fn ops_operation(
     id: &'static str,
     summary: &'static str,
     description: &'static str,
@@ -299,7 +304,7 @@ fn operators(
     for (status, problem) in problems(&[Code::InvalidRequest], false) {
         responses.set(status.to_string(), problem);
     }
-    open("operation", id, summary, description, responses)
+    public_operation("operation", id, summary, description, responses)
 }
 
 fn with_problems(mut responses: Object, codes: &[Code]) -> Object {
