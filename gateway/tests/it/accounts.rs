@@ -1,19 +1,19 @@
-//! Accounts over REST: devices that are known, registrations that are sent again.
+//! Accounts over REST: known devices, repeated registrations.
 
 use http::Method;
 use serde_json::json;
 
-use crate::shop::{Answer, PASSWORD, Person, Shop, send};
+use crate::shop::{ApiResponse, PASSWORD, Person, TestShop, send};
 
-async fn sign_in(guest: &Person, name: &str, password: &str, header: Option<(&str, &str)>) -> Answer {
+async fn sign_in(guest: &Person, name: &str, password: &str, header: Option<(&str, &str)>) -> ApiResponse {
     let login = json!({"username": name, "password": password});
     let request = guest.request(Method::POST, "/auth/login").json(&login);
     send(header.into_iter().fold(request, |request, (name, value)| request.header(name, value))).await
 }
 
 #[tokio::test]
-async fn a_device_that_has_signed_in_does_so_while_wrong_passwords_lock_the_account() {
-    let shop = Shop::plan().gateways(2).with("--rate-limits", "off").open().await;
+async fn a_known_device_signs_in_while_the_account_is_locked() {
+    let shop = TestShop::builder().gateways(2).with("--rate-limits", "off").start().await;
     let ann = shop.customer("ann").await;
     let guest = shop.guest();
     let first = sign_in(&guest, &ann.name, PASSWORD, None).await.expect(200);
@@ -34,13 +34,13 @@ async fn a_device_that_has_signed_in_does_so_while_wrong_passwords_lock_the_acco
     }
     let nonsense = Some(("device-token", "nonsense"));
     sign_in(&guest, &ann.name, PASSWORD, nonsense).await.problem(429, "too_many_attempts");
-    // A token of a device is none of a session.
+    // A device token is no session token.
     guest.with_token(&device).get("/auth/me").await.problem(401, "unauthenticated");
 }
 
 #[tokio::test]
-async fn a_registration_is_sent_again_under_its_key_through_any_gateway() {
-    let shop = Shop::plan().gateways(2).with("--rate-limits", "off").open().await;
+async fn a_repeated_registration_is_replayed_by_any_gateway() {
+    let shop = TestShop::builder().gateways(2).with("--rate-limits", "off").start().await;
     let register = async |gateway, key: &str, password: &str| {
         let account = json!({"username": "ann", "email": "ann@example.com", "password": password});
         let guest = shop.guest().through(&shop, gateway);
@@ -58,8 +58,8 @@ async fn a_registration_is_sent_again_under_its_key_through_any_gateway() {
 }
 
 #[tokio::test]
-async fn every_post_and_patch_of_accounts_checks_its_key() {
-    let shop = Shop::open().await;
+async fn every_account_write_validates_its_idempotency_key() {
+    let shop = TestShop::start().await;
     let (ann, admin) = (shop.customer("ann").await, shop.admin().await);
     let patch = format!("/admin/users/{}", ann.id);
     let account = json!({"username": "eve", "email": "eve@example.com", "password": PASSWORD});
@@ -86,6 +86,6 @@ async fn every_post_and_patch_of_accounts_checks_its_key() {
         body[field] = json!("x");
         ann.post(path, &body).await.problem(400, "invalid_request");
     }
-    // None of it had an effect: the session goes on.
+    // No call had an effect: the session is still valid.
     ann.get("/auth/me").await.expect(200);
 }

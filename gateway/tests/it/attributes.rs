@@ -1,19 +1,19 @@
-//! Attributes as deep as they may be, and deeper.
+//! Attributes of a product: depth and numbers.
 
 use http::Method;
 use serde_json::{Value, json};
 use shoppee_kit::testing::eventually;
 
-use crate::shop::{Shop, send, text};
+use crate::shop::{TestShop, send, text};
 
-/// An object with so many levels of objects.
+/// Builds an object with `levels` nested objects.
 fn nested(levels: usize) -> Value {
     (0..levels).fold(json!(1), |inner, _| json!({"a": inner}))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn deeply_nested_attributes_are_refused_and_break_no_page() {
-    let shop = Shop::open().await;
+async fn too_deeply_nested_attributes_are_rejected() {
+    let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let product = |sku: &str, attributes: Value| json!({"sku": sku, "name": "Nested lamp", "price": 1, "stock": 5, "attributes": attributes});
     let lists = json!({"x": (0..31).fold(json!([[1]]), |inner, _| json!({"a": inner}))});
@@ -30,7 +30,7 @@ async fn deeply_nested_attributes_are_refused_and_break_no_page() {
     assert_eq!(text(&ann.get("/cart").await.expect(200).body["items"][0]["sku"]), "deep");
     let page = ann.get("/products").await.expect(200).body;
     assert_eq!(page["items"][0]["attributes"], nested(16));
-    // A change is found within a second.
+    // The search finds a change within a second.
     eventually("the search finds it", async || {
         ann.get("/products/search?q=nested").await.body["items"][0]["attributes"] == nested(16)
     })
@@ -38,8 +38,8 @@ async fn deeply_nested_attributes_are_refused_and_break_no_page() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn numbers_in_attributes_come_back_as_they_were_sent_or_are_refused() {
-    let shop = Shop::open().await;
+async fn numbers_in_attributes_are_lossless_or_rejected() {
+    let shop = TestShop::start().await;
     let admin = shop.admin().await;
     let create = async |number: &str| {
         let body = format!(

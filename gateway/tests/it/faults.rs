@@ -1,4 +1,4 @@
-//! Parts of the shop that are away.
+//! Unavailable parts of the shop.
 
 use std::time::{Duration, Instant};
 
@@ -7,28 +7,28 @@ use serde_json::json;
 use shoppee_kit::testing::eventually;
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use crate::shop::{Person, Shop, send};
+use crate::shop::{Person, TestShop, send};
 
-/// A socket that accepts, and says nothing.
-pub async fn silence() -> (std::net::SocketAddr, JoinHandle<()>) {
+/// Starts a server that accepts connections and never responds.
+pub async fn silent_server() -> (std::net::SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let addr = listener.local_addr().expect("an address");
     let task = tokio::spawn(async move {
-        let mut held = Vec::new();
+        let mut connections = Vec::new();
         while let Ok((stream, _)) = listener.accept().await {
-            held.push(stream);
+            connections.push(stream);
         }
     });
     (addr, task)
 }
 
-/// How long an answer may take where a part is away.
-const PROMISED: Duration = Duration::from_millis(2500);
+/// Bounds a response while a part is unavailable.
+const MAX_UNAVAILABLE_LATENCY: Duration = Duration::from_millis(2500);
 
-pub async fn refused(person: &Person, path: &str) {
+pub async fn expect_unavailable(person: &Person, path: &str) {
     let started = Instant::now();
     let answer = person.without_retries().get(path).await;
-    assert!(started.elapsed() < PROMISED, "{path} took {:?}", started.elapsed());
+    assert!(started.elapsed() < MAX_UNAVAILABLE_LATENCY, "{path} took {:?}", started.elapsed());
     if answer.status == 504 {
         answer.problem(504, "deadline_exceeded");
     } else {
@@ -37,20 +37,20 @@ pub async fn refused(person: &Person, path: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_is_gone_is_not_waited_for() {
-    // By a name with two addresses on most machines, on one of which nobody listens.
-    let mut shop = Shop::plan().by_name().alone().open().await;
+async fn a_stopped_service_fails_requests_fast() {
+    // The name has two addresses on most machines; no process listens on one of them.
+    let mut shop = TestShop::builder().services_by_name().exclusive().start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let product = shop.product(&admin, 100, 10).await;
     for _ in 0..20 {
         ann.get("/cart").await.expect(200);
     }
-    shop.without_orders(async |_| {
-        refused(&ann, "/cart").await;
+    shop.without_order_service(async |_| {
+        expect_unavailable(&ann, "/cart").await;
         let started = Instant::now();
         ann.without_retries().orders(&product, 1).await.problem(503, "unavailable");
-        assert!(started.elapsed() < PROMISED, "{:?}", started.elapsed());
-        // The others are not concerned.
+        assert!(started.elapsed() < MAX_UNAVAILABLE_LATENCY, "{:?}", started.elapsed());
+        // Other routes are not affected.
         ann.get(&format!("/products/{}", product["id"])).await.expect(200);
         ann.get("/auth/me").await.expect(200);
         eventually("/readyz tells", || async { ann.without_retries().get("//readyz").await.status == 503 })
@@ -66,15 +66,19 @@ async fn a_service_that_is_gone_is_not_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_says_nothing_is_not_waited_for() {
-    let (silent, _task) = silence().await;
-    let shop = Shop::plan().with("--order-url", &format!("http://{silent}")).alone().open_unready().await;
+async fn a_silent_service_fails_requests_fast() {
+    let (silent, _task) = silent_server().await;
+    let shop = TestShop::builder()
+        .with("--order-url", &format!("http://{silent}"))
+        .exclusive()
+        .start_without_ready()
+        .await;
     let ann = shop.customer("ann").await;
-    refused(&ann, "/cart").await;
+    expect_unavailable(&ann, "/cart").await;
     ann.get("/products").await.expect(200);
     let answer = ann.without_retries().post("/cart/items", &json!({"product_id": 1, "quantity": 1})).await;
     assert!(matches!(answer.status, 503 | 504), "{}", answer.text);
-    // A payment may take its time, but only at a service that lives; with a key it could be repeated.
+    // A payment may take long, but not at a silent service; with a key it could be repeated.
     for key in [None, Some("a-key")] {
         let path = "/orders/0199d5a8-0000-7000-8000-000000000000/pay";
         let mut pay = ann.request(Method::POST, path).json(&json!({"payment_token": "tok_ok"}));
@@ -83,13 +87,14 @@ async fn a_service_that_says_nothing_is_not_waited_for() {
         }
         let started = Instant::now();
         send(pay).await.problem(503, "unavailable");
-        assert!(started.elapsed() < PROMISED, "{:?}", started.elapsed());
+        assert!(started.elapsed() < MAX_UNAVAILABLE_LATENCY, "{:?}", started.elapsed());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_away_is_hardly_noticed() {
-    let mut shop = Shop::plan().gateways(2).with("--rate-limits", "user=1000/1s").alone().open().await;
+async fn the_shop_works_without_redis() {
+    let mut shop =
+        TestShop::builder().gateways(2).with("--rate-limits", "user=1000/1s").exclusive().start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let product = shop.product(&admin, 100, 10).await;
     shop.redis.kill();
@@ -99,22 +104,22 @@ async fn redis_away_is_hardly_noticed() {
         ann.get(&format!("/products/{}", product["id"])).await.expect(200);
         ann.orders(&product, 1).await.expect(201);
     }
-    assert!(started.elapsed() < PROMISED, "{:?}", started.elapsed());
+    assert!(started.elapsed() < MAX_UNAVAILABLE_LATENCY, "{:?}", started.elapsed());
     eventually("/readyz tells", || async { ann.without_retries().get("//readyz").await.status == 503 }).await;
 }
 
-/// A proxy sends requests to whoever listens: as little as one that stops may one that starts refuse them.
+/// A proxy sends requests to every listening gateway: a starting one must serve them, like a stopping one.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_starts_answers_what_it_is_asked() {
-    let mut shop = Shop::open().await;
+async fn a_starting_gateway_answers_requests() {
+    let mut shop = TestShop::start().await;
     let ann = shop.customer("ann").await;
-    shop.gateway_far_from_auth(Duration::from_millis(300)).await;
+    shop.add_gateway_with_auth_latency(Duration::from_millis(300)).await;
     ann.through(&shop, 1).get("/cart").await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_stops_answers_what_it_was_asked() {
-    let shop = Shop::open().await;
+async fn a_stopping_gateway_answers_pending_requests() {
+    let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let product = shop.product(&admin, 100, 10).await;
     let order = ann.orders(&product, 1).await.expect(201).body;

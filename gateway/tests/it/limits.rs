@@ -1,4 +1,4 @@
-//! How often somebody may ask, over all gateways, with Redis and without.
+//! Rate limits over all gateways, with and without Redis.
 
 use std::time::{Duration, Instant};
 
@@ -6,39 +6,44 @@ use http::Method;
 use serde_json::json;
 use shoppee_kit::testing::{RedisServer, eventually};
 
-use crate::shop::{Person, Shop, send};
+use crate::shop::{Person, TestShop, send};
 
-/// Asks steadily, through all gateways in turn, and counts who is let in.
-async fn steadily(shop: &Shop, person: &Person, a_second: u32, seconds: u32) -> usize {
-    let doors: Vec<Person> = (0..shop.gateways.len()).map(|gateway| person.through(shop, gateway)).collect();
+/// Sends requests at a steady rate through all gateways in turn. Returns the number of admitted ones.
+async fn count_admitted(shop: &TestShop, person: &Person, a_second: u32, seconds: u32) -> usize {
+    let clients: Vec<Person> =
+        (0..shop.gateways.len()).map(|gateway| person.through(shop, gateway)).collect();
     let started = Instant::now();
-    let asked = (0..a_second * seconds).map(|number| {
-        let door = doors[number as usize % doors.len()].clone();
+    let requests = (0..a_second * seconds).map(|number| {
+        let client = clients[number as usize % clients.len()].clone();
         async move {
             tokio::time::sleep_until((started + Duration::from_secs(1) * number / a_second).into()).await;
-            door.get("/cart").await.status
+            client.get("/cart").await.status
         }
     });
-    let answers = futures_util::future::join_all(asked).await;
+    let answers = futures_util::future::join_all(requests).await;
     assert!(answers.iter().all(|status| matches!(status, 200 | 429)), "{answers:?}");
     answers.iter().filter(|status| **status == 200).count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_times_the_limit_through_three_gateways() {
-    // 10 a second, in a burst of 20 at most.
-    let shop =
-        Shop::plan().gateways(3).with("--rate-limits", "user=20/2s,anonymous=1000/1s").alone().open().await;
+async fn a_limit_holds_over_three_gateways() {
+    // 10 a second with a burst of 20.
+    let shop = TestShop::builder()
+        .gateways(3)
+        .with("--rate-limits", "user=20/2s,anonymous=1000/1s")
+        .exclusive()
+        .start()
+        .await;
     let ann = shop.customer("ann").await;
-    let let_in = steadily(&shop, &ann, 30, 8).await;
+    let admitted = count_admitted(&shop, &ann, 30, 8).await;
     let fair = 20 + 8 * 10;
-    assert!(let_in.abs_diff(fair) * 100 <= fair * 5, "{let_in} of {fair}");
+    assert!(admitted.abs_diff(fair) * 100 <= fair * 5, "{admitted} of {fair}");
     shop.customer("bob").await.get("/cart").await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_refusal_says_is_true() {
-    let shop = Shop::plan().gateways(2).with("--rate-limits", "user=3/6s").alone().open().await;
+async fn retry_after_of_a_refusal_is_accurate() {
+    let shop = TestShop::builder().gateways(2).with("--rate-limits", "user=3/6s").exclusive().start().await;
     let ann = shop.customer("ann").await;
     let first = ann.get("/cart").await.expect(200);
     assert_eq!(first.header("ratelimit-policy"), "\"user\";q=3;w=6");
@@ -49,7 +54,7 @@ async fn what_a_refusal_says_is_true() {
     let wait: u64 = refused.header("retry-after").parse().unwrap();
     assert_eq!(refused.header("ratelimit"), format!("\"user\";r=0;t={wait}"));
     assert!((1..=2).contains(&wait), "{wait}");
-    // Nobody gets round it by another address, another gateway, or another session.
+    // Another address, gateway or session does not evade the limit.
     let elsewhere = ann.through(&shop, 1).request(Method::GET, "/cart").header("x-forwarded-for", "9.9.9.9");
     send(elsewhere).await.problem(429, "rate_limited");
     let phone = shop.sign_in(&ann.name).await;
@@ -59,13 +64,13 @@ async fn what_a_refusal_says_is_true() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn addresses_count_only_as_trusted_proxies_tell_them() {
-    let shop = Shop::plan()
+async fn forwarded_addresses_count_only_from_trusted_proxies() {
+    let shop = TestShop::builder()
         .gateways(2)
         .with("--trusted-proxies", "127.0.0.0/8,10.0.0.0/8")
         .with("--rate-limits", "anonymous=2/60s")
-        .alone()
-        .open()
+        .exclusive()
+        .start()
         .await;
     let guest = shop.guest();
     let from = |address: &'static str| {
@@ -82,14 +87,18 @@ async fn addresses_count_only_as_trusted_proxies_tell_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn signing_in_is_limited_by_address_with_redis_and_without() {
-    let mut shop =
-        Shop::plan().gateways(3).with("--rate-limits", "login=9/60s,anonymous=1000/1s").alone().open().await;
+    let mut shop = TestShop::builder()
+        .gateways(3)
+        .with("--rate-limits", "login=9/60s,anonymous=1000/1s")
+        .exclusive()
+        .start()
+        .await;
     let ann = shop.customer("ann").await;
-    let guess = async |shop: &Shop, number: usize| {
+    let guess = async |shop: &TestShop, number: usize| {
         let account = json!({"username": format!("somebody{number}"), "password": "wrong password"});
         shop.guest().through(shop, number % 3).post("/auth/login", &account).await
     };
-    // One was used by ann.
+    // One attempt was ann's.
     for number in 0..8 {
         guess(&shop, number).await.problem(401, "invalid_credentials");
     }
@@ -98,7 +107,7 @@ async fn signing_in_is_limited_by_address_with_redis_and_without() {
 
     let port = shop.redis.port();
     shop.redis.kill();
-    // Each gateway counts for itself now, a third each: nine in all, and not one more.
+    // Each gateway now counts locally, with a third of the limit: nine in all.
     let mut tried = 0;
     for number in 0..30 {
         let answer = guess(&shop, number).await;
@@ -116,7 +125,7 @@ async fn signing_in_is_limited_by_address_with_redis_and_without() {
 
     shop.redis = RedisServer::start_on(port).await;
     let back = Instant::now();
-    // In the new Redis nobody was counted yet: it is asked again when a gateway lets in more than its third.
+    // The new Redis has no counts. A gateway uses it again when it admits more than its third.
     eventually("limits are global again", || async {
         guess(&shop, 0).await.header("ratelimit").contains("\"login\";r=8")
     })

@@ -1,24 +1,24 @@
 //! Tests of the gateway through HTTP and WebSocket, with the real services behind it.
 
-mod access;
 mod accounts;
 mod attributes;
-mod coherence;
-mod edge;
+mod authorization;
+mod cache_coherence;
 mod faults;
-mod hostile;
+mod guarantees;
+mod http_semantics;
 mod limits;
+mod malformed_requests;
 mod memory;
 mod openapi;
 mod problems;
-mod promises;
 mod realtime;
 mod realtime_edges;
 mod realtime_events;
-mod realtime_stage;
+mod realtime_fixture;
+mod request_batching;
 mod routes;
 mod shop;
 mod slow_clients;
 mod standards;
 mod start;
-mod together;

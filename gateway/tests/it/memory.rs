@@ -14,7 +14,7 @@ use shoppee_kit::testing::{eventually, free_addr};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
-    shop::Shop,
+    shop::TestShop,
     slow_clients::{Http2, post_without_the_last_byte},
 };
 
@@ -26,8 +26,8 @@ struct Gateway {
 }
 
 impl Gateway {
-    /// Starts one beside those of the shop; its log goes into a pipe.
-    async fn start(shop: &Shop, settings: &[(&str, &str)]) -> Self {
+    /// Starts a gateway of the shop, with a pipe for its log.
+    async fn start(shop: &TestShop, settings: &[(&str, &str)]) -> Self {
         let addr = free_addr();
         let process = Command::new(env!("CARGO_BIN_EXE_shoppee-gateway"))
             .env_clear()
@@ -50,7 +50,7 @@ impl Gateway {
         gateway
     }
 
-    /// Memory that the process has. Bytes.
+    /// Returns the resident memory. Bytes.
     fn resident(&self) -> usize {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("it lives");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
@@ -73,16 +73,16 @@ impl Drop for Gateway {
 
 /// The sum of the table "What a process may hold" of docs/operating.md, at lower bounds.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_at_its_bounds_holds_what_they_add_up_to() {
+async fn a_gateway_at_its_bounds_holds_at_most_the_documented_memory() {
     const CONNECTIONS: usize = 300;
     const CONNECTION_BYTES: usize = 64 * 1024;
     const UNSENT_BYTES: usize = 2 * MIB;
     /// The bytes of 48 bodies of 64 KiB, twice.
     const BODY_BYTES: usize = 6 * MIB;
-    /// Requests that were at work once, caches, buffers that the allocator keeps.
+    /// Earlier requests, caches, buffers of the allocator.
     const SLACK: usize = 24 * MIB;
 
-    let shop = Shop::open().await;
+    let shop = TestShop::start().await;
     let settings = [
         ("MAX_CONNECTIONS", CONNECTIONS.to_string()),
         ("MAX_UNSENT_BYTES", UNSENT_BYTES.to_string()),
@@ -99,7 +99,7 @@ async fn a_gateway_at_its_bounds_holds_what_they_add_up_to() {
     let gateway = Gateway::start(&shop, &settings).await;
     let before = gateway.resident();
 
-    // Answers of 400 KiB, made anew for each request.
+    // Responses of 400 KiB, rendered for each request.
     let mut clients = Vec::new();
     for _ in 0..3 {
         let mut client = Http2::open(gateway.addr, 0).await;
@@ -112,7 +112,7 @@ async fn a_gateway_at_its_bounds_holds_what_they_add_up_to() {
         }
         clients.push((client, answers));
     }
-    // Bodies: of three callers as many as each may hold back, and more.
+    // Withheld bodies of three callers, more than each may have.
     let mut streams = Vec::new();
     let body = format!("{{{}}}", " ".repeat(60 * 1024));
     for name in ["eve", "mallory", "trudy"] {
@@ -121,7 +121,7 @@ async fn a_gateway_at_its_bounds_holds_what_they_add_up_to() {
             streams.push(post_without_the_last_byte(gateway.addr, &caller, "/cart/items", &body).await);
         }
     }
-    // Heads: on all connections that are left, the most that is read of one.
+    // Heads of the largest size, on all remaining connections.
     let head = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}", "y".repeat(30 * 1024));
     while streams.len() < CONNECTIONS {
         let mut stream = TcpStream::connect(gateway.addr).await.expect("accepts");
@@ -140,10 +140,10 @@ async fn a_gateway_at_its_bounds_holds_what_they_add_up_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_whose_log_is_not_read_goes_on_and_counts_the_lines_it_drops() {
-    let shop = Shop::open().await;
+async fn a_gateway_with_a_blocked_log_continues_and_counts_dropped_lines() {
+    let shop = TestShop::start().await;
     let mut gateway = Gateway::start(&shop, &[("LOG", "trace")]).await;
-    let ask = async |path: &str| {
+    let get_text = async |path: &str| {
         let url = format!("http://{}{path}", gateway.addr);
         let answer = reqwest::Client::new().get(url).timeout(Duration::from_secs(20)).send().await;
         answer.expect("an answer").text().await.expect("a body")
@@ -152,22 +152,22 @@ async fn a_gateway_whose_log_is_not_read_goes_on_and_counts_the_lines_it_drops()
         let line = metrics.lines().find_map(|line| line.strip_prefix("log_lines_dropped_total "));
         line.expect("the counter").parse::<u64>().expect("a number") > 0
     };
-    let mut asked = 0;
-    while !dropped(&ask("/metrics").await) {
-        assert_eq!(ask("/healthz").await, "ok\n");
-        asked += 1;
-        assert!(asked < 5000, "nothing is dropped");
+    let mut requests = 0;
+    while !dropped(&get_text("/metrics").await) {
+        assert_eq!(get_text("/healthz").await, "ok\n");
+        requests += 1;
+        assert!(requests < 5000, "nothing is dropped");
     }
-    // Each process folds its samples without a scrape.
+    // The process aggregates its samples without a scrape.
     assert!(gateway.metrics().await.contains("worker_max_age_seconds{worker=\"metrics_upkeep\"}"));
-    // Once the log is read again, it says so.
+    // The log reports dropped lines once it is read again.
     let mut log = gateway.process.stdout.take().expect("piped");
     let mut read = Vec::new();
-    let told = |read: &[u8]| String::from_utf8_lossy(read).contains("lines of the log were dropped");
+    let has_report = |read: &[u8]| String::from_utf8_lossy(read).contains("lines of the log were dropped");
     let mut buffer = vec![0; 64 * 1024];
-    while !told(&read) && read.len() < 64 * MIB {
+    while !has_report(&read) && read.len() < 64 * MIB {
         let length = log.read(&mut buffer).expect("a pipe");
         read.extend_from_slice(&buffer[..length]);
     }
-    assert!(told(&read));
+    assert!(has_report(&read));
 }

@@ -1,4 +1,4 @@
-//! The document, the annotations of the contract and what really answers say the same.
+//! The OpenAPI document agrees with the protobuf annotations and with the responses of the gateway.
 
 use std::collections::BTreeSet;
 
@@ -7,9 +7,9 @@ use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde_json::{Map, Value, json};
 use shoppee_kit::testing::eventually;
 
-use crate::shop::{Answer, Person, Shop, send, text};
+use crate::shop::{ApiResponse, Person, TestShop, send, text};
 
-/// These end the caller's session.
+/// The operations that end the caller's session.
 const LAST: [&str; 2] = ["logout", "logoutAll"];
 
 struct Document(Value);
@@ -22,11 +22,11 @@ struct Operation<'a> {
 }
 
 impl Document {
-    async fn of(shop: &Shop) -> Self {
+    async fn fetch(shop: &TestShop) -> Self {
         Self(shop.guest().get("//openapi.json").await.expect(200).body)
     }
 
-    /// The ones that end a session at the end.
+    /// Returns all operations; those that end a session come last.
     fn operations(&self) -> Vec<Operation<'_>> {
         let paths = self.0["paths"].as_object().expect("paths").iter();
         let mut all: Vec<_> = paths
@@ -53,12 +53,11 @@ impl Document {
         }
     }
 
-    /// Whether `value` is what `schema` says and nothing more: a field that is not written down is wrong, as
-    /// much as one that lacks.
-    fn check(&self, schema: &Value, value: &Value) -> Result<(), String> {
+    /// Validates `value` against `schema`. An undocumented field is an error, like a missing one.
+    fn validate(&self, schema: &Value, value: &Value) -> Result<(), String> {
         let schema = self.resolve(schema);
         if let Some(any) = schema["anyOf"].as_array() {
-            let tried: Vec<_> = any.iter().map(|one| self.check(one, value)).collect();
+            let tried: Vec<_> = any.iter().map(|one| self.validate(one, value)).collect();
             return if tried.iter().any(Result::is_ok) { Ok(()) } else { Err(format!("{tried:?}")) };
         }
         let kinds = schema["type"]
@@ -90,7 +89,7 @@ impl Document {
             return Err(format!("{value} is out of range"));
         }
         for (at, item) in value.as_array().into_iter().flatten().enumerate() {
-            self.check(&schema["items"], item).map_err(|wrong| format!("[{at}]: {wrong}"))?;
+            self.validate(&schema["items"], item).map_err(|wrong| format!("[{at}]: {wrong}"))?;
         }
         let none = Map::new();
         let fields = schema["properties"].as_object().unwrap_or(&none);
@@ -102,14 +101,14 @@ impl Document {
             }
             for (name, inner) in value {
                 let known = fields.get(name).ok_or(format!("{name} is not written down"))?;
-                self.check(known, inner).map_err(|wrong| format!("{name}: {wrong}"))?;
+                self.validate(known, inner).map_err(|wrong| format!("{name}: {wrong}"))?;
             }
         }
         Ok(())
     }
 
-    /// Whether an answer is one that the document promises.
-    fn promises(&self, operation: &Operation<'_>, answer: &Answer) -> Result<(), String> {
+    /// Validates a response against the document.
+    fn validate_response(&self, operation: &Operation<'_>, answer: &ApiResponse) -> Result<(), String> {
         let response = operation.it["responses"].get(answer.status.to_string());
         let response = self.resolve(response.ok_or(format!("{} is not written down", answer.status))?);
         for (name, header) in response["headers"].as_object().into_iter().flatten() {
@@ -127,26 +126,26 @@ impl Document {
                 if codes.is_some_and(|codes| !codes.contains(&answer.body["code"])) {
                     return Err(format!("{} is not written down", answer.body["code"]));
                 }
-                if kind.ends_with("json") { self.check(&content["schema"], &answer.body) } else { Ok(()) }
+                if kind.ends_with("json") { self.validate(&content["schema"], &answer.body) } else { Ok(()) }
             }
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_operation_answers_as_the_document_says() {
-    let shop = Shop::open().await;
-    let document = Document::of(&shop).await;
+async fn every_response_matches_the_document() {
+    let shop = TestShop::start().await;
+    let document = Document::fetch(&shop).await;
     let (ann, admin) = (shop.customer("ann").await, shop.admin().await);
     let tee = shop.product(&admin, 1999, 100).await;
     let category = admin.post("/categories", &json!({"slug": "tops", "name": "Tops"})).await.expect(201).body;
-    // Answered with 503 until the index is built.
+    // The search returns 503 until the index is built.
     eventually("searches are answered", || async { admin.get("/products/search?q=tee").await.status == 200 })
         .await;
 
-    let mut seen = BTreeSet::new();
+    let mut succeeded = BTreeSet::new();
     for caller in [&shop.guest(), &ann, &admin] {
-        // Ann's session is over when it is the admin's turn.
+        // Ann's session has ended before the admin's operations.
         let buyer = if caller.id == admin.id { &admin } else { &ann };
         for operation in document.operations() {
             let id = match operation.path.split('/').nth(3).unwrap_or_default() {
@@ -158,24 +157,23 @@ async fn every_operation_answers_as_the_document_says() {
                 _ if operation.path.starts_with("/problems/") => "not_found".to_owned(),
                 _ => tee["id"].to_string(),
             };
-            let answer = ask(caller, &operation, &id).await;
+            let answer = send_example(caller, &operation, &id).await;
             let (it, status) = (operation.id, answer.status);
             document
-                .promises(&operation, &answer)
+                .validate_response(&operation, &answer)
                 .unwrap_or_else(|wrong| panic!("{it}: {wrong}: {}", answer.text));
             let well_formed = ![400, 405, 413, 415].contains(&status) || it == "openSocket";
             assert!(well_formed, "the example of {it} is none: {}", answer.text);
             assert!(status < 500, "{it}: {}", answer.text);
             // The root is a redirect.
             if status < 400 {
-                seen.insert(it.to_owned());
+                succeeded.insert(it.to_owned());
             }
         }
     }
-    // Successes were seen, not only refusals; but not of what needs a secret, a handshake, or another order
-    // of things.
+    // Most operations must have succeeded, except those that need a secret, a handshake or another order of calls.
     let refused = document.operations().into_iter().map(|one| one.id.to_owned());
-    let refused: BTreeSet<_> = refused.filter(|id| !seen.contains(id)).collect();
+    let refused: BTreeSet<_> = refused.filter(|id| !succeeded.contains(id)).collect();
     let expected = [
         "addCartItem",
         "createOrder",
@@ -189,7 +187,7 @@ async fn every_operation_answers_as_the_document_says() {
     assert_eq!(refused, expected.map(str::to_owned).into());
 }
 
-/// A new order, in the state that the operation is for.
+/// Creates an order in the state that the operation needs.
 async fn order_for(operation: &str, buyer: &Person, admin: &Person, tee: &Value) -> String {
     let order = buyer.orders(tee, 1).await.expect(201).body;
     let id = text(&order["id"]).to_owned();
@@ -203,12 +201,12 @@ async fn order_for(operation: &str, buyer: &Person, admin: &Person, tee: &Value)
     id
 }
 
-/// Sends the example of an operation. A path has one parameter at most.
-async fn ask(caller: &Person, operation: &Operation<'_>, id: &str) -> Answer {
+/// Sends the example of an operation. A path has at most one parameter.
+async fn send_example(caller: &Person, operation: &Operation<'_>, id: &str) -> ApiResponse {
     let parts = operation.path.split('/').map(|part| if part.starts_with('{') { id } else { part });
     let path: Vec<_> = parts.collect();
     let parameters = operation.it["parameters"].as_array().into_iter().flatten();
-    // Only one parameter of a query must be there: what is searched for.
+    // The only required query parameter is that of the search.
     let mut required = parameters.filter(|one| one["in"] == "query" && one["required"] == true);
     let query = if required.next().is_some() { "?q=shirt" } else { "" };
     let mut request = caller.request(operation.method.clone(), &format!("/{}{query}", path.join("/")));
@@ -219,9 +217,9 @@ async fn ask(caller: &Person, operation: &Operation<'_>, id: &str) -> Answer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_json_body_has_an_example_and_it_fits() {
-    let shop = Shop::open().await;
-    let document = Document::of(&shop).await;
+async fn every_json_body_has_a_valid_example() {
+    let shop = TestShop::start().await;
+    let document = Document::fetch(&shop).await;
     for operation in document.operations() {
         let id = operation.id;
         let body = operation.it.pointer("/requestBody/content/application~1json");
@@ -238,7 +236,7 @@ async fn every_json_body_has_an_example_and_it_fits() {
                 content.get("example").into_iter().chain(named.map(|(_, one)| &one["value"])).collect();
             assert!(!examples.is_empty(), "{id}: {content}");
             for example in examples {
-                let fits = document.check(&content["schema"], example);
+                let fits = document.validate(&content["schema"], example);
                 fits.unwrap_or_else(|wrong| panic!("the example of {id}: {wrong}: {example}"));
             }
         }
@@ -246,20 +244,20 @@ async fn every_json_body_has_an_example_and_it_fits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_annotations_of_the_contract_are_the_routes_of_the_document() {
-    let shop = Shop::open().await;
-    let document = Document::of(&shop).await;
+async fn the_document_has_the_annotated_routes() {
+    let shop = TestShop::start().await;
+    let document = Document::fetch(&shop).await;
     let documented: BTreeSet<_> = document
         .operations()
         .iter()
         .filter(|operation| operation.path.starts_with("/api/v1/"))
         .map(|operation| (operation.method.to_string(), operation.path.to_owned()))
         .collect();
-    assert_eq!(annotated(), documented);
+    assert_eq!(annotated_routes(), documented);
 }
 
-/// Every `google.api.http`, as method and path.
-fn annotated() -> BTreeSet<(String, String)> {
+/// Returns every `google.api.http` annotation as method and path.
+fn annotated_routes() -> BTreeSet<(String, String)> {
     let pool = DescriptorPool::decode(shoppee_proto::FILE_DESCRIPTOR_SET).expect("descriptors");
     let http = pool.get_extension_by_name("google.api.http").expect("the annotation");
     let mut routes = BTreeSet::new();
@@ -285,9 +283,9 @@ fn route(rule: &DynamicMessage) -> Option<(String, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_method_of_a_documented_path_is_left_out() {
-    let shop = Shop::open().await;
-    let document = Document::of(&shop).await;
+async fn every_method_of_a_documented_path_is_documented() {
+    let shop = TestShop::start().await;
+    let document = Document::fetch(&shop).await;
     let operations = document.operations();
     let admin = shop.admin().await;
     for path in operations.iter().map(|operation| operation.path).collect::<BTreeSet<_>>() {
@@ -309,8 +307,8 @@ async fn no_method_of_a_documented_path_is_left_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_and_the_document_are_served_by_the_gateway() {
-    let shop = Shop::open().await;
+async fn the_gateway_serves_the_page_and_the_document() {
+    let shop = TestShop::start().await;
     let guest = shop.guest();
     let page = guest.get("//docs").await.expect(200);
     let policy = page.header("content-security-policy");
@@ -335,18 +333,18 @@ async fn the_page_and_the_document_are_served_by_the_gateway() {
     let scalar = scalar.send().await.expect("an answer");
     assert_eq!(scalar.headers()["content-encoding"], "gzip");
     assert!(scalar.bytes().await.expect("a body").starts_with(&[0x1f, 0x8b]));
-    // A client that takes no gzip gets the vendored file as it is.
+    // A client that accepts no gzip gets the vendored file.
     let scalar = guest.get("//docs/scalar.js").await.expect(200);
     assert!(scalar.text == include_str!("../../vendor/scalar/standalone.js"), "{} bytes", scalar.text.len());
-    // The shop's own address leads to the page.
+    // The root redirects to the page.
     assert_eq!(guest.get("//").await.expect(307).header("location"), "/docs");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_type_of_every_problem_opens_a_page_with_cause_and_remedy() {
-    let shop = Shop::open().await;
+    let shop = TestShop::start().await;
     let guest = shop.guest();
-    let document = Document::of(&shop).await;
+    let document = Document::fetch(&shop).await;
     let codes = document.0["components"]["schemas"]["ProblemCode"]["enum"].clone();
     let codes: Vec<_> = codes.as_array().expect("codes").iter().map(text).map(str::to_owned).collect();
     assert!(codes.len() > 30, "{codes:?}");

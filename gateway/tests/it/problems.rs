@@ -1,12 +1,12 @@
-//! The facts of a problem beside its code, for programs.
+//! The machine-readable members of a problem beside its code.
 
 use serde_json::json;
 
-use crate::shop::{PASSWORD, Shop, address, text};
+use crate::shop::{PASSWORD, TestShop, address, text};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_that_is_refused_names_its_lines() {
-    let shop = Shop::open().await;
+async fn a_refused_order_names_its_lines() {
+    let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let (lamp, cup) = (shop.product(&admin, 100, 2).await, shop.product(&admin, 50, 9).await);
     let order = |lines: &[(&serde_json::Value, i64)]| {
@@ -44,8 +44,8 @@ async fn an_order_that_is_refused_names_its_lines() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_step_or_a_payment_that_is_refused_says_why() {
-    let shop = Shop::open().await;
+async fn a_refused_step_or_payment_states_its_reason() {
+    let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let product = shop.product(&admin, 100, 2).await;
     let order = ann.orders(&product, 1).await.expect(201).body;
@@ -59,8 +59,9 @@ async fn a_step_or_a_payment_that_is_refused_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_limit_that_is_reached_is_named() {
-    let shop = Shop::plan().with("--rate-limits", "anonymous=1000/1s,login=1000/1s,user=2/60s").open().await;
+async fn a_reached_limit_is_named() {
+    let shop =
+        TestShop::builder().with("--rate-limits", "anonymous=1000/1s,login=1000/1s,user=2/60s").start().await;
     let ann = shop.customer("ann").await;
     let username = ann.get("/auth/me").await.expect(200).body["username"].clone();
     ann.get("/auth/me").await.expect(200);
@@ -75,8 +76,8 @@ async fn a_limit_that_is_reached_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_that_is_wrong_with_a_shape_is_named_at_once() {
-    let shop = Shop::open().await;
+async fn all_faulty_fields_are_named_at_once() {
+    let shop = TestShop::start().await;
     let ann = shop.customer("ann").await;
     let order = json!({"items": [{"product_id": "1"}, {"product_id": 1, "quantity": 1.5}],
                        "shipping_address": {"line1": "High Street 1", "zip": "1"}});

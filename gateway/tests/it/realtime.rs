@@ -1,4 +1,4 @@
-//! Live order events with the whole shop behind them (contract §4).
+//! Live order events with the complete shop.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use shoppee_proto::order::v1::{ListEventsRequest, order_service_client::OrderSer
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    realtime_stage::{Socket, open},
-    shop::{Person, Shop, text},
+    realtime_fixture::{Socket, open},
+    shop::{Person, TestShop, text},
 };
 
-/// A socket of the person on the n-th gateway, and the `seq` it begins with.
-async fn connect(shop: &Shop, gateway: usize, person: &Person, query: &str) -> (Socket, i64, bool) {
+/// Opens a socket of the person at a gateway. Returns it with the `seq` and `recovered` of its first frame.
+async fn connect(shop: &TestShop, gateway: usize, person: &Person, query: &str) -> (Socket, i64, bool) {
     let url = format!("{}/ws{query}", shop.url(gateway).replace("http://", "ws://"));
     let bearer = format!("Bearer {}", person.token.as_deref().expect("signed in"));
     let (mut socket, _) = open(&url, &[("authorization", &bearer)]).await.expect("a socket");
@@ -22,8 +22,8 @@ async fn connect(shop: &Shop, gateway: usize, person: &Person, query: &str) -> (
 }
 
 #[tokio::test]
-async fn an_order_is_seen_on_every_device_at_every_step() {
-    let shop = Shop::plan().gateways(3).open().await;
+async fn every_device_receives_every_step_of_an_order() {
+    let shop = TestShop::builder().gateways(3).start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let ben = shop.customer("ben").await;
     let product = shop.product(&admin, 1999, 10).await;
@@ -63,20 +63,20 @@ async fn an_order_is_seen_on_every_device_at_every_step() {
     }
     other.is_silent().await;
 
-    let told = ann.get(&format!("/orders/{id}/events")).await.expect(200).body;
-    let seqs: Vec<&Value> = told["items"].as_array().unwrap().iter().map(|event| &event["seq"]).collect();
+    let history = ann.get(&format!("/orders/{id}/events")).await.expect(200).body;
+    let seqs: Vec<&Value> = history["items"].as_array().unwrap().iter().map(|event| &event["seq"]).collect();
     assert_eq!(seqs, [&json!(1), &json!(2), &json!(3), &json!(4)]);
 }
 
-/// Orders and cancels, which makes two events.
+/// Orders and cancels, which produces two events.
 async fn order_and_cancel(person: &Person, product: &Value) {
     let order = person.orders(product, 1).await.expect(201).body;
     person.post(&format!("/orders/{}/cancel", text(&order["id"])), &json!({})).await.expect(200);
 }
 
 #[tokio::test]
-async fn the_end_of_a_session_ends_its_sockets_on_every_gateway_within_a_second() {
-    let shop = Shop::plan().gateways(2).open().await;
+async fn a_revoked_session_closes_its_sockets_within_a_second() {
+    let shop = TestShop::builder().gateways(2).start().await;
     let admin = shop.admin().await;
     let ann = shop.customer("ann").await;
     let elsewhere = shop.sign_in(&ann.name).await;
@@ -85,20 +85,20 @@ async fn the_end_of_a_session_ends_its_sockets_on_every_gateway_within_a_second(
     let (mut there, ..) = connect(&shop, 1, &elsewhere, "").await;
     ann.post("/auth/logout", &json!({})).await.expect(204);
     let began = Instant::now();
-    assert_eq!(here.closed().await, 4501);
+    assert_eq!(here.close_code().await, 4501);
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     there.is_silent().await;
 
     let path = format!("/admin/users/{}", ann.id);
     admin.patch(&path, &json!({"disabled": true})).await.expect(200);
     let began = Instant::now();
-    assert_eq!(there.closed().await, 4501);
+    assert_eq!(there.close_code().await, 4501);
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
-async fn a_browser_opens_a_socket_with_a_ticket_once() {
-    let mut shop = Shop::plan().gateways(2).open().await;
+async fn a_ticket_opens_one_socket() {
+    let mut shop = TestShop::builder().gateways(2).start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let product = shop.product(&admin, 500, 10).await;
     order_and_cancel(&ann, &product).await;
@@ -109,14 +109,14 @@ async fn a_browser_opens_a_socket_with_a_ticket_once() {
     let headers = [("sec-websocket-protocol", protocols.as_str())];
     let urls = [0, 1].map(|gateway| format!("{}/ws?after=0", shop.url(gateway).replace("http://", "ws://")));
 
-    // Redis knows nothing: the order service takes the ticket for its word.
-    forget_events(&shop).await;
+    // Redis is empty: the events come from the order service, with the ticket's token.
+    flush_redis(&shop).await;
     let (mut socket, answer) = open(&urls[0], &headers).await.unwrap();
     assert_eq!(answer["sec-websocket-protocol"], "shoppee.v1");
     assert_eq!(socket.ready().await, (2, true));
     assert_eq!(socket.seqs(2).await, [1, 2]);
     assert_eq!(open(&urls[1], &headers).await.err(), Some(401), "used");
-    // A ticket reads no events by itself, used or not.
+    // A ticket does not authorize reading events, used or not.
     let unused = ann.post("/auth/ws-ticket", &json!({})).await.expect(201).body;
     for ticket in [&ticket, &unused] {
         let channel = client::channel(&format!("http://{}", shop.order.addr)).unwrap();
@@ -128,7 +128,7 @@ async fn a_browser_opens_a_socket_with_a_ticket_once() {
     order_and_cancel(&ann, &product).await;
     assert_eq!(socket.seqs(2).await, [3, 4]);
 
-    // Nor does a ticket work once at each gateway while Redis is away.
+    // Without Redis a ticket still works at one gateway only.
     shop.redis.kill();
     let ticket = ann.post("/auth/ws-ticket", &json!({})).await.expect(201).body;
     let protocols = format!("shoppee.v1, ticket.{}", text(&ticket["ticket"]));
@@ -140,21 +140,21 @@ async fn a_browser_opens_a_socket_with_a_ticket_once() {
     }
 }
 
-/// Everything in Redis is gone.
-async fn forget_events(shop: &Shop) {
+/// Deletes all data in Redis.
+async fn flush_redis(shop: &TestShop) {
     let redis = shop.redis.client().await;
     fred::interfaces::ClientLike::flushall::<()>(&redis, false).await.expect("flushed");
 }
 
-/// G6: whatever becomes of gateways and connections, a client that comes back with `after` misses nothing.
+/// A client that reconnects with `after` misses no event while gateways stop.
 #[tokio::test]
-async fn a_client_that_wanders_between_dying_gateways_misses_nothing() {
+async fn a_client_resumes_without_gaps_across_stopping_gateways() {
     const ORDERS: usize = 60;
-    let shop = Shop::plan().gateways(4).open().await;
+    let shop = TestShop::builder().gateways(4).start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let product = shop.product(&admin, 500, 1000).await;
     let busy = {
-        // The last gateway stays.
+        // The last gateway keeps running.
         let (ann, product) = (ann.through(&shop, 3), product.clone());
         tokio::spawn(async move {
             for _ in 0..ORDERS {
@@ -193,11 +193,10 @@ async fn a_client_that_wanders_between_dying_gateways_misses_nothing() {
     }
 }
 
-/// C10: orders go on without Redis, and what happened meanwhile arrives when it is back, though it lost
-/// everything.
+/// Orders continue without Redis. Their events arrive after it restarts empty.
 #[tokio::test]
-async fn a_redis_that_dies_and_comes_back_empty_is_not_noticed_on_a_socket() {
-    let mut shop = Shop::plan().gateways(2).open().await;
+async fn sockets_recover_all_events_after_redis_restarts_empty() {
+    let mut shop = TestShop::builder().gateways(2).start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let product = shop.product(&admin, 500, 1000).await;
     let mut devices = [connect(&shop, 0, &ann, "").await.0, connect(&shop, 1, &ann, "").await.0];
@@ -219,11 +218,11 @@ async fn a_redis_that_dies_and_comes_back_empty_is_not_noticed_on_a_socket() {
         assert!(began.elapsed() < Duration::from_secs(10));
         seq += 10;
     }
-    // A client that comes back now finds all of it.
+    // A client that reconnects gets all events.
     let (mut late, newest, recovered) = connect(&shop, 0, &ann, "?after=0").await;
     assert_eq!((newest, recovered), (30, true));
     assert_eq!(late.seqs(30).await, (1..=30).collect::<Vec<_>>());
-    // And one that made its number up is told.
+    // A client with an invented number gets `recovered: false`.
     let (_, newest, recovered) = connect(&shop, 1, &ann, "?after=31").await;
     assert_eq!((newest, recovered), (30, false));
 }

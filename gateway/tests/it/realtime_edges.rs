@@ -1,4 +1,4 @@
-//! What a socket refuses, and how it ends (contract §4; G1, G2, G3, G8 of the promises).
+//! Refused handshakes, invalid messages and close codes of sockets.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -16,43 +16,43 @@ use tokio_tungstenite::tungstenite::{
     },
 };
 
-use crate::realtime_stage::{SOON, Socket, Stage, signed};
+use crate::realtime_fixture::{FRAME_TIMEOUT, RealtimeFixture, Socket, signed_token};
 
 const ANN: i64 = 7;
 const BEN: i64 = 8;
 
 #[tokio::test]
 async fn a_token_or_a_ticket_opens_a_socket() {
-    let stage = Stage::set(1).await;
-    let gateway = &stage.gateways[0];
+    let fixture = RealtimeFixture::start(1).await;
+    let gateway = &fixture.gateways[0];
 
-    let bearer = format!("bearer {}", stage.token(ANN));
+    let bearer = format!("bearer {}", fixture.token(ANN));
     let (mut socket, answer) = gateway.open("", &[("authorization", &bearer)]).await.unwrap();
     assert!(!answer.contains_key("sec-websocket-protocol"));
     let ready = socket.json().await;
     assert_eq!(ready["content"], json!({"seq": 0, "recovered": true}));
     assert_eq!(ready["user_id"], ANN);
-    assert!((ready["time"].as_i64().unwrap() - stage.clock.unix()).abs() <= 2);
+    assert!((ready["time"].as_i64().unwrap() - fixture.clock.unix()).abs() <= 2);
     assert_eq!(ready.as_object().unwrap().len(), 4, "{ready}");
 
-    let protocols = format!("shoppee.v1, ticket.{}", stage.ticket(ANN));
+    let protocols = format!("shoppee.v1, ticket.{}", fixture.ticket(ANN));
     let (mut socket, answer) = gateway.open("", &[("sec-websocket-protocol", &protocols)]).await.unwrap();
     assert_eq!(answer["sec-websocket-protocol"], "shoppee.v1");
     assert_eq!(socket.ready().await, (0, true));
 }
 
 #[tokio::test]
-async fn who_does_not_sign_in_is_refused_before_the_upgrade() {
-    let stage = Stage::set(1).await;
-    let gateway = &stage.gateways[0];
-    let (token, ticket) = (stage.token(ANN), stage.ticket(ANN));
-    let now = stage.clock.unix();
+async fn a_handshake_without_valid_credentials_is_refused() {
+    let fixture = RealtimeFixture::start(1).await;
+    let gateway = &fixture.gateways[0];
+    let (token, ticket) = (fixture.token(ANN), fixture.ticket(ANN));
+    let now = fixture.clock.unix();
     let sign = |typ: &str, changes: serde_json::Value| {
-        let mut claims = stage.claims(ANN);
+        let mut claims = fixture.claims(ANN);
         for (name, value) in changes.as_object().unwrap() {
             claims[name] = value.clone();
         }
-        signed(typ, &claims)
+        signed_token(typ, &claims)
     };
     let mut forged = token.clone().into_bytes();
     let last = forged.len() - 2;
@@ -106,54 +106,58 @@ async fn who_does_not_sign_in_is_refused_before_the_upgrade() {
 
     let service = format!("Bearer {}", sign("at+jwt", json!({"user_id": 0, "sub": "0", "role": "service"})));
     assert_eq!(gateway.open("", &[("authorization", &service)]).await.err(), Some(403));
-    // None of this used the ticket up.
+    // No refused handshake used the ticket.
     let protocols = format!("shoppee.v1, ticket.{ticket}");
     assert!(gateway.open("", &[("sec-websocket-protocol", &protocols)]).await.is_ok());
 }
 
 #[tokio::test]
 async fn a_ticket_opens_one_socket_on_one_gateway_within_thirty_seconds() {
-    let mut stage = Stage::set(2).await;
-    let protocols = format!("shoppee.v1, ticket.{}", stage.ticket(ANN));
+    let mut fixture = RealtimeFixture::start(2).await;
+    let protocols = format!("shoppee.v1, ticket.{}", fixture.ticket(ANN));
     let headers = [("sec-websocket-protocol", protocols.as_str())];
-    assert!(stage.gateways[0].open("", &headers).await.is_ok());
-    assert_eq!(stage.gateways[0].open("", &headers).await.err(), Some(401));
-    assert_eq!(stage.gateways[1].open("", &headers).await.err(), Some(401));
+    assert!(fixture.gateways[0].open("", &headers).await.is_ok());
+    assert_eq!(fixture.gateways[0].open("", &headers).await.err(), Some(401));
+    assert_eq!(fixture.gateways[1].open("", &headers).await.err(), Some(401));
 
-    let protocols = format!("shoppee.v1, ticket.{}", stage.ticket(ANN));
-    stage.clock.advance(Duration::from_secs(31));
+    let protocols = format!("shoppee.v1, ticket.{}", fixture.ticket(ANN));
+    fixture.clock.advance(Duration::from_secs(31));
     let late = [("sec-websocket-protocol", protocols.as_str())];
-    assert_eq!(stage.gateways[0].open("", &late).await.err(), Some(401));
+    assert_eq!(fixture.gateways[0].open("", &late).await.err(), Some(401));
 
-    // Redis has no say: without it a ticket that was used at one gateway is refused at the other too.
-    stage.redis.kill();
+    // Without Redis a ticket that was used at one gateway is refused at the other too.
+    fixture.redis.kill();
     for (first, second) in [(0, 1), (1, 0)] {
-        let protocols = format!("shoppee.v1, ticket.{}", stage.ticket(ANN));
+        let protocols = format!("shoppee.v1, ticket.{}", fixture.ticket(ANN));
         let headers = [("sec-websocket-protocol", protocols.as_str())];
-        assert!(stage.gateways[first].open("", &headers).await.is_ok());
-        assert_eq!(stage.gateways[second].open("", &headers).await.err(), Some(401), "used at the other");
-        assert_eq!(stage.gateways[first].open("", &headers).await.err(), Some(401));
+        assert!(fixture.gateways[first].open("", &headers).await.is_ok());
+        assert_eq!(
+            fixture.gateways[second].open("", &headers).await.err(),
+            Some(401),
+            "used at the other gateway"
+        );
+        assert_eq!(fixture.gateways[first].open("", &headers).await.err(), Some(401));
     }
 }
 
 #[tokio::test]
-async fn a_socket_that_a_ticket_opened_lives_as_long_as_its_access_token() {
-    let stage = Stage::set(1).await;
-    let protocols = format!("shoppee.v1, ticket.{}", stage.ticket(ANN));
+async fn a_ticket_socket_lives_as_long_as_its_access_token() {
+    let fixture = RealtimeFixture::start(1).await;
+    let protocols = format!("shoppee.v1, ticket.{}", fixture.ticket(ANN));
     let headers = [("sec-websocket-protocol", protocols.as_str())];
-    let (mut socket, _) = stage.gateways[0].open("", &headers).await.unwrap();
+    let (mut socket, _) = fixture.gateways[0].open("", &headers).await.unwrap();
     socket.ready().await;
-    stage.clock.advance(Duration::from_secs(3_500));
-    stage.steps(ANN, 1).await;
+    fixture.clock.advance(Duration::from_secs(3_500));
+    fixture.commit_and_publish(ANN, 1).await;
     assert_eq!(socket.seqs(1).await, [1]);
-    stage.clock.advance(Duration::from_secs(100));
-    assert_eq!(socket.closed().await, 4005);
+    fixture.clock.advance(Duration::from_secs(100));
+    assert_eq!(socket.close_code().await, 4005);
 }
 
 #[tokio::test]
-async fn pages_of_other_origins_are_refused() {
-    let stage = Stage::set(1).await;
-    let bearer = format!("Bearer {}", stage.token(ANN));
+async fn handshakes_from_other_origins_are_refused() {
+    let fixture = RealtimeFixture::start(1).await;
+    let bearer = format!("Bearer {}", fixture.token(ANN));
     for (origin, status) in [
         ("https://shop.example", None),
         ("http://localhost:3000", None),
@@ -171,22 +175,22 @@ async fn pages_of_other_origins_are_refused() {
         ("*", Some(403)),
     ] {
         let headers = [("authorization", bearer.as_str()), ("origin", origin)];
-        assert_eq!(stage.gateways[0].open("", &headers).await.err(), status, "{origin}");
+        assert_eq!(fixture.gateways[0].open("", &headers).await.err(), status, "{origin}");
     }
 }
 
 #[tokio::test]
-async fn a_resumption_that_makes_no_sense_is_refused() {
-    let stage = Stage::set(1).await;
-    let bearer = format!("Bearer {}", stage.token(ANN));
+async fn an_invalid_after_is_refused() {
+    let fixture = RealtimeFixture::start(1).await;
+    let bearer = format!("Bearer {}", fixture.token(ANN));
     for query in
         ["?after=x", "?after=-1", "?after=", "?after=1.0", "?after=1&after=2", "?seq=1", "?after=1&x=y"]
     {
-        let refused = stage.gateways[0].open(query, &[("authorization", &bearer)]).await.err();
+        let refused = fixture.gateways[0].open(query, &[("authorization", &bearer)]).await.err();
         assert_eq!(refused, Some(400), "{query}");
     }
     let plain = reqwest::Client::new()
-        .get(stage.gateways[0].url.replace("ws://", "http://"))
+        .get(fixture.gateways[0].url.replace("ws://", "http://"))
         .header("authorization", &bearer)
         .send()
         .await
@@ -196,73 +200,73 @@ async fn a_resumption_that_makes_no_sense_is_refused() {
 }
 
 #[tokio::test]
-async fn a_token_that_ends_ends_its_socket_unless_it_is_renewed() {
-    let stage = Stage::set(1).await;
-    let mut ends = stage.socket(0, ANN, "").await;
-    let mut renewed = stage.socket(0, ANN, "").await;
-    stage.clock.advance(Duration::from_secs(3500));
-    let auth = json!({"type": "auth", "content": {"access_token": stage.token(ANN)}});
-    renewed.say(auth.to_string()).await;
-    renewed.say(r#"{"type":"ping"}"#).await;
+async fn an_expired_token_closes_its_socket_unless_refreshed() {
+    let fixture = RealtimeFixture::start(1).await;
+    let mut ends = fixture.socket(0, ANN, "").await;
+    let mut renewed = fixture.socket(0, ANN, "").await;
+    fixture.clock.advance(Duration::from_secs(3500));
+    let auth = json!({"type": "auth", "content": {"access_token": fixture.token(ANN)}});
+    renewed.send_text(auth.to_string()).await;
+    renewed.send_text(r#"{"type":"ping"}"#).await;
     assert_eq!(renewed.json().await["type"], "pong");
 
-    stage.clock.advance(Duration::from_secs(101));
+    fixture.clock.advance(Duration::from_secs(101));
     let began = Instant::now();
-    assert_eq!(ends.closed().await, 4005);
+    assert_eq!(ends.close_code().await, 4005);
     assert!(began.elapsed() < Duration::from_secs(5));
-    stage.steps(ANN, 1).await;
+    fixture.commit_and_publish(ANN, 1).await;
     assert_eq!(renewed.seqs(1).await, [1]);
 }
 
 #[tokio::test]
-async fn only_the_same_user_may_go_on() {
-    let stage = Stage::set(1).await;
-    let mut socket = stage.socket(0, ANN, "").await;
-    for token in ["nonsense".to_owned(), stage.ticket(ANN)] {
-        socket.say(json!({"type": "auth", "content": {"access_token": token}}).to_string()).await;
+async fn a_token_of_another_user_closes_the_socket() {
+    let fixture = RealtimeFixture::start(1).await;
+    let mut socket = fixture.socket(0, ANN, "").await;
+    for token in ["nonsense".to_owned(), fixture.ticket(ANN)] {
+        socket.send_text(json!({"type": "auth", "content": {"access_token": token}}).to_string()).await;
         let answer = socket.json().await;
         assert_eq!(
             (&answer["type"], &answer["content"]),
             (&json!("error"), &json!({"code": "unauthenticated"}))
         );
     }
-    let other = json!({"type": "auth", "content": {"access_token": stage.token(BEN)}});
-    socket.say(other.to_string()).await;
-    assert_eq!(socket.closed().await, 4501);
+    let other = json!({"type": "auth", "content": {"access_token": fixture.token(BEN)}});
+    socket.send_text(other.to_string()).await;
+    assert_eq!(socket.close_code().await, 4501);
 }
 
 #[tokio::test]
-async fn a_session_that_ends_ends_its_sockets_everywhere_within_a_second() {
-    let stage = Stage::set(2).await;
-    let claims = stage.claims(ANN);
-    let token = signed("at+jwt", &claims);
-    let (mut first, _) = stage.connected(0, &token, "").await;
-    let (mut second, _) = stage.connected(1, &token, "").await;
-    let mut other = stage.socket(1, ANN, "").await;
+async fn a_revoked_session_closes_its_sockets_on_every_gateway_within_a_second() {
+    let fixture = RealtimeFixture::start(2).await;
+    let claims = fixture.claims(ANN);
+    let token = signed_token("at+jwt", &claims);
+    let (mut first, _) = fixture.connect(0, &token, "").await;
+    let (mut second, _) = fixture.connect(1, &token, "").await;
+    let mut other = fixture.socket(1, ANN, "").await;
     first.ready().await;
     second.ready().await;
 
-    stage.end_session(&claims);
+    fixture.revoke_session(&claims);
     let began = Instant::now();
-    assert_eq!(first.closed().await, 4501);
-    assert_eq!(second.closed().await, 4501);
+    assert_eq!(first.close_code().await, 4501);
+    assert_eq!(second.close_code().await, 4501);
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     other.is_silent().await;
     let bearer = format!("Bearer {token}");
-    assert_eq!(stage.gateways[0].open("", &[("authorization", &bearer)]).await.err(), Some(401));
+    assert_eq!(fixture.gateways[0].open("", &[("authorization", &bearer)]).await.err(), Some(401));
 }
 
 #[tokio::test]
-async fn the_eleventh_socket_of_a_user_ends_the_oldest() {
-    let stage = Stage::set(1).await;
+async fn the_eleventh_socket_of_a_user_closes_the_oldest() {
+    let fixture = RealtimeFixture::start(1).await;
     let mut sockets = Vec::new();
     for _ in 0..10 {
-        sockets.push(stage.socket(0, ANN, "").await);
+        sockets.push(fixture.socket(0, ANN, "").await);
     }
-    let mut others = stage.socket(0, BEN, "").await;
-    let mut eleventh = stage.socket(0, ANN, "").await;
-    assert_eq!(sockets[0].closed().await, 4504);
-    stage.steps(ANN, 1).await;
+    let mut others = fixture.socket(0, BEN, "").await;
+    let mut eleventh = fixture.socket(0, ANN, "").await;
+    assert_eq!(sockets[0].close_code().await, 4504);
+    fixture.commit_and_publish(ANN, 1).await;
     for socket in &mut sockets[1..] {
         assert_eq!(socket.seqs(1).await, [1]);
     }
@@ -271,29 +275,29 @@ async fn the_eleventh_socket_of_a_user_ends_the_oldest() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_stops_tells_everybody() {
-    let stage = Stage::set(1).await;
-    let mut first = stage.socket(0, ANN, "").await;
-    let mut second = stage.socket(0, BEN, "").await;
-    let process = stage.gateways[0].process.process.clone();
+async fn a_stopping_gateway_closes_every_socket_with_1001() {
+    let fixture = RealtimeFixture::start(1).await;
+    let mut first = fixture.socket(0, ANN, "").await;
+    let mut second = fixture.socket(0, BEN, "").await;
+    let process = fixture.gateways[0].process.process.clone();
     let stopping = tokio::spawn(async move { process.tasks.stop().await });
-    assert_eq!(first.closed().await, 1001);
-    assert_eq!(second.closed().await, 1001);
-    timeout(SOON, stopping).await.expect("the stop waits for sockets, not for ever").unwrap();
+    assert_eq!(first.close_code().await, 1001);
+    assert_eq!(second.close_code().await, 1001);
+    timeout(FRAME_TIMEOUT, stopping).await.expect("shutdown waits for sockets for a bounded time").unwrap();
 }
 
 #[tokio::test]
-async fn what_is_not_understood_is_answered_but_not_for_ever() {
-    let stage = Stage::set(1).await;
-    // Said before the first frame has come, and answered after it.
-    stage.order.slow.store(300, Ordering::SeqCst);
-    let (mut socket, _) = stage.connected(0, &stage.token(ANN), "").await;
-    socket.say(r#"{"type":"ping"}"#).await;
+async fn invalid_messages_are_answered_until_the_limit() {
+    let fixture = RealtimeFixture::start(1).await;
+    // Messages before the first frame are answered after it.
+    fixture.order.latency_ms.store(300, Ordering::SeqCst);
+    let (mut socket, _) = fixture.connect(0, &fixture.token(ANN), "").await;
+    socket.send_text(r#"{"type":"ping"}"#).await;
     assert_eq!(socket.ready().await, (0, true));
     let pong = socket.json().await;
     assert_eq!((&pong["type"], &pong["user_id"]), (&json!("pong"), &json!(ANN)));
     for nonsense in ["", "x", "{}", "[]", r#"{"type":"pong"}"#, r#"{"type":"auth"}"#, "null", "7"] {
-        socket.say(nonsense).await;
+        socket.send_text(nonsense).await;
         let answer = socket.json().await;
         assert_eq!(
             (&answer["type"], &answer["content"]),
@@ -302,11 +306,11 @@ async fn what_is_not_understood_is_answered_but_not_for_ever() {
     }
     socket.0.send(Message::binary(vec![0xff; 10])).await.unwrap();
     assert_eq!(socket.json().await["type"], "error");
-    socket.say("the tenth").await;
-    assert_eq!(socket.closed().await, 4509);
+    socket.send_text("the tenth").await;
+    assert_eq!(socket.close_code().await, 4509);
 }
 
-/// A frame as a client would mask it.
+/// Builds a masked frame of a client.
 fn raw(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![first];
     match payload.len() {
@@ -326,8 +330,8 @@ fn raw(first: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_breaks_the_protocol_ends_the_socket_with_the_right_code() {
-    let stage = Stage::set(1).await;
+async fn protocol_violations_close_the_socket_with_their_code() {
+    let fixture = RealtimeFixture::start(1).await;
     let long = vec![b'x'; 16 * 1024 + 1];
     let huge = vec![b'x'; 3_000_000];
     let halves = [raw(0x01, &long[..9000]), raw(0x80, &long[..9000])].concat();
@@ -354,20 +358,20 @@ async fn what_breaks_the_protocol_ends_the_socket_with_the_right_code() {
         ("21 pings", pings, 4509),
     ];
     for (what, bytes, code) in cases {
-        let mut socket = stage.socket(0, ANN, "").await;
+        let mut socket = fixture.socket(0, ANN, "").await;
         let began = Instant::now();
-        // The server may hang up before it has read everything.
+        // The server may close before it has read everything.
         let _ = socket.0.get_mut().write_all(&bytes).await;
-        assert_eq!(socket.closed().await, code, "{what}");
+        assert_eq!(socket.close_code().await, code, "{what}");
         assert!(began.elapsed() < Duration::from_secs(1), "{what}: {:?}", began.elapsed());
     }
 }
 
 #[tokio::test]
-async fn what_keeps_to_the_protocol_is_understood() {
-    let stage = Stage::set(1).await;
-    let mut socket = stage.socket(0, ANN, "").await;
-    // In three pieces, with a ping between them.
+async fn fragmented_and_maximum_messages_are_accepted() {
+    let fixture = RealtimeFixture::start(1).await;
+    let mut socket = fixture.socket(0, ANN, "").await;
+    // Three fragments with a ping between them.
     for (bytes, opcode, last) in [
         (&b"{\"type\""[..], Data::Text, false),
         (b":\"pi", Data::Continue, false),
@@ -378,42 +382,42 @@ async fn what_keeps_to_the_protocol_is_understood() {
         socket.0.send(Message::Ping(b"still there?"[..].into())).await.unwrap();
     }
     assert_eq!(socket.json().await["type"], "pong");
-    // The longest message there may be: not understood, but let in.
-    socket.say("x".repeat(16 * 1024)).await;
+    // A message of the maximum size is accepted, and answered with an error.
+    socket.send_text("x".repeat(16 * 1024)).await;
     assert_eq!(socket.json().await["type"], "error");
 }
 
 #[tokio::test]
-async fn a_flood_ends_the_socket_and_twenty_frames_do_not() {
-    let stage = Stage::set(1).await;
-    let mut socket = stage.socket(0, ANN, "").await;
+async fn a_flood_of_frames_closes_the_socket_and_twenty_do_not() {
+    let fixture = RealtimeFixture::start(1).await;
+    let mut socket = fixture.socket(0, ANN, "").await;
     for _ in 0..20 {
-        socket.say(r#"{"type":"ping"}"#).await;
+        socket.send_text(r#"{"type":"ping"}"#).await;
     }
     for _ in 0..20 {
         assert_eq!(socket.json().await["type"], "pong");
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     for _ in 0..500 {
-        // It may end at any of them.
+        // The socket may close at any of them.
         let _ = socket.0.feed(Message::text(r#"{"type":"ping"}"#)).await;
     }
     let _ = socket.0.flush().await;
     let began = Instant::now();
-    assert_eq!(socket.closed().await, 4509);
+    assert_eq!(socket.close_code().await, 4509);
     assert!(began.elapsed() < Duration::from_secs(1));
 }
 
-/// Sockets that are gone leave nothing behind: their user may have ten new ones.
+/// Closed sockets do not count: their user may have ten new ones.
 #[tokio::test]
-async fn a_client_that_hangs_up_is_forgotten() {
-    let stage = Stage::set(1).await;
-    let mut stays = stage.socket(0, ANN, "").await;
+async fn a_disconnected_client_is_unregistered() {
+    let fixture = RealtimeFixture::start(1).await;
+    let mut stays = fixture.socket(0, ANN, "").await;
     for _ in 0..30 {
-        let Socket(gone) = stage.socket(0, ANN, "").await;
+        let Socket(gone) = fixture.socket(0, ANN, "").await;
         drop(gone);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    stage.steps(ANN, 1).await;
+    fixture.commit_and_publish(ANN, 1).await;
     assert_eq!(stays.seqs(1).await, [1]);
 }

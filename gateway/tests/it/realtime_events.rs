@@ -1,29 +1,29 @@
-//! Every event reaches every device, in order, once, whatever is lost on the way (P5; G5, G6, G7, C10, C11).
+//! Every event reaches every device once and in order, although Redis or connections are lost.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::realtime_stage::Stage;
+use crate::realtime_fixture::RealtimeFixture;
 
 const ANN: i64 = 7;
 const BEN: i64 = 8;
 
 #[tokio::test]
-async fn every_device_gets_every_event_through_whichever_gateway() {
-    let stage = Stage::set(3).await;
+async fn every_device_gets_every_event_from_every_gateway() {
+    let fixture = RealtimeFixture::start(3).await;
     let mut devices = Vec::new();
     for gateway in [0, 0, 1, 2] {
-        devices.push(stage.socket(gateway, ANN, "").await);
+        devices.push(fixture.socket(gateway, ANN, "").await);
     }
-    let mut ben = stage.socket(0, BEN, "").await;
-    stage.steps(ANN, 200).await;
+    let mut ben = fixture.socket(0, BEN, "").await;
+    fixture.commit_and_publish(ANN, 200).await;
     for device in &mut devices {
         assert_eq!(device.seqs(200).await, (1..=200).collect::<Vec<_>>());
     }
     ben.is_silent().await;
-    stage.steps(BEN, 1).await;
+    fixture.commit_and_publish(BEN, 1).await;
     let event = ben.json().await;
     let content = event["content"].as_object().unwrap();
     assert_eq!(content.len(), 6, "{event}");
@@ -34,35 +34,35 @@ async fn every_device_gets_every_event_through_whichever_gateway() {
         (&json!(1999), &json!("EUR"), &json!(1))
     );
     assert_eq!((&event["type"], &event["user_id"], &event["seq"]), (&json!("order"), &json!(BEN), &json!(1)));
-    assert!((event["time"].as_i64().unwrap() - stage.clock.unix()).abs() < 5);
+    assert!((event["time"].as_i64().unwrap() - fixture.clock.unix()).abs() < 5);
 }
 
 #[tokio::test]
-async fn a_client_that_comes_back_gets_what_it_missed_then_what_comes() {
-    let stage = Stage::set(1).await;
-    stage.steps(ANN, 30).await;
-    let (mut socket, _) = stage.connected(0, &stage.token(ANN), "?after=10").await;
+async fn a_reconnecting_client_gets_missed_then_live_events() {
+    let fixture = RealtimeFixture::start(1).await;
+    fixture.commit_and_publish(ANN, 30).await;
+    let (mut socket, _) = fixture.connect(0, &fixture.token(ANN), "?after=10").await;
     assert_eq!(socket.ready().await, (30, true));
     assert_eq!(socket.seqs(20).await, (11..=30).collect::<Vec<_>>());
-    stage.steps(ANN, 5).await;
+    fixture.commit_and_publish(ANN, 5).await;
     assert_eq!(socket.seqs(5).await, (31..=35).collect::<Vec<_>>());
-    assert_eq!(stage.order.asked.load(Ordering::SeqCst), 0, "Redis was enough");
+    assert_eq!(fixture.order.calls.load(Ordering::SeqCst), 0, "no query of the order service");
 
-    let (mut up_to_date, _) = stage.connected(0, &stage.token(ANN), "?after=35").await;
+    let (mut up_to_date, _) = fixture.connect(0, &fixture.token(ANN), "?after=35").await;
     assert_eq!(up_to_date.ready().await, (35, true));
-    let (mut from_now, _) = stage.connected(0, &stage.token(ANN), "").await;
+    let (mut from_now, _) = fixture.connect(0, &fixture.token(ANN), "").await;
     assert_eq!(from_now.ready().await, (35, true));
-    stage.steps(ANN, 1).await;
+    fixture.commit_and_publish(ANN, 1).await;
     assert_eq!(up_to_date.seqs(1).await, [36]);
     assert_eq!(from_now.seqs(1).await, [36]);
 }
 
 #[tokio::test]
-async fn the_order_service_tells_what_redis_has_lost() {
-    let stage = Stage::set(1).await;
-    stage.steps(ANN, 600).await;
-    stage.flush_redis().await;
-    stage.set_epoch().await;
+async fn events_lost_by_redis_come_from_the_order_service() {
+    let fixture = RealtimeFixture::start(1).await;
+    fixture.commit_and_publish(ANN, 600).await;
+    fixture.flush_redis().await;
+    fixture.set_epoch().await;
 
     for (query, seq, recovered, replayed) in [
         ("", 600, true, 0),
@@ -73,102 +73,105 @@ async fn the_order_service_tells_what_redis_has_lost() {
         ("?after=601", 600, false, 0),
         ("?after=9223372036854775807", 600, false, 0),
     ] {
-        let (mut socket, _) = stage.connected(0, &stage.token(ANN), query).await;
+        let (mut socket, _) = fixture.connect(0, &fixture.token(ANN), query).await;
         assert_eq!(socket.ready().await, (seq, recovered), "{query}");
         let first = seq - i64::try_from(replayed).unwrap() + 1;
         assert_eq!(socket.seqs(replayed).await, (first..=seq).collect::<Vec<_>>(), "{query}");
         socket.is_silent().await;
     }
 
-    // With its history cut off.
-    stage.order.kept_from.store(550, Ordering::SeqCst);
-    let (mut socket, _) = stage.connected(0, &stage.token(ANN), "?after=500").await;
+    // With a truncated history.
+    fixture.order.oldest_seq.store(550, Ordering::SeqCst);
+    let (mut socket, _) = fixture.connect(0, &fixture.token(ANN), "?after=500").await;
     assert_eq!(socket.ready().await, (600, false));
-    stage.steps(ANN, 1).await;
-    assert_eq!(socket.seqs(1).await, [601], "goes on from the seq it was told");
+    fixture.commit_and_publish(ANN, 1).await;
+    assert_eq!(socket.seqs(1).await, [601], "continues from the seq of ready");
 }
 
 #[tokio::test]
-async fn a_history_in_redis_with_a_hole_is_not_believed() {
-    let stage = Stage::set(1).await;
-    let events = stage.order.commit(ANN, 10);
+async fn a_redis_history_with_a_gap_is_ignored() {
+    let fixture = RealtimeFixture::start(1).await;
+    let events = fixture.order.commit(ANN, 10);
     for event in events.iter().filter(|event| event.seq != 5) {
-        stage.publish_history(event).await;
+        fixture.publish_history(event).await;
     }
-    let (mut socket, _) = stage.connected(0, &stage.token(ANN), "?after=2").await;
+    let (mut socket, _) = fixture.connect(0, &fixture.token(ANN), "?after=2").await;
     assert_eq!(socket.ready().await, (10, true));
     assert_eq!(socket.seqs(8).await, (3..=10).collect::<Vec<_>>());
-    // One that ends too early is not either, for who has seen more.
-    let ben = stage.order.commit(BEN, 10);
+    // A history that ends before the client's position is ignored too.
+    let ben = fixture.order.commit(BEN, 10);
     for event in &ben[..4] {
-        stage.publish_history(event).await;
+        fixture.publish_history(event).await;
     }
-    let (mut socket, _) = stage.connected(0, &stage.token(BEN), "?after=8").await;
+    let (mut socket, _) = fixture.connect(0, &fixture.token(BEN), "?after=8").await;
     assert_eq!(socket.ready().await, (10, true));
     assert_eq!(socket.seqs(2).await, [9, 10]);
 }
 
 #[tokio::test]
-async fn a_history_that_is_no_stream_is_replaced_by_the_order_service() {
-    let stage = Stage::set(1).await;
-    let mut live = stage.socket(0, ANN, "").await;
-    stage.break_history(ANN).await;
-    let events = stage.order.commit(ANN, 4);
+async fn a_history_of_the_wrong_type_falls_back_to_the_order_service() {
+    let fixture = RealtimeFixture::start(1).await;
+    let mut live = fixture.socket(0, ANN, "").await;
+    fixture.break_history(ANN).await;
+    let events = fixture.order.commit(ANN, 4);
     for event in &events {
-        // Of the third neither stream has anything: it became a dead letter.
+        // Neither stream has the third event: it became a dead letter.
         if event.seq != 3 {
-            stage.publish_fan_out(event).await;
+            fixture.publish_fan_out(event).await;
         }
     }
     assert_eq!(live.seqs(4).await, [1, 2, 3, 4]);
-    let (mut socket, _) = stage.connected(0, &stage.token(ANN), "?after=1").await;
+    let (mut socket, _) = fixture.connect(0, &fixture.token(ANN), "?after=1").await;
     assert_eq!(socket.ready().await, (4, true));
     assert_eq!(socket.seqs(3).await, [2, 3, 4]);
-    let (mut up_to_date, _) = stage.connected(0, &stage.token(ANN), "?after=4").await;
+    let (mut up_to_date, _) = fixture.connect(0, &fixture.token(ANN), "?after=4").await;
     assert_eq!(up_to_date.ready().await, (4, true));
 }
 
 #[tokio::test]
-async fn an_entry_that_is_no_event_stops_none_behind_it() {
-    let stage = Stage::set(1).await;
-    let mut socket = stage.socket(0, ANN, "").await;
-    stage.publish_garbage(ANN).await;
-    stage.steps(ANN, 2).await;
+async fn an_undecodable_entry_does_not_block_later_events() {
+    let fixture = RealtimeFixture::start(1).await;
+    let mut socket = fixture.socket(0, ANN, "").await;
+    fixture.publish_garbage(ANN).await;
+    fixture.commit_and_publish(ANN, 2).await;
     assert_eq!(socket.seqs(2).await, [1, 2]);
 }
 
 #[tokio::test]
-async fn nothing_is_lost_or_doubled_between_the_replay_and_what_comes() {
-    let stage = Stage::set(1).await;
-    let before = stage.order.commit(ANN, 20);
-    stage.order.slow.store(400, Ordering::SeqCst);
-    let (mut socket, _) = stage.connected(0, &stage.token(ANN), "?after=3").await;
-    // While the order service is being asked, some of the same arrives, and more.
+async fn replay_and_live_events_have_no_gap_and_no_duplicate() {
+    let fixture = RealtimeFixture::start(1).await;
+    let before = fixture.order.commit(ANN, 20);
+    fixture.order.latency_ms.store(400, Ordering::SeqCst);
+    let (mut socket, _) = fixture.connect(0, &fixture.token(ANN), "?after=3").await;
+    // During the query of the order service, some of the same events and newer ones arrive.
     for event in &before[15..] {
-        stage.publish_fan_out(event).await;
+        fixture.publish_fan_out(event).await;
     }
-    stage.steps(ANN, 20).await;
+    fixture.commit_and_publish(ANN, 20).await;
     assert!(socket.ready().await.1);
     assert_eq!(socket.seqs(37).await, (4..=40).collect::<Vec<_>>());
     socket.is_silent().await;
 }
 
 #[tokio::test]
-async fn a_missing_number_is_found_before_anything_newer_is_sent() {
-    let stage = Stage::set(1).await;
-    let mut devices =
-        [stage.socket(0, ANN, "").await, stage.socket(0, ANN, "").await, stage.socket(0, ANN, "").await];
-    let events = stage.order.commit(ANN, 40);
+async fn a_gap_is_recovered_before_newer_events_are_sent() {
+    let fixture = RealtimeFixture::start(1).await;
+    let mut devices = [
+        fixture.socket(0, ANN, "").await,
+        fixture.socket(0, ANN, "").await,
+        fixture.socket(0, ANN, "").await,
+    ];
+    let events = fixture.order.commit(ANN, 40);
     for event in &events {
-        // Out of order, doubled, and some not at all.
+        // Out of order, duplicated, and some missing.
         match event.seq {
             5..=9 | 20 => {}
             30 => {
-                stage.publish_fan_out(&events[30]).await;
-                stage.publish_fan_out(event).await;
-                stage.publish_fan_out(event).await;
+                fixture.publish_fan_out(&events[30]).await;
+                fixture.publish_fan_out(event).await;
+                fixture.publish_fan_out(event).await;
             }
-            _ => stage.publish_fan_out(event).await,
+            _ => fixture.publish_fan_out(event).await,
         }
     }
     for device in &mut devices {
@@ -178,48 +181,48 @@ async fn a_missing_number_is_found_before_anything_newer_is_sent() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_found_ends_the_socket_instead_of_a_gap() {
-    let stage = Stage::set(1).await;
-    let mut socket = stage.socket(0, ANN, "").await;
-    let events = stage.order.commit(ANN, 3);
-    stage.order.away.store(true, Ordering::SeqCst);
-    stage.publish_fan_out(&events[0]).await;
-    stage.publish_fan_out(&events[2]).await;
+async fn an_unrecoverable_gap_closes_the_socket() {
+    let fixture = RealtimeFixture::start(1).await;
+    let mut socket = fixture.socket(0, ANN, "").await;
+    let events = fixture.order.commit(ANN, 3);
+    fixture.order.is_unavailable.store(true, Ordering::SeqCst);
+    fixture.publish_fan_out(&events[0]).await;
+    fixture.publish_fan_out(&events[2]).await;
     assert_eq!(socket.seqs(1).await, [1]);
     let began = Instant::now();
-    assert_eq!(socket.next().await, Err(4010), "nothing is sent while one is missing");
-    assert!(began.elapsed() > Duration::from_secs(5), "it looked for a while");
+    assert_eq!(socket.next().await, Err(4010), "no event is sent after a gap");
+    assert!(began.elapsed() > Duration::from_secs(5), "recovery was retried");
 
-    // Nor does one begin that cannot know where.
-    stage.flush_redis().await;
-    let (mut socket, _) = stage.connected(0, &stage.token(ANN), "?after=1").await;
-    assert_eq!(socket.closed().await, 4010);
-    stage.order.away.store(false, Ordering::SeqCst);
-    let (mut socket, _) = stage.connected(0, &stage.token(ANN), "?after=1").await;
+    // A socket without a known position does not start.
+    fixture.flush_redis().await;
+    let (mut socket, _) = fixture.connect(0, &fixture.token(ANN), "?after=1").await;
+    assert_eq!(socket.close_code().await, 4010);
+    fixture.order.is_unavailable.store(false, Ordering::SeqCst);
+    let (mut socket, _) = fixture.connect(0, &fixture.token(ANN), "?after=1").await;
     assert_eq!(socket.ready().await, (3, true));
     assert_eq!(socket.seqs(2).await, [2, 3]);
 }
 
-/// What is committed while Redis loses everything, published or not, arrives all the same.
-async fn survives(mut stage: Stage, lose: impl AsyncFn(&mut Stage)) {
-    let mut devices = [stage.socket(0, ANN, "").await, stage.socket(1, ANN, "").await];
-    stage.steps(ANN, 10).await;
+/// Checks that events which are committed while Redis loses its data arrive, published or not.
+async fn expect_no_loss(mut fixture: RealtimeFixture, lose: impl AsyncFn(&mut RealtimeFixture)) {
+    let mut devices = [fixture.socket(0, ANN, "").await, fixture.socket(1, ANN, "").await];
+    fixture.commit_and_publish(ANN, 10).await;
     for device in &mut devices {
         assert_eq!(device.seqs(10).await, (1..=10).collect::<Vec<_>>());
     }
     for round in 1..=3 {
         let first = 10 + (round - 1) * 15 + 1;
-        // The relay has published these, and nobody read them: the worst that can be.
-        stage.order.commit(ANN, 5);
-        lose(&mut stage).await;
-        stage.steps(ANN, 10).await;
+        // The relay has published these, but no gateway has read them: the worst case.
+        fixture.order.commit(ANN, 5);
+        lose(&mut fixture).await;
+        fixture.commit_and_publish(ANN, 10).await;
         for device in &mut devices {
             assert_eq!(device.seqs(15).await, (first..first + 15).collect::<Vec<_>>(), "round {round}");
         }
     }
-    // A tail that was lost, with nothing after it to show that.
-    stage.order.commit(ANN, 2);
-    lose(&mut stage).await;
+    // The last events are lost, with no later event that reveals the gap.
+    fixture.order.commit(ANN, 2);
+    lose(&mut fixture).await;
     for device in &mut devices {
         assert_eq!(device.seqs(2).await, [56, 57]);
         device.is_silent().await;
@@ -227,46 +230,46 @@ async fn survives(mut stage: Stage, lose: impl AsyncFn(&mut Stage)) {
 }
 
 #[tokio::test]
-async fn a_flushed_redis_loses_nothing() {
-    let stage = Stage::set(2).await;
-    survives(stage, async |stage: &mut Stage| {
-        stage.flush_redis().await;
-        stage.set_epoch().await;
+async fn no_event_is_lost_when_redis_is_flushed() {
+    let fixture = RealtimeFixture::start(2).await;
+    expect_no_loss(fixture, async |fixture: &mut RealtimeFixture| {
+        fixture.flush_redis().await;
+        fixture.set_epoch().await;
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_redis_that_dies_and_comes_back_empty_loses_nothing() {
-    let stage = Stage::set(2).await;
-    survives(stage, async |stage: &mut Stage| stage.restart_redis().await).await;
+async fn no_event_is_lost_when_redis_restarts_empty() {
+    let fixture = RealtimeFixture::start(2).await;
+    expect_no_loss(fixture, async |fixture: &mut RealtimeFixture| fixture.restart_redis().await).await;
 }
 
-/// Entries of the old Redis had higher ids than those of the new one get.
+/// The entries of the old Redis have higher ids than those of the new one.
 #[tokio::test]
-async fn a_redis_whose_clock_runs_behind_is_read_all_the_same() {
-    let stage = Stage::set(1).await;
-    let mut socket = stage.socket(0, ANN, "").await;
-    let events = stage.order.commit(ANN, 4);
-    stage.publish_at(&events[0], "99999999999999-0").await;
+async fn a_redis_with_a_lagging_clock_is_read() {
+    let fixture = RealtimeFixture::start(1).await;
+    let mut socket = fixture.socket(0, ANN, "").await;
+    let events = fixture.order.commit(ANN, 4);
+    fixture.publish_at(&events[0], "99999999999999-0").await;
     assert_eq!(socket.seqs(1).await, [1]);
-    stage.flush_redis().await;
-    stage.publish(&events[1]).await;
+    fixture.flush_redis().await;
+    fixture.publish(&events[1]).await;
     assert_eq!(socket.seqs(1).await, [2]);
-    stage.publish(&events[2]).await;
-    stage.publish(&events[3]).await;
+    fixture.publish(&events[2]).await;
+    fixture.publish(&events[3]).await;
     assert_eq!(socket.seqs(2).await, [3, 4]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_does_not_read_is_closed_and_nobody_else_is_slowed() {
+async fn a_client_that_does_not_read_is_closed_without_slowing_others() {
     const EVENTS: usize = 6_000;
-    let stage = Stage::set(1).await;
+    let fixture = RealtimeFixture::start(1).await;
     let mut slow = Vec::new();
     for _ in 0..9 {
-        slow.push(stage.socket(0, 100, "").await);
+        slow.push(fixture.socket(0, 100, "").await);
     }
-    let mut reader = stage.socket(0, 100, "").await;
+    let mut reader = fixture.socket(0, 100, "").await;
     let reading = tokio::spawn(async move {
         let (mut at, mut longest) = (Instant::now(), Duration::ZERO);
         for seq in 1..=EVENTS {
@@ -276,58 +279,58 @@ async fn who_does_not_read_is_closed_and_nobody_else_is_slowed() {
         }
         longest
     });
-    stage.rush(&[100], EVENTS).await;
+    fixture.publish_at_rate(&[100], EVENTS).await;
     let longest = reading.await.unwrap();
     assert!(longest < Duration::from_secs(2), "waited {longest:?} for an event");
-    // Longer than a client may take nothing at all.
+    // Longer than the write timeout.
     tokio::time::sleep(Duration::from_secs(6)).await;
     for mut socket in slow {
-        assert_eq!(socket.closed().await, 4008);
+        assert_eq!(socket.close_code().await, 4008);
     }
 }
 
-/// Clients come back at once, after Redis lost everything.
+/// Clients reconnect at once after Redis lost its data.
 #[tokio::test]
-async fn a_crowd_that_comes_back_is_served() {
+async fn simultaneous_reconnects_are_served() {
     const CROWD: i64 = 500;
-    let stage = Stage::set(1).await;
+    let fixture = RealtimeFixture::start(1).await;
     for user_id in 1..=CROWD {
-        stage.order.commit(user_id, 3);
+        fixture.order.commit(user_id, 3);
     }
     let began = Instant::now();
     let sockets = futures_util::future::join_all((1..=CROWD).map(async |user_id| {
-        let (mut socket, _) = stage.connected(0, &stage.token(user_id), "?after=1").await;
+        let (mut socket, _) = fixture.connect(0, &fixture.token(user_id), "?after=1").await;
         assert_eq!(socket.ready().await, (3, true));
         assert_eq!(socket.seqs(2).await, [2, 3]);
         socket
     }))
     .await;
     assert!(began.elapsed() < Duration::from_secs(10));
-    // All of them have something to ask, at once.
+    // All of them recover at once.
     for user_id in 1..=CROWD {
-        stage.order.commit(user_id, 1);
+        fixture.order.commit(user_id, 1);
     }
-    stage.flush_redis().await;
+    fixture.flush_redis().await;
     for mut socket in sockets {
         assert_eq!(socket.seqs(1).await, [4]);
     }
 }
 
-/// A tail that got lost without a trace is found by asking, now and then.
+/// The hub's periodic sync recovers a lost last event.
 #[tokio::test]
-async fn a_tail_lost_without_a_trace_is_found_within_a_minute_or_so() {
-    let stage = Stage::set(1).await;
-    let mut socket = stage.socket(0, ANN, "").await;
-    stage.order.commit(ANN, 1);
+async fn a_lost_last_event_is_recovered_within_about_a_minute() {
+    let fixture = RealtimeFixture::start(1).await;
+    let mut socket = fixture.socket(0, ANN, "").await;
+    fixture.order.commit(ANN, 1);
     let began = Instant::now();
-    let asked = || async { stage.order.asked.load(Ordering::SeqCst) > 1 };
+    let has_queried = || async { fixture.order.calls.load(Ordering::SeqCst) > 1 };
     tokio::time::timeout(Duration::from_secs(80), async {
-        while !asked().await {
+        while !has_queried().await {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     })
     .await
-    .expect("asked");
+    .expect("a query");
     assert_eq!(socket.seqs(1).await, [1]);
     assert!(began.elapsed() < Duration::from_secs(75));
 }

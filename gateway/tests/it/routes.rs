@@ -1,14 +1,14 @@
-//! Every route, as somebody uses it who does everything right.
+//! Every route with valid requests.
 
 use http::Method;
 use serde_json::{Value, json};
 use shoppee_kit::testing::eventually;
 
-use crate::shop::{PASSWORD, Shop, address, send, text};
+use crate::shop::{PASSWORD, TestShop, address, send, text};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_account_from_its_first_day_to_its_last_session() {
-    let shop = Shop::open().await;
+async fn an_account_registers_signs_in_and_ends_its_sessions() {
+    let shop = TestShop::start().await;
     let guest = shop.guest();
     let account = json!({"username": "Ann.Example", "email": "Ann@Example.com", "password": PASSWORD});
     let user = guest.post("/auth/register", &account).await.expect(201).body;
@@ -39,18 +39,18 @@ async fn an_account_from_its_first_day_to_its_last_session() {
     assert_eq!(sessions.len(), 2);
     let second = sessions.iter().find(|session| session["current"] == false).unwrap();
     ann.delete(&format!("/auth/sessions/{}", text(&second["id"]))).await.expect(204);
-    ends(|| other.get("/auth/me")).await;
+    wait_until_ended(|| other.get("/auth/me")).await;
 
     let change = json!({"current_password": PASSWORD, "new_password": "another good one"});
     ann.put("/auth/password", &change).await.expect(204);
     let old = json!({"username": "Ann.Example", "password": PASSWORD});
     guest.post("/auth/login", &old).await.problem(401, "invalid_credentials");
     send(ann.request(Method::POST, "/auth/logout")).await.expect(204);
-    ends(|| ann.get("/auth/me")).await;
+    wait_until_ended(|| ann.get("/auth/me")).await;
 }
 
-/// Within a second, the session is over.
-async fn ends<F: Future<Output = crate::shop::Answer>>(ask: impl Fn() -> F) {
+/// Waits until the session has ended, for at most a second.
+async fn wait_until_ended<F: Future<Output = crate::shop::ApiResponse>>(ask: impl Fn() -> F) {
     let started = std::time::Instant::now();
     loop {
         let answer = ask().await;
@@ -65,24 +65,24 @@ async fn ends<F: Future<Output = crate::shop::Answer>>(ask: impl Fn() -> F) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn all_sessions_end_at_once() {
-    let shop = Shop::open().await;
+    let shop = TestShop::start().await;
     let ann = shop.customer("ann").await;
     let phone = shop.sign_in(&ann.name).await;
     phone.post("/auth/logout-all", &json!({})).await.expect(204);
-    ends(|| ann.get("/cart")).await;
-    ends(|| phone.get("/cart")).await;
+    wait_until_ended(|| ann.get("/cart")).await;
+    wait_until_ended(|| phone.get("/cart")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_admin_looks_after_users() {
-    let shop = Shop::open().await;
+async fn an_admin_manages_users() {
+    let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let found = admin.get(&format!("/admin/users?q={}&role=user", ann.name)).await.expect(200).body;
     assert_eq!((&found["items"][0]["id"], &found["next_cursor"]), (&json!(ann.id), &Value::Null));
     let path = format!("/admin/users/{}", ann.id);
     assert_eq!(admin.get(&path).await.expect(200).body["disabled"], false);
     assert_eq!(admin.patch(&path, &json!({"disabled": true})).await.expect(200).body["disabled"], true);
-    ends(|| ann.get("/auth/me")).await;
+    wait_until_ended(|| ann.get("/auth/me")).await;
     let login = json!({"username": ann.name, "password": PASSWORD});
     shop.guest().post("/auth/login", &login).await.problem(403, "account_disabled");
     let changed = admin.patch(&path, &json!({"disabled": false, "role": "admin"})).await.expect(200).body;
@@ -90,8 +90,8 @@ async fn an_admin_looks_after_users() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_catalogue() {
-    let shop = Shop::open().await;
+async fn the_catalogue_is_changed_and_read() {
+    let shop = TestShop::start().await;
     let (admin, guest) = (shop.admin().await, shop.guest());
     let tools = admin.post("/categories", &json!({"slug": "tools", "name": "Tools"})).await.expect(201).body;
     let hammers = json!({"slug": "hammers", "name": "Hammers", "parent_id": tools["id"]});
@@ -179,8 +179,8 @@ async fn the_catalogue() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_from_the_cart_to_the_door() {
-    let shop = Shop::open().await;
+async fn an_order_goes_from_the_cart_to_completion() {
+    let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let (hammer, nail) = (shop.product(&admin, 1999, 10).await, shop.product(&admin, 5, 1000).await);
     let add = |product: &Value, quantity| json!({"product_id": product["id"], "quantity": quantity});
@@ -233,8 +233,8 @@ async fn an_order_from_the_cart_to_the_door() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_outside_the_base_path() {
-    let shop = Shop::open().await;
+async fn routes_outside_the_base_path_respond() {
+    let shop = TestShop::start().await;
     let guest = shop.guest();
     guest.get("//healthz").await.expect(200);
     guest.get("//readyz").await.expect(200);

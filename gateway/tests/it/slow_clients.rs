@@ -1,4 +1,4 @@
-//! Clients that do not take what they are sent, do not send what they announced, or say nothing for a while.
+//! Clients that do not read responses, do not complete bodies, or are idle.
 
 use std::{
     net::SocketAddr,
@@ -16,22 +16,22 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::shop::{Person, Shop};
+use crate::shop::{Person, TestShop};
 
 /// Bounds every step of these tests.
-const LIMIT: Duration = Duration::from_secs(20);
+const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// An HTTP/2 connection that answers pings by itself.
+/// An HTTP/2 connection that answers pings.
 pub struct Http2 {
     requests: SendRequest<Bytes>,
-    /// The task of the connection, which ends with it.
+    /// The task of the connection.
     connection: JoinHandle<()>,
     /// The halves of the streams: a stream lasts as long as they do.
     streams: Vec<(h2::client::ResponseFuture, h2::SendStream<Bytes>)>,
 }
 
 impl Http2 {
-    /// Opens a connection whose streams take `window` bytes each.
+    /// Opens a connection with a receive window of `window` bytes per stream.
     pub async fn open(addr: SocketAddr, window: u32) -> Self {
         let stream = TcpStream::connect(addr).await.expect("accepts");
         let mut builder = h2::client::Builder::new();
@@ -43,7 +43,7 @@ impl Http2 {
         Self { requests, connection, streams: Vec::new() }
     }
 
-    /// Asks for a path, and takes the head of the answer alone; `None` where the connection has ended.
+    /// Requests a path, and reads only the head of the response; `None` if the connection has ended.
     pub async fn get(&mut self, path: &str) -> Option<Response<h2::RecvStream>> {
         let request = Request::get(format!("http://shop.test{path}")).body(()).expect("a request");
         let mut requests = self.requests.clone().ready().await.ok()?;
@@ -51,7 +51,7 @@ impl Http2 {
         answer.await.ok()
     }
 
-    /// Begins a request whose body lacks its last byte.
+    /// Sends a request whose body lacks its last byte.
     async fn post_without_the_last_byte(&mut self, person: &Person, path: &str, body: &str) {
         let request = Request::post(format!("http://shop.test/api/v1{path}"))
             .header("authorization", format!("Bearer {}", person.token.as_ref().expect("signed in")))
@@ -67,18 +67,18 @@ impl Http2 {
     }
 }
 
-async fn ended(connection: JoinHandle<()>, what: &str) {
-    tokio::time::timeout(LIMIT, connection)
+async fn expect_end(connection: JoinHandle<()>, what: &str) {
+    tokio::time::timeout(STEP_TIMEOUT, connection)
         .await
         .unwrap_or_else(|_| panic!("still open: {what}"))
         .expect("no panic");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_http2_client_that_takes_no_answer_is_disconnected_after_the_send_timeout() {
-    let shop = Shop::plan().with("--send-timeout", "1s").open().await;
+async fn an_http2_client_that_reads_nothing_is_disconnected_after_the_send_timeout() {
+    let shop = TestShop::builder().with("--send-timeout", "1s").start().await;
     let addr = shop.gateways[0].addr;
-    // With one byte of room hyper hands the whole answer to h2, which keeps it.
+    // With a window of one byte hyper passes the whole response to h2, which buffers it.
     for window in [0, 1] {
         let mut client = Http2::open(addr, window).await;
         let mut answers = Vec::new();
@@ -88,10 +88,10 @@ async fn an_http2_client_that_takes_no_answer_is_disconnected_after_the_send_tim
             answers.push(answer);
         }
         assert!(!answers.is_empty());
-        ended(client.connection, &format!("a window of {window}")).await;
+        expect_end(client.connection, &format!("a window of {window}")).await;
         drop(answers);
     }
-    // A client that takes its answers goes on past the same time.
+    // A client that reads its responses stays connected past that time.
     let mut client = Http2::open(addr, 16 * 1024 * 1024).await;
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(2) {
@@ -106,8 +106,8 @@ async fn an_http2_client_that_takes_no_answer_is_disconnected_after_the_send_tim
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn beyond_the_bound_of_unsent_bytes_the_connection_with_the_most_is_closed() {
-    let shop = Shop::plan().with("--max-unsent-bytes", "500000").open().await;
+async fn beyond_the_bound_of_unsent_bytes_the_largest_connection_is_closed() {
+    let shop = TestShop::builder().with("--max-unsent-bytes", "500000").start().await;
     let addr = shop.gateways[0].addr;
     let mut small = Http2::open(addr, 0).await;
     small.get("/api/v1/products").await.expect("a head");
@@ -117,14 +117,14 @@ async fn beyond_the_bound_of_unsent_bytes_the_connection_with_the_most_is_closed
         answers.push(answer);
         assert!(answers.len() < 100, "it may ask for ever");
     }
-    ended(large.connection, "the one with the most").await;
+    expect_end(large.connection, "the one with the most").await;
     assert!(!small.connection.is_finished());
     shop.guest().get("//openapi.json").await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_with_too_many_unsent_bytes_is_refused_further_requests() {
-    let shop = Shop::open().await;
+    let shop = TestShop::start().await;
     let mut client = Http2::open(shop.gateways[0].addr, 0).await;
     let mut answers = Vec::new();
     loop {
@@ -138,7 +138,7 @@ async fn a_connection_with_too_many_unsent_bytes_is_refused_further_requests() {
     shop.guest().get("//openapi.json").await.expect(200);
 }
 
-/// Begins a request whose body lacks its last byte, on an HTTP/1.1 connection of its own.
+/// Sends a request whose body lacks its last byte, on an HTTP/1.1 connection of its own.
 pub async fn post_without_the_last_byte(
     addr: SocketAddr,
     person: &Person,
@@ -157,14 +157,15 @@ pub async fn post_without_the_last_byte(
     stream
 }
 
-/// Reads one answer without a body, or with one that is sent with its length.
+/// Reads one response, without a body or with a known length.
 async fn read_answer(stream: &mut TcpStream) -> Option<String> {
-    let mut heard = Vec::new();
+    let mut response = Vec::new();
     loop {
         let mut buffer = [0; 4096];
-        let read = tokio::time::timeout(LIMIT, stream.read(&mut buffer)).await.expect("an answer").ok()?;
-        heard.extend_from_slice(&buffer[..read]);
-        let text = String::from_utf8_lossy(&heard);
+        let read =
+            tokio::time::timeout(STEP_TIMEOUT, stream.read(&mut buffer)).await.expect("an answer").ok()?;
+        response.extend_from_slice(&buffer[..read]);
+        let text = String::from_utf8_lossy(&response);
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
             let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
             if body.len() >= length.map_or(0, |length| length.parse().expect("a number")) {
@@ -179,7 +180,8 @@ async fn read_answer(stream: &mut TcpStream) -> Option<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_outlives_the_header_timeout_between_requests_and_ends_after_the_idle_timeout() {
-    let shop = Shop::plan().with("--header-timeout", "500ms").with("--idle-timeout", "3s").open().await;
+    let shop =
+        TestShop::builder().with("--header-timeout", "500ms").with("--idle-timeout", "3s").start().await;
     let addr = shop.gateways[0].addr;
     let ask = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
     let mut idle = TcpStream::connect(addr).await.expect("accepts");
@@ -198,13 +200,13 @@ async fn a_connection_outlives_the_header_timeout_between_requests_and_ends_afte
     assert_eq!(read_answer(&mut half).await, None, "half a head");
     assert!(begun.elapsed() < Duration::from_millis(1900), "{:?}", begun.elapsed());
     assert_eq!(read_answer(&mut idle).await, None, "idle");
-    ended(http2.connection, "an idle HTTP/2 connection").await;
+    expect_end(http2.connection, "an idle HTTP/2 connection").await;
     assert!(begun.elapsed() > Duration::from_millis(1900), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_that_three_customers_hold_back_keep_no_place_from_others() {
-    let shop = Shop::plan().with("--max-requests", "60").open().await;
+async fn withheld_bodies_occupy_no_request_permits() {
+    let shop = TestShop::builder().with("--max-requests", "60").start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let product = shop.product(&admin, 100, 1000).await;
     let item = json!({"product_id": product["id"], "quantity": 1});
@@ -221,16 +223,16 @@ async fn bodies_that_three_customers_hold_back_keep_no_place_from_others() {
         }
         http2.push(connection);
     }
-    // All were looked at: what a caller may not hold back was refused.
+    // All requests were read: bodies beyond the limit of a caller were refused.
     let refused = read_answer(&mut http1[49]).await.expect("an answer");
     assert!(refused.starts_with("HTTP/1.1 429") && refused.contains("rate_limited"), "{refused}");
-    let (answer, _) = http2[2].streams.pop().expect("asked");
+    let (answer, _) = http2[2].streams.pop().expect("a stream");
     assert_eq!(answer.await.expect("an answer").status(), StatusCode::TOO_MANY_REQUESTS);
     for _ in 0..10 {
         ann.post("/cart/items", &item).await.expect(200);
         ann.get("/cart").await.expect(200);
     }
-    // A body that does not come is not waited for until the deadline of a whole one.
+    // A body that stops arriving times out before the deadline of a whole one.
     let begun = Instant::now();
     let late = read_answer(&mut http1[0]).await.expect("an answer");
     assert!(late.starts_with("HTTP/1.1 408"), "{late}");
@@ -251,15 +253,16 @@ async fn bodies_that_three_customers_hold_back_keep_no_place_from_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_without_a_request_make_room_for_new_ones() {
-    let shop = Shop::plan().with("--max-connections", "40").with("--header-timeout", "60s").open().await;
+async fn idle_connections_are_closed_for_new_ones() {
+    let shop =
+        TestShop::builder().with("--max-connections", "40").with("--header-timeout", "60s").start().await;
     let mut idle = Vec::new();
     for _ in 0..100 {
         idle.push(TcpStream::connect(shop.gateways[0].addr).await.expect("accepts"));
     }
     // On a connection of its own.
-    let asked = reqwest::get(format!("{}/healthz", shop.url(0)));
-    let answer = tokio::time::timeout(LIMIT, asked).await.expect("in time").expect("an answer");
+    let request = reqwest::get(format!("{}/healthz", shop.url(0)));
+    let answer = tokio::time::timeout(STEP_TIMEOUT, request).await.expect("in time").expect("an answer");
     assert!(answer.status().is_success());
     drop(idle);
 }

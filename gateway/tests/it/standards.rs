@@ -1,4 +1,4 @@
-//! What standards say of headers, as clients in the field send them.
+//! Header semantics of the standards, with headers of real clients.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::shop::{PASSWORD, Shop, send, text};
+use crate::shop::{PASSWORD, TestShop, send, text};
 
-/// Sends a head, and reads the answer until it has `last`.
-async fn ask(shop: &Shop, head: &str, last: &str) -> String {
+/// Sends a request head, and reads the response until it contains `last`.
+async fn exchange(shop: &TestShop, head: &str, last: &str) -> String {
     let mut stream = TcpStream::connect(shop.gateways[0].addr).await.expect("accepts");
     stream.write_all(head.as_bytes()).await.expect("sent");
     let (mut answer, mut buffer) = (String::new(), [0; 4096]);
@@ -30,8 +30,8 @@ async fn ask(shop: &Shop, head: &str, last: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_refuses_identity_gets_the_answer_all_the_same() {
-    let shop = Shop::open().await;
+async fn a_client_that_refuses_identity_gets_an_unencoded_response() {
+    let shop = TestShop::start().await;
     let admin = shop.admin().await;
     for number in 0..20 {
         let product = json!({"sku": format!("lamp-{number}"), "name": "A lamp", "price": 1, "stock": 1});
@@ -49,23 +49,23 @@ async fn a_client_that_refuses_identity_gets_the_answer_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_is_announced_too_large_is_not_asked_for() {
-    let shop = Shop::open().await;
+async fn expect_continue_with_a_too_large_body_is_refused() {
+    let shop = TestShop::start().await;
     let head = |length: usize| {
         format!(
             "POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
              Content-Length: {length}\r\nExpect: 100-continue\r\n\r\n"
         )
     };
-    let refused = ask(&shop, &head(64 * 1024 + 1), "payload_too_large").await;
+    let refused = exchange(&shop, &head(64 * 1024 + 1), "payload_too_large").await;
     assert!(refused.starts_with("HTTP/1.1 413"), "{refused}");
-    let awaited = ask(&shop, &head(64 * 1024), "\r\n\r\n").await;
+    let awaited = exchange(&shop, &head(64 * 1024), "\r\n\r\n").await;
     assert!(awaited.starts_with("HTTP/1.1 100"), "{awaited}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_coding_below_the_chunks_is_refused() {
-    let shop = Shop::open().await;
+    let shop = TestShop::start().await;
     let body = r#"{"username":"x","password":"y"}"#;
     for (codings, status) in [("chunked", "401"), ("gzip, chunked", "400"), ("gzip,chunked", "400")] {
         let request = format!(
@@ -73,14 +73,14 @@ async fn a_transfer_coding_below_the_chunks_is_refused() {
              Transfer-Encoding: {codings}\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
             body.len()
         );
-        let answer = ask(&shop, &request, "request_id").await;
+        let answer = exchange(&shop, &request, "request_id").await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{codings}: {answer}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_socket_of_another_version_is_told_which_is_spoken() {
-    let shop = Shop::open().await;
+async fn an_unsupported_websocket_version_is_refused_with_the_supported_one() {
+    let shop = TestShop::start().await;
     let ann = shop.customer("ann").await;
     let request = ann
         .request(Method::GET, "//ws")
@@ -93,8 +93,8 @@ async fn a_socket_of_another_version_is_told_which_is_spoken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn json_may_be_announced_with_any_parameters() {
-    let shop = Shop::open().await;
+async fn json_content_types_accept_any_parameters() {
+    let shop = TestShop::start().await;
     for kind in ["application/json; charset=utf8", "application/json; profile=\"a;b\"; charset=UTF-8"] {
         let request = shop.guest().request(Method::POST, "/auth/login").header("content-type", kind);
         let answer = send(request.body(r#"{"username":"x","password":"y"}"#)).await;
@@ -103,8 +103,8 @@ async fn json_may_be_announced_with_any_parameters() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_must_not_exist_yet_is_not_changed() {
-    let shop = Shop::open().await;
+async fn if_none_match_any_refuses_a_write() {
+    let shop = TestShop::start().await;
     let admin = shop.admin().await;
     let product = shop.product(&admin, 100, 10).await;
     let path = format!("/products/{}", product["id"]);
@@ -119,8 +119,8 @@ async fn what_must_not_exist_yet_is_not_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_product_in_a_state_of_if_none_match_is_not_changed() {
-    let shop = Shop::open().await;
+async fn if_none_match_refuses_a_write_of_a_listed_state() {
+    let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let product = shop.product(&admin, 100, 10).await;
     let path = format!("/products/{}", product["id"]);
@@ -129,7 +129,7 @@ async fn a_product_in_a_state_of_if_none_match_is_not_changed() {
         let request = admin.request(method.clone(), path).header("if-none-match", tags);
         send(if *method == Method::PATCH { request.json(&json!({"price": 200})) } else { request })
     };
-    // The stock moves; the version does not.
+    // The stock changes, the version does not.
     ann.orders(&product, 1).await.expect(201);
     for method in [Method::PATCH, Method::DELETE] {
         for tags in [first.clone(), format!("W/{first}"), format!("\"x\", {first}")] {
@@ -147,7 +147,7 @@ async fn a_product_in_a_state_of_if_none_match_is_not_changed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_listed_under_a_user_agent_in_any_language() {
-    let shop = Shop::open().await;
+    let shop = TestShop::start().await;
     let ann = shop.customer("ann").await;
     let username = ann.get("/auth/me").await.expect(200).body["username"].clone();
     let agent = http::HeaderValue::from_bytes("Büro-Kasse/1".as_bytes()).unwrap();
@@ -160,8 +160,8 @@ async fn a_session_is_listed_under_a_user_agent_in_any_language() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn null_in_a_batch_row_empties_the_field() {
-    let shop = Shop::open().await;
+async fn null_in_a_batch_row_clears_the_field() {
+    let shop = TestShop::start().await;
     let admin = shop.admin().await;
     let category = json!({"slug": "lamps", "name": "Lamps"});
     let category = admin.post("/categories", &category).await.expect(201).body["id"].clone();

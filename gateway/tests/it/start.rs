@@ -1,9 +1,9 @@
-//! Settings the process refuses, in one line and before anything else.
+//! Invalid settings: the process exits with one line.
 
 use shoppee_kit::testing::refuses_to_start;
 
 #[test]
-fn wrong_settings_end_the_start_with_one_clear_line() {
+fn invalid_settings_fail_the_start_with_one_line() {
     for (name, value) in [
         ("REDIS_URL", "x"),
         ("AUTH_URL", "ftp://auth:50051"),

@@ -1,16 +1,16 @@
-//! How each process of a shop is started, in this process, by its flags.
+//! Starts the processes of a shop inside the test process, by their flags.
 
 use std::net::SocketAddr;
 
 use clap::Parser;
 use shoppee_kit::testing::{Database, TestProcess, free_addr};
 
-use super::{ADMIN, PASSWORD, Service, Shop};
+use super::{ADMIN, PASSWORD, Service, TestShop};
 
-fn settings<S: Parser>(common: &[&str], more: &[String]) -> S {
+fn settings<S: Parser>(common: &[&str], extra: &[String]) -> S {
     let common =
         ["test", "--shoppee-env", "development", "--log", "warn"].into_iter().chain(common.iter().copied());
-    S::try_parse_from(common.map(str::to_owned).chain(more.iter().cloned())).expect("sound settings")
+    S::try_parse_from(common.map(str::to_owned).chain(extra.iter().cloned())).expect("valid settings")
 }
 
 pub async fn start_auth(addr: SocketAddr, database: &Database, redis_url: &str) -> Service {
@@ -79,7 +79,7 @@ pub async fn start_gateway(
     addr: SocketAddr,
     redis_url: &str,
     urls: &[String; 3],
-    more: &[String],
+    extra: &[String],
 ) -> Service {
     let process = TestProcess::default();
     let args = [
@@ -90,17 +90,18 @@ pub async fn start_gateway(
         ("--order-url", &urls[2]),
     ]
     .map(|(flag, value)| format!("{flag}={value}"));
-    let own = |arg: &&String| !more.contains(&arg.split('=').next().unwrap_or_default().to_owned());
-    let mut args: Vec<String> = args.iter().filter(own).cloned().chain(more.iter().cloned()).collect();
-    if !more.iter().any(|flag| flag == "--rate-limits") {
+    let is_default = |arg: &&String| !extra.contains(&arg.split('=').next().unwrap_or_default().to_owned());
+    let mut args: Vec<String> =
+        args.iter().filter(is_default).cloned().chain(extra.iter().cloned()).collect();
+    if !extra.iter().any(|flag| flag == "--rate-limits") {
         args.push("--rate-limits=off".to_owned());
     }
     shoppee_gateway::start(settings(&[], &args), process.process.clone()).await.expect("gateway starts");
     Service { addr, process }
 }
 
-impl Shop {
-    /// The environment that another gateway needs in a process of its own.
+impl TestShop {
+    /// Returns the environment of another gateway in a process of its own.
     pub fn gateway_environment(&self) -> Vec<(&'static str, String)> {
         let [auth, product, order] = self.urls.clone();
         let redis_url = format!("redis://127.0.0.1:{}", self.redis.port());

@@ -1,4 +1,4 @@
-//! A stand-in for the auth service: one key, the sessions that the test ends, tickets that are good once.
+//! A fake auth service: one key, sessions that the test revokes, tickets that are redeemed once.
 
 use std::{
     collections::HashSet,
@@ -12,10 +12,10 @@ use shoppee_proto::auth::v1::{
 };
 use tonic::{Response, Status, body::Body, server::Grpc};
 
-use super::{presented, signed};
+use super::{bearer_claims, signed_token};
 
 /// The public key of RFC 8037, appendix A.
-const PUBLIC: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
+const PUBLIC_KEY: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
 
 pub fn routes(ended: &Arc<Mutex<Vec<EndedSession>>>) -> Router {
     let ended = ended.clone();
@@ -23,16 +23,16 @@ pub fn routes(ended: &Arc<Mutex<Vec<EndedSession>>>) -> Router {
         let ended = ended.clone();
         async move {
             let method = tower::service_fn(move |_: tonic::Request<GetJwksRequest>| {
-                let ended_sessions = ended.lock().expect("sound").clone();
+                let ended_sessions = ended.lock().expect("not poisoned").clone();
                 async move {
-                    let word = |word: &str| word.to_owned();
+                    let text = |text: &str| text.to_owned();
                     let key = Jwk {
-                        kty: word("OKP"),
-                        crv: word("Ed25519"),
-                        alg: word("EdDSA"),
-                        r#use: word("sig"),
-                        kid: word("stage"),
-                        x: word(PUBLIC),
+                        kty: text("OKP"),
+                        crv: text("Ed25519"),
+                        alg: text("EdDSA"),
+                        r#use: text("sig"),
+                        kid: text("fixture"),
+                        x: text(PUBLIC_KEY),
                     };
                     Ok(Response::new(GetJwksResponse {
                         keys: vec![key],
@@ -45,19 +45,19 @@ pub fn routes(ended: &Arc<Mutex<Vec<EndedSession>>>) -> Router {
             Grpc::new(codec).unary(method, request.map(Body::new)).await
         }
     };
-    // Exchanges each ticket once.
+    // Redeems each ticket once.
     let used = Arc::<Mutex<HashSet<String>>>::default();
     let redeem = move |request: Request<axum::body::Body>| {
         let used = used.clone();
         async move {
             let method = tower::service_fn(move |request: tonic::Request<RedeemWsTicketRequest>| {
-                let mut claims = presented(&request);
-                let is_new = used.lock().expect("sound").insert(claims["jti"].to_string());
+                let mut claims = bearer_claims(&request);
+                let is_new = used.lock().expect("not poisoned").insert(claims["jti"].to_string());
                 claims["exp"] = claims["socket_exp"].take();
-                let token = signed("ws-socket+jwt", &claims);
+                let token = signed_token("ws-socket+jwt", &claims);
                 async move {
-                    let answer = Response::new(SocketToken { token, ..SocketToken::default() });
-                    if is_new { Ok(answer) } else { Err(Status::unauthenticated("used")) }
+                    let response = Response::new(SocketToken { token, ..SocketToken::default() });
+                    if is_new { Ok(response) } else { Err(Status::unauthenticated("used")) }
                 }
             });
             let codec = tonic_prost::ProstCodec::<SocketToken, RedeemWsTicketRequest>::default();

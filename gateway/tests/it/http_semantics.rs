@@ -1,14 +1,14 @@
-//! What stands on every answer: cache validators, idempotency, CORS, ids, security headers.
+//! HTTP semantics of responses: cache validators, idempotency, CORS, request ids, security headers.
 
 use http::Method;
 use serde_json::{Value, json};
 use shoppee_kit::testing::eventually;
 
-use crate::shop::{Shop, address, send, text};
+use crate::shop::{TestShop, address, send, text};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_product_is_sent_again_only_when_it_changed() {
-    let shop = Shop::open().await;
+async fn if_none_match_returns_304_until_the_product_changes() {
+    let shop = TestShop::start().await;
     let (admin, guest) = (shop.admin().await, shop.guest());
     let product = shop.product(&admin, 100, 10).await;
     let path = format!("/products/{}", product["id"]);
@@ -16,22 +16,22 @@ async fn a_product_is_sent_again_only_when_it_changed() {
     let etag = first.header("etag").to_owned();
     assert!(etag.starts_with('"') && first.header("cache-control").contains("no-cache"));
 
-    for known in [etag.clone(), format!("W/{etag}"), format!("\"x\", {etag}"), "*".to_owned()] {
-        let again = send(guest.request(Method::GET, &path).header("if-none-match", &known)).await.expect(304);
+    for tags in [etag.clone(), format!("W/{etag}"), format!("\"x\", {etag}"), "*".to_owned()] {
+        let again = send(guest.request(Method::GET, &path).header("if-none-match", &tags)).await.expect(304);
         assert_eq!((again.text.as_str(), again.header("etag")), ("", etag.as_str()));
     }
     let other = send(guest.request(Method::GET, &path).header("if-none-match", "\"x\"")).await.expect(200);
     assert_eq!(other.header("etag"), etag);
 
-    // Stock is part of what is served, so a cache must see it move.
+    // Stock is part of the body, so its change must change the tag.
     shop.customer("ann").await.orders(&product, 1).await.expect(201);
     let moved = send(guest.request(Method::GET, &path).header("if-none-match", &etag)).await.expect(200);
     assert_eq!(moved.body["stock"], 9);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_on_top_of_another_is_refused() {
-    let shop = Shop::open().await;
+async fn if_match_refuses_a_stale_write() {
+    let shop = TestShop::start().await;
     let admin = shop.admin().await;
     let product = shop.product(&admin, 100, 10).await;
     let path = format!("/products/{}", product["id"]);
@@ -59,12 +59,12 @@ async fn a_change_on_top_of_another_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_of_the_catalogue_that_is_sent_again_under_its_key_is_done_once() {
-    let shop = Shop::plan().gateways(2).open().await;
+async fn a_repeated_catalogue_write_is_replayed_by_its_key() {
+    let shop = TestShop::builder().gateways(2).start().await;
     let admin = shop.admin().await;
     let product = json!({"sku": "lamp", "name": "Lamp", "price": 100, "stock": 5});
     let category = json!({"slug": "lamps", "name": "Lamps"});
-    // Through the other gateway it is the same key.
+    // Keys are shared by all gateways.
     let twice = async |method: Method, path: String, body: &Value, status: u16| {
         let send_to = |gateway: usize| {
             let admin = admin.through(&shop, gateway);
@@ -94,8 +94,8 @@ async fn a_write_of_the_catalogue_that_is_sent_again_under_its_key_is_done_once(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_key_is_one_add_to_the_cart_and_one_step_of_an_order() {
-    let shop = Shop::plan().gateways(2).open().await;
+async fn repeated_cart_and_order_steps_are_replayed_by_their_key() {
+    let shop = TestShop::builder().gateways(2).start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let product = shop.product(&admin, 100, 10).await;
     let add = async |gateway: usize, quantity: i64| {
@@ -128,7 +128,7 @@ async fn one_key_is_one_add_to_the_cart_and_one_step_of_an_order() {
         let again = step(name, body).await.expect(200);
         assert_eq!((&again.body, again.header("idempotent-replayed")), (&first.body, "true"));
     }
-    // Without a key: taken already.
+    // Without a key the step returns the order as it is.
     let path = format!("/orders/{}/complete", text(&order["id"]));
     let taken = send(ann.request(Method::POST, &path)).await.expect(200);
     assert_eq!((text(&taken.body["status"]), taken.header("idempotent-replayed")), ("completed", ""));
@@ -143,7 +143,7 @@ async fn one_key_is_one_add_to_the_cart_and_one_step_of_an_order() {
     );
     admin.post(&cancel, &json!({"reason": "lost"})).await.expect(200);
     admin.post(&cancel, &json!({"reason": "other"})).await.problem(409, "invalid_transition");
-    eventually("the money is back", || async {
+    eventually("the payment is refunded", || async {
         let path = format!("/orders/{}", text(&paid["id"]));
         ann.get(&path).await.expect(200).body["payment"]["status"] == "refunded"
     })
@@ -151,8 +151,8 @@ async fn one_key_is_one_add_to_the_cart_and_one_step_of_an_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_key_is_one_order() {
-    let shop = Shop::plan().gateways(2).open().await;
+async fn a_repeated_order_is_replayed_by_its_key() {
+    let shop = TestShop::builder().gateways(2).start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let product = shop.product(&admin, 100, 10).await;
     let first = ann.orders_with_key(&product, 2, "key-1").await.expect(201);
@@ -160,14 +160,14 @@ async fn one_key_is_one_order() {
     let again = ann.through(&shop, 1).orders_with_key(&product, 2, "key-1").await.expect(201);
     assert_eq!((&again.body, again.header("location")), (&first.body, first.header("location")));
     assert_eq!(again.header("idempotent-replayed"), "true");
-    // The same meaning in other words.
-    let other_words = format!(
+    // An equal body in another spelling.
+    let other_spelling = format!(
         r#" {{ "shipping_address": {}, "items": [ {{"quantity": 2, "product_id": {}}} ] }}"#,
         address(),
         product["id"]
     );
     let request = ann.request(Method::POST, "/orders").header("content-type", "application/json");
-    let again = send(request.header("idempotency-key", "key-1").body(other_words)).await.expect(201);
+    let again = send(request.header("idempotency-key", "key-1").body(other_spelling)).await.expect(201);
     assert_eq!((&again.body["id"], again.header("idempotent-replayed")), (&first.body["id"], "true"));
     ann.orders_with_key(&product, 3, "key-1").await.problem(422, "idempotency_key_reused");
     let bob = shop.customer("bob").await;
@@ -194,8 +194,11 @@ async fn one_key_is_one_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_pages_on_the_list_may_read_answers() {
-    let shop = Shop::plan().with("--cors-origins", "https://shop.example,http://localhost:3000").open().await;
+async fn only_allowed_origins_may_read_responses() {
+    let shop = TestShop::builder()
+        .with("--cors-origins", "https://shop.example,http://localhost:3000")
+        .start()
+        .await;
     let guest = shop.guest();
     let ask = |origin: &'static str, method: Method| {
         let request = guest.request(method.clone(), "/products").header("origin", origin);
@@ -221,7 +224,7 @@ async fn only_pages_on_the_list_may_read_answers() {
             assert_eq!(answer.header("access-control-allow-origin"), "", "{hostile}");
         }
     }
-    // Errors too can be read by a page, even those that come before any handler.
+    // A page may read errors too, even those before a handler.
     let missing = guest.request(Method::GET, "/nothing").header("origin", "https://shop.example");
     assert_eq!(
         send(missing).await.problem(404, "not_found").header("access-control-allow-origin"),
@@ -230,8 +233,8 @@ async fn only_pages_on_the_list_may_read_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_answer_is_sealed() {
-    let shop = Shop::open().await;
+async fn every_response_has_security_headers() {
+    let shop = TestShop::start().await;
     let (ann, guest) = (shop.customer("ann").await, shop.guest());
     for answer in [
         ann.get("/cart").await,
@@ -249,8 +252,8 @@ async fn every_answer_is_sealed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_long_public_answers_are_compressed() {
-    let shop = Shop::open().await;
+async fn only_long_public_responses_are_compressed() {
+    let shop = TestShop::start().await;
     let (admin, guest) = (shop.admin().await, shop.guest());
     for _ in 0..8 {
         shop.product(&admin, 100, 10).await;
@@ -262,7 +265,7 @@ async fn only_long_public_answers_are_compressed() {
         (answer.header("content-encoding").to_owned(), varies)
     };
     assert_eq!(compressed("/products").await, ("gzip".to_owned(), true));
-    assert_eq!(compressed("/products?limit=1").await.0, "", "too short to be worth it");
+    assert_eq!(compressed("/products?limit=1").await.0, "", "too short for compression");
     let plain = guest.get("/products").await.expect(200);
     assert_eq!((plain.header("content-encoding"), plain.body["items"].as_array().unwrap().len()), ("", 8));
     let mine = admin.request(Method::GET, "/admin/users").header("accept-encoding", "gzip");

@@ -1,13 +1,13 @@
-//! Who may do what, and what the others see.
+//! Authorization: the callers of each route, and the responses to others.
 
 use http::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::shop::{Person, Shop, address, send, text};
+use crate::shop::{Person, TestShop, address, send, text};
 
-/// Every route that needs a token: method, path, a body that is sound.
-fn owned(order: &str, product: i64) -> Vec<(Method, String, Value)> {
+/// Returns every route that needs a token: method, path, a valid body.
+fn user_routes(order: &str, product: i64) -> Vec<(Method, String, Value)> {
     vec![
         (Method::POST, "/auth/logout".into(), Value::Null),
         (Method::POST, "/auth/logout-all".into(), Value::Null),
@@ -31,8 +31,8 @@ fn owned(order: &str, product: i64) -> Vec<(Method, String, Value)> {
     ]
 }
 
-/// Every route that only an admin may use.
-fn of_admins(order: &str, product: i64, user: i64) -> Vec<(Method, String, Value)> {
+/// Returns every route of admins.
+fn admin_routes(order: &str, product: i64, user: i64) -> Vec<(Method, String, Value)> {
     vec![
         (Method::GET, "/admin/users".into(), Value::Null),
         (Method::GET, format!("/admin/users/{user}"), Value::Null),
@@ -50,26 +50,29 @@ fn of_admins(order: &str, product: i64, user: i64) -> Vec<(Method, String, Value
     ]
 }
 
-async fn ask(person: &Person, (method, path, body): &(Method, String, Value)) -> crate::shop::Answer {
+async fn send_route(
+    person: &Person,
+    (method, path, body): &(Method, String, Value),
+) -> crate::shop::ApiResponse {
     let request = person.request(method.clone(), path);
     send(if body.is_null() { request } else { request.json(body) }).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_token_and_without_the_role_nothing_goes() {
-    let shop = Shop::open().await;
+async fn calls_without_a_token_or_the_role_are_refused() {
+    let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let product = shop.product(&admin, 100, 10).await;
     let order = ann.orders(&product, 1).await.expect(201).body;
     let (order_id, product_id) = (text(&order["id"]), product["id"].as_i64().unwrap());
 
     let guest = shop.guest();
-    for route in owned(order_id, product_id).iter().chain(&of_admins(order_id, product_id, ann.id)) {
-        ask(&guest, route).await.problem(401, "unauthenticated");
-        ask(&guest.with_token("no.token.atall"), route).await.problem(401, "unauthenticated");
+    for route in user_routes(order_id, product_id).iter().chain(&admin_routes(order_id, product_id, ann.id)) {
+        send_route(&guest, route).await.problem(401, "unauthenticated");
+        send_route(&guest.with_token("no.token.atall"), route).await.problem(401, "unauthenticated");
     }
-    for route in &of_admins(order_id, product_id, ann.id) {
-        ask(&ann, route).await.problem(403, "forbidden");
+    for route in &admin_routes(order_id, product_id, ann.id) {
+        send_route(&ann, route).await.problem(403, "forbidden");
     }
     let unchanged = guest.get(&format!("/products/{product_id}")).await.expect(200).body;
     assert_eq!((&unchanged["price"], &unchanged["stock"]), (&json!(100), &json!(9)));
@@ -81,26 +84,27 @@ async fn without_a_token_and_without_the_role_nothing_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_somebody_elses_is_not_there() {
-    let shop = Shop::open().await;
+async fn resources_of_other_users_are_not_found() {
+    let shop = TestShop::start().await;
     let admin = shop.admin().await;
     let (ann, bob) = (shop.customer("ann").await, shop.customer("bob").await);
     let product = shop.product(&admin, 100, 10).await;
     let order = ann.orders(&product, 1).await.expect(201).body;
     let (foreign, unknown) = (text(&order["id"]).to_owned(), Uuid::now_v7().to_string());
-    let same = |a: &crate::shop::Answer, b: &crate::shop::Answer| {
-        let without_id = |answer: &crate::shop::Answer| {
+    let same = |a: &crate::shop::ApiResponse, b: &crate::shop::ApiResponse| {
+        let without_id = |answer: &crate::shop::ApiResponse| {
             let mut body = answer.body.clone();
             body.as_object_mut().unwrap().remove("request_id");
             body
         };
         assert_eq!(without_id(a), without_id(b));
     };
-    let of_orders =
-        |id: &str| owned(id, 1).into_iter().filter(|(_, path, _)| path.contains(id)).collect::<Vec<_>>();
-    for (theirs, nobodys) in of_orders(&foreign).iter().zip(&of_orders(&unknown)) {
-        let theirs = ask(&bob, theirs).await.problem(404, "not_found");
-        same(&theirs, &ask(&bob, nobodys).await.problem(404, "not_found"));
+    let order_routes = |id: &str| {
+        user_routes(id, 1).into_iter().filter(|(_, path, _)| path.contains(id)).collect::<Vec<_>>()
+    };
+    for (foreign, missing) in order_routes(&foreign).iter().zip(&order_routes(&unknown)) {
+        let foreign = send_route(&bob, foreign).await.problem(404, "not_found");
+        same(&foreign, &send_route(&bob, missing).await.problem(404, "not_found"));
     }
     let sessions = ann.get("/auth/sessions").await.expect(200).body;
     let session = text(&sessions["items"][0]["id"]).to_owned();
@@ -111,8 +115,8 @@ async fn what_is_somebody_elses_is_not_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_a_token_says_who_somebody_is() {
-    let shop = Shop::open().await;
+async fn identity_comes_only_from_a_valid_token() {
+    let shop = TestShop::start().await;
     let (ann, guest) = (shop.customer("ann").await, shop.guest());
     for name in [
         "x-user-id",
@@ -137,13 +141,13 @@ async fn only_a_token_says_who_somebody_is() {
     send(twice).await.problem(401, "unauthenticated");
     let lower = guest.request(Method::GET, "/auth/me").header("authorization", format!("bearer {token}"));
     send(lower).await.expect(200);
-    // On an open route a token is not needed, but a bad one is told of.
+    // A public route needs no token, but rejects an invalid one.
     guest.get("/products").await.expect(200);
     guest.with_token("bad").get("/products").await.problem(401, "unauthenticated");
-    // Signing in again must be possible with a bad one in hand.
+    // Signing in ignores an invalid token.
     let login = json!({"username": ann.name, "password": crate::shop::PASSWORD});
     guest.with_token("bad").post("/auth/login", &login).await.expect(200);
-    // A ticket opens a socket, and nothing else.
+    // A ticket only opens a socket.
     let ticket = ann.post("/auth/ws-ticket", &json!({})).await.expect(201).body;
     guest.with_token(text(&ticket["ticket"])).get("/auth/me").await.problem(401, "unauthenticated");
 }

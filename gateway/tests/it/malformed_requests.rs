@@ -1,5 +1,4 @@
-//! What nobody would send who means well: answered as the contract says, never with a 5xx, never with an
-//! effect.
+//! Malformed and hostile requests: each gets its documented error, never a 5xx, and has no effect.
 
 use std::time::Duration;
 
@@ -11,15 +10,15 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::shop::{Answer, Person, Shop, address, send, text};
+use crate::shop::{ApiResponse, Person, TestShop, address, send, text};
 
-async fn raw(person: &Person, method: Method, path: &str, body: impl Into<reqwest::Body>) -> Answer {
+async fn raw(person: &Person, method: Method, path: &str, body: impl Into<reqwest::Body>) -> ApiResponse {
     send(person.request(method, path).header("content-type", "application/json").body(body)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_that_are_no_good() {
-    let shop = Shop::open().await;
+async fn invalid_bodies_are_rejected_without_effect() {
+    let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let product = shop.product(&admin, 100, 10).await;
     let line = |quantity: &str| format!(r#"{{"product_id":{},"quantity":{quantity}}}"#, product["id"]);
@@ -59,13 +58,13 @@ async fn bodies_that_are_no_good() {
     raw(&shop.guest(), Method::POST, "/auth/login", invalid_utf8).await.problem(400, "invalid_request");
     assert_eq!(ann.get("/cart").await.expect(200).body["items"], json!([]), "none of it had an effect");
 
-    // Text that PostgreSQL cannot hold.
+    // Text that PostgreSQL cannot store.
     let nul = json!({"sku": "a", "name": "a\u{0}b", "price": 1, "stock": 1});
     admin.post("/products", &nul).await.problem(422, "validation_failed");
-    let mut nobody = address();
-    nobody["recipient"] = json!("\u{0}");
+    let mut invalid_address = address();
+    invalid_address["recipient"] = json!("\u{0}");
     let nul = json!({"items": [{"product_id": product["id"], "quantity": 1}],
-                     "shipping_address": nobody});
+                     "shipping_address": invalid_address});
     ann.post("/orders", &nul).await.problem(422, "validation_failed");
     let login = shop.guest().post("/auth/login", &json!({"username": "\u{0}", "password": "\u{0}"})).await;
     assert!(matches!(login.status, 401 | 422), "{}", login.text);
@@ -86,8 +85,8 @@ async fn bodies_that_are_no_good() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sizes_and_types_of_bodies() {
-    let shop = Shop::open().await;
+async fn oversized_and_mistyped_bodies_are_rejected() {
+    let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let padded = |size: usize| {
         let body = r#"{"username":"ann","password":"x"}"#;
@@ -99,10 +98,10 @@ async fn sizes_and_types_of_bodies() {
     raw(&shop.guest(), Method::POST, "/auth/login", padded(64 * 1024 + 1))
         .await
         .problem(413, "payload_too_large");
-    // Whoever sends far too much still reads why it was refused.
+    // A client that sends far too much still receives the response.
     raw(&shop.guest(), Method::POST, "/auth/login", padded(12 << 20)).await.problem(413, "payload_too_large");
     raw(&admin, Method::POST, "/products/batch", padded(12 << 20)).await.problem(413, "payload_too_large");
-    // Further beyond nobody listens to the end: the client reads why, or finds the connection closed.
+    // Beyond the drain limit the client receives the response, or finds the connection closed.
     let far = shop.guest().request(Method::POST, "/auth/login").header("content-type", "application/json");
     let far = far.body(padded(20 << 20)).send().await;
     assert!(far.is_err() || far.is_ok_and(|answer| answer.status() == 413));
@@ -132,8 +131,7 @@ async fn sizes_and_types_of_bodies() {
         .await
         .problem(415, "unsupported_media_type");
 
-    // Where no body is needed, none, an empty one and an empty object are the same; anything else is looked
-    // at.
+    // A route without parameters accepts no body, an empty one and an empty object; any other is an error.
     for body in ["", "{}", " {} "] {
         raw(&ann, Method::POST, "/auth/ws-ticket", body).await.expect(201);
     }
@@ -142,8 +140,8 @@ async fn sizes_and_types_of_bodies() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn paths_and_parameters_that_name_nothing() {
-    let shop = Shop::open().await;
+async fn unknown_ids_and_invalid_parameters_are_rejected() {
+    let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     for id in [
         "0",
@@ -203,7 +201,7 @@ async fn paths_and_parameters_that_name_nothing() {
         .patch(&format!("/admin/users/{}", ann.id), &json!({"role": "service"}))
         .await
         .problem(400, "invalid_request");
-    // A route that knows no parameter knows none.
+    // A route without parameters rejects any.
     for path in
         ["/cart", "/auth/me", "/categories", "/products/1", "/orders/00000000-0000-0000-0000-000000000001"]
     {
@@ -228,8 +226,8 @@ fn form(text: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn methods_and_headers_that_nobody_knows() {
-    let shop = Shop::open().await;
+async fn unknown_methods_and_invalid_headers_are_rejected() {
+    let shop = TestShop::start().await;
     let ann = shop.customer("ann").await;
     let answer = send(ann.request(Method::PUT, "/cart")).await.problem(405, "method_not_allowed");
     assert_eq!(sorted(answer.header("allow")), ["DELETE", "GET", "HEAD"]);
@@ -260,62 +258,70 @@ fn sorted(list: &str) -> Vec<&str> {
     words
 }
 
-/// Says something to the first gateway, and listens until it hangs up.
-async fn tell(shop: &Shop, said: &[u8], wait: Duration) -> Option<String> {
+/// Sends bytes to the first gateway, and reads until it closes the connection.
+async fn exchange(shop: &TestShop, request: &[u8], wait: Duration) -> Option<String> {
     let mut stream = TcpStream::connect(shop.gateways[0].addr).await.expect("accepts");
-    stream.write_all(said).await.expect("sent");
-    let mut heard = Vec::new();
-    let all = tokio::time::timeout(wait, stream.read_to_end(&mut heard)).await;
-    all.ok().map(|_| String::from_utf8_lossy(&heard).into_owned())
+    stream.write_all(request).await.expect("sent");
+    let mut response = Vec::new();
+    let result = tokio::time::timeout(wait, stream.read_to_end(&mut response)).await;
+    result.ok().map(|_| String::from_utf8_lossy(&response).into_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_is_slow_is_let_go() {
-    let shop = Shop::plan().with("--header-timeout", "1s").open().await;
-    let soon = Duration::from_secs(5);
-    for said in
+async fn slow_and_invalid_heads_close_the_connection() {
+    let shop = TestShop::builder().with("--header-timeout", "1s").start().await;
+    let wait = Duration::from_secs(5);
+    for request in
         [&b""[..], b"P", b"PRI * HTTP/2.0\r\n", b"GET /healthz HTTP/1.1\r\nHost: x\r\n", b"\x16\x03\x01"]
     {
-        assert!(tell(&shop, said, soon).await.is_some(), "still open after {said:?}");
+        assert!(exchange(&shop, request, wait).await.is_some(), "still open after {request:?}");
     }
     let heads = format!("GET /healthz HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(64 * 1024));
-    assert!(tell(&shop, heads.as_bytes(), soon).await.is_some_and(|heard| heard.starts_with("HTTP/1.1 4")));
+    assert!(
+        exchange(&shop, heads.as_bytes(), wait)
+            .await
+            .is_some_and(|response| response.starts_with("HTTP/1.1 4"))
+    );
     let many = format!("GET /healthz HTTP/1.1\r\nHost: x\r\n{}\r\n", "X: y\r\n".repeat(1000));
-    assert!(tell(&shop, many.as_bytes(), soon).await.is_some_and(|heard| heard.starts_with("HTTP/1.1 431")));
+    assert!(
+        exchange(&shop, many.as_bytes(), wait)
+            .await
+            .is_some_and(|response| response.starts_with("HTTP/1.1 431"))
+    );
     let both = b"POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\
         Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
-    let heard = tell(&shop, both, soon).await.expect("closed");
-    assert!(heard.matches("HTTP/1.1").count() <= 2, "{heard}");
+    let response = exchange(&shop, both, wait).await.expect("closed");
+    assert!(response.matches("HTTP/1.1").count() <= 2, "{response}");
     for hosts in ["", "Host: x\r\nHost: y\r\n"] {
         let request = format!("GET /healthz HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n");
-        let heard = tell(&shop, request.as_bytes(), soon).await.expect("closed");
-        assert!(heard.starts_with("HTTP/1.1 400"), "{heard}");
+        let response = exchange(&shop, request.as_bytes(), wait).await.expect("closed");
+        assert!(response.starts_with("HTTP/1.1 400"), "{response}");
     }
     shop.guest().get("//healthz").await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_never_comes_is_not_waited_for() {
-    let shop = Shop::open().await;
+async fn a_body_that_does_not_arrive_times_out() {
+    let shop = TestShop::start().await;
     let slow = b"POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\n\
         Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{";
-    let heard = tell(&shop, slow, Duration::from_secs(30)).await.expect("closed within 30 s");
-    assert!(heard.starts_with("HTTP/1.1 408") && heard.contains("request_timeout"), "{heard}");
+    let response = exchange(&shop, slow, Duration::from_secs(30)).await.expect("closed within 30 s");
+    assert!(response.starts_with("HTTP/1.1 408") && response.contains("request_timeout"), "{response}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_begun_is_finished_though_the_client_hangs_up() {
-    let shop = Shop::open().await;
+async fn a_payment_completes_after_the_client_disconnects() {
+    let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let product = shop.product(&admin, 100, 10).await;
     let order = ann.orders(&product, 1).await.expect(201).body;
     let path = format!("/orders/{}", text(&order["id"]));
-    // The provider takes three seconds; the client, a fraction of one.
+    // The provider takes three seconds, the client waits for a fraction of one.
     let payment =
         ann.request(Method::POST, &format!("{path}/pay")).json(&json!({"payment_token": "tok_slow"}));
     assert!(payment.timeout(Duration::from_millis(300)).send().await.is_err_and(|error| error.is_timeout()));
     assert_eq!(text(&ann.get(&path).await.expect(200).body["status"]), "pending");
-    eventually("it is paid all the same", || async {
+    eventually("the order is paid", || async {
         text(&ann.get(&path).await.expect(200).body["status"]) == "paid"
     })
     .await;

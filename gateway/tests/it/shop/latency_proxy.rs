@@ -1,4 +1,4 @@
-//! Ways that take their time.
+//! A TCP proxy that adds latency.
 
 use std::{
     net::SocketAddr,
@@ -11,27 +11,27 @@ use tokio::{
     sync::mpsc,
 };
 
-/// Where the same answers as at `to`, so far away.
-pub async fn far(to: SocketAddr, delay: Duration) -> SocketAddr {
+/// Starts a proxy to `to` that delays every message in both directions. Returns its address.
+pub async fn delayed(to: SocketAddr, delay: Duration) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-    let near = listener.local_addr().expect("an address");
+    let proxy_addr = listener.local_addr().expect("an address");
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let (from, back) = stream.into_split();
-            let (answers, there) = TcpStream::connect(to).await.expect("is there").into_split();
-            tokio::spawn(carry(from, there, delay));
-            tokio::spawn(carry(answers, back, delay));
+            let (client_read, client_write) = stream.into_split();
+            let (server_read, server_write) = TcpStream::connect(to).await.expect("connects").into_split();
+            tokio::spawn(forward(client_read, server_write, delay));
+            tokio::spawn(forward(server_read, client_write, delay));
         }
     });
-    near
+    proxy_addr
 }
 
-async fn carry(
+async fn forward(
     mut from: impl AsyncRead + Unpin + Send + 'static,
     mut to: impl AsyncWrite + Unpin,
     delay: Duration,
 ) {
-    let (sender, mut on_the_way) = mpsc::unbounded_channel();
+    let (sender, mut receiver) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(read @ 1..) = from.read(&mut buffer).await {
@@ -40,7 +40,7 @@ async fn carry(
             }
         }
     });
-    while let Some((due, bytes)) = on_the_way.recv().await {
+    while let Some((due, bytes)) = receiver.recv().await {
         tokio::time::sleep_until(due.into()).await;
         if to.write_all(&bytes).await.is_err() {
             return;

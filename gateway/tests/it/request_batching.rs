@@ -1,4 +1,4 @@
-//! Requests for products that come at the same moment go on together: each is answered as if it had come alone.
+//! Batching of concurrent product requests: each gets the same response as a single request.
 
 use std::{
     net::SocketAddr,
@@ -18,37 +18,38 @@ use tokio::{
 };
 
 use crate::{
-    faults::{refused, silence},
-    shop::{Shop, text},
+    faults::{expect_unavailable, silent_server},
+    shop::{TestShop, text},
 };
 
 const PRODUCTS: usize = 30;
-/// For each.
+/// Requests per product.
 const REQUESTS: usize = 20;
 
-/// A shop whose gateways keep nothing, and what it sells.
-async fn shop() -> (Shop, Vec<Value>) {
-    let shop = Shop::plan().with("--cache-l1-ttl", "0s").alone().open().await;
+/// Starts a shop whose gateways cache nothing. Returns it with its products.
+async fn shop() -> (TestShop, Vec<Value>) {
+    let shop = TestShop::builder().with("--cache-l1-ttl", "0s").exclusive().start().await;
     let admin = shop.admin().await;
     let products = join_all((0..PRODUCTS).map(|_| shop.product(&admin, 100, 10))).await;
     (shop, products)
 }
 
-/// Adds a gateway that keeps nothing and asks every product service; whoever goes through it then finds all products in
-/// their memories, which are believed some moments after the start. Also the calls that it makes, as they are counted.
-async fn add_gateway(shop: &mut Shop, products: &[Value]) -> (usize, Arc<AtomicUsize>) {
+/// Adds a gateway without a cache that uses every product service, and waits until all products are in the services'
+/// memory. Returns its index and the counter of its calls.
+async fn add_gateway(shop: &mut TestShop, products: &[Value]) -> (usize, Arc<AtomicUsize>) {
     let calls = Arc::new(AtomicUsize::new(0));
-    let ways =
-        join_all(shop.product_services().into_iter().map(|service| counted(service, calls.clone()))).await;
-    let urls: Vec<String> = ways.iter().map(|way| format!("http://{way}")).collect();
-    shop.another_gateway(&[("--product-url", &urls.join(",")), ("--cache-l1-ttl", "0s")]).await;
+    let proxies =
+        join_all(shop.product_services().into_iter().map(|service| counting_proxy(service, calls.clone())))
+            .await;
+    let urls: Vec<String> = proxies.iter().map(|proxy| format!("http://{proxy}")).collect();
+    shop.add_gateway(&[("--product-url", &urls.join(",")), ("--cache-l1-ttl", "0s")]).await;
     let gateway = shop.gateways.len() - 1;
     let guest = shop.guest().through(shop, gateway);
-    eventually("it serves", || async { guest.get("//readyz").await.status == 200 }).await;
-    eventually("all are in memory", || async {
+    eventually("the gateway is ready", || async { guest.get("//readyz").await.status == 200 }).await;
+    eventually("all products are in memory", || async {
         let before = calls.load(Ordering::Relaxed);
         join_all(products.iter().map(async |product| guest.get(&path(product)).await.expect(200))).await;
-        // Each that is not takes a call of its own; besides, services are asked how they are.
+        // A product that is not in memory takes a call of its own. Health checks count too.
         calls.load(Ordering::Relaxed) - before < products.len() / 2
     })
     .await;
@@ -60,7 +61,7 @@ fn path(product: &Value) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_gets_what_it_asked_for() {
+async fn concurrent_requests_get_their_own_products() {
     let (mut shop, products) = shop().await;
     let (gateway, _) = add_gateway(&mut shop, &products).await;
     let [admin, ann, guest] =
@@ -68,7 +69,7 @@ async fn each_gets_what_it_asked_for() {
     let (gone, unknown) = (path(&products[0]), "/products/999999999");
     admin.delete(&gone).await.expect(204);
 
-    // Of the crowd, there is always somebody who asks for what is not shown.
+    // Some of the concurrent requests are always for products that are not shown.
     join_all((0..PRODUCTS).map(async |turn| {
         for step in 0..REQUESTS {
             let (who, number) = ([&ann, &guest][step % 2], (turn + step) % PRODUCTS);
@@ -86,23 +87,23 @@ async fn each_gets_what_it_asked_for() {
     .await;
 }
 
-/// A way to a service on which the calls are counted.
-async fn counted(service: SocketAddr, calls: Arc<AtomicUsize>) -> SocketAddr {
+/// Starts a proxy to a service that counts its calls.
+async fn counting_proxy(service: SocketAddr, calls: Arc<AtomicUsize>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let addr = listener.local_addr().expect("an address");
     tokio::spawn(async move {
-        while let Ok((near, _)) = listener.accept().await {
-            let far = TcpStream::connect(service).await.expect("is there");
-            let (from, mut back) = near.into_split();
-            let (mut answers, to) = far.into_split();
-            tokio::spawn(async move { copy(&mut answers, &mut back).await });
-            tokio::spawn(count(from, to, calls.clone()));
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(service).await.expect("connects");
+            let (client_read, mut client_write) = client.into_split();
+            let (mut server_read, server_write) = server.into_split();
+            tokio::spawn(async move { copy(&mut server_read, &mut client_write).await });
+            tokio::spawn(count(client_read, server_write, calls.clone()));
         }
     });
     addr
 }
 
-/// Hands frames on (RFC 9113, section 4.1); each call begins with one of type HEADERS.
+/// Forwards frames (RFC 9113 §4.1); each call starts with one of type HEADERS.
 async fn count(
     mut from: impl AsyncRead + Unpin,
     mut to: impl tokio::io::AsyncWrite + Unpin,
@@ -123,7 +124,7 @@ async fn count(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_requests_are_few_calls() {
+async fn concurrent_requests_share_calls() {
     let (mut shop, products) = shop().await;
     let (gateway, calls) = add_gateway(&mut shop, &products).await;
     let guest = shop.guest().through(&shop, gateway);
@@ -138,11 +139,11 @@ async fn many_requests_are_few_calls() {
     assert!(made < PRODUCTS * REQUESTS / 2, "{made} calls for {} requests", PRODUCTS * REQUESTS);
 }
 
-/// Two services share the calls, and what was written at one is at the other a moment later.
+/// Two services share the calls, and a write at one reaches the other shortly after.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_changed_is_seen_in_the_midst_of_many() {
+async fn a_change_is_visible_to_its_author_under_load() {
     let (mut shop, products) = shop().await;
-    shop.second_product_service().await;
+    shop.add_product_service().await;
     let (gateway, _) = add_gateway(&mut shop, &products).await;
     let (admin, guest) = (shop.admin().await.through(&shop, gateway), shop.guest().through(&shop, gateway));
     let crowd = join_all((0..200).map(async |turn| {
@@ -161,10 +162,10 @@ async fn what_was_changed_is_seen_in_the_midst_of_many() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_the_service_is_away_nobody_is_kept_waiting() {
+async fn an_unavailable_service_fails_requests_fast() {
     let (mut shop, products) = shop().await;
     let guest = shop.guest().without_retries();
-    shop.without_products(async |_| {
+    shop.without_product_service(async |_| {
         let answers = join_all((0..200).map(async |turn| {
             let began = Instant::now();
             let answer = guest.get(&path(&products[turn % PRODUCTS])).await;
@@ -174,15 +175,16 @@ async fn where_the_service_is_away_nobody_is_kept_waiting() {
         answers.await;
     })
     .await;
-    eventually("it goes on", || async { guest.get(&path(&products[0])).await.status == 200 }).await;
+    eventually("the gateway recovers", || async { guest.get(&path(&products[0])).await.status == 200 }).await;
     join_all((0..200).map(async |turn| guest.get(&path(&products[turn % PRODUCTS])).await.expect(200))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_the_service_says_nothing_nobody_is_kept_waiting_either() {
-    let (silent, _task) = silence().await;
-    let plan = Shop::plan().with("--product-url", &format!("http://{silent}")).with("--cache-l1-ttl", "0s");
-    let shop = plan.alone().open_unready().await;
+async fn a_silent_service_fails_requests_fast() {
+    let (silent, _task) = silent_server().await;
+    let plan =
+        TestShop::builder().with("--product-url", &format!("http://{silent}")).with("--cache-l1-ttl", "0s");
+    let shop = plan.exclusive().start_without_ready().await;
     let guest = shop.guest();
-    join_all((1..120).map(async |id| refused(&guest, &format!("/products/{id}")).await)).await;
+    join_all((1..120).map(async |id| expect_unavailable(&guest, &format!("/products/{id}")).await)).await;
 }

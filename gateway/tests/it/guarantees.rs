@@ -1,17 +1,16 @@
-//! The races of the whole shop, through three gateways at once: nothing is sold twice, nothing is ordered
-//! twice, nothing is lost.
+//! Races in the complete shop with three gateways: no unit is sold twice, no order is duplicated, no update is lost.
 
 use std::collections::HashSet;
 
 use futures_util::future::join_all;
 use serde_json::json;
 
-use crate::shop::{Answer, Person, Shop, text};
+use crate::shop::{ApiResponse, Person, TestShop, text};
 
-/// Unpaid orders that one customer may have.
-const MOST_UNPAID: usize = 20;
+/// Bounds the unpaid orders of one customer.
+const MAX_UNPAID_ORDERS: usize = 20;
 
-async fn customers(shop: &Shop, count: usize) -> Vec<Person> {
+async fn customers(shop: &TestShop, count: usize) -> Vec<Person> {
     let mut customers = Vec::new();
     for number in 0..count {
         customers.push(shop.customer("buyer").await.through(shop, number % shop.gateways.len()));
@@ -19,25 +18,25 @@ async fn customers(shop: &Shop, count: usize) -> Vec<Person> {
     customers
 }
 
-fn with_status(answers: &[Answer], status: u16) -> Vec<&Answer> {
+fn with_status(answers: &[ApiResponse], status: u16) -> Vec<&ApiResponse> {
     answers.iter().filter(|answer| answer.status == status).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn b1_the_last_one_is_sold_once() {
+async fn the_last_unit_is_sold_once_to_concurrent_buyers() {
     const BUYERS: usize = 200;
-    let shop = Shop::plan().gateways(3).alone().open().await;
+    let shop = TestShop::builder().gateways(3).exclusive().start().await;
     let admin = shop.admin().await;
     let customers = customers(&shop, BUYERS / 5).await;
     for _ in 0..3 {
         let product = shop.product(&admin, 100, 1).await;
         let buyers = customers.iter().cycle().take(BUYERS);
         let answers = join_all(buyers.map(|buyer| buyer.orders(&product, 1))).await;
-        let seen: Vec<(u16, &str)> = answers
+        let outcomes: Vec<(u16, &str)> = answers
             .iter()
             .map(|answer| (answer.status, answer.body["detail"].as_str().unwrap_or("ok")))
             .collect();
-        assert_eq!(with_status(&answers, 201).len(), 1, "{seen:?}");
+        assert_eq!(with_status(&answers, 201).len(), 1, "{outcomes:?}");
         for loser in answers.into_iter().filter(|answer| answer.status != 201) {
             loser.problem(409, "out_of_stock");
         }
@@ -47,23 +46,26 @@ async fn b1_the_last_one_is_sold_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn b4_one_key_is_one_order_however_often_it_is_sent() {
+async fn concurrent_repeats_of_a_key_create_one_order() {
     const KEYS: usize = 20;
-    let shop = Shop::plan().gateways(3).alone().open().await;
+    let shop = TestShop::builder().gateways(3).exclusive().start().await;
     let admin = shop.admin().await;
     let product = shop.product(&admin, 100, 1000).await;
-    let customers = customers(&shop, KEYS.div_ceil(MOST_UNPAID - 10)).await;
+    let customers = customers(&shop, KEYS.div_ceil(MAX_UNPAID_ORDERS - 10)).await;
     let mut ids = HashSet::new();
     for number in 0..KEYS {
         let customer = &customers[number % customers.len()];
         let key = format!("key-{number}");
-        let doors: Vec<Person> = (0..50).map(|door| customer.through(&shop, door % 3)).collect();
-        let answers = join_all(doors.iter().map(|door| door.orders_with_key(&product, 1, &key))).await;
-        let made = with_status(&answers, 201);
-        assert!(!made.is_empty());
-        let of_key: HashSet<&str> = made.iter().map(|answer| text(&answer.body["id"])).collect();
+        let clients: Vec<Person> = (0..50).map(|client| customer.through(&shop, client % 3)).collect();
+        let answers = join_all(clients.iter().map(|client| client.orders_with_key(&product, 1, &key))).await;
+        let created = with_status(&answers, 201);
+        assert!(!created.is_empty());
+        let of_key: HashSet<&str> = created.iter().map(|answer| text(&answer.body["id"])).collect();
         assert_eq!(of_key.len(), 1, "one key, one order");
-        assert_eq!(made.iter().filter(|answer| answer.header("idempotent-replayed").is_empty()).count(), 1);
+        assert_eq!(
+            created.iter().filter(|answer| answer.header("idempotent-replayed").is_empty()).count(),
+            1
+        );
         ids.extend(of_key.into_iter().map(str::to_owned));
         for answer in answers.into_iter().filter(|answer| answer.status != 201) {
             answer.problem(409, "request_in_progress");
@@ -75,8 +77,8 @@ async fn b4_one_key_is_one_order_however_often_it_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn b9_two_devices_fill_one_cart() {
-    let shop = Shop::plan().gateways(3).alone().open().await;
+async fn concurrent_adds_of_two_devices_fill_one_cart() {
+    let shop = TestShop::builder().gateways(3).exclusive().start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
     let product = shop.product(&admin, 100, 1000).await;
     let line = json!({"product_id": product["id"], "quantity": 1});

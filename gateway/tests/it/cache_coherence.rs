@@ -1,5 +1,5 @@
-//! Three gateways and two product services keep copies of the same products: a change through one shows through all
-//! within a second, and nobody is shown an older state after a newer one, whatever becomes of Redis meanwhile.
+//! Three gateways and two product services cache the same products. A change through one is visible through all within a
+//! second, and no client reads an older state after a newer one, with and without Redis.
 
 use std::{
     sync::{
@@ -14,56 +14,57 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use shoppee_kit::testing::{Stalls, eventually};
 
-use crate::shop::{Person, Shop};
+use crate::shop::{Person, TestShop};
 
-const SOON: Duration = Duration::from_secs(1);
+/// Bounds the time until a change is visible through every gateway.
+const MAX_CHANGE_LAG: Duration = Duration::from_secs(1);
 const PRODUCTS: usize = 5;
 const CHANGES: usize = 100;
 
-/// Changes one product again and again, each time through another gateway, and looks at it through all.
-async fn stays_true(people: &[Person], id: &Value) {
+/// Changes one product repeatedly through alternating gateways, and reads it through all.
+async fn assert_coherent(people: &[Person], id: &Value) {
     let path = format!("/products/{id}");
     let (mut newest, stalls) = (vec![0; people.len()], Stalls::watch());
     for change in 0..CHANGES {
         let (writer, price) = (change % people.len(), 1000 + change);
-        let written = people[writer].patch(&path, &json!({"price": price})).await.expect(200);
-        let version = written.body["version"].as_i64().expect("a version");
+        let response = people[writer].patch(&path, &json!({"price": price})).await.expect(200);
+        let version = response.body["version"].as_i64().expect("a version");
         let began = Instant::now();
         for (gateway, person) in people.iter().enumerate() {
             loop {
-                let seen = person.get(&path).await.expect(200).body["version"].as_i64().expect("a version");
-                assert!(seen >= newest[gateway], "{seen} after {} at gateway {gateway}", newest[gateway]);
-                newest[gateway] = seen;
-                if seen >= version {
+                let read = person.get(&path).await.expect(200).body["version"].as_i64().expect("a version");
+                assert!(read >= newest[gateway], "{read} after {} at gateway {gateway}", newest[gateway]);
+                newest[gateway] = read;
+                if read >= version {
                     break;
                 }
-                assert!(gateway != writer, "not seen where it was written");
-                let late = began.elapsed() > SOON + stalls.allowance();
-                assert!(!late, "{version} not seen at gateway {gateway}");
+                assert!(gateway != writer, "not visible at the gateway of the write");
+                let is_late = began.elapsed() > MAX_CHANGE_LAG + stalls.allowance();
+                assert!(!is_late, "{version} not visible at gateway {gateway}");
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
     }
 }
 
-async fn all_stay_true(shop: &Shop) {
+async fn assert_all_coherent(shop: &TestShop) {
     let admin = shop.admin().await;
     let products = join_all((0..PRODUCTS).map(|_| shop.product(&admin, 100, 10))).await;
     let people: Vec<Person> = (0..3).map(|gateway| admin.through(shop, gateway)).collect();
-    join_all(products.iter().map(|product| stays_true(&people, &product["id"]))).await;
+    join_all(products.iter().map(|product| assert_coherent(&people, &product["id"]))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_shows_within_a_second_through_every_gateway() {
-    let mut shop = Shop::plan().gateways(2).alone().open().await;
-    shop.second_product_service().await;
-    all_stay_true(&shop).await;
+    let mut shop = TestShop::builder().gateways(2).exclusive().start().await;
+    shop.add_product_service().await;
+    assert_all_coherent(&shop).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_shows_within_a_second_while_redis_is_wiped_frozen_and_killed() {
-    let mut shop = Shop::plan().gateways(2).alone().open().await;
-    shop.second_product_service().await;
+async fn a_change_shows_within_a_second_while_redis_fails() {
+    let mut shop = TestShop::builder().gateways(2).exclusive().start().await;
+    shop.add_product_service().await;
     let (pid, port) =
         (Pid::from_raw(i32::try_from(shop.redis.pid()).expect("a pid")).expect("a pid"), shop.redis.port());
     let faults = async {
@@ -79,49 +80,49 @@ async fn it_shows_within_a_second_while_redis_is_wiped_frozen_and_killed() {
         pause().await;
         shoppee_kit::testing::RedisServer::start_on(port).await
     };
-    let (_redis, ()) = tokio::join!(faults, all_stay_true(&shop));
+    let (_redis, ()) = tokio::join!(faults, assert_all_coherent(&shop));
 }
 
-/// A shop of two product services, one behind each of its gateways, and products that both have in memory. The second
-/// learns of changes later.
-async fn two_services(count: usize) -> (Shop, Vec<Value>) {
-    let mut shop = Shop::plan().alone().open().await;
-    shop.second_product_service_far_from_its_database(Duration::from_millis(20)).await;
+/// Starts a shop with two gateways, each with a product service of its own that has all products in memory. The second
+/// service receives changes later.
+async fn start_with_two_services(count: usize) -> (TestShop, Vec<Value>) {
+    let mut shop = TestShop::builder().exclusive().start().await;
+    shop.add_product_service_with_database_latency(Duration::from_millis(20)).await;
     let admin = shop.admin().await;
     let products = join_all((0..count).map(|_| shop.product(&admin, 100, 10))).await;
     for gateway in [0, 1] {
-        shows(&shop.guest().through(&shop, gateway), &products).await;
+        fetch_all(&shop.guest().through(&shop, gateway), &products).await;
     }
     (shop, products)
 }
 
-/// How products are shown, those of them that are.
-async fn shows(person: &Person, products: &[Value]) -> Vec<Value> {
-    let mut shown = Vec::new();
+/// Fetches products; omits those that are not found.
+async fn fetch_all(person: &Person, products: &[Value]) -> Vec<Value> {
+    let mut found = Vec::new();
     for product in products {
         let answer = person.get(&format!("/products/{}", product["id"])).await;
-        shown.extend((answer.status == 200).then_some(answer.body));
+        found.extend((answer.status == 200).then_some(answer.body));
     }
-    shown
+    found
 }
 
-/// The services are asked in turn: others who ask meanwhile mix the turns up.
-async fn among_others(guest: &Person, meanwhile: impl Future<Output = ()>) {
+/// Runs `test` with concurrent requests. The gateway calls its services in turn, and these requests vary the turns.
+async fn with_other_requests(guest: &Person, test: impl Future<Output = ()>) {
     let others = join_all((1..=4).map(async |other| {
         loop {
             guest.get(&format!("/products/{}", 1_000_000_000 + other)).await.expect(404);
         }
     }));
     tokio::select! {
-        () = meanwhile => {}
+        () = test => {}
         _ = others => {}
     }
 }
 
-/// The service that it listens to has told already what another does not know yet.
+/// The service whose changes the gateway watches is ahead of another service.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_has_just_come_keeps_nothing_old() {
-    let (mut shop, products) = two_services(100).await;
+async fn a_new_gateway_caches_no_stale_product() {
+    let (mut shop, products) = start_with_two_services(100).await;
     let (admin, all) = (shop.admin().await, products.len());
     let changed = Arc::new(AtomicUsize::new(0));
     let (changing, count) = (products.clone(), changed.clone());
@@ -135,35 +136,35 @@ async fn a_gateway_that_has_just_come_keeps_nothing_old() {
     let mut readers = Vec::new();
     for _ in 0..8 {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let gateway = shop.gateway_to_all().await;
+        let gateway = shop.add_gateway_to_all_products().await;
         let person = shop.guest().through(&shop, gateway);
         let (changed, products) = (changed.clone(), products.clone());
         readers.push(tokio::spawn(async move {
             loop {
-                // Those that have just been changed.
+                // The most recently changed products.
                 let now = changed.load(Ordering::Relaxed);
-                shows(&person, &products[now.saturating_sub(20)..now]).await;
+                fetch_all(&person, &products[now.saturating_sub(20)..now]).await;
                 if now == all {
                     break;
                 }
             }
-            tokio::time::sleep(SOON).await;
-            shows(&person, &products).await
+            tokio::time::sleep(MAX_CHANGE_LAG).await;
+            fetch_all(&person, &products).await
         }));
     }
     assert!(!all_changes.is_finished());
     all_changes.await.expect("done");
     for reader in readers {
-        let shown = reader.await.expect("read");
-        let old = shown.iter().filter(|product| product["price"] != 200).count();
-        assert_eq!((shown.len(), old), (all, 0));
+        let products = reader.await.expect("read");
+        let stale = products.iter().filter(|product| product["price"] != 200).count();
+        assert_eq!((products.len(), stale), (all, 0));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_changed_many_sees_it_whichever_service_tells() {
-    let (mut shop, products) = two_services(20).await;
-    let gateway = shop.gateway_to_all().await;
+async fn a_batch_update_is_visible_to_its_author_from_every_service() {
+    let (mut shop, products) = start_with_two_services(20).await;
+    let gateway = shop.add_gateway_to_all_products().await;
     let admin = shop.admin().await.through(&shop, gateway);
     for price in 200..205 {
         let items: Vec<Value> =
@@ -171,7 +172,7 @@ async fn who_has_changed_many_sees_it_whichever_service_tells() {
         let batch = json!({"on_error": "continue", "items": items});
         assert_eq!(admin.post("/products/batch", &batch).await.expect(200).body["updated"], products.len());
         for _ in 0..2 {
-            for product in shows(&shop.guest().through(&shop, gateway), &products).await {
+            for product in fetch_all(&shop.guest().through(&shop, gateway), &products).await {
                 assert_eq!(product["price"], price);
             }
         }
@@ -179,14 +180,14 @@ async fn who_has_changed_many_sees_it_whichever_service_tells() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_gone_does_not_come_back() {
-    let (mut shop, products) = two_services(20).await;
-    let gateway = shop.gateway_to_all().await;
+async fn an_archived_product_does_not_reappear() {
+    let (mut shop, products) = start_with_two_services(20).await;
+    let gateway = shop.add_gateway_to_all_products().await;
     let (admin, guest) = (shop.admin().await, shop.guest().through(&shop, gateway));
     let all_go = async {
         for product in &products {
             let path = format!("/products/{}", product["id"]);
-            // Through a gateway of one of the services.
+            // Through a gateway with only one of the services.
             admin.delete(&path).await.expect(204);
             let mut gone = false;
             for _ in 0..20 {
@@ -196,18 +197,18 @@ async fn what_is_gone_does_not_come_back() {
             }
         }
     };
-    among_others(&guest, all_go).await;
+    with_other_requests(&guest, all_go).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_has_just_been_made_is_there() {
-    let (mut shop, products) = two_services(1).await;
-    let gateway = shop.gateway_to_all().await;
+async fn a_new_product_is_visible_at_once() {
+    let (mut shop, products) = start_with_two_services(1).await;
+    let gateway = shop.add_gateway_to_all_products().await;
     let (admin, guest) = (shop.admin().await.through(&shop, gateway), shop.guest().through(&shop, gateway));
     let all_come = async {
         let mut last = products[0]["id"].as_i64().expect("an id");
         for _ in 0..10 {
-            // Whoever is asked remembers for a while that there is no such product.
+            // The services cache for a while that there is no such product.
             for _ in 0..6 {
                 guest.get(&format!("/products/{}", last + 1)).await.expect(404);
             }
@@ -218,38 +219,38 @@ async fn what_has_just_been_made_is_there() {
             }
         }
     };
-    among_others(&guest, all_come).await;
+    with_other_requests(&guest, all_come).await;
 }
 
-/// Requests a page again and again, so that it is always cached.
+/// Requests a page repeatedly, so that it is always cached.
 async fn keep_hot(guest: &Person, path: &str) {
     loop {
         guest.get(path).await.expect(200);
     }
 }
 
-/// Waits until a page shows a product at a price; that price never goes back on a list.
-async fn shows_price(guest: &Person, path: &str, id: &Value, price: i64, newest: &mut i64, is_list: bool) {
+/// Waits until a page shows a product at a price. On a list, that price never decreases.
+async fn wait_for_price(guest: &Person, path: &str, id: &Value, price: i64, newest: &mut i64, is_list: bool) {
     let (began, stalls) = (Instant::now(), Stalls::watch());
     loop {
         let page = guest.get(path).await.expect(200).body;
         let items = page["items"].as_array().expect("items");
         let item = items.iter().find(|item| item["id"] == *id);
-        let seen = item.map_or(0, |item| item["price"].as_i64().expect("a price"));
-        assert!(seen >= *newest || !is_list, "{seen} after {newest} on {path}");
-        *newest = seen;
-        if seen >= price {
+        let shown = item.map_or(0, |item| item["price"].as_i64().expect("a price"));
+        assert!(shown >= *newest || !is_list, "{shown} after {newest} on {path}");
+        *newest = shown;
+        if shown >= price {
             return;
         }
-        assert!(began.elapsed() < SOON + stalls.allowance(), "{price} is not on {path}");
+        assert!(began.elapsed() < MAX_CHANGE_LAG + stalls.allowance(), "{price} is not on {path}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_shows_within_a_second_on_hot_pages_of_every_gateway() {
-    let mut shop = Shop::plan().gateways(2).alone().open().await;
-    shop.second_product_service().await;
+    let mut shop = TestShop::builder().gateways(2).exclusive().start().await;
+    shop.add_product_service().await;
     let admin = shop.admin().await;
     let product = shop.product(&admin, 1000, 10).await;
     let search = format!("/products/search?q={}", product["sku"].as_str().expect("a SKU"));
@@ -263,11 +264,11 @@ async fn a_change_shows_within_a_second_on_hot_pages_of_every_gateway() {
             let (price, path) = (1000 + change, format!("/products/{}", product["id"]));
             let writer = usize::try_from(change).expect("small") % admins.len();
             admins[writer].patch(&path, &json!({"price": price})).await.expect(200);
-            let seen = newest.iter_mut().enumerate().map(|(at, newest)| {
+            let reads = newest.iter_mut().enumerate().map(|(at, newest)| {
                 let (guest, (path, is_list)) = (&guests[at / pages.len()], pages[at % pages.len()]);
-                shows_price(guest, path, &product["id"], price, newest, is_list)
+                wait_for_price(guest, path, &product["id"], price, newest, is_list)
             });
-            join_all(seen).await;
+            join_all(reads).await;
         }
     };
     tokio::select! {
@@ -278,7 +279,7 @@ async fn a_change_shows_within_a_second_on_hot_pages_of_every_gateway() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_shows_a_change_at_once_through_the_gateway_that_made_it() {
-    let shop = Shop::open().await;
+    let shop = TestShop::start().await;
     let (admin, guest) = (shop.admin().await, shop.guest());
     let product = shop.product(&admin, 1000, 10).await;
     for price in 1001..1011 {
@@ -293,7 +294,7 @@ async fn a_page_shows_a_change_at_once_through_the_gateway_that_made_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn admins_and_guests_do_not_share_pages() {
-    let shop = Shop::open().await;
+    let shop = TestShop::start().await;
     let (admin, guest) = (shop.admin().await, shop.guest());
     let product = shop.product(&admin, 1000, 10).await;
     let path = format!("/products/search?q={}", product["sku"].as_str().expect("a SKU"));
