@@ -208,20 +208,22 @@ impl Pair {
         self.start().await?;
         self.expect_outage(self.times.absent_at_start, "").await.context("absent at the start")?;
         self.proxy.set_mode(Mode::Pass);
-        self.expect_ready(self.times.recovery_timeout).await.context("late")?;
+        self.expect_ready(self.times.recovery_timeout).await.context("recovery from absence at the start")?;
 
         self.proxy.set_mode(Mode::Absent);
-        self.expect_outage(self.times.absent_later, "").await.context("away")?;
+        self.expect_outage(self.times.absent_later, "").await.context("absent later")?;
         self.proxy.set_mode(Mode::Pass);
-        self.expect_ready(self.times.recovery_timeout).await.context("back")?;
+        self.expect_ready(self.times.recovery_timeout).await.context("recovery from absence later")?;
 
         if let Some(store) = self.store.take() {
             store.refuse().await?;
             self.proxy.disconnect_all();
             let refused = self.expect_outage(self.times.refusing, "authentication").await;
             store.accept().await?;
-            refused.context("a password that became wrong")?;
-            self.expect_ready(self.times.recovery_timeout).await.context("a password that became right")?;
+            refused.context("password changed")?;
+            self.expect_ready(self.times.recovery_timeout)
+                .await
+                .context("recovery from the changed password")?;
             self.store = Some(store);
         }
         self.expect_few_log_lines()?;
