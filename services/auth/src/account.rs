@@ -122,7 +122,7 @@ pub struct Password {
 impl Password {
     /// Parses a password to set.
     pub fn new(text: String) -> Result<Self, &'static str> {
-        let password = Self::presented(text)?;
+        let password = Self::for_verification(text)?;
         if password.length() < *PASSWORD_CHARS.start() {
             Err("must have 8 to 256 characters")
         } else {
@@ -131,7 +131,7 @@ impl Password {
     }
 
     /// Parses a password to verify. A text that no password can have is rejected before it is hashed.
-    pub fn presented(typed: String) -> Result<Self, &'static str> {
+    pub fn for_verification(typed: String) -> Result<Self, &'static str> {
         if typed.is_empty() {
             return Err("must not be empty");
         }
@@ -261,9 +261,9 @@ mod tests {
         for bad in ["", "1234567", "ßßßßßßß", &"x".repeat(257), "1234567\0"] {
             assert!(Password::new(bad.to_owned()).is_err(), "{bad:?}");
         }
-        assert!(Password::presented("1".to_owned()).is_ok(), "a password to verify may be short");
+        assert!(Password::for_verification("1".to_owned()).is_ok(), "a password to verify may be short");
         for bad in ["", "1\0", &"x".repeat(257)] {
-            assert!(Password::presented(bad.to_owned()).is_err(), "{bad:?}");
+            assert!(Password::for_verification(bad.to_owned()).is_err(), "{bad:?}");
         }
     }
 
@@ -279,7 +279,7 @@ mod tests {
         assert_ne!(password("Correct\u{ff21}").expose(), "CorrectA", "compatibility forms stay distinct");
         assert_eq!(password(&"e\u{301}".repeat(256)).length(), 256);
         assert!(Password::new("e\u{301}".repeat(4)).is_err(), "four characters are too few");
-        assert!(Password::presented("x".repeat(100_000)).is_err());
+        assert!(Password::for_verification("x".repeat(100_000)).is_err());
     }
 
     #[test]

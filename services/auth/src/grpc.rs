@@ -58,18 +58,18 @@ impl AuthService for Service {
         }
         let (account, is_repeat) =
             registration::register(&self.0, username, email, password, key.as_deref()).await?;
-        Ok(respond(user(account), is_repeat))
+        Ok(respond(user_message(account), is_repeat))
     }
 
     async fn login(&self, request: Request<proto::LoginRequest>) -> RpcResult<proto::Tokens> {
         let request = request.into_inner();
         let mut violations = Violations::default();
         let name = violations.collect("username", LoginName::parse(&request.username));
-        let password = violations.collect("password", Password::presented(request.password));
+        let password = violations.collect("password", Password::for_verification(request.password));
         let (Some(name), Some(password)) = (name, password) else {
             return Err(Error::Invalid(violations).into());
         };
-        let user_agent = session::user_agent(&request.user_agent);
+        let user_agent = session::sanitize_user_agent(&request.user_agent);
         let device_token = request.device_token.as_deref();
         let issued = sign_in::sign_in(&self.0, &name, password, &user_agent, device_token).await?;
         Ok(Response::new(tokens(issued)))
@@ -94,14 +94,15 @@ impl AuthService for Service {
 
     async fn get_user_info(&self, request: Request<proto::GetUserInfoRequest>) -> RpcResult<proto::User> {
         let caller = caller::user(&request)?;
-        Ok(Response::new(user(user::get(&self.0, caller.user_id()).await?)))
+        Ok(Response::new(user_message(user::get(&self.0, caller.user_id()).await?)))
     }
 
     async fn change_password(&self, request: Request<proto::ChangePasswordRequest>) -> RpcResult<()> {
         let caller = caller::user(&request)?;
         let request = request.into_inner();
         let mut violations = Violations::default();
-        let current = violations.collect("current_password", Password::presented(request.current_password));
+        let current =
+            violations.collect("current_password", Password::for_verification(request.current_password));
         let new = violations.collect("new_password", Password::new(request.new_password));
         let (Some(current), Some(new)) = (current, new) else {
             return Err(Error::Invalid(violations).into());
@@ -170,13 +171,13 @@ impl AuthService for Service {
         violations.finish().map_err(Error::Malformed)?;
         let limit = limit.map_err(Error::Malformed)?;
         let (users, next_cursor) = user::list(&self.0, query, role, limit, request.cursor.as_deref()).await?;
-        let items = users.into_iter().map(user_for_admin).collect();
+        let items = users.into_iter().map(user_message_for_admin).collect();
         Ok(Response::new(proto::ListUsersResponse { items, next_cursor }))
     }
 
     async fn get_user(&self, request: Request<proto::GetUserRequest>) -> RpcResult<proto::User> {
         caller::admin(&request)?;
-        Ok(Response::new(user_for_admin(user::get(&self.0, request.get_ref().id).await?)))
+        Ok(Response::new(user_message_for_admin(user::get(&self.0, request.get_ref().id).await?)))
     }
 
     async fn update_user(&self, request: Request<proto::UpdateUserRequest>) -> RpcResult<proto::User> {
@@ -185,7 +186,7 @@ impl AuthService for Service {
         let role =
             request.role.map(parse_role).transpose().map_err(|message| Error::invalid("role", message))?;
         let change = user::Change { role, disabled: request.disabled };
-        Ok(Response::new(user_for_admin(user::update(&self.0, request.id, &change).await?)))
+        Ok(Response::new(user_message_for_admin(user::update(&self.0, request.id, &change).await?)))
     }
 
     async fn get_jwks(&self, request: Request<proto::GetJwksRequest>) -> RpcResult<proto::GetJwksResponse> {
@@ -221,7 +222,7 @@ fn parse_role(number: i32) -> Result<Role, &'static str> {
     }
 }
 
-fn user(account: Account) -> proto::User {
+fn user_message(account: Account) -> proto::User {
     let role = match account.role {
         Role::User => proto::Role::User,
         Role::Admin => proto::Role::Admin,
@@ -236,9 +237,9 @@ fn user(account: Account) -> proto::User {
     }
 }
 
-fn user_for_admin(account: Account) -> proto::User {
+fn user_message_for_admin(account: Account) -> proto::User {
     let disabled = Some(account.disabled);
-    proto::User { disabled, ..user(account) }
+    proto::User { disabled, ..user_message(account) }
 }
 
 fn tokens(issued: session::IssuedTokens) -> proto::Tokens {
@@ -248,7 +249,7 @@ fn tokens(issued: session::IssuedTokens) -> proto::Tokens {
         expires_in: issued.access_expires_in.whole_seconds(),
         refresh_token: issued.refresh_token.expose_secret().to_owned(),
         refresh_expires_in: issued.refresh_expires_in.whole_seconds(),
-        user: Some(user(issued.account)),
+        user: Some(user_message(issued.account)),
         device_token: issued.device_token.map(|token| token.expose_secret().to_owned()),
     }
 }

@@ -91,7 +91,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         revocations: Revocations::new(verifier.clone()),
         outbox_wakeup: Arc::default(),
     });
-    revocation::follow(context.clone(), &process);
+    revocation::spawn(context.clone(), &process);
     outbox::spawn_relay(pool.clone(), redis.client("relay")?, context.outbox_wakeup.clone(), &process);
     cleanup::spawn(context.clone(), &process);
     if let Some(admin) = initial_admin {

@@ -144,7 +144,7 @@ fn hash(memory: &mut Memory, password: &Password) -> Result<String, HashError> {
         version: Some(Version::V0x13.into()),
         params: ParamsString::try_from(&params)?,
         salt: Some(salt.as_salt()),
-        hash: Some(output(
+        hash: Some(compute_output(
             memory,
             password.expose(),
             Algorithm::Argon2id,
@@ -168,7 +168,8 @@ fn verify(memory: &mut Memory, password: &Password, stored: Option<&str>) -> Res
     let params = Params::try_from(&stored_hash)?;
     // Outputs are compared in constant time.
     let mut matches = |text: &str| -> Result<bool, HashError> {
-        Ok(output(memory, text, algorithm, version.unwrap_or_default(), params.clone(), salt)? == expected)
+        Ok(compute_output(memory, text, algorithm, version.unwrap_or_default(), params.clone(), salt)?
+            == expected)
     };
     let is_valid = matches(password.expose())?;
     let is_valid_as_typed = match password.expose_typed() {
@@ -184,7 +185,7 @@ fn verify(memory: &mut Memory, password: &Password, stored: Option<&str>) -> Res
     })
 }
 
-fn output(
+fn compute_output(
     memory: &mut Memory,
     password: &str,
     algorithm: Algorithm,
@@ -221,7 +222,7 @@ mod tests {
     use super::*;
 
     fn password(text: &str) -> Password {
-        Password::presented(text.to_owned()).unwrap()
+        Password::for_verification(text.to_owned()).unwrap()
     }
 
     #[test]

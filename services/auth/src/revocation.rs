@@ -110,7 +110,7 @@ impl Cursor {
 /// all of them.
 pub async fn verifier_state(context: &AuthContext, cursor: Option<&str>) -> Result<GetJwksResponse, Error> {
     let mut conn = context.pool.acquire().await?;
-    let (server, snapshot) = session::snapshot(&mut conn).await?;
+    let (server, snapshot) = session::current_snapshot(&mut conn).await?;
     let cursor = cursor.and_then(Cursor::parse).filter(|cursor| cursor.server == server).unwrap_or(Cursor {
         server,
         since: None,
@@ -145,7 +145,7 @@ pub async fn verifier_state(context: &AuthContext, cursor: Option<&str>) -> Resu
 }
 
 /// Starts the worker that updates this process's verifier. The service is not ready before the first complete list.
-pub fn follow(context: Arc<AuthContext>, process: &Process) {
+pub fn spawn(context: Arc<AuthContext>, process: &Process) {
     let readiness = process.readiness.clone();
     readiness.set("keys", Criticality::Required, false);
     let cursor = Arc::<Mutex<Option<String>>>::default();

@@ -99,7 +99,7 @@ fn claims(account: &Account, sid: Uuid, now: OffsetDateTime, lifetime: Duration)
 }
 
 /// Sanitizes the user agent of a client for storage and display.
-pub fn user_agent(text: &str) -> String {
+pub fn sanitize_user_agent(text: &str) -> String {
     text.chars().filter(|char| !char.is_control()).take(MAX_USER_AGENT_CHARS).collect()
 }
 
@@ -204,8 +204,8 @@ mod tests {
 
     #[test]
     fn a_user_agent_is_sanitized_to_one_short_line() {
-        assert_eq!(user_agent("Mozilla/5.0 (X11)"), "Mozilla/5.0 (X11)");
-        assert_eq!(user_agent("a\r\nb\0c\u{7f}"), "abc");
-        assert_eq!(user_agent(&"ß".repeat(1000)).chars().count(), MAX_USER_AGENT_CHARS);
+        assert_eq!(sanitize_user_agent("Mozilla/5.0 (X11)"), "Mozilla/5.0 (X11)");
+        assert_eq!(sanitize_user_agent("a\r\nb\0c\u{7f}"), "abc");
+        assert_eq!(sanitize_user_agent(&"ß".repeat(1000)).chars().count(), MAX_USER_AGENT_CHARS);
     }
 }

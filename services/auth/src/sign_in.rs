@@ -2,7 +2,7 @@
 //!
 //! An attempt is counted before the password is hashed, and under the account, for any spelling of its name. An unknown
 //! name is counted and hashed in the same way, so that no response shows whether it exists. A device that has signed in
-//! to the account before has a limit of its own ([`crate::device`]): wrong passwords from elsewhere do not lock it out.
+//! to the account before has a limit of its own ([`crate::device`]). So wrong passwords from elsewhere do not lock it out.
 
 use std::{
     sync::{

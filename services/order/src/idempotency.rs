@@ -1,6 +1,6 @@
 //! Idempotency keys of operations with more than one transaction. A request claims its key, does its work, and saves
-//! its response in the transaction of the effect. A later request with the key gets that response. A claim whose
-//! process died is taken over when its lease ends, with the same order id, so that the new request adopts the
+//! its response in the transaction of the effect. A later request with the key gets that response. When
+//! the lease of a dead process ends, the next request takes the claim over. It keeps the order id, and so adopts the
 //! unfinished work.
 
 use std::time::Duration;

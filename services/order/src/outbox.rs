@@ -126,7 +126,7 @@ async fn run_relay(
             // A poll finds the events when PostgreSQL is available again.
             continue;
         }
-        let pass = publisher.pass(relay.take()).await;
+        let pass = publisher.run_pass(relay.take()).await;
         if !pass.failed.is_empty() {
             relay.add(pass.failed);
             relay.wake.notify_one();
@@ -134,7 +134,7 @@ async fn run_relay(
         }
     }
     // A last pass, so that events do not wait for another process during a rolling restart.
-    publisher.pass(relay.take()).await;
+    publisher.run_pass(relay.take()).await;
     Ok(())
 }
 
@@ -196,7 +196,7 @@ async fn poll(publisher: Publisher, position: Arc<Mutex<PollPosition>>) -> anyho
 
     let mut unique = HashSet::new();
     users.retain(|user_id| unique.insert(*user_id));
-    let pass = publisher.pass(users).await;
+    let pass = publisher.run_pass(users).await;
     if let Some(failure) = pass.failure {
         anyhow::bail!("{} events are pending, the oldest for {lag:.1} s: {failure}", count + stats.owed);
     }

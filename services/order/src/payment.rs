@@ -222,7 +222,7 @@ async fn complete(context: &OrderContext, attempt: &Attempt, outcome: Outcome) -
             }
             tx.commit().await?;
             transitions::after_commit(context, &row);
-            stock_tasks::run_briefly(context, task).await;
+            stock_tasks::spawn_and_wait(context, task).await;
             Ok(order)
         }
         Outcome::Approved => {

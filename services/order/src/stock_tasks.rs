@@ -25,7 +25,7 @@ const MAX_RESPONSE_DELAY: Duration = Duration::from_millis(500);
 const REJECTED_BACKOFF: Backoff = Backoff { first: Duration::from_secs(5), max: Duration::from_mins(10) };
 
 /// Runs a task in the background, and waits for it as long as the product service usually takes.
-pub async fn run_briefly(context: &OrderContext, task: StockTask) {
+pub async fn spawn_and_wait(context: &OrderContext, task: StockTask) {
     let context = context.clone();
     let running = tokio::spawn(Trace::current().instrument(async move { run(&context, &task).await }));
     // After the timeout the task continues.

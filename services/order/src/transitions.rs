@@ -239,7 +239,7 @@ pub async fn run_transition(
         refund::spawn(context, attempt);
     }
     if let Some(task) = follow_up.stock_task {
-        stock_tasks::run_briefly(context, task).await;
+        stock_tasks::spawn_and_wait(context, task).await;
     }
     Ok((order, false))
 }

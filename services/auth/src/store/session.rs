@@ -283,7 +283,7 @@ impl Snapshot {
 
 /// Returns the start time of the database server (microseconds since the Unix epoch) and the current snapshot as text.
 /// Transaction ids of another server, or from before a failover, are not comparable.
-pub async fn snapshot(conn: &mut PgConnection) -> Result<(i64, String), sqlx::Error> {
+pub async fn current_snapshot(conn: &mut PgConnection) -> Result<(i64, String), sqlx::Error> {
     let row = sqlx::query!(
         r#"select (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as "server!",
                   pg_current_snapshot()::text as "snapshot!""#

@@ -56,7 +56,7 @@ pub struct Publisher {
 
 /// The outcome of a pass over users.
 #[derive(Debug, Default)]
-pub struct Pass {
+pub struct PassOutcome {
     /// The number of users with published events.
     pub published: usize,
     /// Users whose events are still pending: a server failed, or another relay holds their locks for too long.
@@ -110,11 +110,11 @@ impl Publisher {
     }
 
     /// Publishes the pending events of these users.
-    pub async fn pass(&self, users: Vec<i64>) -> Pass {
+    pub async fn run_pass(&self, users: Vec<i64>) -> PassOutcome {
         let outages = Outages::new();
         let users = users.into_iter().map(|user_id| self.publish_unless_outage(user_id, &outages));
         let mut outcomes = stream::iter(users).buffer_unordered(MAX_CONCURRENT_USERS);
-        let mut pass = Pass::default();
+        let mut pass = PassOutcome::default();
         while let Some((user_id, outcome)) = outcomes.next().await {
             match outcome {
                 Outcome::Published => pass.published += 1,

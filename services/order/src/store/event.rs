@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 /// An event. Its status and actor are texts: during an upgrade a newer version writes names that this version does not
-/// know, and they must be published all the same.
+/// know. They are published unchanged.
 #[derive(Clone, Debug)]
 pub struct EventRow {
     pub user_id: i64,
