@@ -124,22 +124,25 @@ async fn the_last_enabled_admin_cannot_be_removed() {
         root.updates(second.id(), Some(Role::User), None),
         second.updates(root.id(), None, Some(true))
     );
-    let (left, refusal) = match (one, other) {
-        (Ok(_), Err(refusal)) => (root, refusal),
-        (Err(refusal), Ok(_)) => (second, refusal),
+    let (remaining, status) = match (one, other) {
+        (Ok(_), Err(status)) => (root, status),
+        (Err(status), Ok(_)) => (second, status),
         both => panic!("{both:?}"),
     };
-    assert!([InvalidArgument, tonic::Code::Unauthenticated].contains(&refusal.code()), "{refusal:?}");
+    assert!([InvalidArgument, tonic::Code::Unauthenticated].contains(&status.code()), "{status:?}");
     let status = expect_error(
-        left.updates(left.id(), Some(Role::User), None).await,
+        remaining.updates(remaining.id(), Some(Role::User), None).await,
         InvalidArgument,
         "VALIDATION_FAILED",
     );
     assert_eq!(fields(&status), ["role"]);
-    let status =
-        expect_error(left.updates(left.id(), None, Some(true)).await, InvalidArgument, "VALIDATION_FAILED");
+    let status = expect_error(
+        remaining.updates(remaining.id(), None, Some(true)).await,
+        InvalidArgument,
+        "VALIDATION_FAILED",
+    );
     assert_eq!(fields(&status), ["disabled"]);
-    shop.me(left.token()).await.unwrap();
+    shop.me(remaining.token()).await.unwrap();
 }
 
 #[tokio::test]

@@ -86,21 +86,21 @@ async fn a_token_signed_with_the_derived_key_is_valid() {
 #[tokio::test]
 async fn other_algorithms_and_keys_are_rejected() {
     let (shop, ann, header, claims, jwk) = shop_and_ann().await;
-    let (ours, theirs) = (key(SECRET), key("another secret that is long enough"));
+    let (own_key, other_key) = (key(SECRET), key("another secret that is long enough"));
     let public = BASE64.decode(&jwk.x).unwrap();
     let alg = |alg: &str| with_member(&header, "alg", Some(json!(alg)));
     let message = format!("{}.{}", part(&header), part(&claims));
     let mut forged = vec![
-        sign(&header, &claims, &theirs),
+        sign(&header, &claims, &other_key),
         hs256(&alg("HS256"), &claims, &public),
         hs256(&alg("HS256"), &claims, jwk.x.as_bytes()),
         hs256(&alg("HS256"), &claims, SECRET.as_bytes()),
         hs256(&header, &claims, &public),
-        sign(&with_member(&header, "kid", None), &claims, &ours),
-        sign(&with_member(&header, "kid", Some(json!("unknown"))), &claims, &ours),
-        sign(&with_member(&header, "kid", Some(json!(""))), &claims, &ours),
-        sign(&with_member(&header, "kid", Some(json!(7))), &claims, &ours),
-        sign(&with_member(&header, "kid", Some(json!("../../dev/null"))), &claims, &ours),
+        sign(&with_member(&header, "kid", None), &claims, &own_key),
+        sign(&with_member(&header, "kid", Some(json!("unknown"))), &claims, &own_key),
+        sign(&with_member(&header, "kid", Some(json!(""))), &claims, &own_key),
+        sign(&with_member(&header, "kid", Some(json!(7))), &claims, &own_key),
+        sign(&with_member(&header, "kid", Some(json!("../../dev/null"))), &claims, &own_key),
         sign(
             &with_member(
                 &with_member(&header, "kid", None),
@@ -108,9 +108,9 @@ async fn other_algorithms_and_keys_are_rejected() {
                 Some(json!({"kty": "OKP", "crv": "Ed25519", "x": jwk.x})),
             ),
             &claims,
-            &theirs,
+            &other_key,
         ),
-        sign(&with_member(&header, "jku", Some(json!("http://evil.example/jwks"))), &claims, &theirs),
+        sign(&with_member(&header, "jku", Some(json!("http://evil.example/jwks"))), &claims, &other_key),
         format!("{message}."),
         message.clone(),
         format!("{message}.{}", "A".repeat(86)),
@@ -123,15 +123,15 @@ async fn other_algorithms_and_keys_are_rejected() {
     ];
     for none in ["none", "None", "NONE", ""] {
         forged.push(format!("{}.{}.", part(&alg(none)), part(&claims)));
-        forged.push(sign(&alg(none), &claims, &ours));
+        forged.push(sign(&alg(none), &claims, &own_key));
     }
     for other in ["HS256", "HS512", "RS256", "ES256", "PS256", "EdDsa", "Ed25519"] {
-        forged.push(sign(&alg(other), &claims, &ours));
+        forged.push(sign(&alg(other), &claims, &own_key));
     }
     for typ in ["JWT", "at+JWT ", "", "application/at+jwt"] {
-        forged.push(sign(&with_member(&header, "typ", Some(json!(typ))), &claims, &ours));
+        forged.push(sign(&with_member(&header, "typ", Some(json!(typ))), &claims, &own_key));
     }
-    forged.push(sign(&with_member(&header, "typ", None), &claims, &ours));
+    forged.push(sign(&with_member(&header, "typ", None), &claims, &own_key));
     for (name, value) in [
         ("crit", json!(["exp"])),
         ("crit", json!(["https://shop.example/unknown"])),
@@ -140,12 +140,12 @@ async fn other_algorithms_and_keys_are_rejected() {
         ("b64", json!(true)),
         ("zip", json!("DEF")),
     ] {
-        forged.push(sign(&with_member(&header, name, Some(value)), &claims, &ours));
+        forged.push(sign(&with_member(&header, name, Some(value)), &claims, &own_key));
     }
-    // A parameter twice, even where both are right.
-    let doubled = format!(r#"{{"kid":"{}",{}"#, jwk.kid, &header.to_string()[1..]);
-    let message = format!("{}.{}", BASE64.encode(doubled), part(&claims));
-    forged.push(format!("{message}.{}", BASE64.encode(ours.sign(message.as_bytes()).to_bytes())));
+    // A duplicate parameter, although both values are valid.
+    let duplicate = format!(r#"{{"kid":"{}",{}"#, jwk.kid, &header.to_string()[1..]);
+    let message = format!("{}.{}", BASE64.encode(duplicate), part(&claims));
+    forged.push(format!("{message}.{}", BASE64.encode(own_key.sign(message.as_bytes()).to_bytes())));
     for token in forged {
         expect_error(shop.me(&token).await, Unauthenticated, "UNAUTHENTICATED");
     }
@@ -167,7 +167,7 @@ async fn a_token_with_a_flipped_bit_is_rejected() {
 #[tokio::test]
 async fn a_token_with_missing_or_mistyped_claims_is_rejected() {
     let (shop, _ann, header, claims, _) = shop_and_ann().await;
-    let ours = key(SECRET);
+    let own_key = key(SECRET);
     let mut forged = Vec::new();
     for name in ["user_id", "username", "role", "sub", "sid", "jti", "iss", "aud", "iat", "exp"] {
         forged.push(with_member(&claims, name, None));
@@ -208,13 +208,13 @@ async fn a_token_with_missing_or_mistyped_claims_is_rejected() {
         forged.push(with_member(&claims, name, Some(value)));
     }
     for claims in forged {
-        let outcome = shop.me(&sign(&header, &claims, &ours)).await;
+        let outcome = shop.me(&sign(&header, &claims, &own_key)).await;
         assert_eq!(outcome.expect_err(&claims.to_string()).code(), Unauthenticated, "{claims}");
     }
-    // Two of a claim: not even where both are right.
-    let doubled = format!(r#"{{"role":"user",{}"#, &claims.to_string()[1..]);
-    let message = format!("{}.{}", part(&header), BASE64.encode(doubled));
-    let token = format!("{message}.{}", BASE64.encode(ours.sign(message.as_bytes()).to_bytes()));
+    // A duplicate claim, although both values are valid.
+    let duplicate = format!(r#"{{"role":"user",{}"#, &claims.to_string()[1..]);
+    let message = format!("{}.{}", part(&header), BASE64.encode(duplicate));
+    let token = format!("{message}.{}", BASE64.encode(own_key.sign(message.as_bytes()).to_bytes()));
     expect_error(shop.me(&token).await, Unauthenticated, "UNAUTHENTICATED");
 }
 

@@ -170,5 +170,6 @@ async fn concurrent_orders_of_one_cart_place_one_order() {
         assert_eq!(placed.len(), 1);
         ann.cancels(&placed[0]).await.unwrap();
     }
-    shoppee_kit::testing::eventually("all stock is back", || async { admin.stock(tea).await == 100 }).await;
+    shoppee_kit::testing::eventually("all stock is released", || async { admin.stock(tea).await == 100 })
+        .await;
 }

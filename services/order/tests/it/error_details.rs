@@ -10,7 +10,7 @@ use tonic::Status;
 use crate::shop::{Person, TestShop, order_request};
 
 fn error_details<T: std::fmt::Debug>(response: Result<T, Status>) -> ErrorDetails {
-    status::parse(&response.expect_err("refused"))
+    status::parse(&response.expect_err("an error"))
 }
 
 fn lines(details: &ErrorDetails) -> Vec<RefusedLine> {

@@ -197,7 +197,7 @@ async fn trade(customer: Person, tea: i64, mut rng: Rng) {
         let placed = loop {
             match customer.orders(request.clone()).await {
                 Ok(order) => break Some(order.into_inner().id),
-                refusal => match expect_error(refusal).as_str() {
+                outcome => match expect_error(outcome).as_str() {
                     "out_of_stock" => break None,
                     "unavailable" | "request_in_progress" => {}
                     reason => panic!("{reason}"),
@@ -216,7 +216,7 @@ async fn trade(customer: Person, tea: i64, mut rng: Rng) {
             };
             match answer {
                 Ok(_) => break,
-                refusal => match expect_error(refusal).as_str() {
+                outcome => match expect_error(outcome).as_str() {
                     "unavailable" | "request_in_progress" | "invalid_transition" => {}
                     reason => panic!("{reason}"),
                 },

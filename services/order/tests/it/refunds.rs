@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::shop::{Person, TestShop};
 
 /// Makes the sandbox fail if `condition` holds, and counts the failures.
-async fn break_sandbox(db: &PgPool, condition: &str) {
+async fn inject_sandbox_failures(db: &PgPool, condition: &str) {
     for statement in [
         "create sequence orders.failures",
         "create function orders.fail() returns trigger language plpgsql as
@@ -49,7 +49,8 @@ async fn a_cancellation_does_not_wait_for_its_refund() {
     assert_eq!(payment(&ann, &id).await, PaymentStatus::RefundPending);
     ledger.rollback().await.unwrap();
     shop.advance_clock(Duration::from_secs(16));
-    eventually("the money is back", || async { payment(&ann, &id).await == PaymentStatus::Refunded }).await;
+    eventually("the payment is refunded", || async { payment(&ann, &id).await == PaymentStatus::Refunded })
+        .await;
     assert_eq!(ann.history(&id).await.unwrap().len(), 3, "a refund is no transition");
 }
 
@@ -72,7 +73,8 @@ async fn a_rejected_refund_fails_and_is_not_retried() {
         .execute(&db)
         .await
         .unwrap();
-    eventually("the money is back", || async { payment(&ann, &id).await == PaymentStatus::Refunded }).await;
+    eventually("the payment is refunded", || async { payment(&ann, &id).await == PaymentStatus::Refunded })
+        .await;
 }
 
 #[tokio::test]
@@ -87,7 +89,7 @@ async fn failed_refunds_are_leased_to_one_worker_with_increasing_delays() {
     .execute(&db)
     .await
     .unwrap();
-    break_sandbox(&db, "true").await;
+    inject_sandbox_failures(&db, "true").await;
     sqlx::query(
         "insert into orders.payment_attempt (user_id, order_id, id, state, started_at, next_try_at)
          select 1, gen_random_uuid(), attempt_id, 'refunding', now(), now() from orders.sandbox_charge",
@@ -148,7 +150,7 @@ async fn a_payment_that_cannot_be_recovered_does_not_block_others() {
     .execute(&db)
     .await
     .unwrap();
-    break_sandbox(&db, &format!("new.attempt_id <> '{newest}'")).await;
+    inject_sandbox_failures(&db, &format!("new.attempt_id <> '{newest}'")).await;
     for order in &failing {
         open(order, "now() - interval '1 hour'").await;
     }

@@ -6,7 +6,7 @@ use tonic::Status;
 
 /// Returns the reason of an error, as the `code` that a REST client reads.
 pub fn expect_error<T: std::fmt::Debug>(response: Result<T, Status>) -> String {
-    let ErrorDetails { reason, .. } = status::parse(&response.expect_err("refused"));
+    let ErrorDetails { reason, .. } = status::parse(&response.expect_err("an error"));
     reason.to_lowercase()
 }
 
