@@ -1,43 +1,42 @@
-//! Changing many products in one call: the rules of a row, and what becomes of each. [`apply`] is what
-//! happens then.
+//! Batch updates: the rules of a row and its outcome. [`apply`] executes a batch.
 
 mod apply;
 
 use crate::{
-    product::{Description, Fault, Name, Price, Sku, Status},
+    product::{Description, Name, Price, Sku, Status, ValidationError},
     stock::{AdjustError, Delta, Stock},
 };
 pub use apply::Batches;
 
-/// Rows of one batch.
-pub const MOST_ROWS: usize = 10_000;
+/// The maximum number of rows of a batch.
+pub const MAX_ROWS: usize = 10_000;
 
-/// How a row names its product.
+/// The reference of a row to its product.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     Id(i64),
     Sku(Sku),
 }
 
-/// What a row says.
+/// A parsed row.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// Known also where the rest of the row breaks a rule: a later row with the same product is one too many.
+    /// Present even if the rest of the row is invalid: a later row with the same product is a duplicate.
     pub target: Option<Target>,
-    pub change: Result<Change, RowFault>,
+    pub change: Result<Change, RowError>,
 }
 
-/// What a row changes; `None` stays as it is.
+/// The changes of a row; `None` leaves a field unchanged.
 #[derive(Clone, Debug, Default)]
 pub struct Change {
     pub price: Option<Price>,
     pub stock: Option<StockChange>,
     pub name: Option<Name>,
     pub description: Option<Description>,
-    /// The inner `None` takes the product out of its category.
+    /// The inner `None` removes the product from its category.
     pub category_id: Option<Option<i64>>,
     pub status: Option<Status>,
-    /// Which version the product must have.
+    /// The version that the product must have.
     pub version: Option<i64>,
 }
 
@@ -47,45 +46,45 @@ pub enum StockChange {
     By(Delta),
 }
 
-/// Why a row was not applied, or only because others were not.
+/// The reason why a row was not applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RowFault {
+pub enum RowError {
     NotFound,
     Invalid {
         field: &'static str,
-        fault: Fault,
+        message: ValidationError,
     },
     VersionMismatch,
     OutOfStock,
-    /// The database did not answer, and it was not done; other rows may have been.
+    /// The database was unavailable and the row was not applied; other rows may have been.
     Unavailable,
-    /// The database went away while it was being done.
-    Uncertain,
+    /// The connection to the database was lost during the commit.
+    OutcomeUnknown,
 }
 
-/// What became of a row.
+/// The outcome of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// With the new version; nothing older than this revision shows it.
+    /// The row was applied. The product has this version, and at least this revision.
     Updated {
         version: i64,
         revision: i64,
     },
-    /// With the version it has.
+    /// The row changed nothing. The product has this version.
     Unchanged(i64),
-    Failed(RowFault),
-    /// Nothing was applied, as another row failed.
+    Failed(RowError),
+    /// The row was not applied because another row failed.
     Skipped,
 }
 
 impl Outcome {
-    /// Reports whether a repeat could do no more for the row.
+    /// Reports whether a repeat could not change the outcome.
     pub const fn is_final(&self) -> bool {
-        !matches!(self, Self::Failed(RowFault::Unavailable | RowFault::Uncertain))
+        !matches!(self, Self::Failed(RowError::Unavailable | RowError::OutcomeUnknown))
     }
 }
 
-/// The outcome of a row, with its product where there is one.
+/// The outcome of a row, with its product if there is one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowResult {
     pub id: Option<i64>,
@@ -98,7 +97,7 @@ pub enum OnError {
     Abort,
 }
 
-/// A product as it is before its row is applied.
+/// The state of a product before its row is applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Current {
     pub version: i64,
@@ -112,7 +111,7 @@ pub struct Current {
     pub available: i64,
 }
 
-/// What a row really changes.
+/// The effective changes of a row.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Update {
     pub name: Option<String>,
@@ -120,54 +119,54 @@ pub struct Update {
     pub price: Option<i64>,
     pub category_id: Option<Option<i64>>,
     pub status: Option<Status>,
-    /// What is added to the stock.
+    /// The units added to the stock.
     pub correction: i64,
 }
 
 impl Update {
-    /// Whether the name, the description or the category is written.
-    pub fn describes(&self) -> bool {
+    /// Reports whether the name, the description or the category is written.
+    pub fn changes_details(&self) -> bool {
         self.name.is_some() || self.description.is_some() || self.category_id.is_some()
     }
 }
 
 impl Change {
-    /// What it makes of a product; `None` where that is the same as before.
-    pub fn decide(&self, current: &Current) -> Result<Option<Update>, RowFault> {
+    /// Returns the effective changes; `None` if nothing differs.
+    pub fn decide(&self, current: &Current) -> Result<Option<Update>, RowError> {
         if self.version.is_some_and(|version| version != current.version) {
-            return Err(RowFault::VersionMismatch);
+            return Err(RowError::VersionMismatch);
         }
         let correction = match self.stock {
             None => 0,
             Some(StockChange::To(stock)) => stock.get() - current.available,
             Some(StockChange::By(delta)) => {
                 let stock = delta.apply(current.available).map_err(|error| match error {
-                    AdjustError::BelowZero => RowFault::OutOfStock,
-                    AdjustError::TooMuch => RowFault::Invalid {
+                    AdjustError::BelowZero => RowError::OutOfStock,
+                    AdjustError::TooMuch => RowError::Invalid {
                         field: "stock_delta",
-                        fault: "would make the stock more than 10^9",
+                        message: "would make the stock more than 10^9",
                     },
                 })?;
                 stock.get() - current.available
             }
         };
         let update = Update {
-            name: differs(self.name.as_ref().map(|name| name.as_str().to_owned()), &current.name),
-            description: differs(
+            name: if_changed(self.name.as_ref().map(|name| name.as_str().to_owned()), &current.name),
+            description: if_changed(
                 self.description.as_ref().map(|description| description.as_str().to_owned()),
                 &current.description,
             ),
-            price: differs(self.price.map(Price::get), &current.price),
-            category_id: differs(self.category_id, &current.category_id),
-            status: differs(self.status, &current.status),
+            price: if_changed(self.price.map(Price::get), &current.price),
+            category_id: if_changed(self.category_id, &current.category_id),
+            status: if_changed(self.status, &current.status),
             correction,
         };
         Ok((update != Update::default()).then_some(update))
     }
 }
 
-/// A new value, where it is one.
-fn differs<T: PartialEq>(new: Option<T>, current: &T) -> Option<T> {
+/// Returns a new value if it differs from the current one.
+fn if_changed<T: PartialEq>(new: Option<T>, current: &T) -> Option<T> {
     new.filter(|new| new != current)
 }
 
@@ -195,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_the_same_is_no_change() {
+    fn a_row_with_the_current_values_changes_nothing() {
         let same = Change {
             price: Some(Price::parse(100).unwrap()),
             stock: Some(StockChange::To(Stock::parse(5).unwrap())),
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_differs_is_written() {
+    fn a_row_updates_only_the_fields_that_differ() {
         let change = Change {
             price: Some(Price::parse(99).unwrap()),
             name: Some(Name::parse("Lamp".to_owned()).unwrap()),
@@ -221,11 +220,11 @@ mod tests {
     }
 
     #[test]
-    fn a_row_fails_for_its_reason() {
-        assert_eq!(by(-6).decide(&current()), Err(RowFault::OutOfStock));
-        let many = by(Stock::HIGHEST).decide(&current());
-        assert!(matches!(many, Err(RowFault::Invalid { field: "stock_delta", .. })));
+    fn an_invalid_row_fails_with_its_reason() {
+        assert_eq!(by(-6).decide(&current()), Err(RowError::OutOfStock));
+        let many = by(Stock::MAX).decide(&current());
+        assert!(matches!(many, Err(RowError::Invalid { field: "stock_delta", .. })));
         let old = Change { version: Some(2), ..by(-6) };
-        assert_eq!(old.decide(&current()), Err(RowFault::VersionMismatch));
+        assert_eq!(old.decide(&current()), Err(RowError::VersionMismatch));
     }
 }

@@ -1,8 +1,8 @@
-//! The database engines on which the service runs: one PostgreSQL server, with one list of transactions and locks.
+//! The check of the database engine: one PostgreSQL server, with one list of transactions and locks.
 //!
-//! The change log ([`crate::changes`]) and the audit of the stock ask the server which transactions may still write.
-//! Some engines spread their tables over several servers, or copy rows from servers that write too. Such an engine
-//! answers for one of them, and changes would be missed in silence.
+//! The change log ([`crate::change_log`]) and the stock audit ask the server which transactions may still
+//! write. Some engines distribute tables over several servers, or replicate rows from servers that accept
+//! writes too. Such an engine answers for only one of them, and changes would be missed silently.
 
 use anyhow::bail;
 use shoppee_kit::pg::PgPool;
@@ -11,47 +11,46 @@ use tokio::time::Duration;
 
 use crate::store::engine::{self, Engine};
 
-/// The interval between two tries while the server does not answer.
+/// The interval between two attempts while the server does not answer.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
-/// Words of `version()` of engines that speak PostgreSQL's protocol and keep several transaction counters.
+/// Parts of `version()` of engines that speak PostgreSQL's protocol and have several transaction counters.
 const REFUSED_VERSIONS: [&str; 6] =
     ["-YB-", "Yugabyte", "CockroachDB", "Greenplum", "Postgres-XL", "openGauss"];
-/// Extensions that do the same to PostgreSQL.
+/// Extensions that give PostgreSQL several transaction counters.
 const REFUSED_EXTENSIONS: [&str; 3] = ["citus", "bdr", "spock"];
 
-/// Ends the process with one line where the engine is refused, as soon as the server answers.
+/// Ends the process with a one-line error if the engine is refused, as soon as the server answers.
 pub fn check(process: &Process, pool: PgPool) {
-    let stop = process.tasks.shutdown_token();
+    let shutdown = process.tasks.shutdown_token();
     process.tasks.spawn("engine", async move {
-        while !stop.is_cancelled() {
+        while !shutdown.is_cancelled() {
             match engine::describe(&pool).await {
                 Ok(engine) => {
                     if let Some(reason) = refusal(&engine) {
                         bail!("DATABASE_URL names an engine that cannot be used: {reason}");
                     }
-                    stop.cancelled().await;
+                    shutdown.cancelled().await;
                 }
-                // The pool says so already.
-                Err(error) => tracing::debug!(%error, "engine not known yet"),
+                // The pool logs the failure.
+                Err(error) => tracing::debug!(%error, "the database engine is not known yet"),
             }
-            stop.run_until_cancelled(tokio::time::sleep(RETRY_INTERVAL)).await;
+            shutdown.run_until_cancelled(tokio::time::sleep(RETRY_INTERVAL)).await;
         }
         Ok(())
     });
 }
 
-/// Returns the reason why an engine cannot be used; `None` where it can.
+/// Returns the reason why an engine is refused; `None` if it is accepted.
 fn refusal(engine: &Engine) -> Option<String> {
-    const WHY: &str =
-        "changes of the catalogue are found by the transactions of one server, and it has several";
+    const REASON: &str = "the change log needs one PostgreSQL server with one list of transactions";
     let version = engine.version.split(" on ").next().unwrap_or_default();
     if !version.starts_with("PostgreSQL ")
         || REFUSED_VERSIONS.iter().any(|word| engine.version.contains(word))
     {
-        return Some(format!("{version} is not PostgreSQL ({WHY})"));
+        return Some(format!("{version} is not PostgreSQL ({REASON})"));
     }
     let extension = engine.extensions.iter().find(|name| REFUSED_EXTENSIONS.contains(&name.as_str()))?;
-    Some(format!("the database has the extension {extension} ({WHY})"))
+    Some(format!("the database has the extension {extension} ({REASON})"))
 }
 
 #[cfg(test)]

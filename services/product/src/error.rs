@@ -1,4 +1,4 @@
-//! Why the service refuses, by meaning; the only place that knows what each is called on the wire.
+//! The errors of the service, and their gRPC codes and reasons. No other module maps errors to gRPC.
 
 use shoppee_kit::{
     idempotency, pg,
@@ -30,41 +30,41 @@ pub enum Error {
     #[error("a product is not for sale")]
     ProductUnavailable(Vec<Shortage>),
     #[error("the hold is over")]
-    OrderExpired,
+    HoldExpired,
     #[error("the order holds something else")]
-    OtherLines,
+    HoldMismatch,
     #[error("the idempotency key was used for another request")]
     KeyReused,
     #[error("the same request is being worked on")]
     InProgress,
     #[error("the hold was sold")]
     HoldCommitted,
-    /// A dependency does not answer, or more is asked than can be done.
+    /// A dependency does not answer, or the service is overloaded.
     #[error("unavailable")]
     Unavailable,
-    /// Our own fault; has been logged.
+    /// An internal fault, which has been logged.
     #[error("internal")]
     Internal,
 }
 
 impl Error {
-    /// One field that breaks a rule.
+    /// Creates an error for a field that breaks a rule.
     pub fn invalid(field: &str, message: &str) -> Self {
         Self::Invalid(Violations::from((field, message)))
     }
 
-    /// One field that is not well-formed.
+    /// Creates an error for a malformed field.
     pub fn malformed(field: &str, message: &str) -> Self {
         Self::Malformed(Violations::from((field, message)))
     }
 }
 
-/// The database is the judge of what is unique and what exists: its constraints have names, and each is an
-/// error here.
+/// Maps constraint violations to errors. The named constraints of the database decide uniqueness and
+/// existence.
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         if pg::is_unavailable(&error) || is_undefined(&error) {
-            tracing::debug!(error = %error, "database away");
+            tracing::debug!(error = %error, "database unavailable");
             return Self::Unavailable;
         }
         let constraint = error.as_database_error().and_then(sqlx::error::DatabaseError::constraint);
@@ -81,13 +81,14 @@ impl From<sqlx::Error> for Error {
     }
 }
 
-/// A table that does not exist yet (42P01): the server has just come, and the migrations run.
+/// Reports whether a table does not exist yet (42P01): the server has just started, and the migrations are
+/// running.
 fn is_undefined(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
     code.is_some_and(|code| code == "42P01")
 }
 
-fn refused(lines: Vec<Shortage>) -> Vec<RefusedLine> {
+fn refused_lines(lines: Vec<Shortage>) -> Vec<RefusedLine> {
     let line = |line: Shortage| RefusedLine {
         product_id: line.product_id,
         sku: line.sku,
@@ -120,20 +121,20 @@ impl From<Error> for Status {
             }
             Error::OutOfStock(lines) => {
                 ServiceError::new(Code::FailedPrecondition, "OUT_OF_STOCK", "there is not enough in stock")
-                    .with_metadata_list("lines", &refused(lines))
+                    .with_metadata_list("lines", &refused_lines(lines))
             }
             Error::ProductUnavailable(lines) => ServiceError::new(
                 Code::FailedPrecondition,
                 "PRODUCT_UNAVAILABLE",
                 "a product is unknown or no longer sold",
             )
-            .with_metadata_list("lines", &refused(lines)),
-            Error::OrderExpired => ServiceError::new(
+            .with_metadata_list("lines", &refused_lines(lines)),
+            Error::HoldExpired => ServiceError::new(
                 Code::FailedPrecondition,
                 "ORDER_EXPIRED",
                 "the order's hold was released or ran out",
             ),
-            Error::OtherLines => ServiceError::new(
+            Error::HoldMismatch => ServiceError::new(
                 Code::AlreadyExists,
                 "IDEMPOTENCY_KEY_REUSED",
                 "the order already holds something else",

@@ -1,5 +1,5 @@
-//! The service on the wire. A handler says who may call, reads the request into the types of the rules, and
-//! calls one use case.
+//! The gRPC services. A handler checks the caller, parses the request into the types of the rules, and calls
+//! one use case.
 
 mod audit;
 mod batch;
@@ -7,7 +7,7 @@ mod cache;
 mod categories;
 mod convert;
 mod feed;
-mod key;
+mod idempotency_key;
 mod pages;
 mod products;
 mod stock;
@@ -25,11 +25,14 @@ use shoppee_proto::product::v1::{
     stock_service_server::StockServiceServer,
 };
 
-use crate::{batch::Batches, catalogue::Catalogue, changes::Changes, holds::Holds, tree::Tree};
+use crate::{
+    batch::Batches, catalogue::Catalogue, categories::Categories, change_log::ChangeLog, holds::Holds,
+};
 
-/// The largest message that is read: a batch of 10 000 rows is 8 MiB of JSON at most, and smaller here.
-const LARGEST: usize = 8 * 1024 * 1024;
-/// The batches, in one message or as a stream of them.
+/// The maximum size of a request message: a batch of 10 000 rows is at most 8 MiB as JSON, and smaller in
+/// this encoding.
+const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
+/// Batches, in one message or as a stream.
 const LARGE_CALLS: LargeCalls = LargeCalls {
     paths: &[
         "/shoppee.product.v1.ProductService/BatchUpdateProducts",
@@ -41,29 +44,30 @@ const LARGE_CALLS: LargeCalls = LargeCalls {
 pub fn services(
     catalogue: Catalogue,
     process: &Process,
-    changes: Changes,
+    change_log: ChangeLog,
     holds: Holds,
     verifier: &Arc<Verifier>,
     currency: &str,
 ) -> Services {
     let Catalogue { pool, clock, cache, .. } = &catalogue;
-    let audit = audit::Audit { pool: pool.clone() };
-    let tree = Tree { pool: pool.clone(), clock: clock.clone(), cache: cache.clone() };
-    let memory = cache::Memory { catalogue: catalogue.clone(), currency: currency.to_owned() };
+    let audit = audit::HoldAudit { pool: pool.clone() };
+    let categories = Categories { pool: pool.clone(), clock: clock.clone(), cache: cache.clone() };
+    let cached_products =
+        cache::CachedProducts { catalogue: catalogue.clone(), currency: currency.to_owned() };
     let products = products::Products {
         batches: Batches::new(catalogue.clone()),
         catalogue,
         tasks: process.tasks.clone(),
         verifier: verifier.clone(),
-        tree,
+        categories,
         currency: currency.to_owned(),
     };
     let stock = stock::Stock { holds, currency: currency.to_owned() };
     Services::default()
-        .with(ProductServiceServer::new(products).max_decoding_message_size(LARGEST))
+        .with(ProductServiceServer::new(products).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .with(StockServiceServer::new(stock))
         .with(HoldAuditServiceServer::new(audit))
-        .with(ChangeFeedServiceServer::new(feed::Feed::new(changes, process)))
-        .with(ProductCacheServiceServer::new(memory))
+        .with(ChangeFeedServiceServer::new(feed::ChangeFeed::new(change_log, process)))
+        .with(ProductCacheServiceServer::new(cached_products))
         .with_large_calls(LARGE_CALLS)
 }

@@ -1,13 +1,13 @@
-//! The statements of a hold and the ledger on the same order.
+//! The comparison of a hold with the ledger entries of its order.
 
 use time::OffsetDateTime;
 
-use crate::stock::State;
+use crate::stock::HoldState;
 
-/// A hold, its lines, and what was booked for them.
+/// A hold, its lines, and the ledger entries of its order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditedHold {
-    pub state: State,
+    pub state: HoldState,
     pub created_at: OffsetDateTime,
     /// In the order of product ids.
     pub lines: Vec<AuditedLine>,
@@ -17,25 +17,25 @@ pub struct AuditedHold {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuditedLine {
     pub product_id: i64,
-    /// The quantity that the order holds or held.
+    /// The quantity that the order holds or has held.
     pub quantity: i64,
-    /// The quantity that its movements add to what is available, …
+    /// The sum of its movements that change the available quantity.
     pub available: i64,
-    /// … and the quantity that its sales take from what is held.
+    /// The sum of its sales.
     pub sold: i64,
 }
 
 impl AuditedHold {
-    /// Reports whether the movements of the ledger are those that lead to this state.
+    /// Reports whether the ledger has exactly the movements that lead to this state.
     pub fn ledger_agrees(&self) -> bool {
         self.lines.iter().all(|line| {
             let taken = -line.quantity;
             match self.state {
-                State::Held => (line.available, line.sold) == (taken, 0),
-                State::Committed => (line.available, line.sold) == (taken, taken),
-                // Goods that were sold may have come back.
-                State::Released => line.available == 0 && [0, taken].contains(&line.sold),
-                State::Expired => (line.available, line.sold) == (0, 0),
+                HoldState::Held => (line.available, line.sold) == (taken, 0),
+                HoldState::Committed => (line.available, line.sold) == (taken, taken),
+                // Sold units may have been returned.
+                HoldState::Released => line.available == 0 && [0, taken].contains(&line.sold),
+                HoldState::Expired => (line.available, line.sold) == (0, 0),
             }
         })
     }
@@ -45,18 +45,18 @@ impl AuditedHold {
 mod tests {
     use super::*;
 
-    fn agrees(state: State, available: i64, sold: i64) -> bool {
+    fn agrees(state: HoldState, available: i64, sold: i64) -> bool {
         let lines = vec![AuditedLine { product_id: 1, quantity: 3, available, sold }];
         AuditedHold { state, created_at: OffsetDateTime::UNIX_EPOCH, lines }.ledger_agrees()
     }
 
     #[test]
-    fn each_state_has_its_movements() {
+    fn the_ledger_agrees_only_with_the_movements_of_each_state() {
         for (state, fits) in [
-            (State::Held, &[(-3, 0)][..]),
-            (State::Committed, &[(-3, -3)]),
-            (State::Released, &[(0, 0), (0, -3)]),
-            (State::Expired, &[(0, 0)]),
+            (HoldState::Held, &[(-3, 0)][..]),
+            (HoldState::Committed, &[(-3, -3)]),
+            (HoldState::Released, &[(0, 0), (0, -3)]),
+            (HoldState::Expired, &[(0, 0)]),
         ] {
             for available in -4..=3 {
                 for sold in -4..=1 {
@@ -68,9 +68,9 @@ mod tests {
     }
 
     #[test]
-    fn movements_of_a_product_that_the_hold_does_not_name_do_not_agree() {
+    fn movements_of_a_product_outside_of_the_hold_do_not_agree() {
         let lines = vec![AuditedLine { product_id: 1, quantity: 0, available: -1, sold: 0 }];
-        let hold = AuditedHold { state: State::Held, created_at: OffsetDateTime::UNIX_EPOCH, lines };
+        let hold = AuditedHold { state: HoldState::Held, created_at: OffsetDateTime::UNIX_EPOCH, lines };
         assert!(!hold.ledger_agrees());
     }
 }

@@ -1,8 +1,8 @@
-//! Stock for orders: hold, commit, release, and what becomes of a hold that nobody ended.
+//! Stock holds for orders: hold, commit, release and expiry.
 //!
-//! Holds are taken together (group commit): all that wait when a worker comes free are decided in memory,
-//! under the locks of all the products they name, and written by a few statements in one transaction. So a
-//! product that everybody wants costs one row lock and one flush for hundreds of orders.
+//! Holds use group commit. A worker takes all waiting requests, decides them in memory under the locks of all
+//! their products, and writes them with a few statements in one transaction. A popular product therefore
+//! costs one row lock and one flush for hundreds of orders.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -15,57 +15,59 @@ use uuid::Uuid;
 use crate::{
     cache::Cache,
     error::Error,
-    stock::{Basket, HeldLine, Hold, Kind, Refused, ReleaseReason, Round, State, Want},
+    stock::{
+        HeldLine, Hold, HoldBatch, HoldError, HoldLines, HoldRequest, HoldState, MovementKind, ReleaseReason,
+    },
     store::{self, stock::Movement},
 };
 
-/// Holds decided in one transaction: their rows stay below what one statement takes well, and the first of
-/// them does not wait long for the last.
-const ROUND: usize = 256;
-/// Holds that may wait; one more is told to come back. At the slowest round seen they are worked off within 2
-/// s.
-const WAITING: usize = 4096;
-/// While one waits for the disk, another decides. More would only wait for each other's rows.
+/// Requests decided in one transaction. The bound keeps statements small and the wait of the first request
+/// short.
+const BATCH_SIZE: usize = 256;
+/// Requests that may wait; more are refused. At the slowest batch measured, a full queue drains within 2 s.
+const QUEUE_CAPACITY: usize = 4096;
+/// The number of workers. While one waits for the disk, the other decides. More would only wait for row
+/// locks.
 const WORKERS: usize = 2;
-/// A round is decided anew when an order that it holds for was released, or held elsewhere, in the same
-/// moment.
-const TRIES: usize = 3;
-/// Of a smaller stock one customer may well hold all.
+/// Attempts at a batch. It is decided again if an order in it was released or held by another process
+/// meanwhile.
+const MAX_ATTEMPTS: usize = 3;
+/// The stock below which a product is not measured: one customer may legitimately hold all of it.
 const MIN_MEASURED_STOCK: i64 = 100;
-/// Overdue holds put back in one transaction.
-const OVERDUE: i64 = 256;
+/// Expired holds released in one transaction.
+const EXPIRE_BATCH: i64 = 256;
 
-type Answer = oneshot::Sender<Result<Hold, Error>>;
+type Reply = oneshot::Sender<Result<Hold, Error>>;
 
-/// Takes, sells and gives back; cheap to clone.
+/// The use cases of holds; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Holds {
     pool: PgPool,
     clock: DatabaseClock,
-    queue: mpsc::Sender<(Want, Answer)>,
+    queue: mpsc::Sender<(HoldRequest, Reply)>,
     cache: Cache,
 }
 
 impl Holds {
-    /// Starts the workers, which end when the last clone of the result is gone.
+    /// Starts the workers, which end when the last clone of the result is dropped.
     pub fn start(pool: PgPool, clock: DatabaseClock, cache: Cache, tasks: &Tasks) -> Self {
-        let (queue, waiting) = mpsc::channel(WAITING);
-        let waiting = Arc::new(Mutex::new(waiting));
+        let (queue, requests) = mpsc::channel(QUEUE_CAPACITY);
+        let requests = Arc::new(Mutex::new(requests));
         for _ in 0..WORKERS {
-            tasks.spawn("holds", work(pool.clone(), clock.clone(), cache.clone(), waiting.clone()));
+            tasks.spawn("holds", run_worker(pool.clone(), clock.clone(), cache.clone(), requests.clone()));
         }
         Self { pool, clock, queue, cache }
     }
 
-    /// Gives an order all it wants or nothing; the same order again gets the same.
+    /// Holds all lines of an order or none. A repeated request returns the same hold.
     #[tracing::instrument(name = "stock.hold", skip_all)]
-    pub async fn hold(&self, want: Want) -> Result<Hold, Error> {
-        let (answer, decided) = oneshot::channel();
-        self.queue.try_send((want, answer)).map_err(|_| Error::Unavailable)?;
-        decided.await.unwrap_or(Err(Error::Unavailable))
+    pub async fn hold(&self, request: HoldRequest) -> Result<Hold, Error> {
+        let (reply, outcome) = oneshot::channel();
+        self.queue.try_send((request, reply)).map_err(|_| Error::Unavailable)?;
+        outcome.await.unwrap_or(Err(Error::Unavailable))
     }
 
-    /// Sells what an order holds; selling it twice changes nothing.
+    /// Commits the hold of an order as sold. Idempotent.
     #[tracing::instrument(
         name = "stock.commit",
         skip_all,
@@ -76,15 +78,15 @@ impl Holds {
         if store::hold::commit(&mut conn, order_id, self.clock.now()).await? {
             return Ok(());
         }
-        match store::hold::state(&mut conn, order_id).await? {
-            Some(State::Committed) => Ok(()),
-            Some(State::Held | State::Released | State::Expired) => Err(Error::OrderExpired),
+        match store::hold::fetch_state(&mut conn, order_id).await? {
+            Some(HoldState::Committed) => Ok(()),
+            Some(HoldState::Held | HoldState::Released | HoldState::Expired) => Err(Error::HoldExpired),
             None => Err(Error::NotFound),
         }
     }
 
-    /// Gives back what an order holds, or was sold where `reason` allows it; giving it back twice changes
-    /// nothing. An order that holds nothing yet never will.
+    /// Releases the hold of an order; returns sold units if `reason` allows it. Idempotent. An order without
+    /// a hold gets a tombstone and can never be held.
     #[tracing::instrument(
         name = "stock.release",
         skip_all,
@@ -93,172 +95,182 @@ impl Holds {
     pub async fn release(&self, order_id: Uuid, reason: ReleaseReason) -> Result<(), Error> {
         let now = self.clock.now();
         let mut tx = self.pool.begin().await?;
-        let mut lines = store::hold::lines(&mut tx, &[order_id]).await?;
+        let mut lines = store::hold::fetch_lines(&mut tx, &[order_id]).await?;
         if lines.is_empty() {
-            if store::hold::bury(&mut tx, order_id, now).await? {
+            if store::hold::insert_tombstone(&mut tx, order_id, now).await? {
                 return Ok(tx.commit().await?);
             }
-            // It was released before, or held in this very moment.
-            lines = store::hold::lines(&mut tx, &[order_id]).await?;
+            // The order was released before, or held concurrently.
+            lines = store::hold::fetch_lines(&mut tx, &[order_id]).await?;
         }
         store::stock::lock(&mut tx, &products(&lines)).await?;
-        let held = store::hold::lock(&mut tx, &[order_id]).await?;
-        let kind = match held.get(&order_id).map(|hold| hold.state) {
-            Some(State::Held) => Kind::Release,
-            Some(State::Committed) => match reason {
-                ReleaseReason::OrderCancelled => Kind::Return,
+        let holds = store::hold::lock(&mut tx, &[order_id]).await?;
+        let kind = match holds.get(&order_id).map(|hold| hold.state) {
+            Some(HoldState::Held) => MovementKind::Release,
+            Some(HoldState::Committed) => match reason {
+                ReleaseReason::OrderCancelled => MovementKind::Return,
                 ReleaseReason::CheckoutAbandoned => return Err(Error::HoldCommitted),
             },
-            Some(State::Released | State::Expired) | None => return Ok(()),
+            Some(HoldState::Released | HoldState::Expired) | None => return Ok(()),
         };
-        store::hold::end(&mut tx, &[order_id], State::Released, now).await?;
+        store::hold::set_state(&mut tx, &[order_id], HoldState::Released, now).await?;
         store::stock::apply(&mut tx, &movements(&lines, kind, 1), now).await?;
-        let before = self.cache.before_move(products(&lines)).await;
+        let revisions = self.cache.revisions_before_stock_change(products(&lines)).await;
         tx.commit().await?;
-        self.cache.moved(before).await;
+        self.cache.invalidate_stock(revisions).await;
         Ok(())
     }
 
-    /// Puts the stock of overdue holds back; how many there were, as far as one transaction goes.
+    /// Releases the stock of expired holds, in one transaction. Returns the number of released holds.
     pub async fn expire(&self) -> sqlx::Result<usize> {
         let now = self.clock.now();
         let mut tx = self.pool.begin().await?;
-        let overdue = store::hold::overdue(&mut tx, now, OVERDUE).await?;
-        if overdue.is_empty() {
+        let expired_ids = store::hold::fetch_expired(&mut tx, now, EXPIRE_BATCH).await?;
+        if expired_ids.is_empty() {
             return Ok(0);
         }
-        let mut lines = store::hold::lines(&mut tx, &overdue).await?;
+        let mut lines = store::hold::fetch_lines(&mut tx, &expired_ids).await?;
         store::stock::lock(&mut tx, &products(&lines)).await?;
-        let ended = store::hold::lock_overdue(&mut tx, &overdue, now).await?;
+        let ended = store::hold::lock_expired(&mut tx, &expired_ids, now).await?;
         lines.retain(|(order_id, _)| ended.binary_search(order_id).is_ok());
-        store::hold::end(&mut tx, &ended, State::Expired, now).await?;
-        store::stock::apply(&mut tx, &movements(&lines, Kind::Release, 1), now).await?;
-        let before = self.cache.before_move(products(&lines)).await;
+        store::hold::set_state(&mut tx, &ended, HoldState::Expired, now).await?;
+        store::stock::apply(&mut tx, &movements(&lines, MovementKind::Release, 1), now).await?;
+        let revisions = self.cache.revisions_before_stock_change(products(&lines)).await;
         tx.commit().await?;
-        self.cache.moved(before).await;
+        self.cache.invalidate_stock(revisions).await;
         Ok(ended.len())
     }
 
-    /// Says how much of a product unpaid orders hold, at most: what an account that orders and does not pay does to
-    /// the shop.
-    pub async fn measure_unpaid(&self) -> Result<(), Error> {
+    /// Measures the maximum share of a product's stock that unpaid orders hold: it shows abuse by accounts
+    /// that order without paying.
+    pub async fn measure_unpaid_share(&self) -> Result<(), Error> {
         let mut conn = self.pool.acquire().await?;
-        let share = store::hold::largest_share(&mut conn, MIN_MEASURED_STOCK).await?;
+        let share = store::hold::fetch_max_held_share(&mut conn, MIN_MEASURED_STOCK).await?;
         metrics::gauge!("stock_held_unpaid_share").set(share);
         Ok(())
     }
 
-    /// Until when a hold lives that is asked for now.
-    pub fn until(&self, ttl: time::Duration) -> OffsetDateTime {
+    /// Returns the expiry of a hold that is requested now.
+    pub fn expires_at(&self, ttl: time::Duration) -> OffsetDateTime {
         self.clock.now() + ttl
     }
 }
 
-async fn work(
+async fn run_worker(
     pool: PgPool,
     clock: DatabaseClock,
     cache: Cache,
-    waiting: Arc<Mutex<mpsc::Receiver<(Want, Answer)>>>,
+    queue: Arc<Mutex<mpsc::Receiver<(HoldRequest, Reply)>>>,
 ) -> anyhow::Result<()> {
-    let mut round = Vec::with_capacity(ROUND);
+    let mut batch = Vec::with_capacity(BATCH_SIZE);
     loop {
-        if waiting.lock().await.recv_many(&mut round, ROUND).await == 0 {
+        if queue.lock().await.recv_many(&mut batch, BATCH_SIZE).await == 0 {
             return Ok(());
         }
-        let (wants, answers): (Vec<Want>, Vec<Answer>) = round.drain(..).unzip();
-        let before = cache.before_move(wanted(&wants)).await;
-        match decide(&pool, &wants, clock.now()).await {
-            Ok(Decided { holds, moved }) => {
-                if !moved.is_empty() {
-                    cache.moved(before.into_iter().filter(|(id, _)| moved.contains(id))).await;
+        let (requests, replies): (Vec<HoldRequest>, Vec<Reply>) = batch.drain(..).unzip();
+        let revisions = cache.revisions_before_stock_change(requested_products(&requests)).await;
+        match decide_batch(&pool, &requests, clock.now()).await {
+            Ok(BatchResult { outcomes, changed_products }) => {
+                if !changed_products.is_empty() {
+                    cache
+                        .invalidate_stock(
+                            revisions.into_iter().filter(|(id, _)| changed_products.contains(id)),
+                        )
+                        .await;
                 }
-                for (answer, decided) in answers.into_iter().zip(holds) {
-                    // Nobody listens where the caller hung up; the hold stands, or runs out.
-                    let _ = answer.send(decided.map_err(refusal));
+                for (reply, outcome) in replies.into_iter().zip(outcomes) {
+                    // The receiver is gone if the caller disconnected; the hold stays until it expires.
+                    let _ = reply.send(outcome.map_err(Error::from));
                 }
             }
             Err(error) => {
-                for answer in answers {
-                    let _ = answer.send(Err(error.clone()));
+                for reply in replies {
+                    let _ = reply.send(Err(error.clone()));
                 }
             }
         }
     }
 }
 
-/// What became of a round.
-struct Decided {
-    /// One for each who wanted something.
-    holds: Vec<Result<Hold, Refused>>,
-    /// Products of which something was taken.
-    moved: BTreeSet<i64>,
+/// The result of a batch.
+struct BatchResult {
+    /// One outcome per request.
+    outcomes: Vec<Result<Hold, HoldError>>,
+    /// Products from which units were taken.
+    changed_products: BTreeSet<i64>,
 }
 
-/// Decides a round, and writes it down.
+/// Decides a batch and writes it.
 #[tracing::instrument(
-    name = "stock.round",
+    name = "stock.hold_batch",
     skip_all,
-    fields(otel.kind = "client", db.system.name = "postgresql", orders = wants.len())
+    fields(otel.kind = "client", db.system.name = "postgresql", orders = requests.len())
 )]
-async fn decide(pool: &PgPool, wants: &[Want], now: OffsetDateTime) -> Result<Decided, Error> {
-    for _ in 0..TRIES {
+async fn decide_batch(
+    pool: &PgPool,
+    requests: &[HoldRequest],
+    now: OffsetDateTime,
+) -> Result<BatchResult, Error> {
+    for _ in 0..MAX_ATTEMPTS {
         let mut tx = pool.begin().await?;
-        if let Some(decided) = attempt(&mut tx, wants, now).await? {
+        if let Some(result) = try_decide(&mut tx, requests, now).await? {
             tx.commit().await?;
-            return Ok(decided);
+            return Ok(result);
         }
         tx.rollback().await?;
     }
     Err(Error::Unavailable)
 }
 
-/// `None` where one of the orders got a hold, or a tombstone, while this was going on.
-async fn attempt(
+/// Returns `None` if another transaction has created a hold or a tombstone for one of the orders meanwhile.
+async fn try_decide(
     conn: &mut PgConnection,
-    wants: &[Want],
+    requests: &[HoldRequest],
     now: OffsetDateTime,
-) -> Result<Option<Decided>, Error> {
-    let shelves = store::stock::lock(conn, &wanted(wants).into_iter().collect::<Vec<_>>()).await?;
-    let orders: BTreeSet<Uuid> = wants.iter().map(|want| want.order_id).collect();
+) -> Result<Option<BatchResult>, Error> {
+    let levels =
+        store::stock::lock(conn, &requested_products(requests).into_iter().collect::<Vec<_>>()).await?;
+    let orders: BTreeSet<Uuid> = requests.iter().map(|request| request.order_id).collect();
     let holds = store::hold::lock(conn, &orders.into_iter().collect::<Vec<_>>()).await?;
 
-    let mut round = Round::new(now, shelves, holds);
-    let holds = wants.iter().map(|want| round.decide(want)).collect();
+    let mut batch = HoldBatch::new(now, levels, holds);
+    let outcomes = requests.iter().map(|request| batch.decide(request)).collect();
 
-    let of = |ids: &[Uuid]| -> Vec<(Uuid, Hold)> {
-        ids.iter().filter_map(|id| Some((*id, round.hold(id)?.clone()))).collect()
+    let with_ids = |ids: &[Uuid]| -> Vec<(Uuid, Hold)> {
+        ids.iter().filter_map(|id| Some((*id, batch.hold(id)?.clone()))).collect()
     };
-    let (taken, prolonged) = (of(&round.taken), of(&round.prolonged));
-    let moved = taken.iter().flat_map(|(_, hold)| &hold.lines).map(|line| line.product_id).collect();
-    if !taken.is_empty() {
-        if store::hold::insert(conn, &taken, now).await? < taken.len() as u64 {
+    let (created, extended) = (with_ids(&batch.created), with_ids(&batch.extended));
+    let changed_products =
+        created.iter().flat_map(|(_, hold)| &hold.lines).map(|line| line.product_id).collect();
+    if !created.is_empty() {
+        if store::hold::insert(conn, &created, now).await? < created.len() as u64 {
             return Ok(None);
         }
-        let lines: Vec<(Uuid, HeldLine)> = taken
+        let lines: Vec<(Uuid, HeldLine)> = created
             .into_iter()
             .flat_map(|(order_id, hold)| hold.lines.into_iter().map(move |line| (order_id, line)))
             .collect();
-        store::stock::apply(conn, &movements(&lines, Kind::Hold, -1), now).await?;
+        store::stock::apply(conn, &movements(&lines, MovementKind::Hold, -1), now).await?;
     }
-    if !prolonged.is_empty() {
-        store::hold::prolong(conn, &prolonged, now).await?;
+    if !extended.is_empty() {
+        store::hold::extend(conn, &extended, now).await?;
     }
-    Ok(Some(Decided { holds, moved }))
+    Ok(Some(BatchResult { outcomes, changed_products }))
 }
 
-/// The products that somebody wants, in the order of their ids.
-fn wanted(wants: &[Want]) -> BTreeSet<i64> {
-    let baskets = wants.iter().filter_map(|want| want.basket.as_ref());
-    baskets.flat_map(Basket::lines).map(|line| line.product_id).collect()
+/// Returns the products of all requests, in the order of their ids.
+fn requested_products(requests: &[HoldRequest]) -> BTreeSet<i64> {
+    let lines = requests.iter().filter_map(|request| request.lines.as_ref());
+    lines.flat_map(HoldLines::lines).map(|line| line.product_id).collect()
 }
 
-/// The products of some lines.
+/// Returns the products of some lines.
 fn products(lines: &[(Uuid, HeldLine)]) -> Vec<i64> {
     let ids: BTreeSet<i64> = lines.iter().map(|(_, line)| line.product_id).collect();
     ids.into_iter().collect()
 }
 
-fn movements(lines: &[(Uuid, HeldLine)], kind: Kind, sign: i64) -> Vec<Movement<'static>> {
+fn movements(lines: &[(Uuid, HeldLine)], kind: MovementKind, sign: i64) -> Vec<Movement<'static>> {
     let movements = lines.iter().map(|(order_id, line)| Movement {
         product_id: line.product_id,
         kind,
@@ -269,12 +281,14 @@ fn movements(lines: &[(Uuid, HeldLine)], kind: Kind, sign: i64) -> Vec<Movement<
     movements.collect()
 }
 
-fn refusal(refused: Refused) -> Error {
-    match refused {
-        Refused::Unavailable(lines) => Error::ProductUnavailable(lines),
-        Refused::OutOfStock(lines) => Error::OutOfStock(lines),
-        Refused::Over => Error::OrderExpired,
-        Refused::Different => Error::OtherLines,
-        Refused::Unknown => Error::NotFound,
+impl From<HoldError> for Error {
+    fn from(error: HoldError) -> Self {
+        match error {
+            HoldError::ProductUnavailable(lines) => Self::ProductUnavailable(lines),
+            HoldError::OutOfStock(lines) => Self::OutOfStock(lines),
+            HoldError::Expired => Self::HoldExpired,
+            HoldError::LinesMismatch => Self::HoldMismatch,
+            HoldError::NotFound => Self::NotFound,
+        }
     }
 }

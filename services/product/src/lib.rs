@@ -1,15 +1,16 @@
-//! The product service: the catalogue and its categories, the stock, and what orders hold of it.
+//! The product service: the catalogue and its categories, the stock, and the holds of orders.
 //!
-//! [`grpc`] reads requests and calls a use case ([`catalogue`], [`tree`], [`holds`], [`batch`], [`search`]);
-//! a use case owns its transaction and knows the rules ([`product`], [`category`], [`stock`], [`listing`])
-//! and the [`store`], where all SQL is.
+//! [`grpc`] parses requests and calls a use case ([`catalogue`], [`categories`], [`holds`], [`batch`],
+//! [`search`]). A use case owns its transaction and applies the rules ([`product`], [`category`], [`stock`],
+//! [`listing`]) and the [`store`], which has all SQL.
 
 mod audit;
 pub mod batch;
 mod cache;
 pub mod catalogue;
+pub mod categories;
 pub mod category;
-mod changes;
+mod change_log;
 mod engine;
 pub mod error;
 mod grpc;
@@ -23,7 +24,6 @@ mod replicas;
 pub mod search;
 pub mod stock;
 mod store;
-pub mod tree;
 mod workers;
 
 use std::{net::SocketAddr, time::Duration};
@@ -45,14 +45,14 @@ use shoppee_kit::{
 use tokio::sync::broadcast;
 
 use crate::{
-    cache::{Cache, Lifetimes},
+    cache::{Cache, CacheTtls},
     catalogue::Catalogue,
-    changes::Changes,
+    change_log::ChangeLog,
     replicas::Replicas,
     search::Search,
 };
 
-/// The interval at which the share of unpaid orders is measured: it changes in minutes.
+/// The interval at which the share of unpaid orders is measured. It changes within minutes.
 const UNPAID_SHARE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The product service of Shoppee
@@ -64,7 +64,7 @@ pub struct Settings {
     pub postgres: settings::Postgres,
     #[command(flatten)]
     pub redis: settings::Redis,
-    /// Read replicas for lists, URLs as in DATABASE_URL; none where empty. Each gets DATABASE_POOL_SIZE
+    /// Read replicas for lists, URLs as in DATABASE_URL; none if empty. Each gets DATABASE_POOL_SIZE
     /// connections
     #[arg(
         long,
@@ -74,22 +74,25 @@ pub struct Settings {
         default_value = ""
     )]
     pub database_read_urls: Vec<SecretString>,
-    /// How long a product is kept in this process' memory, though no longer than it is true; 0s: not at all
+    /// The maximum lifetime of a product in the memory cache of this process, which changes invalidate
+    /// earlier; 0s disables the cache
     #[arg(long, env = "CACHE_L1_TTL", default_value = "5m", value_parser = settings::duration)]
     pub cache_l1_ttl: Duration,
-    /// How long a product is kept in Redis, though no longer than it is true; 0s: not at all
+    /// The maximum lifetime of a product in the Redis cache, which changes invalidate earlier; 0s disables
+    /// the cache
     #[arg(long, env = "CACHE_L2_TTL", default_value = "1h", value_parser = settings::duration)]
     pub cache_l2_ttl: Duration,
-    /// Where the auth service answers gRPC; calls are balanced over a list with commas, and over all addresses of a name
+    /// The gRPC URL of the auth service; calls are balanced over a comma-separated list, and over all
+    /// addresses of a name
     #[arg(long, env = "AUTH_URL", default_value = "http://127.0.0.1:50051", value_parser = service_urls)]
     pub auth_url: String,
-    /// Where gRPC is served
+    /// The address at which gRPC is served
     #[arg(long, env = "LISTEN_ADDR", default_value = "0.0.0.0:50052")]
     pub listen_addr: SocketAddr,
-    /// Where /metrics, /healthz and /readyz are served
+    /// The address at which /metrics, /healthz and /readyz are served
     #[arg(long, env = "METRICS_ADDR", default_value = "0.0.0.0:9102")]
     pub metrics_addr: SocketAddr,
-    /// Lets grpcurl and its like ask what there is
+    /// Serves gRPC reflection, for tools such as grpcurl
     #[arg(long, env = "GRPC_REFLECTION", default_value_t = false, action = clap::ArgAction::Set)]
     pub grpc_reflection: bool,
     /// The currency of all prices, an ISO 4217 code such as EUR
@@ -126,29 +129,29 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let replicas =
         Replicas::start(&pool, &settings.database_read_urls, settings.postgres.database_pool_size, &process)
             .await?;
-    let changes = Changes::default();
-    let lifetimes = Lifetimes { memory: settings.cache_l1_ttl, shared: settings.cache_l2_ttl };
-    let cache = Cache::start(&pool, &redis, lifetimes, &changes, &process);
+    let change_log = ChangeLog::default();
+    let ttls = CacheTtls { memory: settings.cache_l1_ttl, redis: settings.cache_l2_ttl };
+    let cache = Cache::start(&pool, &redis, ttls, &change_log, &process);
     ops::serve(settings.metrics_addr, tasks, readiness).await?;
 
     let verifier = Verifier::new(clock.clone());
-    // Nobody holds sockets here: who ends is refused at the next call.
+    // This process holds no sockets: a revoked session is refused at its next call.
     let (ended, _) = broadcast::channel(1);
     verifier_sync::spawn(&process, auth, verifier.clone(), ended);
 
     let stored = DatabaseClock::start(&pool, &process);
     let holds = holds::Holds::start(pool.clone(), stored, cache.clone(), tasks);
     let ready = readiness.serving();
-    let measured = holds.clone();
+    let measured_holds = holds.clone();
     worker::spawn(&process, "unpaid_share", UNPAID_SHARE_INTERVAL, ready.clone(), move || {
-        let holds = measured.clone();
-        async move { holds.measure_unpaid().await.map(|()| Round::Done) }
+        let holds = measured_holds.clone();
+        async move { holds.measure_unpaid_share().await.map(|()| Round::Done) }
     });
-    workers::start(&process, &ready, &pool, &holds, lifetimes);
-    audit::start(&process, &ready, &pool, &changes);
-    let search = Search::start(&pool, &changes, &process);
+    workers::start(&process, &ready, &pool, &holds, ttls);
+    audit::start(&process, &ready, &pool, &change_log);
+    let search = Search::start(&pool, &change_log, &process);
     let catalogue = Catalogue { replicas, pool, clock: clock.clone(), cache, search };
-    let services = grpc::services(catalogue, &process, changes, holds, &verifier, &settings.shop_currency);
+    let services = grpc::services(catalogue, &process, change_log, holds, &verifier, &settings.shop_currency);
     server::serve(settings.listen_addr, services, verifier, settings.grpc_reflection, &process).await
 }
 
@@ -157,10 +160,10 @@ mod tests {
     use super::currency;
 
     #[test]
-    fn a_currency_is_three_capitals() {
+    fn a_currency_must_be_three_capital_letters() {
         assert!(currency("EUR").is_ok());
-        for odd in ["", "eur", "EURO", "E1R", "€€€"] {
-            assert!(currency(odd).is_err(), "{odd}");
+        for invalid in ["", "eur", "EURO", "E1R", "€€€"] {
+            assert!(currency(invalid).is_err(), "{invalid}");
         }
     }
 }

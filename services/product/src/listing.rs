@@ -1,14 +1,14 @@
-//! The rules of lists: what may be asked for, in which order it comes, and where a page begins. Lists are
-//! read by position, not by offset: what is added meanwhile neither repeats a product nor skips one.
+//! The rules of lists: filters, sort orders and page cursors. Lists use keyset pagination: products that are
+//! added meanwhile cause neither duplicates nor gaps.
 
 use serde::{Deserialize, Serialize};
 use shoppee_kit::{cursor, status::Violations};
 
 use crate::product::Product;
 
-/// Products of a page.
-pub const LONGEST_PAGE: i32 = 100;
-const PAGE: i32 = 20;
+/// The maximum page size. Products.
+pub const MAX_PAGE_SIZE: i32 = 100;
+const DEFAULT_PAGE_SIZE: i32 = 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum Sort {
@@ -18,10 +18,10 @@ pub enum Sort {
     Name,
 }
 
-/// Which products a list is about.
+/// The filters of a list.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Filters {
-    /// A slug; its descendants count too.
+    /// A slug; its descendants are included.
     pub category: Option<String>,
     /// Inclusive.
     pub min_price: i64,
@@ -46,105 +46,106 @@ impl Filters {
         Ok(Self { category, min_price, max_price, in_stock })
     }
 
-    /// Whether a product fits, but for its category.
-    pub fn fit(&self, product: &Product) -> bool {
+    /// Reports whether a product matches, except for its category.
+    pub fn matches(&self, product: &Product) -> bool {
         (self.min_price..=self.max_price).contains(&product.price)
             && self.in_stock.is_none_or(|in_stock| in_stock == (product.stock > 0))
     }
 
-    /// Whether products in stock are wanted.
-    pub fn wants_in_stock(&self) -> bool {
+    /// Reports whether products in stock are included.
+    pub fn includes_in_stock(&self) -> bool {
         self.in_stock != Some(false)
     }
 
-    /// Whether products out of stock are wanted.
-    pub fn wants_sold_out(&self) -> bool {
+    /// Reports whether products out of stock are included.
+    pub fn includes_sold_out(&self) -> bool {
         self.in_stock != Some(true)
     }
 }
 
-/// How many products a page has: 1..100, 20 where nothing is said.
-pub fn limit(asked: Option<i32>) -> Result<i64, Violations> {
-    let limit = asked.unwrap_or(PAGE);
-    if (1..=LONGEST_PAGE).contains(&limit) {
+/// Parses a page size: 1..100, 20 by default.
+pub fn parse_limit(limit: Option<i32>) -> Result<i64, Violations> {
+    let limit = limit.unwrap_or(DEFAULT_PAGE_SIZE);
+    if (1..=MAX_PAGE_SIZE).contains(&limit) {
         Ok(i64::from(limit))
     } else {
         Err(Violations::from(("limit", "must be 1 to 100")))
     }
 }
 
-/// What a list is ordered by, of one product.
+/// The sort key of a product in a list.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Key {
-    /// A price, a negated price, microseconds since the Unix epoch, a score.
+pub enum SortKey {
+    /// A price, a negated price, microseconds since the Unix epoch, or a tier.
     Number(i64),
-    /// A name as it is sorted.
+    /// A name in its sortable form.
     Text(String),
 }
 
-/// The product a page begins behind.
+/// The cursor of a page: the product behind which it starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Position {
-    /// Of the question the list answers.
-    of: u64,
-    pub key: Key,
+pub struct PageCursor {
+    /// The hash of the query to which the cursor belongs.
+    #[serde(rename = "of")]
+    query_hash: u64,
+    pub key: SortKey,
     pub id: i64,
 }
 
-impl Position {
-    pub fn new(question: &impl Serialize, key: Key, id: i64) -> Self {
-        Self { of: fingerprint(question), key, id }
+impl PageCursor {
+    pub fn new(query: &impl Serialize, key: SortKey, id: i64) -> Self {
+        Self { query_hash: fingerprint(query), key, id }
     }
 
-    /// Reads a cursor, which must be of the same question.
-    pub fn parse(cursor: &str, question: &impl Serialize) -> Result<Self, Violations> {
-        let position: Self = cursor::decode(cursor)?;
-        if position.of == fingerprint(question) {
-            Ok(position)
+    /// Parses a cursor, which must belong to the same query.
+    pub fn parse(cursor: &str, query: &impl Serialize) -> Result<Self, Violations> {
+        let cursor: Self = cursor::decode(cursor)?;
+        if cursor.query_hash == fingerprint(query) {
+            Ok(cursor)
         } else {
             Err(Violations::from(("cursor", "is of another list: filters and sort must stay the same")))
         }
     }
 
-    pub fn cursor(&self) -> String {
+    pub fn encode(&self) -> String {
         cursor::encode(self)
     }
 }
 
 impl Sort {
-    /// The key of a position, where it is one of this order.
-    pub fn fits(self, key: &Key) -> bool {
+    /// Reports whether a cursor of this order can have such a key.
+    pub fn accepts(self, key: &SortKey) -> bool {
         match self {
-            // PostgreSQL knows no NUL, and no name has one.
-            Self::Name => matches!(key, Key::Text(name) if !name.contains('\0')),
-            Self::Newest | Self::PriceAsc | Self::PriceDesc => matches!(key, Key::Number(_)),
+            // PostgreSQL stores no NUL, and no name has one.
+            Self::Name => matches!(key, SortKey::Text(name) if !name.contains('\0')),
+            Self::Newest | Self::PriceAsc | Self::PriceDesc => matches!(key, SortKey::Number(_)),
         }
     }
 
-    /// Before the first product that may fit: a list by price begins where its range does.
-    pub fn start(self, filters: &Filters) -> (Key, i64) {
+    /// Returns the key before the first matching product: a list by price starts at its price range.
+    pub fn start(self, filters: &Filters) -> (SortKey, i64) {
         match self {
-            // Microseconds of the last day that a date can name, 9999-12-31.
-            Self::Newest => (Key::Number(253_402_214_400_000_000), i64::MAX),
-            Self::PriceAsc => (Key::Number(filters.min_price), 0),
-            Self::PriceDesc => (Key::Number(-filters.max_price), 0),
-            Self::Name => (Key::Text(String::new()), 0),
+            // The last day that a date can name, 9999-12-31, in microseconds.
+            Self::Newest => (SortKey::Number(253_402_214_400_000_000), i64::MAX),
+            Self::PriceAsc => (SortKey::Number(filters.min_price), 0),
+            Self::PriceDesc => (SortKey::Number(-filters.max_price), 0),
+            Self::Name => (SortKey::Text(String::new()), 0),
         }
     }
 }
 
-/// Part of a list, and where it goes on.
+/// A page of a list.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Page {
     pub items: Vec<Product>,
     pub next_cursor: Option<String>,
 }
 
-/// FNV-1a, the same in every version of this program: a cursor outlives a rolling restart.
-fn fingerprint(question: &impl Serialize) -> u64 {
-    // A question is strings, numbers and words; it always serialises.
-    let text = serde_json::to_vec(question).unwrap_or_default();
+/// Returns the FNV-1a hash, which is the same in every version: a cursor survives a rolling restart.
+fn fingerprint(query: &impl Serialize) -> u64 {
+    // A query consists of strings, numbers and enums; it always serialises.
+    let text = serde_json::to_vec(query).unwrap_or_default();
     text.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
@@ -159,36 +160,36 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_is_of_one_question() {
-        let question = (Sort::Name, filters(Some("shoes")));
-        let position = Position::new(&question, Key::Text("ü".repeat(200)), 7);
-        assert_eq!(Position::parse(&position.cursor(), &question).unwrap(), position);
+    fn a_cursor_of_another_query_is_refused() {
+        let query = (Sort::Name, filters(Some("shoes")));
+        let cursor = PageCursor::new(&query, SortKey::Text("ü".repeat(200)), 7);
+        assert_eq!(PageCursor::parse(&cursor.encode(), &query).unwrap(), cursor);
         for other in [(Sort::Newest, filters(Some("shoes"))), (Sort::Name, filters(None))] {
-            assert!(Position::parse(&position.cursor(), &other).is_err());
+            assert!(PageCursor::parse(&cursor.encode(), &other).is_err());
         }
-        assert!(Position::parse("nonsense", &question).is_err());
+        assert!(PageCursor::parse("nonsense", &query).is_err());
     }
 
     #[test]
-    fn the_longest_name_fits_into_a_cursor() {
-        let question = (Sort::Name, filters(None));
-        let position = Position::new(&question, Key::Text("😀".repeat(200)), i64::MAX);
-        assert!(Position::parse(&position.cursor(), &question).is_ok());
+    fn a_cursor_holds_the_longest_name() {
+        let query = (Sort::Name, filters(None));
+        let cursor = PageCursor::new(&query, SortKey::Text("😀".repeat(200)), i64::MAX);
+        assert!(PageCursor::parse(&cursor.encode(), &query).is_ok());
     }
 
     #[test]
-    fn prices_are_in_order() {
+    fn a_price_range_must_be_ordered_and_not_negative() {
         let parse = |min, max| Filters::parse(None, min, max, None).is_ok();
         assert!(parse(None, None) && parse(Some(0), Some(0)) && parse(Some(5), None));
         assert!(!parse(Some(2), Some(1)) && !parse(Some(-1), None) && !parse(None, Some(-1)));
     }
 
     #[test]
-    fn a_page_has_one_to_a_hundred() {
-        assert_eq!(limit(None).unwrap(), 20);
-        assert_eq!(limit(Some(100)).unwrap(), 100);
-        for odd in [0, -1, 101] {
-            assert!(limit(Some(odd)).is_err(), "{odd}");
+    fn a_page_size_out_of_bounds_is_refused() {
+        assert_eq!(parse_limit(None).unwrap(), 20);
+        assert_eq!(parse_limit(Some(100)).unwrap(), 100);
+        for invalid in [0, -1, 101] {
+            assert!(parse_limit(Some(invalid)).is_err(), "{invalid}");
         }
     }
 }

@@ -1,12 +1,11 @@
-//! The rules of a product: what each of its fields may be. A field that has been parsed keeps its rule for
-//! ever; to add one, give it a type here.
+//! The rules of a product's fields. A parsed value is valid by its type; to add a field, add a type here.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
-/// Why a value is refused, for whoever sent it.
-pub type Fault = &'static str;
+/// The message of a refused value, for the client.
+pub type ValidationError = &'static str;
 
 /// Free attributes, a JSON object.
 pub type Attributes = Map<String, Value>;
@@ -21,14 +20,14 @@ pub struct Product {
     pub category: Option<CategoryRef>,
     /// Minor units.
     pub price: i64,
-    /// What can be bought now.
+    /// The available quantity.
     pub stock: i64,
     pub status: Status,
     pub image_url: Option<String>,
     pub attributes: Attributes,
     pub version: i64,
-    /// Grows with everything that is shown differently, orders' moves of stock included: of two states of a product,
-    /// the one with the larger number is the newer.
+    /// Grows with every visible change, including stock movements of orders. Of two states of a product, the
+    /// one with the higher revision is newer.
     pub revision: i64,
     #[serde(with = "micros")]
     pub created_at: OffsetDateTime,
@@ -36,17 +35,17 @@ pub struct Product {
     pub updated_at: OffsetDateTime,
 }
 
-/// Times in microseconds since the Unix epoch, which is what PostgreSQL keeps.
+/// Times in microseconds since the Unix epoch, the precision of PostgreSQL.
 pub(crate) mod micros {
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
     use time::OffsetDateTime;
 
-    pub fn of(at: OffsetDateTime) -> i64 {
+    pub fn from_time(at: OffsetDateTime) -> i64 {
         i64::try_from(at.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
     }
 
     pub fn serialize<S: Serializer>(at: &OffsetDateTime, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_i64(of(*at))
+        to.serialize_i64(from_time(*at))
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<OffsetDateTime, D::Error> {
@@ -56,9 +55,10 @@ pub(crate) mod micros {
 }
 
 impl Product {
-    /// An archived one only where those may be seen.
-    pub fn may_be_seen(&self, archived: bool) -> bool {
-        archived || self.status == Status::Active
+    /// Reports whether the product may be shown. Archived products are shown only if `include_archived` is
+    /// set.
+    pub fn is_visible(&self, include_archived: bool) -> bool {
+        include_archived || self.status == Status::Active
     }
 }
 
@@ -72,35 +72,35 @@ pub struct CategoryRef {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Status {
     Active,
-    /// Gone from the shop, kept in orders.
+    /// No longer sold, but referenced by orders.
     Archived,
 }
 
 impl Status {
-    /// As it is stored.
-    pub const fn word(self) -> &'static str {
+    /// Returns the stored form.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",
             Self::Archived => "archived",
         }
     }
 
-    /// The status of a stored word.
-    pub fn of(word: &str) -> Self {
-        if word == "archived" { Self::Archived } else { Self::Active }
+    /// Parses the stored form.
+    pub fn from_stored(status: &str) -> Self {
+        if status == "archived" { Self::Archived } else { Self::Active }
     }
 }
 
-/// Unique as it is written: `tee-1` and `TEE-1` are two products.
+/// A SKU, unique and case-sensitive: `tee-1` and `TEE-1` are two products.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Sku(String);
 
 impl Sku {
-    const LONGEST: usize = 64;
+    const MAX_LEN: usize = 64;
 
-    pub fn parse(sku: String) -> Result<Self, Fault> {
+    pub fn parse(sku: String) -> Result<Self, ValidationError> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-        if (1..=Self::LONGEST).contains(&sku.len()) && sku.bytes().all(allowed) {
+        if (1..=Self::MAX_LEN).contains(&sku.len()) && sku.bytes().all(allowed) {
             Ok(Self(sku))
         } else {
             Err("must be 1 to 64 of the characters A-Z a-z 0-9 _ . -")
@@ -116,10 +116,10 @@ impl Sku {
 pub struct Name(String);
 
 impl Name {
-    const LONGEST: usize = 200;
+    const MAX_LEN: usize = 200;
 
-    pub fn parse(name: String) -> Result<Self, Fault> {
-        line(name, Self::LONGEST).map(Self).ok_or("must be one line of 1 to 200 characters, not blank")
+    pub fn parse(name: String) -> Result<Self, ValidationError> {
+        single_line(name, Self::MAX_LEN).map(Self).ok_or("must be one line of 1 to 200 characters, not blank")
     }
 
     pub fn as_str(&self) -> &str {
@@ -127,23 +127,24 @@ impl Name {
     }
 }
 
-/// One line of text that says something: not blank, no control characters, `longest` characters at most.
-pub(crate) fn line(text: String, longest: usize) -> Option<String> {
-    let sound =
-        !text.trim().is_empty() && text.chars().count() <= longest && !text.chars().any(char::is_control);
-    sound.then_some(text)
+/// Returns a text if it is one line, not blank, without control characters and not longer than `max_len`
+/// characters.
+pub(crate) fn single_line(text: String, max_len: usize) -> Option<String> {
+    let is_valid =
+        !text.trim().is_empty() && text.chars().count() <= max_len && !text.chars().any(char::is_control);
+    is_valid.then_some(text)
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Description(String);
 
 impl Description {
-    const LONGEST: usize = 10_000;
+    const MAX_LEN: usize = 10_000;
 
-    pub fn parse(description: String) -> Result<Self, Fault> {
+    pub fn parse(description: String) -> Result<Self, ValidationError> {
         if description.contains('\0') {
             Err("must not contain NUL")
-        } else if description.chars().count() > Self::LONGEST {
+        } else if description.chars().count() > Self::MAX_LEN {
             Err("must be at most 10000 characters")
         } else {
             Ok(Self(description))
@@ -155,15 +156,15 @@ impl Description {
     }
 }
 
-/// Minor units of the shop's currency.
+/// A price in minor units of the shop's currency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Price(i64);
 
 impl Price {
-    pub const HIGHEST: i64 = 1_000_000_000_000;
+    pub const MAX: i64 = 1_000_000_000_000;
 
-    pub fn parse(price: i64) -> Result<Self, Fault> {
-        if (0..=Self::HIGHEST).contains(&price) { Ok(Self(price)) } else { Err("must be 0 to 10^12") }
+    pub fn parse(price: i64) -> Result<Self, ValidationError> {
+        if (0..=Self::MAX).contains(&price) { Ok(Self(price)) } else { Err("must be 0 to 10^12") }
     }
 
     pub const fn get(self) -> i64 {
@@ -175,14 +176,14 @@ impl Price {
 pub struct ImageUrl(String);
 
 impl ImageUrl {
-    const LONGEST: usize = 2048;
+    const MAX_LEN: usize = 2048;
 
-    pub fn parse(url: String) -> Result<Self, Fault> {
+    pub fn parse(url: String) -> Result<Self, ValidationError> {
         let host = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
-        let sound = url.len() <= Self::LONGEST
+        let is_valid = url.len() <= Self::MAX_LEN
             && host.is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['/', '?', '#']))
             && !url.contains(|c: char| c.is_control() || c.is_whitespace());
-        if sound { Ok(Self(url)) } else { Err("must be an http or https URL of at most 2048 bytes") }
+        if is_valid { Ok(Self(url)) } else { Err("must be an http or https URL of at most 2048 bytes") }
     }
 
     pub fn as_str(&self) -> &str {
@@ -190,51 +191,53 @@ impl ImageUrl {
     }
 }
 
-/// A product is read far more often than its attributes are looked at. Bytes of JSON.
+/// The maximum size of attributes. Most reads of a product do not use them. Bytes of JSON.
 pub const MAX_ATTRIBUTES_BYTES: usize = 16 * 1024;
-/// Levels of objects and lists, of which the attributes themselves are the first: what every message that a product
-/// travels in can hold.
+/// The maximum nesting of objects and lists, including the attributes themselves. It fits into every message
+/// that contains a product.
 pub const MAX_ATTRIBUTES_DEPTH: usize = 16;
 
-/// Checks free attributes: at most 16 KiB as JSON, at most 16 levels, and nothing that PostgreSQL cannot store.
-pub fn attributes(attributes: Attributes) -> Result<Attributes, Fault> {
-    // An object of JSON always serialises.
+/// Validates free attributes: at most 16 KiB as JSON, at most 16 levels, and storable by PostgreSQL.
+pub fn validate_attributes(attributes: Attributes) -> Result<Attributes, ValidationError> {
+    // A JSON object always serialises.
     if serde_json::to_vec(&attributes).unwrap_or_default().len() > MAX_ATTRIBUTES_BYTES {
         return Err("must be at most 16 KiB as JSON");
     }
-    if !are_shallow(&attributes) {
+    if !is_depth_valid(&attributes) {
         return Err("must have at most 16 levels");
     }
-    if attributes.iter().any(|(key, value)| key.contains('\0') || holds_nul(value)) {
+    if attributes.iter().any(|(key, value)| key.contains('\0') || contains_nul(value)) {
         return Err("must not contain NUL");
     }
     Ok(attributes)
 }
 
-/// Reports whether attributes are within the bound of levels.
-pub fn are_shallow(attributes: &Attributes) -> bool {
-    attributes.values().all(|value| is_within(value, MAX_ATTRIBUTES_DEPTH - 1))
+/// Reports whether attributes have at most [`MAX_ATTRIBUTES_DEPTH`] levels.
+pub fn is_depth_valid(attributes: &Attributes) -> bool {
+    attributes.values().all(|value| is_within_depth(value, MAX_ATTRIBUTES_DEPTH - 1))
 }
 
-/// Reports whether a value has at most so many levels of objects and lists.
-fn is_within(value: &Value, levels: usize) -> bool {
+/// Reports whether a value has at most `levels` levels of objects and lists.
+fn is_within_depth(value: &Value, levels: usize) -> bool {
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => true,
-        Value::Array(values) => levels > 0 && values.iter().all(|value| is_within(value, levels - 1)),
-        Value::Object(fields) => levels > 0 && fields.values().all(|value| is_within(value, levels - 1)),
+        Value::Array(values) => levels > 0 && values.iter().all(|value| is_within_depth(value, levels - 1)),
+        Value::Object(fields) => {
+            levels > 0 && fields.values().all(|value| is_within_depth(value, levels - 1))
+        }
     }
 }
 
-fn holds_nul(value: &Value) -> bool {
+fn contains_nul(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => false,
         Value::String(text) => text.contains('\0'),
-        Value::Array(values) => values.iter().any(holds_nul),
-        Value::Object(fields) => fields.iter().any(|(key, value)| key.contains('\0') || holds_nul(value)),
+        Value::Array(values) => values.iter().any(contains_nul),
+        Value::Object(fields) => fields.iter().any(|(key, value)| key.contains('\0') || contains_nul(value)),
     }
 }
 
-/// A product that does not exist yet.
+/// A product to be created.
 #[derive(Clone, Debug)]
 pub struct NewProduct {
     pub sku: Sku,
@@ -247,13 +250,13 @@ pub struct NewProduct {
     pub attributes: Attributes,
 }
 
-/// What an admin changes; `None` stays as it is.
+/// The changes of a product by an admin; `None` leaves a field unchanged.
 #[derive(Clone, Debug, Default)]
-pub struct Changes {
+pub struct ProductChanges {
     pub sku: Option<Sku>,
     pub name: Option<Name>,
     pub description: Option<Description>,
-    /// The inner `None` takes the product out of its category.
+    /// The inner `None` removes the product from its category.
     pub category_id: Option<Option<i64>>,
     pub price: Option<Price>,
     pub stock: Option<crate::stock::Stock>,
@@ -262,9 +265,9 @@ pub struct Changes {
     pub status: Option<Status>,
 }
 
-impl Changes {
-    /// Applies them to everything of the product but its stock and its category's name; whether anything is
-    /// different now.
+impl ProductChanges {
+    /// Applies the changes to the product, except for its stock and its category. Returns whether anything
+    /// differs.
     pub fn apply(&self, product: &mut Product) -> bool {
         let before = product.clone();
         if let Some(sku) = &self.sku {
@@ -299,51 +302,53 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sku_is_short_and_plain() {
-        for sound in ["a", "TEE-1.red_XL", &"x".repeat(64)] {
-            assert!(Sku::parse(sound.to_owned()).is_ok(), "{sound}");
+    fn a_sku_with_invalid_characters_or_length_is_refused() {
+        for valid in ["a", "TEE-1.red_XL", &"x".repeat(64)] {
+            assert!(Sku::parse(valid.to_owned()).is_ok(), "{valid}");
         }
-        for odd in ["", "a b", "ä", "a/b", "a\0", &"x".repeat(65)] {
-            assert!(Sku::parse(odd.to_owned()).is_err(), "{odd}");
+        for invalid in ["", "a b", "ä", "a/b", "a\0", &"x".repeat(65)] {
+            assert!(Sku::parse(invalid.to_owned()).is_err(), "{invalid}");
         }
     }
 
     #[test]
-    fn a_name_is_counted_in_characters() {
+    fn the_length_of_a_name_is_counted_in_characters() {
         assert!(Name::parse("ü".repeat(200)).is_ok());
-        for odd in [String::new(), "  ".to_owned(), "a\nb".to_owned(), "a\0".to_owned(), "ü".repeat(201)] {
-            assert!(Name::parse(odd.clone()).is_err(), "{odd}");
+        for invalid in [String::new(), "  ".to_owned(), "a\nb".to_owned(), "a\0".to_owned(), "ü".repeat(201)]
+        {
+            assert!(Name::parse(invalid.clone()).is_err(), "{invalid}");
         }
     }
 
     #[test]
-    fn a_price_has_bounds() {
-        for (price, sound) in
+    fn a_price_out_of_bounds_is_refused() {
+        for (price, is_valid) in
             [(-1, false), (0, true), (1_000_000_000_000, true), (1_000_000_000_001, false), (i64::MIN, false)]
         {
-            assert_eq!(Price::parse(price).is_ok(), sound, "{price}");
+            assert_eq!(Price::parse(price).is_ok(), is_valid, "{price}");
         }
     }
 
     #[test]
-    fn an_image_is_on_the_web() {
-        for sound in ["https://cdn.example/a.png", "http://x"] {
-            assert!(ImageUrl::parse(sound.to_owned()).is_ok(), "{sound}");
+    fn an_image_url_without_http_or_https_is_refused() {
+        for valid in ["https://cdn.example/a.png", "http://x"] {
+            assert!(ImageUrl::parse(valid.to_owned()).is_ok(), "{valid}");
         }
-        for odd in ["", "ftp://x", "https://", "https:///x", "javascript:alert(1)", "https://a b", "//x"] {
-            assert!(ImageUrl::parse(odd.to_owned()).is_err(), "{odd}");
+        for invalid in ["", "ftp://x", "https://", "https:///x", "javascript:alert(1)", "https://a b", "//x"]
+        {
+            assert!(ImageUrl::parse(invalid.to_owned()).is_err(), "{invalid}");
         }
     }
 
     #[test]
-    fn attributes_are_small_and_storable() {
+    fn attributes_that_are_large_deep_or_not_storable_are_refused() {
         let object = |value: Value| value.as_object().cloned().unwrap();
-        assert!(attributes(object(json!({"deep": [{"a": 1}]}))).is_ok());
-        assert!(attributes(object(json!({"deep": [{"a\0": 1}]}))).is_err());
-        assert!(attributes(object(json!({"deep": [["\0"]]}))).is_err());
-        assert!(attributes(object(json!({"a": "x".repeat(16 * 1024)}))).is_err());
+        assert!(validate_attributes(object(json!({"deep": [{"a": 1}]}))).is_ok());
+        assert!(validate_attributes(object(json!({"deep": [{"a\0": 1}]}))).is_err());
+        assert!(validate_attributes(object(json!({"deep": [["\0"]]}))).is_err());
+        assert!(validate_attributes(object(json!({"a": "x".repeat(16 * 1024)}))).is_err());
         let nested = |levels: usize| (0..levels).fold(json!(1), |inner, _| json!({"a": inner}));
-        assert!(attributes(object(nested(MAX_ATTRIBUTES_DEPTH))).is_ok());
-        assert!(attributes(object(nested(MAX_ATTRIBUTES_DEPTH + 1))).is_err());
+        assert!(validate_attributes(object(nested(MAX_ATTRIBUTES_DEPTH))).is_ok());
+        assert!(validate_attributes(object(nested(MAX_ATTRIBUTES_DEPTH + 1))).is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! Read replicas of PostgreSQL, for lists. One is asked only as long as it is known to lag behind by less
-//! than a change may take to show; who changes the catalogue always reads from the server that was written to.
+//! Read replicas of PostgreSQL, for lists. A replica is used only while its replication lag is known to be
+//! below [`MAX_LAG`]. Callers that must read their own writes use the primary.
 
 use std::{
     sync::{
@@ -20,33 +20,33 @@ use tokio::time::Instant;
 
 use crate::{error::Error, store};
 
-/// How often each is asked how far it is.
-const INTERVAL: Duration = Duration::from_millis(200);
-/// A change must show within a second; some of it goes by until we know.
-const FRESH: Duration = Duration::from_millis(600);
+/// The interval at which the lag of each replica is checked.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// The maximum replication lag. A change must be visible within one second, including the delay of the check.
+const MAX_LAG: Duration = Duration::from_millis(600);
 
-/// Where to read; cheap to clone.
+/// The primary and its read replicas; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Replicas(Arc<Parts>);
+pub struct Replicas(Arc<Inner>);
 
 #[derive(Debug)]
-struct Parts {
+struct Inner {
     primary: PgPool,
     replicas: Vec<Replica>,
-    turn: AtomicUsize,
-    start: Instant,
+    next: AtomicUsize,
+    started_at: Instant,
 }
 
 #[derive(Debug)]
 struct Replica {
     pool: PgPool,
-    /// Milliseconds since the start.
+    /// The time until which the lag is within bounds. Milliseconds since `started_at`.
     fresh_until: AtomicU64,
 }
 
 impl Replicas {
-    /// Starts to watch how far behind each of the servers at `urls` is. An error for one that is no server's, or whose
-    /// server does not let us in.
+    /// Starts to check the lag of the servers at `urls`. Returns an error for an invalid URL and for a server
+    /// that refuses the credentials.
     pub async fn start(
         primary: &PgPool,
         urls: &[SecretString],
@@ -59,22 +59,22 @@ impl Replicas {
                 pg::open_replica("shoppee-product", url, connections).await.context("DATABASE_READ_URLS")?;
             anyhow::Ok(Replica { pool, fresh_until: AtomicU64::new(0) })
         }));
-        let replicas = Self(Arc::new(Parts {
+        let replicas = Self(Arc::new(Inner {
             primary: primary.clone(),
             replicas: replicas.await.into_iter().collect::<anyhow::Result<_>>()?,
-            turn: AtomicUsize::new(0),
-            start: Instant::now(),
+            next: AtomicUsize::new(0),
+            started_at: Instant::now(),
         }));
         for index in 0..replicas.0.replicas.len() {
-            let (watched, stopping) = (replicas.clone(), process.tasks.shutdown_token());
+            let (replicas, shutdown) = (replicas.clone(), process.tasks.shutdown_token());
             process.tasks.spawn("replica", async move {
-                while !stopping.is_cancelled() {
-                    if let Err(error) = watched.look(&watched.0.replicas[index]).await {
-                        tracing::debug!(%error, replica = index, "not read from");
+                while !shutdown.is_cancelled() {
+                    if let Err(error) = replicas.check_lag(&replicas.0.replicas[index]).await {
+                        tracing::debug!(%error, replica = index, "a read replica is not used");
                     }
                     tokio::select! {
-                        () = tokio::time::sleep(INTERVAL) => {}
-                        () = stopping.cancelled() => {}
+                        () = tokio::time::sleep(POLL_INTERVAL) => {}
+                        () = shutdown.cancelled() => {}
                     }
                 }
                 Ok(())
@@ -83,13 +83,13 @@ impl Replicas {
         Ok(replicas)
     }
 
-    /// Lets `read` run on a replica whose turn it is, and on the primary where none is fresh, where it fails there, or
-    /// where `newest` says that what was written just now must be seen.
-    pub async fn read<T, F>(&self, newest: bool, read: impl Fn(PgPool) -> F) -> Result<T, Error>
+    /// Runs `read` on the next replica that is fresh. Runs it on the primary if `require_primary` is set, no
+    /// replica is fresh, or the replica is unavailable.
+    pub async fn read<T, F>(&self, require_primary: bool, read: impl Fn(PgPool) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>> + Send,
     {
-        if let Some(replica) = self.in_turn().filter(|_| !newest) {
+        if let Some(replica) = self.pick().filter(|_| !require_primary) {
             match read(replica.pool.clone()).await {
                 Err(Error::Unavailable) => replica.fresh_until.store(0, Ordering::Relaxed),
                 outcome => return outcome,
@@ -98,32 +98,33 @@ impl Replicas {
         read(self.0.primary.clone()).await
     }
 
-    fn in_turn(&self) -> Option<&Replica> {
+    fn pick(&self) -> Option<&Replica> {
         let replicas = &self.0.replicas;
         let now = self.now();
-        let turn = self.0.turn.fetch_add(1, Ordering::Relaxed);
+        let next = self.0.next.fetch_add(1, Ordering::Relaxed);
         (0..replicas.len())
-            .map(|offset| &replicas[turn.wrapping_add(offset) % replicas.len()])
+            .map(|offset| &replicas[next.wrapping_add(offset) % replicas.len()])
             .find(|replica| now < replica.fresh_until.load(Ordering::Relaxed))
     }
 
-    /// Waits until a replica has what the primary has now, and notes that it was as fresh as that.
-    async fn look(&self, replica: &Replica) -> Result<(), Error> {
-        let asked_at = self.now();
-        let written = store::replica::written(&mut *self.0.primary.acquire().await?).await?;
-        let until = asked_at + millis(FRESH);
+    /// Waits until a replica has replayed what the primary has written by now, and extends its freshness from
+    /// the start of the check.
+    async fn check_lag(&self, replica: &Replica) -> Result<(), Error> {
+        let checked_at = self.now();
+        let written_lsn = store::replica::fetch_written_lsn(&mut *self.0.primary.acquire().await?).await?;
+        let until = checked_at + millis(MAX_LAG);
         while self.now() < until {
-            if store::replica::replayed(&mut *replica.pool.acquire().await?).await? >= written {
+            if store::replica::fetch_replayed_lsn(&mut *replica.pool.acquire().await?).await? >= written_lsn {
                 replica.fresh_until.store(until, Ordering::Relaxed);
                 return Ok(());
             }
-            tokio::time::sleep(INTERVAL / 10).await;
+            tokio::time::sleep(POLL_INTERVAL / 10).await;
         }
         Ok(())
     }
 
     fn now(&self) -> u64 {
-        millis(self.0.start.elapsed())
+        millis(self.0.started_at.elapsed())
     }
 }
 

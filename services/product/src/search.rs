@@ -1,16 +1,16 @@
-//! Search: the index of this process ([`index`]), which a follower of the change log keeps up ([`follower`]), and how
-//! a query is answered from it ([`words`], [`ranking`], [`facets`]). PostgreSQL stays the truth; no search asks it for
-//! more than the products of a page, and those mostly come from memory.
+//! Full-text search over an in-memory index of this process ([`index`]). The indexer follows the change log
+//! ([`indexer`]); queries are resolved ([`query`]), ranked ([`ranking`]) and counted ([`facets`]). PostgreSQL
+//! remains the source of truth. A search reads only the products of its page, mostly from the cache.
 
+mod analyzer;
+mod categories;
 mod facets;
-mod fold;
-mod follower;
 mod index;
+mod indexer;
+mod query;
 mod ranking;
 mod result_cache;
 mod segment;
-mod tree;
-mod words;
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,35 +19,35 @@ use serde::Serialize;
 use shoppee_kit::{pg::PgPool, process::Process};
 use tokio::sync::{Semaphore, watch};
 
-pub use self::{facets::Facets, index::Entry};
+pub use self::{facets::Facets, index::IndexEntry};
 use self::{
     index::Snapshot,
-    ranking::{Question, TIERS},
+    ranking::{IndexQuery, TIER_COUNT},
     result_cache::ResultCache,
 };
 use crate::{
-    cache::Known,
+    cache::CacheEntry,
     catalogue::Catalogue,
-    changes::Changes,
+    change_log::ChangeLog,
     error::Error,
-    listing::{Filters, Key, Position, Sort},
+    listing::{Filters, PageCursor, Sort, SortKey},
     product::Product,
 };
 
-/// Characters of a query.
+/// The maximum length of a query. Characters.
 const MAX_QUERY_LEN: usize = 200;
-/// Searches that run or wait; more are refused.
-const MAX_SEARCHES: usize = 64;
-/// Searches that run on blocking threads at a time: the rest of the service needs the cores too.
-const MAX_RUNNING: usize = 2;
-/// Products of an index, and characters of a query, up to which a search runs in the task of its caller. Such a search
-/// takes less time than a blocking thread takes to wake up.
+/// Searches that wait or run on blocking threads; more are refused.
+const MAX_PENDING_SEARCHES: usize = 64;
+/// Searches that run on blocking threads concurrently: the other requests need the cores too.
+const MAX_CONCURRENT_SEARCHES: usize = 2;
+/// The maximum products of an index, and characters of a query, for a search in the task of its caller. Such
+/// a search takes less time than waking a blocking thread.
 const MAX_INLINE_PRODUCTS: u32 = 5_000;
 const MAX_INLINE_QUERY_LEN: usize = 40;
-/// How long an admin's search waits for what was written before it.
+/// The maximum time for which an admin's search waits until its own writes are indexed.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What somebody looks for.
+/// The text of a search.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Query(String);
 
@@ -63,18 +63,18 @@ impl Query {
     }
 }
 
-/// A search, but for where its page begins.
+/// A search, without the cursor of its page.
 #[derive(Clone, Debug)]
 pub struct SearchRequest {
     pub query: Query,
     pub filters: Filters,
     pub ranking: Ranking,
-    /// Products of a page.
+    /// The page size. Products.
     pub limit: i64,
     pub facets: bool,
 }
 
-/// The order of what is found.
+/// The order of the results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum Ranking {
     Relevance,
@@ -82,33 +82,35 @@ pub enum Ranking {
 }
 
 impl Ranking {
-    /// Reports whether a position of this order can have such a key.
-    fn fits(self, key: &Key) -> bool {
+    /// Reports whether a cursor of this order can have such a key.
+    fn accepts(self, key: &SortKey) -> bool {
         match (self, key) {
-            (Self::Relevance, Key::Number(tier)) => usize::try_from(*tier).is_ok_and(|tier| tier < TIERS),
-            (Self::Relevance, Key::Text(_)) => false,
-            (Self::By(sort), key) => sort.fits(key),
+            (Self::Relevance, SortKey::Number(tier)) => {
+                usize::try_from(*tier).is_ok_and(|tier| tier < TIER_COUNT)
+            }
+            (Self::Relevance, SortKey::Text(_)) => false,
+            (Self::By(sort), key) => sort.accepts(key),
         }
     }
 }
 
-/// What the index has found.
+/// The hits of a query in the index.
 #[derive(Debug)]
-struct Found {
-    /// The keys of the products in the order asked for, and their ids.
-    hits: Vec<(Key, i64)>,
+struct IndexResult {
+    /// The sort keys and ids of the products, in order.
+    hits: Vec<(SortKey, i64)>,
     more: bool,
     total: u64,
     facets: Option<Facets>,
 }
 
-/// A page of what a search finds.
+/// A page of search results.
 #[derive(Debug)]
 pub struct Results {
-    /// Each with its product.
-    pub items: Vec<Arc<Known>>,
+    /// Entries that have a product.
+    pub items: Vec<Arc<CacheEntry>>,
     pub next_cursor: Option<String>,
-    /// On all pages.
+    /// The number of hits on all pages.
     pub total: u64,
     pub facets: Option<Facets>,
 }
@@ -119,66 +121,66 @@ pub struct Search(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// `None` until it was built.
+    /// `None` until the index is built.
     snapshot: ArcSwapOption<Snapshot>,
     results: ResultCache,
-    /// The number of the change log up to which all changes are in the snapshot.
+    /// The id of the change log up to which the snapshot contains all changes.
     applied: watch::Sender<i64>,
-    waiting: Semaphore,
-    running: Arc<Semaphore>,
+    pending_permits: Semaphore,
+    running_permits: Arc<Semaphore>,
 }
 
 impl Search {
-    /// Starts to build the index, and to follow the log.
-    pub fn start(pool: &PgPool, changes: &Changes, process: &Process) -> Self {
-        let search = Self::unbuilt();
-        follower::start(&search, pool, changes, process);
+    /// Starts to build the index and to follow the change log.
+    pub fn start(pool: &PgPool, change_log: &ChangeLog, process: &Process) -> Self {
+        let search = Self::new();
+        indexer::start(&search, pool, change_log, process);
         search
     }
 
-    fn unbuilt() -> Self {
+    fn new() -> Self {
         Self(Arc::new(Inner {
             snapshot: ArcSwapOption::empty(),
             results: ResultCache::new(),
             applied: watch::Sender::new(i64::MIN),
-            waiting: Semaphore::new(MAX_SEARCHES),
-            running: Arc::new(Semaphore::new(MAX_RUNNING)),
+            pending_permits: Semaphore::new(MAX_PENDING_SEARCHES),
+            running_permits: Arc::new(Semaphore::new(MAX_CONCURRENT_SEARCHES)),
         }))
     }
 
-    /// Answers a question, from the newest snapshot or the result of a repeat. Unavailable while the index is built, and
-    /// where too many search.
-    async fn answer(&self, question: Question) -> Result<Arc<Found>, Error> {
+    /// Executes a query on the newest snapshot, or returns its cached result. Returns `Unavailable` while the
+    /// index is being built, and if too many searches wait.
+    async fn execute(&self, query: IndexQuery) -> Result<Arc<IndexResult>, Error> {
         let snapshot = self.0.snapshot.load_full().ok_or(Error::Unavailable)?;
-        let key = (snapshot.generation, question);
-        if let Some(found) = self.0.results.get(&key) {
-            return Ok(found);
+        let key = (snapshot.generation, query);
+        if let Some(result) = self.0.results.get(&key) {
+            return Ok(result);
         }
-        let found = Arc::new(self.compute(snapshot, key.1.clone()).await?);
-        self.0.results.insert(key, found.clone());
-        Ok(found)
+        let result = Arc::new(self.compute(snapshot, key.1.clone()).await?);
+        self.0.results.insert(key, result.clone());
+        Ok(result)
     }
 
-    /// Reads the index: at once where that is little work, on a blocking thread otherwise.
-    async fn compute(&self, snapshot: Arc<Snapshot>, question: Question) -> Result<Found, Error> {
-        if snapshot.len() <= MAX_INLINE_PRODUCTS && question.query.chars().count() <= MAX_INLINE_QUERY_LEN {
-            return ranking::answer(&snapshot, &question).map_err(internal);
+    /// Computes a result: inline if the query is small, else on a blocking thread.
+    async fn compute(&self, snapshot: Arc<Snapshot>, query: IndexQuery) -> Result<IndexResult, Error> {
+        if snapshot.len() <= MAX_INLINE_PRODUCTS && query.text.chars().count() <= MAX_INLINE_QUERY_LEN {
+            return ranking::execute(&snapshot, &query).map_err(internal);
         }
-        let _waiting = self.0.waiting.try_acquire().map_err(|_| Error::Unavailable)?;
-        let running = self.0.running.clone().acquire_owned().await.map_err(|_| Error::Unavailable)?;
-        let answering = tokio::task::spawn_blocking(move || {
-            // A caller that hangs up does not end the work: the place is free when it is done.
-            let _running = running;
-            ranking::answer(&snapshot, &question)
+        let _pending = self.0.pending_permits.try_acquire().map_err(|_| Error::Unavailable)?;
+        let permit = self.0.running_permits.clone().acquire_owned().await.map_err(|_| Error::Unavailable)?;
+        let searching = tokio::task::spawn_blocking(move || {
+            // The search continues if the caller disconnects; the permit is released when it ends.
+            let _permit = permit;
+            ranking::execute(&snapshot, &query)
         });
-        let answer = answering.await.map_err(internal)?;
-        answer.map_err(internal)
+        let hits = searching.await.map_err(internal)?;
+        hits.map_err(internal)
     }
 
-    /// Waits until the changes up to a number of the log can be found, but not for ever.
-    async fn catch_up(&self, number: i64) {
+    /// Waits, for a bounded time, until the snapshot contains the changes up to an id of the log.
+    async fn catch_up(&self, id: i64) {
         let mut applied = self.0.applied.subscribe();
-        let _ = tokio::time::timeout(CATCH_UP_TIMEOUT, applied.wait_for(|applied| *applied >= number)).await;
+        let _ = tokio::time::timeout(CATCH_UP_TIMEOUT, applied.wait_for(|applied| *applied >= id)).await;
     }
 }
 
@@ -188,48 +190,50 @@ fn internal(error: impl std::fmt::Display) -> Error {
 }
 
 impl Catalogue {
-    /// A page of the active products that a query finds; with `newest`, as they are after what was written just now.
+    /// Returns a page of the active products that match a query. With `read_your_writes`, the page includes
+    /// the writes before this call.
     pub async fn search(
         &self,
         request: &SearchRequest,
         cursor: Option<&str>,
-        newest: bool,
+        read_your_writes: bool,
     ) -> Result<Results, Error> {
         let SearchRequest { query, filters, ranking, limit, facets } = request;
-        let asked = ("search", ranking, query, filters);
+        let cursor_query = ("search", ranking, query, filters);
         let after = match cursor {
             None => None,
             Some(cursor) => {
-                let Position { key, id, .. } = Position::parse(cursor, &asked).map_err(Error::Malformed)?;
-                if !ranking.fits(&key) {
+                let PageCursor { key, id, .. } =
+                    PageCursor::parse(cursor, &cursor_query).map_err(Error::Malformed)?;
+                if !ranking.accepts(&key) {
                     return Err(Error::malformed("cursor", "is not a cursor of this search"));
                 }
                 Some((key, id))
             }
         };
-        if newest && let Some(number) = self.cache.newest_change().await {
-            self.search.catch_up(number).await;
+        if read_your_writes && let Some(id) = self.cache.last_change_id().await {
+            self.search.catch_up(id).await;
         }
-        let question = Question {
-            query: query.0.clone(),
+        let index_query = IndexQuery {
+            text: query.0.clone(),
             filters: filters.clone(),
             ranking: *ranking,
             limit: usize::try_from(*limit).unwrap_or_default(),
             after,
             facets: *facets,
         };
-        let found = self.search.answer(question).await?;
-        let ids: Vec<i64> = found.hits.iter().map(|(_, id)| *id).collect();
+        let result = self.search.execute(index_query).await?;
+        let ids: Vec<i64> = result.hits.iter().map(|(_, id)| *id).collect();
         let mut items = self.cache.get_many_or_stale(&ids).await?;
-        // What has changed since it was found fits no more, perhaps.
-        let fits = |product: &Product| product.may_be_seen(false) && filters.fit(product);
-        items.retain(|known| known.product.as_ref().is_some_and(fits));
-        let last = found.hits.last().filter(|_| found.more);
+        // A product may have changed since it was indexed, so that it no longer matches.
+        let is_match = |product: &Product| product.is_visible(false) && filters.matches(product);
+        items.retain(|entry| entry.product.as_ref().is_some_and(is_match));
+        let last = result.hits.last().filter(|_| result.more);
         Ok(Results {
             items,
-            next_cursor: last.map(|(key, id)| Position::new(&asked, key.clone(), *id).cursor()),
-            total: found.total,
-            facets: found.facets.clone(),
+            next_cursor: last.map(|(key, id)| PageCursor::new(&cursor_query, key.clone(), *id).encode()),
+            total: result.total,
+            facets: result.facets.clone(),
         })
     }
 }

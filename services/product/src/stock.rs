@@ -1,22 +1,22 @@
-//! The rules of stock: who gets what when several ask at once, and what a hold may become. Knows neither the
-//! database nor the wire.
+//! The rules of stock: the allocation among concurrent orders, and the states of a hold. This module depends
+//! on neither the database nor gRPC.
 
 use std::collections::BTreeMap;
 
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::product::Fault;
+use crate::product::ValidationError;
 
-/// What can be bought of a product: 0..10^9 when an admin says it.
+/// The available quantity of a product: 0..10^9 if an admin sets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stock(i64);
 
 impl Stock {
-    pub const HIGHEST: i64 = 1_000_000_000;
+    pub const MAX: i64 = 1_000_000_000;
 
-    pub fn parse(stock: i64) -> Result<Self, Fault> {
-        if (0..=Self::HIGHEST).contains(&stock) { Ok(Self(stock)) } else { Err("must be 0 to 10^9") }
+    pub fn parse(stock: i64) -> Result<Self, ValidationError> {
+        if (0..=Self::MAX).contains(&stock) { Ok(Self(stock)) } else { Err("must be 0 to 10^9") }
     }
 
     pub const fn get(self) -> i64 {
@@ -24,13 +24,13 @@ impl Stock {
     }
 }
 
-/// By how much an admin corrects a stock; never 0.
+/// A correction of a stock by an admin; never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delta(i64);
 
 impl Delta {
-    pub fn parse(delta: i64) -> Result<Self, Fault> {
-        if delta != 0 && (-Stock::HIGHEST..=Stock::HIGHEST).contains(&delta) {
+    pub fn parse(delta: i64) -> Result<Self, ValidationError> {
+        if delta != 0 && (-Stock::MAX..=Stock::MAX).contains(&delta) {
             Ok(Self(delta))
         } else {
             Err("must be -10^9 to 10^9 and not 0")
@@ -41,32 +41,32 @@ impl Delta {
         self.0
     }
 
-    /// The stock after the correction.
+    /// Returns the stock after the correction.
     pub fn apply(self, available: i64) -> Result<Stock, AdjustError> {
         match available.saturating_add(self.0) {
             ..0 => Err(AdjustError::BelowZero),
-            stock @ 0..=Stock::HIGHEST => Ok(Stock(stock)),
+            stock @ 0..=Stock::MAX => Ok(Stock(stock)),
             _ => Err(AdjustError::TooMuch),
         }
     }
 }
 
-/// Why a stock cannot be corrected so.
+/// The reason why a correction is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdjustError {
     BelowZero,
     TooMuch,
 }
 
-/// Why a correction was made, for the ledger.
+/// The reason of a correction, as the ledger records it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason(String);
 
 impl Reason {
-    const LONGEST: usize = 500;
+    const MAX_LEN: usize = 500;
 
-    pub fn parse(reason: String) -> Result<Self, Fault> {
-        crate::product::line(reason, Self::LONGEST)
+    pub fn parse(reason: String) -> Result<Self, ValidationError> {
+        crate::product::single_line(reason, Self::MAX_LEN)
             .map(Self)
             .ok_or("must be one line of 1 to 500 characters, not blank")
     }
@@ -76,9 +76,9 @@ impl Reason {
     }
 }
 
-/// Why a row of the ledger was written.
+/// The kind of a stock movement in the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MovementKind {
     Supply,
     Hold,
     Release,
@@ -87,9 +87,9 @@ pub enum Kind {
     Adjustment,
 }
 
-impl Kind {
-    /// As it is stored.
-    pub const fn word(self) -> &'static str {
+impl MovementKind {
+    /// Returns the stored form.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Supply => "supply",
             Self::Hold => "hold",
@@ -108,22 +108,22 @@ pub struct Line {
     pub quantity: i64,
 }
 
-/// What an order wants: each product once, in the order of their ids.
+/// The lines of a hold: each product once, in the order of their ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Basket(Vec<Line>);
+pub struct HoldLines(Vec<Line>);
 
-impl Basket {
-    /// Lines of one order.
-    pub const MOST: usize = 100;
-    /// Of one product.
-    pub const HIGHEST: i64 = 1000;
+impl HoldLines {
+    /// The maximum number of lines of one order.
+    pub const MAX_LINES: usize = 100;
+    /// The maximum quantity of one product.
+    pub const MAX_QUANTITY: i64 = 1000;
 
-    /// The lines in order; what is wrong with them by field.
-    pub fn parse(mut lines: Vec<Line>) -> Result<Self, (String, Fault)> {
-        if !(1..=Self::MOST).contains(&lines.len()) {
+    /// Sorts and checks the lines. An error names the field.
+    pub fn parse(mut lines: Vec<Line>) -> Result<Self, (String, ValidationError)> {
+        if !(1..=Self::MAX_LINES).contains(&lines.len()) {
             return Err(("lines".to_owned(), "must be 1 to 100"));
         }
-        if let Some(at) = lines.iter().position(|line| !(1..=Self::HIGHEST).contains(&line.quantity)) {
+        if let Some(at) = lines.iter().position(|line| !(1..=Self::MAX_QUANTITY).contains(&line.quantity)) {
             return Err((format!("lines[{at}].quantity"), "must be 1 to 1000"));
         }
         lines.sort_unstable_by_key(|line| line.product_id);
@@ -138,17 +138,17 @@ impl Basket {
     }
 }
 
-/// A product on the shelf, while several orders reach for it.
+/// The stock level of a product, from which concurrent orders are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shelf {
+pub struct StockLevel {
     pub sku: String,
     pub name: String,
     pub price: i64,
-    pub on_sale: bool,
+    pub active: bool,
     pub available: i64,
 }
 
-/// One product of a hold, as the catalogue had it when the hold was taken.
+/// One product of a hold, as the catalogue had it when the hold was created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeldLine {
     pub product_id: i64,
@@ -156,21 +156,21 @@ pub struct HeldLine {
     pub name: String,
     pub unit_price: i64,
     pub quantity: i64,
-    /// The quantity left on the shelf, where it was looked at.
+    /// The quantity that is still available, where it was read.
     pub available: i64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum HoldState {
     Held,
     Committed,
     Released,
     Expired,
 }
 
-impl State {
-    /// As it is stored.
-    pub const fn word(self) -> &'static str {
+impl HoldState {
+    /// Returns the stored form.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Held => "held",
             Self::Committed => "committed",
@@ -179,9 +179,9 @@ impl State {
         }
     }
 
-    /// The state of a stored word.
-    pub fn of(word: &str) -> Self {
-        match word {
+    /// Parses the stored form.
+    pub fn from_stored(state: &str) -> Self {
+        match state {
             "held" => Self::Held,
             "committed" => Self::Committed,
             "released" => Self::Released,
@@ -193,174 +193,178 @@ impl State {
 /// The hold of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hold {
-    pub state: State,
+    pub state: HoldState,
     pub expires_at: OffsetDateTime,
-    /// The highest fence of the calls that were about its time.
+    /// The highest fencing token of the calls that changed the expiry.
     pub fence: i64,
     /// In the order of product ids.
     pub lines: Vec<HeldLine>,
 }
 
 impl Hold {
-    /// Whether the goods are still the order's.
-    pub fn lives(&self, now: OffsetDateTime) -> bool {
+    /// Reports whether the order still has its units.
+    pub fn is_active(&self, now: OffsetDateTime) -> bool {
         match self.state {
-            State::Held => self.expires_at > now,
-            State::Committed => true,
-            State::Released | State::Expired => false,
+            HoldState::Held => self.expires_at > now,
+            HoldState::Committed => true,
+            HoldState::Released | HoldState::Expired => false,
         }
     }
 
-    fn is_of(&self, basket: &Basket) -> bool {
-        let held = self.lines.iter().map(|line| (line.product_id, line.quantity));
-        held.eq(basket.lines().iter().map(|line| (line.product_id, line.quantity)))
+    fn matches(&self, lines: &HoldLines) -> bool {
+        let held_lines = self.lines.iter().map(|line| (line.product_id, line.quantity));
+        held_lines.eq(lines.lines().iter().map(|line| (line.product_id, line.quantity)))
     }
 }
 
-/// The reason why an order's goods go back.
+/// The reason why the units of an order are returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReleaseReason {
-    /// Sold goods go back too.
+    /// Sold units are returned too.
     OrderCancelled,
-    /// Only a hold goes back: the release of an order that was never placed may arrive late.
+    /// Only held units are returned: the release of an order that was never placed may arrive late.
     CheckoutAbandoned,
 }
 
-/// What an order asks for.
+/// A request to hold stock for an order.
 #[derive(Clone, Debug)]
-pub struct Want {
+pub struct HoldRequest {
     pub order_id: Uuid,
-    /// `None` only prolongs the hold that exists.
-    pub basket: Option<Basket>,
-    /// The time until which the hold should live at least, or at most where it is to be shortened.
-    pub until: OffsetDateTime,
-    /// Orders calls that change a hold's time: one below the hold's changes nothing.
+    /// `None` only extends the existing hold.
+    pub lines: Option<HoldLines>,
+    /// The minimum expiry of the hold, or the maximum if `shorten` is set.
+    pub expires_at: OffsetDateTime,
+    /// A fencing token for changes of the expiry: a request below the hold's token changes nothing.
     pub fence: i64,
     pub shorten: bool,
 }
 
-/// A line that an order cannot have.
+/// A line that cannot be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shortage {
     pub product_id: i64,
-    /// `None` where no product has the id.
+    /// `None` if no product has the id.
     pub sku: Option<String>,
     pub requested: i64,
-    /// What can be bought now.
+    /// The available quantity.
     pub available: i64,
 }
 
-/// Why an order gets nothing.
+/// The reason why a hold is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum HoldError {
     /// These products are unknown or archived.
-    Unavailable(Vec<Shortage>),
-    /// There is not enough of these products.
+    ProductUnavailable(Vec<Shortage>),
+    /// The stock of these products is insufficient.
     OutOfStock(Vec<Shortage>),
-    /// The hold was released or ran out.
-    Over,
-    /// The order holds something else.
-    Different,
-    /// There is no hold to prolong.
-    Unknown,
+    /// The hold was released or has expired.
+    Expired,
+    /// The order has a hold with other lines.
+    LinesMismatch,
+    /// There is no hold to extend.
+    NotFound,
 }
 
-/// Several orders decided one after the other, in memory, under the locks of all the products they name.
+/// A batch of hold requests, decided one after the other in memory, under the locks of all their products.
 #[derive(Debug)]
-pub struct Round {
+pub struct HoldBatch {
     now: OffsetDateTime,
-    shelves: BTreeMap<i64, Shelf>,
+    levels: BTreeMap<i64, StockLevel>,
     holds: BTreeMap<Uuid, Hold>,
-    /// Holds that began in this round.
-    pub taken: Vec<Uuid>,
-    /// Holds from before that live longer now.
-    pub prolonged: Vec<Uuid>,
+    /// Holds that this batch has created.
+    pub created: Vec<Uuid>,
+    /// Existing holds with a changed expiry.
+    pub extended: Vec<Uuid>,
 }
 
-impl Round {
-    /// `holds` are those the orders have already.
-    pub fn new(now: OffsetDateTime, shelves: BTreeMap<i64, Shelf>, holds: BTreeMap<Uuid, Hold>) -> Self {
-        Self { now, shelves, holds, taken: Vec::new(), prolonged: Vec::new() }
+impl HoldBatch {
+    /// Creates a batch. `holds` are the existing holds of the orders.
+    pub fn new(now: OffsetDateTime, levels: BTreeMap<i64, StockLevel>, holds: BTreeMap<Uuid, Hold>) -> Self {
+        Self { now, levels, holds, created: Vec::new(), extended: Vec::new() }
     }
 
-    /// Gives an order all it wants, or nothing.
-    pub fn decide(&mut self, want: &Want) -> Result<Hold, Refused> {
-        if let Some(hold) = self.holds.get_mut(&want.order_id) {
-            if !hold.lives(self.now) {
-                return Err(Refused::Over);
+    /// Decides a request: the order gets all its lines or none.
+    pub fn decide(&mut self, request: &HoldRequest) -> Result<Hold, HoldError> {
+        if let Some(hold) = self.holds.get_mut(&request.order_id) {
+            if !hold.is_active(self.now) {
+                return Err(HoldError::Expired);
             }
-            if want.basket.as_ref().is_some_and(|basket| !hold.is_of(basket)) {
-                return Err(Refused::Different);
+            if request.lines.as_ref().is_some_and(|lines| !hold.matches(lines)) {
+                return Err(HoldError::LinesMismatch);
             }
-            let until =
-                if want.shorten { hold.expires_at.min(want.until) } else { hold.expires_at.max(want.until) };
-            let changes = hold.expires_at != until || hold.fence < want.fence;
-            if hold.state == State::Held && hold.fence <= want.fence && changes {
-                hold.expires_at = until;
-                hold.fence = want.fence;
-                if !self.taken.contains(&want.order_id) && !self.prolonged.contains(&want.order_id) {
-                    self.prolonged.push(want.order_id);
+            let expires_at = if request.shorten {
+                hold.expires_at.min(request.expires_at)
+            } else {
+                hold.expires_at.max(request.expires_at)
+            };
+            let is_changed = hold.expires_at != expires_at || hold.fence < request.fence;
+            if hold.state == HoldState::Held && hold.fence <= request.fence && is_changed {
+                hold.expires_at = expires_at;
+                hold.fence = request.fence;
+                if !self.created.contains(&request.order_id) && !self.extended.contains(&request.order_id) {
+                    self.extended.push(request.order_id);
                 }
             }
             let hold = hold.clone();
             return Ok(self.with_available(hold));
         }
-        let basket = want.basket.as_ref().ok_or(Refused::Unknown)?;
-        let lines = self.take(basket)?;
-        let hold = Hold { state: State::Held, expires_at: want.until, fence: want.fence, lines };
-        self.holds.insert(want.order_id, hold.clone());
-        self.taken.push(want.order_id);
+        let lines = request.lines.as_ref().ok_or(HoldError::NotFound)?;
+        let lines = self.reserve(lines)?;
+        let hold =
+            Hold { state: HoldState::Held, expires_at: request.expires_at, fence: request.fence, lines };
+        self.holds.insert(request.order_id, hold.clone());
+        self.created.push(request.order_id);
         Ok(self.with_available(hold))
     }
 
     fn with_available(&self, mut hold: Hold) -> Hold {
         for line in &mut hold.lines {
-            line.available = self.shelves.get(&line.product_id).map_or(0, |shelf| shelf.available);
+            line.available = self.levels.get(&line.product_id).map_or(0, |level| level.available);
         }
         hold
     }
 
-    /// Of what is not on sale, nothing can be bought.
+    /// Describes a shortage. The available quantity of an archived product is 0.
     fn shortage(&self, line: &Line) -> Shortage {
-        let product = self.shelves.get(&line.product_id);
+        let product = self.levels.get(&line.product_id);
         Shortage {
             product_id: line.product_id,
             sku: product.map(|product| product.sku.clone()),
             requested: line.quantity,
-            available: product.filter(|product| product.on_sale).map_or(0, |product| product.available),
+            available: product.filter(|product| product.active).map_or(0, |product| product.available),
         }
     }
 
-    fn take(&mut self, basket: &Basket) -> Result<Vec<HeldLine>, Refused> {
+    fn reserve(&mut self, lines: &HoldLines) -> Result<Vec<HeldLine>, HoldError> {
         let lines_where = |is_refused: &dyn Fn(&Line) -> bool| -> Vec<Shortage> {
-            let refused = basket.lines().iter().filter(|line| is_refused(line));
+            let refused = lines.lines().iter().filter(|line| is_refused(line));
             refused.map(|line| self.shortage(line)).collect()
         };
         let unavailable =
-            lines_where(&|line| self.shelves.get(&line.product_id).is_none_or(|shelf| !shelf.on_sale));
+            lines_where(&|line| self.levels.get(&line.product_id).is_none_or(|level| !level.active));
         if !unavailable.is_empty() {
-            return Err(Refused::Unavailable(unavailable));
+            return Err(HoldError::ProductUnavailable(unavailable));
         }
-        let short = lines_where(&|line| self.shelves[&line.product_id].available < line.quantity);
+        let short = lines_where(&|line| self.levels[&line.product_id].available < line.quantity);
         if !short.is_empty() {
-            return Err(Refused::OutOfStock(short));
+            return Err(HoldError::OutOfStock(short));
         }
-        let lines = basket.lines().iter().filter_map(|line| {
-            let taken_from = self.shelves.get_mut(&line.product_id)?;
-            taken_from.available -= line.quantity;
+        let held_lines = lines.lines().iter().filter_map(|line| {
+            let level = self.levels.get_mut(&line.product_id)?;
+            level.available -= line.quantity;
             Some(HeldLine {
                 product_id: line.product_id,
-                sku: taken_from.sku.clone(),
-                name: taken_from.name.clone(),
-                unit_price: taken_from.price,
+                sku: level.sku.clone(),
+                name: level.name.clone(),
+                unit_price: level.price,
                 quantity: line.quantity,
-                available: taken_from.available,
+                available: level.available,
             })
         });
-        Ok(lines.collect())
+        Ok(held_lines.collect())
     }
 
-    /// A hold that was decided on.
+    /// Returns the hold of an order after the decisions.
     pub fn hold(&self, order_id: &Uuid) -> Option<&Hold> {
         self.holds.get(order_id)
     }

@@ -1,7 +1,7 @@
-//! All SQL of the service. Plain functions over a connection; who calls owns the transaction.
+//! All SQL of the service: plain functions over a connection. The caller owns the transaction.
 //!
-//! Locks are taken in one order everywhere: stock rows by product id ([`stock::lock`]), then holds
-//! ([`hold`]), then product rows by id ([`product`]).
+//! The global lock order is: stock rows by product id ([`stock::lock`]), then holds ([`hold`]), then product
+//! rows by id ([`product`]).
 
 pub mod audit;
 pub mod batch;

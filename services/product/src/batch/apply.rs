@@ -1,8 +1,8 @@
-//! What happens with a batch: its products are found, the rows that could never be applied are set aside, the
-//! others are decided under the locks of their products and written with a few statements a chunk.
+//! The execution of a batch: resolves the products, sets aside invalid rows, and decides the others under the
+//! locks of their products. Each chunk is written with a few statements.
 //!
-//! With `continue` each chunk is a transaction of its own: a row and its line in the ledger are both there or
-//! neither. With `abort` everything is one transaction.
+//! With `continue` each chunk is a transaction of its own: a row and its ledger entry are written together or
+//! not at all. With `abort` the whole batch is one transaction.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -14,25 +14,24 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use super::{Change, OnError, Outcome, Row, RowFault, RowResult, Target, Update};
+use super::{Change, OnError, Outcome, Row, RowError, RowResult, Target, Update};
 use crate::{
     catalogue::Catalogue,
     error::Error,
-    idempotency::{Begun, DoneRow, Key, Turn},
+    idempotency::{BatchLease, DoneRow, Key, LeaseOutcome},
     product::Sku,
-    stock::Kind,
+    stock::MovementKind,
     store::{self, batch::Write, stock::Movement},
 };
 
-/// Rows written by one statement: large enough that its cost is the rows', small enough that nobody waits
-/// long for their locks.
-const CHUNK: usize = 500;
-/// Chunks at work at the same time, over all batches; less where the pool is small.
-const WORKERS: u32 = 4;
-/// What the ledger says.
-const REASON: &str = "batch";
+/// Rows written by one statement: enough to amortize the statement, few enough to keep row locks short.
+const CHUNK_SIZE: usize = 500;
+/// Chunks that run concurrently, over all batches; less if the connection pool is small.
+const MAX_WORKERS: u32 = 4;
+/// The reason in the ledger.
+const LEDGER_REASON: &str = "batch";
 
-/// Batches of changes; cheap to clone.
+/// The use case of batch updates; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Batches {
     pool: PgPool,
@@ -41,27 +40,28 @@ pub struct Batches {
     workers: Arc<Semaphore>,
 }
 
-/// A row that may be applied, with its place in the batch.
+/// A valid row whose product exists, with its index in the batch.
 #[derive(Clone, Debug)]
-struct Found {
+struct ResolvedRow {
     index: usize,
     id: i64,
-    /// Where it was named by that, which another product may have when its turn comes.
+    /// The SKU, if the row names its product by SKU. It may belong to another product by the time of the
+    /// lock.
     sku: Option<Sku>,
     change: Change,
 }
 
-/// What became of the rows of a chunk.
+/// The outcomes of a chunk.
 #[derive(Debug, Default)]
-struct Done {
+struct ChunkResult {
     outcomes: Vec<(usize, Outcome)>,
 }
 
 impl Batches {
     pub fn new(catalogue: Catalogue) -> Self {
         let pool = catalogue.pool.clone();
-        // Three quarters of the connections are left to everybody else.
-        let workers = (pool.options().get_max_connections() / 4).clamp(1, WORKERS);
+        // Three quarters of the connections remain for other requests.
+        let workers = (pool.options().get_max_connections() / 4).clamp(1, MAX_WORKERS);
         Self {
             clock: catalogue.clock.clone(),
             pool,
@@ -70,26 +70,27 @@ impl Batches {
         }
     }
 
-    /// Takes the turn at a batch under a key, or finds its answer.
-    pub async fn begin(&self, key: Key) -> Result<Begun, Error> {
-        Turn::begin(&self.pool, key).await
+    /// Acquires the lease of a batch under a key, or returns its saved answer.
+    pub async fn acquire_lease(&self, key: Key) -> Result<LeaseOutcome, Error> {
+        BatchLease::acquire(&self.pool, key).await
     }
 
-    /// Applies a batch; one result a row, in order. Under a key, all but the rows that are `done`.
+    /// Applies a batch and returns one result per row, in order. Rows in `done_rows` were applied by an
+    /// earlier attempt under the same key and are skipped.
     pub async fn apply(
         &self,
         on_error: OnError,
         rows: Vec<Row>,
-        turn: Option<&Turn>,
-        done: &[DoneRow],
+        lease: Option<&BatchLease>,
+        done_rows: &[DoneRow],
     ) -> Result<Vec<RowResult>, Error> {
-        let done: HashMap<usize, &DoneRow> =
-            done.iter().filter_map(|row| Some((usize::try_from(row.row_index).ok()?, row))).collect();
-        let ids = self.find(&rows).await?;
+        let done_rows: HashMap<usize, &DoneRow> =
+            done_rows.iter().filter_map(|row| Some((usize::try_from(row.row_index).ok()?, row))).collect();
+        let ids = self.resolve(&rows).await?;
         let mut results = Vec::with_capacity(rows.len());
-        let (mut named, mut found) = (HashSet::new(), Vec::new());
+        let (mut named, mut resolved) = (HashSet::new(), Vec::new());
         for (index, row) in rows.into_iter().enumerate() {
-            if let Some(done) = done.get(&index) {
+            if let Some(done) = done_rows.get(&index) {
                 named.insert(done.product_id);
                 let outcome = Outcome::Updated { version: done.version, revision: done.revision };
                 results.push(RowResult { id: Some(done.product_id), outcome });
@@ -98,51 +99,51 @@ impl Batches {
             let id = row.target.as_ref().and_then(|target| ids.get(target));
             let outcome = match (row.change, id) {
                 (_, Some(id)) if !named.insert(id) => {
-                    Some(RowFault::Invalid { field: "id", fault: "an earlier row has the same product" })
+                    Some(RowError::Invalid { field: "id", message: "an earlier row has the same product" })
                 }
-                (Err(fault), _) => Some(fault),
-                (Ok(_), None) => Some(RowFault::NotFound),
+                (Err(error), _) => Some(error),
+                (Ok(_), None) => Some(RowError::NotFound),
                 (Ok(change), Some(id)) => {
                     let sku = match row.target {
                         Some(Target::Sku(sku)) => Some(sku),
                         Some(Target::Id(_)) | None => None,
                     };
-                    found.push(Found { index, id, sku, change });
+                    resolved.push(ResolvedRow { index, id, sku, change });
                     None
                 }
             };
-            // A row that was found is skipped, until it is done.
+            // A resolved row counts as skipped until it is applied.
             let outcome = outcome.map_or(Outcome::Skipped, Outcome::Failed);
             results.push(RowResult { id, outcome });
         }
-        let sound = found.len() + done.len() == results.len();
-        // In the order in which everybody locks.
-        found.sort_unstable_by_key(|row| row.id);
-        let done = match on_error {
-            OnError::Continue => self.continue_on_error(found, turn).await?,
-            OnError::Abort => self.all_or_nothing(found, sound, turn).await?,
+        let all_valid = resolved.len() + done_rows.len() == results.len();
+        // The global lock order.
+        resolved.sort_unstable_by_key(|row| row.id);
+        let result = match on_error {
+            OnError::Continue => self.continue_on_error(resolved, lease).await?,
+            OnError::Abort => self.all_or_nothing(resolved, all_valid, lease).await?,
         };
-        for (index, outcome) in done.outcomes {
+        for (index, outcome) in result.outcomes {
             results[index].outcome = outcome;
         }
-        // Staff that look at what they have just changed see it.
-        let shows = |outcome: &Outcome| {
-            matches!(outcome, Outcome::Updated { .. } | Outcome::Failed(RowFault::Uncertain))
+        // The next read of the caller includes its changes.
+        let is_written = |outcome: &Outcome| {
+            matches!(outcome, Outcome::Updated { .. } | Outcome::Failed(RowError::OutcomeUnknown))
         };
-        if results.iter().any(|result| shows(&result.outcome)) {
-            self.catalogue.cache.show().await;
+        if results.iter().any(|result| is_written(&result.outcome)) {
+            self.catalogue.cache.wait_visible().await;
             for result in &mut results {
-                // Orders may have moved its stock while it was written.
+                // Orders may have changed the stock meanwhile.
                 if let (Some(id), Outcome::Updated { revision, .. }) = (result.id, &mut result.outcome) {
-                    *revision = self.catalogue.cache.floor(id).max(*revision);
+                    *revision = self.catalogue.cache.min_revision(id).max(*revision);
                 }
             }
         }
         Ok(results)
     }
 
-    /// The products that the rows name.
-    async fn find(&self, rows: &[Row]) -> Result<Ids, Error> {
+    /// Resolves the products of the rows.
+    async fn resolve(&self, rows: &[Row]) -> Result<ProductIds, Error> {
         let (mut ids, mut skus) = (Vec::new(), Vec::new());
         for row in rows {
             match &row.target {
@@ -152,92 +153,105 @@ impl Batches {
             }
         }
         let mut conn = self.pool.acquire().await?;
-        let products = store::batch::find(&mut conn, &ids, &skus).await?;
-        let mut found = Ids::default();
-        for (id, sku) in products {
-            found.ids.insert(id);
-            found.by_sku.insert(sku, id);
+        let rows = store::batch::find(&mut conn, &ids, &skus).await?;
+        let mut products = ProductIds::default();
+        for (id, sku) in rows {
+            products.ids.insert(id);
+            products.by_sku.insert(sku, id);
         }
-        Ok(found)
+        Ok(products)
     }
 
-    /// Decides all rows, so that whoever sent them learns of every fault at once; writes them where there is
-    /// none, here or in the rows that are not `sound`.
+    /// Decides all rows, so that the caller learns of every error at once. Writes them only if all are valid,
+    /// including the rows outside of `rows` (`all_valid`).
     async fn all_or_nothing(
         &self,
-        rows: Vec<Found>,
-        sound: bool,
-        turn: Option<&Turn>,
-    ) -> Result<Done, Error> {
+        rows: Vec<ResolvedRow>,
+        all_valid: bool,
+        lease: Option<&BatchLease>,
+    ) -> Result<ChunkResult, Error> {
         let _worker = self.workers.acquire().await.map_err(|_| Error::Unavailable)?;
         let now = self.clock.now();
         let mut tx = self.pool.begin().await?;
-        let (mut done, writes) = decide(&mut tx, &rows).await?;
-        let failed = |outcome: &Outcome| matches!(outcome, Outcome::Failed(_));
-        if !sound || done.outcomes.iter().any(|(_, outcome)| failed(outcome)) {
+        let (mut result, writes) = decide(&mut tx, &rows).await?;
+        let is_failed = |outcome: &Outcome| matches!(outcome, Outcome::Failed(_));
+        if !all_valid || result.outcomes.iter().any(|(_, outcome)| is_failed(outcome)) {
             tx.rollback().await?;
-            for (_, outcome) in &mut done.outcomes {
-                if !failed(outcome) {
+            for (_, outcome) in &mut result.outcomes {
+                if !is_failed(outcome) {
                     *outcome = Outcome::Skipped;
                 }
             }
-            return Ok(done);
+            return Ok(result);
         }
-        for chunk in writes.chunks(CHUNK) {
-            write(&mut tx, chunk, now).await?;
+        for chunk in writes.chunks(CHUNK_SIZE) {
+            write_updates(&mut tx, chunk, now).await?;
         }
-        done.note(&mut tx, &rows, turn).await?;
-        Ok(done.committed(tx.commit().await))
+        result.record_progress(&mut tx, &rows, lease).await?;
+        Ok(result.after_commit(tx.commit().await))
     }
 
-    async fn continue_on_error(&self, rows: Vec<Found>, turn: Option<&Turn>) -> Result<Done, Error> {
+    async fn continue_on_error(
+        &self,
+        rows: Vec<ResolvedRow>,
+        lease: Option<&BatchLease>,
+    ) -> Result<ChunkResult, Error> {
         let mut chunks = JoinSet::new();
-        for chunk in rows.chunks(CHUNK) {
-            let (batches, chunk, turn) = (self.clone(), chunk.to_vec(), turn.cloned());
+        for chunk in rows.chunks(CHUNK_SIZE) {
+            let (batches, chunk, lease) = (self.clone(), chunk.to_vec(), lease.cloned());
             chunks.spawn(async move {
-                batches.chunk(&chunk, turn.as_ref()).await.map_err(|error| (chunk, error))
+                batches.apply_chunk(&chunk, lease.as_ref()).await.map_err(|error| (chunk, error))
             });
         }
-        let (mut done, mut error, mut any) = (Done::default(), None, false);
+        let (mut result, mut error, mut any_done) = (ChunkResult::default(), None, false);
         while let Some(chunk) = chunks.join_next().await {
             match chunk {
                 Ok(Ok(chunk)) => {
-                    any = true;
-                    done.outcomes.extend(chunk.outcomes);
+                    any_done = true;
+                    result.outcomes.extend(chunk.outcomes);
                 }
-                Ok(Err((chunk, why))) => {
-                    tracing::warn!(error = %why, rows = chunk.len(), "rows of a batch not done");
-                    let failed = |row: Found| (row.index, Outcome::Failed(RowFault::Unavailable));
-                    done.outcomes.extend(chunk.into_iter().map(failed));
-                    error = Some(why);
+                Ok(Err((chunk, reason))) => {
+                    tracing::warn!(error = %reason, rows = chunk.len(), "rows of a batch were not applied");
+                    let failed = |row: ResolvedRow| (row.index, Outcome::Failed(RowError::Unavailable));
+                    result.outcomes.extend(chunk.into_iter().map(failed));
+                    error = Some(reason);
                 }
                 Err(_panicked) => error = Some(Error::Internal),
             }
         }
         match error {
-            // Nothing was done; to be told as such.
-            Some(error) if !any => Err(error),
-            Some(_) | None => Ok(done),
+            // Nothing was applied: the whole batch fails.
+            Some(error) if !any_done => Err(error),
+            Some(_) | None => Ok(result),
         }
     }
 
-    async fn chunk(&self, rows: &[Found], turn: Option<&Turn>) -> Result<Done, Error> {
+    async fn apply_chunk(
+        &self,
+        rows: &[ResolvedRow],
+        lease: Option<&BatchLease>,
+    ) -> Result<ChunkResult, Error> {
         let _worker = self.workers.acquire().await.map_err(|_| Error::Unavailable)?;
         let now = self.clock.now();
         let mut tx = self.pool.begin().await?;
-        let (done, writes) = decide(&mut tx, rows).await?;
+        let (result, writes) = decide(&mut tx, rows).await?;
         if !writes.is_empty() {
-            write(&mut tx, &writes, now).await?;
+            write_updates(&mut tx, &writes, now).await?;
         }
-        done.note(&mut tx, rows, turn).await?;
-        Ok(done.committed(tx.commit().await))
+        result.record_progress(&mut tx, rows, lease).await?;
+        Ok(result.after_commit(tx.commit().await))
     }
 }
 
-impl Done {
-    /// Notes the rows that changed their products, in the transaction that does so.
-    async fn note(&self, conn: &mut PgConnection, rows: &[Found], turn: Option<&Turn>) -> Result<(), Error> {
-        let Some(turn) = turn else {
+impl ChunkResult {
+    /// Records the applied rows in the transaction that applies them.
+    async fn record_progress(
+        &self,
+        conn: &mut PgConnection,
+        rows: &[ResolvedRow],
+        lease: Option<&BatchLease>,
+    ) -> Result<(), Error> {
+        let Some(lease) = lease else {
             return Ok(());
         };
         let products: HashMap<usize, i64> = rows.iter().map(|row| (row.index, row.id)).collect();
@@ -250,16 +264,16 @@ impl Done {
             }),
             Outcome::Unchanged(_) | Outcome::Failed(_) | Outcome::Skipped => None,
         });
-        turn.note(conn, &done.collect::<Vec<_>>()).await
+        lease.record_progress(conn, &done.collect::<Vec<_>>()).await
     }
 
-    /// What became of the rows in the end: where the database went away, it may have done all and not said so.
-    fn committed(mut self, answer: sqlx::Result<()>) -> Self {
-        if let Err(error) = answer {
-            tracing::warn!(%error, "rows of a batch may be done or not");
+    /// Returns the final outcomes. If the commit failed, its outcome is unknown.
+    fn after_commit(mut self, outcome: sqlx::Result<()>) -> Self {
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "the outcome of a batch commit is unknown");
             for (_, outcome) in &mut self.outcomes {
                 if matches!(outcome, Outcome::Updated { .. }) {
-                    *outcome = Outcome::Failed(RowFault::Uncertain);
+                    *outcome = Outcome::Failed(RowError::OutcomeUnknown);
                 }
             }
         }
@@ -267,14 +281,14 @@ impl Done {
     }
 }
 
-/// The products that were found.
+/// The products that exist.
 #[derive(Debug, Default)]
-struct Ids {
+struct ProductIds {
     ids: HashSet<i64>,
     by_sku: HashMap<String, i64>,
 }
 
-impl Ids {
+impl ProductIds {
     fn get(&self, target: &Target) -> Option<i64> {
         match target {
             Target::Id(id) => self.ids.get(id).copied(),
@@ -283,8 +297,8 @@ impl Ids {
     }
 }
 
-/// Locks the products of these rows, and decides each.
-async fn decide(conn: &mut PgConnection, rows: &[Found]) -> Result<(Done, Vec<Write>), Error> {
+/// Locks the products of these rows and decides each row.
+async fn decide(conn: &mut PgConnection, rows: &[ResolvedRow]) -> Result<(ChunkResult, Vec<Write>), Error> {
     let categories: BTreeSet<i64> = rows.iter().filter_map(|row| row.change.category_id.flatten()).collect();
     let categories: Vec<i64> = categories.into_iter().collect();
     let categories = if categories.is_empty() {
@@ -299,41 +313,42 @@ async fn decide(conn: &mut PgConnection, rows: &[Found]) -> Result<(Done, Vec<Wr
     let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
     let current = store::batch::lock(conn, &ids).await?;
 
-    let (mut done, mut writes) = (Done::default(), Vec::new());
-    for Found { index, id, sku, change } in rows {
-        let known = change.category_id.flatten().is_none_or(|category| categories.contains(&category));
+    let (mut result, mut writes) = (ChunkResult::default(), Vec::new());
+    for ResolvedRow { index, id, sku, change } in rows {
+        let category_exists =
+            change.category_id.flatten().is_none_or(|category| categories.contains(&category));
         let decided = match current.get(id) {
-            None => Err(RowFault::NotFound),
+            None => Err(RowError::NotFound),
             Some(current) if sku.as_ref().is_some_and(|sku| sku.as_str() != current.sku) => {
-                Err(RowFault::NotFound)
+                Err(RowError::NotFound)
             }
-            Some(_) if !known => {
-                Err(RowFault::Invalid { field: "category_id", fault: "there is no such category" })
+            Some(_) if !category_exists => {
+                Err(RowError::Invalid { field: "category_id", message: "there is no such category" })
             }
             Some(current) => change.decide(current).map(|update| (update, current)),
         };
         let outcome = match decided {
-            Err(fault) => Outcome::Failed(fault),
+            Err(error) => Outcome::Failed(error),
             Ok((None, current)) => Outcome::Unchanged(current.version),
             Ok((Some(update), current)) => {
                 writes.push(Write { id: *id, update });
                 Outcome::Updated { version: current.version + 1, revision: current.revision + 1 }
             }
         };
-        done.outcomes.push((*index, outcome));
+        result.outcomes.push((*index, outcome));
     }
-    Ok((done, writes))
+    Ok((result, writes))
 }
 
-/// Writes products that are locked, and corrects their stock.
-async fn write(conn: &mut PgConnection, writes: &[Write], now: OffsetDateTime) -> Result<(), Error> {
+/// Writes locked products and corrects their stock.
+async fn write_updates(conn: &mut PgConnection, writes: &[Write], now: OffsetDateTime) -> Result<(), Error> {
     store::batch::write(conn, writes, now).await?;
     let corrections = writes.iter().map(|Write { id, update: Update { correction, .. }, .. }| Movement {
         product_id: *id,
-        kind: Kind::Adjustment,
+        kind: MovementKind::Adjustment,
         quantity: *correction,
         order_id: None,
-        reason: Some(REASON),
+        reason: Some(LEDGER_REASON),
     });
     Ok(store::stock::apply(conn, &corrections.collect::<Vec<_>>(), now).await?)
 }
@@ -342,16 +357,16 @@ async fn write(conn: &mut PgConnection, writes: &[Write], now: OffsetDateTime) -
 mod tests {
     use super::*;
 
-    fn done() -> Done {
+    fn done() -> ChunkResult {
         let updated = Outcome::Updated { version: 2, revision: 3 };
-        Done { outcomes: vec![(0, updated), (1, Outcome::Unchanged(7))] }
+        ChunkResult { outcomes: vec![(0, updated), (1, Outcome::Unchanged(7))] }
     }
 
     #[test]
-    fn what_was_changed_is_uncertain_where_the_database_did_not_say_that_it_was() {
-        assert_eq!(done().committed(Ok(())).outcomes, done().outcomes);
-        let lost = done().committed(Err(sqlx::Error::WorkerCrashed));
-        let uncertain = Outcome::Failed(RowFault::Uncertain);
+    fn a_failed_commit_makes_the_outcome_of_updates_unknown() {
+        assert_eq!(done().after_commit(Ok(())).outcomes, done().outcomes);
+        let lost = done().after_commit(Err(sqlx::Error::WorkerCrashed));
+        let uncertain = Outcome::Failed(RowError::OutcomeUnknown);
         assert_eq!(lost.outcomes, [(0, uncertain), (1, Outcome::Unchanged(7))]);
     }
 }

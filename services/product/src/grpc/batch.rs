@@ -1,4 +1,4 @@
-//! Batches of changes.
+//! Batch updates.
 
 use std::sync::Arc;
 
@@ -13,27 +13,27 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{convert, key};
+use super::{convert, idempotency_key};
 use crate::{
-    batch::{Batches, Change, MOST_ROWS, OnError, Outcome, Row, RowFault, RowResult, StockChange, Target},
+    batch::{Batches, Change, MAX_ROWS, OnError, Outcome, Row, RowError, RowResult, StockChange, Target},
     error::Error,
-    idempotency::{Answered, Begun},
-    product::{Description, Fault, Name, Price, Sku},
+    idempotency::{IdempotentResult, LeaseOutcome},
+    product::{Description, Name, Price, Sku, ValidationError},
     stock::{Delta, Stock},
 };
 
-/// Answers that wait for a caller that reads slowly; then the next batch waits.
-const ANSWERS: usize = 1;
-/// The prefix of a kept answer, which is never empty then.
-const KEPT: &[u8] = b"b";
+/// Responses that are buffered for a slow caller; then the next batch waits.
+const RESPONSE_BUFFER: usize = 1;
+/// The prefix of a saved answer, which makes it non-empty.
+const ANSWER_PREFIX: &[u8] = b"b";
 
 pub async fn update(
     batches: &Batches,
     admin: &Caller,
     mut request: wire::BatchUpdateProductsRequest,
-) -> Result<Answered<wire::BatchUpdateProductsResponse>, Error> {
+) -> Result<IdempotentResult<wire::BatchUpdateProductsResponse>, Error> {
     let key = request.idempotency_key.take();
-    let key = key::read(admin, "products.batch", key, &(request.on_error, &request.items))?;
+    let key = idempotency_key::parse(admin, "products.batch", key, &(request.on_error, &request.items))?;
     let on_error = match wire::OnError::try_from(request.on_error) {
         Ok(wire::OnError::Continue) => OnError::Continue,
         Ok(wire::OnError::Abort) => OnError::Abort,
@@ -41,64 +41,64 @@ pub async fn update(
             return Err(Error::malformed("on_error", "must be continue or abort"));
         }
     };
-    if request.items.len() > MOST_ROWS {
+    if request.items.len() > MAX_ROWS {
         return Err(Error::invalid("items", "must be at most 10000"));
     }
     let rows = request.items.into_iter().map(row).collect();
     let Some(key) = key else {
-        return Ok(Answered::new(response(batches.apply(on_error, rows, None, &[]).await?)));
+        return Ok(IdempotentResult::new(response(batches.apply(on_error, rows, None, &[]).await?)));
     };
-    let (turn, done) = match batches.begin(key).await? {
-        Begun::Ours(turn, done) => (turn, done),
-        Begun::Done(answer) => {
-            let answer = answer.strip_prefix(KEPT).and_then(|answer| Message::decode(answer).ok());
-            return Ok(Answered { answer: answer.ok_or(Error::Internal)?, replayed: true });
+    let (lease, done_rows) = match batches.acquire_lease(key).await? {
+        LeaseOutcome::Acquired(lease, done_rows) => (lease, done_rows),
+        LeaseOutcome::Completed(answer) => {
+            let answer = answer.strip_prefix(ANSWER_PREFIX).and_then(|answer| Message::decode(answer).ok());
+            return Ok(IdempotentResult { value: answer.ok_or(Error::Internal)?, replayed: true });
         }
     };
-    match batches.apply(on_error, rows, Some(&turn), &done).await {
+    match batches.apply(on_error, rows, Some(&lease), &done_rows).await {
         Ok(results) => {
-            let had_their_turn = results.iter().all(|result| result.outcome.is_final());
+            let is_final = results.iter().all(|result| result.outcome.is_final());
             let answer = response(results);
-            let kept = had_their_turn.then(|| [KEPT, &answer.encode_to_vec()].concat());
-            turn.end(kept.as_deref()).await;
-            Ok(Answered::new(answer))
+            let saved = is_final.then(|| [ANSWER_PREFIX, &answer.encode_to_vec()].concat());
+            lease.finish(saved.as_deref()).await;
+            Ok(IdempotentResult::new(answer))
         }
         Err(error) => {
-            turn.end(None).await;
+            lease.finish(None).await;
             Err(error)
         }
     }
 }
 
-/// Answers one batch after the other, each in a task that a caller who hangs up does not stop half-way. Whether `admin`
-/// is one still is looked at before each.
+/// Answers a stream of batches in order. Each runs in a task that a disconnect does not cancel. The caller's
+/// admin role is checked again before each.
 pub fn stream(
     batches: Batches,
     tasks: &Tasks,
     (admin, verifier): (Caller, Arc<Verifier>),
     mut requests: Streaming<wire::BatchUpdateProductsRequest>,
 ) -> ReceiverStream<Result<wire::BatchUpdateProductsResponse, Status>> {
-    let (answers, stream) = mpsc::channel(ANSWERS);
-    let stop = tasks.shutdown_token();
+    let (answers, stream) = mpsc::channel(RESPONSE_BUFFER);
+    let shutdown = tasks.shutdown_token();
     tasks.track(async move {
         loop {
             let request = tokio::select! {
                 request = requests.message() => request,
-                // Not an end of the stream: the caller must not believe that all was read.
-                () = stop.cancelled() => Err(status::unavailable().into()),
+                // An error, not an end of stream: the caller must not conclude that all batches were read.
+                () = shutdown.cancelled() => Err(status::unavailable().into()),
                 () = answers.closed() => return,
             };
             let answer = match (request, verifier.check_active(&admin)) {
                 (Ok(None), _) => return,
                 (Ok(Some(request)), Ok(())) => {
-                    let answered = update(&batches, &admin, request).await;
-                    answered.map(|answered| answered.answer).map_err(Status::from)
+                    let result = update(&batches, &admin, request).await;
+                    result.map(|result| result.value).map_err(Status::from)
                 }
                 (Ok(Some(_)), Err(error)) => Err(ServiceError::from(error).into()),
                 (Err(status), _) => Err(status),
             };
-            let failed = answer.is_err();
-            if answers.send(answer).await.is_err() || failed {
+            let is_error = answer.is_err();
+            if answers.send(answer).await.is_err() || is_error {
                 return;
             }
         }
@@ -106,7 +106,7 @@ pub fn stream(
     ReceiverStream::new(stream)
 }
 
-/// A row whose rules are checked. Its product is read first: it counts as named in any case.
+/// Parses a row. Its target is parsed first: a row counts as a duplicate even if the rest of it is invalid.
 fn row(change: wire::ProductChange) -> Row {
     let target = match (change.id, change.sku.clone()) {
         (Some(id), None) => Ok(Target::Id(id)),
@@ -116,15 +116,15 @@ fn row(change: wire::ProductChange) -> Row {
     };
     match target {
         Ok(target) => Row { target: Some(target), change: parse(change) },
-        Err(fault) => Row { target: None, change: Err(fault) },
+        Err(error) => Row { target: None, change: Err(error) },
     }
 }
 
-fn in_field<T>(field: &'static str, parsed: Result<T, Fault>) -> Result<T, RowFault> {
-    parsed.map_err(|fault| RowFault::Invalid { field, fault })
+fn in_field<T>(field: &'static str, parsed: Result<T, ValidationError>) -> Result<T, RowError> {
+    parsed.map_err(|message| RowError::Invalid { field, message })
 }
 
-fn parse(change: wire::ProductChange) -> Result<Change, RowFault> {
+fn parse(change: wire::ProductChange) -> Result<Change, RowError> {
     let stock = match (change.stock, change.stock_delta) {
         (None, None) => None,
         (Some(stock), None) => Some(StockChange::To(in_field("stock", Stock::parse(stock))?)),
@@ -170,10 +170,10 @@ fn response(results: Vec<RowResult>) -> wire::BatchUpdateProductsResponse {
                 result.set_status(wire::RowStatus::Unchanged);
                 result.version = Some(version);
             }
-            Outcome::Failed(fault) => {
+            Outcome::Failed(error) => {
                 failed += 1;
                 result.set_status(wire::RowStatus::Failed);
-                result.error = Some(error(&fault));
+                result.error = Some(wire_error(&error));
             }
             Outcome::Skipped => result.set_status(wire::RowStatus::Skipped),
         }
@@ -183,14 +183,16 @@ fn response(results: Vec<RowResult>) -> wire::BatchUpdateProductsResponse {
     wire::BatchUpdateProductsResponse { updated, failed, results }
 }
 
-fn error(fault: &RowFault) -> wire::RowError {
-    let (code, message) = match fault {
-        RowFault::NotFound => ("not_found", "there is no such product".to_owned()),
-        RowFault::Invalid { field, fault } => ("validation_failed", format!("{field} {fault}")),
-        RowFault::VersionMismatch => ("version_mismatch", "the product has been changed since".to_owned()),
-        RowFault::OutOfStock => ("out_of_stock", "there is not enough in stock".to_owned()),
-        RowFault::Unavailable => ("unavailable", "was not done; try again".to_owned()),
-        RowFault::Uncertain => ("unavailable", "may have been done; look before trying again".to_owned()),
+fn wire_error(error: &RowError) -> wire::RowError {
+    let (code, message) = match error {
+        RowError::NotFound => ("not_found", "there is no such product".to_owned()),
+        RowError::Invalid { field, message } => ("validation_failed", format!("{field} {message}")),
+        RowError::VersionMismatch => ("version_mismatch", "the product has been changed since".to_owned()),
+        RowError::OutOfStock => ("out_of_stock", "there is not enough in stock".to_owned()),
+        RowError::Unavailable => ("unavailable", "was not done; try again".to_owned()),
+        RowError::OutcomeUnknown => {
+            ("unavailable", "may have been done; look before trying again".to_owned())
+        }
     };
     wire::RowError { code: code.to_owned(), message }
 }

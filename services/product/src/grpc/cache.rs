@@ -1,5 +1,5 @@
-//! Products from memory, several in one call, and pages of them. Each product is rendered as JSON once for all answers
-//! that show it.
+//! The gRPC ProductCacheService: products from memory, several per call, and pages of products. A product is
+//! rendered as JSON once and shared by all responses.
 
 use std::sync::Arc;
 
@@ -12,26 +12,26 @@ use shoppee_proto::product::v1::{
 use tonic::{Request, Response, Status};
 
 use super::{convert, pages};
-use crate::{cache::Known, catalogue::Catalogue, error::Error, listing::Page, product::Product};
+use crate::{cache::CacheEntry, catalogue::Catalogue, error::Error, listing::Page, product::Product};
 
-/// Products of one call. A hundred of the largest are the most that a caller takes in one answer.
-const MOST: usize = 100;
+/// Products per call. A hundred of the largest products fill the largest response that a caller accepts.
+const MAX_LOOKUP_PRODUCTS: usize = 100;
 
 #[derive(Debug)]
-pub struct Memory {
+pub struct CachedProducts {
     pub catalogue: Catalogue,
     pub currency: String,
 }
 
-impl Memory {
-    fn tell(&self, known: &Known) -> Option<CachedProduct> {
-        let product = known.product.as_ref()?;
-        let json = known.rendered(|product| self.render(product))?.to_vec();
+impl CachedProducts {
+    fn to_cached(&self, entry: &CacheEntry) -> Option<CachedProduct> {
+        let product = entry.product.as_ref()?;
+        let json = entry.rendered(|product| self.render(product))?.to_vec();
         Some(CachedProduct { id: product.id, revision: product.revision, version: product.version, json })
     }
 
-    async fn list(&self, asked: ListProductsRequest) -> Result<Vec<u8>, Error> {
-        let Page { items, next_cursor } = pages::list(&self.catalogue, asked, false).await?;
+    async fn list(&self, request: ListProductsRequest) -> Result<Vec<u8>, Error> {
+        let Page { items, next_cursor } = pages::list(&self.catalogue, request, false).await?;
         let mut rendered = Vec::with_capacity(items.len());
         for product in &items {
             rendered.push(self.rendered(product).await?);
@@ -40,20 +40,21 @@ impl Memory {
         splice(&empty, rendered.iter().map(Rendered::json))
     }
 
-    async fn search(&self, asked: SearchProductsRequest) -> Result<Vec<u8>, Error> {
-        let mut results = pages::search(&self.catalogue, asked, false).await?;
+    async fn search(&self, request: SearchProductsRequest) -> Result<Vec<u8>, Error> {
+        let mut results = pages::search(&self.catalogue, request, false).await?;
         let items = std::mem::take(&mut results.items);
-        let rendered = items.iter().filter_map(|known| known.rendered(|product| self.render(product)));
+        let rendered = items.iter().filter_map(|entry| entry.rendered(|product| self.render(product)));
         splice(&convert::results(results, &self.currency), rendered)
     }
 
-    /// Returns the JSON of a product that was just read: that in memory, where it is of the same revision.
+    /// Returns the JSON of a product that was just read. The rendered form in memory is used if it has the
+    /// same revision.
     async fn rendered(&self, product: &Product) -> Result<Rendered, Error> {
-        let known = self.catalogue.in_memory(product.id, product.revision).await;
-        if let Some(known) = known.filter(|known| known.revision() == product.revision)
-            && known.rendered(|product| self.render(product)).is_some()
+        let entry = self.catalogue.get_in_memory(product.id, product.revision).await;
+        if let Some(entry) = entry.filter(|entry| entry.revision() == product.revision)
+            && entry.rendered(|product| self.render(product)).is_some()
         {
-            return Ok(Rendered::Shared(known));
+            return Ok(Rendered::Shared(entry));
         }
         self.render(product).map(Rendered::Own).ok_or_else(unserialisable)
     }
@@ -66,21 +67,21 @@ impl Memory {
 
 /// The JSON of a product.
 enum Rendered {
-    /// In memory.
-    Shared(Arc<Known>),
+    /// The shared form in memory.
+    Shared(Arc<CacheEntry>),
     Own(Box<[u8]>),
 }
 
 impl Rendered {
     fn json(&self) -> &[u8] {
         match self {
-            Self::Shared(known) => known.rendered(|_| None).unwrap_or_default(),
+            Self::Shared(entry) => entry.rendered(|_| None).unwrap_or_default(),
             Self::Own(json) => json,
         }
     }
 }
 
-/// Returns the JSON of `page`, which has no items, with the JSON of its items.
+/// Returns the JSON of `page`, which has no items, with `items` inserted.
 fn splice<'a>(page: &impl Serialize, items: impl Iterator<Item = &'a [u8]>) -> Result<Vec<u8>, Error> {
     let page = serde_json::to_vec(page).map_err(|_| unserialisable())?;
     let rest = page.strip_prefix(br#"{"items":[]"#).ok_or_else(unserialisable)?;
@@ -104,17 +105,17 @@ fn unserialisable() -> Error {
 }
 
 #[tonic::async_trait]
-impl ProductCacheService for Memory {
+impl ProductCacheService for CachedProducts {
     async fn lookup(&self, request: Request<LookupRequest>) -> Result<Response<LookupResponse>, Status> {
         caller::optional(&request)?;
-        let asked = request.into_inner().products;
-        if asked.len() > MOST {
+        let keys = request.into_inner().products;
+        if keys.len() > MAX_LOOKUP_PRODUCTS {
             return Err(Error::invalid("products", "must be at most 100").into());
         }
-        let mut products = Vec::with_capacity(asked.len());
-        for asked in asked {
-            let known = self.catalogue.in_memory(asked.id, asked.revision).await;
-            products.extend(known.and_then(|known| self.tell(&known)));
+        let mut products = Vec::with_capacity(keys.len());
+        for key in keys {
+            let entry = self.catalogue.get_in_memory(key.id, key.revision).await;
+            products.extend(entry.and_then(|entry| self.to_cached(&entry)));
         }
         Ok(Response::new(LookupResponse { products }))
     }
@@ -122,8 +123,8 @@ impl ProductCacheService for Memory {
     async fn get_page(&self, request: Request<GetPageRequest>) -> Result<Response<GetPageResponse>, Status> {
         caller::optional(&request)?;
         let json = match request.into_inner() {
-            GetPageRequest { list: Some(asked), search: None } => self.list(asked).await?,
-            GetPageRequest { list: None, search: Some(asked) } => self.search(asked).await?,
+            GetPageRequest { list: Some(request), search: None } => self.list(request).await?,
+            GetPageRequest { list: None, search: Some(request) } => self.search(request).await?,
             _ => return Err(Error::malformed("list", "or search: one of the two must be present").into()),
         };
         Ok(Response::new(GetPageResponse { json }))

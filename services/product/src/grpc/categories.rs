@@ -4,41 +4,43 @@ use shoppee_kit::{caller::Caller, idempotency};
 use shoppee_proto::product::v1 as wire;
 use tonic::Response;
 
-use super::{convert, key};
-use crate::{category::Category, error::Error, idempotency::Answered, listing, tree::Tree};
+use super::{convert, idempotency_key};
+use crate::{
+    categories::Categories, category::Category, error::Error, idempotency::IdempotentResult, listing,
+};
 
 pub async fn list(
-    tree: &Tree,
+    categories: &Categories,
     request: wire::ListCategoriesRequest,
 ) -> Result<wire::ListCategoriesResponse, Error> {
-    let limit = listing::limit(request.limit).map_err(Error::Malformed)?;
-    let (page, next_cursor) = tree.list(limit, request.cursor.as_deref()).await?;
+    let limit = listing::parse_limit(request.limit).map_err(Error::Malformed)?;
+    let (page, next_cursor) = categories.list(limit, request.cursor.as_deref()).await?;
     Ok(wire::ListCategoriesResponse { items: page.into_iter().map(convert::category).collect(), next_cursor })
 }
 
 pub async fn create(
-    tree: &Tree,
+    categories: &Categories,
     admin: &Caller,
     mut request: wire::CreateCategoryRequest,
 ) -> Result<Response<wire::Category>, Error> {
     let key = request.idempotency_key.take();
-    let key = key::read(admin, "categories.create", key, &request)?;
+    let key = idempotency_key::parse(admin, "categories.create", key, &request)?;
     let new = convert::new_category(request)?;
-    Ok(answer(tree.create(&new, key.as_ref()).await?))
+    Ok(answer(categories.create(&new, key.as_ref()).await?))
 }
 
 pub async fn update(
-    tree: &Tree,
+    categories: &Categories,
     admin: &Caller,
     mut request: wire::UpdateCategoryRequest,
 ) -> Result<Response<wire::Category>, Error> {
     let (id, key) = (request.id, request.idempotency_key.take());
     let mask = request.update_mask.as_ref().map(|mask| mask.paths.clone());
-    let key = key::read(admin, "categories.update", key, &(mask, &request))?;
+    let key = idempotency_key::parse(admin, "categories.update", key, &(mask, &request))?;
     let changes = convert::category_changes(request)?;
-    Ok(answer(tree.update(id, &changes, key.as_ref()).await?))
+    Ok(answer(categories.update(id, &changes, key.as_ref()).await?))
 }
 
-fn answer(answered: Answered<Category>) -> Response<wire::Category> {
-    idempotency::respond(convert::category(answered.answer), answered.replayed)
+fn answer(result: IdempotentResult<Category>) -> Response<wire::Category> {
+    idempotency::respond(convert::category(result.value), result.replayed)
 }

@@ -1,4 +1,4 @@
-//! Between the messages of the contract and the types of the rules.
+//! Conversions between the proto messages and the types of the rules.
 
 use prost_types::value::Kind;
 use serde_json::{Map, Value};
@@ -10,8 +10,8 @@ use crate::{
     error::Error,
     listing::Page,
     product::{
-        self, Attributes, Changes, Description, Fault, ImageUrl, Name, NewProduct, Price, Product, Sku,
-        Status,
+        self, Attributes, Description, ImageUrl, Name, NewProduct, Price, Product, ProductChanges, Sku,
+        Status, ValidationError,
     },
     search::{Facets, Results},
     stock::{Hold, Stock},
@@ -19,18 +19,18 @@ use crate::{
 
 const _: () = assert!(product::MAX_ATTRIBUTES_DEPTH == MAX_OBJECT_DEPTH, "the rule and the contract agree");
 
-/// A product as PRODUCT_VIEW_FULL.
+/// Converts a product to PRODUCT_VIEW_FULL.
 pub fn product(product: Product, currency: &str) -> wire::Product {
-    let shown = basic(&product, currency);
+    let basic = basic(&product, currency);
     wire::Product {
         description: product.description,
         image_url: product.image_url,
         attributes: Some(object(product.attributes)),
-        ..shown
+        ..basic
     }
 }
 
-/// A product as PRODUCT_VIEW_BASIC.
+/// Converts a product to PRODUCT_VIEW_BASIC.
 pub fn basic(product: &Product, currency: &str) -> wire::Product {
     let status = match product.status {
         Status::Active => wire::ProductStatus::Active,
@@ -64,12 +64,12 @@ pub fn page(page: Page, currency: &str) -> wire::ListProductsResponse {
 }
 
 pub fn results(results: Results, currency: &str) -> wire::SearchProductsResponse {
-    let products = results.items.iter().filter_map(|known| known.product.clone());
+    let products = results.items.iter().filter_map(|entry| entry.product.clone());
     wire::SearchProductsResponse {
         items: products.map(|one| product(one, currency)).collect(),
         next_cursor: results.next_cursor,
         total: number(results.total),
-        // Every result is counted whole.
+        // The index counts all hits.
         total_is_exact: true,
         facets: results.facets.map(facets),
     }
@@ -133,7 +133,7 @@ fn wire_value(value: Value) -> prost_types::Value {
     let kind = match value {
         Value::Null => Kind::NullValue(0),
         Value::Bool(value) => Kind::BoolValue(value),
-        // Every number came as a double.
+        // All numbers were received as doubles.
         Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
         Value::String(text) => Kind::StringValue(text),
         Value::Array(values) => {
@@ -146,8 +146,8 @@ fn wire_value(value: Value) -> prost_types::Value {
     prost_types::Value { kind: Some(kind) }
 }
 
-/// Free attributes of a request; empty where there are none.
-fn attributes(object: Option<Object>) -> Result<Attributes, Fault> {
+/// Parses the free attributes of a request; empty if absent.
+fn attributes(object: Option<Object>) -> Result<Attributes, ValidationError> {
     let Some(object) = object else {
         return Ok(Map::new());
     };
@@ -155,7 +155,7 @@ fn attributes(object: Option<Object>) -> Result<Attributes, Fault> {
         return Err("must not contain infinity or NaN");
     }
     match serde_json::to_value(&object) {
-        Ok(Value::Object(fields)) => product::attributes(fields),
+        Ok(Value::Object(fields)) => product::validate_attributes(fields),
         Ok(Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)) | Err(_) => {
             Err("must be an object")
         }
@@ -171,7 +171,7 @@ fn is_finite(value: &prost_types::Value) -> bool {
     }
 }
 
-pub fn status(number: Option<i32>) -> Result<Status, Fault> {
+pub fn status(number: Option<i32>) -> Result<Status, ValidationError> {
     match number.map(wire::ProductStatus::try_from) {
         Some(Ok(wire::ProductStatus::Active)) => Ok(Status::Active),
         Some(Ok(wire::ProductStatus::Archived)) => Ok(Status::Archived),
@@ -211,16 +211,18 @@ pub fn new_product(request: wire::CreateProductRequest) -> Result<NewProduct, Er
     }
 }
 
-/// What the mask names; a path that no product has is not well-formed.
-pub fn changes(request: wire::UpdateProductRequest) -> Result<Changes, Error> {
-    let (mut changes, mut bad) = (Changes::default(), Violations::default());
+/// Parses the changes that the field mask names. An unknown path is malformed.
+pub fn changes(request: wire::UpdateProductRequest) -> Result<ProductChanges, Error> {
+    let (mut changes, mut bad) = (ProductChanges::default(), Violations::default());
     let mut unknown = Violations::default();
     for path in request.update_mask.unwrap_or_default().paths {
         match path.as_str() {
-            "sku" => changes.sku = bad.collect("sku", kept(request.sku.clone()).and_then(Sku::parse)),
-            "name" => changes.name = bad.collect("name", kept(request.name.clone()).and_then(Name::parse)),
-            "price" => changes.price = bad.collect("price", kept(request.price).and_then(Price::parse)),
-            "stock" => changes.stock = bad.collect("stock", kept(request.stock).and_then(Stock::parse)),
+            "sku" => changes.sku = bad.collect("sku", required(request.sku.clone()).and_then(Sku::parse)),
+            "name" => {
+                changes.name = bad.collect("name", required(request.name.clone()).and_then(Name::parse));
+            }
+            "price" => changes.price = bad.collect("price", required(request.price).and_then(Price::parse)),
+            "stock" => changes.stock = bad.collect("stock", required(request.stock).and_then(Stock::parse)),
             "description" => {
                 let description = request.description.clone().unwrap_or_default();
                 changes.description = bad.collect("description", Description::parse(description));
@@ -242,8 +244,8 @@ pub fn changes(request: wire::UpdateProductRequest) -> Result<Changes, Error> {
     Ok(changes)
 }
 
-/// The value of a field that a product always has.
-fn kept<T>(value: Option<T>) -> Result<T, Fault> {
+/// Returns the value of a mandatory field.
+fn required<T>(value: Option<T>) -> Result<T, ValidationError> {
     value.ok_or("must not be cleared")
 }
 
@@ -257,15 +259,18 @@ pub fn new_category(request: wire::CreateCategoryRequest) -> Result<NewCategory,
     }
 }
 
-/// What the mask names.
+/// Parses the changes that the field mask names.
 pub fn category_changes(request: wire::UpdateCategoryRequest) -> Result<CategoryChanges, Error> {
     let (mut changes, mut bad) = (CategoryChanges::default(), Violations::default());
     let mut unknown = Violations::default();
     for path in request.update_mask.unwrap_or_default().paths {
         match path.as_str() {
-            "slug" => changes.slug = bad.collect("slug", kept(request.slug.clone()).and_then(Slug::parse)),
+            "slug" => {
+                changes.slug = bad.collect("slug", required(request.slug.clone()).and_then(Slug::parse));
+            }
             "name" => {
-                changes.name = bad.collect("name", kept(request.name.clone()).and_then(CategoryName::parse));
+                changes.name =
+                    bad.collect("name", required(request.name.clone()).and_then(CategoryName::parse));
             }
             "parent_id" => changes.parent_id = Some(request.parent_id),
             _ => unknown.require(false, "update_mask", "names a field that cannot be changed"),

@@ -1,4 +1,4 @@
-//! What changes in the catalogue, as it is found.
+//! The gRPC ChangeFeedService: the stream of changes of the catalogue.
 
 use std::pin::Pin;
 
@@ -10,72 +10,72 @@ use tokio::sync::{Semaphore, broadcast::error::RecvError, mpsc};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
-use crate::changes::{Changes, News};
+use crate::change_log::{ChangeBatch, ChangeLog};
 
-/// Each costs a task; there is one a gateway.
-const MOST_WATCHERS: usize = 256;
-/// Messages that a watcher has not taken yet; one that takes none is told to start anew.
-const UNTAKEN: usize = 8;
+/// Concurrent watchers. Each costs a task; there is one per gateway.
+const MAX_WATCHERS: usize = 256;
+/// Messages that are buffered for a watcher. A watcher that reads none is told to start anew.
+const STREAM_BUFFER: usize = 8;
 
 #[derive(Debug)]
-pub struct Feed {
-    changes: Changes,
+pub struct ChangeFeed {
+    change_log: ChangeLog,
     process: Process,
-    places: std::sync::Arc<Semaphore>,
+    watcher_permits: std::sync::Arc<Semaphore>,
 }
 
-impl Feed {
-    pub fn new(changes: Changes, process: &Process) -> Self {
-        let places = std::sync::Arc::new(Semaphore::new(MOST_WATCHERS));
-        Self { changes, process: process.clone(), places }
+impl ChangeFeed {
+    pub fn new(change_log: ChangeLog, process: &Process) -> Self {
+        let watcher_permits = std::sync::Arc::new(Semaphore::new(MAX_WATCHERS));
+        Self { change_log, process: process.clone(), watcher_permits }
     }
 }
 
-/// What is told of some news, or of having missed some.
-fn message(news: Option<&News>) -> WatchResponse {
-    let Some(news) = news else {
+/// Returns the message for a batch; `None` means that the watcher has missed batches.
+fn message(batch: Option<&ChangeBatch>) -> WatchResponse {
+    let Some(batch) = batch else {
         return WatchResponse { changed: Vec::new(), everything: true, age_ms: 0 };
     };
-    let changed = news.changes.iter().map(|change| ProductRevision {
+    let changed = batch.changes.iter().map(|change| ProductRevision {
         product_id: change.product_id,
         revision: change.revision,
         changed_at: Some(change.at.into()),
     });
-    let age = news.looked_at.elapsed().as_millis();
+    let age = batch.polled_at.elapsed().as_millis();
     WatchResponse {
         changed: changed.collect(),
-        everything: news.everything,
+        everything: batch.everything,
         age_ms: age.try_into().unwrap_or(u64::MAX),
     }
 }
 
 #[tonic::async_trait]
-impl ChangeFeedService for Feed {
+impl ChangeFeedService for ChangeFeed {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
 
     async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let place = self.places.clone().try_acquire_owned().map_err(|_| status::unavailable())?;
-        let (mut news, stopping) = (self.changes.watch(), self.process.tasks.shutdown_token());
-        let (to, messages) = mpsc::channel(UNTAKEN);
+        let permit = self.watcher_permits.clone().try_acquire_owned().map_err(|_| status::unavailable())?;
+        let (mut batches, shutdown) = (self.change_log.subscribe(), self.process.tasks.shutdown_token());
+        let (to, messages) = mpsc::channel(STREAM_BUFFER);
         self.process.tasks.track(async move {
-            let _place = place;
+            let _permit = permit;
             let mut next = None;
             loop {
                 tokio::select! {
-                    place = to.reserve() => match place {
-                        Ok(place) => place.send(Ok(message(next.as_deref()))),
+                    slot = to.reserve() => match slot {
+                        Ok(slot) => slot.send(Ok(message(next.as_deref()))),
                         Err(_closed) => return,
                     },
-                    () = stopping.cancelled() => return,
+                    () = shutdown.cancelled() => return,
                 }
                 next = tokio::select! {
-                    found = news.recv() => match found {
-                        Ok(found) => Some(found),
+                    batch = batches.recv() => match batch {
+                        Ok(batch) => Some(batch),
                         Err(RecvError::Lagged(_)) => None,
                         Err(RecvError::Closed) => return,
                     },
                     () = to.closed() => return,
-                    () = stopping.cancelled() => return,
+                    () = shutdown.cancelled() => return,
                 };
             }
         });

@@ -1,4 +1,4 @@
-//! Pages of the catalogue, from the messages that ask for them.
+//! Pages of lists and searches, from their request messages.
 
 use shoppee_proto::product::v1::{ListProductsRequest, ProductSort, SearchProductsRequest, SearchSort};
 
@@ -9,28 +9,32 @@ use crate::{
     search::{Query, Ranking, Results, SearchRequest},
 };
 
-/// Returns a page of a list; with `newest`, as it is after the writes just before.
-pub async fn list(catalogue: &Catalogue, asked: ListProductsRequest, newest: bool) -> Result<Page, Error> {
-    let filters = Filters::parse(asked.category, asked.min_price, asked.max_price, asked.in_stock)
+/// Returns a page of a list. With `read_your_writes`, the page includes the writes before this call.
+pub async fn list(
+    catalogue: &Catalogue,
+    request: ListProductsRequest,
+    read_your_writes: bool,
+) -> Result<Page, Error> {
+    let filters = Filters::parse(request.category, request.min_price, request.max_price, request.in_stock)
         .map_err(Error::Malformed)?;
-    let limit = listing::limit(asked.limit).map_err(Error::Malformed)?;
-    let sort = sort(asked.sort)?;
-    catalogue.list(&filters, sort, limit, asked.cursor.as_deref(), newest).await
+    let limit = listing::parse_limit(request.limit).map_err(Error::Malformed)?;
+    let sort = sort(request.sort)?;
+    catalogue.list(&filters, sort, limit, request.cursor.as_deref(), read_your_writes).await
 }
 
-/// Returns a page of a search; with `newest`, as it is after the writes just before.
+/// Returns a page of a search. With `read_your_writes`, the page includes the writes before this call.
 pub async fn search(
     catalogue: &Catalogue,
-    asked: SearchProductsRequest,
-    newest: bool,
+    request: SearchProductsRequest,
+    read_your_writes: bool,
 ) -> Result<Results, Error> {
-    let query = Query::parse(asked.q)?;
-    let filters = Filters::parse(asked.category, asked.min_price, asked.max_price, asked.in_stock)
+    let query = Query::parse(request.q)?;
+    let filters = Filters::parse(request.category, request.min_price, request.max_price, request.in_stock)
         .map_err(Error::Malformed)?;
-    let limit = listing::limit(asked.limit).map_err(Error::Malformed)?;
-    let ranking = ranking(asked.sort)?;
-    let search = SearchRequest { query, filters, ranking, limit, facets: asked.facets.unwrap_or_default() };
-    catalogue.search(&search, asked.cursor.as_deref(), newest).await
+    let limit = listing::parse_limit(request.limit).map_err(Error::Malformed)?;
+    let ranking = ranking(request.sort)?;
+    let search = SearchRequest { query, filters, ranking, limit, facets: request.facets.unwrap_or_default() };
+    catalogue.search(&search, request.cursor.as_deref(), read_your_writes).await
 }
 
 fn sort(number: i32) -> Result<Sort, Error> {

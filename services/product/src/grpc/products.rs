@@ -1,4 +1,4 @@
-//! The catalogue: open to read, an admin's to change.
+//! The gRPC ProductService: public reads of the catalogue, and writes by admins.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -19,90 +19,91 @@ use shoppee_proto::product::v1::{
 };
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use super::{batch, categories, convert, key, pages};
+use super::{batch, categories, convert, idempotency_key, pages};
 use crate::{
     batch::Batches,
     catalogue::Catalogue,
+    categories::Categories,
     error::Error,
-    idempotency::Answered,
+    idempotency::IdempotentResult,
     stock::{Delta, Reason},
-    tree::Tree,
 };
 
-/// Ids of one call of BatchGetProducts.
-const MOST_IDS: usize = 1000;
+/// Ids per call of BatchGetProducts.
+const MAX_IDS: usize = 1000;
 
 #[derive(Debug)]
 pub struct Products {
     pub catalogue: Catalogue,
-    pub tree: Tree,
+    pub categories: Categories,
     pub batches: Batches,
     pub tasks: Tasks,
-    /// For calls that last.
+    /// For long-running calls, which check the caller again.
     pub verifier: Arc<Verifier>,
     pub currency: String,
 }
 
 impl Products {
-    fn answer(&self, product: crate::product::Product) -> Response<Product> {
+    fn respond(&self, product: crate::product::Product) -> Response<Product> {
         let revision = product.revision;
-        at(revision, Response::new(convert::product(product, &self.currency)))
+        with_revision(revision, Response::new(convert::product(product, &self.currency)))
     }
 
-    /// The answer of a write, which may have been given before.
-    fn answered(&self, answered: Answered<crate::product::Product>) -> Response<Product> {
-        let (revision, product) =
-            (answered.answer.revision, convert::product(answered.answer, &self.currency));
-        at(revision, idempotency::respond(product, answered.replayed))
+    /// Responds with the result of a write, which may be a replay.
+    fn respond_idempotent(&self, result: IdempotentResult<crate::product::Product>) -> Response<Product> {
+        let (revision, product) = (result.value.revision, convert::product(result.value, &self.currency));
+        with_revision(revision, idempotency::respond(product, result.replayed))
     }
 }
 
-fn at<T>(revision: i64, mut response: Response<T>) -> Response<T> {
-    note(revision, response.metadata_mut());
+fn with_revision<T>(revision: i64, mut response: Response<T>) -> Response<T> {
+    set_revision(revision, response.metadata_mut());
     response
 }
 
-/// Says in which state of the product an answer was true.
-fn note(revision: i64, metadata: &mut MetadataMap) {
+/// Sets the revision of a response in its metadata.
+fn set_revision(revision: i64, metadata: &mut MetadataMap) {
     metadata.insert(PRODUCT_REVISION, revision.into());
 }
 
-/// The state that a caller has seen; 0 where it says none.
-fn at_least<T>(request: &Request<T>) -> i64 {
-    let seen = request.metadata().get(PRODUCT_REVISION).and_then(|value| value.to_str().ok());
-    seen.and_then(|seen| seen.parse().ok()).unwrap_or_default()
+/// Returns the minimum revision that the caller requires; 0 if absent.
+fn min_revision<T>(request: &Request<T>) -> i64 {
+    let value = request.metadata().get(PRODUCT_REVISION).and_then(|value| value.to_str().ok());
+    value.and_then(|value| value.parse().ok()).unwrap_or_default()
 }
 
-/// Archived products are shown to those who keep the shop, and to its other services.
-fn sees_archived(caller: Option<&Caller>) -> bool {
+/// Reports whether the caller may see archived products: admins and other services.
+fn may_see_archived(caller: Option<&Caller>) -> bool {
     caller.is_some_and(|caller| match caller.claims.role {
         Role::Admin | Role::Service => true,
         Role::User => false,
     })
 }
 
-/// Who changes the catalogue sees the change in the next list.
-fn writes(caller: Option<&Caller>) -> bool {
+/// Reports whether lists must include the caller's own writes: those of admins do.
+fn reads_own_writes(caller: Option<&Caller>) -> bool {
     caller.is_some_and(Caller::is_admin)
 }
 
-type Answers = Pin<Box<dyn tokio_stream::Stream<Item = Result<BatchUpdateProductsResponse, Status>> + Send>>;
+type BatchResponses =
+    Pin<Box<dyn tokio_stream::Stream<Item = Result<BatchUpdateProductsResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl ProductService for Products {
-    type BatchUpdateProductsStreamStream = Answers;
+    type BatchUpdateProductsStreamStream = BatchResponses;
 
     async fn get_product(&self, request: Request<GetProductRequest>) -> Result<Response<Product>, Status> {
         let caller = caller::optional(&request)?;
-        let (at_least, id) = (at_least(&request), request.into_inner().id);
-        let known = self.catalogue.get(id, at_least).await?;
-        let archived = sees_archived(caller.as_ref());
-        let Some(product) = known.product.as_ref().filter(|product| product.may_be_seen(archived)) else {
+        let (min_revision, id) = (min_revision(&request), request.into_inner().id);
+        let entry = self.catalogue.get(id, min_revision).await?;
+        let include_archived = may_see_archived(caller.as_ref());
+        let Some(product) = entry.product.as_ref().filter(|product| product.is_visible(include_archived))
+        else {
             let mut refusal = Status::from(Error::NotFound);
-            note(known.revision(), refusal.metadata_mut());
+            set_revision(entry.revision(), refusal.metadata_mut());
             return Err(refusal);
         };
-        Ok(self.answer(product.clone()))
+        Ok(self.respond(product.clone()))
     }
 
     async fn batch_get_products(
@@ -111,7 +112,7 @@ impl ProductService for Products {
     ) -> Result<Response<BatchGetProductsResponse>, Status> {
         let caller = caller::optional(&request)?;
         let BatchGetProductsRequest { ids, view } = request.into_inner();
-        if ids.len() > MOST_IDS {
+        if ids.len() > MAX_IDS {
             return Err(Error::invalid("ids", "must be at most 1000").into());
         }
         let show = match ProductView::try_from(view) {
@@ -123,8 +124,8 @@ impl ProductService for Products {
             Ok(ProductView::Basic) => convert::basic,
             Err(_) => return Err(Error::malformed("view", "is unknown").into()),
         };
-        let found = self.catalogue.get_many(&ids, sees_archived(caller.as_ref())).await?;
-        let products = found.iter().filter_map(|known| known.product.as_ref());
+        let entries = self.catalogue.get_many(&ids, may_see_archived(caller.as_ref())).await?;
+        let products = entries.iter().filter_map(|entry| entry.product.as_ref());
         let items = products.map(|product| show(product, &self.currency)).collect();
         Ok(Response::new(BatchGetProductsResponse { items }))
     }
@@ -133,8 +134,8 @@ impl ProductService for Products {
         &self,
         request: Request<ListProductsRequest>,
     ) -> Result<Response<ListProductsResponse>, Status> {
-        let newest = writes(caller::optional(&request)?.as_ref());
-        let page = pages::list(&self.catalogue, request.into_inner(), newest).await?;
+        let read_your_writes = reads_own_writes(caller::optional(&request)?.as_ref());
+        let page = pages::list(&self.catalogue, request.into_inner(), read_your_writes).await?;
         Ok(Response::new(convert::page(page, &self.currency)))
     }
 
@@ -142,8 +143,8 @@ impl ProductService for Products {
         &self,
         request: Request<SearchProductsRequest>,
     ) -> Result<Response<SearchProductsResponse>, Status> {
-        let newest = writes(caller::optional(&request)?.as_ref());
-        let results = pages::search(&self.catalogue, request.into_inner(), newest).await?;
+        let read_your_writes = reads_own_writes(caller::optional(&request)?.as_ref());
+        let results = pages::search(&self.catalogue, request.into_inner(), read_your_writes).await?;
         Ok(Response::new(convert::results(results, &self.currency)))
     }
 
@@ -152,11 +153,11 @@ impl ProductService for Products {
         request: Request<CreateProductRequest>,
     ) -> Result<Response<Product>, Status> {
         let admin = caller::admin(&request)?;
-        let mut asked = request.into_inner();
-        let key = asked.idempotency_key.take();
-        let key = key::read(&admin, "products.create", key, &asked)?;
-        let new = convert::new_product(asked)?;
-        Ok(self.answered(self.catalogue.create(&new, key.as_ref()).await?))
+        let mut request = request.into_inner();
+        let key = request.idempotency_key.take();
+        let key = idempotency_key::parse(&admin, "products.create", key, &request)?;
+        let new = convert::new_product(request)?;
+        Ok(self.respond_idempotent(self.catalogue.create(&new, key.as_ref()).await?))
     }
 
     async fn update_product(
@@ -164,34 +165,36 @@ impl ProductService for Products {
         request: Request<UpdateProductRequest>,
     ) -> Result<Response<Product>, Status> {
         let admin = caller::admin(&request)?;
-        let mut asked = request.into_inner();
-        // The version that is expected is no part of what is asked for: a repeat may have learnt of another.
-        let (id, expected, key) = (asked.id, asked.expected_version.take(), asked.idempotency_key.take());
-        let mask = asked.update_mask.as_ref().map(|mask| mask.paths.clone());
-        let key = key::read(&admin, "products.update", key, &(mask, &asked))?;
-        let changes = convert::changes(asked)?;
-        Ok(self.answered(self.catalogue.update(id, expected, &changes, key.as_ref()).await?))
+        let mut request = request.into_inner();
+        // The expected version is not part of the fingerprint: a repeat may expect a newer one.
+        let (id, expected_version, key) =
+            (request.id, request.expected_version.take(), request.idempotency_key.take());
+        let mask = request.update_mask.as_ref().map(|mask| mask.paths.clone());
+        let key = idempotency_key::parse(&admin, "products.update", key, &(mask, &request))?;
+        let changes = convert::changes(request)?;
+        Ok(self
+            .respond_idempotent(self.catalogue.update(id, expected_version, &changes, key.as_ref()).await?))
     }
 
     async fn archive_product(&self, request: Request<ArchiveProductRequest>) -> Result<Response<()>, Status> {
         caller::admin(&request)?;
-        let asked = request.into_inner();
-        let archived = self.catalogue.archive(asked.id, asked.expected_version).await?;
-        Ok(at(archived.revision, Response::new(())))
+        let request = request.into_inner();
+        let archived = self.catalogue.archive(request.id, request.expected_version).await?;
+        Ok(with_revision(archived.revision, Response::new(())))
     }
 
     async fn adjust_stock(&self, request: Request<AdjustStockRequest>) -> Result<Response<Product>, Status> {
         let admin = caller::admin(&request)?;
-        let mut asked = request.into_inner();
-        let key = asked.idempotency_key.take();
-        let key = key::read(&admin, "products.stock", key, &(asked.id, &asked))?;
+        let mut request = request.into_inner();
+        let key = request.idempotency_key.take();
+        let key = idempotency_key::parse(&admin, "products.stock", key, &(request.id, &request))?;
         let mut bad = Violations::default();
-        let delta = bad.collect("delta", Delta::parse(asked.delta));
-        let reason = bad.collect("reason", Reason::parse(asked.reason));
+        let delta = bad.collect("delta", Delta::parse(request.delta));
+        let reason = bad.collect("reason", Reason::parse(request.reason));
         let (Some(delta), Some(reason)) = (delta, reason) else {
             return Err(Error::Invalid(bad).into());
         };
-        Ok(self.answered(self.catalogue.adjust(asked.id, delta, &reason, key.as_ref()).await?))
+        Ok(self.respond_idempotent(self.catalogue.adjust(request.id, delta, &reason, key.as_ref()).await?))
     }
 
     async fn batch_update_products(
@@ -199,17 +202,17 @@ impl ProductService for Products {
         request: Request<BatchUpdateProductsRequest>,
     ) -> Result<Response<BatchUpdateProductsResponse>, Status> {
         let admin = caller::admin(&request)?;
-        let answered = batch::update(&self.batches, &admin, request.into_inner()).await?;
-        Ok(idempotency::respond(answered.answer, answered.replayed))
+        let result = batch::update(&self.batches, &admin, request.into_inner()).await?;
+        Ok(idempotency::respond(result.value, result.replayed))
     }
 
     async fn batch_update_products_stream(
         &self,
         request: Request<Streaming<BatchUpdateProductsRequest>>,
-    ) -> Result<Response<Answers>, Status> {
+    ) -> Result<Response<BatchResponses>, Status> {
         let admin = (caller::admin(&request)?, self.verifier.clone());
-        let answers = batch::stream(self.batches.clone(), &self.tasks, admin, request.into_inner());
-        Ok(Response::new(Box::pin(answers)))
+        let responses = batch::stream(self.batches.clone(), &self.tasks, admin, request.into_inner());
+        Ok(Response::new(Box::pin(responses)))
     }
 
     async fn list_categories(
@@ -217,7 +220,7 @@ impl ProductService for Products {
         request: Request<ListCategoriesRequest>,
     ) -> Result<Response<ListCategoriesResponse>, Status> {
         caller::optional(&request)?;
-        Ok(Response::new(categories::list(&self.tree, request.into_inner()).await?))
+        Ok(Response::new(categories::list(&self.categories, request.into_inner()).await?))
     }
 
     async fn create_category(
@@ -225,7 +228,7 @@ impl ProductService for Products {
         request: Request<CreateCategoryRequest>,
     ) -> Result<Response<Category>, Status> {
         let admin = caller::admin(&request)?;
-        Ok(categories::create(&self.tree, &admin, request.into_inner()).await?)
+        Ok(categories::create(&self.categories, &admin, request.into_inner()).await?)
     }
 
     async fn update_category(
@@ -233,12 +236,12 @@ impl ProductService for Products {
         request: Request<UpdateCategoryRequest>,
     ) -> Result<Response<Category>, Status> {
         let admin = caller::admin(&request)?;
-        Ok(categories::update(&self.tree, &admin, request.into_inner()).await?)
+        Ok(categories::update(&self.categories, &admin, request.into_inner()).await?)
     }
 
     async fn delete_category(&self, request: Request<DeleteCategoryRequest>) -> Result<Response<()>, Status> {
         caller::admin(&request)?;
-        self.tree.delete(request.into_inner().id).await?;
+        self.categories.delete(request.into_inner().id).await?;
         Ok(Response::new(()))
     }
 }

@@ -1,8 +1,8 @@
-//! Stock for orders. Internal: with a service token only.
+//! The gRPC StockService. Internal: it requires a service token.
 
 use shoppee_kit::{caller, status::Violations};
 use shoppee_proto::product::v1::{
-    CommitRequest, CommitResponse, HoldRequest, HoldResponse, ReleaseReason as WireReason, ReleaseRequest,
+    self as wire, CommitRequest, CommitResponse, HoldResponse, ReleaseReason as WireReason, ReleaseRequest,
     ReleaseResponse, stock_service_server::StockService,
 };
 use tonic::{Request, Response, Status};
@@ -12,11 +12,11 @@ use super::convert;
 use crate::{
     error::Error,
     holds::Holds,
-    stock::{Basket, Line, ReleaseReason, Want},
+    stock::{HoldLines, HoldRequest, Line, ReleaseReason},
 };
 
-/// Seconds that a hold may live: longer than any order stays unpaid.
-const LONGEST_HOLD: i64 = 31 * 24 * 3600;
+/// The maximum lifetime of a hold: longer than any order stays unpaid. Seconds.
+const MAX_HOLD_TTL_SECONDS: i64 = 31 * 24 * 3600;
 
 #[derive(Debug)]
 pub struct Stock {
@@ -26,10 +26,10 @@ pub struct Stock {
 
 #[tonic::async_trait]
 impl StockService for Stock {
-    async fn hold(&self, request: Request<HoldRequest>) -> Result<Response<HoldResponse>, Status> {
+    async fn hold(&self, request: Request<wire::HoldRequest>) -> Result<Response<HoldResponse>, Status> {
         caller::service(&request)?;
-        let want = self.want(request.into_inner())?;
-        let hold = self.holds.hold(want).await?;
+        let request = self.parse(request.into_inner())?;
+        let hold = self.holds.hold(request).await?;
         Ok(Response::new(convert::hold(hold, &self.currency)))
     }
 
@@ -44,7 +44,7 @@ impl StockService for Stock {
         let request = request.into_inner();
         let reason = match WireReason::try_from(request.reason) {
             Ok(WireReason::Unspecified | WireReason::OrderCancelled) => ReleaseReason::OrderCancelled,
-            // A reason that this version does not know takes the least.
+            // An unknown reason has the smallest effect.
             Ok(WireReason::CheckoutAbandoned) | Err(_) => ReleaseReason::CheckoutAbandoned,
         };
         self.holds.release(order_id(&request.order_id)?, reason).await?;
@@ -53,7 +53,7 @@ impl StockService for Stock {
 }
 
 impl Stock {
-    fn want(&self, request: HoldRequest) -> Result<Want, Error> {
+    fn parse(&self, request: wire::HoldRequest) -> Result<HoldRequest, Error> {
         let order_id = order_id(&request.order_id)?;
         let lines: Vec<Line> = request
             .lines
@@ -62,16 +62,20 @@ impl Stock {
             .collect();
         let mut bad = Violations::default();
         let ttl = request.ttl_seconds;
-        bad.require((1..=LONGEST_HOLD).contains(&ttl), "ttl_seconds", "must be 1 to 31 days of seconds");
-        let basket = if lines.is_empty() {
+        bad.require(
+            (1..=MAX_HOLD_TTL_SECONDS).contains(&ttl),
+            "ttl_seconds",
+            "must be 1 to 31 days of seconds",
+        );
+        let lines = if lines.is_empty() {
             None
         } else {
-            Basket::parse(lines).map_err(|(field, fault)| bad.require(false, field, fault)).ok()
+            HoldLines::parse(lines).map_err(|(field, error)| bad.require(false, field, error)).ok()
         };
-        bad.require(!request.shorten || basket.is_none(), "shorten", "must not come with lines");
+        bad.require(!request.shorten || lines.is_none(), "shorten", "must not come with lines");
         bad.finish().map_err(Error::Invalid)?;
-        let until = self.holds.until(time::Duration::seconds(ttl));
-        Ok(Want { order_id, basket, until, fence: request.fence, shorten: request.shorten })
+        let expires_at = self.holds.expires_at(time::Duration::seconds(ttl));
+        Ok(HoldRequest { order_id, lines, expires_at, fence: request.fence, shorten: request.shorten })
     }
 }
 

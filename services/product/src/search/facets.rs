@@ -1,4 +1,4 @@
-//! Facets: what kinds of products a search found, counted over its whole result.
+//! Facets: counts by category, stock and price over the whole result of a search.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,10 +9,10 @@ use super::{
     segment::{Docs, Segment},
 };
 
-/// Categories that are told, those with the most products.
+/// The maximum number of category facets; those with the most products are kept.
 const MAX_CATEGORIES: usize = 100;
 
-/// The number of products in a category and all below it: what the filter `category` leaves.
+/// The number of products in a category and its descendants, as the filter `category` would leave them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CategoryCount {
     pub slug: String,
@@ -20,7 +20,7 @@ pub struct CategoryCount {
     pub count: u64,
 }
 
-/// The number of products of a range of prices, both ends included.
+/// The number of products in a price range, both ends inclusive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PriceCount {
     pub min: i64,
@@ -34,41 +34,42 @@ pub struct Facets {
     pub categories: Vec<CategoryCount>,
     pub in_stock: u64,
     pub sold_out: u64,
-    /// The cheapest first, without those that are empty.
+    /// The cheapest first, without empty ranges.
     pub prices: Vec<PriceCount>,
 }
 
-/// Counts what each segment has found.
+/// Counts the hits of all segments.
 pub fn count<'a>(
     snapshot: &Snapshot,
     sets: impl Iterator<Item = (&'a Segment, &'a Docs)>,
 ) -> tantivy::Result<Facets> {
-    let (mut facets, mut all) = (Facets::default(), 0);
+    let (mut facets, mut total) = (Facets::default(), 0);
     let mut categories = HashMap::<i64, u64>::new();
     let mut prices = BTreeMap::<i64, u64>::new();
     for (segment, docs) in sets {
-        all += docs.len();
+        total += docs.len();
         let in_stock = segment.term(&Term::from_field_bool(snapshot.fields.in_stock, true))?;
         facets.in_stock += docs.intersection_len(&in_stock);
         for doc in docs {
-            *prices.entry(step(segment.price(doc))).or_default() += 1;
+            *prices.entry(range_start(segment.price(doc))).or_default() += 1;
             if let Some(category) = segment.category(doc) {
                 *categories.entry(category).or_default() += 1;
             }
         }
     }
-    facets.sold_out = all - facets.in_stock;
-    facets.prices = prices.into_iter().map(|(min, count)| PriceCount { min, max: top(min), count }).collect();
+    facets.sold_out = total - facets.in_stock;
+    facets.prices =
+        prices.into_iter().map(|(min, count)| PriceCount { min, max: range_end(min), count }).collect();
     let mut sums = HashMap::<i64, u64>::new();
     for (category, count) in categories {
-        for above in snapshot.tree.with_ancestors(category) {
-            *sums.entry(above.id).or_default() += count;
+        for ancestor in snapshot.categories.with_ancestors(category) {
+            *sums.entry(ancestor.id).or_default() += count;
         }
     }
     facets.categories = sums
         .into_iter()
         .filter_map(|(id, count)| {
-            let category = snapshot.tree.get(id)?;
+            let category = snapshot.categories.get(id)?;
             Some(CategoryCount { slug: category.slug.clone(), name: category.name.clone(), count })
         })
         .collect();
@@ -79,9 +80,9 @@ pub fn count<'a>(
     Ok(facets)
 }
 
-/// The begin of the range of a price: 0, 1, 2, 5, 10, 20, 50, … minor units. The same for every result, so that counts
-/// can be compared.
-fn step(price: i64) -> i64 {
+/// Returns the start of the price range: 0, 1, 2, 5, 10, 20, 50, … minor units. Ranges are the same for all
+/// results, so that counts are comparable.
+fn range_start(price: i64) -> i64 {
     let mut power = 1;
     while power <= price / 10 {
         power *= 10;
@@ -94,8 +95,8 @@ fn step(price: i64) -> i64 {
     }
 }
 
-/// The end of the range that begins at `min`.
-fn top(min: i64) -> i64 {
+/// Returns the end of the price range that starts at `min`.
+fn range_end(min: i64) -> i64 {
     let mut power = 1;
     while power <= min / 10 {
         power *= 10;
@@ -114,17 +115,17 @@ mod tests {
     use crate::product::Price;
 
     #[test]
-    fn ranges_of_prices_lie_side_by_side() {
+    fn price_ranges_are_contiguous() {
         let mut price = 0;
-        while price <= Price::HIGHEST {
-            let (min, max) = (step(price), top(step(price)));
+        while price <= Price::MAX {
+            let (min, max) = (range_start(price), range_end(range_start(price)));
             assert!(min <= price && price <= max, "{price}");
-            assert_eq!(step(max), min, "{max}");
-            assert_eq!(step(max + 1), max + 1, "the next one begins behind {max}");
+            assert_eq!(range_start(max), min, "{max}");
+            assert_eq!(range_start(max + 1), max + 1, "the next one begins behind {max}");
             price = max + 1;
         }
         for (price, min, max) in [(0, 0, 0), (45, 20, 49), (1990, 1000, 1999), (500, 500, 999)] {
-            assert_eq!((step(price), top(min)), (min, max), "{price}");
+            assert_eq!((range_start(price), range_end(min)), (min, max), "{price}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The inverted index: what is indexed of a product, and how documents come into it and go. It lies in memory and is
-//! built from PostgreSQL; a search reads an immutable [`Snapshot`].
+//! The inverted index, which is in memory and built from PostgreSQL: the schema of its documents and the
+//! writer. A search reads an immutable [`Snapshot`].
 //!
-//! Documents lie in each segment by descending id, so that the first ones of a set are its newest products, however
-//! segments were merged.
+//! The documents of a segment are sorted by descending id, also after a merge. The first documents of a set
+//! are therefore its newest products.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,21 +19,21 @@ use tantivy::{
 };
 
 use super::{
-    fold::{index_terms, normalize, squeeze},
+    analyzer::{index_terms, normalize, strip_separators},
+    categories::CategoryTree,
     segment::Segment,
-    tree::Tree,
 };
 
-/// What the writer gathers before it closes a segment, the least that tantivy allows. Bytes.
-const ARENA_BYTES: usize = 15_000_000;
+/// The memory budget of the writer before it closes a segment: the minimum of tantivy. Bytes.
+const WRITER_MEMORY_BYTES: usize = 15_000_000;
 
-/// What the search knows of an active product.
+/// An active product as it is indexed.
 #[derive(Clone, Debug, Hash)]
-pub struct Entry {
+pub struct IndexEntry {
     pub id: i64,
     pub sku: String,
     pub name: String,
-    /// What `sort=name` goes by.
+    /// The key of `sort=name`.
     pub name_key: String,
     pub description: String,
     pub category_id: Option<i64>,
@@ -43,7 +43,7 @@ pub struct Entry {
     pub created_at: i64,
 }
 
-impl Entry {
+impl IndexEntry {
     fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.hash(&mut hasher);
@@ -51,19 +51,20 @@ impl Entry {
     }
 }
 
-/// The fields of a document. Their terms have no frequencies and no positions: what ranks does not depend on them.
+/// The fields of a document. Terms are indexed without frequencies and positions, because the ranking uses
+/// neither.
 #[derive(Clone, Copy, Debug)]
 pub struct Fields {
     pub id: Field,
-    /// The SKU as it is written, behind `=`, and without its separators.
+    /// The exact SKU with the prefix `=`, and the SKU without separators.
     pub sku: Field,
     /// The whole name, normalized.
     pub title: Field,
-    /// Words of the name.
+    /// The words of the name.
     pub name: Field,
-    /// Words of the SKU, apart from those of names: there are as many as products.
+    /// The words of the SKU, in a field of their own: there are as many as products.
     pub code: Field,
-    /// Words of the description.
+    /// The words of the description.
     pub text: Field,
     pub category: Field,
     pub in_stock: Field,
@@ -72,7 +73,7 @@ pub struct Fields {
     name_key: Field,
 }
 
-/// The names of the fields with columns.
+/// The names of the columnar fields.
 pub mod column {
     pub const ID: &str = "id";
     pub const CATEGORY: &str = "category";
@@ -106,12 +107,12 @@ impl Fields {
         (fields, schema.build())
     }
 
-    fn document(&self, entry: &Entry) -> TantivyDocument {
+    fn document(&self, entry: &IndexEntry) -> TantivyDocument {
         let mut document = TantivyDocument::new();
         document.add_i64(self.id, entry.id);
-        document.add_text(self.sku, written_sku(&entry.sku));
-        // Without letters and digits it is like every query that has none.
-        let (squeezed, title) = (squeeze(&entry.sku), normalize(&entry.name));
+        document.add_text(self.sku, exact_sku_term(&entry.sku));
+        // An empty term would match every query without letters and digits.
+        let (squeezed, title) = (strip_separators(&entry.sku), normalize(&entry.name));
         if !squeezed.is_empty() {
             document.add_text(self.sku, &squeezed);
         }
@@ -141,37 +142,37 @@ impl Fields {
     }
 }
 
-/// The term of a SKU as it is written. No SKU has a `=`.
-pub fn written_sku(sku: &str) -> String {
+/// Returns the term of an exact SKU. No SKU contains `=`.
+pub fn exact_sku_term(sku: &str) -> String {
     format!("={sku}")
 }
 
-/// What a search reads: the documents as of one moment, and the categories.
+/// An immutable snapshot for searches: the documents and the categories.
 #[derive(Debug)]
 pub struct Snapshot {
     pub fields: Fields,
     pub segments: Vec<Segment>,
-    pub tree: Arc<Tree>,
-    /// Its number among the snapshots of the writer.
+    pub categories: Arc<CategoryTree>,
+    /// The number of the snapshot among those of its writer.
     pub generation: u64,
 }
 
 impl Snapshot {
-    /// The number of products.
+    /// Returns the number of products.
     pub fn len(&self) -> u32 {
         self.segments.iter().map(|segment| segment.len).sum()
     }
 }
 
-/// The one that changes the index; its calls take time and belong on a blocking thread.
+/// The index writer. Its calls block, so they belong on a blocking thread.
 pub struct Writer {
     fields: Fields,
     documents: IndexWriter,
     reader: IndexReader,
-    /// The products in the index, and the fingerprints of their entries: what is the same is not written again.
+    /// The indexed products with the fingerprints of their entries. Unchanged entries are not written again.
     entries: BTreeMap<i64, u64>,
     segments: HashMap<SegmentId, Segment>,
-    /// The number of snapshots.
+    /// The number of snapshots so far.
     generation: u64,
 }
 
@@ -182,7 +183,7 @@ impl std::fmt::Debug for Writer {
 }
 
 impl Writer {
-    /// Returns the writer of an empty index.
+    /// Creates the writer of an empty index.
     pub fn open() -> tantivy::Result<Self> {
         let (fields, schema) = Fields::new();
         let newest_first = IndexSortByField { field: column::ID.to_owned(), order: Order::Desc };
@@ -193,7 +194,7 @@ impl Writer {
         };
         let index = Index::builder().schema(schema).settings(settings).create_in_ram()?;
         let options = IndexWriterOptions::builder()
-            .memory_budget_per_thread(ARENA_BYTES)
+            .memory_budget_per_thread(WRITER_MEMORY_BYTES)
             .num_worker_threads(1)
             .num_merge_threads(1)
             .build();
@@ -203,13 +204,13 @@ impl Writer {
         Ok(Self { fields, documents, reader, entries, segments, generation: 0 })
     }
 
-    /// The number of products in the index, those that are not committed yet included.
+    /// Returns the number of products in the index, including uncommitted ones.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Puts entries into the index, in place of those with the same ids. Returns how many were not there as they are.
-    pub fn put(&mut self, entries: &[Entry]) -> tantivy::Result<usize> {
+    /// Inserts or replaces entries by id. Returns the number of changed entries.
+    pub fn upsert(&mut self, entries: &[IndexEntry]) -> tantivy::Result<usize> {
         let mut changed = 0;
         for entry in entries {
             let fingerprint = entry.fingerprint();
@@ -226,28 +227,28 @@ impl Writer {
         Ok(changed)
     }
 
-    /// Takes a product out of the index. Returns whether it was there.
+    /// Removes a product from the index. Returns whether it was present.
     pub fn remove(&mut self, id: i64) -> bool {
-        let there = self.entries.remove(&id).is_some();
-        if there {
+        let removed = self.entries.remove(&id).is_some();
+        if removed {
             self.documents.delete_term(Term::from_field_i64(self.fields.id, id));
         }
-        there
+        removed
     }
 
-    /// The ids in the index behind `after`, up to `upto`.
-    pub fn ids(&self, after: i64, upto: i64) -> Vec<i64> {
+    /// Returns the indexed ids behind `after`, up to `upto`.
+    pub fn ids_in_range(&self, after: i64, upto: i64) -> Vec<i64> {
         self.entries.range(after.saturating_add(1)..=upto).map(|(id, _)| *id).collect()
     }
 
-    /// Commits what was put in and taken out, and returns the index as it is then.
-    pub fn commit(&mut self, tree: Arc<Tree>) -> tantivy::Result<Snapshot> {
+    /// Commits the changes and returns a snapshot.
+    pub fn commit(&mut self, categories: Arc<CategoryTree>) -> tantivy::Result<Snapshot> {
         self.documents.commit()?;
-        self.snapshot(tree)
+        self.snapshot(categories)
     }
 
-    /// Returns the index as of the last commit.
-    pub fn snapshot(&mut self, tree: Arc<Tree>) -> tantivy::Result<Snapshot> {
+    /// Returns a snapshot of the last commit.
+    pub fn snapshot(&mut self, categories: Arc<CategoryTree>) -> tantivy::Result<Snapshot> {
         self.reader.reload()?;
         let searcher = self.reader.searcher();
         let mut segments = HashMap::with_capacity(searcher.segment_readers().len());
@@ -258,10 +259,11 @@ impl Writer {
         self.segments = segments;
         self.generation += 1;
         let segments = self.segments.values().cloned().collect();
-        Ok(Snapshot { fields: self.fields, segments, tree, generation: self.generation })
+        Ok(Snapshot { fields: self.fields, segments, categories, generation: self.generation })
     }
 
-    /// Reports whether segments were merged since the last snapshot: the memory of the old ones is held until the next.
+    /// Reports whether segments were merged since the last snapshot, which still occupies the memory of the
+    /// old ones.
     pub fn has_merged(&self) -> tantivy::Result<bool> {
         let ids = self.documents.index().searchable_segment_ids()?;
         Ok(ids.iter().any(|id| !self.segments.contains_key(id)))

@@ -1,9 +1,8 @@
-//! Ranking: which documents a query finds, in which order, how many there are, and of what kind.
+//! Ranking: executes a query on a snapshot and returns ordered hits, their total and facets.
 //!
-//! A document is in the first of these tiers that it fits: the SKU as it is written, the SKU, the whole name, a SKU that
-//! begins so, all the words in the name, all the words, all but one of them, and so on. Within a tier the newest product
-//! comes first, by its id. Nothing of this depends on how documents are spread over segments, so that every replica
-//! gives the same order.
+//! A document belongs to the first matching tier: exact SKU, SKU without separators, full name, SKU prefix,
+//! all terms in the name, all terms, all but one, and so on. Within a tier products are ordered by descending
+//! id, the newest first. The order does not depend on the segments, so every replica returns the same order.
 
 use std::collections::BinaryHeap;
 
@@ -11,64 +10,66 @@ use roaring::MultiOps as _;
 use tantivy::Term;
 
 use super::{
-    Found, Ranking, facets,
-    fold::{normalize, squeeze},
-    index::{Snapshot, written_sku},
+    IndexResult, Ranking,
+    analyzer::{normalize, strip_separators},
+    facets,
+    index::{Snapshot, exact_sku_term},
+    query::{self, TermMatches},
     segment::{Docs, Segment},
-    words::{self, Word},
 };
-use crate::listing::{Filters, Key, Sort};
+use crate::listing::{Filters, Sort, SortKey};
 
-/// Words that a product may lack beside others that it has; those that lack more are one tier. Words.
-const MAX_MISSED: usize = 7;
-/// The tiers of products that the query names, and those and the ones of products that have all the words.
-const TIERS_BY_QUERY: usize = 4;
-const WHOLE_TIERS: usize = 8;
-/// The tiers there are at most. Those of products that lack words are two each: some word stands in the name, or none.
-pub const TIERS: usize = WHOLE_TIERS + 2 * (MAX_MISSED + 1);
-/// The length of a beginning of a SKU. Characters.
-const MIN_SKU_PREFIX: usize = 3;
+/// The maximum number of missing terms that is ranked; documents that lack more share one tier.
+const MAX_MISSING_TERMS: usize = 7;
+/// The tiers of products that the query identifies, and the number of those plus the tiers of full matches.
+const IDENTITY_TIERS: usize = 4;
+const FULL_MATCH_TIERS: usize = 8;
+/// The number of tiers. Partial matches have two tiers per number of missing terms: with a term in the name,
+/// or without.
+pub const TIER_COUNT: usize = FULL_MATCH_TIERS + 2 * (MAX_MISSING_TERMS + 1);
+/// The minimum length of a SKU prefix. Characters.
+const MIN_SKU_PREFIX_LEN: usize = 3;
 
-/// What is looked for.
+/// A query as the index executes it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Question {
-    pub query: String,
+pub struct IndexQuery {
+    pub text: String,
     pub filters: Filters,
     pub ranking: Ranking,
-    /// Products.
+    /// The page size. Products.
     pub limit: usize,
-    /// The product the page begins behind.
-    pub after: Option<(Key, i64)>,
+    /// The product behind which the page starts.
+    pub after: Option<(SortKey, i64)>,
     pub facets: bool,
 }
 
-/// Answers a question from one state of the index.
-pub fn answer(snapshot: &Snapshot, question: &Question) -> tantivy::Result<Found> {
-    let words = words::find(snapshot, &question.query)?;
-    let mut results = Vec::with_capacity(snapshot.segments.len());
+/// Executes a query on a snapshot.
+pub fn execute(snapshot: &Snapshot, query: &IndexQuery) -> tantivy::Result<IndexResult> {
+    let terms = query::resolve(snapshot, &query.text)?;
+    let mut candidates = Vec::with_capacity(snapshot.segments.len());
     for (at, segment) in snapshot.segments.iter().enumerate() {
-        let mut result = Candidates::new(snapshot, segment, at, &words, &question.query)?;
-        filter(snapshot, segment, &question.filters, &mut result.left)?;
-        results.push(result);
+        let mut candidate = Candidates::new(snapshot, segment, at, &terms, &query.text)?;
+        filter(snapshot, segment, &query.filters, &mut candidate.remaining)?;
+        candidates.push(candidate);
     }
-    let total = results.iter().map(|result| result.left.len()).sum();
-    let facets = question.facets.then(|| {
-        let sets = results.iter().map(|result| (result.segment, &result.left));
+    let total = candidates.iter().map(|candidate| candidate.remaining.len()).sum();
+    let facets = query.facets.then(|| {
+        let sets = candidates.iter().map(|candidate| (candidate.segment, &candidate.remaining));
         facets::count(snapshot, sets)
     });
-    // One more than the page shows whether there is another.
-    let wanted = question.limit + 1;
-    let mut hits = match question.ranking {
-        Ranking::Relevance => by_tier(&mut results, question.after.as_ref(), wanted),
-        Ranking::By(Sort::Name) => by_name(&results, question.after.as_ref(), wanted)?,
-        Ranking::By(sort) => by_number(&results, sort, question.after.as_ref(), wanted),
+    // One more than the page, to detect whether there is a next page.
+    let limit = query.limit + 1;
+    let mut hits = match query.ranking {
+        Ranking::Relevance => top_by_tier(&mut candidates, query.after.as_ref(), limit),
+        Ranking::By(Sort::Name) => top_by_name(&candidates, query.after.as_ref(), limit)?,
+        Ranking::By(sort) => top_by_number(&candidates, sort, query.after.as_ref(), limit),
     };
-    let more = hits.len() > question.limit;
-    hits.truncate(question.limit);
-    Ok(Found { hits, more, total, facets: facets.transpose()? })
+    let more = hits.len() > query.limit;
+    hits.truncate(query.limit);
+    Ok(IndexResult { hits, more, total, facets: facets.transpose()? })
 }
 
-/// Leaves the documents that the filters let through.
+/// Retains the documents that pass the filters.
 fn filter(snapshot: &Snapshot, segment: &Segment, filters: &Filters, docs: &mut Docs) -> tantivy::Result<()> {
     let fields = snapshot.fields;
     if let Some(in_stock) = filters.in_stock {
@@ -76,7 +77,7 @@ fn filter(snapshot: &Snapshot, segment: &Segment, filters: &Filters, docs: &mut 
     }
     if let Some(slug) = &filters.category {
         let mut within = Docs::new();
-        for category in snapshot.tree.with_descendants(slug) {
+        for category in snapshot.categories.with_descendants(slug) {
             within |= segment.term(&Term::from_field_i64(fields.category, category))?;
         }
         *docs &= within;
@@ -88,19 +89,19 @@ fn filter(snapshot: &Snapshot, segment: &Segment, filters: &Filters, docs: &mut 
     Ok(())
 }
 
-/// What a query finds in one segment.
+/// The candidates of a query in one segment.
 struct Candidates<'a> {
     segment: &'a Segment,
-    /// The documents of the tiers of those that have all the words, or are named by the query.
-    whole: [Docs; WHOLE_TIERS],
-    /// For each word of several, the documents that have it.
-    words: Vec<&'a Docs>,
-    /// Those that have some word in the name.
+    /// The documents of the identity tiers and the full-match tiers.
+    full: [Docs; FULL_MATCH_TIERS],
+    /// The documents of each term, if there are several terms.
+    terms: Vec<&'a Docs>,
+    /// The documents with at least one term in the name.
     named: Docs,
-    /// What lacks up to so many words, from one on; made when it is needed.
-    missed: Option<Vec<Docs>>,
-    /// What is in no tier yet.
-    left: Docs,
+    /// The documents that lack up to 1, 2, … terms; computed on demand.
+    missing: Option<Vec<Docs>>,
+    /// The documents that are not in a tier yet.
+    remaining: Docs,
 }
 
 impl<'a> Candidates<'a> {
@@ -108,185 +109,192 @@ impl<'a> Candidates<'a> {
         snapshot: &Snapshot,
         segment: &'a Segment,
         at: usize,
-        words: &'a [Word],
+        terms: &'a [TermMatches],
         query: &str,
     ) -> tantivy::Result<Self> {
         let fields = snapshot.fields;
-        let squeezed = squeeze(query);
-        let is_long = words.len() != 1 && squeezed.chars().count() >= MIN_SKU_PREFIX;
-        let whole = [
-            segment.word(fields.sku, &written_sku(query.trim()))?,
+        let squeezed = strip_separators(query);
+        let is_long = terms.len() != 1 && squeezed.chars().count() >= MIN_SKU_PREFIX_LEN;
+        let full = [
+            segment.word(fields.sku, &exact_sku_term(query.trim()))?,
             segment.word(fields.sku, &squeezed)?,
             segment.word(fields.title, &normalize(query))?,
-            // Of one word it is among the words already.
+            // With a single term the prefix is already a match of that term.
             if is_long { segment.prefix(fields.sku, &squeezed)? } else { Docs::new() },
-            words.iter().map(|word| &word[at].exact).intersection(),
-            words.iter().map(|word| &word[at].name).intersection(),
-            words.iter().map(|word| &word[at].near).intersection(),
-            words.iter().map(|word| &word[at].any).intersection(),
+            terms.iter().map(|term| &term[at].exact).intersection(),
+            terms.iter().map(|term| &term[at].name).intersection(),
+            terms.iter().map(|term| &term[at].text).intersection(),
+            terms.iter().map(|term| &term[at].any).intersection(),
         ];
-        // What has all the words has each.
-        let named_by_query = whole.iter().take(TIERS_BY_QUERY);
-        let left = named_by_query.chain(words.iter().map(|word| &word[at].any)).union();
-        let (words, named) = if words.len() > 1 {
-            let named = words.iter().map(|word| &word[at].name).union();
-            (words.iter().map(|word| &word[at].any).collect(), named)
+        // A full match also matches each term.
+        let identified = full.iter().take(IDENTITY_TIERS);
+        let remaining = identified.chain(terms.iter().map(|term| &term[at].any)).union();
+        let (terms, named) = if terms.len() > 1 {
+            let named = terms.iter().map(|term| &term[at].name).union();
+            (terms.iter().map(|term| &term[at].any).collect(), named)
         } else {
             (Vec::new(), Docs::new())
         };
-        Ok(Self { segment, whole, words, named, missed: None, left })
+        Ok(Self { segment, full, terms, named, missing: None, remaining })
     }
 
-    /// Takes the documents of a tier; to be called for each tier in order.
+    /// Takes the documents of a tier. Must be called for each tier in order.
     fn take(&mut self, tier: usize) -> Docs {
-        let docs = if let Some(docs) = self.whole.get(tier) {
-            docs & &self.left
+        let docs = if let Some(docs) = self.full.get(tier) {
+            docs & &self.remaining
         } else {
-            let (missed, in_name) = ((tier - WHOLE_TIERS) / 2, (tier - WHOLE_TIERS).is_multiple_of(2));
-            let (words, left) = (&self.words, &self.left);
-            let sets = self.missed.get_or_insert_with(|| missed_up_to(words, left));
-            let mut docs = match sets.get(missed) {
-                Some(docs) => docs & left,
-                None => left.clone(),
+            let (missing, in_name) =
+                ((tier - FULL_MATCH_TIERS) / 2, (tier - FULL_MATCH_TIERS).is_multiple_of(2));
+            let (terms, remaining) = (&self.terms, &self.remaining);
+            let sets = self.missing.get_or_insert_with(|| missing_up_to(terms, remaining));
+            let mut docs = match sets.get(missing) {
+                Some(docs) => docs & remaining,
+                None => remaining.clone(),
             };
             if in_name {
                 docs &= &self.named;
             }
             docs
         };
-        self.left -= &docs;
+        self.remaining -= &docs;
         docs
     }
 }
 
-/// Of `docs`, those that lack up to one of the words, up to two, and so on.
-fn missed_up_to(words: &[&Docs], docs: &Docs) -> Vec<Docs> {
-    let most = MAX_MISSED.min(words.len().saturating_sub(1));
-    let mut sets = vec![docs.clone(); most + 1];
-    for word in words {
-        for missed in (1..=most).rev() {
-            let fewer = sets[missed - 1].clone();
-            sets[missed] &= *word;
-            sets[missed] |= fewer;
+/// Returns the documents that lack up to 1, 2, … of the terms.
+fn missing_up_to(terms: &[&Docs], docs: &Docs) -> Vec<Docs> {
+    let max_missing = MAX_MISSING_TERMS.min(terms.len().saturating_sub(1));
+    let mut sets = vec![docs.clone(); max_missing + 1];
+    for term in terms {
+        for missing in (1..=max_missing).rev() {
+            let fewer = sets[missing - 1].clone();
+            sets[missing] &= *term;
+            sets[missing] |= fewer;
         }
-        sets[0] &= *word;
+        sets[0] &= *term;
     }
     sets.split_off(1)
 }
 
-fn by_tier(results: &mut [Candidates<'_>], after: Option<&(Key, i64)>, wanted: usize) -> Vec<(Key, i64)> {
+fn top_by_tier(
+    candidates: &mut [Candidates<'_>],
+    after: Option<&(SortKey, i64)>,
+    limit: usize,
+) -> Vec<(SortKey, i64)> {
     let (first, below) = match after {
-        Some((Key::Number(tier), id)) => (usize::try_from(*tier).unwrap_or_default(), *id),
-        Some((Key::Text(_), _)) | None => (0, i64::MAX),
+        Some((SortKey::Number(tier), id)) => (usize::try_from(*tier).unwrap_or_default(), *id),
+        Some((SortKey::Text(_), _)) | None => (0, i64::MAX),
     };
     let mut hits = Vec::new();
-    for tier in 0..TIERS {
-        if results.iter().all(|result| result.left.is_empty()) {
+    for tier in 0..TIER_COUNT {
+        if candidates.iter().all(|candidate| candidate.remaining.is_empty()) {
             break;
         }
-        let missing = wanted - hits.len();
+        let remaining = limit - hits.len();
         let mut ids = Vec::new();
-        for result in &mut *results {
-            let docs = result.take(tier);
+        for candidate in &mut *candidates {
+            let docs = candidate.take(tier);
             if tier >= first {
-                let start = if tier == first { result.segment.first_below(below) } else { 0 };
-                ids.extend(docs.range(start..).take(missing).map(|doc| result.segment.id(doc)));
+                let start = if tier == first { candidate.segment.first_below(below) } else { 0 };
+                ids.extend(docs.range(start..).take(remaining).map(|doc| candidate.segment.id(doc)));
             }
         }
         ids.sort_unstable_by(|one, other| other.cmp(one));
         let key = i64::try_from(tier).unwrap_or_default();
-        hits.extend(ids.into_iter().take(missing).map(|id| (Key::Number(key), id)));
-        if hits.len() == wanted {
+        hits.extend(ids.into_iter().take(remaining).map(|id| (SortKey::Number(key), id)));
+        if hits.len() == limit {
             break;
         }
     }
     hits
 }
 
-/// The first few of many, in ascending order.
-struct First<T> {
+/// A bounded heap of the N smallest values.
+struct TopN<T> {
     heap: BinaryHeap<T>,
-    wanted: usize,
+    limit: usize,
 }
 
-impl<T: Ord> First<T> {
-    fn new(wanted: usize) -> Self {
-        Self { heap: BinaryHeap::with_capacity(wanted + 1), wanted }
+impl<T: Ord> TopN<T> {
+    fn new(limit: usize) -> Self {
+        Self { heap: BinaryHeap::with_capacity(limit + 1), limit }
     }
 
-    fn offer(&mut self, one: T) {
-        if self.heap.len() < self.wanted {
-            self.heap.push(one);
+    fn push(&mut self, value: T) {
+        if self.heap.len() < self.limit {
+            self.heap.push(value);
         } else if let Some(mut last) = self.heap.peek_mut()
-            && one < *last
+            && value < *last
         {
-            *last = one;
+            *last = value;
         }
     }
 }
 
-fn by_number(
-    results: &[Candidates<'_>],
+fn top_by_number(
+    candidates: &[Candidates<'_>],
     sort: Sort,
-    after: Option<&(Key, i64)>,
-    wanted: usize,
-) -> Vec<(Key, i64)> {
+    after: Option<&(SortKey, i64)>,
+    limit: usize,
+) -> Vec<(SortKey, i64)> {
     let newest = sort == Sort::Newest;
-    // In ascending order: ids of the newest first are turned round.
-    let place = |key: i64, id: i64| if newest { (-key, -id) } else { (key, id) };
+    // Keys of the newest-first order are negated, so that all orders are ascending.
+    let position = |key: i64, id: i64| if newest { (-key, -id) } else { (key, id) };
     let after = match after {
-        Some((Key::Number(key), id)) => {
+        Some((SortKey::Number(key), id)) => {
             Some(if newest { (key.saturating_neg(), id.saturating_neg()) } else { (*key, *id) })
         }
-        Some((Key::Text(_), _)) | None => None,
+        Some((SortKey::Text(_), _)) | None => None,
     };
-    let mut first = First::new(wanted);
-    for result in results {
-        let segment = result.segment;
-        for doc in &result.left {
+    let mut top = TopN::new(limit);
+    for candidate in candidates {
+        let segment = candidate.segment;
+        for doc in &candidate.remaining {
             let key = match sort {
                 Sort::PriceAsc => segment.price(doc),
                 Sort::PriceDesc => -segment.price(doc),
                 Sort::Newest | Sort::Name => segment.created_at(doc),
             };
-            let place = place(key, segment.id(doc));
-            if after.is_none_or(|after| place > after) {
-                first.offer(place);
+            let position = position(key, segment.id(doc));
+            if after.is_none_or(|after| position > after) {
+                top.push(position);
             }
         }
     }
-    let places = first.heap.into_sorted_vec().into_iter();
-    places.map(|(key, id)| if newest { (Key::Number(-key), -id) } else { (Key::Number(key), id) }).collect()
+    let positions = top.heap.into_sorted_vec().into_iter();
+    positions
+        .map(|(key, id)| if newest { (SortKey::Number(-key), -id) } else { (SortKey::Number(key), id) })
+        .collect()
 }
 
-fn by_name(
-    results: &[Candidates<'_>],
-    after: Option<&(Key, i64)>,
-    wanted: usize,
-) -> tantivy::Result<Vec<(Key, i64)>> {
+fn top_by_name(
+    candidates: &[Candidates<'_>],
+    after: Option<&(SortKey, i64)>,
+    limit: usize,
+) -> tantivy::Result<Vec<(SortKey, i64)>> {
     let mut named = Vec::new();
-    for result in results {
-        let segment = result.segment;
+    for candidate in candidates {
+        let segment = candidate.segment;
         let after = match after {
-            Some((Key::Text(name), id)) => {
-                let place = segment.place_of(name)?;
-                // Names behind it are behind it with any id.
-                Some((place, if segment.name_at(place)? == *name { *id } else { i64::MIN }))
+            Some((SortKey::Text(name), id)) => {
+                let position = segment.ordinal_of(name)?;
+                // Names with a higher ordinal come later with any id.
+                Some((position, if segment.name_at(position)? == *name { *id } else { i64::MIN }))
             }
-            Some((Key::Number(_), _)) | None => None,
+            Some((SortKey::Number(_), _)) | None => None,
         };
-        let mut first = First::new(wanted);
-        for doc in &result.left {
-            let place = (segment.name_order(doc), segment.id(doc));
-            if after.is_none_or(|after| place > after) {
-                first.offer(place);
+        let mut top = TopN::new(limit);
+        for doc in &candidate.remaining {
+            let position = (segment.name_ordinal(doc), segment.id(doc));
+            if after.is_none_or(|after| position > after) {
+                top.push(position);
             }
         }
-        for (place, id) in first.heap {
-            named.push((segment.name_at(place)?, id));
+        for (position, id) in top.heap {
+            named.push((segment.name_at(position)?, id));
         }
     }
     named.sort_unstable();
-    named.truncate(wanted);
-    Ok(named.into_iter().map(|(name, id)| (Key::Text(name), id)).collect())
+    named.truncate(limit);
+    Ok(named.into_iter().map(|(name, id)| (SortKey::Text(name), id)).collect())
 }

@@ -1,4 +1,4 @@
-//! One segment of the index: the documents of a term, a prefix or a misspelt word, and the columns of documents.
+//! One segment of the index: the documents of a term, a prefix or a fuzzy term, and the columns of documents.
 
 use std::{
     collections::HashMap,
@@ -17,35 +17,35 @@ use tantivy::{
 
 use super::index::column;
 
-/// Documents of a segment.
+/// A set of documents of a segment.
 pub type Docs = RoaringBitmap;
 
-/// Sets with fewer documents are read from the postings each time. Documents.
+/// The minimum size of a cached set; smaller ones are read from the postings each time. Documents.
 const MIN_CACHED_DOCS: u64 = 1_000;
-/// The memory for cached sets. Bytes for each document of the segment.
+/// The memory for cached sets. Bytes per document of the segment.
 const CACHE_BYTES_PER_DOC: usize = 16;
 
-/// What a segment has, whether its documents are deleted or not.
+/// The immutable contents of a segment, including deleted documents.
 pub struct Postings {
     reader: SegmentReader,
     ids: Arc<dyn ColumnValues<i64>>,
     prices: Arc<dyn ColumnValues<i64>>,
     created: Arc<dyn ColumnValues<i64>>,
-    /// `None` where no product has a category.
+    /// `None` if no product has a category.
     categories: Option<Column<i64>>,
     names: Option<StrColumn>,
-    /// Sets of many documents: unpacking their postings takes longer than all that is done with them.
-    cache: Mutex<Cache>,
+    /// Large sets: decoding their postings takes longer than using them.
+    cache: Mutex<SetCache>,
 }
 
 #[derive(Debug, Default)]
-struct Cache {
-    sets: HashMap<Key, Arc<Docs>>,
+struct SetCache {
+    sets: HashMap<SetKey, Arc<Docs>>,
     bytes: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Key {
+enum SetKey {
     Term(Term),
     Prefix(Term),
 }
@@ -70,9 +70,9 @@ impl Postings {
         })
     }
 
-    /// The documents with a term.
+    /// Returns the documents with a term.
     fn term(&self, term: &Term) -> tantivy::Result<Arc<Docs>> {
-        self.cached(Key::Term(term.clone()), || {
+        self.cached(SetKey::Term(term.clone()), || {
             let index = self.reader.inverted_index(term.field())?;
             match index.get_term_info(term)? {
                 Some(info) => self.read(term.field(), &info),
@@ -81,9 +81,9 @@ impl Postings {
         })
     }
 
-    /// The documents with a term of this field that begins so.
+    /// Returns the documents with a term that has the prefix.
     fn prefix(&self, field: Field, prefix: &str) -> tantivy::Result<Arc<Docs>> {
-        self.cached(Key::Prefix(Term::from_field_text(field, prefix)), || {
+        self.cached(SetKey::Prefix(Term::from_field_text(field, prefix)), || {
             let index = self.reader.inverted_index(field)?;
             let mut terms = index.terms().range().ge(prefix).into_stream()?;
             let mut docs = Docs::new();
@@ -109,17 +109,21 @@ impl Postings {
         Ok(docs)
     }
 
-    fn cached(&self, key: Key, read: impl FnOnce() -> tantivy::Result<Docs>) -> tantivy::Result<Arc<Docs>> {
+    fn cached(
+        &self,
+        key: SetKey,
+        read: impl FnOnce() -> tantivy::Result<Docs>,
+    ) -> tantivy::Result<Arc<Docs>> {
         if let Some(docs) = self.lock().sets.get(&key) {
             return Ok(docs.clone());
         }
         let docs = Arc::new(read()?);
         if docs.len() >= MIN_CACHED_DOCS {
             let bytes = docs.serialized_size();
-            let room = CACHE_BYTES_PER_DOC * usize::try_from(self.reader.max_doc()).unwrap_or_default();
+            let max_bytes = CACHE_BYTES_PER_DOC * usize::try_from(self.reader.max_doc()).unwrap_or_default();
             let mut cache = self.lock();
-            if cache.bytes + bytes > room {
-                *cache = Cache::default();
+            if cache.bytes + bytes > max_bytes {
+                *cache = SetCache::default();
             }
             cache.bytes += bytes;
             cache.sets.insert(key, docs.clone());
@@ -127,7 +131,7 @@ impl Postings {
         Ok(docs)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Cache> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, SetCache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -137,15 +141,15 @@ impl Postings {
 pub struct Segment {
     postings: Arc<Postings>,
     deleted: Arc<Docs>,
-    /// The operation that deleted the last of them.
+    /// The operation stamp of the last deletion.
     deleted_at: Option<u64>,
-    /// Documents that are not deleted.
+    /// The number of documents that are not deleted.
     pub len: u32,
 }
 
 impl Segment {
-    /// Returns the segment as `reader` has it; `before` is the same segment as of an earlier commit. A segment never
-    /// changes, but for which of its documents are deleted.
+    /// Opens the segment of `reader`; `before` is the same segment as of an earlier commit. Only the
+    /// deletions of a segment change.
     pub fn open(reader: &SegmentReader, before: Option<&Self>) -> tantivy::Result<Self> {
         let deleted_at = reader.delete_opstamp();
         if let Some(before) = before.filter(|before| before.deleted_at == deleted_at) {
@@ -162,39 +166,39 @@ impl Segment {
         Ok(Self { postings, deleted: Arc::new(deleted), deleted_at, len: reader.num_docs() })
     }
 
-    /// The documents with a term.
+    /// Returns the documents with a term.
     pub fn term(&self, term: &Term) -> tantivy::Result<Docs> {
         Ok(&*self.postings.term(term)? - &*self.deleted)
     }
 
-    /// The documents with a word in this field.
+    /// Returns the documents with a word in this field.
     pub fn word(&self, field: Field, word: &str) -> tantivy::Result<Docs> {
         self.term(&Term::from_field_text(field, word))
     }
 
-    /// The documents with a word in this field that begins so.
+    /// Returns the documents with a word in this field that has the prefix.
     pub fn prefix(&self, field: Field, prefix: &str) -> tantivy::Result<Docs> {
         Ok(&*self.postings.prefix(field, prefix)? - &*self.deleted)
     }
 
-    /// Terms of this field that are up to `distance` slips from a word (missing, extra, wrong, swapped letters), those of
-    /// deleted documents included.
-    pub fn similar(&self, field: Field, word: &str, distance: u8) -> tantivy::Result<Vec<String>> {
-        let query = FuzzyTermQuery::new(Term::from_field_text(field, word), distance, true);
+    /// Returns terms of this field within an edit distance of `max_edits` (insertions, deletions,
+    /// substitutions, transpositions). Terms of deleted documents are included.
+    pub fn fuzzy_terms(&self, field: Field, word: &str, max_edits: u8) -> tantivy::Result<Vec<String>> {
+        let query = FuzzyTermQuery::new(Term::from_field_text(field, word), max_edits, true);
         let index = self.postings.reader.inverted_index(field)?;
         let mut terms = index.terms().search(query.automaton()?).into_stream()?;
-        let mut found = Vec::new();
+        let mut matches = Vec::new();
         while let Some((term, _)) = terms.next() {
-            found.push(String::from_utf8_lossy(term).into_owned());
+            matches.push(String::from_utf8_lossy(term).into_owned());
         }
-        Ok(found)
+        Ok(matches)
     }
 
     pub fn id(&self, doc: DocId) -> i64 {
         self.postings.ids.get_val(doc)
     }
 
-    /// The first document whose product's id is below `id`: documents lie by descending id.
+    /// Returns the first document with a product id below `id`. Documents are sorted by descending id.
     pub fn first_below(&self, id: i64) -> DocId {
         let (mut low, mut high) = (0, self.postings.reader.max_doc());
         while low < high {
@@ -220,23 +224,24 @@ impl Segment {
         self.postings.categories.as_ref()?.first(doc)
     }
 
-    /// The place of a document's name among the names of this segment, in their order.
-    pub fn name_order(&self, doc: DocId) -> i64 {
-        let place = self.postings.names.as_ref().and_then(|names| names.ords().first(doc));
-        place.and_then(|place| i64::try_from(place).ok()).unwrap_or_default()
+    /// Returns the ordinal of a document's name in the sorted names of this segment.
+    pub fn name_ordinal(&self, doc: DocId) -> i64 {
+        let ordinal = self.postings.names.as_ref().and_then(|names| names.ords().first(doc));
+        ordinal.and_then(|ordinal| i64::try_from(ordinal).ok()).unwrap_or_default()
     }
 
-    /// The name that has a place, as it is sorted.
-    pub fn name_at(&self, place: i64) -> tantivy::Result<String> {
+    /// Returns the sort key of a name by its ordinal.
+    pub fn name_at(&self, ordinal: i64) -> tantivy::Result<String> {
         let mut name = String::new();
-        if let (Some(names), Ok(place)) = (&self.postings.names, u64::try_from(place)) {
-            names.ord_to_str(place, &mut name)?;
+        if let (Some(names), Ok(ordinal)) = (&self.postings.names, u64::try_from(ordinal)) {
+            names.ord_to_str(ordinal, &mut name)?;
         }
         Ok(name)
     }
 
-    /// The place of the first name that is not before `name`; behind all places where there is none.
-    pub fn place_of(&self, name: &str) -> tantivy::Result<i64> {
+    /// Returns the ordinal of the first name that is not before `name`, or the number of names if there is
+    /// none.
+    pub fn ordinal_of(&self, name: &str) -> tantivy::Result<i64> {
         let Some(names) = &self.postings.names else { return Ok(0) };
         let (mut low, mut high) = (0, i64::try_from(names.num_terms()).unwrap_or(i64::MAX));
         while low < high {

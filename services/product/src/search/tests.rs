@@ -1,4 +1,4 @@
-//! The index against what a plain look at all products finds, whatever happened to it before.
+//! Tests of the index against a plain scan of all products, after any history of writes.
 
 use std::{
     cell::Cell,
@@ -8,16 +8,16 @@ use std::{
 use futures_util::FutureExt as _;
 
 use super::{
-    fold::{Term, index_terms, query_terms},
+    analyzer::{Term, index_terms, query_terms},
+    categories::CategoryTree,
     index::Writer,
-    ranking::answer,
-    tree::Tree,
+    ranking::execute,
     *,
 };
 use crate::category::Category;
 
 #[test]
-fn a_query_is_short_and_storable() {
+fn a_query_that_is_too_long_or_not_storable_is_refused() {
     for valid in ["a", "%", "😀", &"ü".repeat(200)] {
         assert!(Query::parse(valid.to_owned()).is_ok(), "{valid}");
     }
@@ -26,7 +26,7 @@ fn a_query_is_short_and_storable() {
     }
 }
 
-/// Numbers that are the same in every run: splitmix64.
+/// A deterministic random number generator: splitmix64.
 struct Dice(u64);
 
 impl Dice {
@@ -38,7 +38,7 @@ impl Dice {
         usize::try_from((mixed ^ (mixed >> 31)) >> 32).unwrap() % bound
     }
 
-    fn words(&mut self, most: usize) -> String {
+    fn words(&mut self, max: usize) -> String {
         const WORDS: [&str; 12] = [
             "red",
             "blue",
@@ -53,13 +53,13 @@ impl Dice {
             "x200",
             "oak",
         ];
-        let count = self.below(most) + 1;
+        let count = self.below(max) + 1;
         (0..count).map(|_| WORDS[self.below(WORDS.len())]).collect::<Vec<_>>().join(" ")
     }
 
-    fn entry(&mut self, id: i64) -> Entry {
+    fn entry(&mut self, id: i64) -> IndexEntry {
         let name = self.words(4);
-        Entry {
+        IndexEntry {
             id,
             sku: format!("S-{id}"),
             name_key: name.to_lowercase(),
@@ -73,17 +73,17 @@ impl Dice {
     }
 }
 
-fn tree() -> Arc<Tree> {
+fn categories() -> Arc<CategoryTree> {
     let category =
         |id, slug: &str, parent_id| Category { id, slug: slug.to_owned(), name: slug.to_owned(), parent_id };
-    Arc::new(Tree::new(
+    Arc::new(CategoryTree::new(
         vec![category(1, "a", None), category(2, "b", Some(1)), category(3, "lamps", None)],
         0,
     ))
 }
 
-fn question(query: &str, filters: Filters, ranking: Ranking) -> Question {
-    Question { query: query.to_owned(), filters, ranking, limit: 1000, after: None, facets: true }
+fn index_query(query: &str, filters: Filters, ranking: Ranking) -> IndexQuery {
+    IndexQuery { text: query.to_owned(), filters, ranking, limit: 1000, after: None, facets: true }
 }
 
 fn filters(category: Option<&str>, max_price: Option<i64>, in_stock: Option<bool>) -> Filters {
@@ -98,11 +98,12 @@ const RANKINGS: [Ranking; 5] = [
     Ranking::By(Sort::Name),
 ];
 
-/// An index with a long history, one of the same products that was built at once, and the products.
-fn grown(seed: u64) -> (Snapshot, Snapshot, BTreeMap<i64, Entry>) {
+/// Returns an index with a long history, an index of the same products that was built at once, and the
+/// products.
+fn build_indexes(seed: u64) -> (Snapshot, Snapshot, BTreeMap<i64, IndexEntry>) {
     let (mut dice, mut products) = (Dice(seed), BTreeMap::new());
     let mut grown = Writer::open().unwrap();
-    let mut snapshot = grown.commit(tree()).unwrap();
+    let mut snapshot = grown.commit(categories()).unwrap();
     for _ in 0..60 {
         for _ in 0..dice.below(20) {
             let id = i64::try_from(dice.below(300)).unwrap() + 1;
@@ -110,23 +111,23 @@ fn grown(seed: u64) -> (Snapshot, Snapshot, BTreeMap<i64, Entry>) {
                 assert_eq!(grown.remove(id), products.remove(&id).is_some());
             } else {
                 let entry = dice.entry(id);
-                grown.put(std::slice::from_ref(&entry)).unwrap();
+                grown.upsert(std::slice::from_ref(&entry)).unwrap();
                 products.insert(id, entry);
             }
         }
-        snapshot = grown.commit(tree()).unwrap();
+        snapshot = grown.commit(categories()).unwrap();
     }
     let mut built = Writer::open().unwrap();
-    let entries: Vec<Entry> = products.values().cloned().collect();
-    built.put(&entries).unwrap();
-    let built = built.commit(tree()).unwrap();
+    let entries: Vec<IndexEntry> = products.values().cloned().collect();
+    built.upsert(&entries).unwrap();
+    let built = built.commit(categories()).unwrap();
     assert!(snapshot.segments.len() > built.segments.len());
     (snapshot, built, products)
 }
 
 #[test]
-fn the_order_does_not_depend_on_the_history_of_an_index() {
-    let (grown, built, _) = grown(1);
+fn results_do_not_depend_on_the_history_of_the_index() {
+    let (grown, built, _) = build_indexes(1);
     let all_filters =
         [filters(None, None, None), filters(Some("a"), Some(30), None), filters(None, None, Some(false))];
     let queries =
@@ -134,16 +135,16 @@ fn the_order_does_not_depend_on_the_history_of_an_index() {
     for query in queries {
         for filters in &all_filters {
             for ranking in RANKINGS {
-                let whole = question(query, filters.clone(), ranking);
-                let (one, other) = (answer(&grown, &whole).unwrap(), answer(&built, &whole).unwrap());
+                let whole = index_query(query, filters.clone(), ranking);
+                let (one, other) = (execute(&grown, &whole).unwrap(), execute(&built, &whole).unwrap());
                 assert_eq!(one.hits, other.hits, "{whole:?}");
                 assert_eq!((one.total, &one.facets), (other.total, &other.facets), "{whole:?}");
                 assert_eq!(one.total, u64::try_from(one.hits.len()).unwrap(), "{whole:?}");
-                // By pages of seven, from either.
+                // Pages of seven, alternately from both indexes.
                 let (mut hits, mut after) = (Vec::new(), None);
                 for snapshot in [&grown, &built].into_iter().cycle() {
-                    let page = Question { limit: 7, after: after.take(), ..whole.clone() };
-                    let page = answer(snapshot, &page).unwrap();
+                    let page = IndexQuery { limit: 7, after: after.take(), ..whole.clone() };
+                    let page = execute(snapshot, &page).unwrap();
                     hits.extend(page.hits);
                     after = hits.last().cloned();
                     if !page.more {
@@ -157,95 +158,99 @@ fn the_order_does_not_depend_on_the_history_of_an_index() {
 }
 
 #[test]
-fn words_that_products_have_are_found_in_all_of_them() {
-    let (grown, _, products) = grown(2);
+fn a_search_finds_all_products_with_a_query_term() {
+    let (grown, _, products) = build_indexes(2);
     for query in ["red ", "lamp ", "desk oak ", "茶杯", "cafe ", "tshirt "] {
-        let question = question(query, filters(None, None, None), Ranking::Relevance);
-        let found: BTreeSet<i64> =
-            answer(&grown, &question).unwrap().hits.iter().map(|(_, id)| *id).collect();
+        let index_query = index_query(query, filters(None, None, None), Ranking::Relevance);
+        let ids: BTreeSet<i64> =
+            execute(&grown, &index_query).unwrap().hits.iter().map(|(_, id)| *id).collect();
         let words: Vec<String> =
-            query_terms(query).into_iter().map(|(Term::Word(text) | Term::Gram(text))| text).collect();
-        let has = |entry: &&Entry| {
+            query_terms(query).into_iter().map(|(Term::Word(text) | Term::Ngram(text))| text).collect();
+        let has = |entry: &&IndexEntry| {
             let mut terms = index_terms(&entry.name);
             terms.extend(index_terms(&entry.description));
             words.iter().any(|word| terms.contains(word))
         };
         let expected: BTreeSet<i64> = products.values().filter(has).map(|entry| entry.id).collect();
-        assert_eq!(found, expected, "{query}");
+        assert_eq!(ids, expected, "{query}");
     }
 }
 
 #[test]
-fn only_what_differs_is_written() {
+fn an_upsert_writes_only_changed_entries() {
     let (mut writer, mut dice) = (Writer::open().unwrap(), Dice(3));
-    let mut entries: Vec<Entry> = (1..=10).map(|id| dice.entry(id)).collect();
-    assert_eq!(writer.put(&entries).unwrap(), 10);
-    assert_eq!(writer.put(&entries).unwrap(), 0);
+    let mut entries: Vec<IndexEntry> = (1..=10).map(|id| dice.entry(id)).collect();
+    assert_eq!(writer.upsert(&entries).unwrap(), 10);
+    assert_eq!(writer.upsert(&entries).unwrap(), 0);
     entries[3].in_stock = !entries[3].in_stock;
-    assert_eq!(writer.put(&entries).unwrap(), 1);
-    assert_eq!((writer.len(), writer.ids(3, 6)), (10, vec![4, 5, 6]));
+    assert_eq!(writer.upsert(&entries).unwrap(), 1);
+    assert_eq!((writer.len(), writer.ids_in_range(3, 6)), (10, vec![4, 5, 6]));
     assert!(writer.remove(4) && !writer.remove(4));
-    assert_eq!(writer.commit(tree()).unwrap().len(), 9);
+    assert_eq!(writer.commit(categories()).unwrap().len(), 9);
 }
 
 #[tokio::test]
-async fn a_repeated_question_is_answered_from_its_result_until_the_index_changes() {
-    let search = Search::unbuilt();
+async fn a_repeated_query_returns_the_cached_result_until_the_index_changes() {
+    let search = Search::new();
     let (mut writer, mut dice) = (Writer::open().unwrap(), Dice(5));
-    let lamp = || search.answer(question("lamp", filters(None, None, None), Ranking::Relevance));
-    let entry = |id, dice: &mut Dice| Entry { name: "Lamp".to_owned(), ..dice.entry(id) };
-    writer.put(&[entry(1, &mut dice)]).unwrap();
-    search.0.snapshot.store(Some(Arc::new(writer.commit(tree()).unwrap())));
+    let lamp = || search.execute(index_query("lamp", filters(None, None, None), Ranking::Relevance));
+    let entry = |id, dice: &mut Dice| IndexEntry { name: "Lamp".to_owned(), ..dice.entry(id) };
+    writer.upsert(&[entry(1, &mut dice)]).unwrap();
+    search.0.snapshot.store(Some(Arc::new(writer.commit(categories()).unwrap())));
     let (first, second) = (lamp().await.unwrap(), lamp().await.unwrap());
     assert!(Arc::ptr_eq(&first, &second));
-    writer.put(&[entry(2, &mut dice)]).unwrap();
-    search.0.snapshot.store(Some(Arc::new(writer.commit(tree()).unwrap())));
+    writer.upsert(&[entry(2, &mut dice)]).unwrap();
+    search.0.snapshot.store(Some(Arc::new(writer.commit(categories()).unwrap())));
     assert_eq!((first.total, lamp().await.unwrap().total), (1, 2));
 }
 
 #[tokio::test]
 async fn a_small_search_runs_in_the_task_of_its_caller() {
-    let search = Search::unbuilt();
-    search.0.snapshot.store(Some(Arc::new(grown(4).0)));
-    let running = search.0.running.clone().acquire_many_owned(2).await.unwrap();
-    let answer = |query: &str| search.answer(question(query, filters(None, None, None), Ranking::Relevance));
-    assert!(answer("lamp").now_or_never().unwrap().unwrap().total > 0);
-    assert!(answer(&"lamp ".repeat(9)).now_or_never().is_none(), "a long query waits for a blocking thread");
+    let search = Search::new();
+    search.0.snapshot.store(Some(Arc::new(build_indexes(4).0)));
+    let running = search.0.running_permits.clone().acquire_many_owned(2).await.unwrap();
+    let search_for =
+        |query: &str| search.execute(index_query(query, filters(None, None, None), Ranking::Relevance));
+    assert!(search_for("lamp").now_or_never().unwrap().unwrap().total > 0);
+    assert!(
+        search_for(&"lamp ".repeat(9)).now_or_never().is_none(),
+        "a long query waits for a blocking thread"
+    );
     drop(running);
-    assert!(answer(&"lamp ".repeat(9)).await.unwrap().total > 0);
+    assert!(search_for(&"lamp ".repeat(9)).await.unwrap().total > 0);
 }
 
 #[tokio::test]
-async fn searches_are_refused_before_the_index_is_built_and_where_too_many_wait() {
-    let search = Search::unbuilt();
-    // So long a query runs on a blocking thread, and none is the repeat of another.
+async fn searches_are_refused_before_the_index_is_built_and_when_the_queue_is_full() {
+    let search = Search::new();
+    // Queries of this length run on a blocking thread, and no query repeats an earlier one.
     let number = Cell::new(0);
     let lamp = || {
         number.set(number.get() + 1);
-        question(
+        index_query(
             &format!("{}{}", "lamp ".repeat(9), number.get()),
             filters(None, None, None),
             Ranking::Relevance,
         )
     };
-    assert_eq!(search.answer(lamp()).await.unwrap_err(), Error::Unavailable);
-    search.0.snapshot.store(Some(Arc::new(grown(4).0)));
-    assert!(search.answer(lamp()).await.unwrap().total > 0);
-    // Two run, the others wait for them.
-    let running = search.0.running.clone().acquire_many_owned(2).await.unwrap();
-    let mut waiting: Vec<_> = (0..MAX_SEARCHES)
+    assert_eq!(search.execute(lamp()).await.unwrap_err(), Error::Unavailable);
+    search.0.snapshot.store(Some(Arc::new(build_indexes(4).0)));
+    assert!(search.execute(lamp()).await.unwrap().total > 0);
+    // Two searches run; the others wait for their permits.
+    let running = search.0.running_permits.clone().acquire_many_owned(2).await.unwrap();
+    let mut waiting: Vec<_> = (0..MAX_PENDING_SEARCHES)
         .map(|_| {
-            let (search, question) = (search.clone(), lamp());
-            tokio::spawn(async move { search.answer(question).await })
+            let (search, query) = (search.clone(), lamp());
+            tokio::spawn(async move { search.execute(query).await })
         })
         .collect();
-    while search.0.waiting.available_permits() > 0 {
+    while search.0.pending_permits.available_permits() > 0 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(search.answer(lamp()).await.unwrap_err(), Error::Unavailable);
+    assert_eq!(search.execute(lamp()).await.unwrap_err(), Error::Unavailable);
     drop(running);
     for answer in waiting.drain(..) {
         assert!(answer.await.unwrap().is_ok());
     }
-    assert!(search.answer(lamp()).await.is_ok());
+    assert!(search.execute(lamp()).await.is_ok());
 }

@@ -1,37 +1,38 @@
-//! The audit of the stock: balances of the ledger up to a checkpoint, and what is new behind it.
+//! The stock audit: the balances of the ledger up to a checkpoint, and the rows behind it.
 //!
-//! No statement reads the ledger from its beginning. `fold` adds settled rows to the balances. `slice` and `held`
-//! compare the balances plus the rows behind the checkpoint with the stock and the holds. `recount` adds up all of the
-//! ledger once more, a page at a time.
+//! No statement reads the ledger from its beginning. `fold` adds rows up to the watermark to the balances.
+//! `audit_slice` and `find_hold_mismatches` compare the balances plus the rows behind the checkpoint with the
+//! stock and the holds. `sum_ledger` sums up the whole ledger again, page by page.
 
 use shoppee_kit::pg::PgPool;
 use sqlx::{PgConnection, Postgres, Transaction};
 
-/// Begins a transaction whose statements read one snapshot, and returns it with the checkpoint. They read the rows behind
-/// the checkpoint by the index of the ledger, also where PostgreSQL has no statistics that tell how few these are.
-pub async fn snapshot(pool: &PgPool) -> sqlx::Result<(Transaction<'static, Postgres>, i64)> {
+/// Begins a transaction whose statements read one snapshot, and returns it with the checkpoint. Its
+/// statements use the index of the ledger for the rows behind the checkpoint, even if PostgreSQL has no
+/// statistics on their number.
+pub async fn begin_snapshot(pool: &PgPool) -> sqlx::Result<(Transaction<'static, Postgres>, i64)> {
     let mut tx = pool.begin_with("begin isolation level repeatable read read only").await?;
     sqlx::query!("set local enable_seqscan = off").execute(&mut *tx).await?;
-    let ledger_id = checkpoint(&mut tx).await?;
+    let ledger_id = fetch_checkpoint(&mut tx).await?;
     Ok((tx, ledger_id))
 }
 
-/// Returns the number up to which the ledger is in the balances.
-pub async fn checkpoint(conn: &mut PgConnection) -> sqlx::Result<i64> {
+/// Returns the checkpoint: the ledger id up to which the balances include all rows.
+pub async fn fetch_checkpoint(conn: &mut PgConnection) -> sqlx::Result<i64> {
     sqlx::query_scalar!("select ledger_id from product.stock_checkpoint").fetch_one(conn).await
 }
 
 /// The row of product.stock_checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Checkpoint {
-    /// All rows of the ledger up to this one are in the balances.
+    /// The balances include all ledger rows up to this id.
     pub ledger_id: i64,
-    /// The place of the recount.
-    pub recount: Recount,
+    /// The position of the recount.
+    pub recount: RecountPosition,
 }
 
-/// Returns whether a recount is going on, and the time since the last one ended, in seconds.
-pub async fn recount_age(conn: &mut PgConnection) -> sqlx::Result<(bool, f64)> {
+/// Returns whether a recount is running, and the time since the last one ended, in seconds.
+pub async fn fetch_recount_age(conn: &mut PgConnection) -> sqlx::Result<(bool, f64)> {
     let row = sqlx::query!(
         r#"select recount_product_id <> 0 or recount_ledger_id <> 0 as "running!",
                   extract(epoch from clock_timestamp() - recounted_at)::double precision as "age!"
@@ -42,9 +43,9 @@ pub async fn recount_age(conn: &mut PgConnection) -> sqlx::Result<(bool, f64)> {
     Ok((row.running, row.age))
 }
 
-/// The place of a recount: a product, its last row that was added up, and the sums so far.
+/// The position of a recount: a product, its last row that was included, and the sums so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Recount {
+pub struct RecountPosition {
     pub product_id: i64,
     pub ledger_id: i64,
     pub sums: Sums,
@@ -57,8 +58,8 @@ pub struct Sums {
     pub held: i64,
 }
 
-/// Locks the checkpoint; `None` where another replica has it.
-pub async fn lock(conn: &mut PgConnection) -> sqlx::Result<Option<Checkpoint>> {
+/// Locks the checkpoint; `None` if another replica has locked it.
+pub async fn lock_checkpoint(conn: &mut PgConnection) -> sqlx::Result<Option<Checkpoint>> {
     let row = sqlx::query!(
         "select ledger_id, recount_product_id, recount_ledger_id, recount_available, recount_held
          from product.stock_checkpoint
@@ -68,7 +69,7 @@ pub async fn lock(conn: &mut PgConnection) -> sqlx::Result<Option<Checkpoint>> {
     .await?;
     Ok(row.map(|row| Checkpoint {
         ledger_id: row.ledger_id,
-        recount: Recount {
+        recount: RecountPosition {
             product_id: row.recount_product_id,
             ledger_id: row.recount_ledger_id,
             sums: Sums { available: row.recount_available, held: row.recount_held },
@@ -76,7 +77,7 @@ pub async fn lock(conn: &mut PgConnection) -> sqlx::Result<Option<Checkpoint>> {
     }))
 }
 
-/// Adds up to `limit` rows of the ledger behind `after`, none above `settled`, to the balances, and moves the locked
+/// Adds up to `limit` ledger rows behind `after`, up to `settled`, to the balances, and advances the locked
 /// checkpoint. Returns whether there are more.
 pub async fn fold(conn: &mut PgConnection, after: i64, settled: i64, limit: i64) -> sqlx::Result<bool> {
     let page = sqlx::query!(
@@ -106,25 +107,32 @@ pub async fn fold(conn: &mut PgConnection, after: i64, settled: i64, limit: i64)
     .fetch_one(&mut *conn)
     .await?;
     let more = page.rows >= limit;
-    // Numbers are shared with product.change: behind the last row of the ledger there is nothing up to `settled`.
+    // product.change shares the sequence: there is no ledger row between the last one and `settled`.
     let ledger_id = page.last.filter(|_| more).unwrap_or(settled);
     sqlx::query!("update product.stock_checkpoint set ledger_id = $1", ledger_id).execute(conn).await?;
     Ok(more)
 }
 
-/// Some products whose books were looked at.
+/// The audit of a slice of the products.
 #[derive(Debug)]
 pub struct Slice {
-    /// The last product; `None` where there are no more behind it.
+    /// The last product; `None` if it is the last of all.
     pub last: Option<i64>,
-    /// Those whose books do not balance.
+    /// The products that violate the invariant.
     pub violations: Vec<i64>,
 }
 
-/// Compares the next `limit` products after `after` with the ledger, in the snapshot of `checkpoint`. The available
-/// quantity is the balance plus the rows behind the checkpoint, and the list knows what is in stock.
-pub async fn slice(conn: &mut PgConnection, checkpoint: i64, after: i64, limit: i64) -> sqlx::Result<Slice> {
-    // The rows behind the checkpoint are read once. Of a product alone, PostgreSQL would read all of its index entries.
+/// Compares the next `limit` products after `after` with the ledger, in the snapshot of `checkpoint`. The
+/// available quantity must be the balance plus the rows behind the checkpoint, and `in_stock` must agree with
+/// it.
+pub async fn audit_slice(
+    conn: &mut PgConnection,
+    checkpoint: i64,
+    after: i64,
+    limit: i64,
+) -> sqlx::Result<Slice> {
+    // The rows behind the checkpoint are read once. Read per product, PostgreSQL would scan all index entries
+    // of the product.
     let row = sqlx::query!(
         r#"with slice as (
                select product_id, available
@@ -158,10 +166,15 @@ pub async fn slice(conn: &mut PgConnection, checkpoint: i64, after: i64, limit: 
     Ok(Slice { last: row.last.filter(|_| row.products == limit), violations: row.violations })
 }
 
-/// Returns up to `limit` products of which the ledger says that something else is held than the living holds do, in the
+/// Returns up to `limit` products whose held quantity in the ledger differs from the active holds, in the
 /// snapshot of `checkpoint`.
-pub async fn held(conn: &mut PgConnection, checkpoint: i64, limit: i64) -> sqlx::Result<Vec<i64>> {
-    // The lines of a hold are found by its key: `offset 0` keeps the planner from reading all lines of all times.
+pub async fn find_hold_mismatches(
+    conn: &mut PgConnection,
+    checkpoint: i64,
+    limit: i64,
+) -> sqlx::Result<Vec<i64>> {
+    // `offset 0` is an optimization fence: the planner looks up lines by the key of the hold instead of
+    // scanning all lines.
     sqlx::query_scalar!(
         r#"with books as (
                select product_id, sum(held) as held
@@ -198,21 +211,21 @@ pub async fn held(conn: &mut PgConnection, checkpoint: i64, limit: i64) -> sqlx:
 
 /// The sums of some rows of one product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Counted {
+pub struct ProductSum {
     pub product_id: i64,
     pub last: i64,
     pub rows: i64,
     pub sums: Sums,
 }
 
-/// Adds up the next `limit` rows of the ledger behind `place`, none above `checkpoint`, by product and in the order of
+/// Sums up the next `limit` ledger rows behind `position`, up to `checkpoint`, by product and in the order of
 /// products.
-pub async fn count(
+pub async fn sum_ledger(
     conn: &mut PgConnection,
-    place: Recount,
+    position: RecountPosition,
     checkpoint: i64,
     limit: i64,
-) -> sqlx::Result<Vec<Counted>> {
+) -> sqlx::Result<Vec<ProductSum>> {
     let rows = sqlx::query!(
         r#"select product_id, max(id) as "last!", count(*) as "rows!",
                   coalesce(sum(quantity) filter (where kind <> 'sale'), 0)::bigint as "available!",
@@ -227,24 +240,28 @@ pub async fn count(
            ) page
            group by product_id
            order by product_id"#,
-        place.product_id,
-        place.ledger_id,
+        position.product_id,
+        position.ledger_id,
         checkpoint,
         limit,
     )
     .fetch_all(conn)
     .await?;
-    let counted = rows.into_iter().map(|row| Counted {
+    let sums = rows.into_iter().map(|row| ProductSum {
         product_id: row.product_id,
         last: row.last,
         rows: row.rows,
         sums: Sums { available: row.available, held: row.held },
     });
-    Ok(counted.collect())
+    Ok(sums.collect())
 }
 
 /// Returns the balances of the products from `first` to `last`, in their order.
-pub async fn balances(conn: &mut PgConnection, first: i64, last: i64) -> sqlx::Result<Vec<(i64, Sums)>> {
+pub async fn fetch_balances(
+    conn: &mut PgConnection,
+    first: i64,
+    last: i64,
+) -> sqlx::Result<Vec<(i64, Sums)>> {
     let rows = sqlx::query!(
         "select product_id, available, held
          from product.stock_balance
@@ -260,9 +277,9 @@ pub async fn balances(conn: &mut PgConnection, first: i64, last: i64) -> sqlx::R
     Ok(balances.collect())
 }
 
-/// Saves how far the recount is; `None` where it has ended.
-pub async fn save_recount(conn: &mut PgConnection, place: Option<Recount>) -> sqlx::Result<()> {
-    let (at, ended) = (place.unwrap_or_default(), place.is_none());
+/// Saves the position of the recount; `None` if it has ended.
+pub async fn save_recount(conn: &mut PgConnection, position: Option<RecountPosition>) -> sqlx::Result<()> {
+    let (at, ended) = (position.unwrap_or_default(), position.is_none());
     sqlx::query!(
         "update product.stock_checkpoint
          set recount_product_id = $1, recount_ledger_id = $2, recount_available = $3, recount_held = $4,

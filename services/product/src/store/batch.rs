@@ -1,4 +1,4 @@
-//! Many products at once.
+//! Batch statements over many products.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use crate::{
     product::Status,
 };
 
-/// Ids and SKUs of the products that exist among these.
+/// Returns the ids and SKUs of the products that exist.
 pub async fn find(conn: &mut PgConnection, ids: &[i64], skus: &[String]) -> sqlx::Result<Vec<(i64, String)>> {
     let rows = sqlx::query!(
         r#"select id as "id!", sku as "sku!" from product.product where id = any($1)
@@ -24,16 +24,16 @@ pub async fn find(conn: &mut PgConnection, ids: &[i64], skus: &[String]) -> sqlx
     Ok(rows.into_iter().map(|row| (row.id, row.sku)).collect())
 }
 
-/// The categories that exist among these, none of which can change until the transaction ends.
+/// Returns the categories that exist, locked against changes until the transaction ends.
 pub async fn categories(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeSet<i64>> {
-    let found =
+    let ids =
         sqlx::query_scalar!("select id from product.category where id = any($1) order by id for share", ids)
             .fetch_all(conn)
             .await?;
-    Ok(found.into_iter().collect())
+    Ok(ids.into_iter().collect())
 }
 
-/// Locks products in the order of their ids, and tells how they are. A stock that is to be changed has to be
+/// Locks products in the order of their ids and returns their state. The stock rows to be changed must be
 /// locked before.
 pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeMap<i64, Current>> {
     let rows = sqlx::query!(
@@ -57,7 +57,7 @@ pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeMap
             description: row.description,
             price: row.price,
             category_id: row.category_id,
-            status: Status::of(&row.status),
+            status: Status::from_stored(&row.status),
             available: row.available,
         };
         (row.id, current)
@@ -65,7 +65,7 @@ pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeMap
     Ok(products.collect())
 }
 
-/// What is written of one product.
+/// The update of one product.
 #[derive(Clone, Debug)]
 pub struct Write {
     pub id: i64,
@@ -77,7 +77,7 @@ pub async fn write(conn: &mut PgConnection, writes: &[Write], now: OffsetDateTim
     let ids: Vec<i64> = writes.iter().map(|write| write.id).collect();
     let prices: Vec<Option<i64>> = writes.iter().map(|write| write.update.price).collect();
     let statuses: Vec<Option<String>> =
-        writes.iter().map(|write| write.update.status.map(|status| status.word().to_owned())).collect();
+        writes.iter().map(|write| write.update.status.map(|status| status.as_str().to_owned())).collect();
     sqlx::query!(
         "with noted as (
              insert into product.change (product_id, at) select id, $4 from unnest($1::bigint[]) as c (id)
@@ -96,12 +96,12 @@ pub async fn write(conn: &mut PgConnection, writes: &[Write], now: OffsetDateTim
     )
     .execute(&mut *conn)
     .await?;
-    let described: Vec<&Write> = writes.iter().filter(|write| write.update.describes()).collect();
-    if described.is_empty() { Ok(()) } else { describe(&mut *conn, &described).await }
+    let detailed: Vec<&Write> = writes.iter().filter(|write| write.update.changes_details()).collect();
+    if detailed.is_empty() { Ok(()) } else { write_details(&mut *conn, &detailed).await }
 }
 
-/// Writes names, descriptions and categories: a statement of its own, as most batches have none.
-async fn describe(conn: &mut PgConnection, writes: &[&Write]) -> sqlx::Result<()> {
+/// Writes names, descriptions and categories. This is a separate statement, because most batches have none.
+async fn write_details(conn: &mut PgConnection, writes: &[&Write]) -> sqlx::Result<()> {
     let ids: Vec<i64> = writes.iter().map(|write| write.id).collect();
     let names: Vec<Option<String>> = writes.iter().map(|write| write.update.name.clone()).collect();
     let descriptions: Vec<Option<String>> =

@@ -5,8 +5,8 @@ use time::OffsetDateTime;
 
 use crate::category::{Category, NewCategory};
 
-/// All categories, by slug.
-pub async fn all(conn: &mut PgConnection) -> sqlx::Result<Vec<Category>> {
+/// Returns all categories, by slug.
+pub async fn fetch_all(conn: &mut PgConnection) -> sqlx::Result<Vec<Category>> {
     sqlx::query_as!(
         Category,
         "select id, slug, name, parent_id from product.category order by slug collate \"C\""
@@ -15,8 +15,8 @@ pub async fn all(conn: &mut PgConnection) -> sqlx::Result<Vec<Category>> {
     .await
 }
 
-/// Up to `limit` categories whose slugs come after `after`, by slug.
-pub async fn page(conn: &mut PgConnection, after: &str, limit: i64) -> sqlx::Result<Vec<Category>> {
+/// Returns up to `limit` categories with slugs behind `after`, by slug.
+pub async fn fetch_page(conn: &mut PgConnection, after: &str, limit: i64) -> sqlx::Result<Vec<Category>> {
     sqlx::query_as!(
         Category,
         "select id, slug, name, parent_id from product.category
@@ -28,7 +28,7 @@ pub async fn page(conn: &mut PgConnection, after: &str, limit: i64) -> sqlx::Res
     .await
 }
 
-/// A category and all below it, the ids; empty where there is no such slug.
+/// Returns the ids of a category and its descendants; empty if the slug is unknown.
 pub async fn with_descendants(conn: &mut PgConnection, slug: &str) -> sqlx::Result<Vec<i64>> {
     sqlx::query_scalar!(
         r#"with recursive below as (
@@ -43,7 +43,8 @@ pub async fn with_descendants(conn: &mut PgConnection, slug: &str) -> sqlx::Resu
     .await
 }
 
-/// Lets nobody else change the tree until the transaction ends; products go on being put into categories.
+/// Locks the tree against other changes until the transaction ends. Products can still be assigned to
+/// categories.
 pub async fn lock_tree(conn: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query!("lock table product.category in share row exclusive mode").execute(conn).await?;
     Ok(())
@@ -51,10 +52,10 @@ pub async fn lock_tree(conn: &mut PgConnection) -> sqlx::Result<()> {
 
 /// Locks a category against changes until the transaction ends. Returns whether it exists.
 pub async fn lock(conn: &mut PgConnection, id: i64) -> sqlx::Result<bool> {
-    let found = sqlx::query_scalar!("select id from product.category where id = $1 for share", id)
+    let id = sqlx::query_scalar!("select id from product.category where id = $1 for share", id)
         .fetch_optional(conn)
         .await?;
-    Ok(found.is_some())
+    Ok(id.is_some())
 }
 
 pub async fn insert(conn: &mut PgConnection, category: &NewCategory) -> sqlx::Result<i64> {
@@ -68,11 +69,12 @@ pub async fn insert(conn: &mut PgConnection, category: &NewCategory) -> sqlx::Re
     .await
 }
 
-/// Writes a category anew.
+/// Updates a category.
 pub async fn update(conn: &mut PgConnection, category: &Category, now: OffsetDateTime) -> sqlx::Result<()> {
-    // Its products are shown differently. In statements of their own: the change log asks for it.
+    // The products of the category get a new revision. Separate statements, so that each writer holds its
+    // lock before it takes an id of the change log.
     sqlx::query!("update product.tree set revision = revision + 1").execute(&mut *conn).await?;
-    // Waits for those who are putting products into it, which are then among those that are noted.
+    // Waits for transactions that assign products to the category, so that those products are logged too.
     sqlx::query!(
         "update product.category
          set slug = $2, name = $3, parent_id = $4
@@ -95,7 +97,8 @@ pub async fn update(conn: &mut PgConnection, category: &Category, now: OffsetDat
     Ok(())
 }
 
-/// Whether there was one. Refused by the foreign keys while it has products or children.
+/// Deletes a category. Returns whether it existed. The foreign keys refuse it while it has products or
+/// children.
 pub async fn delete(conn: &mut PgConnection, id: i64) -> sqlx::Result<bool> {
     let deleted =
         sqlx::query!("delete from product.category where id = $1", id).execute(conn).await?.rows_affected();

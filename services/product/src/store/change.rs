@@ -1,17 +1,17 @@
-//! The log of what changed in the catalogue: product.change, and the ledger of the stock.
+//! The change log of the catalogue: product.change and the stock ledger, which share one sequence of ids.
 
 use std::collections::BTreeSet;
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-/// Returns the transactions that may have taken a number and not committed yet: those that hold a lock for writing on a
-/// table of the log. A transaction takes that lock before its first number and keeps it until its end is visible. So of
-/// the numbers given before this call those of other transactions can be read after it.
+/// Returns the transactions that may have taken an id and not committed yet: those with a write lock on a
+/// table of the log. A transaction takes that lock before its first id and releases it after its commit is
+/// visible. So ids assigned before this call, by transactions that are not returned, are readable after it.
 ///
-/// That is true of the locks of one PostgreSQL server, which has one list of them. An engine that spreads the tables over
-/// several servers would answer for one of them: [`crate::engine`] refuses to start there.
-pub async fn writers(conn: &mut PgConnection) -> sqlx::Result<BTreeSet<String>> {
+/// This holds for one PostgreSQL server, which has one lock table. An engine that distributes tables over
+/// several servers would report the locks of only one: [`crate::engine`] refuses to start there.
+pub async fn fetch_writers(conn: &mut PgConnection) -> sqlx::Result<BTreeSet<String>> {
     let writers = sqlx::query_scalar!(
         r#"select distinct virtualtransaction as "writer!"
            from pg_catalog.pg_locks
@@ -24,8 +24,8 @@ pub async fn writers(conn: &mut PgConnection) -> sqlx::Result<BTreeSet<String>> 
     Ok(writers.into_iter().collect())
 }
 
-/// The highest number that was given so far.
-pub async fn newest(conn: &mut PgConnection) -> sqlx::Result<i64> {
+/// Returns the last assigned id of the log.
+pub async fn fetch_last_id(conn: &mut PgConnection) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
         r#"select case when is_called then last_value else 0 end as "newest!" from product.stock_ledger_id_seq"#
     )
@@ -33,34 +33,34 @@ pub async fn newest(conn: &mut PgConnection) -> sqlx::Result<i64> {
     .await
 }
 
-/// A product that changed.
+/// A change of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
     pub product_id: i64,
-    /// What it is now.
+    /// The current revision.
     pub revision: i64,
-    /// When the last of its changes was made.
+    /// The time of the last change.
     pub at: OffsetDateTime,
 }
 
-/// A part of the log: the numbers behind `after`, up to `upto`.
+/// A range of the log: the ids behind `after`, up to `upto`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
     pub after: i64,
     pub upto: i64,
 }
 
-/// Some entries of the log.
+/// A page of the log.
 #[derive(Debug, Default)]
 pub struct Page {
-    /// Each product once.
+    /// The changed products, each once.
     pub changes: Vec<Change>,
-    /// The numbers of the entries, in order.
-    pub numbers: Vec<i64>,
+    /// The ids of the entries, in order.
+    pub ids: Vec<i64>,
 }
 
 /// Returns the first `limit` entries in the ranges, which are in order and do not overlap.
-pub async fn page(conn: &mut PgConnection, ranges: &[Range], limit: i64) -> sqlx::Result<Page> {
+pub async fn fetch_page(conn: &mut PgConnection, ranges: &[Range], limit: i64) -> sqlx::Result<Page> {
     let (afters, uptos): (Vec<i64>, Vec<i64>) = ranges.iter().map(|range| (range.after, range.upto)).unzip();
     let rows = sqlx::query!(
         r#"select changed.product_id as "product_id!", changed.at as "at!", changed.numbers as "numbers!",
@@ -93,23 +93,24 @@ pub async fn page(conn: &mut PgConnection, ranges: &[Range], limit: i64) -> sqlx
     .await?;
     let mut page = Page::default();
     for row in rows {
-        page.numbers.extend(row.numbers);
-        // An entry about a product that does not exist changes nothing that is shown.
+        page.ids.extend(row.numbers);
+        // An entry of a product that does not exist changes nothing that is visible.
         if let Some(revision) = row.revision {
             page.changes.push(Change { product_id: row.product_id, revision, at: row.at });
         }
     }
-    page.numbers.sort_unstable();
+    page.ids.sort_unstable();
     Ok(page)
 }
 
-/// Deletes the next `most` entries of product.change that are older than `before`; how many there were.
-pub async fn forget(conn: &mut PgConnection, before: OffsetDateTime, most: i64) -> sqlx::Result<u64> {
+/// Deletes up to `limit` entries of product.change that are older than `before`. Returns the number of
+/// deleted entries.
+pub async fn purge(conn: &mut PgConnection, before: OffsetDateTime, limit: i64) -> sqlx::Result<u64> {
     let deleted = sqlx::query!(
         "delete from product.change
          where at < $1 and id in (select id from product.change order by id limit $2)",
         before,
-        most,
+        limit,
     )
     .execute(conn)
     .await?;

@@ -1,17 +1,17 @@
-//! The server's statements about itself.
+//! The database engine's description of itself.
 
 use shoppee_kit::pg::PgPool;
 
 /// A database engine.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    /// As `version()` has it.
+    /// The result of `version()`.
     pub version: String,
     /// The extensions of the database.
     pub extensions: Vec<String>,
 }
 
-/// Asks the server.
+/// Reads the version and the extensions of the server.
 pub async fn describe(pool: &PgPool) -> sqlx::Result<Engine> {
     let mut conn = pool.acquire().await?;
     let row = sqlx::query!(

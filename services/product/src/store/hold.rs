@@ -6,9 +6,9 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::stock::{HeldLine, Hold, State};
+use crate::stock::{HeldLine, Hold, HoldState};
 
-/// Locks the holds that these orders have, and tells them with their lines.
+/// Locks the holds of these orders and returns them with their lines.
 pub async fn lock(conn: &mut PgConnection, order_ids: &[Uuid]) -> sqlx::Result<BTreeMap<Uuid, Hold>> {
     let rows = sqlx::query!(
         "select order_id, state, expires_at, fence
@@ -27,7 +27,7 @@ pub async fn lock(conn: &mut PgConnection, order_ids: &[Uuid]) -> sqlx::Result<B
         .into_iter()
         .map(|row| {
             let hold = Hold {
-                state: State::of(&row.state),
+                state: HoldState::from_stored(&row.state),
                 expires_at: row.expires_at,
                 fence: row.fence,
                 lines: Vec::new(),
@@ -35,7 +35,7 @@ pub async fn lock(conn: &mut PgConnection, order_ids: &[Uuid]) -> sqlx::Result<B
             (row.order_id, hold)
         })
         .collect();
-    for (order_id, line) in lines(conn, order_ids).await? {
+    for (order_id, line) in fetch_lines(conn, order_ids).await? {
         if let Some(hold) = holds.get_mut(&order_id) {
             hold.lines.push(line);
         }
@@ -43,8 +43,8 @@ pub async fn lock(conn: &mut PgConnection, order_ids: &[Uuid]) -> sqlx::Result<B
     Ok(holds)
 }
 
-/// What these orders hold or held, in the order of product ids. Lines never change, so nothing is locked.
-pub async fn lines(conn: &mut PgConnection, order_ids: &[Uuid]) -> sqlx::Result<Vec<(Uuid, HeldLine)>> {
+/// Returns the lines of these orders, in the order of product ids. Lines are immutable, so nothing is locked.
+pub async fn fetch_lines(conn: &mut PgConnection, order_ids: &[Uuid]) -> sqlx::Result<Vec<(Uuid, HeldLine)>> {
     let rows = sqlx::query!(
         "select order_id, product_id, sku, name, unit_price, quantity
          from product.hold_line
@@ -68,8 +68,8 @@ pub async fn lines(conn: &mut PgConnection, order_ids: &[Uuid]) -> sqlx::Result<
     Ok(lines.collect())
 }
 
-/// Writes holds with their lines; how many were new. One that exists by now, a tombstone among them, is left
-/// alone.
+/// Inserts holds with their lines, except where a hold or a tombstone exists. Returns the number of inserted
+/// holds.
 pub async fn insert(
     conn: &mut PgConnection,
     holds: &[(Uuid, Hold)],
@@ -121,8 +121,8 @@ pub async fn insert(
     Ok(written)
 }
 
-/// Lets locked holds live until these times, and remembers the fence of the call.
-pub async fn prolong(
+/// Updates the expiry and the fencing token of locked holds.
+pub async fn extend(
     conn: &mut PgConnection,
     holds: &[(Uuid, Hold)],
     now: OffsetDateTime,
@@ -145,8 +145,8 @@ pub async fn prolong(
     Ok(())
 }
 
-/// Sells what a living hold holds, ledger and all, in one statement; whether there was one. Stock rows are
-/// not touched: what was held was not available before either.
+/// Commits an unexpired hold and writes its sales to the ledger, in one statement. Returns whether there was
+/// one. Stock rows do not change, because held units were not available before either.
 pub async fn commit(conn: &mut PgConnection, order_id: Uuid, now: OffsetDateTime) -> sqlx::Result<bool> {
     let rows = sqlx::query!(
         "with sold as (
@@ -168,16 +168,20 @@ pub async fn commit(conn: &mut PgConnection, order_id: Uuid, now: OffsetDateTime
     Ok(rows > 0)
 }
 
-/// The state of an order's hold, past its time or not.
-pub async fn state(conn: &mut PgConnection, order_id: Uuid) -> sqlx::Result<Option<State>> {
-    let word = sqlx::query_scalar!("select state from product.stock_hold where order_id = $1", order_id)
+/// Returns the state of an order's hold, whether it has expired or not.
+pub async fn fetch_state(conn: &mut PgConnection, order_id: Uuid) -> sqlx::Result<Option<HoldState>> {
+    let state = sqlx::query_scalar!("select state from product.stock_hold where order_id = $1", order_id)
         .fetch_optional(conn)
         .await?;
-    Ok(word.as_deref().map(State::of))
+    Ok(state.as_deref().map(HoldState::from_stored))
 }
 
-/// Remembers that an order was released before anything was held for it; whether that was new.
-pub async fn bury(conn: &mut PgConnection, order_id: Uuid, now: OffsetDateTime) -> sqlx::Result<bool> {
+/// Inserts a tombstone: the order was released before it was held. Returns whether it is new.
+pub async fn insert_tombstone(
+    conn: &mut PgConnection,
+    order_id: Uuid,
+    now: OffsetDateTime,
+) -> sqlx::Result<bool> {
     let written = sqlx::query!(
         "insert into product.stock_hold (order_id, state, expires_at, created_at, updated_at)
          values ($1, 'released', $2, $2, $2)
@@ -191,9 +195,8 @@ pub async fn bury(conn: &mut PgConnection, order_id: Uuid, now: OffsetDateTime) 
     Ok(written > 0)
 }
 
-/// Locks the holds among these that are past their time; those that somebody else has locked are left to
-/// them.
-pub async fn lock_overdue(
+/// Locks those of the holds that have expired; skips those that another transaction has locked.
+pub async fn lock_expired(
     conn: &mut PgConnection,
     order_ids: &[Uuid],
     now: OffsetDateTime,
@@ -211,8 +214,12 @@ pub async fn lock_overdue(
     .await
 }
 
-/// Holds past their time, the oldest first. Nothing is locked yet: their stock has to be locked before them.
-pub async fn overdue(conn: &mut PgConnection, now: OffsetDateTime, most: i64) -> sqlx::Result<Vec<Uuid>> {
+/// Returns expired holds, the oldest first, without locks: their stock rows have to be locked before them.
+pub async fn fetch_expired(
+    conn: &mut PgConnection,
+    now: OffsetDateTime,
+    limit: i64,
+) -> sqlx::Result<Vec<Uuid>> {
     sqlx::query_scalar!(
         "select order_id
          from product.stock_hold
@@ -220,14 +227,15 @@ pub async fn overdue(conn: &mut PgConnection, now: OffsetDateTime, most: i64) ->
          order by expires_at
          limit $2",
         now,
-        most,
+        limit,
     )
     .fetch_all(conn)
     .await
 }
 
-/// The largest share of a product that is held and not sold, over those of which there are at least `min_stock`.
-pub async fn largest_share(conn: &mut PgConnection, min_stock: i64) -> sqlx::Result<f64> {
+/// Returns the largest share of a product's units that is held and unpaid, over products with at least
+/// `min_stock` units.
+pub async fn fetch_max_held_share(conn: &mut PgConnection, min_stock: i64) -> sqlx::Result<f64> {
     sqlx::query_scalar!(
         r#"with held as (
                select line.product_id, sum(line.quantity) as units
@@ -245,17 +253,17 @@ pub async fn largest_share(conn: &mut PgConnection, min_stock: i64) -> sqlx::Res
     .await
 }
 
-/// Ends locked holds.
-pub async fn end(
+/// Sets the state of locked holds.
+pub async fn set_state(
     conn: &mut PgConnection,
     order_ids: &[Uuid],
-    state: State,
+    state: HoldState,
     now: OffsetDateTime,
 ) -> sqlx::Result<()> {
     sqlx::query!(
         "update product.stock_hold set state = $2, updated_at = $3 where order_id = any($1)",
         order_ids,
-        state.word(),
+        state.as_str(),
         now,
     )
     .execute(conn)

@@ -1,4 +1,4 @@
-//! Holds with what the ledger says of them, for the audit that compares them with the orders.
+//! Holds with their ledger entries, for the audit that compares them with the orders.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use uuid::Uuid;
 
 use crate::{
     hold_audit::{AuditedHold, AuditedLine},
-    stock::State,
+    stock::HoldState,
 };
 
-/// The holds of these orders, in one snapshot.
+/// Returns the holds of these orders, read in one snapshot.
 pub async fn get(pool: &PgPool, order_ids: &[Uuid]) -> sqlx::Result<BTreeMap<Uuid, AuditedHold>> {
     let mut tx = pool.begin_with("begin isolation level repeatable read read only").await?;
     let holds = sqlx::query!(
@@ -41,14 +41,14 @@ pub async fn get(pool: &PgPool, order_ids: &[Uuid]) -> sqlx::Result<BTreeMap<Uui
     .await?;
     tx.rollback().await?;
     let hold = |state: &str, created_at: OffsetDateTime| AuditedHold {
-        state: State::of(state),
+        state: HoldState::from_stored(state),
         created_at,
         lines: Vec::new(),
     };
-    let mut found: BTreeMap<Uuid, AuditedHold> =
+    let mut audited: BTreeMap<Uuid, AuditedHold> =
         holds.iter().map(|row| (row.order_id, hold(&row.state, row.created_at))).collect();
     for row in lines {
-        if let Some(hold) = found.get_mut(&row.order_id) {
+        if let Some(hold) = audited.get_mut(&row.order_id) {
             hold.lines.push(AuditedLine {
                 product_id: row.product_id,
                 quantity: row.quantity,
@@ -57,11 +57,11 @@ pub async fn get(pool: &PgPool, order_ids: &[Uuid]) -> sqlx::Result<BTreeMap<Uui
             });
         }
     }
-    Ok(found)
+    Ok(audited)
 }
 
-/// The next `limit` holds behind `after`, in the order of their orders' ids, with their states.
-pub async fn list(conn: &mut PgConnection, after: Uuid, limit: i64) -> sqlx::Result<Vec<(Uuid, State)>> {
+/// Returns the next `limit` holds behind `after`, in the order of order ids, with their states.
+pub async fn list(conn: &mut PgConnection, after: Uuid, limit: i64) -> sqlx::Result<Vec<(Uuid, HoldState)>> {
     let rows = sqlx::query!(
         "select order_id, state from product.stock_hold where order_id > $1 order by order_id limit $2",
         after,
@@ -69,5 +69,5 @@ pub async fn list(conn: &mut PgConnection, after: Uuid, limit: i64) -> sqlx::Res
     )
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(|row| (row.order_id, State::of(&row.state))).collect())
+    Ok(rows.into_iter().map(|row| (row.order_id, HoldState::from_stored(&row.state))).collect())
 }

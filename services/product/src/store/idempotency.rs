@@ -4,7 +4,7 @@ use shoppee_kit::idempotency::{KEY_TTL, MAX_RESPONSES_PER_USER, Stored};
 use sqlx::{PgConnection, postgres::types::PgInterval};
 use uuid::Uuid;
 
-/// The key under which an answer is kept.
+/// An idempotency key.
 #[derive(Clone, Debug)]
 pub struct Key {
     pub user_id: i64,
@@ -20,8 +20,8 @@ fn interval(duration: std::time::Duration) -> PgInterval {
     PgInterval { months: 0, days: 0, microseconds }
 }
 
-/// Claims a key that is free, or was forgotten; waits for a transaction that has claimed it and not ended. `false` where
-/// it was used before.
+/// Claims a key that is free or has expired; waits for a transaction that holds it. Returns `false` if it was
+/// used before.
 pub async fn claim(conn: &mut PgConnection, key: &Key) -> sqlx::Result<bool> {
     let claimed = sqlx::query!(
         "insert into product.idempotency as held (user_id, scope, key, fingerprint)
@@ -42,8 +42,8 @@ pub async fn claim(conn: &mut PgConnection, key: &Key) -> sqlx::Result<bool> {
     Ok(claimed > 0)
 }
 
-/// Returns the record that is kept under a key.
-pub async fn find(conn: &mut PgConnection, key: &Key) -> sqlx::Result<Option<Stored>> {
+/// Returns the stored record of a key.
+pub async fn fetch(conn: &mut PgConnection, key: &Key) -> sqlx::Result<Option<Stored>> {
     sqlx::query_as!(
         Stored,
         "select fingerprint, answer from product.idempotency where user_id = $1 and scope = $2 and key = $3",
@@ -55,8 +55,8 @@ pub async fn find(conn: &mut PgConnection, key: &Key) -> sqlx::Result<Option<Sto
     .await
 }
 
-/// Keeps the answer under a claimed key.
-pub async fn answer(conn: &mut PgConnection, key: &Key, answer: &[u8]) -> sqlx::Result<()> {
+/// Saves the answer of a claimed key.
+pub async fn save_answer(conn: &mut PgConnection, key: &Key, answer: &[u8]) -> sqlx::Result<()> {
     sqlx::query!(
         "update product.idempotency set answer = $4 where user_id = $1 and scope = $2 and key = $3",
         key.user_id,
@@ -69,8 +69,8 @@ pub async fn answer(conn: &mut PgConnection, key: &Key, answer: &[u8]) -> sqlx::
     Ok(())
 }
 
-/// Deletes the oldest answers of a user above the bound.
-pub async fn bound(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<()> {
+/// Deletes the oldest answers of a user above [`MAX_RESPONSES_PER_USER`].
+pub async fn delete_excess(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<()> {
     sqlx::query!(
         "delete from product.idempotency
          where (user_id, scope, key) in (
@@ -89,9 +89,9 @@ pub async fn bound(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Deletes up to `limit` keys that are older than a day; how many there were.
-pub async fn sweep(conn: &mut PgConnection, limit: i64) -> sqlx::Result<u64> {
-    let swept = sqlx::query!(
+/// Deletes up to `limit` keys that are older than a day. Returns the number of deleted keys.
+pub async fn delete_expired(conn: &mut PgConnection, limit: i64) -> sqlx::Result<u64> {
+    let deleted = sqlx::query!(
         "delete from product.idempotency
          where (user_id, scope, key) in (
              select user_id, scope, key
@@ -106,17 +106,17 @@ pub async fn sweep(conn: &mut PgConnection, limit: i64) -> sqlx::Result<u64> {
     )
     .execute(conn)
     .await?;
-    Ok(swept.rows_affected())
+    Ok(deleted.rows_affected())
 }
 
-/// Takes the turn at a batch for `lease`, where no process has it; `false` where another process does, or it is done.
-pub async fn take_turn(
+/// Acquires the lease of a batch. Returns `false` if another process has it or the batch is completed.
+pub async fn acquire_lease(
     conn: &mut PgConnection,
     key: &Key,
     claim: Uuid,
     lease: std::time::Duration,
 ) -> sqlx::Result<bool> {
-    let taken = sqlx::query!(
+    let updated = sqlx::query!(
         "update product.idempotency
          set claim = $4, claimed_until = clock_timestamp() + $5::interval
          where user_id = $1 and scope = $2 and key = $3 and answer = ''
@@ -130,11 +130,11 @@ pub async fn take_turn(
     .execute(conn)
     .await?
     .rows_affected();
-    Ok(taken > 0)
+    Ok(updated > 0)
 }
 
-/// Lets the next request with the key go on at once.
-pub async fn give_turn_up(conn: &mut PgConnection, key: &Key, claim: Uuid) -> sqlx::Result<()> {
+/// Releases the lease, so that the next request with the key can continue at once.
+pub async fn release_lease(conn: &mut PgConnection, key: &Key, claim: Uuid) -> sqlx::Result<()> {
     sqlx::query!(
         "update product.idempotency set claimed_until = null
          where user_id = $1 and scope = $2 and key = $3 and claim = $4",
@@ -148,9 +148,9 @@ pub async fn give_turn_up(conn: &mut PgConnection, key: &Key, claim: Uuid) -> sq
     Ok(())
 }
 
-/// Keeps others from taking the turn until the transaction ends; `false` where another has it by now.
-pub async fn hold_turn(conn: &mut PgConnection, key: &Key, claim: Uuid) -> sqlx::Result<bool> {
-    let held = sqlx::query_scalar!(
+/// Locks the lease until the transaction ends. Returns `false` if another process has taken it.
+pub async fn lock_lease(conn: &mut PgConnection, key: &Key, claim: Uuid) -> sqlx::Result<bool> {
+    let owned = sqlx::query_scalar!(
         r#"select true as "held!" from product.idempotency
            where user_id = $1 and scope = $2 and key = $3 and claim = $4
            for share"#,
@@ -161,7 +161,7 @@ pub async fn hold_turn(conn: &mut PgConnection, key: &Key, claim: Uuid) -> sqlx:
     )
     .fetch_optional(conn)
     .await?;
-    Ok(held.is_some())
+    Ok(owned.is_some())
 }
 
 /// A row of a batch that changed its product.
@@ -173,8 +173,8 @@ pub struct DoneRow {
     pub revision: i64,
 }
 
-/// The rows of a batch that are done.
-pub async fn progress(conn: &mut PgConnection, key: &Key) -> sqlx::Result<Vec<DoneRow>> {
+/// Returns the rows of a batch that are done.
+pub async fn fetch_progress(conn: &mut PgConnection, key: &Key) -> sqlx::Result<Vec<DoneRow>> {
     sqlx::query_as!(
         DoneRow,
         "select row_index, product_id, version, revision
@@ -188,8 +188,8 @@ pub async fn progress(conn: &mut PgConnection, key: &Key) -> sqlx::Result<Vec<Do
     .await
 }
 
-/// Notes rows as done, in the transaction that does them.
-pub async fn note_progress(conn: &mut PgConnection, key: &Key, rows: &[DoneRow]) -> sqlx::Result<()> {
+/// Records rows as done, in the transaction that applies them.
+pub async fn insert_progress(conn: &mut PgConnection, key: &Key, rows: &[DoneRow]) -> sqlx::Result<()> {
     let indices: Vec<i32> = rows.iter().map(|row| row.row_index).collect();
     let products: Vec<i64> = rows.iter().map(|row| row.product_id).collect();
     let versions: Vec<i64> = rows.iter().map(|row| row.version).collect();
@@ -212,7 +212,7 @@ pub async fn note_progress(conn: &mut PgConnection, key: &Key, rows: &[DoneRow])
     Ok(())
 }
 
-/// Keeps the answer of a batch, and forgets how far it was; `false` where another process has the turn.
+/// Saves the answer of a batch and deletes its progress. Returns `false` if another process has the lease.
 pub async fn finish(conn: &mut PgConnection, key: &Key, claim: Uuid, answer: &[u8]) -> sqlx::Result<bool> {
     let finished = sqlx::query!(
         "with finished as (

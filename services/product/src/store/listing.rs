@@ -1,33 +1,33 @@
-//! Pages of the catalogue. Each order has its own query, and each query its index: `in_stock` leads the
-//! index, so a list of both kinds is merged from two scans, one of which is never started where only the
-//! other is wanted; and a category with its descendants is merged from the scans of each. No scan reads more
-//! rows than a page has, but for those that a price range leaves out.
+//! Pages of the catalogue. Each sort order has its own query and index. `in_stock` leads the index: a list of
+//! both kinds merges two scans, and a filter by stock skips one of them. A category with its descendants
+//! merges the scans of each. Except for rows outside of a price range, no scan reads more rows than a page
+//! has.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use super::product::{Row, products};
-use crate::listing::{Filters, Key, Sort};
+use crate::listing::{Filters, Sort, SortKey};
 
-/// Where a page begins.
+/// The start of a page.
 #[derive(Clone, Debug)]
-pub struct After {
-    pub key: Key,
+pub struct PageStart {
+    pub key: SortKey,
     pub id: i64,
 }
 
-/// Up to `limit` products behind `after`; within these categories, where some are given.
-pub async fn page(
+/// Returns up to `limit` products behind `after`, within `categories` if given.
+pub async fn fetch_page(
     conn: &mut PgConnection,
     sort: Sort,
     filters: &Filters,
     categories: Option<&[i64]>,
-    after: &After,
+    after: &PageStart,
     limit: i64,
 ) -> sqlx::Result<Vec<Row>> {
     let (min, max) = (filters.min_price, filters.max_price);
-    let (in_stock, sold_out) = (filters.wants_in_stock(), filters.wants_sold_out());
-    // Arguments: $1, $2 the position, $3, $4 the prices, $5, $6 what is wanted, $7 the limit, $8 the
+    let (in_stock, sold_out) = (filters.includes_in_stock(), filters.includes_sold_out());
+    // Arguments: $1, $2 the cursor, $3, $4 the prices, $5, $6 in stock and sold out, $7 the limit, $8 the
     // categories.
     macro_rules! page {
         ($key:literal, $after:literal, $order:literal, $merged:literal, $price:literal; $position:expr) => {
@@ -77,7 +77,7 @@ pub async fn page(
     match sort {
         Sort::Newest => page!(
             "p.created_at", "(p.created_at, p.id) < ($1, $2)", "p.created_at desc, p.id desc",
-            "listed.key desc, listed.id desc", "p.price between $3 and $4"; moment(&after.key)
+            "listed.key desc, listed.id desc", "p.price between $3 and $4"; timestamp(&after.key)
         ),
         Sort::PriceAsc => page!(
             "p.price", "(p.price, p.id) > ($1, $2)", "p.price, p.id",
@@ -94,22 +94,22 @@ pub async fn page(
     }
 }
 
-fn number(key: &Key) -> i64 {
+fn number(key: &SortKey) -> i64 {
     match key {
-        Key::Number(number) => *number,
-        Key::Text(_) => 0,
+        SortKey::Number(number) => *number,
+        SortKey::Text(_) => 0,
     }
 }
 
-fn text(key: &Key) -> &str {
+fn text(key: &SortKey) -> &str {
     match key {
-        Key::Number(_) => "",
-        Key::Text(text) => text,
+        SortKey::Number(_) => "",
+        SortKey::Text(text) => text,
     }
 }
 
-/// The time of a position, microseconds since the Unix epoch; nothing is older than that.
-fn moment(key: &Key) -> OffsetDateTime {
+/// Returns the time of a cursor, in microseconds since the Unix epoch; not before the epoch.
+fn timestamp(key: &SortKey) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(number(key).max(0)) * 1000)
         .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }

@@ -1,4 +1,4 @@
-//! Products, one by one.
+//! Single products.
 
 use std::sync::LazyLock;
 
@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 
 use crate::product::{self, Attributes, CategoryRef, NewProduct, Product, Status};
 
-/// A product with its category and its stock, as it is read everywhere.
+/// A product with its category and its stock, as all queries read it.
 #[derive(Debug)]
 pub struct Row {
     pub id: i64,
@@ -35,8 +35,8 @@ pub struct Row {
     pub category_name: Option<String>,
 }
 
-/// Attributes as a row has them: `None` where they break the rules, which only SQL or an older version can have written.
-/// A product without them is shown; one that fails a page would take all others with it.
+/// The attributes of a row: `None` if they break the rules, which only SQL or an older version can have
+/// caused. The product is shown without them, because an error would fail the whole page.
 #[derive(Debug)]
 pub struct StoredAttributes(Option<Attributes>);
 
@@ -45,36 +45,36 @@ impl Type<Postgres> for StoredAttributes {
         Json::<Attributes>::type_info()
     }
 
-    fn compatible(of: &PgTypeInfo) -> bool {
-        Json::<Attributes>::compatible(of)
+    fn compatible(type_info: &PgTypeInfo) -> bool {
+        Json::<Attributes>::compatible(type_info)
     }
 }
 
 impl Decode<'_, Postgres> for StoredAttributes {
     fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
-        // PostgreSQL's text is never shorter than ours.
+        // The text form of PostgreSQL is never shorter than compact JSON.
         let is_small = value.as_bytes()?.len() <= product::MAX_ATTRIBUTES_BYTES;
         let decoded = Json::<Attributes>::decode(value).ok().map(|json| json.0);
         Ok(Self(decoded.and_then(|attributes| {
             if is_small {
-                Some(attributes).filter(product::are_shallow)
+                Some(attributes).filter(product::is_depth_valid)
             } else {
-                product::attributes(attributes).ok()
+                product::validate_attributes(attributes).ok()
             }
         })))
     }
 }
 
 impl StoredAttributes {
-    /// Those of the product with this id, or none.
-    fn of(self, id: i64) -> Attributes {
+    /// Returns the attributes, or none with a log line.
+    fn unwrap_or_log(self, id: i64) -> Attributes {
         static THROTTLE: LazyLock<LogThrottle> = LazyLock::new(LogThrottle::default);
         self.0.unwrap_or_else(|| {
             if let Some(suppressed) = THROTTLE.admit() {
                 tracing::warn!(
                     product.id = id,
                     suppressed,
-                    "product shown without its attributes: they break the rules"
+                    "the stored attributes of a product are invalid and not shown"
                 );
             }
             Attributes::new()
@@ -82,8 +82,8 @@ impl StoredAttributes {
     }
 }
 
-/// A query that reads products as [`Row`]s: `[where they come from, called p] [the rest]; arguments`, each
-/// text in one or more pieces.
+/// A query that reads products as [`Row`]s. Arguments: `[the source, with the alias p] [the remaining
+/// clauses]; arguments`. Each text may consist of several literals.
 macro_rules! products {
     ([$($from:literal)+] [$($rest:literal)+] $(; $($argument:expr),+)?) => {
         sqlx::query_as!(
@@ -117,9 +117,9 @@ impl From<Row> for Product {
             category,
             price: row.price,
             stock: row.stock,
-            status: Status::of(&row.status),
+            status: Status::from_stored(&row.status),
             image_url: row.image_url,
-            attributes: row.attributes.of(row.id),
+            attributes: row.attributes.unwrap_or_log(row.id),
             version: row.version,
             revision: row.revision,
             created_at: row.created_at,
@@ -128,19 +128,19 @@ impl From<Row> for Product {
     }
 }
 
-/// One product.
+/// Returns a product.
 pub async fn get(conn: &mut PgConnection, id: i64) -> sqlx::Result<Option<Product>> {
     let row = products!(["product.product p"]["where p.id = $1"]; id).fetch_optional(conn).await?;
     Ok(row.map(Product::from))
 }
 
-/// Those of the products that exist, in no order.
+/// Returns those of the products that exist, in no order.
 pub async fn get_many(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<Vec<Product>> {
     let rows = products!(["product.product p"]["where p.id = any($1)"]; ids).fetch_all(conn).await?;
     Ok(rows.into_iter().map(Product::from).collect())
 }
 
-/// Locks products against other changes of theirs, in the order of their ids.
+/// Locks products against other changes, in the order of their ids.
 pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<()> {
     sqlx::query_scalar!(
         "select id from product.product where id = any($1) order by id for no key update",
@@ -151,7 +151,7 @@ pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Adds a product, for now without stock; its id.
+/// Inserts a product without stock and returns its id.
 pub async fn insert(conn: &mut PgConnection, product: &NewProduct, now: OffsetDateTime) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
         "with created as (
@@ -175,8 +175,8 @@ pub async fn insert(conn: &mut PgConnection, product: &NewProduct, now: OffsetDa
     .await
 }
 
-/// Writes everything of a locked product but its category and its stock, as its next version. `attributes` are the new
-/// ones; without them, those that it has stay, also where they are not shown.
+/// Writes all fields of a locked product except its category and its stock, as its next version. Without
+/// `attributes` the stored ones stay, even if they are invalid and not shown.
 pub async fn update(
     conn: &mut PgConnection,
     product: &Product,
@@ -196,7 +196,7 @@ pub async fn update(
         product.price,
         product.image_url,
         attributes.map(Json) as _,
-        product.status.word(),
+        product.status.as_str(),
         now,
     )
     .execute(conn)
@@ -204,7 +204,7 @@ pub async fn update(
     Ok(())
 }
 
-/// Puts a locked product into a category, or out of all.
+/// Sets or clears the category of a locked product.
 pub async fn set_category(conn: &mut PgConnection, id: i64, category_id: Option<i64>) -> sqlx::Result<()> {
     sqlx::query!("update product.product set category_id = $2 where id = $1", id, category_id)
         .execute(conn)

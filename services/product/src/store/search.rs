@@ -1,9 +1,9 @@
-//! Products as the search index has them.
+//! Products as the search index needs them.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use crate::{product::micros, search::Entry};
+use crate::{product::micros, search::IndexEntry};
 
 struct Row {
     id: i64,
@@ -17,7 +17,7 @@ struct Row {
     created_at: OffsetDateTime,
 }
 
-impl From<Row> for Entry {
+impl From<Row> for IndexEntry {
     fn from(row: Row) -> Self {
         Self {
             id: row.id,
@@ -28,13 +28,13 @@ impl From<Row> for Entry {
             category_id: row.category_id,
             price: row.price,
             in_stock: row.in_stock,
-            created_at: micros::of(row.created_at),
+            created_at: micros::from_time(row.created_at),
         }
     }
 }
 
-/// The active products behind an id, by id; up to `limit`.
-pub async fn page(conn: &mut PgConnection, after: i64, limit: i64) -> sqlx::Result<Vec<Entry>> {
+/// Returns up to `limit` active products behind an id, in the order of ids.
+pub async fn fetch_page(conn: &mut PgConnection, after: i64, limit: i64) -> sqlx::Result<Vec<IndexEntry>> {
     let rows = sqlx::query_as!(
         Row,
         r#"select id, sku, name, name_key as "name_key!", description, category_id, price, in_stock, created_at
@@ -47,11 +47,11 @@ pub async fn page(conn: &mut PgConnection, after: i64, limit: i64) -> sqlx::Resu
     )
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(Entry::from).collect())
+    Ok(rows.into_iter().map(IndexEntry::from).collect())
 }
 
-/// Those of the products that are active, in no order.
-pub async fn entries(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<Vec<Entry>> {
+/// Returns those of the products that are active, in no order.
+pub async fn fetch(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<Vec<IndexEntry>> {
     let rows = sqlx::query_as!(
         Row,
         r#"select id, sku, name, name_key as "name_key!", description, category_id, price, in_stock, created_at
@@ -61,21 +61,21 @@ pub async fn entries(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<Vec<E
     )
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(Entry::from).collect())
+    Ok(rows.into_iter().map(IndexEntry::from).collect())
 }
 
-/// What tells that something has changed, though the change log may not.
+/// Indicators of changes that may be missing from the change log.
 #[derive(Clone, Copy, Debug)]
-pub struct State {
-    /// The number of changes of the category tree so far.
+pub struct CatalogueState {
+    /// The revision of the category tree: the number of its changes.
     pub tree_revision: i64,
-    /// The highest id of a product; 0 where there is none.
+    /// The highest id of a product; 0 if there is none.
     pub newest_id: i64,
 }
 
-pub async fn state(conn: &mut PgConnection) -> sqlx::Result<State> {
+pub async fn fetch_state(conn: &mut PgConnection) -> sqlx::Result<CatalogueState> {
     sqlx::query_as!(
-        State,
+        CatalogueState,
         r#"select revision as tree_revision, coalesce((select max(id) from product.product), 0) as "newest_id!"
            from product.tree"#
     )

@@ -1,4 +1,4 @@
-//! What is available of each product, and the ledger of every movement.
+//! Stock levels, and the ledger of every movement.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +6,10 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::stock::{Kind, Shelf};
+use crate::stock::{MovementKind, StockLevel};
 
-/// Locks the stock of these products, in the order of their ids, and tells what is on the shelf. Those that
-/// do not exist are left out.
-pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeMap<i64, Shelf>> {
+/// Locks the stock of these products, in the order of their ids, and returns the levels of those that exist.
+pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeMap<i64, StockLevel>> {
     let rows = sqlx::query!(
         r#"select s.product_id, s.available, p.sku, p.name, p.price, p.status = 'active' as "on_sale!"
            from product.stock s
@@ -22,20 +21,20 @@ pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeMap
     )
     .fetch_all(conn)
     .await?;
-    let shelves = rows.into_iter().map(|row| {
-        let shelf = Shelf {
+    let levels = rows.into_iter().map(|row| {
+        let level = StockLevel {
             sku: row.sku,
             name: row.name,
             price: row.price,
-            on_sale: row.on_sale,
+            active: row.on_sale,
             available: row.available,
         };
-        (row.product_id, shelf)
+        (row.product_id, level)
     });
-    Ok(shelves.collect())
+    Ok(levels.collect())
 }
 
-/// Gives a new product its row.
+/// Inserts the stock row of a new product.
 pub async fn insert(conn: &mut PgConnection, product_id: i64) -> sqlx::Result<()> {
     sqlx::query!("insert into product.stock (product_id, available) values ($1, 0)", product_id)
         .execute(conn)
@@ -47,14 +46,15 @@ pub async fn insert(conn: &mut PgConnection, product_id: i64) -> sqlx::Result<()
 #[derive(Clone, Debug)]
 pub struct Movement<'a> {
     pub product_id: i64,
-    pub kind: Kind,
-    /// What is added to the stock.
+    pub kind: MovementKind,
+    /// The units added to the stock.
     pub quantity: i64,
     pub order_id: Option<Uuid>,
     pub reason: Option<&'a str>,
 }
 
-/// Moves stock that [`lock`] has locked, and writes each movement down. A movement of nothing is none.
+/// Applies movements to locked stock ([`lock`]) and writes them to the ledger. Movements of 0 units are
+/// skipped.
 pub async fn apply(
     conn: &mut PgConnection,
     movements: &[Movement<'_>],
@@ -67,7 +67,7 @@ pub async fn apply(
     sums.retain(|_, sum| *sum != 0);
     if !sums.is_empty() {
         let (ids, deltas): (Vec<i64>, Vec<i64>) = sums.into_iter().unzip();
-        let turned = sqlx::query_scalar!(
+        let toggled = sqlx::query_scalar!(
             r#"with moved as (
                    update product.stock s
                    set available = s.available + c.delta, revision = s.revision + 1
@@ -81,13 +81,13 @@ pub async fn apply(
         )
         .fetch_all(&mut *conn)
         .await?;
-        turn(conn, &turned).await?;
+        update_in_stock(conn, &toggled).await?;
     }
-    write(conn, movements, now).await
+    insert_ledger(conn, movements, now).await
 }
 
-/// Says of products that just sold out, or came back, which of the two it was.
-async fn turn(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<()> {
+/// Updates `in_stock` of products that have just sold out or become available again.
+async fn update_in_stock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<()> {
     if ids.is_empty() {
         return Ok(());
     }
@@ -104,13 +104,17 @@ async fn turn(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<()> {
     Ok(())
 }
 
-async fn write(conn: &mut PgConnection, movements: &[Movement<'_>], now: OffsetDateTime) -> sqlx::Result<()> {
+async fn insert_ledger(
+    conn: &mut PgConnection,
+    movements: &[Movement<'_>],
+    now: OffsetDateTime,
+) -> sqlx::Result<()> {
     let movements = movements.iter().filter(|movement| movement.quantity != 0);
     let (mut ids, mut kinds, mut quantities) = (Vec::new(), Vec::new(), Vec::new());
     let (mut orders, mut reasons) = (Vec::new(), Vec::new());
     for movement in movements {
         ids.push(movement.product_id);
-        kinds.push(movement.kind.word().to_owned());
+        kinds.push(movement.kind.as_str().to_owned());
         quantities.push(movement.quantity);
         orders.push(movement.order_id);
         reasons.push(movement.reason.map(ToOwned::to_owned));

@@ -1,27 +1,27 @@
-//! Text normalization for search: folding by Unicode, and the terms of a text.
+//! The text analyzer: Unicode folding, tokenization, and the terms of a text or a query.
 //!
-//! Words are what Unicode calls letters and digits. Scripts that put no spaces between words have no words here: their
-//! runs become n-grams (one and two characters), so that any characters in a row are found without a dictionary.
+//! Words consist of Unicode letters and digits. Scripts without spaces between words are split into n-grams
+//! of one and two characters, so that any substring is found without a dictionary.
 
 use std::collections::BTreeSet;
 
 use unicode_normalization::{UnicodeNormalization as _, char::is_combining_mark};
 
-/// The length of a term; of a longer word the beginning counts. Characters.
+/// The maximum length of a term; longer words are truncated. Characters.
 const MAX_TERM_LEN: usize = 200;
-/// The length of a compound that is a term beside its parts. Characters.
+/// The maximum length of a compound that is a term beside its parts. Characters.
 const MAX_COMPOUND_LEN: usize = 64;
 
 /// One term of a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Term {
     Word(String),
-    /// One or two characters of a script without spaces.
-    Gram(String),
+    /// An n-gram: one or two characters of a script without spaces.
+    Ngram(String),
 }
 
-/// Folds what readers take for the same: compatibility forms and width (NFKC), case (`ß` is `ss`, every Turkish i is
-/// `i`), accents and vowel points. Texts that are equal under NFC and NFD are equal here.
+/// Folds equivalent characters: compatibility forms and width (NFKC), case (`ß` is `ss`, every Turkish i is
+/// `i`), accents and vowel points. Texts that are equal under NFC and NFD fold to the same text.
 pub fn fold(text: &str) -> String {
     if text.is_ascii() {
         return text.to_ascii_lowercase();
@@ -29,7 +29,7 @@ pub fn fold(text: &str) -> String {
     let cased = text
         .nfkd()
         .filter(|char| !is_ignored(*char))
-        // Full case folding: `ß` has its second letter in upper case alone, and `ẞ` none there.
+        // Full case folding: `ß` expands only in upper case, and `ẞ` does not.
         .flat_map(char::to_lowercase)
         .flat_map(char::to_uppercase)
         .flat_map(char::to_lowercase);
@@ -44,7 +44,7 @@ pub fn fold(text: &str) -> String {
             'ħ' => folded.push('h'),
             'ł' => folded.push('l'),
             'ŧ' => folded.push('t'),
-            // Written either way in Arabic: teh marbuta and heh, alef maksura and yeh.
+            // Arabic spelling variants: teh marbuta and heh, alef maksura and yeh.
             'ة' => folded.push('ه'),
             'ى' => folded.push('ي'),
             _ => folded.push(char),
@@ -53,8 +53,9 @@ pub fn fold(text: &str) -> String {
     folded.nfc().collect()
 }
 
-/// Reports whether a character of a decomposed text counts for nothing: accents of alphabets, points of Arabic and
-/// Hebrew, and what has no width. Vowel signs of Indic scripts and Thai, and the marks of kana, are letters.
+/// Reports whether folding drops a character of a decomposed text: accents of alphabets, points of Arabic and
+/// Hebrew, and zero-width characters. Vowel signs of Indic scripts and Thai, and the marks of kana, are kept
+/// as letters.
 const fn is_ignored(char: char) -> bool {
     matches!(
         char,
@@ -79,8 +80,8 @@ const fn is_ignored(char: char) -> bool {
     )
 }
 
-/// Reports whether a character is of a script that puts no spaces between words. Korean does, but joins particles to
-/// them.
+/// Reports whether a character is of a script without spaces between words. Korean is treated as one, because
+/// it joins particles to words.
 const fn is_unspaced(char: char) -> bool {
     matches!(
         char,
@@ -104,22 +105,22 @@ const fn is_unspaced(char: char) -> bool {
     )
 }
 
-/// Characters that belong together.
+/// A run of letters and digits, of one kind of script.
 #[derive(Debug)]
-struct Piece<'a> {
+struct Token<'a> {
     text: &'a str,
     unspaced: bool,
 }
 
-fn pieces(folded: &str) -> Vec<Piece<'_>> {
-    let mut pieces = Vec::new();
+fn tokenize(folded: &str) -> Vec<Token<'_>> {
+    let mut tokens = Vec::new();
     let mut start: Option<(usize, bool)> = None;
     for (at, char) in folded.char_indices() {
         let kind = (char.is_alphanumeric() || is_combining_mark(char)).then(|| is_unspaced(char));
         if let Some((from, unspaced)) = start
             && kind != Some(unspaced)
         {
-            pieces.push(Piece { text: &folded[from..at], unspaced });
+            tokens.push(Token { text: &folded[from..at], unspaced });
             start = None;
         }
         if let (Some(unspaced), None) = (kind, start) {
@@ -127,37 +128,37 @@ fn pieces(folded: &str) -> Vec<Piece<'_>> {
         }
     }
     if let Some((from, unspaced)) = start {
-        pieces.push(Piece { text: &folded[from..], unspaced });
+        tokens.push(Token { text: &folded[from..], unspaced });
     }
-    pieces
+    tokens
 }
 
-fn word(text: &str) -> String {
+fn truncate(text: &str) -> String {
     text.chars().take(MAX_TERM_LEN).collect()
 }
 
-/// The pairs of neighbours in a run.
-fn pairs(run: &str) -> impl Iterator<Item = String> {
+/// Returns the pairs of adjacent characters in a run.
+fn bigrams(run: &str) -> impl Iterator<Item = String> {
     run.chars().zip(run.chars().skip(1)).map(|(first, second)| String::from_iter([first, second]))
 }
 
-/// The terms that a text is found by. What stands without spaces around a joint (`T-Shirt`, `men's`) is a term as a
-/// whole too (`tshirt`).
+/// Returns the terms under which a text is indexed. A compound without spaces (`T-Shirt`, `men's`) is also
+/// indexed as a whole (`tshirt`).
 pub fn index_terms(text: &str) -> BTreeSet<String> {
     let folded = fold(text);
     let mut terms = BTreeSet::new();
     for chunk in folded.split_whitespace() {
-        let pieces = pieces(chunk);
-        for piece in &pieces {
-            if piece.unspaced {
-                terms.extend(piece.text.chars().map(String::from));
-                terms.extend(pairs(piece.text));
+        let tokens = tokenize(chunk);
+        for token in &tokens {
+            if token.unspaced {
+                terms.extend(token.text.chars().map(String::from));
+                terms.extend(bigrams(token.text));
             } else {
-                terms.insert(word(piece.text));
+                terms.insert(truncate(token.text));
             }
         }
-        if pieces.len() > 1 && !pieces.iter().any(|piece| piece.unspaced) {
-            let compound: String = pieces.iter().map(|piece| piece.text).collect();
+        if tokens.len() > 1 && !tokens.iter().any(|token| token.unspaced) {
+            let compound: String = tokens.iter().map(|token| token.text).collect();
             if compound.chars().count() <= MAX_COMPOUND_LEN {
                 terms.insert(compound);
             }
@@ -166,43 +167,43 @@ pub fn index_terms(text: &str) -> BTreeSet<String> {
     terms
 }
 
-/// The terms of a query, each once, in the order of the query.
+/// Returns the terms of a query, each once, in their order.
 pub fn query_terms(query: &str) -> Vec<Term> {
     let folded = fold(query);
     let mut terms = Vec::new();
-    for piece in pieces(&folded) {
-        if !piece.unspaced {
-            terms.push(Term::Word(word(piece.text)));
-        } else if piece.text.chars().nth(1).is_none() {
-            terms.push(Term::Gram(piece.text.to_owned()));
+    for token in tokenize(&folded) {
+        if !token.unspaced {
+            terms.push(Term::Word(truncate(token.text)));
+        } else if token.text.chars().nth(1).is_none() {
+            terms.push(Term::Ngram(token.text.to_owned()));
         } else {
-            terms.extend(pairs(piece.text).map(Term::Gram));
+            terms.extend(bigrams(token.text).map(Term::Ngram));
         }
     }
-    // The last one stays last: it may be going on.
-    let mut seen = BTreeSet::new();
-    let mut kept: Vec<Term> = Vec::with_capacity(terms.len());
+    // Of duplicates the last one is kept, so that the last term stays last: it may be a prefix.
+    let mut unique = BTreeSet::new();
+    let mut terms_once: Vec<Term> = Vec::with_capacity(terms.len());
     for term in terms.into_iter().rev() {
-        let (Term::Word(text) | Term::Gram(text)) = &term;
-        if seen.insert(text.clone()) {
-            kept.push(term);
+        let (Term::Word(text) | Term::Ngram(text)) = &term;
+        if unique.insert(text.clone()) {
+            terms_once.push(term);
         }
     }
-    kept.reverse();
-    kept
+    terms_once.reverse();
+    terms_once
 }
 
-/// A text by its letters and digits alone, a space between pieces: texts that differ in case, accents and punctuation
-/// are equal.
+/// Returns the letters and digits of a text, with one space between tokens. Texts that differ in case,
+/// accents and punctuation become equal.
 pub fn normalize(text: &str) -> String {
     let folded = fold(text);
-    pieces(&folded).iter().map(|piece| piece.text).collect::<Vec<_>>().join(" ")
+    tokenize(&folded).iter().map(|token| token.text).collect::<Vec<_>>().join(" ")
 }
 
-/// A text by its letters and digits alone, without anything between: a SKU however it is separated.
-pub fn squeeze(text: &str) -> String {
+/// Returns the letters and digits of a text without separators, as for a SKU.
+pub fn strip_separators(text: &str) -> String {
     let folded = fold(text);
-    pieces(&folded).iter().map(|piece| piece.text).collect()
+    tokenize(&folded).iter().map(|token| token.text).collect()
 }
 
 #[cfg(test)]
@@ -214,11 +215,11 @@ mod tests {
     }
 
     fn grams<const N: usize>(grams: [&str; N]) -> Vec<Term> {
-        grams.into_iter().map(|gram| Term::Gram(gram.to_owned())).collect()
+        grams.into_iter().map(|gram| Term::Ngram(gram.to_owned())).collect()
     }
 
     #[test]
-    fn what_readers_take_for_the_same_folds_to_the_same() {
+    fn equivalent_texts_fold_to_the_same_text() {
         for (one, other) in [
             ("Café", "cafe"),
             ("cafe\u{301}", "CAFÉ"),
@@ -243,15 +244,15 @@ mod tests {
         ] {
             assert_eq!(fold(one), fold(other), "{one} {other}");
         }
-        // Other letters in Thai, Hindi and Japanese.
+        // These are distinct letters in Thai, Hindi and Japanese.
         for (one, other) in [("ชา", "ช"), ("कि", "क"), ("が", "か")] {
             assert_ne!(fold(one), fold(other), "{one} {other}");
         }
     }
 
     #[test]
-    fn folding_twice_is_folding_once() {
-        // Everything but Han, Hangul and what lies beyond.
+    fn folding_is_idempotent() {
+        // All characters except Han, Hangul and the supplementary planes.
         for code in (0..=0x33ff_u32).chain(0xf900..=0xffff) {
             let Some(char) = char::from_u32(code) else { continue };
             let once = fold(&format!("a{char}b"));
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_has_words_and_pairs_of_characters() {
+    fn a_query_is_split_into_words_and_bigrams() {
         assert_eq!(query_terms("Red, T-Shirt!"), words(["red", "t", "shirt"]));
         assert_eq!(query_terms("茶杯"), grams(["茶杯"]));
         assert_eq!(query_terms("茶"), grams(["茶"]));
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_found_by_all_that_a_query_of_it_has() {
+    fn the_terms_of_a_text_include_the_query_terms_of_its_substrings() {
         for text in
             ["红色陶瓷茶杯 300毫升", "แก้วกาแฟ", "T-Shirt Größe XL", "ラーメン丼", "men's", "찻잔 세트"]
         {
@@ -281,14 +282,14 @@ mod tests {
                 for to in from + 1..=chars.len() {
                     let part: String = chars[from..to].iter().collect();
                     for term in query_terms(&part) {
-                        if let Term::Gram(gram) = term {
+                        if let Term::Ngram(gram) = term {
                             assert!(terms.contains(&gram), "{gram} of {part} in {text}");
                         }
                     }
                 }
             }
             for term in query_terms(text) {
-                let (Term::Word(term) | Term::Gram(term)) = term;
+                let (Term::Word(term) | Term::Ngram(term)) = term;
                 assert!(terms.contains(&term), "{term} in {text}");
             }
         }
@@ -297,11 +298,11 @@ mod tests {
     }
 
     #[test]
-    fn punctuation_does_not_part_equal_names_and_skus() {
+    fn normalization_ignores_punctuation() {
         assert_eq!(normalize("Leather Sheath, 18 cm"), "leather sheath 18 cm");
         assert_eq!(normalize("  "), "");
         for sku in ["QWCGQ-RED-XL", "qwcgq_red.xl", "QWCGQ RED XL", "qwcgqredxl"] {
-            assert_eq!(squeeze(sku), "qwcgqredxl");
+            assert_eq!(strip_separators(sku), "qwcgqredxl");
         }
     }
 }

@@ -1,26 +1,26 @@
-//! The category tree: reading it, and what an admin does to it. Changes of the tree happen one at a time, so
-//! that two of them cannot make a circle together.
+//! The use cases of categories. Changes of the tree are serialized, so that two of them cannot create a cycle
+//! together.
 
 use shoppee_kit::{clock::Clock, cursor, pg::PgPool};
 
 use crate::{
     cache::Cache,
-    category::{Category, CategoryChanges, NewCategory, Slug, may_hang},
+    category::{Category, CategoryChanges, NewCategory, Slug, validate_parent},
     error::Error,
-    idempotency::{self, Answered, Key},
-    product::Fault,
+    idempotency::{self, IdempotentResult, Key},
+    product::ValidationError,
     store,
 };
 
 #[derive(Clone, Debug)]
-pub struct Tree {
+pub struct Categories {
     pub pool: PgPool,
     pub clock: Clock,
     pub cache: Cache,
 }
 
-impl Tree {
-    /// A page of the categories, by slug, with the cursor of the next.
+impl Categories {
+    /// Returns a page of the categories by slug, and the cursor of the next page.
     pub async fn list(
         &self,
         limit: i64,
@@ -32,25 +32,29 @@ impl Tree {
             return Err(Error::malformed("cursor", "is not a cursor of this list"));
         }
         let mut conn = self.pool.acquire().await?;
-        // One more than asked for tells whether there is a next page.
+        // One more than the page, to detect whether there is a next page.
         let mut page =
-            store::category::page(&mut conn, after.as_deref().unwrap_or_default(), limit + 1).await?;
-        let asked_for = usize::try_from(limit).unwrap_or_default();
-        let is_last = page.len() <= asked_for;
-        page.truncate(asked_for);
+            store::category::fetch_page(&mut conn, after.as_deref().unwrap_or_default(), limit + 1).await?;
+        let page_size = usize::try_from(limit).unwrap_or_default();
+        let is_last = page.len() <= page_size;
+        page.truncate(page_size);
         let next = page.last().filter(|_| !is_last).map(|last| cursor::encode(&last.slug));
         Ok((page, next))
     }
 
-    pub async fn create(&self, new: &NewCategory, key: Option<&Key>) -> Result<Answered<Category>, Error> {
+    pub async fn create(
+        &self,
+        new: &NewCategory,
+        key: Option<&Key>,
+    ) -> Result<IdempotentResult<Category>, Error> {
         let mut tx = self.pool.begin().await?;
-        if let Some(answered) = idempotency::claim(&mut tx, key).await? {
-            return Ok(answered);
+        if let Some(result) = idempotency::claim(&mut tx, key).await? {
+            return Ok(result);
         }
         store::category::lock_tree(&mut tx).await?;
         if let Some(parent) = new.parent_id {
-            let all = store::category::all(&mut tx).await?;
-            may_hang(&all, None, parent).map_err(parent_id)?;
+            let all = store::category::fetch_all(&mut tx).await?;
+            validate_parent(&all, None, parent).map_err(invalid_parent)?;
         }
         let created = Category {
             id: store::category::insert(&mut tx, new).await?,
@@ -58,9 +62,9 @@ impl Tree {
             name: new.name.as_str().to_owned(),
             parent_id: new.parent_id,
         };
-        idempotency::keep(&mut tx, key, &created).await?;
+        idempotency::save(&mut tx, key, &created).await?;
         tx.commit().await?;
-        Ok(Answered::new(created))
+        Ok(IdempotentResult::new(created))
     }
 
     pub async fn update(
@@ -68,13 +72,13 @@ impl Tree {
         id: i64,
         changes: &CategoryChanges,
         key: Option<&Key>,
-    ) -> Result<Answered<Category>, Error> {
+    ) -> Result<IdempotentResult<Category>, Error> {
         let mut tx = self.pool.begin().await?;
-        if let Some(answered) = idempotency::claim(&mut tx, key).await? {
-            return Ok(answered);
+        if let Some(result) = idempotency::claim(&mut tx, key).await? {
+            return Ok(result);
         }
         store::category::lock_tree(&mut tx).await?;
-        let all = store::category::all(&mut tx).await?;
+        let all = store::category::fetch_all(&mut tx).await?;
         let before = all.iter().find(|one| one.id == id).ok_or(Error::NotFound)?;
         let mut after = before.clone();
         if let Some(slug) = &changes.slug {
@@ -85,23 +89,23 @@ impl Tree {
         }
         if let Some(parent) = changes.parent_id {
             if let Some(parent) = parent {
-                may_hang(&all, Some(id), parent).map_err(parent_id)?;
+                validate_parent(&all, Some(id), parent).map_err(invalid_parent)?;
             }
             after.parent_id = parent;
         }
-        let differs = after != *before;
-        if differs {
+        let is_changed = after != *before;
+        if is_changed {
             store::category::update(&mut tx, &after, self.clock.now()).await?;
         }
-        idempotency::keep(&mut tx, key, &after).await?;
+        idempotency::save(&mut tx, key, &after).await?;
         tx.commit().await?;
-        if differs {
-            self.cache.show().await;
+        if is_changed {
+            self.cache.wait_visible().await;
         }
-        Ok(Answered::new(after))
+        Ok(IdempotentResult::new(after))
     }
 
-    /// Refused while products, archived ones among them, or other categories are in it.
+    /// Deletes a category. Refused while it has products, including archived ones, or child categories.
     pub async fn delete(&self, id: i64) -> Result<(), Error> {
         let mut tx = self.pool.begin().await?;
         store::category::lock_tree(&mut tx).await?;
@@ -112,6 +116,6 @@ impl Tree {
     }
 }
 
-fn parent_id(fault: Fault) -> Error {
-    Error::invalid("parent_id", fault)
+fn invalid_parent(error: ValidationError) -> Error {
+    Error::invalid("parent_id", error)
 }

@@ -5,8 +5,9 @@ use shoppee_kit::{caller::Caller, idempotency};
 
 use crate::{error::Error, idempotency::Key};
 
-/// Reads the key of a request by `caller` that means `meaning`; `None` where it has none.
-pub fn read(
+/// Parses the idempotency key of a request by `caller`; `None` if it has none. `meaning` is fingerprinted, so
+/// that a reuse of the key for another request is detected.
+pub fn parse(
     caller: &Caller,
     scope: &'static str,
     key: Option<String>,

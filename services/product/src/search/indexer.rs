@@ -1,10 +1,10 @@
-//! The worker that keeps the index up with the change log.
+//! The indexer: the worker that keeps the search index in sync with the change log.
 //!
-//! A pass goes through all products by id and brings the index to what they are: the first one builds it. Another one
-//! follows where changes were not told one by one: after a large load, a change log that began anew, or a start within a
-//! transaction that may have written before the log was followed; and now and then, as who writes past the service may
-//! not have written to the log. Products that are new there are looked for at once. Until a pass is through, the index
-//! answers as it is.
+//! A pass iterates over all products by id and reconciles the index; the first pass builds it. Another pass
+//! follows if changes were not delivered individually: after a bulk load, a reset of the change log, or a
+//! start during a transaction that may have written earlier. A pass also runs periodically, because SQL that
+//! bypasses the service may not write to the log. New products are looked up at once. The index stays in use
+//! during a pass.
 
 use std::{
     collections::BTreeSet,
@@ -26,104 +26,106 @@ use tokio::{
 
 use super::{
     Search,
-    index::{Entry, Snapshot, Writer},
-    tree::Tree,
+    categories::CategoryTree,
+    index::{IndexEntry, Snapshot, Writer},
 };
 use crate::{
-    changes::{Changes, News},
+    change_log::{ChangeBatch, ChangeLog},
     error::Error,
     store,
 };
 
-/// A change is found within about this and the interval of the log. A commit takes a few milliseconds.
-const INTERVAL: Duration = Duration::from_millis(100);
-/// The interval at which is looked at what the log does not tell: categories without products of their own, and products
-/// that were loaded without stock.
-const STATE_INTERVAL: Duration = Duration::from_millis(500);
-/// The interval between passes that nothing asks for, at least, and in durations of the last one.
+/// The interval between rounds. A change is searchable within about this plus the poll interval of the log; a
+/// commit takes a few milliseconds.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// The interval at which the indexer checks for what is not in the log: categories without products, and
+/// products that were loaded without stock.
+const STATE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// The minimum interval between periodic passes, absolute and as a multiple of the duration of the last pass.
 const MIN_PASS_INTERVAL: Duration = Duration::from_mins(10);
 const PASS_INTERVAL_RATIO: u32 = 60;
-/// How long the first pass waits for the log to be followed, so that one pass will do.
-const START_DELAY: Duration = Duration::from_millis(300);
+/// The maximum delay of the first pass, until the watermark of the log is known: then one pass is enough.
+const MAX_START_DELAY: Duration = Duration::from_millis(300);
 /// Products read by one statement.
-const PAGE: i64 = 2_000;
-/// Committed by a pass that changes an index in use, so that what it brings is found before it ends.
+const PAGE_SIZE: i64 = 2_000;
+/// The interval between commits during a pass, so that its changes are searchable before it ends.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Starts to keep up.
-pub fn start(search: &Search, pool: &PgPool, changes: &Changes, process: &Process) {
+/// Starts the indexer.
+pub fn start(search: &Search, pool: &PgPool, change_log: &ChangeLog, process: &Process) {
     let age = Age::default();
     age.export(process, gauge!("search_index_age_seconds"));
-    let follower = Arc::new(tokio::sync::Mutex::new(Follower::new(search, pool, changes, age)));
-    worker::spawn(process, "search-index", INTERVAL, process.readiness.serving(), move || {
-        let follower = follower.clone();
-        async move { follower.lock().await.round().await }
+    let indexer = Arc::new(tokio::sync::Mutex::new(Indexer::new(search, pool, change_log, age)));
+    worker::spawn(process, "search-index", POLL_INTERVAL, process.readiness.serving(), move || {
+        let indexer = indexer.clone();
+        async move { indexer.lock().await.run_once().await }
     });
 }
 
-/// How far a pass is.
+/// The progress of a pass.
 #[derive(Clone, Copy, Debug)]
 struct Pass {
     began: Instant,
     /// The last product that was compared.
     after: i64,
-    /// Only of products that are new.
+    /// The pass covers new products only.
     is_partial: bool,
 }
 
-/// When the next pass begins.
+/// The start of the next pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NextPass {
     Now,
-    /// As soon as the log is followed: the last one began before, and what changed meanwhile was told by nobody.
+    /// As soon as the watermark is known: the last pass started before, and changes during it were not
+    /// delivered.
     OnceFollowed,
     At(Instant),
 }
 
-struct Follower {
+struct Indexer {
     search: Search,
     pool: PgPool,
-    changes: Changes,
-    news: broadcast::Receiver<Arc<News>>,
-    /// `None` before it is opened, and where it failed: then the next pass builds another.
+    change_log: ChangeLog,
+    batches: broadcast::Receiver<Arc<ChangeBatch>>,
+    /// `None` before it is opened and after an error; the next pass then builds another index.
     writer: Option<Arc<Mutex<Writer>>>,
-    /// A whole pass is through with this writer.
+    /// A full pass has completed with this writer.
     is_complete: bool,
-    tree: Arc<Tree>,
-    /// The highest id that a product had.
+    categories: Arc<CategoryTree>,
+    /// The highest id of a product.
     newest_id: i64,
     state_read_at: Option<Instant>,
     pass: Option<Pass>,
     next_pass: NextPass,
     first_round: Option<Instant>,
-    /// Products that changed and are still to be read.
+    /// Changed products that are not read yet.
     pending: BTreeSet<i64>,
-    /// The end of the log as of the news that were heard last: its settled number, and when it was looked at.
-    heard: Option<(i64, Instant)>,
-    /// Documents or categories that are not published.
+    /// The watermark and the poll time of the last batch.
+    last_batch: Option<(i64, Instant)>,
+    /// Documents or categories are not published yet.
     uncommitted: bool,
     committed_at: Instant,
     age: Age,
     documents: Gauge,
 }
 
-impl Follower {
-    fn new(search: &Search, pool: &PgPool, changes: &Changes, age: Age) -> Self {
+impl Indexer {
+    fn new(search: &Search, pool: &PgPool, change_log: &ChangeLog, age: Age) -> Self {
         Self {
             search: search.clone(),
             pool: pool.clone(),
-            changes: changes.clone(),
-            news: changes.watch(),
+            change_log: change_log.clone(),
+            batches: change_log.subscribe(),
             writer: None,
             is_complete: false,
-            tree: Arc::default(),
+            categories: Arc::default(),
             newest_id: 0,
             state_read_at: None,
             pass: None,
             next_pass: NextPass::Now,
             first_round: None,
             pending: BTreeSet::new(),
-            heard: None,
+            last_batch: None,
             uncommitted: false,
             committed_at: Instant::now(),
             age,
@@ -131,27 +133,27 @@ impl Follower {
         }
     }
 
-    async fn round(&mut self) -> Result<Round, Error> {
-        self.hear();
-        let outcome = self.work().await;
+    async fn run_once(&mut self) -> Result<Round, Error> {
+        self.receive_changes();
+        let outcome = self.step().await;
         if matches!(outcome, Err(Error::Internal)) {
-            // The index that is published goes on answering.
+            // The published snapshot stays in use.
             (self.writer, self.is_complete) = (None, false);
             (self.pass, self.next_pass) = (None, NextPass::Now);
         }
         outcome
     }
 
-    /// Takes in what the log has told since the last round.
-    fn hear(&mut self) {
+    /// Receives the batches since the last round.
+    fn receive_changes(&mut self) {
         loop {
-            match self.news.try_recv() {
-                Ok(news) => {
-                    if news.everything {
+            match self.batches.try_recv() {
+                Ok(batch) => {
+                    if batch.everything {
                         self.next_pass = NextPass::Now;
                     }
-                    self.pending.extend(news.changes.iter().map(|change| change.product_id));
-                    self.heard = Some((news.settled, news.looked_at));
+                    self.pending.extend(batch.changes.iter().map(|change| change.product_id));
+                    self.last_batch = Some((batch.watermark, batch.polled_at));
                 }
                 Err(TryRecvError::Lagged(_)) => self.next_pass = NextPass::Now,
                 Err(TryRecvError::Empty | TryRecvError::Closed) => return,
@@ -159,38 +161,38 @@ impl Follower {
         }
     }
 
-    async fn work(&mut self) -> Result<Round, Error> {
-        let is_followed = self.changes.settled().is_some();
+    async fn step(&mut self) -> Result<Round, Error> {
+        let has_watermark = self.change_log.watermark().is_some();
         let first_round = *self.first_round.get_or_insert_with(Instant::now);
-        if !is_followed && first_round.elapsed() < START_DELAY {
+        if !has_watermark && first_round.elapsed() < MAX_START_DELAY {
             return Ok(Round::Done);
         }
         let is_due = match self.next_pass {
             NextPass::Now => true,
-            NextPass::OnceFollowed => is_followed,
+            NextPass::OnceFollowed => has_watermark,
             NextPass::At(at) => at <= Instant::now(),
         };
         if is_due && self.pass.is_none_or(|pass| pass.is_partial) {
-            self.next_pass = if is_followed {
+            self.next_pass = if has_watermark {
                 NextPass::At(Instant::now() + MIN_PASS_INTERVAL)
             } else {
                 NextPass::OnceFollowed
             };
             self.pass = Some(Pass { began: Instant::now(), after: i64::MIN, is_partial: false });
         }
-        let looks = self.state_read_at.is_none_or(|at| at.elapsed() >= STATE_INTERVAL);
-        if looks {
+        let is_state_due = self.state_read_at.is_none_or(|at| at.elapsed() >= STATE_CHECK_INTERVAL);
+        if is_state_due {
             self.read_state().await?;
         }
-        // What changes before the first pass is through it finds itself, or it is read then.
+        // The first pass reads earlier changes itself; later ones stay pending until it completes.
         if self.is_complete {
-            self.apply().await?;
+            self.apply_pending().await?;
         }
-        let more = self.go_on().await?;
+        let more = self.continue_pass().await?;
         let is_first = !self.is_complete && !more && self.pass.is_some_and(|pass| !pass.is_partial);
         let is_due = self.uncommitted && (!more || self.committed_at.elapsed() > COMMIT_INTERVAL);
         let is_merged =
-            !is_due && looks && self.is_complete && self.write(|writer| writer.has_merged()).await?;
+            !is_due && is_state_due && self.is_complete && self.write(|writer| writer.has_merged()).await?;
         if is_first || is_merged || (self.is_complete && is_due) {
             self.publish().await?;
         }
@@ -208,35 +210,36 @@ impl Follower {
                 self.is_complete = true;
             }
         }
-        if let Some((settled, looked_at)) = self.heard
+        if let Some((watermark, polled_at)) = self.last_batch
             && self.is_complete
             && self.pending.is_empty()
             && self.pass.is_none()
         {
-            self.search.0.applied.send_replace(settled);
-            self.age.reset(looked_at);
+            self.search.0.applied.send_replace(watermark);
+            self.age.reset(polled_at);
         }
-        // The first pass hurries; what follows leaves the machine to requests for as long as it works.
+        // The first pass runs without pauses. Later passes pause between pages, so that requests get the
+        // processor.
         Ok(Round::more_if(more && !self.is_complete))
     }
 
-    /// Brings up to date what changed.
-    async fn apply(&mut self) -> Result<(), Error> {
-        let limit = usize::try_from(PAGE).unwrap_or_default();
+    /// Applies the pending changes to the index.
+    async fn apply_pending(&mut self) -> Result<(), Error> {
+        let limit = usize::try_from(PAGE_SIZE).unwrap_or_default();
         let ids: Vec<i64> = self.pending.iter().copied().take(limit).collect();
         if ids.is_empty() {
             return Ok(());
         }
         let mut conn = self.pool.acquire().await?;
-        let entries = store::search::entries(&mut conn, &ids).await?;
+        let entries = store::search::fetch(&mut conn, &ids).await?;
         drop(conn);
-        self.read_tree_for(&entries).await?;
-        let wanted = ids.clone();
+        self.load_missing_categories(&entries).await?;
+        let changed_ids = ids.clone();
         self.uncommitted |= self
             .write(move |writer| {
-                let there: BTreeSet<i64> = entries.iter().map(|entry| entry.id).collect();
-                let mut changed = writer.put(&entries)? > 0;
-                for id in wanted.iter().filter(|id| !there.contains(id)) {
+                let present: BTreeSet<i64> = entries.iter().map(|entry| entry.id).collect();
+                let mut changed = writer.upsert(&entries)? > 0;
+                for id in changed_ids.iter().filter(|id| !present.contains(id)) {
                     changed |= writer.remove(*id);
                 }
                 Ok(changed)
@@ -248,36 +251,36 @@ impl Follower {
         Ok(())
     }
 
-    /// Compares the next products of a pass. Returns whether there are more.
-    async fn go_on(&mut self) -> Result<bool, Error> {
+    /// Compares the next page of a pass. Returns whether there are more.
+    async fn continue_pass(&mut self) -> Result<bool, Error> {
         let Some(pass) = self.pass else { return Ok(false) };
         let mut conn = self.pool.acquire().await?;
-        let entries = store::search::page(&mut conn, pass.after, PAGE).await?;
+        let entries = store::search::fetch_page(&mut conn, pass.after, PAGE_SIZE).await?;
         drop(conn);
-        self.read_tree_for(&entries).await?;
-        let more = i64::try_from(entries.len()).is_ok_and(|read| read == PAGE);
+        self.load_missing_categories(&entries).await?;
+        let more = i64::try_from(entries.len()).is_ok_and(|read| read == PAGE_SIZE);
         let upto = entries.last().filter(|_| more).map_or(i64::MAX, |entry| entry.id);
         self.uncommitted |= self
             .write(move |writer| {
-                let there: BTreeSet<i64> = entries.iter().map(|entry| entry.id).collect();
+                let present: BTreeSet<i64> = entries.iter().map(|entry| entry.id).collect();
                 let mut changed = false;
-                for id in writer.ids(pass.after, upto) {
-                    if !there.contains(&id) {
+                for id in writer.ids_in_range(pass.after, upto) {
+                    if !present.contains(&id) {
                         changed |= writer.remove(id);
                     }
                 }
-                Ok(writer.put(&entries)? > 0 || changed)
+                Ok(writer.upsert(&entries)? > 0 || changed)
             })
             .await?;
         self.pass = Some(Pass { after: upto, ..pass });
         Ok(more)
     }
 
-    /// Lets searches see what was written.
+    /// Publishes the written documents to searches.
     async fn publish(&mut self) -> Result<(), Error> {
-        let (tree, commit) = (self.tree.clone(), self.uncommitted);
+        let (categories, commit) = (self.categories.clone(), self.uncommitted);
         let snapshot: Snapshot = self
-            .write(move |writer| if commit { writer.commit(tree) } else { writer.snapshot(tree) })
+            .write(move |writer| if commit { writer.commit(categories) } else { writer.snapshot(categories) })
             .await?;
         let documents: u32 = snapshot.segments.iter().map(|segment| segment.len).sum();
         self.search.0.snapshot.store(Some(Arc::new(snapshot)));
@@ -286,13 +289,16 @@ impl Follower {
         Ok(())
     }
 
-    /// Looks at what the log does not tell: reads the categories anew where they have changed, and begins a pass where
-    /// products have come.
+    /// Checks for what is not in the log: reloads changed categories, and starts a partial pass if there are
+    /// new products.
     async fn read_state(&mut self) -> Result<(), Error> {
         let mut conn = self.pool.acquire().await?;
-        let state = store::search::state(&mut conn).await?;
-        if self.state_read_at.is_none() || state.tree_revision != self.tree.revision {
-            self.tree = Arc::new(Tree::new(store::category::all(&mut conn).await?, state.tree_revision));
+        let state = store::search::fetch_state(&mut conn).await?;
+        if self.state_read_at.is_none() || state.tree_revision != self.categories.revision {
+            self.categories = Arc::new(CategoryTree::new(
+                store::category::fetch_all(&mut conn).await?,
+                state.tree_revision,
+            ));
             self.uncommitted = true;
         }
         if state.newest_id > self.newest_id && self.pass.is_none() {
@@ -303,18 +309,19 @@ impl Follower {
         Ok(())
     }
 
-    /// Reads the categories where products stand in one that is not known yet.
-    async fn read_tree_for(&mut self, entries: &[Entry]) -> Result<(), Error> {
-        if entries.iter().filter_map(|entry| entry.category_id).any(|id| self.tree.get(id).is_none()) {
+    /// Reloads the categories if a product is in an unknown one.
+    async fn load_missing_categories(&mut self, entries: &[IndexEntry]) -> Result<(), Error> {
+        if entries.iter().filter_map(|entry| entry.category_id).any(|id| self.categories.get(id).is_none()) {
             let mut conn = self.pool.acquire().await?;
-            let revision = self.tree.revision;
-            self.tree = Arc::new(Tree::new(store::category::all(&mut conn).await?, revision));
+            let revision = self.categories.revision;
+            self.categories =
+                Arc::new(CategoryTree::new(store::category::fetch_all(&mut conn).await?, revision));
             self.uncommitted = true;
         }
         Ok(())
     }
 
-    /// Lets `work` change the index on a blocking thread.
+    /// Runs `work` with the index writer on a blocking thread.
     async fn write<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Writer) -> tantivy::Result<T> + Send + 'static,
