@@ -1,4 +1,4 @@
-//! Attributes that are refused, and rows whose attributes break the rules.
+//! Tests of product attributes: refused ones, and stored ones that break the rules.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use shoppee_proto::{
 use sqlx::AssertSqlSafe;
 use tonic::Status;
 
-use crate::shop::{Shop, fields, reason};
+use crate::test_shop::{TestShop, fields, reason};
 
-/// A message with as many levels of objects as asked for.
+/// Returns attributes with `levels` levels of objects.
 fn nested(levels: usize) -> Object {
     let leaf = prost_types::Value { kind: Some(prost_types::value::Kind::NumberValue(1.0)) };
     let value = (1..levels).fold(leaf, |inner, _| {
@@ -26,7 +26,7 @@ fn nested(levels: usize) -> Object {
     Object { fields: [("a".to_owned(), value)].into() }
 }
 
-impl Shop {
+impl TestShop {
     async fn create_nested(&self, sku: &str, levels: usize) -> Result<Product, Status> {
         let request = CreateProductRequest {
             sku: sku.to_owned(),
@@ -38,12 +38,12 @@ impl Shop {
         self.products.clone().create_product(self.admin(request)).await.map(tonic::Response::into_inner)
     }
 
-    /// The names of a list, of a search and of a call for these products.
-    async fn shown(&self, ids: &[i64]) -> [Vec<Product>; 3] {
+    /// Reads these products by a list, by a search and by a batch call.
+    async fn read_all_ways(&self, ids: &[i64]) -> [Vec<Product>; 3] {
         let mut products = self.products.clone();
         let listed = products.list_products(ListProductsRequest::default()).await;
         let search = SearchProductsRequest { q: "nested".to_owned(), ..SearchProductsRequest::default() };
-        // The index of a process is built soon after its start.
+        // The index is built shortly after the start.
         let searching = async {
             loop {
                 match products.clone().search_products(search.clone()).await {
@@ -52,26 +52,26 @@ impl Shop {
                 }
             }
         };
-        let found =
+        let searched =
             tokio::time::timeout(Duration::from_secs(20), searching).await.expect("the search finds all");
         let request = BatchGetProductsRequest { ids: ids.to_vec(), ..BatchGetProductsRequest::default() };
         let named = products.batch_get_products(self.service(request)).await;
-        [listed.expect("a list").into_inner().items, found, named.expect("products").into_inner().items]
+        [listed.expect("a list").into_inner().items, searched, named.expect("products").into_inner().items]
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn attributes_nested_as_deeply_as_they_may_be_travel_in_every_answer() {
-    let shop = Shop::open().await;
+async fn attributes_of_the_maximum_depth_are_returned_by_every_read() {
+    let shop = TestShop::start().await;
     let product = shop.create_nested("deep", 16).await.expect("created");
-    for products in shop.shown(&[product.id]).await {
+    for products in shop.read_all_ways(&[product.id]).await {
         assert_eq!(products, std::slice::from_ref(&product));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn attributes_nested_more_deeply_are_refused() {
-    let shop = Shop::open().await;
+async fn attributes_above_the_maximum_depth_are_refused() {
+    let shop = TestShop::start().await;
     for levels in [17, 30] {
         let created = shop.create_nested("deep", levels).await;
         assert_eq!(fields(created.clone()), ["attributes"]);
@@ -86,15 +86,15 @@ async fn attributes_nested_more_deeply_are_refused() {
     };
     let updated = shop.products.clone().update_product(shop.admin(request)).await;
     assert_eq!(fields(updated), ["attributes"]);
-    // Beyond what is decoded at all.
+    // Deeper than the decoder accepts.
     assert_eq!(reason(shop.create_nested("deep", 60).await), "INVALID_REQUEST");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_with_attributes_that_break_the_rules_is_shown_without_them() {
-    let mut shop = Shop::open().await;
-    let well = shop.create_nested("well", 2).await.expect("created");
-    let mut ids = vec![well.id];
+async fn a_product_with_invalid_stored_attributes_is_shown_without_them() {
+    let mut shop = TestShop::start().await;
+    let valid = shop.create_nested("valid", 2).await.expect("created");
+    let mut ids = vec![valid.id];
     let deep = |levels: usize| format!(r"{}1{}", r#"{"a":"#.repeat(levels), "}".repeat(levels));
     let broken = [deep(40), deep(300), "[1]".to_owned(), r#"{"a":1e999}"#.to_owned()];
     let large = format!(r#"{{"a":"{}"}}"#, "x".repeat(1_000_000));
@@ -104,19 +104,19 @@ async fn a_row_with_attributes_that_break_the_rules_is_shown_without_them() {
         sqlx::query(AssertSqlSafe(sql)).execute(&shop.pool).await.expect("written");
         ids.push(product.id);
     }
-    // Another process, which has none of them in memory.
+    // A process without these products in its cache.
     let replica = shop.replica().await;
     shop.products = replica.products.clone();
-    for products in shop.shown(&ids).await {
+    for products in shop.read_all_ways(&ids).await {
         assert_eq!(products.len(), ids.len());
         for product in products {
             let attributes =
-                if product.id == well.id { well.attributes.clone() } else { Some(Object::default()) };
+                if product.id == valid.id { valid.attributes.clone() } else { Some(Object::default()) };
             assert_eq!(product.attributes, attributes, "{}", product.sku);
         }
     }
 
-    // Who changes something else does not lose them.
+    // Other updates keep the stored attributes.
     let id = ids[1];
     let request = AdjustStockRequest { id, delta: 1, reason: "count".to_owned(), idempotency_key: None };
     shop.products.clone().adjust_stock(shop.admin(request)).await.expect("adjusted");

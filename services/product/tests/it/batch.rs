@@ -1,4 +1,4 @@
-//! Batches of changes.
+//! Tests of batch updates.
 
 use std::time::{Duration, Instant};
 
@@ -13,9 +13,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use crate::shop::{Shop, fields, order, reason};
+use crate::test_shop::{TestShop, fields, order, reason};
 
-impl Shop {
+impl TestShop {
     async fn batch(
         &self,
         on_error: OnError,
@@ -35,7 +35,7 @@ fn by_sku(sku: &str) -> ProductChange {
     ProductChange { sku: Some(sku.to_owned()), ..ProductChange::default() }
 }
 
-/// Each row's status, with the code of what went wrong.
+/// Returns the status and the error code of each row.
 fn outcomes(answer: &BatchUpdateProductsResponse) -> Vec<(RowStatus, &str)> {
     let indices: Vec<i64> = answer.results.iter().map(|result| result.index).collect();
     assert_eq!(indices, (0..).take(indices.len()).collect::<Vec<i64>>());
@@ -45,7 +45,7 @@ fn outcomes(answer: &BatchUpdateProductsResponse) -> Vec<(RowStatus, &str)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_row_has_its_own_outcome() {
-    let shop = Shop::open().await;
+    let shop = TestShop::start().await;
     let mut ids = Vec::new();
     for at in 0..6 {
         ids.push(shop.product(&format!("p{at}"), 5).await.id);
@@ -59,7 +59,7 @@ async fn each_row_has_its_own_outcome() {
         ProductChange { price: Some(2), version: Some(7), ..row(ids[4]) },
         ProductChange { price: Some(2), ..row(999) },
         ProductChange { price: Some(-1), ..row(ids[5]) },
-        // Named by a row before, whatever became of that.
+        // An earlier row names the same product; its outcome does not matter.
         ProductChange { price: Some(3), ..by_sku("p5") },
         ProductChange { price: Some(3), ..row(ids[0]) },
         ProductChange { price: Some(3), ..ProductChange::default() },
@@ -95,14 +95,14 @@ async fn each_row_has_its_own_outcome() {
     let sold = shop.get(ids[2]).await;
     assert_eq!((sold.stock, sold.name.as_str(), sold.price), (0, "Sold", 1000));
     assert_eq!(shop.get(ids[4]).await.version, 1);
-    shop.balances().await;
+    shop.assert_stock_invariant().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_aborted_batch_applies_nothing() {
-    let shop = Shop::open().await;
+    let shop = TestShop::start().await;
     let (a, b) = (shop.product("a", 5).await, shop.product("b", 5).await);
-    for bad in [
+    for invalid in [
         ProductChange { stock_delta: Some(-6), ..row(b.id) },
         ProductChange { version: Some(9), ..row(b.id) },
         ProductChange { price: Some(-1), ..row(b.id) },
@@ -110,8 +110,8 @@ async fn an_aborted_batch_applies_nothing() {
         row(999),
         row(a.id),
     ] {
-        let good = ProductChange { price: Some(1), stock_delta: Some(1), ..row(a.id) };
-        let answer = shop.batch(OnError::Abort, vec![good, bad]).await.unwrap();
+        let valid = ProductChange { price: Some(1), stock_delta: Some(1), ..row(a.id) };
+        let answer = shop.batch(OnError::Abort, vec![valid, invalid]).await.unwrap();
         assert_eq!((answer.updated, answer.failed), (0, 1));
         assert_eq!(answer.results[0].status(), RowStatus::Skipped);
         assert_eq!(answer.results[0].id, Some(a.id));
@@ -127,12 +127,12 @@ async fn an_aborted_batch_applies_nothing() {
     assert_eq!((answer.updated, answer.failed), (2, 0));
     assert_eq!(shop.get(a.id).await.stock, 6);
     assert_eq!(shop.get(b.id).await.status(), ProductStatus::Archived);
-    shop.balances().await;
+    shop.assert_stock_invariant().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_has_bounds() {
-    let shop = Shop::open().await;
+async fn a_batch_out_of_bounds_is_refused() {
+    let shop = TestShop::start().await;
     let id = shop.product("a", 5).await.id;
     assert_eq!(fields(shop.batch(OnError::Continue, vec![row(id); 10_001]).await), ["items"]);
     assert_eq!(reason(shop.batch(OnError::Continue, vec![row(id); 10_001]).await), "VALIDATION_FAILED");
@@ -141,9 +141,9 @@ async fn a_batch_has_bounds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_rows_while_orders_go_on() {
-    let shop = Shop::open().await;
-    // Loaded past the service, as migrations/0001_catalogue.sql says.
+async fn a_batch_of_ten_thousand_rows_runs_beside_holds() {
+    let shop = TestShop::start().await;
+    // Loaded by SQL, as migrations/0001_catalogue.sql describes.
     for load in [
         "insert into product.product (sku, name, price, in_stock, created_at, updated_at)
          select 'bulk-' || n, 'Bulky gadget ' || n, 100, true, now(), now() from generate_series(1, 10000) n",
@@ -171,12 +171,12 @@ async fn ten_thousand_rows_while_orders_go_on() {
     let answer = shop.batch(OnError::Abort, rows).await.unwrap();
     assert_eq!(answer.updated, 5000);
     assert_eq!(shop.count("select count(*) from product.product where price = 200").await, 10_000);
-    shop.balances().await;
+    shop.assert_stock_invariant().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_answers_each_batch_in_turn() {
-    let shop = Shop::open().await;
+async fn a_stream_answers_its_batches_in_order() {
+    let shop = TestShop::start().await;
     let id = shop
         .create(CreateProductRequest {
             sku: "a".to_owned(),
@@ -199,16 +199,16 @@ async fn a_stream_answers_each_batch_in_turn() {
     }
     assert_eq!(versions, [Some(2), Some(3), Some(4), Some(5), Some(6)]);
 
-    // A batch that is refused ends the stream.
-    let bad = vec![BatchUpdateProductsRequest::default(); 2];
-    let request = shop.admin(tokio_stream::iter(bad));
+    // A refused batch ends the stream.
+    let invalid = vec![BatchUpdateProductsRequest::default(); 2];
+    let request = shop.admin(tokio_stream::iter(invalid));
     let answers = shop.products.clone().batch_update_products_stream(request).await.unwrap();
     assert_eq!(reason(answers.into_inner().message().await), "INVALID_REQUEST");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_is_broken_off_says_so() {
-    let shop = Shop::open().await;
+async fn a_stream_ends_with_an_error_at_shutdown() {
+    let shop = TestShop::start().await;
     let (_batches, received) = mpsc::channel(1);
     let request = shop.admin(ReceiverStream::new(received));
     let answers = shop.products.clone().batch_update_products_stream(request).await.unwrap();
@@ -218,8 +218,8 @@ async fn a_stream_that_is_broken_off_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_is_its_admins_for_as_long_as_that_is_one() {
-    let shop = Shop::open().await;
+async fn a_stream_ends_when_its_admin_signs_out() {
+    let shop = TestShop::start().await;
     let id = shop.product("a", 5).await.id;
     let (batches, received) = mpsc::channel(1);
     let request = shop.admin(ReceiverStream::new(received));
@@ -246,31 +246,31 @@ async fn a_stream_is_its_admins_for_as_long_as_that_is_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sku_is_the_product_that_has_it_when_the_row_is_done() {
-    let shop = Shop::open().await;
+async fn a_row_fails_if_its_sku_has_moved_to_another_product() {
+    let shop = TestShop::start().await;
     let (a, b) = (shop.product("x", 5).await.id, shop.product("z", 5).await.id);
-    let mut others = shop.pool.begin().await.unwrap();
+    let mut transaction = shop.pool.begin().await.unwrap();
     for change in [
         format!("update product.product set sku = 'y' where id = {a}"),
         format!("update product.product set sku = 'x' where id = {b}"),
     ] {
-        sqlx::query(AssertSqlSafe(change)).execute(&mut *others).await.unwrap();
+        sqlx::query(AssertSqlSafe(change)).execute(&mut *transaction).await.unwrap();
     }
-    // It was found, and waits for the lock.
+    // The row is resolved and waits for the lock.
     let row = vec![ProductChange { price: Some(7), ..by_sku("x") }];
-    let waits = "select count(*) from pg_stat_activity
+    let waiting = "select count(*) from pg_stat_activity
                  where datname = current_database() and wait_event_type = 'Lock'";
     let (answer, ()) = tokio::join!(shop.batch(OnError::Continue, row), async {
-        eventually("it waits", || async { shop.count(waits).await == 1 }).await;
-        others.commit().await.unwrap();
+        eventually("it waits", || async { shop.count(waiting).await == 1 }).await;
+        transaction.commit().await.unwrap();
     });
     assert_eq!(outcomes(&answer.unwrap()), [(RowStatus::Failed, "not_found")]);
     assert_eq!(shop.get(a).await.price, 1000);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_empties_the_fields_that_it_clears() {
-    let shop = Shop::open().await;
+async fn a_row_clears_the_listed_fields() {
+    let shop = TestShop::start().await;
     let category = shop.category("toys", None).await.id;
     let create = |sku: &str| CreateProductRequest {
         sku: sku.to_owned(),
@@ -292,9 +292,9 @@ async fn a_row_empties_the_fields_that_it_clears() {
         (Some(category), "Gives light.")
     );
 
-    let odd = |fields: &[&str]| ProductChange { clear: clear(fields), ..row(lamp) };
-    let contradictory = ProductChange { category_id: Some(category), ..odd(&["category_id"]) };
-    let rows = [emptied, odd(&["price"]), contradictory];
+    let clearing = |fields: &[&str]| ProductChange { clear: clear(fields), ..row(lamp) };
+    let contradictory = ProductChange { category_id: Some(category), ..clearing(&["category_id"]) };
+    let rows = [emptied, clearing(&["price"]), contradictory];
     for (row, expected) in rows.into_iter().zip(["", "validation_failed", "validation_failed"]) {
         let answer = shop.batch(OnError::Continue, vec![row]).await.unwrap();
         assert_eq!(outcomes(&answer)[0].1, expected);

@@ -1,4 +1,4 @@
-//! The category tree.
+//! Tests of the category tree.
 
 use shoppee_proto::product::v1::{
     Category, CreateCategoryRequest, CreateProductRequest, DeleteCategoryRequest, ListCategoriesRequest,
@@ -6,9 +6,9 @@ use shoppee_proto::product::v1::{
 };
 use tonic::Status;
 
-use crate::shop::{Shop, fields, reason};
+use crate::test_shop::{TestShop, fields, reason};
 
-impl Shop {
+impl TestShop {
     pub async fn category(&self, slug: &str, parent_id: Option<i64>) -> Category {
         self.try_category(slug, slug, parent_id).await.expect("created")
     }
@@ -42,13 +42,13 @@ impl Shop {
     }
 }
 
-fn of(id: i64) -> UpdateCategoryRequest {
+fn update_of(id: i64) -> UpdateCategoryRequest {
     UpdateCategoryRequest { id, ..UpdateCategoryRequest::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_tree_stays_a_tree() {
-    let shop = Shop::open().await;
+async fn category_changes_that_break_the_tree_are_refused() {
+    let shop = TestShop::start().await;
     let shoes = shop.category("shoes", None).await;
     let boots = shop.category("boots", Some(shoes.id)).await;
     let all =
@@ -59,41 +59,41 @@ async fn the_tree_stays_a_tree() {
     assert_eq!(fields(shop.try_category("x", "x", Some(99)).await), ["parent_id"]);
     assert_eq!(fields(shop.try_category("X", "", None).await), ["slug", "name"]);
 
-    let below = |id, parent_id| UpdateCategoryRequest { parent_id, ..of(id) };
+    let below = |id, parent_id| UpdateCategoryRequest { parent_id, ..update_of(id) };
     for parent in [shoes.id, boots.id, 99] {
-        let circle = shop.change_category(&["parent_id"], below(shoes.id, Some(parent))).await;
-        assert_eq!(reason(circle), "VALIDATION_FAILED");
+        let cycle = shop.change_category(&["parent_id"], below(shoes.id, Some(parent))).await;
+        assert_eq!(reason(cycle), "VALIDATION_FAILED");
     }
-    let taken = UpdateCategoryRequest { slug: Some("shoes".to_owned()), ..of(boots.id) };
+    let taken = UpdateCategoryRequest { slug: Some("shoes".to_owned()), ..update_of(boots.id) };
     assert_eq!(reason(shop.change_category(&["slug"], taken).await), "SLUG_TAKEN");
-    assert_eq!(fields(shop.change_category(&["name"], of(boots.id)).await), ["name"]);
-    assert_eq!(reason(shop.change_category(&["id"], of(boots.id)).await), "INVALID_REQUEST");
-    assert_eq!(reason(shop.change_category(&[], of(99)).await), "NOT_FOUND");
+    assert_eq!(fields(shop.change_category(&["name"], update_of(boots.id)).await), ["name"]);
+    assert_eq!(reason(shop.change_category(&["id"], update_of(boots.id)).await), "INVALID_REQUEST");
+    assert_eq!(reason(shop.change_category(&[], update_of(99)).await), "NOT_FOUND");
     let root = shop.change_category(&["parent_id"], below(boots.id, None)).await.unwrap();
     assert_eq!(root.parent_id, None);
     assert_eq!((root.slug.as_str(), root.name.as_str()), ("boots", "boots"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_moves_at_once_make_no_circle() {
-    let shop = Shop::open().await;
+async fn concurrent_moves_create_no_cycle() {
+    let shop = TestShop::start().await;
     let (a, b) = (shop.category("a", None).await, shop.category("b", None).await);
     for _ in 0..10 {
-        let below = |id, parent| UpdateCategoryRequest { parent_id: Some(parent), ..of(id) };
+        let below = |id, parent| UpdateCategoryRequest { parent_id: Some(parent), ..update_of(id) };
         let (first, second) = tokio::join!(
             shop.change_category(&["parent_id"], below(a.id, b.id)),
             shop.change_category(&["parent_id"], below(b.id, a.id)),
         );
         assert!(first.is_ok() != second.is_ok());
         for id in [a.id, b.id] {
-            shop.change_category(&["parent_id"], of(id)).await.unwrap();
+            shop.change_category(&["parent_id"], update_of(id)).await.unwrap();
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_category_in_use_stays() {
-    let shop = Shop::open().await;
+async fn a_category_in_use_is_not_deleted() {
+    let shop = TestShop::start().await;
     let shoes = shop.category("shoes", None).await;
     let boots = shop.category("boots", Some(shoes.id)).await;
     let boot = shop
@@ -111,12 +111,12 @@ async fn a_category_in_use_stays() {
     shop.archive(boot.id).await.unwrap();
     assert_eq!(reason(shop.delete_category(boots.id).await), "CATEGORY_IN_USE");
 
-    let nowhere = UpdateProductRequest {
+    let uncategorized = UpdateProductRequest {
         id: boot.id,
         update_mask: Some(prost_types::FieldMask { paths: vec!["category_id".to_owned()] }),
         ..UpdateProductRequest::default()
     };
-    let out = shop.products.clone().update_product(shop.admin(nowhere)).await.unwrap().into_inner();
+    let out = shop.products.clone().update_product(shop.admin(uncategorized)).await.unwrap().into_inner();
     assert_eq!((out.category, out.version), (None, 3));
     for unused in [boots.id, shoes.id] {
         shop.delete_category(unused).await.unwrap();
@@ -126,7 +126,7 @@ async fn a_category_in_use_stays() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn categories_are_listed_page_by_page() {
-    let shop = Shop::open().await;
+    let shop = TestShop::start().await;
     let mut slugs = Vec::new();
     for number in 0..25 {
         let slug = format!("category-{number:02}");
@@ -136,14 +136,14 @@ async fn categories_are_listed_page_by_page() {
     let list = async |limit, cursor| {
         shop.products.clone().list_categories(ListCategoriesRequest { limit, cursor }).await
     };
-    let (mut found, mut cursor) = (Vec::new(), None);
+    let (mut listed, mut cursor) = (Vec::new(), None);
     for expected in [10, 10, 5] {
         let page = list(Some(10), cursor).await.unwrap().into_inner();
         assert_eq!(page.items.len(), expected);
-        found.extend(page.items.into_iter().map(|category| category.slug));
+        listed.extend(page.items.into_iter().map(|category| category.slug));
         cursor = page.next_cursor;
     }
-    assert_eq!((found, cursor), (slugs, None));
+    assert_eq!((listed, cursor), (slugs, None));
     assert_eq!(list(None, None).await.unwrap().into_inner().items.len(), 20);
     for limit in [0, -1, 101] {
         assert_eq!(fields(list(Some(limit), None).await), ["limit"]);

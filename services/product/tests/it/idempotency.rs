@@ -1,4 +1,4 @@
-//! A write under an idempotency key has one effect, however often it is sent.
+//! Tests of idempotency keys: a write under a key has one effect, however often it is sent.
 
 use futures_util::future::join_all;
 use shoppee_proto::product::v1::{
@@ -8,18 +8,18 @@ use shoppee_proto::product::v1::{
 use sqlx::AssertSqlSafe;
 use tonic::{Response, Status};
 
-use crate::shop::{Shop, reason};
+use crate::test_shop::{TestShop, reason};
 
-fn replayed<T>(answer: &Response<T>) -> bool {
+fn is_replay<T>(answer: &Response<T>) -> bool {
     answer.metadata().get("idempotent-replayed").is_some_and(|value| value == "true")
 }
 
-/// Sends it twice: the second answer is the first, and says so.
-macro_rules! once {
+/// Sends a request twice and asserts that the second response is a replay of the first.
+macro_rules! send_twice {
     ($shop:expr, $method:ident($request:expr)) => {{
         let send = async || $shop.products.clone().$method($shop.admin($request)).await.expect("answered");
         let (first, second) = (send().await, send().await);
-        assert!(!replayed(&first) && replayed(&second), stringify!($method));
+        assert!(!is_replay(&first) && is_replay(&second), stringify!($method));
         assert_eq!(first.get_ref(), second.get_ref(), stringify!($method));
         first.into_inner()
     }};
@@ -29,8 +29,8 @@ fn mask(path: &str) -> prost_types::FieldMask {
     prost_types::FieldMask { paths: vec![path.to_owned()] }
 }
 
-impl Shop {
-    async fn adds(&self, id: i64, delta: i64, key: &str) -> Result<Response<Product>, Status> {
+impl TestShop {
+    async fn add_stock(&self, id: i64, delta: i64, key: &str) -> Result<Response<Product>, Status> {
         let (reason, idempotency_key) = ("delivery".to_owned(), Some(key.to_owned()));
         let request = AdjustStockRequest { id, delta, reason, idempotency_key };
         self.products.clone().adjust_stock(self.admin(request)).await
@@ -42,8 +42,8 @@ impl Shop {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_write_that_is_sent_again_under_its_key_is_done_once() {
-    let shop = Shop::open().await;
+async fn a_repeated_write_under_one_key_has_one_effect() {
+    let shop = TestShop::start().await;
     let new = || CreateProductRequest {
         sku: "lamp".to_owned(),
         name: "Lamp".to_owned(),
@@ -52,7 +52,7 @@ async fn each_write_that_is_sent_again_under_its_key_is_done_once() {
         idempotency_key: Some("a".to_owned()),
         ..CreateProductRequest::default()
     };
-    let lamp = once!(shop, create_product(new()));
+    let lamp = send_twice!(shop, create_product(new()));
     let change = || UpdateProductRequest {
         id: lamp.id,
         stock: Some(7),
@@ -61,14 +61,14 @@ async fn each_write_that_is_sent_again_under_its_key_is_done_once() {
         idempotency_key: Some("a".to_owned()),
         ..UpdateProductRequest::default()
     };
-    once!(shop, update_product(change()));
+    send_twice!(shop, update_product(change()));
     let adjust = || AdjustStockRequest {
         id: lamp.id,
         delta: 3,
         reason: "delivery".to_owned(),
         idempotency_key: Some("a".to_owned()),
     };
-    assert_eq!(once!(shop, adjust_stock(adjust())).stock, 10);
+    assert_eq!(send_twice!(shop, adjust_stock(adjust())).stock, 10);
     assert_eq!(shop.stock_of(lamp.id).await, 10);
     let category = || CreateCategoryRequest {
         slug: "lamps".to_owned(),
@@ -76,7 +76,7 @@ async fn each_write_that_is_sent_again_under_its_key_is_done_once() {
         parent_id: None,
         idempotency_key: Some("a".to_owned()),
     };
-    let lamps = once!(shop, create_category(category()));
+    let lamps = send_twice!(shop, create_category(category()));
     let rename = || UpdateCategoryRequest {
         id: lamps.id,
         name: Some("Lights".to_owned()),
@@ -84,7 +84,7 @@ async fn each_write_that_is_sent_again_under_its_key_is_done_once() {
         idempotency_key: Some("a".to_owned()),
         ..UpdateCategoryRequest::default()
     };
-    once!(shop, update_category(rename()));
+    send_twice!(shop, update_category(rename()));
     let batch = |on_error: OnError, word: &str| BatchUpdateProductsRequest {
         on_error: on_error.into(),
         items: vec![
@@ -93,51 +93,51 @@ async fn each_write_that_is_sent_again_under_its_key_is_done_once() {
         ],
         idempotency_key: Some(word.to_owned()),
     };
-    assert_eq!(once!(shop, batch_update_products(batch(OnError::Continue, "a"))).updated, 1);
-    assert_eq!(once!(shop, batch_update_products(batch(OnError::Abort, "b"))).updated, 0);
+    assert_eq!(send_twice!(shop, batch_update_products(batch(OnError::Continue, "a"))).updated, 1);
+    assert_eq!(send_twice!(shop, batch_update_products(batch(OnError::Abort, "b"))).updated, 0);
     assert_eq!(shop.stock_of(lamp.id).await, 11);
-    shop.balances().await;
+    shop.assert_stock_invariant().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_belongs_to_one_request_for_a_day_and_a_refusal_is_no_answer() {
-    let shop = Shop::open().await;
+async fn a_used_key_is_refused_for_another_request_for_a_day() {
+    let shop = TestShop::start().await;
     let (id, other) = (shop.product("a", 5).await.id, shop.product("b", 5).await.id);
-    // Refused, and so free.
-    assert_eq!(reason(shop.adds(id, -6, "k").await), "OUT_OF_STOCK");
-    shop.adds(id, 2, "k").await.expect("added");
-    assert_eq!(reason(shop.adds(id, 3, "k").await), "IDEMPOTENCY_KEY_REUSED");
-    assert_eq!(reason(shop.adds(other, 2, "k").await), "IDEMPOTENCY_KEY_REUSED");
-    for odd in ["", "a b", "é"] {
-        assert_eq!(reason(shop.adds(id, 2, odd).await), "INVALID_REQUEST", "{odd}");
+    // A refused request does not use up the key.
+    assert_eq!(reason(shop.add_stock(id, -6, "k").await), "OUT_OF_STOCK");
+    shop.add_stock(id, 2, "k").await.expect("added");
+    assert_eq!(reason(shop.add_stock(id, 3, "k").await), "IDEMPOTENCY_KEY_REUSED");
+    assert_eq!(reason(shop.add_stock(other, 2, "k").await), "IDEMPOTENCY_KEY_REUSED");
+    for invalid in ["", "a b", "é"] {
+        assert_eq!(reason(shop.add_stock(id, 2, invalid).await), "INVALID_REQUEST", "{invalid}");
     }
     shop.execute("update product.idempotency set created_at = created_at - interval '25 hours'").await;
-    shop.adds(id, 3, "k").await.expect("another day");
+    shop.add_stock(id, 3, "k").await.expect("another day");
     assert_eq!(shop.stock_of(id).await, 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_at_once_under_one_key_have_one_effect() {
-    let shop = Shop::open().await;
+async fn concurrent_writes_under_one_key_have_one_effect() {
+    let shop = TestShop::start().await;
     let id = shop.product("a", 0).await.id;
-    let answers = join_all((0..20).map(|_| shop.adds(id, 1, "k"))).await;
-    let (mut first, mut again) = (0, 0);
+    let answers = join_all((0..20).map(|_| shop.add_stock(id, 1, "k"))).await;
+    let (mut first, mut replays) = (0, 0);
     for answer in answers {
         match answer {
-            Ok(answer) if replayed(&answer) => again += 1,
+            Ok(answer) if is_replay(&answer) => replays += 1,
             Ok(_) => first += 1,
             Err(status) => assert_eq!(reason(Err::<(), _>(status)), "REQUEST_IN_PROGRESS"),
         }
     }
     assert_eq!(first, 1);
-    assert!(again > 0);
+    assert!(replays > 0);
     assert_eq!(shop.stock_of(id).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_stopped_half_way_adds_each_delta_once_when_it_is_sent_again() {
+async fn a_repeated_incomplete_batch_applies_each_row_once() {
     const ROWS: i64 = 1200;
-    let shop = Shop::open().await;
+    let shop = TestShop::start().await;
     shop.execute(&format!(
         "insert into product.product (id, sku, name, price, created_at, updated_at)
          select n, 'p-' || n, 'P', 100, now(), now() from generate_series(1, {ROWS}) n;
@@ -158,20 +158,20 @@ async fn a_batch_that_stopped_half_way_adds_each_delta_once_when_it_is_sent_agai
         shop.products.clone().batch_update_products(shop.admin(request)).await
     };
     let total = "select sum(available)::bigint from product.stock";
-    // The last chunk waits for a row until its time is over.
-    let mut holding = shop.pool.begin().await.expect("begun");
+    // The last chunk waits for a locked row until its timeout.
+    let mut blocker = shop.pool.begin().await.expect("begun");
     sqlx::query("select from product.stock where product_id = $1 for update")
         .bind(ROWS)
-        .execute(&mut *holding)
+        .execute(&mut *blocker)
         .await
         .expect("locked");
     let half = send().await.expect("answered").into_inner();
     let unavailable = half.results.iter().filter(|row| row.status() == RowStatus::Failed).count();
     assert!((1..1200).contains(&unavailable), "{unavailable}");
     assert_eq!(shop.count(total).await, half.updated);
-    holding.rollback().await.expect("rolled back");
+    blocker.rollback().await.expect("rolled back");
 
-    // As after a crash: the claim is there, and no answer. Its time goes by.
+    // As after a crash: the lease exists without an answer, and expires.
     let claimed = |until: &str| {
         format!(
             "update product.idempotency set claim = gen_random_uuid(), claimed_until = now() + interval '{until}'"
@@ -181,27 +181,27 @@ async fn a_batch_that_stopped_half_way_adds_each_delta_once_when_it_is_sent_agai
     assert_eq!(reason(send().await), "REQUEST_IN_PROGRESS");
     shop.execute(&claimed("-1 second")).await;
     let whole = send().await.expect("answered");
-    assert!(!replayed(&whole));
+    assert!(!is_replay(&whole));
     assert_eq!((whole.get_ref().updated, shop.count(total).await), (ROWS, ROWS), "each once");
     let again = send().await.expect("answered");
-    assert!(replayed(&again));
+    assert!(is_replay(&again));
     assert_eq!(again.get_ref(), whole.get_ref());
     assert_eq!(shop.count(total).await, ROWS);
     assert_eq!(shop.count("select count(*) from product.batch_progress").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_answers_of_one_user_are_bounded() {
-    let shop = Shop::open().await;
+async fn the_saved_answers_of_a_user_are_bounded() {
+    let shop = TestShop::start().await;
     let id = shop.product("a", 0).await.id;
-    shop.adds(id, 1, "k").await.expect("added");
+    shop.add_stock(id, 1, "k").await.expect("added");
     shop.execute(
         "insert into product.idempotency (user_id, scope, key, fingerprint)
          select user_id, scope, 'old-' || n, fingerprint
          from product.idempotency, generate_series(1, 700) n",
     )
     .await;
-    shop.adds(id, 1, "new").await.expect("added");
+    shop.add_stock(id, 1, "new").await.expect("added");
     assert_eq!(shop.count("select count(*) from product.idempotency").await, 500);
-    assert!(replayed(&shop.adds(id, 1, "new").await.expect("answered")), "the newest is kept");
+    assert!(is_replay(&shop.add_stock(id, 1, "new").await.expect("answered")), "the newest is kept");
 }

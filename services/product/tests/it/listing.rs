@@ -1,4 +1,4 @@
-//! Lists: filters, sorts, and pages that stay together while the catalogue grows.
+//! Tests of lists: filters, sort orders, and pages that stay consistent while products are added.
 
 use std::collections::HashSet;
 
@@ -9,14 +9,14 @@ use shoppee_proto::product::v1::{
 };
 use tonic::Status;
 
-use crate::shop::{Shop, reason};
+use crate::test_shop::{TestShop, reason};
 
-impl Shop {
+impl TestShop {
     async fn list(&self, request: ListProductsRequest) -> Result<ListProductsResponse, Status> {
         self.products.clone().list_products(request).await.map(tonic::Response::into_inner)
     }
 
-    /// All pages of a list, `limit` products each.
+    /// Returns the products of all pages, with `limit` products each.
     async fn pages(&self, request: ListProductsRequest, limit: i32) -> Vec<Product> {
         let (mut items, mut cursor) = (Vec::new(), None);
         loop {
@@ -31,7 +31,7 @@ impl Shop {
         }
     }
 
-    async fn named(&self, name: &str, price: i64, stock: i64, category_id: Option<i64>) -> Product {
+    async fn create_named(&self, name: &str, price: i64, stock: i64, category_id: Option<i64>) -> Product {
         let sku = format!("sku-{}", uuid::Uuid::new_v4().simple());
         let request = CreateProductRequest {
             sku,
@@ -45,9 +45,9 @@ impl Shop {
     }
 }
 
-/// What a sort goes by.
+/// The expected sort key of a product.
 type Key = fn(&Product) -> (i64, String, i64);
-/// A question, and which products it is about.
+/// A request and the expected filter.
 type Filter = (ListProductsRequest, Box<dyn Fn(&Product) -> bool>);
 
 fn by(sort: ProductSort) -> ListProductsRequest {
@@ -59,12 +59,12 @@ fn ids(products: &[Product]) -> Vec<i64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_sort_is_its_order_page_by_page() {
-    let shop = Shop::open().await;
-    // Equal prices and names among them; some out of stock, which are merged in.
+async fn pages_keep_the_order_of_each_sort() {
+    let shop = TestShop::start().await;
+    // Includes equal prices and names, and products out of stock.
     let names = ["apple", "Banana", "ábaco", "Zebra", "zebra", "Éclair", "İstanbul", "😀", "_x", "apple"];
     for (at, name) in (0..).zip(names.iter().cycle().take(30)) {
-        shop.named(name, 100 * (at % 4), at % 3, None).await;
+        shop.create_named(name, 100 * (at % 4), at % 3, None).await;
     }
     let all = shop.pages(by(ProductSort::Newest), 100).await;
     assert_eq!(all.len(), 30);
@@ -85,19 +85,19 @@ async fn each_sort_is_its_order_page_by_page() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn filters_leave_out_what_does_not_fit() {
-    let shop = Shop::open().await;
+async fn filters_exclude_products_that_do_not_match() {
+    let shop = TestShop::start().await;
     let shoes = shop.category("shoes", None).await.id;
     let boots = shop.category("boots", Some(shoes)).await.id;
     let rubber = shop.category("rubber", Some(boots)).await.id;
     let other = shop.category("other", None).await.id;
-    let mut made = Vec::new();
+    let mut created = Vec::new();
     for (at, category) in
         (0..40).zip([Some(shoes), Some(boots), Some(rubber), Some(other), None].iter().cycle())
     {
-        made.push(shop.named(&format!("thing {at}"), at * 10, at % 2, *category).await);
+        created.push(shop.create_named(&format!("thing {at}"), at * 10, at % 2, *category).await);
     }
-    shop.archive(made[0].id).await.unwrap();
+    shop.archive(created[0].id).await.unwrap();
     let below_shoes = move |p: &Product| p.category.as_ref().is_some_and(|c| c.id != other);
     let base = ListProductsRequest::default;
     let filters: Vec<Filter> = vec![
@@ -125,49 +125,49 @@ async fn filters_leave_out_what_does_not_fit() {
     for sort in [ProductSort::Newest, ProductSort::PriceAsc, ProductSort::PriceDesc, ProductSort::Name] {
         for (filter, fits) in &filters {
             let request = ListProductsRequest { sort: sort.into(), ..filter.clone() };
-            let found: HashSet<i64> = ids(&shop.pages(request, 7).await).into_iter().collect();
-            let expected = made[1..].iter().filter(|p| fits(p)).map(|p| p.id).collect();
-            assert_eq!(found, expected, "{sort:?} {filter:?}");
+            let listed: HashSet<i64> = ids(&shop.pages(request, 7).await).into_iter().collect();
+            let expected = created[1..].iter().filter(|p| fits(p)).map(|p| p.id).collect();
+            assert_eq!(listed, expected, "{sort:?} {filter:?}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_neither_skip_nor_repeat_while_products_are_added() {
-    let shop = Shop::open().await;
+    let shop = TestShop::start().await;
     for at in 0..20 {
-        shop.named(&format!("m{at:02}"), 500 + at, 1, None).await;
+        shop.create_named(&format!("m{at:02}"), 500 + at, 1, None).await;
     }
     for sort in [ProductSort::Newest, ProductSort::PriceAsc, ProductSort::PriceDesc, ProductSort::Name] {
         let before: HashSet<i64> = ids(&shop.pages(by(sort), 100).await).into_iter().collect();
-        let (mut seen, mut cursor) = (Vec::new(), None);
+        let (mut listed, mut cursor) = (Vec::new(), None);
         loop {
             let page = ListProductsRequest { limit: Some(3), cursor, ..by(sort) };
             let page = shop.list(page).await.unwrap();
-            seen.extend(ids(&page.items));
-            shop.named("a", 1, 1, None).await;
-            shop.named("z", 9999, 0, None).await;
+            listed.extend(ids(&page.items));
+            shop.create_named("a", 1, 1, None).await;
+            shop.create_named("z", 9999, 0, None).await;
             cursor = page.next_cursor;
             if cursor.is_none() {
                 break;
             }
         }
-        let unique: HashSet<i64> = seen.iter().copied().collect();
-        assert_eq!(unique.len(), seen.len(), "{sort:?} repeats");
+        let unique: HashSet<i64> = listed.iter().copied().collect();
+        assert_eq!(unique.len(), listed.len(), "{sort:?} repeats");
         assert!(before.is_subset(&unique), "{sort:?} skips");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_question_is_not_well_formed() {
-    let shop = Shop::open().await;
+async fn an_invalid_list_request_is_refused() {
+    let shop = TestShop::start().await;
     for at in 0..3 {
-        shop.named(&format!("m{at}"), at, 1, None).await;
+        shop.create_named(&format!("m{at}"), at, 1, None).await;
     }
     let base = ListProductsRequest::default;
     let first = shop.list(ListProductsRequest { limit: Some(1), ..base() }).await.unwrap();
     let cursor = first.next_cursor;
-    let odd = [
+    let invalid = [
         ListProductsRequest { limit: Some(0), ..base() },
         ListProductsRequest { limit: Some(101), ..base() },
         ListProductsRequest { min_price: Some(-1), ..base() },
@@ -176,34 +176,31 @@ async fn a_bad_question_is_not_well_formed() {
         ListProductsRequest { sort: 99, ..base() },
         ListProductsRequest { cursor: Some(String::new()), ..base() },
         ListProductsRequest { cursor: Some("nonsense".into()), ..base() },
-        // Of another sort, and with another filter.
+        // A cursor of another sort order, and with another filter.
         ListProductsRequest { cursor: cursor.clone(), ..by(ProductSort::Name) },
         ListProductsRequest { cursor: cursor.clone(), in_stock: Some(true), ..base() },
     ];
-    for request in odd {
+    for request in invalid {
         assert_eq!(reason(shop.list(request.clone()).await), "INVALID_REQUEST", "{request:?}");
     }
-    // A cursor of that list in which somebody has written something else.
+    // A cursor with a manipulated key.
     for (sort, key) in
         [(ProductSort::Name, json!("a\0b")), (ProductSort::Name, json!(7)), (ProductSort::Newest, json!("a"))]
     {
-        let of = ListProductsRequest { limit: Some(1), ..by(sort) };
-        let cursor = shop.list(of.clone()).await.unwrap().next_cursor.expect("more");
-        let mut position: Value = cursor::decode(&cursor).unwrap();
-        position["key"] = key;
-        let cursor = Some(cursor::encode(&position));
-        assert_eq!(reason(shop.list(ListProductsRequest { cursor, ..of }).await), "INVALID_REQUEST");
+        let request = ListProductsRequest { limit: Some(1), ..by(sort) };
+        let cursor = shop.list(request.clone()).await.unwrap().next_cursor.expect("more");
+        let mut cursor_json: Value = cursor::decode(&cursor).unwrap();
+        cursor_json["key"] = key;
+        let cursor = Some(cursor::encode(&cursor_json));
+        assert_eq!(reason(shop.list(ListProductsRequest { cursor, ..request }).await), "INVALID_REQUEST");
     }
-    for moment in [i64::MIN, -300_000_000_000_000_000, i64::MAX] {
-        let mut position: Value = cursor::decode(cursor.as_ref().expect("more")).unwrap();
-        position["key"] = json!(moment);
-        let cursor = Some(cursor::encode(&position));
-        assert!(
-            shop.list(ListProductsRequest { cursor, ..base() }).await.unwrap().items.is_empty(),
-            "{moment}"
-        );
+    for key in [i64::MIN, -300_000_000_000_000_000, i64::MAX] {
+        let mut cursor_json: Value = cursor::decode(cursor.as_ref().expect("more")).unwrap();
+        cursor_json["key"] = json!(key);
+        let cursor = Some(cursor::encode(&cursor_json));
+        assert!(shop.list(ListProductsRequest { cursor, ..base() }).await.unwrap().items.is_empty(), "{key}");
     }
-    // Another limit is the same list.
+    // Another limit belongs to the same list.
     assert_eq!(
         shop.list(ListProductsRequest { cursor, limit: Some(2), ..base() }).await.unwrap().items.len(),
         2

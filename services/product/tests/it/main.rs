@@ -1,19 +1,20 @@
-//! The service through its gRPC clients, on a real PostgreSQL, with tokens that a real auth service signed.
+//! Integration tests of the service through its gRPC clients, on a real PostgreSQL, with tokens of a real
+//! auth service.
 
 mod attributes;
 mod audit;
+mod authorization;
 mod batch;
 mod cache;
-mod callers;
 mod catalogue;
 mod categories;
-mod conservation;
 mod holds;
 mod idempotency;
 mod listing;
-mod lookup;
+mod product_cache;
 mod replicas;
 mod search;
 mod server;
-mod shop;
-mod start;
+mod startup;
+mod stock_invariant;
+mod test_shop;

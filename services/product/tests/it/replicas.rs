@@ -1,6 +1,6 @@
-//! Lists are read from replicas, as long as those are there and fresh; by who writes, never. Another
-//! database on the same server plays the replica: that is as far as the server's log goes, and shows where an answer
-//! came from.
+//! Tests of read replicas: customers read lists from a fresh replica, and admins from the primary. Another
+//! database on the same server stands for the replica. It has the same write position, and its products show
+//! which server has answered.
 
 use std::time::{Duration, Instant};
 
@@ -9,17 +9,17 @@ use shoppee_kit::testing::eventually;
 use shoppee_proto::product::v1::ListProductsRequest;
 use tonic::Request;
 
-use crate::shop::{Products, Shop};
+use crate::test_shop::{Products, TestShop};
 
-/// The SKUs of the first page.
+/// Returns the SKUs of the first page.
 async fn skus(products: &Products, request: Request<ListProductsRequest>) -> Vec<String> {
     let listed = products.clone().list_products(request).await.expect("listed").into_inner();
     listed.items.into_iter().map(|product| product.sku).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn customers_read_from_a_replica_and_who_writes_does_not() {
-    let (shop, elsewhere) = tokio::join!(Shop::open(), Shop::open());
+async fn customers_read_from_a_replica_and_admins_from_the_primary() {
+    let (shop, elsewhere) = tokio::join!(TestShop::start(), TestShop::start());
     shop.product("here", 1).await;
     elsewhere.product("there", 1).await;
     let urls = vec![SecretString::from(elsewhere.database.url("product"))];
@@ -31,7 +31,7 @@ async fn customers_read_from_a_replica_and_who_writes_does_not() {
     .await;
     assert_eq!(skus(&reader, shop.admin(ListProductsRequest::default())).await, ["here"]);
 
-    // It goes away in the middle of everything.
+    // The replica becomes unavailable.
     elsewhere.database.block_connections().await;
     let began = Instant::now();
     assert_eq!(skus(&reader, shop.customer(ListProductsRequest::default())).await, ["here"]);
@@ -39,8 +39,8 @@ async fn customers_read_from_a_replica_and_who_writes_does_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_that_is_not_there_is_not_missed() {
-    let shop = Shop::open().await;
+async fn lists_read_from_the_primary_without_a_reachable_replica() {
+    let shop = TestShop::start().await;
     shop.product("here", 1).await;
     let urls = vec![SecretString::from("postgres://nobody@127.0.0.1:1/nothing")];
     let replica = shop.replica_with(|settings| settings.database_read_urls = urls).await;

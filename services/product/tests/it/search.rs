@@ -1,9 +1,9 @@
-//! Search: what is found, and in which order.
+//! Tests of search: results and their order.
 
 mod freshness;
 mod paging;
 mod scripts;
-mod slips;
+mod typos;
 
 use std::time::{Duration, Instant};
 
@@ -13,35 +13,41 @@ use shoppee_proto::product::v1::{
 use sqlx::AssertSqlSafe;
 use tonic::{Code, Status};
 
-use crate::shop::{Products, Shop, reason};
+use crate::test_shop::{Products, TestShop, reason};
 
-/// How long an admin's search waits for what was written before.
+/// The time for which an admin's search waits for earlier writes.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(1);
 
-impl Shop {
-    /// As the admin, who finds what was written before.
+impl TestShop {
+    /// Searches as an admin, so that earlier writes are included.
     async fn search(&self, request: SearchProductsRequest) -> Result<SearchProductsResponse, Status> {
         loop {
-            let asked_at = Instant::now();
-            let found = self.products.clone().search_products(self.admin(request.clone())).await;
-            match found {
-                // The index is built once, after the start.
+            let started_at = Instant::now();
+            let page = self.products.clone().search_products(self.admin(request.clone())).await;
+            match page {
+                // The index is built after the start.
                 Err(status) if status.code() == Code::Unavailable => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
-                // On a busy machine it has waited in vain for the index to have what was written.
-                Ok(_) if asked_at.elapsed() >= CATCH_UP_TIMEOUT => {}
-                found => return found.map(tonic::Response::into_inner),
+                // On a busy machine the wait may have timed out before the writes were indexed.
+                Ok(_) if started_at.elapsed() >= CATCH_UP_TIMEOUT => {}
+                page => return page.map(tonic::Response::into_inner),
             }
         }
     }
 
-    /// The SKUs of the first page.
+    /// Returns the SKUs of the first page.
     async fn find(&self, q: &str) -> Vec<String> {
-        skus(&self.search(of(q)).await.expect("found"))
+        skus(&self.search(query(q)).await.expect("found"))
     }
 
-    async fn stocked(&self, sku: &str, name: &str, description: &str, category_id: Option<i64>) -> Product {
+    async fn create_in_stock(
+        &self,
+        sku: &str,
+        name: &str,
+        description: &str,
+        category_id: Option<i64>,
+    ) -> Product {
         self.create(CreateProductRequest {
             sku: sku.to_owned(),
             name: name.to_owned(),
@@ -58,7 +64,7 @@ impl Shop {
         sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await.expect(sql);
     }
 
-    /// Products that are loaded past the service, as the first migration says: `{sku}-1`, `{sku}-2` and so on.
+    /// Loads products by SQL, as the first migration describes: `{sku}-1`, `{sku}-2` and so on.
     async fn load(&self, sku: &str, name: &str, description: &str, count: i32, stock: i32) {
         self.run(&format!(
             "with loaded as (
@@ -75,47 +81,47 @@ impl Shop {
     }
 }
 
-fn of(q: &str) -> SearchProductsRequest {
+fn query(q: &str) -> SearchProductsRequest {
     SearchProductsRequest { q: q.to_owned(), ..SearchProductsRequest::default() }
 }
 
-fn skus(found: &SearchProductsResponse) -> Vec<String> {
-    found.items.iter().map(|product| product.sku.clone()).collect()
+fn skus(page: &SearchProductsResponse) -> Vec<String> {
+    page.items.iter().map(|product| product.sku.clone()).collect()
 }
 
-/// What anybody finds in a process now; nothing while it answers nothing.
+/// Returns the SKUs that an anonymous caller finds in a process now; empty on errors.
 async fn find_in(products: &Products, q: &str) -> Vec<String> {
-    let found = products.clone().search_products(of(q)).await;
-    found.map(|found| skus(found.get_ref())).unwrap_or_default()
+    let page = products.clone().search_products(query(q)).await;
+    page.map(|page| skus(page.get_ref())).unwrap_or_default()
 }
 
-async fn shop() -> Shop {
-    let shop = Shop::open().await;
+async fn sample_shop() -> TestShop {
+    let shop = TestShop::start().await;
     let shoes = shop.category("footwear", None).await.id;
     let lamps = shop.category("lighting", None).await.id;
-    shop.stocked("run-1", "Trail running sneakers", "Light and fast.", Some(shoes)).await;
-    shop.stocked("boot-1", "Leather boots", "Warm, as comfortable as sneakers.", Some(shoes)).await;
-    shop.stocked("lamp-1", "Desk lamp", "For the desk of a reader.", Some(lamps)).await;
-    shop.stocked("lamp-2", "Reading lantern", "A lamp for the night.", Some(lamps)).await;
-    shop.stocked("tee-x200", "T-Shirt Größe XL", "Cotton.", None).await;
+    shop.create_in_stock("run-1", "Trail running sneakers", "Light and fast.", Some(shoes)).await;
+    shop.create_in_stock("boot-1", "Leather boots", "Warm, as comfortable as sneakers.", Some(shoes)).await;
+    shop.create_in_stock("lamp-1", "Desk lamp", "For the desk of a reader.", Some(lamps)).await;
+    shop.create_in_stock("lamp-2", "Reading lantern", "A lamp for the night.", Some(lamps)).await;
+    shop.create_in_stock("tee-x200", "T-Shirt Größe XL", "Cotton.", None).await;
     shop
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_comes_before_a_description_before_a_category() {
-    let shop = shop().await;
+async fn name_matches_rank_before_description_and_category_matches() {
+    let shop = sample_shop().await;
     assert_eq!(shop.find("sneakers").await, ["run-1", "boot-1"]);
-    // By its SKU too.
+    // The SKU matches too.
     assert_eq!(shop.find("lamp").await, ["lamp-2", "lamp-1"]);
     assert_eq!(shop.find("leather footwear").await, ["boot-1", "run-1"]);
     assert_eq!(shop.find("footwear").await, ["boot-1", "run-1"]);
-    shop.stocked("foot-1", "Footwear polish", "Shines.", None).await;
+    shop.create_in_stock("foot-1", "Footwear polish", "Shines.", None).await;
     assert_eq!(shop.find("footwear").await[0], "foot-1");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn words_are_completed_while_they_are_typed() {
-    let shop = shop().await;
+async fn the_last_word_matches_as_a_prefix() {
+    let shop = sample_shop().await;
     for typed in ["sn", "sneak", "sneaker", "SNEAKERS", "trail sne"] {
         assert_eq!(shop.find(typed).await[0], "run-1", "{typed}");
     }
@@ -130,15 +136,15 @@ async fn words_are_completed_while_they_are_typed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_exact_sku_comes_first_in_any_case_and_however_it_is_separated() {
-    let shop = shop().await;
-    shop.stocked("QWCGQ-RED-XL", "Wool jumper", "", None).await;
-    shop.stocked("CN-1", "Cone", "", None).await;
-    shop.stocked("W-100", "Wire", "", None).await;
-    shop.stocked("tee-1", "Tee", "", None).await;
-    shop.stocked("TEE-1", "Tee", "", None).await;
-    // Newer ones that look like them.
-    shop.stocked("OTHER-1", "A tin can for QWCGQ in red, XL", "CN 1 and W 100 and tee 1", None).await;
+async fn an_exact_sku_ranks_first_in_any_case_and_with_any_separator() {
+    let shop = sample_shop().await;
+    shop.create_in_stock("QWCGQ-RED-XL", "Wool jumper", "", None).await;
+    shop.create_in_stock("CN-1", "Cone", "", None).await;
+    shop.create_in_stock("W-100", "Wire", "", None).await;
+    shop.create_in_stock("tee-1", "Tee", "", None).await;
+    shop.create_in_stock("TEE-1", "Tee", "", None).await;
+    // Newer products with similar names.
+    shop.create_in_stock("OTHER-1", "A tin can for QWCGQ in red, XL", "CN 1 and W 100 and tee 1", None).await;
     shop.load("W", "'Wire, W-100'", "''", 25, 1).await;
     shop.run("update product.product set sku = 'W-10' || substring(sku from 3) where sku ~ '^W-[0-9]{1,2}$'")
         .await;
@@ -156,44 +162,44 @@ async fn an_exact_sku_comes_first_in_any_case_and_however_it_is_separated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_exact_name_comes_before_hundreds_that_have_its_words() {
-    let shop = shop().await;
-    shop.stocked("exact", "W Lamp", "", None).await;
-    shop.stocked("sheath", "Böhler Leather Sheath, 18 cm", "", None).await;
+async fn an_exact_name_ranks_before_products_with_its_words() {
+    let shop = sample_shop().await;
+    shop.create_in_stock("exact", "W Lamp", "", None).await;
+    shop.create_in_stock("sheath", "Böhler Leather Sheath, 18 cm", "", None).await;
     shop.load("shade", "'W Lampshade'", "'W lamp'", 600, 1).await;
     shop.load("size", "'Böhler Leather Sheath, ' || n || ' cm, 18'", "''", 600, 1).await;
     assert_eq!(shop.find("W Lamp").await[0], "exact");
     for typed in ["Böhler Leather Sheath, 18 cm", "bohler leather sheath 18 CM"] {
         assert_eq!(shop.find(typed).await[0], "sheath", "{typed}");
     }
-    let found = shop.search(SearchProductsRequest { limit: Some(1), ..of("w lamp") }).await.unwrap();
-    assert_eq!((found.total >= 601, found.total_is_exact), (true, true));
+    let page = shop.search(SearchProductsRequest { limit: Some(1), ..query("w lamp") }).await.unwrap();
+    assert_eq!((page.total >= 601, page.total_is_exact), (true, true));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_words_count_however_many_there_are() {
-    let shop = Shop::open().await;
+async fn all_words_of_a_long_query_count() {
+    let shop = TestShop::start().await;
     let words =
         "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar";
-    shop.stocked("all", &format!("{words} papa"), "", None).await;
+    shop.create_in_stock("all", &format!("{words} papa"), "", None).await;
     for (at, last) in ["quebec", "romeo", "sierra"].into_iter().enumerate() {
-        shop.stocked(&format!("other-{at}"), &format!("{words} {last}"), "", None).await;
+        shop.create_in_stock(&format!("other-{at}"), &format!("{words} {last}"), "", None).await;
     }
     for (at, word) in words.split(' ').enumerate() {
-        shop.stocked(&format!("one-{at}"), word, "", None).await;
+        shop.create_in_stock(&format!("one-{at}"), word, "", None).await;
     }
-    let found = shop.find(&format!("{words} papa")).await;
-    assert_eq!(found[..4], ["all", "other-2", "other-1", "other-0"]);
-    assert_eq!(found.len(), 19);
+    let skus = shop.find(&format!("{words} papa")).await;
+    assert_eq!(skus[..4], ["all", "other-2", "other-1", "other-0"]);
+    assert_eq!(skus.len(), 19);
     assert_eq!(shop.find(&format!("papa {words}")).await[0], "all");
     assert_eq!(shop.find("alpha bravo zulu papa").await[0], "all", "a word that nothing has is left out");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nasty_queries_are_only_queries() {
-    let shop = shop().await;
+async fn hostile_queries_are_plain_text() {
+    let shop = sample_shop().await;
     let long = "sneakers ".repeat(22);
-    for nasty in [
+    for hostile in [
         "%",
         "_",
         "'",
@@ -224,27 +230,27 @@ async fn nasty_queries_are_only_queries() {
         "0x1F",
         "NaN",
     ] {
-        let found = shop.search(of(nasty)).await;
-        assert!(found.is_ok(), "{nasty:?}: {found:?}");
+        let page = shop.search(query(hostile)).await;
+        assert!(page.is_ok(), "{hostile:?}: {page:?}");
     }
-    for holds in ["!sneakers", "\"sneakers", "sneakers:*", "<b>sneakers", &long[..198]] {
-        assert_eq!(shop.find(holds).await[0], "run-1", "{holds}");
+    for with_word in ["!sneakers", "\"sneakers", "sneakers:*", "<b>sneakers", &long[..198]] {
+        assert_eq!(shop.find(with_word).await[0], "run-1", "{with_word}");
     }
-    for odd in ["", "\0", "sneakers\0", &"x".repeat(201)] {
-        assert_eq!(reason(shop.search(of(odd)).await), "INVALID_REQUEST", "{odd:?}");
+    for invalid in ["", "\0", "sneakers\0", &"x".repeat(201)] {
+        assert_eq!(reason(shop.search(query(invalid)).await), "INVALID_REQUEST", "{invalid:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_beginning_finds_all_that_begins_so() {
-    let shop = shop().await;
+async fn a_prefix_finds_all_words_with_it() {
+    let shop = sample_shop().await;
     for letter in 'a'..='t' {
-        shop.stocked(&format!("back-{letter}"), &format!("Back{letter}"), "", None).await;
+        shop.create_in_stock(&format!("back-{letter}"), &format!("Back{letter}"), "", None).await;
     }
-    shop.stocked("pack", "backpackersfavouritecompanion", "", None).await;
-    let found = shop.search(SearchProductsRequest { limit: Some(100), ..of("back") }).await.unwrap();
-    assert_eq!((found.items.len(), found.total), (21, 21));
+    shop.create_in_stock("pack", "backpackersfavouritecompanion", "", None).await;
+    let page = shop.search(SearchProductsRequest { limit: Some(100), ..query("back") }).await.unwrap();
+    assert_eq!((page.items.len(), page.total), (21, 21));
     let monster = "donaudampfschifffahrtselektrizitaetenhauptbetriebswerkbauunterbeamtengesellschaft";
-    shop.stocked("long", monster, "", None).await;
+    shop.create_in_stock("long", monster, "", None).await;
     assert_eq!(shop.find(monster).await, ["long"]);
 }

@@ -1,4 +1,4 @@
-//! Health and reflection of the gRPC server.
+//! Tests of health and reflection of the gRPC server.
 
 use shoppee_kit::client;
 use tonic::Code;
@@ -10,11 +10,11 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
-use crate::shop::Shop;
+use crate::test_shop::TestShop;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_is_answered_for_the_server_and_for_each_of_its_services() {
-    let shop = Shop::open().await;
+async fn health_is_served_for_the_server_and_each_service() {
+    let shop = TestShop::start().await;
     let channel = client::channel(&shop.grpc_url()).expect("a URL");
     let mut health = HealthClient::new(channel);
     for service in ["", "shoppee.product.v1.ProductService", "shoppee.product.v1.StockService"] {
@@ -27,8 +27,8 @@ async fn health_is_answered_for_the_server_and_for_each_of_its_services() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reflection_lists_the_services_that_the_server_answers() {
-    let shop = Shop::open().await;
+async fn reflection_lists_all_services() {
+    let shop = TestShop::start().await;
     let channel = client::channel(&shop.grpc_url()).expect("a URL");
     let request = ServerReflectionRequest {
         host: String::new(),

@@ -1,4 +1,4 @@
-//! Whatever happens at the same time: supplied = available + held + sold.
+//! A randomized concurrency test of the stock invariant: supplied = available + held + sold.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -9,58 +9,57 @@ use futures_util::future::join_all;
 use shoppee_proto::product::v1::{BatchUpdateProductsRequest, OnError, ProductChange, UpdateProductRequest};
 use uuid::Uuid;
 
-use crate::shop::{Shop, order, reason};
+use crate::test_shop::{TestShop, order, reason};
 
-/// A small generator of numbers that look random and are the same each time.
-struct Dice(u64);
+/// A deterministic random number generator: xorshift64.
+struct Rng(u64);
 
-impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
-        // xorshift64
+impl Rng {
+    fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        self.0 % below
+        self.0 % bound
     }
 
-    fn amount(&mut self, below: u64) -> i64 {
-        i64::try_from(self.roll(below)).expect("small") + 1
+    fn amount(&mut self, bound: u64) -> i64 {
+        i64::try_from(self.below(bound)).expect("small") + 1
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_books_balance_whatever_happens_at_once() {
-    let shop = Shop::open().await;
+async fn the_stock_invariant_holds_under_concurrent_calls() {
+    let shop = TestShop::start().await;
     let mut products = Vec::new();
     for at in 0..6 {
         products.push(shop.product(&format!("p{at}"), 40).await.id);
     }
-    // Half of the orders are shared, so that the calls of several meet on one.
+    // Half of the calls use shared orders, so that concurrent calls conflict.
     let shared: Vec<Uuid> = (0..60).map(|_| order()).collect();
     let done = AtomicU64::new(0);
     let (shop_ref, products, shared, done_ref) = (&shop, &products, &shared, &done);
     let one = |seed: u64| async move {
-        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         for _ in 0..60 {
             let own = order();
-            let pick = |dice: &mut Dice| products[usize::try_from(dice.roll(6)).expect("small")];
-            let on = match dice.roll(2) {
+            let pick = |rng: &mut Rng| products[usize::try_from(rng.below(6)).expect("small")];
+            let on = match rng.below(2) {
                 0 => own,
-                _ => shared[usize::try_from(dice.roll(60)).expect("small")],
+                _ => shared[usize::try_from(rng.below(60)).expect("small")],
             };
-            let (a, b, count) = (pick(&mut dice), pick(&mut dice), dice.amount(3));
-            let outcome = match dice.roll(10) {
+            let (a, b, count) = (pick(&mut rng), pick(&mut rng), rng.amount(3));
+            let outcome = match rng.below(10) {
                 0..=3 => {
                     let lines = if a == b { vec![(a, count)] } else { vec![(a, count), (b, 1)] };
-                    shop_ref.hold_for(on, lines, dice.amount(20)).await.map(drop)
+                    shop_ref.hold_for(on, lines, rng.amount(20)).await.map(drop)
                 }
                 4 => shop_ref.commit(on).await,
                 5 => shop_ref.release(on).await,
-                6 => shop_ref.adjust(a, dice.amount(9) - 5).await.map(drop),
+                6 => shop_ref.adjust(a, rng.amount(9) - 5).await.map(drop),
                 7 => {
                     let lines = [(a, count)];
                     match shop_ref.hold(own, lines).await {
-                        Ok(_) if dice.roll(2) == 0 => shop_ref.commit(own).await,
+                        Ok(_) if rng.below(2) == 0 => shop_ref.commit(own).await,
                         Ok(_) => shop_ref.release(own).await,
                         Err(status) => Err(status),
                     }
@@ -68,7 +67,7 @@ async fn the_books_balance_whatever_happens_at_once() {
                 8 => {
                     let request = UpdateProductRequest {
                         id: a,
-                        stock: Some(dice.amount(30)),
+                        stock: Some(rng.amount(30)),
                         update_mask: Some(prost_types::FieldMask { paths: vec!["stock".to_owned()] }),
                         ..UpdateProductRequest::default()
                     };
@@ -83,7 +82,7 @@ async fn the_books_balance_whatever_happens_at_once() {
                     };
                     let request = BatchUpdateProductsRequest {
                         on_error: OnError::Continue.into(),
-                        items: vec![item(a, dice.amount(5)), item(b, -dice.amount(5))],
+                        items: vec![item(a, rng.amount(5)), item(b, -rng.amount(5))],
                         idempotency_key: None,
                     };
                     let batch = shop_ref.admin(request);
@@ -106,15 +105,15 @@ async fn the_books_balance_whatever_happens_at_once() {
                     assert!(documented.contains(&reason.as_str()), "{reason}");
                 }
             }
-            if dice.roll(15) == 0 {
+            if rng.below(15) == 0 {
                 shop_ref.process.process.clock.advance(Duration::from_secs(2));
             }
         }
     };
     let auditing = async {
-        // Also while all that happens.
+        // The invariant holds during the calls too.
         for _ in 0..20 {
-            shop.balances().await;
+            shop.assert_stock_invariant().await;
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
@@ -126,7 +125,7 @@ async fn the_books_balance_whatever_happens_at_once() {
         shop.count("select count(*) from product.stock_hold where state = 'held'").await == 0
     })
     .await;
-    shop.balances().await;
+    shop.assert_stock_invariant().await;
     let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
     assert_eq!(shop.count(deadlocks).await, 0);
 }

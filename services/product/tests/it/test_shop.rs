@@ -1,4 +1,4 @@
-//! A shop for a test: its own database, an auth service, a product service, and who calls.
+//! The test fixture: a database, Redis, an auth service, a product service, and callers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,17 +23,17 @@ use sqlx::{AssertSqlSafe, PgPool};
 use tonic::{Request, Status, transport::Channel};
 use uuid::Uuid;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const PASSWORD: &str = "correct horse battery staple";
 
 pub type Products = ProductServiceClient<Channel>;
-pub type Memory = ProductCacheServiceClient<Channel>;
+pub type CachedProducts = ProductCacheServiceClient<Channel>;
 
-/// Everything stops when this is dropped.
-pub struct Shop {
+/// A running shop, which stops when it is dropped.
+pub struct TestShop {
     pub accounts: AuthServiceClient<Channel>,
     pub products: Products,
-    pub memory: Memory,
+    pub cached_products: CachedProducts,
     pub stock: StockServiceClient<Channel>,
     pub audit: HoldAuditServiceClient<Channel>,
     pub admin: Arc<SecretString>,
@@ -50,12 +50,12 @@ pub struct Shop {
 /// Another process of the product service, with the same database and Redis.
 pub struct Replica {
     pub products: Products,
-    pub memory: Memory,
+    pub cached_products: CachedProducts,
     _process: TestProcess,
 }
 
-impl Shop {
-    pub async fn open() -> Self {
+impl TestShop {
+    pub async fn start() -> Self {
         let (database, redis) = tokio::join!(Database::create(), RedisServer::start());
         let (auth, process) = (TestProcess::default(), TestProcess::default());
         let auth_addr = free_addr();
@@ -109,15 +109,15 @@ impl Shop {
         let customer = sign_in(&mut accounts, "ann").await;
         let admin = sign_in(&mut accounts, "boss").await;
         let secret = SecretString::from("a secret of the order service");
-        let calls = LoadBalancer::start("auth", &auth_url, &process.process).expect("a URL");
+        let auth_pool = LoadBalancer::start("auth", &auth_url, &process.process).expect("a URL");
         let service =
-            ServiceToken::new(calls, "order".to_owned(), secret).get().await.expect("a service token");
+            ServiceToken::new(auth_pool, "order".to_owned(), secret).get().await.expect("a service token");
 
         let channel = client::channel(&format!("http://{listen_addr}")).expect("a URL");
         Self {
             accounts,
             products: ProductServiceClient::new(channel.clone()),
-            memory: ProductCacheServiceClient::new(channel.clone()),
+            cached_products: ProductCacheServiceClient::new(channel.clone()),
             stock: StockServiceClient::new(channel.clone()),
             audit: HoldAuditServiceClient::new(channel),
             admin,
@@ -132,7 +132,7 @@ impl Shop {
         }
     }
 
-    /// The address at which the service answers gRPC.
+    /// Returns the gRPC URL of the service.
     pub fn grpc_url(&self) -> String {
         format!("http://{}", self.settings.listen_addr)
     }
@@ -152,27 +152,27 @@ impl Shop {
         let channel = client::channel(&format!("http://{listen_addr}")).expect("a URL");
         Replica {
             products: ProductServiceClient::new(channel.clone()),
-            memory: ProductCacheServiceClient::new(channel),
+            cached_products: ProductCacheServiceClient::new(channel),
             _process: process,
         }
     }
 
-    /// A call by the admin.
+    /// Creates a request by the admin.
     pub fn admin<T>(&self, message: T) -> Request<T> {
-        client::request(message, Some(&self.admin), PATIENCE)
+        client::request(message, Some(&self.admin), REQUEST_TIMEOUT)
     }
 
-    /// A call by the customer.
+    /// Creates a request by the customer.
     pub fn customer<T>(&self, message: T) -> Request<T> {
-        client::request(message, Some(&self.customer), PATIENCE)
+        client::request(message, Some(&self.customer), REQUEST_TIMEOUT)
     }
 
-    /// A call by the order service.
+    /// Creates a request by the order service.
     pub fn service<T>(&self, message: T) -> Request<T> {
-        client::request(message, Some(&self.service), PATIENCE)
+        client::request(message, Some(&self.service), REQUEST_TIMEOUT)
     }
 
-    /// A product that costs 1000.
+    /// Creates a product that costs 1000.
     pub async fn product(&self, sku: &str, stock: i64) -> Product {
         self.create(CreateProductRequest {
             sku: sku.to_owned(),
@@ -189,7 +189,7 @@ impl Shop {
         created.expect("created").into_inner()
     }
 
-    /// As the admin sees it.
+    /// Reads a product as the admin.
     pub async fn get(&self, id: i64) -> Product {
         let request = self.admin(GetProductRequest { id });
         self.products.clone().get_product(request).await.expect("exists").into_inner()
@@ -246,34 +246,34 @@ impl Shop {
         self.products.clone().adjust_stock(self.admin(request)).await.map(tonic::Response::into_inner)
     }
 
-    /// Asserts that for every product supplied = available + held + sold, and that the ledger says so too.
-    pub async fn balances(&self) {
-        let odd: i64 = self
+    /// Asserts the stock invariant for every product, and that the ledger agrees.
+    pub async fn assert_stock_invariant(&self) {
+        let violations: i64 = self
             .count("select count(*) from product.conservation where supplied <> available + held + sold")
             .await;
-        assert_eq!(odd, 0, "supplied is not available + held + sold");
-        let odd = self
+        assert_eq!(violations, 0, "supplied is not available + held + sold");
+        let violations = self
             .count(
                 "select count(*) from product.stock s where available <> (
                      select coalesce(sum(quantity), 0) from product.stock_ledger l
                      where l.product_id = s.product_id and l.kind <> 'sale')",
             )
             .await;
-        assert_eq!(odd, 0, "the ledger says something else is available");
-        let odd = self
+        assert_eq!(violations, 0, "the ledger differs from the available quantity");
+        let violations = self
             .count(
                 "select count(*) from product.product p join product.stock s on s.product_id = p.id
                  where p.in_stock <> (s.available > 0)",
             )
             .await;
-        assert_eq!(odd, 0, "the list does not know what is in stock");
+        assert_eq!(violations, 0, "in_stock differs from the available quantity");
     }
 
     pub async fn count(&self, sql: &str) -> i64 {
         sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&self.pool).await.expect("counted")
     }
 
-    /// Waits until the service has put back what ran out.
+    /// Waits until the stock of expired holds is available again.
     pub async fn wait_until_stock_is(&self, id: i64, stock: i64) {
         eventually("the stock is back", || async { self.stock_of(id).await == stock }).await;
     }
@@ -289,21 +289,21 @@ async fn sign_in(accounts: &mut AuthServiceClient<Channel>, username: &str) -> A
     Arc::new(SecretString::from(tokens.access_token))
 }
 
-/// The REST code that a refusal stands for, in upper case.
+/// Returns the reason of a refusal.
 pub fn reason<T: std::fmt::Debug>(answer: Result<T, Status>) -> String {
     status::parse(&answer.expect_err("refused")).reason
 }
 
-/// The fields that a refusal complains about.
+/// Returns the fields of a refusal.
 pub fn fields<T: std::fmt::Debug>(answer: Result<T, Status>) -> Vec<String> {
-    let told = status::parse(&answer.expect_err("refused"));
-    told.violations.into_iter().map(|(field, _)| field).collect()
+    let refusal = status::parse(&answer.expect_err("refused"));
+    refusal.violations.into_iter().map(|(field, _)| field).collect()
 }
 
-/// The lines that a refusal names.
+/// Returns the lines of a refusal.
 pub fn refused_lines<T: std::fmt::Debug>(answer: Result<T, Status>) -> Vec<RefusedLine> {
-    let told = status::parse(&answer.expect_err("refused"));
-    serde_json::from_str(&told.metadata["lines"]).expect("lines")
+    let refusal = status::parse(&answer.expect_err("refused"));
+    serde_json::from_str(&refusal.metadata["lines"]).expect("lines")
 }
 
 pub fn order() -> Uuid {

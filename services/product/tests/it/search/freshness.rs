@@ -1,4 +1,5 @@
-//! The index follows the catalogue, whatever happens to the change log, to PostgreSQL, or to a process.
+//! Tests of the indexer: the index follows the catalogue under failures of the change log, PostgreSQL or a
+//! process.
 
 use std::time::{Duration, Instant};
 
@@ -9,14 +10,14 @@ use shoppee_proto::product::v1::{
     SearchProductsRequest, UpdateCategoryRequest, UpdateProductRequest,
 };
 
-use super::{find_in, of, shop, skus};
-use crate::shop::{Products, order};
+use super::{find_in, query, sample_shop, skus};
+use crate::test_shop::{Products, order};
 
-/// The pages of a search, as anybody sees them.
+/// Returns the ids of all pages of a search by an anonymous caller.
 async fn all_pages(products: &Products, q: &str) -> Vec<i64> {
     let (mut ids, mut cursor) = (Vec::new(), None);
     loop {
-        let request = SearchProductsRequest { limit: Some(7), cursor, ..of(q) };
+        let request = SearchProductsRequest { limit: Some(7), cursor, ..query(q) };
         let page = products.clone().search_products(request).await.expect("found").into_inner();
         ids.extend(page.items.iter().map(|product| product.id));
         cursor = page.next_cursor;
@@ -27,8 +28,8 @@ async fn all_pages(products: &Products, q: &str) -> Vec<i64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_is_found_within_a_second_in_every_process() {
-    let shop = shop().await;
+async fn a_change_is_searchable_within_a_second_in_every_process() {
+    let shop = sample_shop().await;
     let other = shop.replica().await;
     eventually("the other process has built its index", || async {
         find_in(&other.products, "lantern").await == ["lamp-2"]
@@ -37,7 +38,7 @@ async fn a_change_is_found_within_a_second_in_every_process() {
     let mut times = Vec::new();
     for at in 0..5 {
         let sku = format!("new-{at}");
-        let id = shop.stocked(&sku, &format!("Novelty{at}"), "", None).await.id;
+        let id = shop.create_in_stock(&sku, &format!("Novelty{at}"), "", None).await.id;
         let began = Instant::now();
         for products in [&shop.products, &other.products] {
             eventually("it is found", || async {
@@ -46,27 +47,28 @@ async fn a_change_is_found_within_a_second_in_every_process() {
             .await;
         }
         times.push(began.elapsed());
-        // Sold out, it is found as that.
+        // The index marks it as sold out.
         shop.hold(order(), [(id, 1)]).await.expect("held");
         let began = Instant::now();
         for products in [&shop.products, &other.products] {
             eventually("it is sold out", || async {
-                let request = SearchProductsRequest { in_stock: Some(false), ..of(&format!("novelty{at}")) };
-                let found = products.clone().search_products(request).await.expect("found").into_inner();
-                found.total == 1
+                let request =
+                    SearchProductsRequest { in_stock: Some(false), ..query(&format!("novelty{at}")) };
+                let page = products.clone().search_products(request).await.expect("found").into_inner();
+                page.total == 1
             })
             .await;
         }
         times.push(began.elapsed());
     }
-    // The middle one: whatever else the machine does may hold up one of them.
+    // The median: other load of the machine may delay single runs.
     times.sort();
     assert!(times[times.len() / 2] < Duration::from_secs(1), "{times:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_way_of_writing_is_followed() {
-    let shop = shop().await;
+async fn every_kind_of_write_is_indexed() {
+    let shop = sample_shop().await;
     let attic = shop.category("attic", None).await.id;
     let moved = shop.product("moved", 1).await.id;
     let update = |request, paths: &[&str]| {
@@ -105,26 +107,26 @@ async fn every_way_of_writing_is_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn categories_are_followed() {
-    let shop = shop().await;
+async fn category_changes_are_indexed() {
+    let shop = sample_shop().await;
     let lighting = shop.count("select id from product.category where slug = 'lighting'").await;
     let renamed =
         UpdateCategoryRequest { id: lighting, name: Some("Illumination".to_owned()), ..Default::default() };
     shop.change_category(&["name"], renamed).await.unwrap();
     eventually("the new name is found", || async { shop.find("illumination").await.len() == 2 }).await;
-    // A category above it that has no products: no product changes.
+    // A parent category without products: no product changes.
     let home = shop.category("home", None).await.id;
     let below = UpdateCategoryRequest { id: lighting, parent_id: Some(home), ..Default::default() };
     shop.change_category(&["parent_id"], below).await.unwrap();
-    let at_home = || SearchProductsRequest { category: Some("home".to_owned()), ..of("lamp") };
+    let at_home = || SearchProductsRequest { category: Some("home".to_owned()), ..query("lamp") };
     eventually("it counts as at home", || async { shop.search(at_home()).await.unwrap().total == 2 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_loaded_past_the_service_is_found() {
-    let shop = shop().await;
+async fn products_loaded_by_sql_are_indexed() {
+    let shop = sample_shop().await;
     assert_eq!(shop.find("lantern").await, ["lamp-2"]);
-    // Its ids are given early, and it commits late.
+    // It takes its ids early and commits late.
     let mut late = shop.pool.begin().await.unwrap();
     let load = "with loaded as (
                     insert into product.product (sku, name, price, in_stock, created_at, updated_at)
@@ -140,10 +142,10 @@ async fn what_is_loaded_past_the_service_is_found() {
     assert!(find_in(&shop.products, "kaleidoscope").await.is_empty());
     late.commit().await.unwrap();
     eventually("the other too", || async { find_in(&shop.products, "kaleidoscope").await == ["late"] }).await;
-    // Of products without stock the log tells nothing.
+    // Products without stock have no entry in the log.
     shop.load("none", "'Zither ' || n", "''", 1, 0).await;
     eventually("it is found", || async { find_in(&shop.products, "zither").await == ["none-1"] }).await;
-    // More than is told one by one, of which one product is new.
+    // Too many changes to deliver individually; the product itself is one of them.
     shop.run(
         "insert into product.change (product_id, at)
          select (select max(id) from product.product), now() from generate_series(1, 60000)",
@@ -151,20 +153,20 @@ async fn what_is_loaded_past_the_service_is_found() {
     .await;
     shop.run("update product.product set name = 'Ocarina' where sku = 'none-1'").await;
     eventually("it is found", || async {
-        let found = shop.products.clone().search_products(of("ocarina")).await.expect("never unavailable");
-        skus(found.get_ref()) == ["none-1"]
+        let page = shop.products.clone().search_products(query("ocarina")).await.expect("never unavailable");
+        skus(page.get_ref()) == ["none-1"]
     })
     .await;
     assert_eq!(shop.find("lantern").await, ["lamp-2"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_index_outlives_a_change_log_that_begins_anew() {
-    let shop = shop().await;
+async fn the_index_survives_a_reset_of_the_change_log() {
+    let shop = sample_shop().await;
     assert_eq!(shop.find("lantern").await, ["lamp-2"]);
     let gone = shop.product("gone", 1).await.id;
     assert_eq!(shop.find("gone").await, ["gone"]);
-    // As after a restore of an older state: the numbers begin again, and nothing is told.
+    // As after a restore of an older state: the sequence restarts, and no changes are logged.
     shop.run(&format!(
         "with a as (delete from product.stock where product_id = {gone}),
               b as (delete from product.stock_ledger where product_id = {gone})
@@ -175,8 +177,8 @@ async fn an_index_outlives_a_change_log_that_begins_anew() {
     shop.run("update product.product set name = 'Restored lantern' where sku = 'lamp-2'").await;
     shop.run("select setval('product.stock_ledger_id_seq', 1)").await;
     eventually("what was restored is found", || async {
-        let found = shop.products.clone().search_products(of("lantern")).await.expect("never unavailable");
-        assert_eq!(skus(found.get_ref()), ["lamp-2"]);
+        let page = shop.products.clone().search_products(query("lantern")).await.expect("never unavailable");
+        assert_eq!(skus(page.get_ref()), ["lamp-2"]);
         find_in(&shop.products, "restored").await == ["lamp-2"]
             && find_in(&shop.products, "gone").await.is_empty()
     })
@@ -184,13 +186,13 @@ async fn an_index_outlives_a_change_log_that_begins_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn searches_are_answered_while_postgresql_is_away() {
-    let shop = shop().await;
+async fn searches_are_answered_while_postgresql_is_unavailable() {
+    let shop = sample_shop().await;
     let before = shop.find("sneakers").await;
     shop.database.block_connections().await;
-    let request = SearchProductsRequest { facets: Some(true), ..of("sneakers") };
-    let found = shop.products.clone().search_products(request).await.expect("found").into_inner();
-    assert_eq!((skus(&found), found.total), (before, 2));
+    let request = SearchProductsRequest { facets: Some(true), ..query("sneakers") };
+    let page = shop.products.clone().search_products(request).await.expect("found").into_inner();
+    assert_eq!((skus(&page), page.total), (before, 2));
     shop.database.alter("with allow_connections true").await;
     eventually("it is followed again", || async {
         let request = CreateProductRequest {
@@ -198,7 +200,7 @@ async fn searches_are_answered_while_postgresql_is_away() {
             name: "Sneakers".to_owned(),
             ..Default::default()
         };
-        // Taken where an earlier try was done.
+        // Fails if an earlier attempt has succeeded.
         let _ = shop.products.clone().create_product(shop.admin(request)).await;
         find_in(&shop.products, "sneakers").await == ["back", "run-1", "boot-1"]
     })
@@ -206,12 +208,12 @@ async fn searches_are_answered_while_postgresql_is_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replicas_agree_on_the_order_whatever_their_histories_are() {
-    let shop = shop().await;
+async fn replicas_return_the_same_order_after_different_histories() {
+    let shop = sample_shop().await;
     for at in 0..40 {
-        let id = shop.stocked(&format!("s-{at}"), "Same lamp", "Warm night.", None).await.id;
+        let id = shop.create_in_stock(&format!("s-{at}"), "Same lamp", "Warm night.", None).await.id;
         if at % 3 == 0 {
-            // Deleted and added again in the index of this process.
+            // Deleted and inserted again in the index of this process.
             shop.adjust(id, -1).await.expect("sold out");
             shop.adjust(id, 1).await.expect("back");
         }
@@ -219,10 +221,10 @@ async fn replicas_agree_on_the_order_whatever_their_histories_are() {
             shop.find("lamp").await;
         }
     }
-    let gone = shop.stocked("g", "Same lamp", "", None).await.id;
+    let gone = shop.create_in_stock("g", "Same lamp", "", None).await.id;
     shop.archive(gone).await.expect("archived");
     shop.find("lamp").await;
-    // One that builds its index of what is there now.
+    // This process builds its index from the current state.
     let other = shop.replica().await;
     eventually("it has built its index", || async { !find_in(&other.products, "lamp").await.is_empty() })
         .await;

@@ -1,11 +1,11 @@
-//! Every script: characters in a row, folding by Unicode.
+//! Tests of scripts without spaces and of Unicode folding.
 
-use super::of;
-use crate::shop::Shop;
+use super::query;
+use crate::test_shop::TestShop;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn any_characters_in_a_row_are_found_in_scripts_without_spaces() {
-    let shop = Shop::open().await;
+async fn substrings_are_found_in_scripts_without_spaces() {
+    let shop = TestShop::start().await;
     let products = [
         ("zh", "红色陶瓷茶杯 300毫升", "手工制作"),
         ("ja", "ラーメン丼ぶり", "陶器"),
@@ -15,7 +15,7 @@ async fn any_characters_in_a_row_are_found_in_scripts_without_spaces() {
         ("ko", "찻잔세트를", ""),
     ];
     for (sku, name, description) in products {
-        shop.stocked(sku, name, description, None).await;
+        shop.create_in_stock(sku, name, description, None).await;
     }
     for (sku, name, _) in products {
         for word in name.split(' ') {
@@ -23,8 +23,8 @@ async fn any_characters_in_a_row_are_found_in_scripts_without_spaces() {
             for from in 0..chars.len() {
                 for to in from + 2..=chars.len() {
                     let part: String = chars[from..to].iter().collect();
-                    let found = shop.find(&part).await;
-                    assert_eq!(found.first().map(String::as_str), Some(sku), "{part} of {name}");
+                    let skus = shop.find(&part).await;
+                    assert_eq!(skus.first().map(String::as_str), Some(sku), "{part} of {name}");
                 }
             }
         }
@@ -37,8 +37,8 @@ async fn any_characters_in_a_row_are_found_in_scripts_without_spaces() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn letters_that_readers_take_for_the_same_are_the_same() {
-    let shop = Shop::open().await;
+async fn equivalent_letters_match() {
+    let shop = TestShop::start().await;
     for (sku, name) in [
         ("nfc", "Caf\u{e9} press"),
         ("nfd", "Cafe\u{301} filter"),
@@ -52,7 +52,7 @@ async fn letters_that_readers_take_for_the_same_are_the_same() {
         ("norse", "Smørrebrød plate"),
         ("greek", "ΣΊΣΥΦΟΣ"),
     ] {
-        shop.stocked(sku, name, "", None).await;
+        shop.create_in_stock(sku, name, "", None).await;
     }
     for typed in ["café", "cafe\u{301}", "cafe", "CAFÉ", "Cafe\u{301}"] {
         assert_eq!(shop.find(typed).await, ["plain", "nfd", "nfc"], "{typed}");
@@ -76,11 +76,11 @@ async fn letters_that_readers_take_for_the_same_are_the_same() {
         assert_eq!(shop.find(typed).await, [sku], "{typed}");
     }
     for typed in ["elepha", "éléphant", "elephant"] {
-        let mut found = shop.find(typed).await;
-        found.sort();
-        assert_eq!(found, ["elephant", "plainer"], "{typed}");
+        let mut skus = shop.find(typed).await;
+        skus.sort();
+        assert_eq!(skus, ["elephant", "plainer"], "{typed}");
     }
-    // In the name of a category too.
+    // Category names are folded too.
     let category = shop.category("zubehor", None).await.id;
     let renamed = shoppee_proto::product::v1::UpdateCategoryRequest {
         id: category,
@@ -88,7 +88,7 @@ async fn letters_that_readers_take_for_the_same_are_the_same() {
         ..Default::default()
     };
     shop.change_category(&["name"], renamed).await.unwrap();
-    shop.stocked("part", "Screw", "", Some(category)).await;
-    let found = shop.search(of("zubehor")).await.unwrap();
-    assert_eq!(found.items[0].sku, "part");
+    shop.create_in_stock("part", "Screw", "", Some(category)).await;
+    let page = shop.search(query("zubehor")).await.unwrap();
+    assert_eq!(page.items[0].sku, "part");
 }

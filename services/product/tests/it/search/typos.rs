@@ -1,37 +1,38 @@
-//! Typing slips.
+//! Tests of spelling corrections.
 
-use super::shop;
-use crate::shop::Shop;
+use super::sample_shop;
+use crate::test_shop::TestShop;
 
-/// Every word that is one slip from another: a letter missing, extra, wrong, or swapped with its neighbour.
-fn slips(word: &str) -> Vec<String> {
+/// Returns all words at edit distance 1: a deleted, inserted or substituted letter, or two transposed
+/// neighbours.
+fn misspellings(word: &str) -> Vec<String> {
     let chars: Vec<char> = word.chars().collect();
-    let mut slips = Vec::new();
+    let mut misspellings = Vec::new();
     for at in 0..=chars.len() {
         let with = |change: &dyn Fn(&mut Vec<char>)| {
             let mut slip = chars.clone();
             change(&mut slip);
             slip.into_iter().collect::<String>()
         };
-        slips.push(with(&|slip| slip.insert(at, 'q')));
+        misspellings.push(with(&|slip| slip.insert(at, 'q')));
         if at < chars.len() {
-            slips.push(with(&|slip| {
+            misspellings.push(with(&|slip| {
                 slip.remove(at);
             }));
-            slips.push(with(&|slip| slip[at] = 'q'));
+            misspellings.push(with(&|slip| slip[at] = 'q'));
         }
         if at + 1 < chars.len() && chars[at] != chars[at + 1] {
-            slips.push(with(&|slip| slip.swap(at, at + 1)));
+            misspellings.push(with(&|slip| slip.swap(at, at + 1)));
         }
     }
-    slips
+    misspellings
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_slip_is_forgiven_anywhere_in_a_word_of_four_letters_or_more() {
-    let shop = Shop::open().await;
+async fn one_edit_is_tolerated_in_words_of_four_letters_or_more() {
+    let shop = TestShop::start().await;
     for word in ["lamp", "sneaker", "grün", "чайник"] {
-        shop.stocked(
+        shop.create_in_stock(
             word.strip_prefix("gr").map_or(if word.is_ascii() { word } else { "tea" }, |_| "green"),
             word,
             "",
@@ -41,25 +42,25 @@ async fn one_slip_is_forgiven_anywhere_in_a_word_of_four_letters_or_more() {
     }
     for (word, sku) in [("lamp", "lamp"), ("sneaker", "sneaker"), ("grun", "green"), ("чайник", "tea")]
     {
-        for slip in slips(word) {
+        for slip in misspellings(word) {
             for typed in [slip.clone(), format!("{slip} "), format!("{slip} zzzzzz")] {
                 assert_eq!(shop.find(&typed).await, [sku], "{typed:?} for {word}");
             }
         }
     }
-    shop.stocked("mug", "Mug", "", None).await;
+    shop.create_in_stock("mug", "Mug", "", None).await;
     for typed in ["mqg ", "gum "] {
         assert!(shop.find(typed).await.is_empty(), "{typed:?}: three letters are too few");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_slips_are_forgiven_in_a_word_of_eight_letters_or_more() {
-    let shop = Shop::open().await;
-    shop.stocked("kb", "Keyboard", "", None).await;
-    shop.stocked("seven", "Lantern", "", None).await;
-    for first in slips("keyb") {
-        for second in slips("oard").iter().step_by(3) {
+async fn two_edits_are_tolerated_in_words_of_eight_letters_or_more() {
+    let shop = TestShop::start().await;
+    shop.create_in_stock("kb", "Keyboard", "", None).await;
+    shop.create_in_stock("seven", "Lantern", "", None).await;
+    for first in misspellings("keyb") {
+        for second in misspellings("oard").iter().step_by(3) {
             let typed = format!("{first}{second} ");
             assert_eq!(shop.find(&typed).await, ["kb"], "{typed:?}");
         }
@@ -68,26 +69,26 @@ async fn two_slips_are_forgiven_in_a_word_of_eight_letters_or_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slip_is_corrected_to_words_that_some_product_has() {
-    let shop = shop().await;
+async fn a_misspelt_word_is_corrected_to_an_indexed_word() {
+    let shop = sample_shop().await;
     for slip in ["sneakrs", "sneekers", "snaekers", "snneakers", "traill sneakers", "sneakers trial"] {
         assert_eq!(shop.find(slip).await[0], "run-1", "{slip}");
     }
     assert_eq!(shop.find("lether boots").await[0], "boot-1");
     assert_eq!(shop.find("lantren").await, ["lamp-2"]);
-    // One bad word never empties the page; nothing but bad words does.
+    // A word without matches is dropped, unless no other word matches.
     assert_eq!(shop.find("xyzzyq sneakers").await, ["run-1", "boot-1"]);
     assert_eq!(shop.find("desk sneakers").await.len(), 3);
     assert!(shop.find("xyzzyq").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_word_that_is_gone_from_the_catalogue_is_gone_from_the_search() {
-    let shop = Shop::open().await;
+async fn a_word_without_products_is_no_correction() {
+    let shop = TestShop::start().await;
     for at in 0..5 {
-        shop.stocked(&format!("b-{at}"), "Bamboo bowl", "", None).await;
+        shop.create_in_stock(&format!("b-{at}"), "Bamboo bowl", "", None).await;
     }
-    let wrong = shop.stocked("wrong", "Bambooo tray", "", None).await;
+    let wrong = shop.create_in_stock("wrong", "Bambooo tray", "", None).await;
     assert_eq!(shop.find("bambooo").await, ["wrong"]);
     let request = shoppee_proto::product::v1::UpdateProductRequest {
         id: wrong.id,
