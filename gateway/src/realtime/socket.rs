@@ -285,7 +285,7 @@ impl<'a> Session<'a> {
     /// Sends an event from the queue, and those queued behind it.
     async fn send_queued(&mut self, first: Arc<Frame>) -> Flow {
         let mut frame = first;
-        for sent in 1.. {
+        for count in 1.. {
             if self.is_next(&frame) {
                 self.send_event(&frame).await?;
             } else if self.is_newer(&frame) {
@@ -294,7 +294,7 @@ impl<'a> Session<'a> {
                 self.retry_at = None;
                 break;
             }
-            if sent == SEND_BATCH_SIZE {
+            if count == SEND_BATCH_SIZE {
                 break;
             }
             let Ok(next) = self.guard.queue.try_recv() else { break };

@@ -74,8 +74,8 @@ async fn every_account_write_validates_its_idempotency_key() {
         (&admin, Method::PATCH, &patch, &json!({"disabled": true})),
     ] {
         let request = person.request(method.clone(), path).header("idempotency-key", "a b").json(body);
-        let answer = send(request).await.problem(400, "invalid_request");
-        assert_eq!(answer.fields(), ["Idempotency-Key"], "{path}");
+        let response = send(request).await.problem(400, "invalid_request");
+        assert_eq!(response.fields(), ["Idempotency-Key"], "{path}");
     }
     for (path, body, field) in [
         ("/auth/register", &account, "idempotency_key"),

@@ -18,8 +18,8 @@ async fn too_deeply_nested_attributes_are_rejected() {
     let product = |sku: &str, attributes: Value| json!({"sku": sku, "name": "Nested lamp", "price": 1, "stock": 5, "attributes": attributes});
     let lists = json!({"x": (0..31).fold(json!([[1]]), |inner, _| json!({"a": inner}))});
     for (number, attributes) in [nested(17), nested(33), nested(100), lists].into_iter().enumerate() {
-        let answer = admin.post("/products", &product(&format!("deep-{number}"), attributes)).await;
-        assert_eq!(answer.problem(422, "validation_failed").fields(), ["attributes"]);
+        let response = admin.post("/products", &product(&format!("deep-{number}"), attributes)).await;
+        assert_eq!(response.problem(422, "validation_failed").fields(), ["attributes"]);
     }
 
     let created = admin.post("/products", &product("deep", nested(16))).await.expect(201).body;
@@ -49,16 +49,16 @@ async fn numbers_in_attributes_are_lossless_or_rejected() {
         let request = admin.request(Method::POST, "/products").header("content-type", "application/json");
         send(request.body(body)).await
     };
-    for kept in ["0.42451918914251396", "1e20", "-0.1", "9007199254740992", "5e-324"] {
-        let created = create(kept).await.expect(201).body;
+    for literal in ["0.42451918914251396", "1e20", "-0.1", "9007199254740992", "5e-324"] {
+        let created = create(literal).await.expect(201).body;
         let shown = admin.get(&format!("/products/{}", created["id"])).await.expect(200);
-        for answer in [&created, &shown.body] {
-            let number = answer["attributes"]["a"][0].as_f64().unwrap();
-            assert_eq!(number.to_bits(), kept.parse::<f64>().unwrap().to_bits(), "{kept}");
+        for response in [&created, &shown.body] {
+            let number = response["attributes"]["a"][0].as_f64().unwrap();
+            assert_eq!(number.to_bits(), literal.parse::<f64>().unwrap().to_bits(), "{literal}");
         }
     }
-    for changed in ["99999999999999999999", "0.1234567890123456789", "9007199254740993", "1e-400"] {
-        let refused = create(changed).await.problem(400, "invalid_request");
-        assert_eq!(refused.fields(), ["attributes.a[0]"], "{changed}");
+    for lossy in ["99999999999999999999", "0.1234567890123456789", "9007199254740993", "1e-400"] {
+        let refused = create(lossy).await.problem(400, "invalid_request");
+        assert_eq!(refused.fields(), ["attributes.a[0]"], "{lossy}");
     }
 }

@@ -92,8 +92,8 @@ async fn resources_of_other_users_are_not_found() {
     let order = ann.orders(&product, 1).await.expect(201).body;
     let (foreign, unknown) = (text(&order["id"]).to_owned(), Uuid::now_v7().to_string());
     let same = |a: &crate::shop::ApiResponse, b: &crate::shop::ApiResponse| {
-        let without_id = |answer: &crate::shop::ApiResponse| {
-            let mut body = answer.body.clone();
+        let without_id = |response: &crate::shop::ApiResponse| {
+            let mut body = response.body.clone();
             body.as_object_mut().unwrap().remove("request_id");
             body
         };

@@ -100,8 +100,8 @@ async fn start_with_two_services(count: usize) -> (TestShop, Vec<Value>) {
 async fn fetch_all(person: &Person, products: &[Value]) -> Vec<Value> {
     let mut found = Vec::new();
     for product in products {
-        let answer = person.get(&format!("/products/{}", product["id"])).await;
-        found.extend((answer.status == 200).then_some(answer.body));
+        let response = person.get(&format!("/products/{}", product["id"])).await;
+        found.extend((response.status == 200).then_some(response.body));
     }
     found
 }
@@ -212,8 +212,8 @@ async fn a_new_product_is_visible_at_once() {
             for _ in 0..6 {
                 guest.get(&format!("/products/{}", last + 1)).await.expect(404);
             }
-            let made = shop.product(&admin, 100, 10).await;
-            last = made["id"].as_i64().expect("an id");
+            let created = shop.product(&admin, 100, 10).await;
+            last = created["id"].as_i64().expect("an id");
             for _ in 0..6 {
                 guest.get(&format!("/products/{last}")).await.expect(200);
             }

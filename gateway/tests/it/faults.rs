@@ -27,12 +27,12 @@ const MAX_UNAVAILABLE_LATENCY: Duration = Duration::from_millis(2500);
 
 pub async fn expect_unavailable(person: &Person, path: &str) {
     let started = Instant::now();
-    let answer = person.without_retries().get(path).await;
+    let response = person.without_retries().get(path).await;
     assert!(started.elapsed() < MAX_UNAVAILABLE_LATENCY, "{path} took {:?}", started.elapsed());
-    if answer.status == 504 {
-        answer.problem(504, "deadline_exceeded");
+    if response.status == 504 {
+        response.problem(504, "deadline_exceeded");
     } else {
-        answer.problem(503, "unavailable");
+        response.problem(503, "unavailable");
     }
 }
 
@@ -76,8 +76,8 @@ async fn a_silent_service_fails_requests_fast() {
     let ann = shop.customer("ann").await;
     expect_unavailable(&ann, "/cart").await;
     ann.get("/products").await.expect(200);
-    let answer = ann.without_retries().post("/cart/items", &json!({"product_id": 1, "quantity": 1})).await;
-    assert!(matches!(answer.status, 503 | 504), "{}", answer.text);
+    let response = ann.without_retries().post("/cart/items", &json!({"product_id": 1, "quantity": 1})).await;
+    assert!(matches!(response.status, 503 | 504), "{}", response.text);
     // A payment may take long, but not at a silent service; with a key it could be repeated.
     for key in [None, Some("a-key")] {
         let path = "/orders/0199d5a8-0000-7000-8000-000000000000/pay";

@@ -18,8 +18,8 @@ async fn customers(shop: &TestShop, count: usize) -> Vec<Person> {
     customers
 }
 
-fn with_status(answers: &[ApiResponse], status: u16) -> Vec<&ApiResponse> {
-    answers.iter().filter(|answer| answer.status == status).collect()
+fn with_status(responses: &[ApiResponse], status: u16) -> Vec<&ApiResponse> {
+    responses.iter().filter(|response| response.status == status).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -31,17 +31,17 @@ async fn the_last_unit_is_sold_once_to_concurrent_buyers() {
     for _ in 0..3 {
         let product = shop.product(&admin, 100, 1).await;
         let buyers = customers.iter().cycle().take(BUYERS);
-        let answers = join_all(buyers.map(|buyer| buyer.orders(&product, 1))).await;
-        let outcomes: Vec<(u16, &str)> = answers
+        let responses = join_all(buyers.map(|buyer| buyer.orders(&product, 1))).await;
+        let outcomes: Vec<(u16, &str)> = responses
             .iter()
-            .map(|answer| (answer.status, answer.body["detail"].as_str().unwrap_or("ok")))
+            .map(|response| (response.status, response.body["detail"].as_str().unwrap_or("ok")))
             .collect();
-        assert_eq!(with_status(&answers, 201).len(), 1, "{outcomes:?}");
-        for loser in answers.into_iter().filter(|answer| answer.status != 201) {
+        assert_eq!(with_status(&responses, 201).len(), 1, "{outcomes:?}");
+        for loser in responses.into_iter().filter(|response| response.status != 201) {
             loser.problem(409, "out_of_stock");
         }
-        let left = admin.get(&format!("/products/{}", product["id"])).await.expect(200).body;
-        assert_eq!(left["stock"], 0);
+        let remaining = admin.get(&format!("/products/{}", product["id"])).await.expect(200).body;
+        assert_eq!(remaining["stock"], 0);
     }
 }
 
@@ -57,23 +57,24 @@ async fn concurrent_repeats_of_a_key_create_one_order() {
         let customer = &customers[number % customers.len()];
         let key = format!("key-{number}");
         let clients: Vec<Person> = (0..50).map(|client| customer.through(&shop, client % 3)).collect();
-        let answers = join_all(clients.iter().map(|client| client.orders_with_key(&product, 1, &key))).await;
-        let created = with_status(&answers, 201);
+        let responses =
+            join_all(clients.iter().map(|client| client.orders_with_key(&product, 1, &key))).await;
+        let created = with_status(&responses, 201);
         assert!(!created.is_empty());
-        let of_key: HashSet<&str> = created.iter().map(|answer| text(&answer.body["id"])).collect();
+        let of_key: HashSet<&str> = created.iter().map(|response| text(&response.body["id"])).collect();
         assert_eq!(of_key.len(), 1, "one key, one order");
         assert_eq!(
-            created.iter().filter(|answer| answer.header("idempotent-replayed").is_empty()).count(),
+            created.iter().filter(|response| response.header("idempotent-replayed").is_empty()).count(),
             1
         );
         ids.extend(of_key.into_iter().map(str::to_owned));
-        for answer in answers.into_iter().filter(|answer| answer.status != 201) {
-            answer.problem(409, "request_in_progress");
+        for response in responses.into_iter().filter(|response| response.status != 201) {
+            response.problem(409, "request_in_progress");
         }
     }
     assert_eq!(ids.len(), KEYS);
-    let left = admin.get(&format!("/products/{}", product["id"])).await.expect(200).body;
-    assert_eq!(left["stock"], 1000 - KEYS);
+    let remaining = admin.get(&format!("/products/{}", product["id"])).await.expect(200).body;
+    assert_eq!(remaining["stock"], 1000 - KEYS);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -130,8 +130,8 @@ async fn repeated_cart_and_order_steps_are_replayed_by_their_key() {
     }
     // Without a key the step returns the order as it is.
     let path = format!("/orders/{}/complete", text(&order["id"]));
-    let taken = send(ann.request(Method::POST, &path)).await.expect(200);
-    assert_eq!((text(&taken.body["status"]), taken.header("idempotent-replayed")), ("completed", ""));
+    let completed = send(ann.request(Method::POST, &path)).await.expect(200);
+    assert_eq!((text(&completed.body["status"]), completed.header("idempotent-replayed")), ("completed", ""));
 
     let paid = ann.orders(&product, 1).await.expect(201).body;
     ann.pays(&paid).await.expect(200);
@@ -212,16 +212,16 @@ async fn only_allowed_origins_may_read_responses() {
     assert_eq!(preflight.header("access-control-allow-origin"), "https://shop.example");
     assert!(preflight.header("access-control-allow-methods").contains("POST"));
     assert!(preflight.header("access-control-allow-headers").contains("idempotency-key"));
-    let answer = ask("http://localhost:3000", Method::GET).await.expect(200);
-    assert_eq!(answer.header("access-control-allow-origin"), "http://localhost:3000");
+    let response = ask("http://localhost:3000", Method::GET).await.expect(200);
+    assert_eq!(response.header("access-control-allow-origin"), "http://localhost:3000");
     for exposed in ["etag", "location", "retry-after", "ratelimit", "x-request-id", "idempotent-replayed"] {
-        assert!(answer.header("access-control-expose-headers").contains(exposed), "{exposed}");
+        assert!(response.header("access-control-expose-headers").contains(exposed), "{exposed}");
     }
-    assert!(answer.headers.get_all("vary").iter().any(|vary| vary == "origin"));
+    assert!(response.headers.get_all("vary").iter().any(|vary| vary == "origin"));
     for hostile in ["https://evil.example", "null", "https://shop.example.evil.example"] {
         for method in [Method::OPTIONS, Method::GET] {
-            let answer = ask(hostile, method).await;
-            assert_eq!(answer.header("access-control-allow-origin"), "", "{hostile}");
+            let response = ask(hostile, method).await;
+            assert_eq!(response.header("access-control-allow-origin"), "", "{hostile}");
         }
     }
     // A page may read errors too, even those before a handler.
@@ -236,16 +236,16 @@ async fn only_allowed_origins_may_read_responses() {
 async fn every_response_has_security_headers() {
     let shop = TestShop::start().await;
     let (ann, guest) = (shop.customer("ann").await, shop.guest());
-    for answer in [
+    for response in [
         ann.get("/cart").await,
         guest.get("/cart").await,
         guest.get("/nothing").await,
         guest.get("//healthz").await,
     ] {
-        assert_eq!(answer.header("x-content-type-options"), "nosniff");
-        assert_eq!(answer.header("cache-control"), "no-store");
-        assert_eq!(answer.header("referrer-policy"), "no-referrer");
-        assert!(!answer.header("x-request-id").is_empty());
+        assert_eq!(response.header("x-content-type-options"), "nosniff");
+        assert_eq!(response.header("cache-control"), "no-store");
+        assert_eq!(response.header("referrer-policy"), "no-referrer");
+        assert!(!response.header("x-request-id").is_empty());
     }
     let head = send(ann.request(Method::HEAD, "/cart")).await.expect(200);
     assert_eq!(head.text, "");
@@ -259,10 +259,10 @@ async fn only_long_public_responses_are_compressed() {
         shop.product(&admin, 100, 10).await;
     }
     let compressed = async |path: &str| {
-        let answer =
+        let response =
             send(guest.request(Method::GET, path).header("accept-encoding", "gzip, br")).await.expect(200);
-        let varies = answer.headers.get_all("vary").iter().any(|value| value == "accept-encoding");
-        (answer.header("content-encoding").to_owned(), varies)
+        let varies = response.headers.get_all("vary").iter().any(|value| value == "accept-encoding");
+        (response.header("content-encoding").to_owned(), varies)
     };
     assert_eq!(compressed("/products").await, ("gzip".to_owned(), true));
     assert_eq!(compressed("/products?limit=1").await.0, "", "too short for compression");

@@ -20,9 +20,9 @@ async fn count_admitted(shop: &TestShop, person: &Person, a_second: u32, seconds
             client.get("/cart").await.status
         }
     });
-    let answers = futures_util::future::join_all(requests).await;
-    assert!(answers.iter().all(|status| matches!(status, 200 | 429)), "{answers:?}");
-    answers.iter().filter(|status| **status == 200).count()
+    let responses = futures_util::future::join_all(requests).await;
+    assert!(responses.iter().all(|status| matches!(status, 200 | 429)), "{responses:?}");
+    responses.iter().filter(|status| **status == 200).count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,11 +110,11 @@ async fn signing_in_is_limited_by_address_with_redis_and_without() {
     // Each gateway now counts locally, with a third of the limit: nine in all.
     let mut tried = 0;
     for number in 0..30 {
-        let answer = guess(&shop, number).await;
-        if answer.status == 401 {
+        let response = guess(&shop, number).await;
+        if response.status == 401 {
             tried += 1;
         } else {
-            answer.problem(429, "too_many_attempts");
+            response.problem(429, "too_many_attempts");
         }
     }
     assert_eq!(tried, 9);

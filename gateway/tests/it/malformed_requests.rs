@@ -45,13 +45,13 @@ async fn invalid_bodies_are_rejected_without_effect() {
         ("[".repeat(60_000), "body"),
         (format!(r#"{{"product_id":{}"#, "[".repeat(60_000)), "body"),
     ] {
-        let answer = raw(&ann, Method::POST, "/cart/items", body.clone()).await;
-        let answer = answer.problem(400, "invalid_request");
-        assert!(answer.fields().starts_with(&[field]) || body.len() > 1000, "{body}: {}", answer.text);
+        let response = raw(&ann, Method::POST, "/cart/items", body.clone()).await;
+        let response = response.problem(400, "invalid_request");
+        assert!(response.fields().starts_with(&[field]) || body.len() > 1000, "{body}: {}", response.text);
     }
     for (quantity, status) in [("0", 422), ("-1", 422), ("1001", 422), ("9223372036854775807", 422)] {
-        let answer = raw(&ann, Method::POST, "/cart/items", line(quantity)).await;
-        assert_eq!(answer.problem(status, "validation_failed").fields(), ["quantity"]);
+        let response = raw(&ann, Method::POST, "/cart/items", line(quantity)).await;
+        assert_eq!(response.problem(status, "validation_failed").fields(), ["quantity"]);
     }
     raw(&ann, Method::POST, "/cart/items", vec![0xff, 0xfe, b'{']).await.problem(400, "invalid_request");
     let invalid_utf8 = [&b"{\"username\":\"\xff\",\"password\":\"x\"}"[..]].concat();
@@ -104,7 +104,7 @@ async fn oversized_and_mistyped_bodies_are_rejected() {
     // Beyond the drain limit the client receives the response, or finds the connection closed.
     let far = shop.guest().request(Method::POST, "/auth/login").header("content-type", "application/json");
     let far = far.body(padded(20 << 20)).send().await;
-    assert!(far.is_err() || far.is_ok_and(|answer| answer.status() == 413));
+    assert!(far.is_err() || far.is_ok_and(|response| response.status() == 413));
     let batch = format!(r#"{{"on_error":"abort","items":[]}}{}"#, " ".repeat(8 * 1024 * 1024));
     raw(&admin, Method::POST, "/products/batch", batch).await.problem(413, "payload_too_large");
     let rows = format!(r#"{{"on_error":"abort","items":[{}{{}}]}}"#, "{},".repeat(1_000_000));
@@ -183,8 +183,8 @@ async fn unknown_ids_and_invalid_parameters_are_rejected() {
         ("%zz=1", "query"),
         ("q=x", "q"),
     ] {
-        let answer = ann.get(&format!("/products?{query}")).await.problem(400, "invalid_request");
-        assert_eq!(answer.fields(), [field], "{query}");
+        let response = ann.get(&format!("/products?{query}")).await.problem(400, "invalid_request");
+        assert_eq!(response.fields(), [field], "{query}");
     }
     for query in ["", "?q=", "?q=%ff", "?q=a&sort=best", "?q=a&facets=1", &format!("?q={}", "x".repeat(201))]
     {
@@ -213,11 +213,11 @@ async fn unknown_ids_and_invalid_parameters_are_rejected() {
         ["'; drop table users; --", "%", "\\", "😀", "a&b|c!", "\"", "((((", "*", "\u{0}", &"é".repeat(200)];
     for text in nasty {
         for path in ["/products/search?q=", "/products?category="] {
-            let answer = ann.get(&format!("{path}{}", form(text))).await;
-            assert!(matches!(answer.status, 200 | 400), "{path}{text}: {}", answer.text);
+            let response = ann.get(&format!("{path}{}", form(text))).await;
+            assert!(matches!(response.status, 200 | 400), "{path}{text}: {}", response.text);
         }
-        let answer = admin.get(&format!("/admin/users?q={}", form(text))).await;
-        assert!(matches!(answer.status, 200 | 400), "{text}: {}", answer.text);
+        let response = admin.get(&format!("/admin/users?q={}", form(text))).await;
+        assert!(matches!(response.status, 200 | 400), "{text}: {}", response.text);
     }
 }
 
@@ -229,10 +229,10 @@ fn form(text: &str) -> String {
 async fn unknown_methods_and_invalid_headers_are_rejected() {
     let shop = TestShop::start().await;
     let ann = shop.customer("ann").await;
-    let answer = send(ann.request(Method::PUT, "/cart")).await.problem(405, "method_not_allowed");
-    assert_eq!(sorted(answer.header("allow")), ["DELETE", "GET", "HEAD"]);
-    let answer = send(ann.request(Method::PATCH, "/products")).await.problem(405, "method_not_allowed");
-    assert_eq!(sorted(answer.header("allow")), ["GET", "HEAD", "POST"]);
+    let response = send(ann.request(Method::PUT, "/cart")).await.problem(405, "method_not_allowed");
+    assert_eq!(sorted(response.header("allow")), ["DELETE", "GET", "HEAD"]);
+    let response = send(ann.request(Method::PATCH, "/products")).await.problem(405, "method_not_allowed");
+    assert_eq!(sorted(response.header("allow")), ["GET", "HEAD", "POST"]);
     let brew = Method::from_bytes(b"BREW").unwrap();
     send(ann.request(brew, "/cart")).await.problem(405, "method_not_allowed");
     send(ann.request(Method::OPTIONS, "/cart")).await.problem(405, "method_not_allowed");

@@ -44,7 +44,7 @@ impl Gateway {
         let gateway = Self { addr, process };
         eventually("the gateway is ready", async || {
             let ready = reqwest::get(format!("http://{addr}/readyz")).await;
-            ready.is_ok_and(|answer| answer.status().is_success())
+            ready.is_ok_and(|response| response.status().is_success())
         })
         .await;
         gateway
@@ -59,8 +59,8 @@ impl Gateway {
     }
 
     async fn metrics(&self) -> String {
-        let answer = reqwest::get(format!("http://{}/metrics", self.addr)).await.expect("an answer");
-        answer.text().await.expect("text")
+        let response = reqwest::get(format!("http://{}/metrics", self.addr)).await.expect("a response");
+        response.text().await.expect("text")
     }
 }
 
@@ -103,14 +103,14 @@ async fn a_gateway_at_its_bounds_holds_at_most_the_documented_memory() {
     let mut clients = Vec::new();
     for _ in 0..3 {
         let mut client = Http2::open(gateway.addr, 0).await;
-        let mut answers = Vec::new();
-        while answers.len() < 100
-            && let Some(answer) = client.get("/api/v1/products").await
-            && answer.status().is_success()
+        let mut responses = Vec::new();
+        while responses.len() < 100
+            && let Some(response) = client.get("/api/v1/products").await
+            && response.status().is_success()
         {
-            answers.push(answer);
+            responses.push(response);
         }
-        clients.push((client, answers));
+        clients.push((client, responses));
     }
     // Withheld bodies of three callers, more than each may have.
     let mut streams = Vec::new();
@@ -145,8 +145,8 @@ async fn a_gateway_with_a_blocked_log_continues_and_counts_dropped_lines() {
     let mut gateway = Gateway::start(&shop, &[("LOG", "trace")]).await;
     let get_text = async |path: &str| {
         let url = format!("http://{}{path}", gateway.addr);
-        let answer = reqwest::Client::new().get(url).timeout(Duration::from_secs(20)).send().await;
-        answer.expect("an answer").text().await.expect("a body")
+        let response = reqwest::Client::new().get(url).timeout(Duration::from_secs(20)).send().await;
+        response.expect("a response").text().await.expect("a body")
     };
     let dropped = |metrics: &str| {
         let line = metrics.lines().find_map(|line| line.strip_prefix("log_lines_dropped_total "));

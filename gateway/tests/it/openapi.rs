@@ -73,7 +73,7 @@ impl Document {
             Value::Array(_) => "array",
             Value::Object(_) => "object",
         };
-        if !kinds.is_empty() && !kinds.iter().any(|known| known == kind) {
+        if !kinds.is_empty() && !kinds.iter().any(|name| name == kind) {
             return Err(format!("{value} is not {}", schema["type"]));
         }
         if schema.get("const").is_some_and(|only| only != value) {
@@ -100,8 +100,8 @@ impl Document {
                 value.get(text(name)).ok_or(format!("{name} lacks"))?;
             }
             for (name, inner) in value {
-                let known = fields.get(name).ok_or(format!("{name} is not written down"))?;
-                self.validate(known, inner).map_err(|wrong| format!("{name}: {wrong}"))?;
+                let field_schema = fields.get(name).ok_or(format!("{name} is undocumented"))?;
+                self.validate(field_schema, inner).map_err(|wrong| format!("{name}: {wrong}"))?;
             }
         }
         Ok(())
@@ -110,7 +110,7 @@ impl Document {
     /// Validates a response against the document.
     fn validate_response(&self, operation: &Operation<'_>, answer: &ApiResponse) -> Result<(), String> {
         let response = operation.it["responses"].get(answer.status.to_string());
-        let response = self.resolve(response.ok_or(format!("{} is not written down", answer.status))?);
+        let response = self.resolve(response.ok_or(format!("{} is undocumented", answer.status))?);
         for (name, header) in response["headers"].as_object().into_iter().flatten() {
             if self.resolve(header)["required"] == true && answer.header(name).is_empty() {
                 return Err(format!("no {name}"));
@@ -121,10 +121,10 @@ impl Document {
             None if answer.text.is_empty() => Ok(()),
             None => Err(format!("has a body: {}", answer.text)),
             Some(content) => {
-                let content = content.get(kind).ok_or(format!("{kind:?} is not written down"))?;
+                let content = content.get(kind).ok_or(format!("{kind:?} is undocumented"))?;
                 let codes = response["x-problem-codes"].as_array();
                 if codes.is_some_and(|codes| !codes.contains(&answer.body["code"])) {
-                    return Err(format!("{} is not written down", answer.body["code"]));
+                    return Err(format!("{} is undocumented", answer.body["code"]));
                 }
                 if kind.ends_with("json") { self.validate(&content["schema"], &answer.body) } else { Ok(()) }
             }

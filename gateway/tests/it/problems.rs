@@ -25,9 +25,9 @@ async fn a_refused_order_names_its_lines() {
 
     let own = ann.post("/orders", &order(&[(&lamp, 2)])).await.expect(201).body;
     let short = ann.post("/orders", &order(&[(&lamp, 1)])).await.problem(409, "out_of_stock");
-    let mut held = line(&lamp, 1, 0);
-    held["held_by_your_order"] = own["id"].clone();
-    assert_eq!(short.body["lines"], json!([held]));
+    let mut refused_line = line(&lamp, 1, 0);
+    refused_line["held_by_your_order"] = own["id"].clone();
+    assert_eq!(short.body["lines"], json!([refused_line]));
 
     let mut old = order(&[(&cup, 2)]);
     old["expected_total"] = json!(80);
@@ -81,8 +81,8 @@ async fn all_faulty_fields_are_named_at_once() {
     let ann = shop.customer("ann").await;
     let order = json!({"items": [{"product_id": "1"}, {"product_id": 1, "quantity": 1.5}],
                        "shipping_address": {"line1": "High Street 1", "zip": "1"}});
-    let answer = ann.post("/orders", &order).await.problem(400, "invalid_request");
-    let mut fields = answer.fields();
+    let response = ann.post("/orders", &order).await.problem(400, "invalid_request");
+    let mut fields = response.fields();
     fields.sort_unstable();
     assert_eq!(
         fields,
@@ -97,9 +97,9 @@ async fn all_faulty_fields_are_named_at_once() {
             "shipping_address.zip",
         ]
     );
-    let answer = ann.get("/products?limit=x&page=2&in_stock=yes&sort=name").await;
-    let answer = answer.problem(400, "invalid_request");
-    let mut fields = answer.fields();
+    let response = ann.get("/products?limit=x&page=2&in_stock=yes&sort=name").await;
+    let response = response.problem(400, "invalid_request");
+    let mut fields = response.fields();
     fields.sort_unstable();
     assert_eq!(fields, ["in_stock", "limit", "page"]);
 }

@@ -111,8 +111,8 @@ async fn a_ticket_opens_one_socket() {
 
     // Redis is empty: the events come from the order service, with the ticket's token.
     flush_redis(&shop).await;
-    let (mut socket, answer) = open(&urls[0], &headers).await.unwrap();
-    assert_eq!(answer["sec-websocket-protocol"], "shoppee.v1");
+    let (mut socket, response) = open(&urls[0], &headers).await.unwrap();
+    assert_eq!(response["sec-websocket-protocol"], "shoppee.v1");
     assert_eq!(socket.ready().await, (2, true));
     assert_eq!(socket.seqs(2).await, [1, 2]);
     assert_eq!(open(&urls[1], &headers).await.err(), Some(401), "used");

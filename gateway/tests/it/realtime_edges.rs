@@ -27,8 +27,8 @@ async fn a_token_or_a_ticket_opens_a_socket() {
     let gateway = &fixture.gateways[0];
 
     let bearer = format!("bearer {}", fixture.token(ANN));
-    let (mut socket, answer) = gateway.open("", &[("authorization", &bearer)]).await.unwrap();
-    assert!(!answer.contains_key("sec-websocket-protocol"));
+    let (mut socket, response) = gateway.open("", &[("authorization", &bearer)]).await.unwrap();
+    assert!(!response.contains_key("sec-websocket-protocol"));
     let ready = socket.json().await;
     assert_eq!(ready["content"], json!({"seq": 0, "recovered": true}));
     assert_eq!(ready["user_id"], ANN);
@@ -36,8 +36,8 @@ async fn a_token_or_a_ticket_opens_a_socket() {
     assert_eq!(ready.as_object().unwrap().len(), 4, "{ready}");
 
     let protocols = format!("shoppee.v1, ticket.{}", fixture.ticket(ANN));
-    let (mut socket, answer) = gateway.open("", &[("sec-websocket-protocol", &protocols)]).await.unwrap();
-    assert_eq!(answer["sec-websocket-protocol"], "shoppee.v1");
+    let (mut socket, response) = gateway.open("", &[("sec-websocket-protocol", &protocols)]).await.unwrap();
+    assert_eq!(response["sec-websocket-protocol"], "shoppee.v1");
     assert_eq!(socket.ready().await, (0, true));
 }
 
@@ -224,9 +224,9 @@ async fn a_token_of_another_user_closes_the_socket() {
     let mut socket = fixture.socket(0, ANN, "").await;
     for token in ["nonsense".to_owned(), fixture.ticket(ANN)] {
         socket.send_text(json!({"type": "auth", "content": {"access_token": token}}).to_string()).await;
-        let answer = socket.json().await;
+        let response = socket.json().await;
         assert_eq!(
-            (&answer["type"], &answer["content"]),
+            (&response["type"], &response["content"]),
             (&json!("error"), &json!({"code": "unauthenticated"}))
         );
     }
@@ -298,9 +298,9 @@ async fn invalid_messages_are_answered_until_the_limit() {
     assert_eq!((&pong["type"], &pong["user_id"]), (&json!("pong"), &json!(ANN)));
     for nonsense in ["", "x", "{}", "[]", r#"{"type":"pong"}"#, r#"{"type":"auth"}"#, "null", "7"] {
         socket.send_text(nonsense).await;
-        let answer = socket.json().await;
+        let response = socket.json().await;
         assert_eq!(
-            (&answer["type"], &answer["content"]),
+            (&response["type"], &response["content"]),
             (&json!("error"), &json!({"code": "invalid_request"}))
         );
     }

@@ -78,9 +78,9 @@ async fn concurrent_requests_get_their_own_products() {
                 who.get(unknown).await.problem(404, "not_found");
                 assert_eq!(text(&admin.get(&gone).await.expect(200).body["status"]), "archived");
             } else {
-                let answer = who.get(&path(&products[number])).await.expect(200);
-                assert_eq!(answer.body["sku"], products[number]["sku"]);
-                assert!(!answer.header("etag").is_empty());
+                let response = who.get(&path(&products[number])).await.expect(200);
+                assert_eq!(response.body["sku"], products[number]["sku"]);
+                assert!(!response.header("etag").is_empty());
             }
         }
     }))
@@ -135,8 +135,8 @@ async fn concurrent_requests_share_calls() {
         }
     }))
     .await;
-    let made = calls.load(Ordering::Relaxed) - before;
-    assert!(made < PRODUCTS * REQUESTS / 2, "{made} calls for {} requests", PRODUCTS * REQUESTS);
+    let new_calls = calls.load(Ordering::Relaxed) - before;
+    assert!(new_calls < PRODUCTS * REQUESTS / 2, "{new_calls} calls for {} requests", PRODUCTS * REQUESTS);
 }
 
 /// Two services share the calls, and a write at one reaches the other shortly after.
@@ -166,13 +166,13 @@ async fn an_unavailable_service_fails_requests_fast() {
     let (mut shop, products) = shop().await;
     let guest = shop.guest().without_retries();
     shop.without_product_service(async |_| {
-        let answers = join_all((0..200).map(async |turn| {
+        let responses = join_all((0..200).map(async |turn| {
             let began = Instant::now();
-            let answer = guest.get(&path(&products[turn % PRODUCTS])).await;
+            let response = guest.get(&path(&products[turn % PRODUCTS])).await;
             assert!(began.elapsed() < Duration::from_millis(2500), "{:?}", began.elapsed());
-            answer.problem(503, "unavailable");
+            response.problem(503, "unavailable");
         }));
-        answers.await;
+        responses.await;
     })
     .await;
     eventually("the gateway recovers", || async { guest.get(&path(&products[0])).await.status == 200 }).await;

@@ -53,12 +53,12 @@ async fn an_account_registers_signs_in_and_ends_its_sessions() {
 async fn wait_until_ended<F: Future<Output = crate::shop::ApiResponse>>(ask: impl Fn() -> F) {
     let started = std::time::Instant::now();
     loop {
-        let answer = ask().await;
-        if answer.status == 401 {
-            answer.problem(401, "session_revoked");
+        let response = ask().await;
+        if response.status == 401 {
+            response.problem(401, "session_revoked");
             return;
         }
-        assert!(started.elapsed().as_millis() < 1000, "the session goes on: {}", answer.text);
+        assert!(started.elapsed().as_millis() < 1000, "the session goes on: {}", response.text);
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }
@@ -77,8 +77,8 @@ async fn all_sessions_end_at_once() {
 async fn an_admin_manages_users() {
     let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
-    let found = admin.get(&format!("/admin/users?q={}&role=user", ann.name)).await.expect(200).body;
-    assert_eq!((&found["items"][0]["id"], &found["next_cursor"]), (&json!(ann.id), &Value::Null));
+    let results = admin.get(&format!("/admin/users?q={}&role=user", ann.name)).await.expect(200).body;
+    assert_eq!((&results["items"][0]["id"], &results["next_cursor"]), (&json!(ann.id), &Value::Null));
     let path = format!("/admin/users/{}", ann.id);
     assert_eq!(admin.get(&path).await.expect(200).body["disabled"], false);
     assert_eq!(admin.patch(&path, &json!({"disabled": true})).await.expect(200).body["disabled"], true);
@@ -108,11 +108,11 @@ async fn the_catalogue_is_changed_and_read() {
         "category_id": hammers["id"], "image_url": "https://img.example/1.jpg",
         "attributes": {"grams": 450, "colours": ["red", null], "deep": {"a": 1.5}},
     });
-    let made = admin.post("/products", &product).await.expect(201);
-    let location = made.header("location").to_owned();
-    assert_eq!(location, format!("/api/v1/products/{}", made.body["id"]));
+    let created = admin.post("/products", &product).await.expect(201);
+    let location = created.header("location").to_owned();
+    assert_eq!(location, format!("/api/v1/products/{}", created.body["id"]));
     let shown = guest.get(location.strip_prefix("/api/v1").unwrap()).await.expect(200);
-    assert_eq!((&shown.body, shown.header("etag")), (&made.body, made.header("etag")));
+    assert_eq!((&shown.body, shown.header("etag")), (&created.body, created.header("etag")));
     assert_eq!(shown.body["attributes"], product["attributes"]);
     assert_eq!((text(&shown.body["currency"]), text(&shown.body["status"])), ("EUR", "active"));
     assert_eq!(shown.body["category"], json!({"id": hammers["id"], "slug": "hammers", "name": "Hammer"}));
@@ -126,21 +126,21 @@ async fn the_catalogue_is_changed_and_read() {
         let list = guest.get(&format!("/products{query}")).await.expect(200).body;
         assert_eq!(
             (&list["items"][0]["id"], &list["next_cursor"]),
-            (&made.body["id"], &Value::Null),
+            (&created.body["id"], &Value::Null),
             "{query}"
         );
     }
     assert_eq!(guest.get("/products?in_stock=false").await.expect(200).body["items"], json!([]));
     let search = "/products/search?q=hamer&category=tools";
     eventually("it is found", || async {
-        let found = guest.get(search).await;
-        found.status == 200 && found.body["total"] == 1
+        let results = guest.get(search).await;
+        results.status == 200 && results.body["total"] == 1
     })
     .await;
-    let found = guest.get(search).await.expect(200).body;
-    assert_eq!(found["items"][0]["id"], made.body["id"]);
-    assert_eq!((&found["total_is_exact"], &found["next_cursor"]), (&json!(true), &Value::Null));
-    assert_eq!(found.get("facets"), None);
+    let results = guest.get(search).await.expect(200).body;
+    assert_eq!(results["items"][0]["id"], created.body["id"]);
+    assert_eq!((&results["total_is_exact"], &results["next_cursor"]), (&json!(true), &Value::Null));
+    assert_eq!(results.get("facets"), None);
     let facets = &guest.get(&format!("{search}&sort=price_asc&facets=true")).await.expect(200).body["facets"];
     let count = |slug: &str, name: &str| json!({"slug": slug, "name": name, "count": 1});
     let expected = json!({
@@ -153,7 +153,7 @@ async fn the_catalogue_is_changed_and_read() {
         guest.get(&format!("/products/search?q=hammer&{odd}")).await.problem(400, "invalid_request");
     }
 
-    let path = format!("/products/{}", made.body["id"]);
+    let path = format!("/products/{}", created.body["id"]);
     let changed = admin.patch(&path, &json!({"price": 2500, "image_url": null})).await.expect(200).body;
     assert_eq!(
         (&changed["price"], &changed["image_url"], &changed["stock"]),
@@ -166,7 +166,7 @@ async fn the_catalogue_is_changed_and_read() {
         .await
         .problem(409, "out_of_stock");
     let batch = json!({"on_error": "continue", "items": [
-        {"sku": "HAM-1", "price": 1}, {"id": 999_999, "price": 1}, {"id": made.body["id"], "price": 2},
+        {"sku": "HAM-1", "price": 1}, {"id": 999_999, "price": 1}, {"id": created.body["id"], "price": 2},
     ]});
     let done = admin.post("/products/batch", &batch).await.expect(200).body;
     assert_eq!((&done["updated"], &done["failed"]), (&json!(1), &json!(2)));
@@ -195,9 +195,9 @@ async fn an_order_goes_from_the_cart_to_completion() {
     ann.delete(&line).await.expect(200);
 
     let new = json!({"shipping_address": address(), "expected_total": 2 * 1999});
-    let made = ann.post("/orders", &new).await.expect(201);
-    let (order, path) = (made.body.clone(), format!("/orders/{}", text(&made.body["id"])));
-    assert_eq!(made.header("location"), format!("/api/v1{path}"));
+    let created = ann.post("/orders", &new).await.expect(201);
+    let (order, path) = (created.body.clone(), format!("/orders/{}", text(&created.body["id"])));
+    assert_eq!(created.header("location"), format!("/api/v1{path}"));
     assert_eq!(
         (text(&order["status"]), &order["total"], &order["user_id"]),
         ("pending", &json!(3998), &json!(ann.id))

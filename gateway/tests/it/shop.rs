@@ -398,12 +398,13 @@ impl Person {
     async fn send(&self, request: reqwest::RequestBuilder) -> ApiResponse {
         let deadline = Instant::now() + UNAVAILABLE_TIMEOUT;
         loop {
-            let answer = send(request.try_clone().expect("a body in memory")).await;
-            let is_retryable = matches!(answer.status, 503 | 504) && !answer.header("retry-after").is_empty();
+            let response = send(request.try_clone().expect("a body in memory")).await;
+            let is_retryable =
+                matches!(response.status, 503 | 504) && !response.header("retry-after").is_empty();
             if !is_retryable || !self.retries_unavailable || Instant::now() > deadline {
-                return answer;
+                return response;
             }
-            eprintln!("repeated: {}", answer.text);
+            eprintln!("repeated: {}", response.text);
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }

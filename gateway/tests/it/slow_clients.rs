@@ -47,8 +47,8 @@ impl Http2 {
     pub async fn get(&mut self, path: &str) -> Option<Response<h2::RecvStream>> {
         let request = Request::get(format!("http://shop.test{path}")).body(()).expect("a request");
         let mut requests = self.requests.clone().ready().await.ok()?;
-        let (answer, _) = requests.send_request(request, true).ok()?;
-        answer.await.ok()
+        let (response, _) = requests.send_request(request, true).ok()?;
+        response.await.ok()
     }
 
     /// Sends a request whose body lacks its last byte.
@@ -60,10 +60,10 @@ impl Http2 {
             .body(())
             .expect("a request");
         let mut requests = self.requests.clone().ready().await.expect("open");
-        let (answer, mut sender) = requests.send_request(request, false).expect("sent");
+        let (response, mut sender) = requests.send_request(request, false).expect("sent");
         let part = Bytes::copy_from_slice(&body.as_bytes()[..body.len() - 1]);
         sender.send_data(part, false).expect("sent");
-        self.streams.push((answer, sender));
+        self.streams.push((response, sender));
     }
 }
 
@@ -81,22 +81,22 @@ async fn an_http2_client_that_reads_nothing_is_disconnected_after_the_send_timeo
     // With a window of one byte hyper passes the whole response to h2, which buffers it.
     for window in [0, 1] {
         let mut client = Http2::open(addr, window).await;
-        let mut answers = Vec::new();
-        while answers.len() < 20
-            && let Some(answer) = client.get("/openapi.json").await
+        let mut responses = Vec::new();
+        while responses.len() < 20
+            && let Some(response) = client.get("/openapi.json").await
         {
-            answers.push(answer);
+            responses.push(response);
         }
-        assert!(!answers.is_empty());
+        assert!(!responses.is_empty());
         expect_end(client.connection, &format!("a window of {window}")).await;
-        drop(answers);
+        drop(responses);
     }
     // A client that reads its responses stays connected past that time.
     let mut client = Http2::open(addr, 16 * 1024 * 1024).await;
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(2) {
-        let answer = client.get("/openapi.json").await.expect("a head");
-        let mut body = answer.into_body();
+        let response = client.get("/openapi.json").await.expect("a head");
+        let mut body = response.into_body();
         while let Some(data) = body.data().await {
             let length = data.expect("data").len();
             body.flow_control().release_capacity(length).expect("released");
@@ -112,10 +112,10 @@ async fn beyond_the_bound_of_unsent_bytes_the_largest_connection_is_closed() {
     let mut small = Http2::open(addr, 0).await;
     small.get("/api/v1/products").await.expect("a head");
     let mut large = Http2::open(addr, 0).await;
-    let mut answers = Vec::new();
-    while let Some(answer) = large.get("/openapi.json").await {
-        answers.push(answer);
-        assert!(answers.len() < 100, "it may ask for ever");
+    let mut responses = Vec::new();
+    while let Some(response) = large.get("/openapi.json").await {
+        responses.push(response);
+        assert!(responses.len() < 100, "the connection stays open");
     }
     expect_end(large.connection, "the one with the most").await;
     assert!(!small.connection.is_finished());
@@ -126,14 +126,14 @@ async fn beyond_the_bound_of_unsent_bytes_the_largest_connection_is_closed() {
 async fn a_connection_with_too_many_unsent_bytes_is_refused_further_requests() {
     let shop = TestShop::start().await;
     let mut client = Http2::open(shop.gateways[0].addr, 0).await;
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     loop {
-        let answer = client.get("/openapi.json").await.expect("a head");
-        if answer.status() == StatusCode::SERVICE_UNAVAILABLE {
+        let response = client.get("/openapi.json").await.expect("a head");
+        if response.status() == StatusCode::SERVICE_UNAVAILABLE {
             break;
         }
-        answers.push(answer);
-        assert!(answers.len() < 100, "it may ask for ever");
+        responses.push(response);
+        assert!(responses.len() < 100, "the connection stays open");
     }
     shop.guest().get("//openapi.json").await.expect(200);
 }
@@ -158,12 +158,12 @@ pub async fn post_without_the_last_byte(
 }
 
 /// Reads one response, without a body or with a known length.
-async fn read_answer(stream: &mut TcpStream) -> Option<String> {
+async fn read_response(stream: &mut TcpStream) -> Option<String> {
     let mut response = Vec::new();
     loop {
         let mut buffer = [0; 4096];
         let read =
-            tokio::time::timeout(STEP_TIMEOUT, stream.read(&mut buffer)).await.expect("an answer").ok()?;
+            tokio::time::timeout(STEP_TIMEOUT, stream.read(&mut buffer)).await.expect("a response").ok()?;
         response.extend_from_slice(&buffer[..read]);
         let text = String::from_utf8_lossy(&response);
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
@@ -190,16 +190,16 @@ async fn a_connection_outlives_the_header_timeout_between_requests_and_ends_afte
     for _ in 0..2 {
         for stream in [&mut idle, &mut half] {
             stream.write_all(ask).await.expect("open");
-            assert!(read_answer(stream).await.expect("an answer").starts_with("HTTP/1.1 200"));
+            assert!(read_response(stream).await.expect("a response").starts_with("HTTP/1.1 200"));
         }
-        http2.get("/healthz").await.expect("an answer");
+        http2.get("/healthz").await.expect("a response");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let begun = Instant::now();
     half.write_all(&ask[..20]).await.expect("open");
-    assert_eq!(read_answer(&mut half).await, None, "half a head");
+    assert_eq!(read_response(&mut half).await, None, "half a head");
     assert!(begun.elapsed() < Duration::from_millis(1900), "{:?}", begun.elapsed());
-    assert_eq!(read_answer(&mut idle).await, None, "idle");
+    assert_eq!(read_response(&mut idle).await, None, "idle");
     expect_end(http2.connection, "an idle HTTP/2 connection").await;
     assert!(begun.elapsed() > Duration::from_millis(1900), "{:?}", begun.elapsed());
 }
@@ -224,17 +224,17 @@ async fn withheld_bodies_occupy_no_request_permits() {
         http2.push(connection);
     }
     // All requests were read: bodies beyond the limit of a caller were refused.
-    let refused = read_answer(&mut http1[49]).await.expect("an answer");
+    let refused = read_response(&mut http1[49]).await.expect("a response");
     assert!(refused.starts_with("HTTP/1.1 429") && refused.contains("rate_limited"), "{refused}");
-    let (answer, _) = http2[2].streams.pop().expect("a stream");
-    assert_eq!(answer.await.expect("an answer").status(), StatusCode::TOO_MANY_REQUESTS);
+    let (response, _) = http2[2].streams.pop().expect("a stream");
+    assert_eq!(response.await.expect("a response").status(), StatusCode::TOO_MANY_REQUESTS);
     for _ in 0..10 {
         ann.post("/cart/items", &item).await.expect(200);
         ann.get("/cart").await.expect(200);
     }
     // A body that stops arriving times out before the deadline of a whole one.
     let begun = Instant::now();
-    let late = read_answer(&mut http1[0]).await.expect("an answer");
+    let late = read_response(&mut http1[0]).await.expect("a response");
     assert!(late.starts_with("HTTP/1.1 408"), "{late}");
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     eventually("the caller may send bodies again", async || {
@@ -247,7 +247,7 @@ async fn withheld_bodies_occupy_no_request_permits() {
         );
         stream.write_all(head.as_bytes()).await.expect("open");
         stream.write_all(body.as_bytes()).await.expect("open");
-        read_answer(&mut stream).await.is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
+        read_response(&mut stream).await.is_some_and(|response| response.starts_with("HTTP/1.1 200"))
     })
     .await;
 }
@@ -262,7 +262,7 @@ async fn idle_connections_are_closed_for_new_ones() {
     }
     // On a connection of its own.
     let request = reqwest::get(format!("{}/healthz", shop.url(0)));
-    let answer = tokio::time::timeout(STEP_TIMEOUT, request).await.expect("in time").expect("an answer");
-    assert!(answer.status().is_success());
+    let response = tokio::time::timeout(STEP_TIMEOUT, request).await.expect("in time").expect("a response");
+    assert!(response.status().is_success());
     drop(idle);
 }

@@ -15,18 +15,18 @@ use crate::shop::{PASSWORD, TestShop, send, text};
 async fn exchange(shop: &TestShop, head: &str, last: &str) -> String {
     let mut stream = TcpStream::connect(shop.gateways[0].addr).await.expect("accepts");
     stream.write_all(head.as_bytes()).await.expect("sent");
-    let (mut answer, mut buffer) = (String::new(), [0; 4096]);
+    let (mut response, mut buffer) = (String::new(), [0; 4096]);
     let reading = async {
-        while !answer.contains(last) {
+        while !response.contains(last) {
             let read = stream.read(&mut buffer).await.expect("read");
             if read == 0 {
                 break;
             }
-            answer.push_str(&String::from_utf8_lossy(&buffer[..read]));
+            response.push_str(&String::from_utf8_lossy(&buffer[..read]));
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), reading).await.expect("an answer");
-    answer
+    tokio::time::timeout(Duration::from_secs(10), reading).await.expect("a response");
+    response
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -40,8 +40,8 @@ async fn a_client_that_refuses_identity_gets_an_unencoded_response() {
     let list = admin.get("/products").await.expect(200).body;
     for codings in ["identity;q=0", "*;q=0", "br", "gzip;q=0, identity;q=0"] {
         let request = |path: &str| admin.request(Method::GET, path).header("accept-encoding", codings);
-        let answer = send(request("/products")).await.expect(200);
-        assert_eq!((answer.header("content-encoding"), &answer.body), ("", &list), "{codings}");
+        let response = send(request("/products")).await.expect(200);
+        assert_eq!((response.header("content-encoding"), &response.body), ("", &list), "{codings}");
         send(request("/products?limit=0")).await.problem(400, "invalid_request");
     }
     let request = admin.request(Method::GET, "/products").header("accept-encoding", "gzip, identity;q=0");
@@ -73,8 +73,8 @@ async fn a_transfer_coding_below_the_chunks_is_refused() {
              Transfer-Encoding: {codings}\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
             body.len()
         );
-        let answer = exchange(&shop, &request, "request_id").await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{codings}: {answer}");
+        let response = exchange(&shop, &request, "request_id").await;
+        assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{codings}: {response}");
     }
 }
 
@@ -88,8 +88,8 @@ async fn an_unsupported_websocket_version_is_refused_with_the_supported_one() {
         .header("upgrade", "websocket")
         .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
         .header("sec-websocket-version", "8");
-    let answer = send(request).await.problem(400, "invalid_request");
-    assert_eq!(answer.header("sec-websocket-version"), "13");
+    let response = send(request).await.problem(400, "invalid_request");
+    assert_eq!(response.header("sec-websocket-version"), "13");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,8 +97,8 @@ async fn json_content_types_accept_any_parameters() {
     let shop = TestShop::start().await;
     for kind in ["application/json; charset=utf8", "application/json; profile=\"a;b\"; charset=UTF-8"] {
         let request = shop.guest().request(Method::POST, "/auth/login").header("content-type", kind);
-        let answer = send(request.body(r#"{"username":"x","password":"y"}"#)).await;
-        answer.problem(401, "invalid_credentials");
+        let response = send(request.body(r#"{"username":"x","password":"y"}"#)).await;
+        response.problem(401, "invalid_credentials");
     }
 }
 
@@ -169,8 +169,8 @@ async fn null_in_a_batch_row_clears_the_field() {
     let id = admin.post("/products", &product).await.expect(201).body["id"].clone();
     let batch = |row: Value| json!({"on_error": "abort", "items": [row]});
     let row = json!({"id": id, "category_id": null, "description": null});
-    let answer = admin.post("/products/batch", &batch(row)).await.expect(200).body;
-    assert_eq!(answer["updated"], 1);
+    let response = admin.post("/products/batch", &batch(row)).await.expect(200).body;
+    assert_eq!(response["updated"], 1);
     assert_eq!(admin.get(&format!("/products/{id}")).await.expect(200).body["category"], Value::Null);
     let refused = admin.post("/products/batch", &batch(json!({"id": id, "price": null}))).await;
     assert_eq!(refused.problem(400, "invalid_request").fields(), ["items[0].price"]);
