@@ -42,14 +42,14 @@ pub fn fingerprint(request: &impl Serialize) -> Vec<u8> {
 
 /// The stored row of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
+pub struct StoredResponse {
     pub fingerprint: Vec<u8>,
     /// The answer; empty if the effect has none.
     pub answer: Vec<u8>,
 }
 
 /// Returns the stored answer, or an error if the key was used for another request.
-pub fn replay(stored: Stored, fingerprint: &[u8]) -> Result<Vec<u8>, KeyReused> {
+pub fn replay(stored: StoredResponse, fingerprint: &[u8]) -> Result<Vec<u8>, KeyReused> {
     if stored.fingerprint == fingerprint { Ok(stored.answer) } else { Err(KeyReused) }
 }
 
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn an_answer_is_replayed_only_to_the_same_request() {
         let (one, other) = (fingerprint(&("add", 1)), fingerprint(&("add", 2)));
-        let stored = Stored { fingerprint: one.clone(), answer: vec![7] };
+        let stored = StoredResponse { fingerprint: one.clone(), answer: vec![7] };
         assert_eq!(replay(stored.clone(), &one), Ok(vec![7]));
         assert_eq!(replay(stored, &other), Err(KeyReused));
     }

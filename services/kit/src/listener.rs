@@ -83,7 +83,7 @@ impl Listener {
             && let Some(suppressed) = self.throttle.admit()
         {
             let addr = self.inner.local_addr().ok();
-            tracing::warn!(?addr, suppressed, "all connections are in use: further ones wait");
+            tracing::warn!(?addr, suppressed, "connection limit reached: further connections wait");
         }
         loop {
             // The semaphore is never closed.
@@ -210,8 +210,8 @@ mod tests {
         let mut read = [0; 3];
         connection.read_exact(&mut read).await.unwrap();
         assert_eq!(&read, b"PRI");
-        let began = Instant::now();
+        let started = Instant::now();
         let end = timeout(4 * HANDSHAKE_TIMEOUT, silent.read(&mut read)).await.expect("is closed");
-        assert!(end.is_ok_and(|length| length == 0) && began.elapsed() > HANDSHAKE_TIMEOUT / 2);
+        assert!(end.is_ok_and(|length| length == 0) && started.elapsed() > HANDSHAKE_TIMEOUT / 2);
     }
 }

@@ -223,7 +223,7 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
     if transient {
         let mut throttles = THROTTLES.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(suppressed) = throttles.entry(class).or_default().admit() {
-            tracing::warn!(class = class.description(), %error, suppressed, "PostgreSQL cannot do it now");
+            tracing::warn!(class = class.description(), %error, suppressed, "PostgreSQL is temporarily unavailable");
         }
     }
     transient

@@ -139,7 +139,7 @@ where
         tokio::time::sleep(shutdown_delay).await;
     }
     if tokio::time::timeout(DRAIN_TIMEOUT, tasks.stop()).await.is_err() {
-        tracing::warn!("not all had ended at the deadline");
+        tracing::warn!("drain timeout: some requests or tasks have not ended");
     }
     telemetry.shut_down();
     outcome

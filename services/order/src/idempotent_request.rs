@@ -3,7 +3,7 @@
 
 use prost::Message;
 use shoppee_kit::{
-    idempotency::{self, KEY_TTL, Stored},
+    idempotency::{self, KEY_TTL, StoredResponse},
     pg,
 };
 use sqlx::PgConnection;
@@ -75,7 +75,7 @@ impl IdempotentRequest {
 }
 
 impl Keyed {
-    fn replay<R: Message + Default>(&self, stored: Stored) -> Result<R, Error> {
+    fn replay<R: Message + Default>(&self, stored: StoredResponse) -> Result<R, Error> {
         let response = idempotency::replay(stored, &self.fingerprint).map_err(|_| Error::KeyReused)?;
         R::decode(response.as_slice()).map_err(|_| Error::Internal("an undecodable stored response"))
     }

@@ -66,7 +66,7 @@ impl Admission {
             permit
         } else {
             if let Some(suppressed) = self.throttle.admit() {
-                tracing::warn!(path, suppressed, "call refused: too many are at work");
+                tracing::warn!(path, suppressed, "call rejected: too many concurrent calls");
             }
             return Err(status::unavailable().into());
         };

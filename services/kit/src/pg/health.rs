@@ -156,7 +156,7 @@ impl Health {
         if offset.abs() <= MAX_CLOCK_OFFSET {
             self.clock_throttle.reset();
         } else if self.clock_throttle.admit().is_some() {
-            tracing::warn!(offset_seconds = offset, "the clock is not that of PostgreSQL");
+            tracing::warn!(offset_seconds = offset, "clock offset from PostgreSQL exceeds the maximum");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Idempotency keys of operations with one transaction: responses stored in the transaction of their effect.
 
-use shoppee_kit::idempotency::{MAX_RESPONSES_PER_USER, Stored};
+use shoppee_kit::idempotency::{MAX_RESPONSES_PER_USER, StoredResponse};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
@@ -14,7 +14,7 @@ pub async fn claim(
     fingerprint: &[u8],
     now: OffsetDateTime,
     expired_before: OffsetDateTime,
-) -> sqlx::Result<Option<Stored>> {
+) -> sqlx::Result<Option<StoredResponse>> {
     let result = sqlx::query!(
         "insert into orders.idempotent_request as stored (user_id, scope, key, fingerprint, answer, created_at)
          values ($1, $2, $3, $4, '', $5)
@@ -41,9 +41,9 @@ pub async fn find(
     conn: &mut PgConnection,
     key: &IdempotencyKey,
     expired_before: OffsetDateTime,
-) -> sqlx::Result<Option<Stored>> {
+) -> sqlx::Result<Option<StoredResponse>> {
     sqlx::query_as!(
-        Stored,
+        StoredResponse,
         "select fingerprint, answer from orders.idempotent_request
          where user_id = $1 and scope = $2 and key = $3 and created_at >= $4",
         key.user_id,

@@ -1,6 +1,6 @@
 //! Idempotency keys, their answers, and the progress of a batch.
 
-use shoppee_kit::idempotency::{KEY_TTL, MAX_RESPONSES_PER_USER, Stored};
+use shoppee_kit::idempotency::{KEY_TTL, MAX_RESPONSES_PER_USER, StoredResponse};
 use sqlx::{PgConnection, postgres::types::PgInterval};
 use uuid::Uuid;
 
@@ -43,9 +43,9 @@ pub async fn claim(conn: &mut PgConnection, key: &Key) -> sqlx::Result<bool> {
 }
 
 /// Returns the stored record of a key.
-pub async fn fetch(conn: &mut PgConnection, key: &Key) -> sqlx::Result<Option<Stored>> {
+pub async fn fetch(conn: &mut PgConnection, key: &Key) -> sqlx::Result<Option<StoredResponse>> {
     sqlx::query_as!(
-        Stored,
+        StoredResponse,
         "select fingerprint, answer from product.idempotency where user_id = $1 and scope = $2 and key = $3",
         key.user_id,
         key.scope,
