@@ -1,5 +1,5 @@
-//! A gRPC client for calls between services: lazily connected channels, requests with the caller's token, the trace and
-//! a deadline, the classification of failed calls, and the service's own access token.
+//! A gRPC client for calls between services. It provides lazily connected channels, requests with the caller's token, the
+//! trace and a deadline, the classification of failed calls, and the service's own access token.
 
 use std::{error::Error, iter::successors, sync::Arc, time::Duration};
 
@@ -15,8 +15,8 @@ use tonic::{
 
 use crate::{caller::authorize, load_balancer::LoadBalancer, status, telemetry};
 
-/// Bounds the TCP connect. A round trip takes a millisecond, so that a peer that has not accepted in this time is gone;
-/// a call then has time for a second address.
+/// Bounds the TCP connect. A round trip takes a millisecond, so that a peer that has not accepted in this time is gone. A
+/// call then has time for a second address.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
 /// Bounds the TLS handshake. It needs CPU time of the peer, which may be busy.
 pub(crate) const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);

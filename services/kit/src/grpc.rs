@@ -47,14 +47,14 @@ const MAX_DEADLINE: Duration = Duration::from_mins(1);
 /// The fraction of the caller's deadline after which the server answers, so that the caller receives the reason.
 const DEADLINE_FRACTION: f64 = 0.9;
 /// Bounds the connections; a calling process has one for each replica. A peer may send 1 MiB on each before it is read,
-/// which is hyper's default: with 256 KiB, a thousand concurrent calls broke their connection.
+/// which is hyper's default. With 256 KiB, a thousand concurrent calls broke their connection.
 pub const MAX_CONNECTIONS: usize = 128;
 /// The prefix of the message of prost's `DecodeError`.
 const DECODE_ERROR_PREFIX: &str = "failed to decode Protobuf message";
 /// Bounds the streams of one connection; a gateway has one connection per replica.
 const MAX_CONCURRENT_STREAMS: u32 = 1024;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
-/// The path prefix of health and reflection, which are exempt from admission control: a busy server is healthy, and a
+/// The path prefix of health and reflection, which are exempt from admission control. A busy server is healthy, and a
 /// reflection stream stays open while it is answered.
 const INFRASTRUCTURE_PREFIX: &str = "/grpc.";
 /// Bounds the metadata: a token, a trace, an idempotency key.

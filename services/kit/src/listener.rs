@@ -20,8 +20,8 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::{log_throttle::LogThrottle, tasks::Tasks};
 
-/// Bounds the time until a connection is usable: until its first byte, or until the end of the TLS handshake, which takes
-/// two round trips and a few milliseconds of CPU time.
+/// Bounds the time until a connection is usable: until its first byte, or until the end of the TLS handshake. A handshake
+/// takes two round trips and a few milliseconds of CPU time.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The delay after a failed accept, such as for lack of file descriptors.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);

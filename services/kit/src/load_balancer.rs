@@ -203,8 +203,8 @@ impl LoadBalancer {
     }
 
     /// Replaces the endpoints by those at `addresses`; connections to addresses that stay are kept. An address that
-    /// departed within the last minute returns with its connection, as unhealthy until its next check: name servers that
-    /// disagree alternately list and drop a dead address.
+    /// departed within the last minute returns with its connection, and is unhealthy until its next check. Name servers
+    /// that disagree list and drop a dead address alternately.
     fn update_endpoints(&self, addresses: BTreeMap<SocketAddr, Uri>) {
         let before = self.endpoints.load();
         if addresses.is_empty()

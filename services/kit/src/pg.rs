@@ -45,7 +45,7 @@ const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The parameters of every session. No statement takes a tenth of its timeout; the lock timeout equals the default
 /// deadline of a call. A statement sets them, as a connection pooler drops or refuses startup options.
 ///
-/// Just-in-time compilation is off: it takes seconds for a statement on partitioned tables whose cost is overestimated,
+/// Just-in-time compilation is off. It takes seconds for a statement on partitioned tables whose cost is overestimated,
 /// and saves milliseconds at most for statements that read few rows.
 const SESSION_PARAMETERS: &str = "set statement_timeout = '5s'; set lock_timeout = '2s'; \
     set idle_in_transaction_session_timeout = '5s'; set jit = off";

@@ -1,8 +1,8 @@
 //! A revocation list: the sessions that were revoked before their tokens expire (RFC 7009).
 //!
 //! The list is sharded: a look-up takes the lock of one shard, and an insertion changes one entry in place. The memory is
-//! bounded. A full list drops the half that expires first, and from then on rejects every token that expires no later, so
-//! that no revoked token becomes valid again; the affected clients refresh.
+//! bounded. A full list drops the half that expires first. From then on it rejects every token that expires no later, so
+//! that no revoked token becomes valid again. The affected clients refresh.
 
 use std::{
     collections::HashMap,

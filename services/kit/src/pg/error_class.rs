@@ -1,6 +1,6 @@
-//! The classification of PostgreSQL errors: maps each `sqlx::Error` and SQLSTATE to a class, which names it in logs,
-//! metrics and `/readyz` and tells whether it is transient. A new kind of error is added to [`ErrorClass`] and to its
-//! `match`.
+//! The classification of PostgreSQL errors: maps each `sqlx::Error` and SQLSTATE to a class. The class names the error in
+//! logs, metrics and `/readyz`, and tells whether it is transient. A new kind of error is added to [`ErrorClass`] and to
+//! its `match`.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! A connection pool with a short acquire timeout and a longer connect timeout: a connect continues in the background
+//! A connection pool with a short acquire timeout and a longer connect timeout. A connect continues in the background
 //! after the request that started it has given up.
 
 use std::{ops::Deref, sync::Arc};
