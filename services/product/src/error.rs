@@ -27,17 +27,17 @@ pub enum Error {
     VersionMismatch,
     #[error("out of stock")]
     OutOfStock(Vec<Shortage>),
-    #[error("a product is not for sale")]
+    #[error("a product is unknown or archived")]
     ProductUnavailable(Vec<Shortage>),
-    #[error("the hold is over")]
+    #[error("the hold was released or has expired")]
     HoldExpired,
-    #[error("the order holds something else")]
+    #[error("the hold of the order has other lines")]
     HoldMismatch,
     #[error("the idempotency key was used for another request")]
     KeyReused,
-    #[error("the same request is being worked on")]
+    #[error("the same request is in progress")]
     InProgress,
-    #[error("the hold was sold")]
+    #[error("the hold is committed")]
     HoldCommitted,
     /// A dependency does not answer, or the service is overloaded.
     #[error("unavailable")]

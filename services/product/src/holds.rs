@@ -1,7 +1,7 @@
 //! Stock holds for orders: hold, commit, release and expiry.
 //!
-//! Holds use group commit. A worker takes all waiting requests, decides them in memory under the locks of all
-//! their products, and writes them with a few statements in one transaction. A popular product therefore
+//! Holds use group commit. A worker takes all waiting requests and decides them in memory, under the locks of
+//! all their products. It writes them with a few statements in one transaction. A popular product therefore
 //! costs one row lock and one flush for hundreds of orders.
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -131,14 +131,14 @@ impl Holds {
         }
         let mut lines = store::hold::fetch_lines(&mut tx, &expired_ids).await?;
         store::stock::lock(&mut tx, &products(&lines)).await?;
-        let ended = store::hold::lock_expired(&mut tx, &expired_ids, now).await?;
-        lines.retain(|(order_id, _)| ended.binary_search(order_id).is_ok());
-        store::hold::set_state(&mut tx, &ended, HoldState::Expired, now).await?;
+        let expired = store::hold::lock_expired(&mut tx, &expired_ids, now).await?;
+        lines.retain(|(order_id, _)| expired.binary_search(order_id).is_ok());
+        store::hold::set_state(&mut tx, &expired, HoldState::Expired, now).await?;
         store::stock::apply(&mut tx, &movements(&lines, MovementKind::Release, 1), now).await?;
         let revisions = self.cache.revisions_before_stock_change(products(&lines)).await;
         tx.commit().await?;
         self.cache.invalidate_stock(revisions).await;
-        Ok(ended.len())
+        Ok(expired.len())
     }
 
     /// Measures the maximum share of a product's stock that unpaid orders hold: it shows abuse by accounts

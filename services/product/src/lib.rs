@@ -136,11 +136,11 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
 
     let verifier = Verifier::new(clock.clone());
     // This process holds no sockets: a revoked session is refused at its next call.
-    let (ended, _) = broadcast::channel(1);
-    verifier_sync::spawn(&process, auth, verifier.clone(), ended);
+    let (revoked, _) = broadcast::channel(1);
+    verifier_sync::spawn(&process, auth, verifier.clone(), revoked);
 
-    let stored = DatabaseClock::start(&pool, &process);
-    let holds = holds::Holds::start(pool.clone(), stored, cache.clone(), tasks);
+    let database_clock = DatabaseClock::start(&pool, &process);
+    let holds = holds::Holds::start(pool.clone(), database_clock, cache.clone(), tasks);
     let ready = readiness.serving();
     let measured_holds = holds.clone();
     worker::spawn(&process, "unpaid_share", UNPAID_SHARE_INTERVAL, ready.clone(), move || {

@@ -56,13 +56,13 @@ impl ChangeFeedService for ChangeFeed {
     async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let permit = self.watcher_permits.clone().try_acquire_owned().map_err(|_| status::unavailable())?;
         let (mut batches, shutdown) = (self.change_log.subscribe(), self.process.tasks.shutdown_token());
-        let (to, messages) = mpsc::channel(STREAM_BUFFER);
+        let (sender, messages) = mpsc::channel(STREAM_BUFFER);
         self.process.tasks.track(async move {
             let _permit = permit;
             let mut next = None;
             loop {
                 tokio::select! {
-                    slot = to.reserve() => match slot {
+                    slot = sender.reserve() => match slot {
                         Ok(slot) => slot.send(Ok(message(next.as_deref()))),
                         Err(_closed) => return,
                     },
@@ -74,7 +74,7 @@ impl ChangeFeedService for ChangeFeed {
                         Err(RecvError::Lagged(_)) => None,
                         Err(RecvError::Closed) => return,
                     },
-                    () = to.closed() => return,
+                    () = sender.closed() => return,
                     () = shutdown.cancelled() => return,
                 };
             }

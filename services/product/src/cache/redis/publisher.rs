@@ -55,9 +55,9 @@ impl Publisher {
     pub async fn run(&self, shutdown: &CancellationToken) {
         let failures = LogThrottle::default();
         while !shutdown.is_cancelled() {
-            let ended = self.serve(shutdown, &failures).await;
+            let result = self.serve(shutdown, &failures).await;
             self.redis.0.connection.store(None);
-            if let Err(error) = ended
+            if let Err(error) = result
                 && let Some(suppressed) = failures.admit()
             {
                 tracing::warn!(
