@@ -8,3 +8,4 @@ mod server_limits;
 mod start_matrix;
 mod tls;
 mod traces;
+mod vocabulary;
