@@ -7,7 +7,10 @@
 use std::{
     collections::{BTreeMap, HashMap},
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tantivy::{
@@ -26,6 +29,8 @@ use super::{
 
 /// The memory budget of the writer before it closes a segment: the minimum of tantivy. Bytes.
 const WRITER_MEMORY_BYTES: usize = 15_000_000;
+/// The generation of the next snapshot.
+static NEXT_GENERATION: AtomicU64 = AtomicU64::new(0);
 
 /// An active product as it is indexed.
 #[derive(Clone, Debug, Hash)]
@@ -153,7 +158,7 @@ pub struct Snapshot {
     pub fields: Fields,
     pub segments: Vec<Segment>,
     pub categories: Arc<CategoryTree>,
-    /// The number of the snapshot among those of its writer.
+    /// The number of the snapshot among those of the process, whichever writer made it.
     pub generation: u64,
 }
 
@@ -172,8 +177,6 @@ pub struct Writer {
     /// The indexed products with the fingerprints of their entries. Unchanged entries are not written again.
     entries: BTreeMap<i64, u64>,
     segments: HashMap<SegmentId, Segment>,
-    /// The number of snapshots so far.
-    generation: u64,
 }
 
 impl std::fmt::Debug for Writer {
@@ -201,7 +204,7 @@ impl Writer {
         let documents = index.writer_with_options(options)?;
         let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
         let (entries, segments) = (BTreeMap::new(), HashMap::new());
-        Ok(Self { fields, documents, reader, entries, segments, generation: 0 })
+        Ok(Self { fields, documents, reader, entries, segments })
     }
 
     /// Returns the number of products in the index, including uncommitted ones.
@@ -257,9 +260,9 @@ impl Writer {
             segments.insert(id, Segment::open(reader, self.segments.get(&id))?);
         }
         self.segments = segments;
-        self.generation += 1;
         let segments = self.segments.values().cloned().collect();
-        Ok(Snapshot { fields: self.fields, segments, categories, generation: self.generation })
+        let generation = NEXT_GENERATION.fetch_add(1, Ordering::Relaxed);
+        Ok(Snapshot { fields: self.fields, segments, categories, generation })
     }
 
     /// Reports whether segments were merged since the last snapshot, which still occupies the memory of the

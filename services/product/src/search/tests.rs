@@ -202,6 +202,11 @@ async fn a_repeated_query_returns_the_cached_result_until_the_index_changes() {
     writer.upsert(&[entry(2, &mut dice)]).unwrap();
     search.0.snapshot.store(Some(Arc::new(writer.commit(categories()).unwrap())));
     assert_eq!((first.total, lamp().await.unwrap().total), (1, 2));
+    // After a failure the indexer begins again with a new writer.
+    let mut rebuilt = Writer::open().unwrap();
+    rebuilt.upsert(&[3, 4, 5].map(|id| entry(id, &mut dice))).unwrap();
+    search.0.snapshot.store(Some(Arc::new(rebuilt.commit(categories()).unwrap())));
+    assert_eq!(lamp().await.unwrap().total, 3);
 }
 
 #[tokio::test]
