@@ -7,6 +7,7 @@ mod edge;
 mod envoy;
 mod load;
 mod memory;
+mod orders;
 mod search;
 mod servers;
 mod table;
@@ -31,6 +32,8 @@ enum Benchmark {
     Catalogue(catalogue::Options),
     /// The memory of a gateway without scrapes after 2 000 000 requests, compared with 200 000
     Memory(memory::Options),
+    /// Orders over the whole path, compared with pgbench that writes the same rows
+    Orders(orders::Options),
     /// The process of the baseline gRPC service
     #[command(hide = true)]
     BaselineService(baseline_grpc::ServiceOptions),
@@ -49,6 +52,7 @@ pub fn main() -> ExitCode {
             Benchmark::Edge(options) => edge::run(options).await,
             Benchmark::Catalogue(options) => catalogue::run(options).await,
             Benchmark::Memory(options) => memory::run(options).await,
+            Benchmark::Orders(options) => orders::run(options).await,
             Benchmark::BaselineService(options) => baseline_grpc::run_service(options).await,
             Benchmark::BaselineGateway(options) => baseline_grpc::run_gateway(options).await,
             Benchmark::BaselineHttp(options) => baseline_http::run(options).await,

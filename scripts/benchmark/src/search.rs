@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     load::{Target, processor_seconds},
-    servers::{RunningSystem, resident_mib},
+    servers::{RunningSystem, child_pids, resident_mib},
 };
 
 /// The interval between searches of the latency measurement: far below the capacity of the shop.
@@ -188,21 +188,6 @@ async fn build_mix(http: &Client, shop: &str) -> anyhow::Result<Mix> {
         ("two Chinese characters", ["茶杯", "陶瓷", "红色", "毫升"].map(str::to_owned).to_vec()),
         ("five common words", five.collect()),
     ])
-}
-
-/// Returns the child processes of a process.
-fn child_pids(parent: u32) -> anyhow::Result<Vec<u32>> {
-    let mut children = Vec::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
-        // The process may have exited meanwhile.
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let parent_field = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
-        if parent_field.and_then(|field| field.parse().ok()) == Some(parent) {
-            children.push(pid);
-        }
-    }
-    Ok(children)
 }
 
 fn gauge(metrics: &str, name: &str) -> f64 {

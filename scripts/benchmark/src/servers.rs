@@ -213,3 +213,18 @@ pub fn resident_mib(pid: u32) -> anyhow::Result<f64> {
     let kib: f64 = kib.trim().trim_end_matches(" kB").parse()?;
     Ok(kib / 1024.0)
 }
+
+/// Returns the child processes of a process.
+pub fn child_pids(parent: u32) -> anyhow::Result<Vec<u32>> {
+    let mut children = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
+        // The process may have exited meanwhile.
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let parent_field = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+        if parent_field.and_then(|field| field.parse().ok()) == Some(parent) {
+            children.push(pid);
+        }
+    }
+    Ok(children)
+}
