@@ -902,11 +902,11 @@ export interface components {
             product_id: number;
             /**
              * Format: int64
-             * @description 1..1000; at most 1000 in the line after it.
+             * @description 1..1000; the line has at most 1000 afterwards.
              */
             quantity: number;
         };
-        /** @description Where an order is sent. */
+        /** @description The shipping address of an order. */
         Address: {
             /** @description One line of 1..200 characters. */
             recipient: string;
@@ -925,7 +925,7 @@ export interface components {
             /** @description One line of 1..40 characters. */
             phone: string | null;
         };
-        /** @description Where an order is sent. */
+        /** @description The shipping address of an order. */
         AddressInput: {
             /** @description One line of 1..200 characters. */
             recipient: string;
@@ -947,7 +947,7 @@ export interface components {
         AdjustStockRequest: {
             /**
              * Format: int64
-             * @description What comes in, or goes out where it is negative: -10^9..10^9, never 0.
+             * @description The change of the stock: -10^9..10^9, not 0.
              */
             delta: number;
             /** @description For the ledger: one line of 1..500 characters. */
@@ -985,23 +985,23 @@ export interface components {
             updated: number;
             /**
              * Format: int64
-             * @description Rows that broke a rule, or were not done.
+             * @description Rows that failed, or were not processed.
              */
             failed: number;
-            /** @description One a row, in the order given. */
+            /** @description One per row, in the order of the request. */
             results: components["schemas"]["ProductChangeResult"][];
         };
         CancelOrderRequest: {
             /** @description One line of 1..500 characters. */
             reason?: string | null;
         };
-        /** @description What somebody is about to order. */
+        /** @description The cart of a user. */
         Cart: {
             /** @description At most 100 lines. */
             items: components["schemas"]["CartItem"][];
             /**
              * Format: int64
-             * @description Minor units, live prices.
+             * @description Minor units, at current prices.
              */
             total: number;
             /** @description ISO 4217. */
@@ -1009,7 +1009,7 @@ export interface components {
             /** Format: date-time */
             updated_at: string;
         };
-        /** @description A line of a cart, with the product as it is now. */
+        /** @description A line of a cart, with the current data of the product. */
         CartItem: {
             /** Format: int64 */
             product_id: number;
@@ -1030,14 +1030,14 @@ export interface components {
              * @description Minor units: `unit_price` times `quantity`.
              */
             line_total: number;
-            /** @description Whether that quantity can be bought now. */
+            /** @description True if this quantity is in stock. */
             available: boolean;
         };
-        /** @description A place in the catalogue's tree. */
+        /** @description A category in the tree of the catalogue. */
         Category: {
             /** Format: int64 */
             id: number;
-            /** @description Stands for it in addresses; 1..64 of a-z 0-9 -. */
+            /** @description Identifies the category in URLs; 1..64 of a-z 0-9 -. */
             slug: string;
             /** @description 1..100 characters. */
             name: string;
@@ -1047,14 +1047,14 @@ export interface components {
              */
             parent_id: number | null;
         };
-        /** @description A category, and how many of the products the filter `category` leaves. */
+        /** @description A category, and the number of results that the filter `category` would leave. */
         CategoryFacet: {
             slug: string;
             name: string;
             /** Format: int64 */
             count: number;
         };
-        /** @description The category a product stands in. */
+        /** @description The category of a product. */
         CategoryRef: {
             /** Format: int64 */
             id: number;
@@ -1099,7 +1099,7 @@ export interface components {
             expected_total?: number | null;
         };
         CreateProductRequest: {
-            /** @description 1..64 of A-Z a-z 0-9 _ . -; unique as it is written. */
+            /** @description 1..64 of A-Z a-z 0-9 _ . -; unique, case-sensitive. */
             sku: string;
             /** @description One line of 1..200 characters. */
             name: string;
@@ -1178,7 +1178,7 @@ export interface components {
         ListOrderEventsResponse: {
             /** @description All of them, at most four. */
             items: components["schemas"]["OrderHistoryEvent"][];
-            /** @description Always none: the list is whole. */
+            /** @description Always absent: the list is complete. */
             next_cursor: string | null;
         };
         ListOrdersResponse: {
@@ -1216,7 +1216,7 @@ export interface components {
         };
         /** @enum {string} */
         OnError: "continue" | "abort";
-        /** @description What somebody ordered, at the prices of that moment. */
+        /** @description An order, at the prices of its creation. */
         Order: {
             /**
              * Format: uuid
@@ -1239,16 +1239,16 @@ export interface components {
             payment: components["schemas"]["Payment"];
             /** @description Null until it is shipped. */
             shipment: components["schemas"]["Shipment"] | null;
-            /** @description Of a cancelled order, where one was given; at most 500 characters. */
+            /** @description The reason of a cancelled order, if one was given; at most 500 characters. */
             cancel_reason: string | null;
             /**
              * Format: date-time
-             * @description When an unpaid order runs out.
+             * @description The time at which an unpaid order expires.
              */
             expires_at: string;
             /**
              * Format: int64
-             * @description Grows with each step.
+             * @description Grows with each status change.
              */
             version: number;
             /** Format: date-time */
@@ -1307,11 +1307,11 @@ export interface components {
             /** Format: int64 */
             seq: number;
         };
-        /** @description A step an order took. */
+        /** @description A status change in the history of an order. */
         OrderHistoryEvent: {
             /**
              * Format: int64
-             * @description Per user, over all orders, in the order they happened.
+             * @description The sequence number of the user's events over all orders, in their order of commit.
              */
             seq: number;
             status: components["schemas"]["OrderStatus"];
@@ -1319,12 +1319,12 @@ export interface components {
             previous_status: components["schemas"]["OrderStatus"] | null;
             /** Format: date-time */
             at: string;
-            /** @description In whose right. */
+            /** @description The actor that changed the status. */
             actor: components["schemas"]["Actor"];
             /** @description At most 500 characters. */
             reason?: string;
         };
-        /** @description A line of an order, frozen. */
+        /** @description A line of an order, with the product data at its creation. */
         OrderItem: {
             /** Format: int64 */
             product_id: number;
@@ -1346,7 +1346,7 @@ export interface components {
              */
             line_total: number;
         };
-        /** @description A product, and how many of it. */
+        /** @description A line of an order request: a product and its quantity. */
         OrderLineInput: {
             /** Format: int64 */
             product_id: number;
@@ -1360,14 +1360,14 @@ export interface components {
         OrderStatus: "pending" | "paid" | "shipped" | "completed" | "cancelled";
         PayOrderRequest: {
             /**
-             * @description Stands for the customer's means of payment. In the sandbox: tok_ok, tok_declined, tok_insufficient_funds, tok_slow.
+             * @description The token of the customer's payment method. In the sandbox: tok_ok, tok_declined, tok_insufficient_funds, tok_slow.
              * @example tok_ok
              * @example tok_declined
              * @example tok_insufficient_funds
              */
             payment_token: string;
         };
-        /** @description What became of the money. */
+        /** @description The payment of an order. */
         Payment: {
             status: components["schemas"]["PaymentStatus"];
             /** Format: date-time */
@@ -1414,7 +1414,7 @@ export interface components {
              */
             time: number;
         };
-        /** @description A range of prices, and how many of the products it has. */
+        /** @description A price range, and its number of results. */
         PriceFacet: {
             /**
              * Format: int64
@@ -1429,11 +1429,11 @@ export interface components {
             /** Format: int64 */
             count: number;
         };
-        /** @description What the shop sells. */
+        /** @description A product of the shop. */
         Product: {
             /** Format: int64 */
             id: number;
-            /** @description The shop's own number for it, unique as it is written; 1..64 characters. */
+            /** @description The stock-keeping unit: unique, case-sensitive; 1..64 characters. */
             sku: string;
             /** @description 1..200 characters. */
             name: string;
@@ -1449,13 +1449,13 @@ export interface components {
             currency: string;
             /**
              * Format: int64
-             * @description What can be bought now.
+             * @description The available stock.
              */
             stock: number;
             status: components["schemas"]["ProductStatus"];
             /** @description http or https, at most 2048 bytes. */
             image_url: string | null;
-            /** @description Whatever else the shop says about it: colours, sizes, weights. */
+            /** @description Free attributes, such as colours, sizes, weights. */
             attributes: {
                 [key: string]: unknown;
             };
@@ -1482,12 +1482,12 @@ export interface components {
             price?: number;
             /**
              * Format: int64
-             * @description Sets what can be bought now, 0..10^9; not together with `stock_delta`.
+             * @description Sets the available stock, 0..10^9; not together with `stock_delta`.
              */
             stock?: number;
             /**
              * Format: int64
-             * @description Added to what can be bought now: -10^9..10^9, never 0. With `version`, sending the row again is harmless: once it is done, the product has another one.
+             * @description Adds to the available stock: -10^9..10^9, not 0. With `version`, repeating the row is safe: the version changes once it is applied.
              */
             stock_delta?: number;
             /** @description One line of 1..200 characters. */
@@ -1499,15 +1499,15 @@ export interface components {
             status?: components["schemas"]["ProductStatus"];
             /**
              * Format: int64
-             * @description The row fails where the product has another one.
+             * @description The row fails if the product has another version.
              */
             version?: number;
         };
-        /** @description What became of one row. */
+        /** @description The result of one row. */
         ProductChangeResult: {
             /**
              * Format: int64
-             * @description The row's place in the request, from 0.
+             * @description The index of the row in the request, from 0.
              */
             index: number;
             /**
@@ -1518,10 +1518,10 @@ export interface components {
             status: components["schemas"]["RowStatus"];
             /**
              * Format: int64
-             * @description The product's, after the row.
+             * @description The version of the product after the row.
              */
             version?: number;
-            /** @description Of a failed row. */
+            /** @description The error of a failed row. */
             error?: components["schemas"]["RowError"];
         };
         /** @enum {string} */
@@ -1562,29 +1562,29 @@ export interface components {
         RefreshRequest: {
             /**
              * Format: password
-             * @description The newest one of the session.
+             * @description The latest refresh token of the session.
              */
             refresh_token: string;
         };
-        /** @description A line that an order is refused for. In `lines` of the metadata of google.rpc.ErrorInfo, as a list in JSON; a member of the same name in a REST problem. */
+        /** @description A line for which an order is refused. The metadata of google.rpc.ErrorInfo has a JSON list of them in `lines`, a REST problem a member of the same name. */
         RefusedLine: {
             /** Format: int64 */
             product_id: number;
-            /** @description Absent where no product has the id. */
+            /** @description Absent if no product has the id. */
             sku: string | null;
             /**
              * Format: int64
-             * @description The quantity asked for.
+             * @description The requested quantity.
              */
             requested: number;
             /**
              * Format: int64
-             * @description What can be bought now.
+             * @description The available stock.
              */
             available: number;
             /**
              * Format: int64
-             * @description With PRICE_CHANGED: what one costs now, in minor units.
+             * @description With PRICE_CHANGED: the current unit price, in minor units.
              */
             unit_price?: number;
             /** @description With OUT_OF_STOCK: an unpaid order of the caller's own that holds units of the product. */
@@ -1606,20 +1606,20 @@ export interface components {
         };
         /** @enum {string} */
         Role: "user" | "admin";
-        /** @description Why a row failed. */
+        /** @description The error of a row. */
         RowError: {
-            /** @description A code as problems have it. */
+            /** @description A code of a problem. */
             code: string;
             message: string;
         };
         /** @enum {string} */
         RowStatus: "updated" | "unchanged" | "failed" | "skipped";
-        /** @description The kinds of products that a search found. */
+        /** @description The facets of a search result. */
         SearchFacets: {
             /** @description The 100 largest, the largest first; a product counts in its category and in all above. */
             category: components["schemas"]["CategoryFacet"][];
             in_stock: components["schemas"]["StockFacet"];
-            /** @description The cheapest first, without ranges that have no product. */
+            /** @description The cheapest first; empty ranges are omitted. */
             price: components["schemas"]["PriceFacet"][];
         };
         SearchProductsResponse: {
@@ -1629,12 +1629,12 @@ export interface components {
             next_cursor: string | null;
             /**
              * Format: int64
-             * @description Products on all pages.
+             * @description The number of products on all pages.
              */
             total: number;
-            /** @description Always where `total` is at most 10 000. Where it is not, there are more than `total`. */
+            /** @description True if `total` is exact, as it always is up to 10 000. If false, there are more products than `total`. */
             total_is_exact: boolean;
-            /** @description Of all pages; only where the request asks for it. */
+            /** @description The facets of all pages; only if the request sets `facets`. */
             facets?: components["schemas"]["SearchFacets"];
         };
         /** @enum {string} */
@@ -1655,9 +1655,9 @@ export interface components {
              * @description The last sign-in or refresh.
              */
             last_used_at: string;
-            /** @description What the device called itself when it signed in; at most 256 characters. */
+            /** @description The user agent at the sign-in; at most 256 characters. */
             user_agent: string;
-            /** @description Whether it is the caller's own. */
+            /** @description True for the session of the caller's token. */
             current: boolean;
         };
         SetCartItemRequest: {
@@ -1673,7 +1673,7 @@ export interface components {
             /** @description One line of 1..100 characters. */
             tracking_number: string;
         };
-        /** @description On its way. */
+        /** @description The shipment of an order. */
         Shipment: {
             /** @description At most 100 characters. */
             carrier: string;
@@ -1682,14 +1682,14 @@ export interface components {
             /** Format: date-time */
             shipped_at: string;
         };
-        /** @description How many of the products the filter `in_stock` leaves. */
+        /** @description The number of results that each value of the filter `in_stock` would leave. */
         StockFacet: {
             /** Format: int64 */
             true: number;
             /** Format: int64 */
             false: number;
         };
-        /** @description What a session is used with. */
+        /** @description The tokens of a session. */
         Tokens: {
             /** @description A JWT; goes into `Authorization: Bearer …`. */
             access_token: string;
@@ -1700,14 +1700,14 @@ export interface components {
             token_type: "Bearer";
             /**
              * Format: int64
-             * @description Seconds that the access token is good.
+             * @description The lifetime of the access token, in seconds.
              */
             expires_in: number;
-            /** @description Good once, for the next pair of tokens. */
+            /** @description Valid once: exchanged for the next pair of tokens. */
             refresh_token: string;
             /**
              * Format: int64
-             * @description Seconds that the refresh token is good.
+             * @description The lifetime of the refresh token, in seconds.
              */
             refresh_expires_in: number;
             user: components["schemas"]["User"];
@@ -1726,7 +1726,7 @@ export interface components {
         };
         /** @description What changes; a field that is absent stays as it is. */
         UpdateProductRequest: {
-            /** @description 1..64 of A-Z a-z 0-9 _ . -; unique as it is written. */
+            /** @description 1..64 of A-Z a-z 0-9 _ . -; unique, case-sensitive. */
             sku?: string;
             /** @description One line of 1..200 characters. */
             name?: string;
@@ -1756,12 +1756,12 @@ export interface components {
             status?: components["schemas"]["ProductStatus"];
         };
         UpdateUserRequest: {
-            /** @description Absent: as it is. */
+            /** @description Absent: unchanged. */
             role?: components["schemas"]["Role"] | null;
-            /** @description Whether signing in is refused; absent: as it is. */
+            /** @description True if sign-in is disabled; absent: unchanged. */
             disabled?: boolean | null;
         };
-        /** @description Somebody who has an account. */
+        /** @description A user account. */
         User: {
             /** Format: int64 */
             id: number;
@@ -1775,16 +1775,16 @@ export interface components {
             role: components["schemas"]["Role"];
             /** Format: date-time */
             created_at: string;
-            /** @description Only in answers to an admin. */
+            /** @description Only in responses to an admin. */
             disabled?: boolean;
         };
-        /** @description Opens one socket. */
+        /** @description A one-time ticket that opens one socket. */
         WsTicket: {
             /** @description Offered as the subprotocol `ticket.<ticket>`. */
             ticket: string;
             /**
              * Format: int64
-             * @description Seconds that it is good.
+             * @description The lifetime of the ticket, in seconds.
              */
             expires_in: number;
         };
@@ -2656,7 +2656,7 @@ export interface operations {
         parameters: {
             query?: {
                 /**
-                 * @description Part of a username or e-mail, 1..254 characters. A page looks at a bounded number of accounts for it: it may have fewer users than `limit`, or none, and a next page.
+                 * @description Part of a username or e-mail, 1..254 characters. A page scans a bounded number of accounts: it may have fewer users than `limit`, or none, and still a next page.
                  * @example ann
                  */
                 q?: string;
@@ -2813,13 +2813,13 @@ export interface operations {
     listProducts: {
         parameters: {
             query?: {
-                /** @description A slug; its descendants count too. */
+                /** @description A slug; includes the products of its descendants. */
                 category?: string;
                 /** @description Minor units, inclusive, at least 0. */
                 min_price?: number;
                 /** @description Minor units, inclusive, at least 0. */
                 max_price?: number;
-                /** @description True: only what can be bought now; false: only the others. */
+                /** @description True: only products in stock; false: only products out of stock. */
                 in_stock?: boolean;
                 sort?: components["schemas"]["ProductSort"];
                 /** @description 1..100, 20 where absent. */
@@ -3010,13 +3010,13 @@ export interface operations {
                  * @example casserole
                  */
                 q: string;
-                /** @description A slug; its descendants count too. */
+                /** @description A slug; includes the products of its descendants. */
                 category?: string;
                 /** @description Minor units, inclusive, at least 0. */
                 min_price?: number;
                 /** @description Minor units, inclusive, at least 0. */
                 max_price?: number;
-                /** @description True: only what can be bought now; false: only the others. */
+                /** @description True: only products in stock; false: only products out of stock. */
                 in_stock?: boolean;
                 /** @description 1..100, 20 where absent. */
                 limit?: number;
@@ -3024,7 +3024,7 @@ export interface operations {
                 cursor?: string;
                 /** @description Absent: by relevance. */
                 sort?: components["schemas"]["SearchSort"];
-                /** @description True: `facets` is answered too. */
+                /** @description True: the response has `facets`. */
                 facets?: boolean;
             };
             header?: never;
