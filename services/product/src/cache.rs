@@ -37,7 +37,7 @@ use crate::{
 const MAX_CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// The weight of an entry besides its texts and its rendered form. Bytes.
 const ENTRY_OVERHEAD_BYTES: usize = 1024;
-/// The lifetime of a negative entry: the product does not exist.
+/// The lifetime of an entry of the negative cache: the product does not exist.
 const NEGATIVE_TTL: Duration = Duration::from_secs(5);
 /// The time for which concurrent requests share one read while memory is bypassed.
 const COALESCE_TTL: Duration = Duration::from_millis(20);
