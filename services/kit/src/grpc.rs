@@ -217,7 +217,8 @@ where
         };
         let trace = Trace::from_headers(span, request.headers());
         let identity = authenticate(&self.layer.verifier, request.headers());
-        let deadline = deadline(request.headers());
+        // One for the arrival of the request and for the handler.
+        let deadline = started + deadline(request.headers());
         // The service that was polled ready handles the call; its clone is polled for the next.
         let ready = self.inner.clone();
         let mut service = std::mem::replace(&mut self.inner, ready);
@@ -231,13 +232,13 @@ where
         let tasks = self.layer.process.tasks.clone();
 
         Box::pin(async move {
-            let admitted = tokio::time::timeout(deadline, admission.admit(request)).await;
+            let admitted = tokio::time::timeout_at(deadline, admission.admit(request)).await;
             let unavailable = || tonic::Status::from(status::unavailable());
             let outcome = match admitted.unwrap_or_else(|_elapsed| Err(unavailable())).map(call) {
                 // A handler that answers from memory completes at once and needs no task.
                 Ok(mut handler) => match (&mut handler).now_or_never() {
                     Some(outcome) => Ok(outcome),
-                    None => match tokio::time::timeout(deadline, tasks.track(handler)).await {
+                    None => match tokio::time::timeout_at(deadline, tasks.track(handler)).await {
                         Ok(joined) => Ok(joined.unwrap_or_else(|error| Err(Box::new(error)))),
                         Err(_elapsed) => Err(unavailable()),
                     },
@@ -350,7 +351,41 @@ fn code_name(code: Code) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use futures_util::stream;
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+
     use super::*;
+    use crate::{clock::Clock, readiness::Readiness, tasks::Tasks, tls::GrpcTls};
+
+    #[tokio::test]
+    async fn a_slow_request_and_a_slow_handler_share_one_deadline() {
+        let (tasks, _failures) = Tasks::new();
+        let (clock, readiness, tls) = (Clock::default(), Readiness::default(), GrpcTls::default());
+        let verifier = Verifier::new(clock.clone());
+        let process = Process { clock, tasks, readiness, tls };
+        let admission = Arc::new(Admission::new(LargeCalls::default()));
+        let handler = tower::service_fn(|_: Request<Body>| {
+            std::future::pending::<Result<Response<Body>, Infallible>>()
+        });
+        let mut server = CallLayer { verifier, process, admission }.layer(handler);
+        let late = stream::once(Box::pin(async {
+            tokio::time::sleep(Duration::from_millis(1200)).await;
+            Ok::<_, tonic::Status>(Frame::data(Bytes::from_static(b"request")))
+        }));
+        let request = Request::post("/shop.Shop/Wait")
+            .header("grpc-timeout", "2S")
+            .body(Body::new(StreamBody::new(late)))
+            .unwrap();
+        let started = Instant::now();
+        let response = server.call(request).await.unwrap();
+        let status = tonic::Status::from_header_map(response.headers()).unwrap();
+        assert_eq!(status.code(), Code::Unavailable);
+        // A deadline for each would end after 3 s.
+        let elapsed = started.elapsed();
+        assert!((1800..2700).contains(&elapsed.as_millis()), "{elapsed:?}");
+    }
 
     fn deadline_of(timeout: &str) -> Duration {
         let value = http::HeaderValue::from_str(timeout).unwrap();
