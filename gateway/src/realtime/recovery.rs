@@ -46,7 +46,7 @@ pub struct Unavailable;
 pub struct InitialState {
     /// The user's latest sequence number.
     pub seq: i64,
-    /// Whether `frames` holds all missed events.
+    /// True if `frames` holds all missed events.
     pub recovered: bool,
     pub frames: Frames,
 }

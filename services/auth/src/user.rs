@@ -18,7 +18,7 @@ pub async fn get(context: &AuthContext, id: i64) -> Result<Account, Error> {
     account::get(&mut conn, id).await?.ok_or(Error::NotFound("user"))
 }
 
-/// Changes the password of a caller who presents the current one, and revokes all other sessions.
+/// Changes the caller's password if the current one is correct, and revokes all other sessions.
 #[tracing::instrument(name = "auth.change_password", skip_all)]
 pub async fn change_password(
     context: &AuthContext,

@@ -116,7 +116,7 @@ pub async fn find_owner(
     Ok((owner, Requester { is_owner: owner == caller_id, is_admin: true }))
 }
 
-/// Returns an order to a caller who may read it.
+/// Returns an order if the caller may read it.
 pub async fn get_order(context: &OrderContext, caller: &Caller, id: Uuid) -> Result<wire::Order, Error> {
     let mut conn = context.pool.acquire().await?;
     let (owner, _) = find_owner(&mut conn, caller, id).await?;

@@ -46,8 +46,9 @@ impl Target {
         // Not a clap setting, which would be an argument too: other processes of the host can read arguments.
         let password = std::env::var_os("ADMIN_PASSWORD").unwrap_or_default();
         let password = password.into_string().ok().filter(|password| !password.is_empty());
-        let password = password
-            .with_context(|| format!("ADMIN_PASSWORD is not set: {admin}, who ships the order, needs it"))?;
+        let password = password.with_context(|| {
+            format!("ADMIN_PASSWORD is not set: the demo signs in as {admin} to ship the order")
+        })?;
         check(&rest).await?;
         if socket != rest {
             check(&socket).await?;

@@ -12,7 +12,7 @@ fn the_demo_runs_against_the_addresses_of_a_deployed_shop() {
 
     let without = Checkout::new("without").with("ADMIN_PASSWORD", String::new());
     let output = without.fails("demo", &["--url", one]);
-    assert_eq!(output, "ADMIN_PASSWORD is not set: admin, who ships the order, needs it");
+    assert_eq!(output, "ADMIN_PASSWORD is not set: the demo signs in as admin to ship the order");
 
     let wrong = Checkout::new("wrong").with("ADMIN_PASSWORD", "not this one".to_owned());
     let output = wrong.fails("demo", &["--url", one]);

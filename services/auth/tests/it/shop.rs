@@ -1,4 +1,4 @@
-//! A test fixture: a running auth service, and the people who call it.
+//! A test fixture: a running auth service and its callers.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! A test fixture: the three services on servers of their own, and the people who call them.
+//! A test fixture: the three services on servers of their own, and their callers.
 
 use std::{sync::Arc, time::Duration};
 
