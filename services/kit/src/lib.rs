@@ -16,6 +16,7 @@
 //! - [`testing`] (feature `testing`): test fixtures
 
 pub mod age;
+pub mod batch_queue;
 pub mod caller;
 pub mod client;
 pub mod clock;

@@ -208,6 +208,11 @@ pub(crate) async fn clock_timestamp(conn: &mut PgConnection) -> sqlx::Result<Off
     sqlx::query_scalar("select clock_timestamp()").fetch_one(conn).await
 }
 
+/// Returns whether a statement outside a transaction that failed by `error` may have been committed.
+pub fn may_have_committed(error: &sqlx::Error) -> bool {
+    ErrorClass::from_error(error).may_have_committed()
+}
+
 /// Returns whether a lock was not acquired in time.
 pub fn is_lock_timeout(error: &sqlx::Error) -> bool {
     ErrorClass::from_error(error) == ErrorClass::LockNotAvailable

@@ -102,6 +102,16 @@ impl ErrorClass {
         matches!(self, Self::ConnectionLost | Self::NotAccepting)
     }
 
+    /// Returns whether a statement that failed so may have been committed: its response was lost, or the failure says
+    /// too little. A server that shuts down may end a session between the commit and its response.
+    pub(super) fn may_have_committed(self) -> bool {
+        self.ends_connections()
+            || matches!(
+                self,
+                Self::TimedOut | Self::NodeLost | Self::Closing | Self::Protocol | Self::Tls | Self::Unknown
+            )
+    }
+
     fn from_io(error: &io::Error) -> Self {
         const KINDS: [(io::ErrorKind, ErrorClass); 4] = [
             (io::ErrorKind::ConnectionRefused, ErrorClass::ConnectionRefused),
