@@ -1,5 +1,5 @@
-//! Rate limits. [`policy`] is the table of policies. [`redis`] counts requests over all gateways; [`local`] counts
-//! those of this gateway while Redis is unavailable.
+//! Rate limits. [`policy`] is the table of policies. [`redis`] counts requests over all gateways. [`local`] follows its
+//! counters: it admits callers that are far from their limit, and counts alone while Redis is unavailable.
 
 mod client_ip;
 mod local;
@@ -98,7 +98,7 @@ pub struct RateLimiter {
     routes: Vec<(&'static str, Option<Arc<PolicySet>>)>,
     trusted_proxies: Vec<IpNet>,
     redis: redis::RedisLimiter,
-    local: local::LocalLimiter,
+    local: Arc<local::LocalLimiter>,
     start: Instant,
 }
 
@@ -119,14 +119,15 @@ impl RateLimiter {
                 matches!(policy.scope, Scope::Anonymous) || policy.scope == Scope::Route(route)
             })
         };
+        let (local, start) = (Arc::new(local::LocalLimiter::default()), Instant::now());
         Self {
             user: PolicySet::new(&policies, |policy| policy.scope == Scope::User),
             anonymous: PolicySet::new(&policies, |policy| policy.scope == Scope::Anonymous),
             routes: routes.map(|route| (route, route_set(route))).collect(),
             trusted_proxies: settings.trusted_proxies.iter().filter_map(|network| network.0).collect(),
-            redis: redis::RedisLimiter::start(redis, tasks),
-            local: local::LocalLimiter::default(),
-            start: Instant::now(),
+            redis: redis::RedisLimiter::start(redis, local.clone(), start, tasks),
+            local,
+            start,
         }
     }
 
@@ -172,14 +173,24 @@ impl RateLimiter {
         let Some(policies) = policies else {
             return Admission::default();
         };
-        let decisions = match self.redis.check(policies, key).await {
-            Some(decisions) => decisions,
-            None => self.local.check(&policies.policies, key, self.start.elapsed()),
-        };
+        let decisions = self.decide(policies, key).await;
         for ((allowed, refused), decision) in policies.counters.iter().zip(&decisions) {
             if decision.allowed { allowed } else { refused }.increment(1);
         }
         Admission(Some((policies.clone(), decisions)))
+    }
+
+    async fn decide(&self, policies: &Arc<PolicySet>, key: RateLimitKey) -> Vec<Decision> {
+        if !self.redis.is_open()
+            && let Some(decisions) = self.local.admit_uncounted(&policies.policies, key, self.start.elapsed())
+        {
+            self.redis.count_admitted(policies, key);
+            return decisions;
+        }
+        match self.redis.check(policies, key).await {
+            Some(decisions) => decisions,
+            None => self.local.check(&policies.policies, key, self.start.elapsed()),
+        }
     }
 }
 

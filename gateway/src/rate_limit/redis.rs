@@ -3,7 +3,7 @@
 //! for a Redis that does not answer.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -13,31 +13,30 @@ use std::{
 
 use fred::{clients::Client, interfaces::ClientLike as _, types::scripts::Script};
 use futures_util::future::try_join_all;
-use shoppee_kit::tasks::Tasks;
-use tokio::{
-    sync::{Mutex, mpsc, oneshot},
-    time::Instant,
+use shoppee_kit::{
+    batch_queue::{BatchQueue, Limits},
+    tasks::Tasks,
 };
+use tokio::time::Instant;
 
-use super::{Decision, PolicySet, RateLimitKey};
+use super::{Decision, PolicySet, RateLimitKey, local::LocalLimiter};
 
 const SCRIPT: &str = include_str!("gcra.lua");
 /// Bounds the wait of a request for Redis, which answers in under a millisecond.
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(200);
 /// The time for which the circuit breaker stays open; then one batch probes Redis.
 const BREAKER_OPEN_FOR: Duration = Duration::from_secs(1);
-/// Checks in one run of the script: Redis does nothing else meanwhile.
-const BATCH_SIZE: usize = 128;
-const MAX_IN_FLIGHT_BATCHES: usize = 2;
-/// Pending checks; the gateway counts further requests by itself.
-const QUEUE_CAPACITY: usize = 4096;
+/// A batch is one run of the script: Redis does nothing else meanwhile. Without room in the queue, the gateway counts by
+/// itself.
+const LIMITS: Limits = Limits { capacity: 4096, batch_size: 128, workers: 2 };
 
-/// A request that waits for its decisions.
-#[derive(Debug)]
-struct PendingCheck {
+/// A request to count.
+#[derive(Clone, Debug)]
+struct Check {
     policies: Arc<PolicySet>,
     key: RateLimitKey,
-    reply: oneshot::Sender<Option<Vec<Decision>>>,
+    /// True if the request is admitted already.
+    is_admitted: bool,
 }
 
 /// The buckets that a request is counted in. Requests with the same buckets are equal.
@@ -48,15 +47,25 @@ struct BucketKey {
     policies: usize,
 }
 
-impl From<&PendingCheck> for BucketKey {
-    fn from(check: &PendingCheck) -> Self {
+impl From<&Check> for BucketKey {
+    fn from(check: &Check) -> Self {
         Self { key: check.key, policies: Arc::as_ptr(&check.policies).addr() }
     }
 }
 
+/// Equal requests of a batch.
+#[derive(Debug)]
+struct Group {
+    policies: Arc<PolicySet>,
+    key: RateLimitKey,
+    /// The indexes in the batch: first the admitted requests, which Redis counts first.
+    requests: VecDeque<usize>,
+    admitted: u32,
+}
+
 #[derive(Debug)]
 pub struct RedisLimiter {
-    queue: mpsc::Sender<PendingCheck>,
+    queue: BatchQueue<Check, Option<Vec<Decision>>>,
     inner: Arc<Inner>,
 }
 
@@ -64,73 +73,96 @@ pub struct RedisLimiter {
 struct Inner {
     redis: Client,
     script: Script,
+    /// Follows the counters in Redis.
+    local: Arc<LocalLimiter>,
     start: Instant,
     /// The end of the circuit breaker's open state, in milliseconds since the start; 0 while it is closed.
     open_until: AtomicU64,
 }
 
 impl RedisLimiter {
-    pub fn start(redis: Client, tasks: &Tasks) -> Self {
-        let (queue, pending) = mpsc::channel(QUEUE_CAPACITY);
-        let script = Script::from_lua(SCRIPT);
-        let inner = Inner { redis, script, start: Instant::now(), open_until: AtomicU64::new(0) };
-        let (inner, pending) = (Arc::new(inner), Arc::new(Mutex::new(pending)));
-        for _ in 0..MAX_IN_FLIGHT_BATCHES {
-            let (inner, pending, shutdown) = (inner.clone(), pending.clone(), tasks.shutdown_token());
-            tasks.spawn("rate limits", async move {
-                tokio::select! {
-                    () = run_batches(&inner, &pending) => {}
-                    () = shutdown.cancelled() => {}
-                }
-                Ok(())
-            });
-        }
+    /// Starts the workers. The times that `local` is given begin at `start`.
+    pub fn start(redis: Client, local: Arc<LocalLimiter>, start: Instant, tasks: &Tasks) -> Self {
+        let inner = Arc::new(Inner {
+            redis,
+            script: Script::from_lua(SCRIPT),
+            local,
+            start,
+            open_until: AtomicU64::new(0),
+        });
+        let processor = inner.clone();
+        let queue = BatchQueue::start("rate limits", LIMITS, tasks, move |checks| {
+            let inner = processor.clone();
+            async move { inner.process(&checks).await }
+        });
         set_degraded(false);
         Self { queue, inner }
     }
 
-    /// Returns a decision per policy; `None` if Redis does not answer.
+    /// Counts a request and returns a decision per policy; `None` if Redis does not answer.
     pub async fn check(&self, policies: &Arc<PolicySet>, key: RateLimitKey) -> Option<Vec<Decision>> {
-        if self.inner.is_open() {
+        if self.is_open() {
             return None;
         }
-        let (reply, decisions) = oneshot::channel();
-        self.queue.try_send(PendingCheck { policies: policies.clone(), key, reply }).ok()?;
-        decisions.await.ok().flatten()
+        self.queue.submit(Check { policies: policies.clone(), key, is_admitted: false }).await?
+    }
+
+    /// Counts a request that `local` has admitted.
+    pub fn count_admitted(&self, policies: &Arc<PolicySet>, key: RateLimitKey) {
+        if !self.queue.defer(Check { policies: policies.clone(), key, is_admitted: true }) {
+            self.inner.local.record(&policies.policies, key, 1, None, self.inner.start.elapsed());
+        }
+    }
+
+    /// Reports whether the circuit breaker is open.
+    pub fn is_open(&self) -> bool {
+        self.inner.open_until.load(Ordering::Relaxed) > self.inner.now()
     }
 }
 
-async fn run_batches(inner: &Inner, pending: &Mutex<mpsc::Receiver<PendingCheck>>) {
-    let mut batch = Vec::with_capacity(BATCH_SIZE);
-    while pending.lock().await.recv_many(&mut batch, BATCH_SIZE).await > 0 {
-        let mut groups = HashMap::<BucketKey, Vec<PendingCheck>>::new();
-        for check in batch.drain(..) {
-            groups.entry(BucketKey::from(&check)).or_default().push(check);
+/// Groups equal requests.
+fn group(checks: &[Check]) -> Vec<Group> {
+    let mut groups = HashMap::<BucketKey, Group>::new();
+    for (index, check) in checks.iter().enumerate() {
+        let group = groups.entry(BucketKey::from(check)).or_insert_with(|| Group {
+            policies: check.policies.clone(),
+            key: check.key,
+            requests: VecDeque::new(),
+            admitted: 0,
+        });
+        if check.is_admitted {
+            group.requests.push_front(index);
+            group.admitted += 1;
+        } else {
+            group.requests.push_back(index);
         }
-        inner.process(groups.into_values().collect()).await;
     }
+    groups.into_values().collect()
 }
 
 impl Inner {
-    /// Sends each request of the groups its decisions. The requests of a group are equal.
-    async fn process(&self, groups: Vec<Vec<PendingCheck>>) {
+    /// Returns the decisions on each request of a batch.
+    async fn process(&self, checks: &[Check]) -> Vec<Option<Vec<Decision>>> {
+        let groups = group(checks);
         let decisions = if self.try_half_open() { self.decide(&groups).await } else { None };
+        let mut responses = vec![None; checks.len()];
         let mut decisions = decisions.into_iter().flatten();
-        for group in groups {
+        for Group { policies, key, requests, admitted } in groups {
             let decision = decisions.next();
-            for (index, check) in (0..).zip(group) {
-                // The receiver is gone if the client hung up.
-                let _ = check.reply.send(decision.as_ref().map(|decision| decision.to_decisions(index)));
+            let resets = decision.as_ref().map(BatchDecision::resets);
+            let now = self.start.elapsed();
+            self.local.record(&policies.policies, key, admitted, resets.as_deref(), now);
+            for (position, index) in (0..).zip(requests) {
+                if let Some(response) = responses.get_mut(index) {
+                    *response = decision.as_ref().map(|decision| decision.to_decisions(position));
+                }
             }
         }
+        responses
     }
 
-    async fn decide(&self, groups: &[Vec<PendingCheck>]) -> Option<Vec<BatchDecision>> {
-        let entries = groups.iter().filter_map(|group| {
-            let PendingCheck { policies, key, .. } = group.first()?;
-            Some(BatchEntry { policies, key: *key, requests: group.len() })
-        });
-        match self.run_script(&entries.collect::<Vec<_>>()).await {
+    async fn decide(&self, groups: &[Group]) -> Option<Vec<BatchDecision>> {
+        match self.run_script(groups).await {
             Ok(decisions) => {
                 if self.open_until.swap(0, Ordering::Relaxed) != 0 {
                     tracing::info!("Redis answers again: rate limits hold over all gateways");
@@ -148,11 +180,6 @@ impl Inner {
         }
     }
 
-    /// Reports whether the circuit breaker is open.
-    fn is_open(&self) -> bool {
-        self.open_until.load(Ordering::Relaxed) > self.now()
-    }
-
     /// Reports whether a batch may go to Redis: each while the breaker is closed, one probe per open period otherwise.
     fn try_half_open(&self) -> bool {
         let (until, now) = (self.open_until.load(Ordering::Relaxed), self.now());
@@ -165,20 +192,20 @@ impl Inner {
                     .is_ok())
     }
 
-    async fn run_script(&self, entries: &[BatchEntry<'_>]) -> anyhow::Result<Vec<BatchDecision>> {
+    async fn run_script(&self, groups: &[Group]) -> anyhow::Result<Vec<BatchDecision>> {
         // A command would wait for a connection that is being made; a request does not.
         anyhow::ensure!(self.redis.is_connected(), "not connected");
         // In a cluster, all keys of one script run must be in one slot: those of one caller.
-        let size = if self.redis.is_clustered() { 1 } else { entries.len() };
-        let runs = try_join_all(entries.chunks(size).map(|entries| self.eval_script(entries)));
+        let size = if self.redis.is_clustered() { 1 } else { groups.len() };
+        let runs = try_join_all(groups.chunks(size).map(|groups| self.eval_script(groups)));
         Ok(tokio::time::timeout(REQUEST_TIMEOUT, runs).await??.into_iter().flatten().collect())
     }
 
-    async fn eval_script(&self, entries: &[BatchEntry<'_>]) -> anyhow::Result<Vec<BatchDecision>> {
+    async fn eval_script(&self, groups: &[Group]) -> anyhow::Result<Vec<BatchDecision>> {
         let (mut keys, mut arguments) = (Vec::new(), Vec::new());
-        for BatchEntry { policies, key, requests } in entries {
+        for Group { policies, key, requests, .. } in groups {
             let count = |of: usize| i64::try_from(of).unwrap_or_default();
-            arguments.extend([count(policies.policies.len()), count(*requests)]);
+            arguments.extend([count(policies.policies.len()), count(requests.len())]);
             for policy in &policies.policies {
                 // The braces put a caller's keys into one slot of a cluster.
                 keys.push(format!("rate:{{{key}}}:{}", policy.name));
@@ -190,7 +217,7 @@ impl Inner {
         let result: Vec<i64> = self.script.evalsha_with_reload(&self.redis, keys, arguments).await?;
         let mut result = result.into_iter();
         let decisions =
-            entries.iter().map(|entry| BatchDecision::parse(entry.policies.policies.len(), &mut result));
+            groups.iter().map(|group| BatchDecision::parse(group.policies.policies.len(), &mut result));
         decisions.collect::<Option<_>>().ok_or_else(|| anyhow::anyhow!("incomplete result of the script"))
     }
 
@@ -203,15 +230,7 @@ fn set_degraded(degraded: bool) {
     metrics::gauge!("rate_limit_degraded").set(if degraded { 1.0 } else { 0.0 });
 }
 
-/// A group of equal requests in a batch.
-#[derive(Clone, Copy)]
-struct BatchEntry<'a> {
-    policies: &'a PolicySet,
-    key: RateLimitKey,
-    requests: usize,
-}
-
-/// The script's result for one entry of a batch.
+/// The script's result for one group of a batch.
 #[derive(Debug)]
 struct BatchDecision {
     allowed: i64,
@@ -236,6 +255,11 @@ impl BatchDecision {
             Some(BucketState { remaining, retry_after, reset_after })
         });
         Some(Self { allowed, buckets: buckets.collect::<Option<_>>()? })
+    }
+
+    /// Returns the time until each bucket is full again.
+    fn resets(&self) -> Vec<Duration> {
+        self.buckets.iter().map(|bucket| bucket.reset_after).collect()
     }
 
     /// Returns a decision per policy for the request with this index in the group.
@@ -264,6 +288,21 @@ fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rate_limit::policy::POLICIES;
+
+    #[test]
+    fn admitted_requests_of_a_group_are_the_first() {
+        let policies = PolicySet::new(&POLICIES, |policy| policy.name == "user").unwrap();
+        let check =
+            |id, is_admitted| Check { policies: policies.clone(), key: RateLimitKey::User(id), is_admitted };
+        let checks = [check(1, false), check(2, true), check(1, true), check(1, false)];
+        let mut groups: Vec<_> = group(&checks)
+            .into_iter()
+            .map(|group| (group.admitted, group.requests.into_iter().collect::<Vec<_>>()))
+            .collect();
+        groups.sort_unstable();
+        assert_eq!(groups, [(1, vec![1]), (1, vec![2, 0, 3])]);
+    }
 
     #[test]
     fn the_first_requests_of_a_group_are_allowed() {

@@ -90,27 +90,34 @@ async fn signing_in_is_limited_by_address_with_redis_and_without() {
     let mut shop = TestShop::builder()
         .gateways(3)
         .with("--rate-limits", "login=9/60s,anonymous=1000/1s")
+        .with("--trusted-proxies", "127.0.0.0/8")
         .exclusive()
         .start()
         .await;
     let ann = shop.customer("ann").await;
-    let guess = async |shop: &TestShop, number: usize| {
+    let guess = async |shop: &TestShop, address: &str, number: usize| {
         let account = json!({"username": format!("somebody{number}"), "password": "wrong password"});
-        shop.guest().through(shop, number % 3).post("/auth/login", &account).await
+        let guest = shop.guest().through(shop, number % 3);
+        send(guest.request(Method::POST, "/auth/login").header("x-forwarded-for", address).json(&account))
+            .await
     };
-    // One attempt was ann's.
-    for number in 0..8 {
-        guess(&shop, number).await.problem(401, "invalid_credentials");
+    let (first, second) = ("203.0.113.1", "203.0.113.2");
+    for number in 0..9 {
+        guess(&shop, first, number).await.problem(401, "invalid_credentials");
     }
-    let refused = guess(&shop, 8).await.problem(429, "too_many_attempts");
+    let refused = guess(&shop, first, 9).await.problem(429, "too_many_attempts");
     assert!(refused.header("ratelimit").contains("\"login\";r=0"));
 
     let port = shop.redis.port();
     shop.redis.kill();
+    // The gateways remember the counts of the lost Redis.
+    for number in 0..3 {
+        guess(&shop, first, number).await.problem(429, "too_many_attempts");
+    }
     // Each gateway now counts locally, with a third of the limit: nine in all.
     let mut tried = 0;
     for number in 0..30 {
-        let response = guess(&shop, number).await;
+        let response = guess(&shop, second, number).await;
         if response.status == 401 {
             tried += 1;
         } else {
@@ -127,7 +134,7 @@ async fn signing_in_is_limited_by_address_with_redis_and_without() {
     let back = Instant::now();
     // The new Redis has no counts. A gateway uses it again when it admits more than its third.
     eventually("limits are global again", || async {
-        guess(&shop, 0).await.header("ratelimit").contains("\"login\";r=8")
+        guess(&shop, second, 0).await.header("ratelimit").contains("\"login\";r=8")
     })
     .await;
     assert!(back.elapsed() < Duration::from_secs(5), "{:?}", back.elapsed());

@@ -1,14 +1,19 @@
 //! Group commit: a queue whose workers take all pending requests at once and process them as one batch. A request that
-//! finds a worker idle starts at once; requests that arrive meanwhile share the next batch.
+//! finds a worker idle starts at once; requests that arrive meanwhile share the next batch. A deferred request has no
+//! caller that waits, so a batch of deferred requests alone is delayed for more.
 
 use std::{
     fmt::{self, Debug, Formatter},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::tasks::Tasks;
+
+/// The delay of a batch that has only deferred requests.
+const DEFERRED_BATCH_DELAY: Duration = Duration::from_millis(1);
 
 /// The bounds of a queue.
 #[derive(Clone, Copy, Debug)]
@@ -24,8 +29,8 @@ pub struct Limits {
 /// The submitting side; cheap to clone. The workers end when the last clone is dropped.
 pub struct BatchQueue<T, R>(mpsc::Sender<Pending<T, R>>);
 
-/// A request with the sender of its response.
-type Pending<T, R> = (T, oneshot::Sender<R>);
+/// A request with the sender of its response; a deferred request has none.
+type Pending<T, R> = (T, Option<oneshot::Sender<R>>);
 
 impl<T, R> Clone for BatchQueue<T, R> {
     fn clone(&self) -> Self {
@@ -61,8 +66,13 @@ where
     /// Submits a request. Returns `None` if the queue is full, or if the batch was lost with its worker.
     pub async fn submit(&self, request: T) -> Option<R> {
         let (reply, response) = oneshot::channel();
-        self.0.try_send((request, reply)).ok()?;
+        self.0.try_send((request, Some(reply))).ok()?;
         response.await.ok()
+    }
+
+    /// Submits a request whose response nothing needs. Returns false if the queue is full.
+    pub fn defer(&self, request: T) -> bool {
+        self.0.try_send((request, None)).is_ok()
     }
 }
 
@@ -77,10 +87,21 @@ where
 {
     let mut batch = Vec::with_capacity(batch_size);
     while pending.lock().await.recv_many(&mut batch, batch_size).await > 0 {
+        if batch.iter().all(|(_, reply)| reply.is_none()) {
+            tokio::time::sleep(DEFERRED_BATCH_DELAY).await;
+            let mut pending = pending.lock().await;
+            while batch.len() < batch_size
+                && let Ok(request) = pending.try_recv()
+            {
+                batch.push(request);
+            }
+        }
         let (requests, replies): (Vec<T>, Vec<_>) = batch.drain(..).unzip();
         for (reply, response) in replies.into_iter().zip(process(requests).await) {
-            // The receiver is gone if the caller disconnected.
-            let _ = reply.send(response);
+            if let Some(reply) = reply {
+                // The receiver is gone if the caller disconnected.
+                let _ = reply.send(response);
+            }
         }
     }
     Ok(())
@@ -88,8 +109,6 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use futures_util::{FutureExt as _, future::join_all};
     use tokio::sync::Semaphore;
 
@@ -101,13 +120,14 @@ mod tests {
     async fn requests_that_wait_for_a_busy_worker_share_a_batch() {
         let (tasks, _ended) = Tasks::new();
         let gate = Arc::new(Semaphore::new(0));
+        let (started, mut batches) = mpsc::unbounded_channel();
         let opened = gate.clone();
         let queue = BatchQueue::start("test", LIMITS, &tasks, move |batch: Vec<usize>| {
             let gate = opened.clone();
+            let _ = started.send(batch.clone());
             async move {
                 gate.acquire().await.unwrap().forget();
-                let size = batch.len();
-                batch.into_iter().map(|request| (request, size)).collect::<Vec<_>>()
+                batch
             }
         });
         let submit = |request| {
@@ -115,21 +135,33 @@ mod tests {
             tokio::spawn(async move { queue.submit(request).await })
         };
         let first = submit(0);
-        tokio::time::timeout(Duration::from_secs(5), async {
-            while queue.0.capacity() < LIMITS.capacity {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await
-        .unwrap();
+        assert_eq!(batches.recv().await, Some(vec![0]), "a lone request does not wait for others");
         let others: Vec<_> = (1..=5).map(submit).collect();
         while queue.0.capacity() > LIMITS.capacity - 5 {
             tokio::task::yield_now().await;
         }
         gate.add_permits(3);
-        assert_eq!(first.await.unwrap(), Some((0, 1)), "a lone request does not wait for others");
-        let batches: Vec<_> = join_all(others).await.into_iter().map(|response| response.unwrap()).collect();
-        assert_eq!(batches, [Some((1, 4)), Some((2, 4)), Some((3, 4)), Some((4, 4)), Some((5, 1))]);
+        assert_eq!(batches.recv().await, Some(vec![1, 2, 3, 4]));
+        assert_eq!(batches.recv().await, Some(vec![5]));
+        assert_eq!(first.await.unwrap(), Some(0));
+        let responses: Vec<_> =
+            join_all(others).await.into_iter().map(|response| response.unwrap()).collect();
+        assert_eq!(responses, (1..=5).map(Some).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn deferred_requests_share_a_batch() {
+        let (tasks, _ended) = Tasks::new();
+        let (sizes, mut batches) = mpsc::unbounded_channel();
+        let queue = BatchQueue::start("test", LIMITS, &tasks, move |batch: Vec<()>| {
+            let _ = sizes.send(batch.len());
+            async move { batch }
+        });
+        assert!(queue.defer(()));
+        // The worker has taken the first request, and waits.
+        tokio::task::yield_now().await;
+        assert!(queue.defer(()) && queue.defer(()));
+        assert_eq!(batches.recv().await, Some(3));
     }
 
     #[tokio::test]
