@@ -77,7 +77,15 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let redis = redis::Clients::open(&settings.redis, &process).await?;
 
     let Process { tasks, readiness, clock, .. } = &process;
-    let pool = pg::open("shoppee-auth", &settings.postgres, sqlx::migrate!(), tasks, readiness).await?;
+    let pool = pg::open(
+        "shoppee-auth",
+        &settings.postgres,
+        sqlx::migrate!(),
+        pg::PlanCacheMode::Auto,
+        tasks,
+        readiness,
+    )
+    .await?;
 
     let verifier = Verifier::new(clock.clone());
     let context = Arc::new(AuthContext {

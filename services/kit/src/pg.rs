@@ -54,23 +54,43 @@ const MIGRATION_SESSION_PARAMETERS: &str =
     "set statement_timeout = 0; set lock_timeout = '2s'; set idle_in_transaction_session_timeout = '5s'";
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 
+/// The plans of prepared statements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlanCacheMode {
+    /// PostgreSQL chooses for each statement.
+    Auto,
+    /// One plan per statement for all parameters. A statement over many partitions takes longer to plan than to run.
+    ForceGenericPlan,
+}
+
+impl PlanCacheMode {
+    fn session_parameter(self) -> &'static str {
+        match self {
+            Self::Auto => "set plan_cache_mode = auto",
+            Self::ForceGenericPlan => "set plan_cache_mode = force_generic_plan",
+        }
+    }
+}
+
 /// Opens a pool for `service` and runs its `migrations`, retrying until the server answers; until then the process is not
 /// ready. Returns an error at once if the settings are invalid: a refused password, a missing database.
 pub async fn open(
     service: &'static str,
     settings: &Postgres,
     mut migrations: Migrator,
+    plan_cache_mode: PlanCacheMode,
     tasks: &Tasks,
     readiness: &Readiness,
 ) -> anyhow::Result<PgPool> {
     let options = connect_options(service, settings.database_url.expose_secret()).context("DATABASE_URL")?;
     let demotion = Arc::new(Demotion::default());
     let evictions = demotion.clone();
-    let pool_options =
-        pool_options(settings.database_pool_size).before_acquire(move |connection, metadata| {
+    let pool_options = pool_options(settings.database_pool_size, plan_cache_mode).before_acquire(
+        move |connection, metadata| {
             let keep = !evictions.includes(metadata.age);
             Box::pin(async move { Ok(keep && loss::is_usable(connection, metadata).await) })
-        });
+        },
+    );
     let pool = PgPool::new(pool_options, options.clone());
     for class in ErrorClass::ALL {
         metrics::counter!("db_errors_total", "class" => class.as_str()).increment(0);
@@ -111,7 +131,7 @@ pub async fn open(
 /// Opens a pool for `service` on a read replica, which may be unavailable. Returns an error if the settings are invalid.
 pub async fn open_replica(service: &'static str, url: &str, connections: u32) -> anyhow::Result<PgPool> {
     let options = connect_options(service, url)?;
-    let pool = PgPool::new(pool_options(connections), options.clone());
+    let pool = PgPool::new(pool_options(connections, PlanCacheMode::Auto), options.clone());
     match pool.acquire().await {
         Ok(_) => options::log_plain_text("a read replica", &options).await,
         Err(error) => check_settings("its URL", &error)?,
@@ -120,7 +140,7 @@ pub async fn open_replica(service: &'static str, url: &str, connections: u32) ->
 }
 
 /// Returns the options of a pool of at most `max_connections`, which connects lazily.
-fn pool_options(max_connections: u32) -> PgPoolOptions {
+fn pool_options(max_connections: u32, plan_cache_mode: PlanCacheMode) -> PgPoolOptions {
     PgPoolOptions::new()
         .max_connections(max_connections)
         .acquire_timeout(CONNECT_TIMEOUT)
@@ -129,8 +149,9 @@ fn pool_options(max_connections: u32) -> PgPoolOptions {
         .before_acquire(|connection, metadata| {
             Box::pin(async move { Ok(loss::is_usable(connection, metadata).await) })
         })
-        .after_connect(|connection, _| {
-            Box::pin(async move { connection.execute(AssertSqlSafe(SESSION_PARAMETERS)).await.map(drop) })
+        .after_connect(move |connection, _| {
+            let parameters = format!("{SESSION_PARAMETERS}; {}", plan_cache_mode.session_parameter());
+            Box::pin(async move { connection.execute(AssertSqlSafe(parameters)).await.map(drop) })
         })
 }
 

@@ -1,5 +1,5 @@
-//! Checkout: claims the key, holds the stock, then runs one transaction with the order, its event, the emptied cart and
-//! the stored response. If the transaction is not committed, the hold is released or expires by itself.
+//! Checkout: claims the key, holds the stock, then writes the order with its event, the emptied cart and the stored
+//! response. If the order is not written, the hold is released or expires by itself.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -8,8 +8,8 @@ use shoppee_proto::{
     order::v1 as wire,
     product::v1::{HeldLine, HoldResponse, RefusedLine, ReleaseReason},
 };
-use sqlx::PgConnection;
 use time::OffsetDateTime;
+use tokio::time::Instant;
 use tonic::Code;
 use uuid::Uuid;
 
@@ -17,18 +17,19 @@ use crate::{
     OrderContext, convert,
     error::Error,
     idempotency::{self, Claim, StoredResponse},
-    order::{Actor, Address, HOLD_MARGIN, Lines, Status, UnpaidCaps, UnpaidLine, total},
+    order::{Actor, Address, HOLD_MARGIN, Lines, Status, UnpaidLine, total},
+    order_writer::CheckoutError,
+    outbox,
     product_client::HoldError,
     store::{
-        cart, event,
+        cart::CartLine,
+        checkout::{Account, NewOrder, Preparation, SCOPE, Written},
         idempotency::{IdempotencyKey, Lease},
         order::{self as store, LineRow, OrderRow},
     },
     transitions::{self, TransitionContext},
 };
 
-/// The lease of a key, longer than a request can take.
-const IDEMPOTENCY_LEASE: Duration = Duration::from_secs(10);
 /// The delay before a release is retried, doubled each time. After the last attempt the hold expires by itself.
 const RELEASE_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Bounds the attempts of a release to about a minute: longer than a restart of the product service, shorter than a
@@ -42,6 +43,10 @@ pub const MAX_CONCURRENT_RELEASES: usize = 1024;
 pub const MAX_CONCURRENT_EXPLANATIONS: usize = 4;
 /// Bounds the attempts of a checkout, which is retried if the cart or the hold of an earlier attempt has changed.
 const MAX_ATTEMPTS: u32 = 3;
+/// Bounds the readings of an account for one order. Other processes may write events of the user meanwhile.
+const MAX_ACCOUNT_READS: u32 = 16;
+/// The delay of another reading: longer than a transaction of another process takes.
+const ACCOUNT_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// The command to place an order.
 #[derive(Clone, Debug)]
@@ -67,45 +72,21 @@ impl PlaceOrder {
 
 /// Places an order. Returns the order, and whether the response is a replay under the same key.
 pub async fn place(context: &OrderContext, command: PlaceOrder) -> Result<(wire::Order, bool), Error> {
-    let key = command.key.clone().map(|key| IdempotencyKey {
-        user_id: command.user_id,
-        scope: "create".to_owned(),
-        key,
-    });
-    let mut checkout =
-        Checkout { context, command: &command, order_id: Uuid::now_v7(), lease: None, may_have_hold: false };
-    if let Some(key) = &key {
-        match idempotency::claim(context, key, command.fingerprint(), checkout.order_id, IDEMPOTENCY_LEASE)
-            .await?
-        {
-            Claim::Acquired { lease, adopted } => {
-                checkout.order_id = lease.order_id;
-                checkout.lease = Some(lease);
-                checkout.may_have_hold = adopted;
-            }
-            Claim::Completed(StoredResponse::Order(order)) => return Ok((*order, true)),
-            Claim::Completed(StoredResponse::Declined(_)) => {
-                return Err(Error::Internal("a declined payment under the key of a checkout"));
-            }
-        }
+    let mut checkout = Checkout {
+        context,
+        command: &command,
+        order_id: Uuid::now_v7(),
+        lease: None,
+        account: Account::default(),
+        cart: Vec::new(),
+        may_have_hold: false,
+    };
+    if let Some(order) = checkout.begin().await? {
+        return Ok((order, true));
     }
     match checkout.run().await {
         Ok(order) => Ok((order, false)),
         Err(error) => Err(checkout.clean_up(error).await),
-    }
-}
-
-/// The failure of a checkout.
-enum CheckoutError {
-    /// No transaction with the order's id was committed.
-    NotCommitted(Error),
-    /// The order or the hold may exist: a response was lost, or another request has taken the key over.
-    OutcomeUnknown(Error),
-}
-
-impl<E: Into<Error>> From<E> for CheckoutError {
-    fn from(error: E) -> Self {
-        Self::NotCommitted(error.into())
     }
 }
 
@@ -131,14 +112,81 @@ struct Checkout<'a> {
     order_id: Uuid,
     /// The lease of the key, if the request has one.
     lease: Option<Lease>,
+    /// The user's orders, as they were read last.
+    account: Account,
+    /// The lines of the cart, if the command orders the cart.
+    cart: Vec<CartLine>,
     /// True while the product service may have a hold for `order_id`.
     may_have_hold: bool,
 }
 
 impl Checkout<'_> {
+    /// Claims the key, and reads the account and the cart. Returns the order if the key has one.
+    #[tracing::instrument(
+        name = "idempotency.claim",
+        skip_all,
+        fields(otel.kind = "client", db.system.name = "postgresql")
+    )]
+    async fn begin(&mut self) -> Result<Option<wire::Order>, Error> {
+        let Some(key) = &self.command.key else {
+            self.refresh().await?;
+            return Ok(None);
+        };
+        let fingerprint = self.command.fingerprint();
+        let key = IdempotencyKey { user_id: self.command.user_id, scope: SCOPE.to_owned(), key: key.clone() };
+        let deadline = Instant::now() + idempotency::MAX_CLAIM_WAIT;
+        loop {
+            let claim = Some((key.key.clone(), fingerprint.clone()));
+            let (prepared, times) = self.context.writer.prepare(self.preparation(claim)).await?;
+            (self.account, self.cart) = (prepared.account, prepared.cart);
+            if prepared.is_claimed {
+                let (order_id, until) = (self.order_id, times.claimed_until);
+                self.lease = Some(Lease { key, order_id, until });
+                return Ok(None);
+            }
+            if let Some(current) = prepared.current_claim {
+                let mut conn = self.context.pool.acquire().await?;
+                match idempotency::resume(&mut conn, &key, &fingerprint, current, times).await? {
+                    Some(Claim::Acquired(lease)) => {
+                        // Another process began the work, and may have a hold.
+                        (self.order_id, self.may_have_hold) = (lease.order_id, true);
+                        self.lease = Some(lease);
+                        return Ok(None);
+                    }
+                    Some(Claim::Completed(StoredResponse::Order(order))) => return Ok(Some(*order)),
+                    Some(Claim::Completed(StoredResponse::Declined(_))) => {
+                        return Err(Error::Internal("a declined payment under the key of a checkout"));
+                    }
+                    None => {}
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::InProgress);
+            }
+            tokio::time::sleep(idempotency::POLL_INTERVAL).await;
+        }
+    }
+
+    /// Reads the account and the cart again.
+    async fn refresh(&mut self) -> Result<(), Error> {
+        let (prepared, _) = self.context.writer.prepare(self.preparation(None)).await?;
+        (self.account, self.cart) = (prepared.account, prepared.cart);
+        Ok(())
+    }
+
+    fn preparation(&self, key: Option<(String, Vec<u8>)>) -> Preparation {
+        let Self { command, order_id, .. } = self;
+        Preparation {
+            user_id: command.user_id,
+            key,
+            order_id: *order_id,
+            reads_cart: command.lines.is_none(),
+        }
+    }
+
     async fn run(&mut self) -> Result<wire::Order, CheckoutError> {
         for _ in 0..MAX_ATTEMPTS {
-            let (lines, shown_prices) = resolve_lines(self.context, self.command).await?;
+            let (lines, shown_prices) = self.resolve_lines()?;
             let ttl = self.context.order_ttl + HOLD_MARGIN;
             match self.context.product.hold(self.order_id, &lines, ttl).await {
                 Ok(hold) => {
@@ -166,8 +214,23 @@ impl Checkout<'_> {
                 }
             }
             self.switch_order_id().await?;
+            self.refresh().await?;
         }
         Err(Error::InProgress.into())
+    }
+
+    /// Returns the lines to hold, and the prices by product that the cart was last shown with.
+    fn resolve_lines(&self) -> Result<(Lines, HashMap<i64, i64>), Error> {
+        if let Some(lines) = &self.command.lines {
+            return Ok((lines.clone(), HashMap::new()));
+        }
+        if self.cart.is_empty() {
+            return Err(Error::CartEmpty);
+        }
+        let pairs: Vec<_> = self.cart.iter().map(|line| (line.product_id, line.quantity)).collect();
+        let shown_prices =
+            self.cart.iter().filter_map(|line| Some((line.product_id, line.shown_price?))).collect();
+        Ok((Lines::merge(&pairs)?, shown_prices))
     }
 
     /// Adds the user's own unpaid orders that hold the missing units: paying one helps, waiting does not. Under load
@@ -235,24 +298,6 @@ impl Checkout<'_> {
     }
 }
 
-/// Returns the lines to hold, and the prices by product that the cart was last shown with.
-async fn resolve_lines(
-    context: &OrderContext,
-    command: &PlaceOrder,
-) -> Result<(Lines, HashMap<i64, i64>), Error> {
-    if let Some(lines) = &command.lines {
-        return Ok((lines.clone(), HashMap::new()));
-    }
-    let mut conn = context.pool.acquire().await?;
-    let cart = cart::lines(&mut conn, command.user_id).await?;
-    if cart.is_empty() {
-        return Err(Error::CartEmpty);
-    }
-    let pairs: Vec<_> = cart.iter().map(|line| (line.product_id, line.quantity)).collect();
-    let shown_prices = cart.iter().filter_map(|line| Some((line.product_id, line.shown_price?))).collect();
-    Ok((Lines::merge(&pairs)?, shown_prices))
-}
-
 /// Releases the hold of an order that was not placed, in the background.
 fn spawn_release(context: &OrderContext, order_id: Uuid) {
     let Ok(permit) = Arc::clone(&context.release_permits).try_acquire_owned() else {
@@ -285,84 +330,70 @@ impl Checkout<'_> {
         fields(otel.kind = "client", db.system.name = "postgresql")
     )]
     async fn persist(
-        &self,
+        &mut self,
         hold: HoldResponse,
         shown_prices: &HashMap<i64, i64>,
     ) -> Result<wire::Order, PersistError> {
-        let Self { context, command, order_id, .. } = self;
-        let now = context.clock.now();
+        let (context, command) = (self.context, self.command);
         let available: HashMap<i64, i64> =
             hold.lines.iter().map(|line| (line.product_id, line.available)).collect();
-        let (row, lines) = build_order(command, *order_id, hold, now, context.order_ttl)?;
+        let (row, lines) = build_order(command, self.order_id, hold, context.clock.now(), context.order_ttl)?;
         let order = convert::order(&row, &lines)?;
         if command.expected_total.is_some_and(|expected| expected != row.total) {
             let lines = lines_with_new_price(&lines, &available, shown_prices);
             return Err(Error::PriceChanged { current_total: row.total, lines }.into());
         }
-
-        let mut tx = context.pool.begin().await?;
-        if let Err(persist_error) = self.insert_rows(&mut tx, &row, &lines, &available, &order).await {
-            // Rolled back here, as the clean-up needs the lock of the key's row.
-            tx.rollback().await.unwrap_or_else(|error| tracing::debug!(%error, "rollback failed"));
-            return Err(persist_error);
+        let response = StoredResponse::Order(Box::new(order.clone())).encode();
+        let key = self.lease.as_ref().map(|lease| (lease.key.key.clone(), response));
+        let (_guard, was_contended) = context.writer.lock(command.user_id).await;
+        if was_contended {
+            self.refresh().await?;
         }
-        tx.commit()
-            .await
-            .map_err(|error| PersistError::Failed(CheckoutError::OutcomeUnknown(error.into())))?;
-        transitions::after_commit(context, &row);
-        Ok(order)
+        for _ in 0..MAX_ACCOUNT_READS {
+            self.check_unpaid(&lines, &available)?;
+            let transition = TransitionContext { previous: None, actor: Actor::Customer, reason: None };
+            let event = transitions::event(&row, self.account.seq + 1, transition);
+            let message = outbox::encode_event(&event);
+            let new_order = NewOrder {
+                row: row.clone(),
+                lines: lines.clone(),
+                key: key.clone(),
+                empties_cart: command.lines.is_none(),
+                event,
+                message,
+            };
+            match context.writer.insert(new_order).await.map_err(PersistError::Failed)? {
+                Written { has_key: false, .. } => {
+                    return Err(PersistError::Failed(CheckoutError::OutcomeUnknown(Error::InProgress)));
+                }
+                Written { has_cart: false, .. } => return Err(PersistError::CartChanged),
+                Written { is_current: false, .. } => {
+                    tokio::time::sleep(ACCOUNT_RETRY_DELAY).await;
+                    self.refresh().await?;
+                }
+                Written { has_key: true, is_current: true, has_cart: true } => {
+                    transitions::after_commit(context, &row);
+                    return Ok(order);
+                }
+            }
+        }
+        Err(Error::Unavailable.into())
     }
 
-    async fn insert_rows(
-        &self,
-        tx: &mut PgConnection,
-        row: &OrderRow,
-        lines: &[LineRow],
-        available: &HashMap<i64, i64>,
-        order: &wire::Order,
-    ) -> Result<(), PersistError> {
-        if let Some(lease) = &self.lease
-            && !idempotency::save_response(
-                tx,
-                &lease.key,
-                row.id,
-                &StoredResponse::Order(Box::new(order.clone())),
-            )
-            .await?
-        {
-            return Err(PersistError::Failed(CheckoutError::OutcomeUnknown(Error::InProgress)));
+    /// Checks the limits of unpaid orders against the account. The order is written only if the account is unchanged.
+    fn check_unpaid(&self, lines: &[LineRow], available: &HashMap<i64, i64>) -> Result<(), Error> {
+        let Account { unpaid_orders, reserved, .. } = &self.account;
+        if *unpaid_orders >= self.context.max_unpaid_orders {
+            return Err(Error::TooManyUnpaid);
         }
-        // From here on all transitions of this user's orders wait for this transaction.
-        let seq = event::next_seq(tx, row.user_id).await?;
-        let unpaid = store::count_unpaid(tx, row.user_id, row.created_at).await?;
-        if unpaid >= self.context.max_unpaid_orders {
-            return Err(Error::TooManyUnpaid.into());
-        }
-        let reserved = if unpaid > 0 && self.context.unpaid_caps != UnpaidCaps::NONE {
-            store::unpaid_units(tx, row.user_id, row.created_at).await?
-        } else {
-            HashMap::new()
-        };
         let unpaid_line = |line: &LineRow| UnpaidLine {
             quantity: line.quantity,
             reserved: reserved.get(&line.product_id).copied().unwrap_or_default(),
             available: available.get(&line.product_id).copied().unwrap_or_default(),
         };
         let unpaid_lines: Vec<_> = lines.iter().map(unpaid_line).collect();
-        if !self.context.unpaid_caps.allow(reserved.values().sum(), &unpaid_lines) {
-            return Err(Error::TooManyUnpaidUnits.into());
-        }
-        if self.command.lines.is_none() {
-            cart::touch(tx, row.user_id, row.created_at).await?;
-            let (products, quantities): (Vec<_>, Vec<_>) =
-                lines.iter().map(|line| (line.product_id, line.quantity)).unzip();
-            if !cart::remove_ordered(tx, row.user_id, &products, &quantities).await? {
-                return Err(PersistError::CartChanged);
-            }
-        }
-        store::insert(tx, row, lines).await?;
-        let transition = TransitionContext { previous: None, actor: Actor::Customer, reason: None };
-        Ok(transitions::record_event(tx, row, seq, transition).await?)
+        let is_allowed = self.context.unpaid_caps.allow(reserved.values().sum(), &unpaid_lines);
+        if is_allowed { Ok(()) } else { Err(Error::TooManyUnpaidUnits) }
     }
 }
 

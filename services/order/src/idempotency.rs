@@ -17,14 +17,15 @@ use crate::{
     decline::Decline,
     error::Error,
     store::{
+        checkout::ClaimTimes,
         idempotency::{self as store, ClaimRow, IdempotencyKey, Lease},
         idempotent_request,
     },
 };
 
 /// Bounds the wait for an earlier request with the same key.
-const MAX_CLAIM_WAIT: Duration = Duration::from_millis(1500);
-const POLL_INTERVAL: Duration = Duration::from_millis(25);
+pub const MAX_CLAIM_WAIT: Duration = Duration::from_millis(1500);
+pub const POLL_INTERVAL: Duration = Duration::from_millis(25);
 
 /// A response as it is stored under a key.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,11 +59,8 @@ impl StoredResponse {
 /// The result of a claim.
 #[derive(Debug)]
 pub enum Claim {
-    /// The request has to do the work, for the order that the lease names. `adopted` if an earlier request began it.
-    Acquired {
-        lease: Lease,
-        adopted: bool,
-    },
+    /// The request has to do the work, for the order that the lease names.
+    Acquired(Lease),
     Completed(StoredResponse),
 }
 
@@ -84,23 +82,17 @@ pub async fn claim(
         let now = context.clock.now();
         let mut conn = context.pool.acquire().await?;
         let claimed_until = now + ttl;
+        let expired_before = now - KEY_TTL;
         let row = ClaimRow { fingerprint: fingerprint.clone(), order_id, claimed_until, answer: None };
-        let new_lease = |order_id| Lease { key: key.clone(), order_id, until: claimed_until };
-        if store::claim(&mut conn, key, &row, now, now - KEY_TTL).await? {
-            return Ok(Claim::Acquired { lease: new_lease(order_id), adopted: false });
+        if store::claim(&mut conn, key, &row, now, expired_before).await? {
+            let lease = Lease { key: key.clone(), order_id, until: claimed_until };
+            return Ok(Claim::Acquired(lease));
         }
-        if let Some(current) = store::find(&mut conn, key).await? {
-            if current.fingerprint != fingerprint {
-                return Err(Error::KeyReused);
-            }
-            if let Some(response) = current.answer {
-                return StoredResponse::decode(&response).map(Claim::Completed);
-            }
-            if current.claimed_until <= now
-                && store::take_over(&mut conn, key, current.claimed_until, claimed_until).await?
-            {
-                return Ok(Claim::Acquired { lease: new_lease(current.order_id), adopted: true });
-            }
+        let times = ClaimTimes { now, claimed_until, expired_before };
+        if let Some(current) = store::find(&mut conn, key).await?
+            && let Some(claim) = resume(&mut conn, key, &fingerprint, current, times).await?
+        {
+            return Ok(claim);
         }
         drop(conn);
         if tokio::time::Instant::now() >= deadline {
@@ -108,6 +100,29 @@ pub async fn claim(
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
+}
+
+/// Returns the response of the request that has claimed a key, or its claim if the lease has ended. Returns `None` while
+/// that request runs.
+pub async fn resume(
+    conn: &mut PgConnection,
+    key: &IdempotencyKey,
+    fingerprint: &[u8],
+    current: ClaimRow,
+    times: ClaimTimes,
+) -> Result<Option<Claim>, Error> {
+    if current.fingerprint != fingerprint {
+        return Err(Error::KeyReused);
+    }
+    if let Some(response) = current.answer {
+        return StoredResponse::decode(&response).map(|response| Some(Claim::Completed(response)));
+    }
+    let is_taken_over = current.claimed_until <= times.now
+        && store::take_over(conn, key, current.claimed_until, times.claimed_until).await?;
+    Ok(is_taken_over.then(|| {
+        let (order_id, until) = (current.order_id, times.claimed_until);
+        Claim::Acquired(Lease { key: key.clone(), order_id, until })
+    }))
 }
 
 /// Saves the response in the transaction of the effect. Returns `false` if the claim was lost; then the transaction
@@ -189,10 +204,10 @@ fn is_definitive(error: &Error) -> bool {
 }
 
 /// Deletes expired keys of both kinds, and returns the larger of the two numbers.
-pub async fn delete_expired(context: &OrderContext, now: OffsetDateTime, limit: i64) -> Result<u64, Error> {
+pub async fn delete_expired(context: &OrderContext, now: OffsetDateTime) -> Result<u64, Error> {
     let mut conn = context.pool.acquire().await?;
-    let deleted = store::delete_expired(&mut conn, now - KEY_TTL, limit).await?;
-    Ok(deleted.max(idempotent_request::delete_expired(&mut conn, now - KEY_TTL, limit).await?))
+    let deleted = store::delete_expired(&mut conn, now - KEY_TTL).await?;
+    Ok(deleted.max(idempotent_request::delete_expired(&mut conn, now - KEY_TTL).await?))
 }
 
 #[cfg(test)]

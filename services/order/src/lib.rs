@@ -24,6 +24,7 @@ mod idempotent_request;
 mod metric_help;
 mod order;
 mod order_metrics;
+mod order_writer;
 mod outbox;
 mod payment;
 mod product_client;
@@ -54,7 +55,10 @@ use shoppee_kit::{
 };
 use tokio::sync::Semaphore;
 
-use crate::{order::UnpaidCaps, outbox::Relay, product_client::ProductClient, provider::Provider};
+use crate::{
+    order::UnpaidCaps, order_writer::OrderWriter, outbox::Relay, product_client::ProductClient,
+    provider::Provider,
+};
 
 /// The order service of Shoppee: carts, orders, payments and their events, by gRPC.
 #[derive(Clone, Debug, Parser)]
@@ -134,6 +138,7 @@ impl shoppee_kit::process::Settings for Settings {
 #[derive(Clone, Debug)]
 pub(crate) struct OrderContext {
     pub pool: PgPool,
+    pub writer: OrderWriter,
     /// The clock of the database, which all replicas share.
     pub clock: DatabaseClock,
     pub product: ProductClient,
@@ -159,7 +164,15 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let auth = LoadBalancer::start("auth", &settings.service_client.auth_url, &process)?;
     let product = LoadBalancer::start("product", &settings.product_url, &process)?;
     let redis = redis::Clients::open(&settings.redis, &process).await?.client("relay")?;
-    let pool = pg::open("shoppee-order", &settings.postgres, sqlx::migrate!(), &tasks, &readiness).await?;
+    let pool = pg::open(
+        "shoppee-order",
+        &settings.postgres,
+        sqlx::migrate!(),
+        pg::PlanCacheMode::ForceGenericPlan,
+        &tasks,
+        &readiness,
+    )
+    .await?;
     // Logged after the connections succeed: if one is refused, the reason is the only line.
     let unpaid_caps = if settings.rate_limits == "off" {
         tracing::warn!("unit limits of unpaid orders disabled (RATE_LIMITS=off)");
@@ -182,6 +195,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         PaymentProvider::Sandbox => Provider::sandbox(pool.clone(), clock.clone()),
     };
     let context = OrderContext {
+        writer: OrderWriter::start(&pool, &clock, &tasks),
         clock,
         product: ProductClient::new(product, token),
         provider,

@@ -111,7 +111,7 @@ async fn prepare(
     if let Some(key) = &key {
         let fingerprint = fingerprint(&format!("{token:?}"));
         match idempotency::claim(&context, key, fingerprint, id, STALE_AFTER).await? {
-            Claim::Acquired { lease, .. } => key_lease = Some(lease),
+            Claim::Acquired(lease) => key_lease = Some(lease),
             Claim::Completed(StoredResponse::Order(order)) => return Ok(Prepared::Replayed(order)),
             Claim::Completed(StoredResponse::Declined(decline)) => {
                 return Err(Error::PaymentDeclined { decline, replayed: true });

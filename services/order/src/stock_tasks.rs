@@ -33,10 +33,10 @@ pub async fn spawn_and_wait(context: &OrderContext, task: StockTask) {
 }
 
 /// Runs the tasks that are due, and returns their number. Each is leased, and its failure affects no other.
-pub async fn run_due(context: &OrderContext, limit: i64) -> Result<usize, Error> {
+pub async fn run_due(context: &OrderContext) -> Result<usize, Error> {
     let now = context.clock.now();
     let mut conn = context.pool.acquire().await?;
-    let tasks = store::lease_due(&mut conn, now, now + STOCK_LEASE, limit).await?;
+    let tasks = store::lease_due(&mut conn, now, now + STOCK_LEASE).await?;
     drop(conn);
     join_all(tasks.iter().map(|task| run(context, task))).await;
     Ok(tasks.len())

@@ -30,14 +30,9 @@ pub struct TransitionContext<'a> {
     pub reason: Option<&'a str>,
 }
 
-/// Records the event of a transition, with the number `seq`, in the history and the outbox.
-pub async fn record_event(
-    conn: &mut PgConnection,
-    order: &OrderRow,
-    seq: i64,
-    transition: TransitionContext<'_>,
-) -> Result<(), Error> {
-    let event = EventRow {
+/// Builds the event of a transition, with the number `seq`.
+pub fn event(order: &OrderRow, seq: i64, transition: TransitionContext<'_>) -> EventRow {
+    EventRow {
         user_id: order.user_id,
         seq,
         order_id: order.id,
@@ -50,8 +45,7 @@ pub async fn record_event(
         reason: transition.reason.map(str::to_owned),
         at: order.updated_at,
         traceparent: telemetry::traceparent(),
-    };
-    Ok(event::insert(conn, &event, &outbox::encode_event(&event)).await?)
+    }
 }
 
 /// Wakes the relay and counts the transition. Runs after the commit.
@@ -74,7 +68,8 @@ pub async fn apply_transition(
     order.updated_at = now;
     store::update(conn, order).await?;
     let seq = event::next_seq(conn, order.user_id).await?;
-    record_event(conn, order, seq, TransitionContext { previous: Some(previous), actor: to.1, reason }).await
+    let event = self::event(order, seq, TransitionContext { previous: Some(previous), actor: to.1, reason });
+    Ok(event::insert(conn, &event, &outbox::encode_event(&event)).await?)
 }
 
 /// Returns the target status and the role of a transition, or the error to return to the caller.

@@ -11,14 +11,16 @@ use shoppee_kit::{
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-use crate::{OrderContext, error::Error, expiry, idempotency, payment, refund, stock_tasks, store::backlog};
+use crate::{
+    OrderContext,
+    error::Error,
+    expiry, idempotency, payment, refund, stock_tasks,
+    store::{self, backlog, stock_task},
+};
 
 /// Bounds the orders of one transaction, which locks the event cursors of their users for a few hundred milliseconds.
 const EXPIRY_BATCH: i64 = 100;
-/// Bounds concurrent tasks, so that each ends within its lease.
-const STOCK_BATCH: i64 = 32;
 const PAYMENT_BATCH: i64 = 16;
-const KEY_BATCH: i64 = 1000;
 
 pub fn start(context: &OrderContext, process: &Process, ready: &watch::Receiver<bool>) {
     let workers = Workers { context, process, ready };
@@ -26,8 +28,8 @@ pub fn start(context: &OrderContext, process: &Process, ready: &watch::Receiver<
     workers.start("expiry", seconds(1), EXPIRY_BATCH, |context| async move {
         expiry::run(&context, EXPIRY_BATCH).await
     });
-    workers.start("stock", seconds(1), STOCK_BATCH, |context| async move {
-        stock_tasks::run_due(&context, STOCK_BATCH).await
+    workers.start("stock", seconds(1), stock_task::LEASE_BATCH, |context| async move {
+        stock_tasks::run_due(&context).await
     });
     workers.start("payments", seconds(5), PAYMENT_BATCH, |context| async move {
         payment::recover_due(&context, PAYMENT_BATCH).await
@@ -35,8 +37,8 @@ pub fn start(context: &OrderContext, process: &Process, ready: &watch::Receiver<
     workers.start("refunds", seconds(5), PAYMENT_BATCH, |context| async move {
         refund::recover_due(&context, PAYMENT_BATCH).await
     });
-    workers.start("idempotency-keys", seconds(10), KEY_BATCH, |context| async move {
-        let deleted = idempotency::delete_expired(&context, context.clock.now(), KEY_BATCH).await?;
+    workers.start("idempotency-keys", seconds(10), store::idempotency::DELETE_BATCH, |context| async move {
+        let deleted = idempotency::delete_expired(&context, context.clock.now()).await?;
         Ok(usize::try_from(deleted).unwrap_or(usize::MAX))
     });
     workers.start("backlog", seconds(10), i64::MAX, |context| async move {

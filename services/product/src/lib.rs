@@ -124,7 +124,15 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let Process { clock, tasks, readiness, .. } = &process;
     let auth = LoadBalancer::start("auth", &settings.auth_url, &process)?;
     let redis = redis::Clients::open(&settings.redis, &process).await?;
-    let pool = pg::open("shoppee-product", &settings.postgres, sqlx::migrate!(), tasks, readiness).await?;
+    let pool = pg::open(
+        "shoppee-product",
+        &settings.postgres,
+        sqlx::migrate!(),
+        pg::PlanCacheMode::Auto,
+        tasks,
+        readiness,
+    )
+    .await?;
     engine::check(&process, pool.clone());
     let replicas =
         Replicas::start(&pool, &settings.database_read_urls, settings.postgres.database_pool_size, &process)

@@ -10,7 +10,9 @@ use crate::testing::{Database, TestProcess, eventually};
 async fn open_pool(database: &Database, process: &TestProcess) -> PgPool {
     let (tasks, readiness) = (&process.process.tasks, &process.process.readiness);
     let migrations = Migrator { table_name: "auth.migrations_of_this_test".into(), ..Migrator::DEFAULT };
-    open("test", &database.settings("auth"), migrations, tasks, readiness).await.expect("opens")
+    open("test", &database.settings("auth"), migrations, PlanCacheMode::Auto, tasks, readiness)
+        .await
+        .expect("opens")
 }
 
 async fn write(pool: &PgPool) -> Result<(), sqlx::Error> {
@@ -130,7 +132,7 @@ async fn a_connect_that_takes_longer_than_the_acquire_timeout_completes_in_the_b
     let address =
         delaying_proxy(database.address().await, ACQUIRE_TIMEOUT + Duration::from_millis(300)).await;
     let options = connect_options("test", &database.url_at("auth", &address.to_string())).unwrap();
-    let pool = PgPool::new(pool_options(2), options);
+    let pool = PgPool::new(pool_options(2, PlanCacheMode::Auto), options);
     let started = Instant::now();
     assert!(matches!(pool.acquire().await, Err(sqlx::Error::PoolTimedOut)));
     assert!(started.elapsed() < ACQUIRE_TIMEOUT + Duration::from_millis(250), "a request waits no longer");

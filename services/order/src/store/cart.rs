@@ -129,33 +129,3 @@ pub async fn clear(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<()> {
     sqlx::query!("delete from orders.cart_line where user_id = $1", user_id).execute(conn).await?;
     Ok(())
 }
-
-/// Removes the ordered quantities from the cart. Units that another device has added since stay. Returns `false` if the
-/// cart no longer holds all of the ordered quantities.
-pub async fn remove_ordered(
-    conn: &mut PgConnection,
-    user_id: i64,
-    product_ids: &[i64],
-    quantities: &[i64],
-) -> sqlx::Result<bool> {
-    let removed = sqlx::query_scalar!(
-        r#"with ordered as (
-             select product_id, quantity from unnest($2::bigint[], $3::bigint[]) as ordered (product_id, quantity)
-         ), emptied as (
-             delete from orders.cart_line as line using ordered
-             where line.user_id = $1 and line.product_id = ordered.product_id and line.quantity = ordered.quantity
-             returning 1
-         ), lessened as (
-             update orders.cart_line as line set quantity = line.quantity - ordered.quantity from ordered
-             where line.user_id = $1 and line.product_id = ordered.product_id and line.quantity > ordered.quantity
-             returning 1
-         )
-         select (select count(*) from emptied) + (select count(*) from lessened) as "taken!""#,
-        user_id,
-        product_ids,
-        quantities
-    )
-    .fetch_one(conn)
-    .await?;
-    Ok(usize::try_from(removed).is_ok_and(|removed| removed == product_ids.len()))
-}

@@ -79,18 +79,13 @@ pub async fn save_response(
     Ok(())
 }
 
-/// Deletes up to `limit` keys from before `before`, and returns their number.
-pub async fn delete_expired(
-    conn: &mut PgConnection,
-    before: OffsetDateTime,
-    limit: i64,
-) -> sqlx::Result<u64> {
+/// Deletes up to [`DELETE_BATCH`](super::idempotency::DELETE_BATCH) keys from before `before`, and returns their number.
+pub async fn delete_expired(conn: &mut PgConnection, before: OffsetDateTime) -> sqlx::Result<u64> {
     let result = sqlx::query!(
-        "delete from orders.idempotent_request where (user_id, scope, key) in (
-             select user_id, scope, key from orders.idempotent_request where created_at < $1
-             order by created_at limit $2 for update skip locked)",
-        before,
-        limit
+        "delete from orders.idempotent_request where ctid = any(array(
+             select ctid from orders.idempotent_request where created_at < $1
+             order by created_at limit 1000 for update skip locked))",
+        before
     )
     .execute(conn)
     .await?;

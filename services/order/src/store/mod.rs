@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod backlog;
 pub mod cart;
+pub mod checkout;
 pub mod event;
 pub mod idempotency;
 pub mod idempotent_request;

@@ -248,39 +248,6 @@ pub async fn lines(conn: &mut PgConnection, orders: &[(i64, Uuid)]) -> sqlx::Res
     .await
 }
 
-/// Counts the unpaid orders of a user. The number is exact under the lock of the user's event cursor, under which
-/// orders are inserted.
-pub async fn count_unpaid(conn: &mut PgConnection, user_id: i64, now: OffsetDateTime) -> sqlx::Result<i64> {
-    sqlx::query_scalar!(
-        r#"select count(*) as "count!" from orders.orders
-           where user_id = $1 and status = 'pending' and expires_at > $2"#,
-        user_id,
-        now
-    )
-    .fetch_one(conn)
-    .await
-}
-
-/// Returns the units of each product in the unpaid orders of a user.
-pub async fn unpaid_units(
-    conn: &mut PgConnection,
-    user_id: i64,
-    now: OffsetDateTime,
-) -> sqlx::Result<HashMap<i64, i64>> {
-    let rows = sqlx::query!(
-        r#"select line.product_id, sum(line.quantity)::bigint as "units!"
-           from orders.orders as o
-           join orders.order_line as line on line.user_id = o.user_id and line.order_id = o.id
-           where o.user_id = $1 and o.status = 'pending' and o.expires_at > $2
-           group by line.product_id"#,
-        user_id,
-        now
-    )
-    .fetch_all(conn)
-    .await?;
-    Ok(rows.into_iter().map(|row| (row.product_id, row.units)).collect())
-}
-
 /// Bounds the lines of a user's pending orders that are read: those of 20 orders, the default limit per user.
 const MAX_PENDING_LINES: i64 = 2000;
 
@@ -310,43 +277,6 @@ pub async fn find_unpaid_with(
         newest.entry(row.product_id).or_insert(row.id);
     }
     Ok(newest)
-}
-
-/// Inserts an order and its lines, in one statement.
-pub async fn insert(conn: &mut PgConnection, order: &OrderRow, lines: &[LineRow]) -> sqlx::Result<()> {
-    let products: Vec<i64> = lines.iter().map(|line| line.product_id).collect();
-    let skus: Vec<&str> = lines.iter().map(|line| line.sku.as_str()).collect();
-    let names: Vec<&str> = lines.iter().map(|line| line.name.as_str()).collect();
-    let prices: Vec<i64> = lines.iter().map(|line| line.unit_price).collect();
-    let quantities: Vec<i64> = lines.iter().map(|line| line.quantity).collect();
-    sqlx::query!(
-        "with placed as (
-             insert into orders.orders (user_id, id, status, total, currency, shipping_address, version, expires_at,
-                                        created_at, updated_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)
-         )
-         insert into orders.order_line (user_id, order_id, product_id, sku, name, unit_price, quantity)
-         select $1, $2, line.product_id, line.sku, line.name, line.unit_price, line.quantity
-         from unnest($10::bigint[], $11::text[], $12::text[], $13::bigint[], $14::bigint[])
-              as line (product_id, sku, name, unit_price, quantity)",
-        order.user_id,
-        order.id,
-        order.status.as_str(),
-        order.total,
-        order.currency,
-        sqlx::types::Json(&order.shipping_address) as _,
-        order.version,
-        order.expires_at,
-        order.created_at,
-        &products,
-        &skus as _,
-        &names as _,
-        &prices,
-        &quantities
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
 }
 
 /// Updates the columns that transitions change. The caller holds the row's lock from [`get_for_update`].

@@ -9,6 +9,7 @@ mod events;
 mod fault_injection;
 mod idempotency;
 mod idempotent_requests;
+mod order_batches;
 mod order_expiry;
 mod payment;
 mod query_plans;
