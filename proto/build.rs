@@ -3,7 +3,8 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const PROTO_FILES: [&str; 11] = [
+const PROTO_FILES: [&str; 12] = [
+    "shoppee/access/v1/access.proto",
     "shoppee/auth/v1/auth.proto",
     "shoppee/auth/v1/events.proto",
     "shoppee/product/v1/product.proto",
@@ -19,12 +20,13 @@ const PROTO_FILES: [&str; 11] = [
 
 /// Messages that are request bodies in REST. A body whose JSON differs (absent is not null, a list may be missing) is
 /// defined in the gateway.
-const REQUEST_BODIES: [&str; 15] = [
+const REQUEST_BODIES: [&str; 16] = [
     "shoppee.auth.v1.RegisterRequest",
     "shoppee.auth.v1.LoginRequest",
     "shoppee.auth.v1.RefreshRequest",
     "shoppee.auth.v1.ChangePasswordRequest",
     "shoppee.auth.v1.UpdateUserRequest",
+    "shoppee.auth.v1.CreateServiceAccountRequest",
     "shoppee.product.v1.CreateProductRequest",
     "shoppee.product.v1.AdjustStockRequest",
     "shoppee.product.v1.CreateCategoryRequest",
@@ -44,6 +46,7 @@ const EXCLUDED_FROM_BODY: &[&str] = &[
     "shoppee.auth.v1.LoginRequest.device_token",
     "shoppee.auth.v1.Tokens.device_token",
     "shoppee.auth.v1.UpdateUserRequest.id",
+    "shoppee.auth.v1.CreateServiceAccountRequest.idempotency_key",
     "shoppee.product.v1.CreateProductRequest.idempotency_key",
     "shoppee.product.v1.AdjustStockRequest.id",
     "shoppee.product.v1.AdjustStockRequest.idempotency_key",
@@ -75,8 +78,9 @@ const ENUM_FIELDS: [(&str, &str, bool); 9] = [
 ];
 
 /// Fields that are omitted from a response if they are absent, instead of being null.
-const OMITTED_IF_ABSENT: [&str; 6] = [
+const OMITTED_IF_ABSENT: [&str; 7] = [
     "shoppee.auth.v1.User.disabled",
+    "shoppee.auth.v1.ServiceAccount.client_secret",
     "shoppee.product.v1.SearchProductsResponse.facets",
     "shoppee.product.v1.ProductChangeResult.version",
     "shoppee.product.v1.ProductChangeResult.error",
@@ -101,7 +105,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut compiler = protox::Compiler::new(["."])?;
     compiler.include_source_info(true).include_imports(true).open_files(PROTO_FILES)?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    // Encoded by the compiler, which keeps the google.api.http annotations.
+    // Encoded by the compiler, which keeps the options of the methods.
     fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
 
     let mut config = tonic_prost_build::configure()

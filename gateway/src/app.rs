@@ -22,7 +22,10 @@ use crate::{
     cors::CorsRequest,
     error::Problem,
     extract::{BodyAccount, RequestPermit, reject_query},
-    routes::{self, admin, cart, categories, docs, fallback, orders, problems, products, well_known, ws},
+    routes::{
+        self, admin, cart, categories, docs, fallback, oauth, orders, problems, products, service_accounts,
+        well_known, ws,
+    },
     server::SendBacklogFull,
     state::AppState,
 };
@@ -68,6 +71,7 @@ macro_rules! table {
 table! { with_query, #[cfg(test)] WITH_QUERY:
     get    "/api/v1/admin/users"     => admin::list_users,
     get    "/api/v1/admin/orders"    => admin::list_orders,
+    get    "/api/v1/admin/service-accounts" => service_accounts::list,
     get    "/api/v1/orders"          => orders::list,
     get    "/api/v1/auth/sessions"   => routes::auth::list_sessions,
     get    "/api/v1/categories"      => categories::list,
@@ -89,6 +93,10 @@ table! { without_query, WITHOUT_QUERY:
     post   "/api/v1/auth/ws-ticket"          => routes::auth::create_ws_ticket,
     get    "/api/v1/admin/users/{id}"        => admin::get_user,
     patch  "/api/v1/admin/users/{id}"        => admin::update_user,
+    post   "/api/v1/admin/service-accounts"  => service_accounts::create,
+    get    "/api/v1/admin/service-accounts/{id}" => service_accounts::get,
+    delete "/api/v1/admin/service-accounts/{id}" => service_accounts::revoke,
+    post   "/api/v1/admin/service-accounts/{id}/rotate" => service_accounts::rotate,
     post   "/api/v1/products"                => products::create,
     post   "/api/v1/products/batch"          => products::update_batch,
     get    "/api/v1/products/{id}"           => products::get,
@@ -110,6 +118,7 @@ table! { without_query, WITHOUT_QUERY:
     post   "/api/v1/orders/{id}/cancel"      => orders::cancel,
     post   "/api/v1/orders/{id}/ship"        => orders::ship,
     post   "/api/v1/orders/{id}/complete"    => orders::complete,
+    post   "/oauth/token"                    => oauth::issue_token,
     get    "/.well-known/jwks.json"          => well_known::jwks,
     get    "/"                               => docs::root,
     get    "/openapi.json"                   => docs::openapi,

@@ -1,14 +1,21 @@
-//! Authentication and authorization, as extractors: [`User`], [`Admin`], [`MaybeUser`]. A handler without one is open
-//! to all. A signed token is the only proof of identity; no other header counts.
+//! Authentication and authorization, as extractors: [`Authorized`], [`User`], [`Admin`], [`MaybeUser`]. A handler without
+//! one is open to all. A signed token is the only proof of identity; no other header counts.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, marker::PhantomData, sync::Arc};
 
 use axum::extract::FromRequestParts;
 use http::{HeaderMap, header::AUTHORIZATION, request::Parts};
 use secrecy::SecretString;
-use shoppee_kit::caller::{Caller, Identity, Role, TokenError, TokenType, Verifier, bearer};
+use shoppee_kit::{
+    access,
+    caller::{Caller, Identity, Role, TokenError, TokenType, Verifier, bearer},
+};
 
-use crate::{error::Problem, state::AppState, upstream::Upstream};
+use crate::{
+    error::Problem,
+    state::AppState,
+    upstream::{Call, Upstream},
+};
 
 /// Verifies the access token in a request's `Authorization` header.
 pub fn authenticate(verifier: &Verifier, headers: &HeaderMap) -> Identity {
@@ -20,6 +27,11 @@ pub fn authenticate(verifier: &Verifier, headers: &HeaderMap) -> Identity {
     let token = value.to_str().ok().and_then(bearer).filter(|_| values.next().is_none());
     Identity(token.ok_or(TokenError::Invalid).and_then(|token| verifier.verify(token, TokenType::Access)))
 }
+
+/// A caller that the method which takes `C` admits, by the rule in the proto: a user, an admin, or a service with the
+/// scope of the method.
+#[derive(Debug)]
+pub struct Authorized<C>(pub Caller, PhantomData<fn(C)>);
 
 /// A signed-in person: a customer or an admin.
 #[derive(Clone, Debug)]
@@ -36,13 +48,26 @@ pub struct MaybeUser(pub Option<Caller>);
 impl MaybeUser {
     /// Reports whether the caller sees more than customers do, such as archived products.
     pub fn is_privileged(&self) -> bool {
-        self.0.as_ref().is_some_and(|caller| caller.claims.role != Role::User)
+        self.0.as_ref().is_some_and(Caller::is_staff)
     }
 }
 
 /// No access token: for calls that carry credentials in their message, or need none.
 #[derive(Clone, Copy, Debug)]
 pub struct Anonymous;
+
+impl<C: Call> FromRequestParts<AppState> for Authorized<C> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Problem> {
+        let caller = caller_from_extensions(parts)?;
+        if access::admits(C::access_rule(), &caller) {
+            Ok(Self(caller, PhantomData))
+        } else {
+            Err(Problem::forbidden())
+        }
+    }
+}
 
 impl FromRequestParts<AppState> for User {
     type Rejection = Problem;
@@ -93,6 +118,12 @@ fn caller_from_extensions(parts: &Parts) -> Result<Caller, TokenError> {
 /// The source of the access token that a call to a service carries.
 pub trait Credential {
     fn token(&self) -> Option<Arc<SecretString>>;
+}
+
+impl<C> Credential for Authorized<C> {
+    fn token(&self) -> Option<Arc<SecretString>> {
+        Some(self.0.token.clone())
+    }
 }
 
 impl Credential for User {

@@ -2,6 +2,7 @@
 //! of a service. No other module maps errors to HTTP statuses.
 
 mod codes;
+mod oauth;
 
 use std::{borrow::Cow, time::Duration};
 
@@ -17,6 +18,7 @@ use tonic::{Code as Grpc, Status};
 
 use crate::routes::idempotency::{REPLAYED, TRUE, is_replayed};
 pub use codes::Code;
+pub use oauth::OAuthError;
 
 /// The `Retry-After` of overload and of an unavailable service.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);

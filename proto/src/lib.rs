@@ -4,6 +4,13 @@
 pub mod json;
 pub mod streams;
 
+#[expect(clippy::pedantic, reason = "generated")]
+pub mod access {
+    pub mod v1 {
+        tonic::include_proto!("shoppee.access.v1");
+    }
+}
+
 #[expect(
     clippy::pedantic,
     clippy::allow_attributes,
@@ -51,5 +58,6 @@ pub const PRODUCT_REVISION: &str = "product-revision";
 /// bypasses its cache. A change is visible within a second, including in copies of its responses.
 pub const PRODUCT_MAX_STALENESS: std::time::Duration = std::time::Duration::from_millis(600);
 
-/// The encoded `google.protobuf.FileDescriptorSet`, for server reflection and for the `google.api.http` annotations.
+/// The encoded `google.protobuf.FileDescriptorSet`, for server reflection and for the options of the
+/// methods (`google.api.http`, `shoppee.access.v1.rule`).
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

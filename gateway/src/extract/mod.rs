@@ -4,6 +4,7 @@ mod body;
 mod deserialize;
 mod encoding;
 mod faults;
+mod form;
 mod idempotency_key;
 mod json;
 mod numbers;
@@ -13,6 +14,7 @@ mod query;
 
 pub use body::{BATCH_BODY_LIMIT, BodyAccount, BodyLimiter, RequestPermit};
 pub use encoding::{AcceptsGzip, accepts_gzip};
+pub use form::{Form, parse as parse_form};
 pub use idempotency_key::IdempotencyKey;
 pub use json::{EmptyBody, Json, OptionalJson};
 pub use path::{Id, Path, Uuid};

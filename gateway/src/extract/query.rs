@@ -48,8 +48,8 @@ fn parse<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
     })
 }
 
-/// Reports whether the query is percent-encoded UTF-8. The decoder would replace invalid bytes.
-fn is_valid_encoding(query: &[u8]) -> bool {
+/// Reports whether a query or a form is percent-encoded UTF-8. The decoder would replace invalid bytes.
+pub(super) fn is_valid_encoding(query: &[u8]) -> bool {
     let mut decoded = Vec::with_capacity(query.len());
     let mut rest = query;
     while let [byte, after @ ..] = rest {

@@ -58,6 +58,13 @@ const ORDER_MESSAGES: &[&str] = &[
     "ShipOrderRequest",
     "CompleteOrderRequest",
 ];
+/// Messages whose `id` is a service account's.
+const SERVICE_ACCOUNT_MESSAGES: &[&str] = &[
+    "ServiceAccount",
+    "GetServiceAccountRequest",
+    "RotateServiceAccountRequest",
+    "RevokeServiceAccountRequest",
+];
 const CURRENCY: &[Constraint] = &[Pattern("^[A-Z]{3}$")];
 const SLUG: &[Constraint] = &[Length(1, 64), Pattern("^[a-z0-9-]+$")];
 
@@ -72,6 +79,10 @@ const CONSTRAINTS: &[(&[&str], &str, &[Constraint])] = &[
     (&["RefreshRequest"],              "refresh_token",    &[Format("password")]),
     (&["ChangePasswordRequest"],       "current_password", &[Length(1, 256), Format("password")]),
     (&["ChangePasswordRequest"],       "new_password",     &[Length(8, 256), Format("password")]),
+    (SERVICE_ACCOUNT_MESSAGES,         "id",               UUID),
+    (&["CreateServiceAccountRequest"], "name",             &[Length(1, 64), Pattern("^[A-Za-z0-9_.-]+$")]),
+    (&["CreateServiceAccountRequest"], "scopes",           &[ItemCount(1, 8)]),
+    (&["CreateServiceAccountRequest"], "expires_in",       &[Range(60, 316_224_000)]),
     (&["ListUsersRequest"],            "q",                &[Length(1, 254)]),
     (&["Session", "RevokeSessionRequest"],   "id",               UUID),
     (&["User"],                        "email",            &[Format("email")]),

@@ -1,9 +1,12 @@
-//! The descriptors of the `.proto` files: messages with their comments, and the methods' routes (`google.api.http`).
+//! The descriptors of the `.proto` files: messages with their comments, and the methods' routes (`google.api.http`)
+//! with their access rules.
 
 use std::collections::HashMap;
 
 use prost::Message as _;
 use prost_types::{DescriptorProto, EnumDescriptorProto, SourceCodeInfo};
+use shoppee_kit::access;
+use shoppee_proto::access::v1::AccessRule;
 
 /// Messages and enumerations by full name, without the leading dot, and all routes.
 #[derive(Debug, Default)]
@@ -50,6 +53,7 @@ pub struct Route {
     pub has_body: bool,
     pub request: String,
     pub response: String,
+    pub rule: AccessRule,
 }
 
 impl ApiDescriptors {
@@ -68,6 +72,8 @@ impl ApiDescriptors {
             }
             for service in file.service {
                 for method in service.method {
+                    let name = format!("{}.{}/{}", file.package, service.name, method.name);
+                    let access = access::methods().get(&name).map(|method| &method.rule);
                     let rule = method.options.and_then(|options| options.http).unwrap_or_default();
                     for binding in std::iter::once(&rule).chain(&rule.additional_bindings) {
                         let Some((verb, path)) = binding.route() else { continue };
@@ -78,6 +84,7 @@ impl ApiDescriptors {
                             has_body: !binding.body.is_empty(),
                             request: strip_leading_dot(&method.input_type),
                             response: strip_leading_dot(&method.output_type),
+                            rule: access.cloned().unwrap_or_default(),
                         });
                     }
                 }

@@ -11,6 +11,7 @@ use super::json::Json;
 const EXAMPLE_TIME: i64 = 1_768_469_400;
 const ORDER: &str = "019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44";
 const SESSION: &str = "019bc0e0-6c11-7b52-b1f4-7a3e9d2c4f10";
+const SERVICE_ACCOUNT: &str = "019bc0e2-1f3a-7c55-8d20-6e9b4a7c0d31";
 pub const REQUEST_ID: &str = "019bc0e1-79fe-7d21-8a6b-5b0d3c9f1e02";
 
 fn at(minutes: i64) -> Timestamp {
@@ -29,6 +30,9 @@ pub fn parameter(operation: &str, name: &str) -> Option<Json> {
         ("updateCategory" | "deleteCategory", "id") => 7,
         ("getUser" | "updateUser", "id") => 3,
         ("revokeSession", "id") => return Some(SESSION.into()),
+        ("getServiceAccount" | "rotateServiceAccount" | "revokeServiceAccount", "id") => {
+            return Some(SERVICE_ACCOUNT.into());
+        }
         (_, "id") => return Some(ORDER.into()),
         _ => return None,
     };
@@ -47,6 +51,7 @@ pub fn request_body(operation: &str) -> Option<Json> {
             r#"{"current_password": "correct horse battery", "new_password": "an even better staple"}"#
         }
         "updateUser" => r#"{"role": "admin"}"#,
+        "createServiceAccount" => r#"{"name": "warehouse", "scopes": ["events:watch", "orders:ship"]}"#,
         "createProduct" => {
             r#"{"sku": "MUG-RED", "name": "Stoneware Mug, 300 ml", "price": 1299, "stock": 120,
                 "description": "Safe in the dishwasher and the microwave.", "category_id": 7,
@@ -88,6 +93,14 @@ pub fn response(operation: &str, message: &str) -> Option<Json> {
         }),
         "Tokens" => json(&example_tokens()),
         "ListSessionsResponse" => json(&example_sessions()),
+        "ServiceAccount" => {
+            let is_shown = matches!(operation, "createServiceAccount" | "rotateServiceAccount");
+            json(&example_service_account(is_shown))
+        }
+        "ListServiceAccountsResponse" => json(&auth::ListServiceAccountsResponse {
+            items: vec![example_service_account(false)],
+            next_cursor: None,
+        }),
         "WsTicket" => json(&auth::WsTicket { ticket: TICKET.to_owned(), expires_in: 30 }),
         "Product" => json(&example_product()),
         "ListProductsResponse" => json(&product::ListProductsResponse {
@@ -127,7 +140,19 @@ fn example_user(for_admin: bool) -> auth::User {
     }
 }
 
-const TOKEN: &str = "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJFZERTQSIsImtpZCI6ImsxIn0.eyJzdWIiOiI3In0.c2lnbmF0dXJl";
+fn example_service_account(with_secret: bool) -> auth::ServiceAccount {
+    auth::ServiceAccount {
+        id: SERVICE_ACCOUNT.to_owned(),
+        name: "warehouse".to_owned(),
+        scopes: vec!["events:watch".to_owned(), "orders:ship".to_owned()],
+        created_at: Some(at(0)),
+        client_secret: with_secret.then(|| "q7Vw0cJ0y7o4bq2m9s8d1kQxw5zGh6TtLr-eUfVaXiY".to_owned()),
+        ..auth::ServiceAccount::default()
+    }
+}
+
+pub const TOKEN: &str =
+    "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJFZERTQSIsImtpZCI6ImsxIn0.eyJzdWIiOiI3In0.c2lnbmF0dXJl";
 /// Seventy-two bytes in base64.
 pub const DEVICE_TOKEN: &str =
     "AAAAAAAAAAcAAAAAAAAAAQAAAABlgBmAZ2NiYWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXowMTIzNDU2Nzg5QUJDREVGRw";

@@ -14,6 +14,7 @@ mod responses;
 mod schemas;
 
 use anyhow::Context as _;
+use shoppee_kit::access::SCOPES;
 
 use self::{
     descriptors::ApiDescriptors,
@@ -98,7 +99,7 @@ fn tags() -> Json {
             ),
             ("events", "Every step of every order, live."),
             ("admin", "All users, all orders."),
-            ("tokens", "For whoever verifies access tokens."),
+            ("tokens", "For programs that use or verify access tokens."),
             ("documentation", "What you are reading."),
             ("operation", "For those who run the shop."),
         ]
@@ -112,11 +113,35 @@ fn security_schemes() -> Object {
             "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
             "description": "The `access_token` of `POST /api/v1/auth/login` or `/refresh`.",
         },
+        "serviceToken": object! {
+            "type": "oauth2",
+            "description": "The token of a service account, for programs.",
+            "flows": object! {
+                "clientCredentials": object! {
+                    "tokenUrl": "/oauth/token",
+                    "scopes": SCOPES.map(|scope| (scope, scope_description(scope))).into_iter().collect::<Object>(),
+                },
+            },
+        },
         "wsTicket": object! {
             "type": "apiKey", "in": "header", "name": "Sec-WebSocket-Protocol",
             "description": "`shoppee.v1, ticket.<ticket>`, with a ticket of `POST /api/v1/auth/ws-ticket`; \
                             only for `/ws`.",
         },
+    }
+}
+
+fn scope_description(scope: &str) -> &'static str {
+    match scope {
+        "catalogue:write" => "Change products and categories.",
+        "events:watch" => "Follow the events of all orders.",
+        "orders:cancel" => "Cancel orders.",
+        "orders:read" => "Read the orders of all users.",
+        "orders:ship" => "Ship orders.",
+        "stock:adjust" => "Correct stocks.",
+        "stock:hold" => "Hold stock for orders; by gRPC only.",
+        "users:read" => "Read the accounts of users.",
+        _ => "",
     }
 }
 
@@ -149,6 +174,13 @@ mod tests {
             .map(|(method, path)| ((*method).to_owned(), (*path).to_owned()))
             .collect();
         assert_eq!(documented, routed);
+    }
+
+    #[test]
+    fn every_scope_is_described() {
+        for scope in SCOPES {
+            assert!(!scope_description(scope).is_empty(), "{scope}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::{
     descriptors::ApiDescriptors,
+    examples::TOKEN,
     json::{Json, Object, list, object},
     paths::token,
     responses::{AUTH_ERRORS, header_references, problems, success},
@@ -11,6 +12,7 @@ use crate::error::Code;
 
 pub fn write(paths: &mut Object, api: &ApiDescriptors, schemas: &mut Schemas<'_>) {
     paths.entry("/ws").set("get", socket());
+    paths.entry("/oauth/token").set("post", token_endpoint());
     paths.entry("/.well-known/jwks.json").set("get", jwks(api, schemas));
     paths.entry("/").set("get", root());
     paths.entry("/openapi.json").set("get", document());
@@ -93,6 +95,84 @@ that what was missed cannot be replayed whole: read the orders by REST and go on
 `after`: 4005 the token has expired, 4008 too slow, 4010 resync, 4012 no pong. After 4500–4999 do not: \
 4501 the session has ended, 4504 more than 10 sockets of one user, 4509 misbehaving (ten frames that make \
 no sense, or more than 20 a second).";
+
+/// Builds the token endpoint (RFC 6749), whose requests and errors have the form of the standard.
+fn token_endpoint() -> Object {
+    let text = |description: &'static str| object! { "type": "string", "description": description };
+    let form = object! {
+        "type": "object",
+        "properties": object! {
+            "grant_type": object! { "type": "string", "enum": list(["client_credentials"]) },
+            "client_id": text("The `id` of the service account, unless HTTP Basic has it."),
+            "client_secret": text("Unless HTTP Basic has it."),
+            "scope": text("Fewer scopes than the client has, separated by spaces; absent: all."),
+        },
+        "required": list(["grant_type"]),
+    };
+    let form_example = object! { "grant_type": "client_credentials", "scope": "orders:ship" };
+    let token = object! {
+        "type": "object",
+        "properties": object! {
+            "access_token": text("A JWT."),
+            "token_type": object! { "type": "string", "const": "Bearer" },
+            "expires_in": object! { "type": "integer", "format": "int64", "minimum": 1 },
+            "scope": text("The scopes of the token, separated by spaces."),
+        },
+        "required": list(["access_token", "token_type", "expires_in", "scope"]),
+    };
+    let example = object! {
+        "access_token": TOKEN, "token_type": "Bearer", "expires_in": 900, "scope": "orders:ship",
+    };
+    let headers = ["x-request-id", "RateLimit", "RateLimit-Policy"];
+    let error = |names: &[&'static str], headers: &[&'static str]| {
+        let schema = object! {
+            "type": "object",
+            "properties": object! {
+                "error": object! { "type": "string", "enum": list(names.iter().copied()) },
+                "error_description": text("For people."),
+            },
+            "required": list(["error"]),
+        };
+        let example = object! { "error": names[0], "error_description": "…" };
+        success("An error of RFC 6749 §5.2.", headers, Some(schema), Some(example.into()))
+    };
+    let mut responses = object! { "200": success("A token.", &headers, Some(token), Some(example.into())) };
+    for (status, problem) in problems(&TOKEN_ERRORS, true) {
+        responses.set(status.to_string(), problem);
+    }
+    let bad_request = ["invalid_request", "invalid_scope", "unsupported_grant_type"];
+    responses.set("400", error(&bad_request, &headers));
+    let headers = ["x-request-id", "RateLimit", "RateLimit-Policy", "WWW-Authenticate"];
+    responses.set("401", error(&["invalid_client"], &headers));
+    let content = object! { "schema": form, "example": form_example };
+    public_operation(
+        "tokens",
+        "issueToken",
+        "Get a token for a program",
+        "The client credentials grant of OAuth 2 (RFC 6749 §4.4). The client authenticates with HTTP Basic or in the \
+         body. Outside the conventions of the other routes: the request is a form, and the errors of the request are \
+         those of the standard. A query parameter is 400 `invalid_request` as a problem.",
+        responses,
+    )
+    .with(
+        "requestBody",
+        object! {
+            "required": true,
+            "content": object! { "application/x-www-form-urlencoded": content },
+        },
+    )
+}
+
+/// The errors of the token endpoint that are problems.
+const TOKEN_ERRORS: [Code; 7] = [
+    Code::RequestTimeout,
+    Code::PayloadTooLarge,
+    Code::RateLimited,
+    Code::TooManyAttempts,
+    Code::Internal,
+    Code::Unavailable,
+    Code::DeadlineExceeded,
+];
 
 fn jwks(api: &ApiDescriptors, schemas: &mut Schemas<'_>) -> Object {
     let key = api.messages.keys().find(|name| name.ends_with(".auth.v1.Jwk")).cloned().unwrap_or_default();

@@ -1,14 +1,47 @@
 //! Builds path items from the routes and the table of operations.
 
+use shoppee_proto::access::v1::AccessRule;
+
 use super::{
     descriptors::{ApiDescriptors, Field, Route},
     examples,
     json::{Json, Object, list, object},
-    operations::{Auth, OPERATIONS, Operation},
+    operations::{OPERATIONS, Operation},
     responses::{AUTH_ERRORS, problems, success},
     schemas::{EMPTY, Schemas, is_public, short_name},
 };
 use crate::error::Code;
+
+/// The prefix of the paths for admins, whatever other callers the method admits.
+const ADMIN_PREFIX: &str = "/api/v1/admin/";
+
+/// The list of the caller's own orders, of the method that also lists those of all users.
+const OWN_ORDERS: &str = "/api/v1/orders";
+
+/// The authentication that a route requires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Auth {
+    /// No token; one makes no difference.
+    Public,
+    /// No token; with one, a caller may be shown more.
+    Optional,
+    User,
+    Admin,
+}
+
+impl Auth {
+    fn new(route: &Route) -> Self {
+        if route.path.starts_with(ADMIN_PREFIX) {
+            return Self::Admin;
+        }
+        match route.rule {
+            AccessRule { open: true, .. } => Self::Public,
+            AccessRule { anonymous: true, .. } => Self::Optional,
+            AccessRule { user: true, .. } => Self::User,
+            _ => Self::Admin,
+        }
+    }
+}
 
 /// Links from a response to later operations: operation, the response field with the id, target operations.
 const LINKS: [(&str, &str, &[&str]); 4] = [
@@ -46,9 +79,9 @@ fn build_operation(
         "tags": list([tag(&route.path)]),
         "operationId": operation.id(),
         "summary": operation.summary,
-        "description": description(operation),
+        "description": description(operation, route),
     };
-    item.set("security", security(operation.auth));
+    item.set("security", security(route));
     let path_params = path_parameters(&route.path);
     let parameters = parameters(operation, route, &path_params, schemas);
     if !parameters.is_empty() {
@@ -74,21 +107,35 @@ fn tag(path: &str) -> String {
     path.trim_start_matches("/api/v1/").split('/').next().unwrap_or_default().to_owned()
 }
 
-/// Returns the description, which marks operations of admins: security requirements have roles only for OAuth 2.
-fn description(operation: &Operation) -> String {
-    match operation.auth {
-        Auth::Admin if operation.description.is_empty() => "For admins.".to_owned(),
-        Auth::Admin => format!("For admins. {}", operation.description),
-        Auth::Public | Auth::Optional | Auth::User => operation.description.to_owned(),
-    }
+/// Returns the description, which names the callers: security requirements have roles only for OAuth 2.
+fn description(operation: &Operation, route: &Route) -> String {
+    let scope = &route.rule.scope;
+    let callers = match (Auth::new(route), scope.is_empty()) {
+        (Auth::Admin, true) => "For admins.".to_owned(),
+        (Auth::Admin, false) => format!("For admins, and for services with the scope `{scope}`."),
+        (Auth::User, false) if admits_services(route) => {
+            format!("Also for services with the scope `{scope}`, as for an admin.")
+        }
+        (Auth::Public | Auth::Optional | Auth::User, _) => String::new(),
+    };
+    [callers.as_str(), operation.description].map(str::trim).join(" ").trim().to_owned()
 }
 
-fn security(auth: Auth) -> Json {
-    match auth {
-        Auth::Public => Json::List(Vec::new()),
-        Auth::Optional => list([token(), Object::default()]),
-        Auth::User | Auth::Admin => list([token()]),
+/// Reports whether services may use a route. A list of own things has none of a service.
+fn admits_services(route: &Route) -> bool {
+    !route.rule.scope.is_empty() && route.path != OWN_ORDERS
+}
+
+fn security(route: &Route) -> Json {
+    let mut requirements = match Auth::new(route) {
+        Auth::Public => Vec::new(),
+        Auth::Optional => vec![token(), Object::default()],
+        Auth::User | Auth::Admin => vec![token()],
+    };
+    if admits_services(route) {
+        requirements.push(object! { "serviceToken": list([route.rule.scope.clone()]) });
     }
+    list(requirements)
 }
 
 /// Returns the security requirement of an access token.
@@ -117,7 +164,7 @@ fn parameters(
         } else if route.method == "get"
             && is_public(&route.request, &field.name)
             // Only an admin selects a user.
-            && (field.name != "user_id" || operation.auth == Auth::Admin)
+            && (field.name != "user_id" || Auth::new(route) == Auth::Admin)
         {
             let schema = schemas.parameter(&route.request, field);
             let required = !field.optional && schema.get("default").is_none();
@@ -207,7 +254,7 @@ fn responses(
     if response == "Product" {
         headers.push("ETag");
     }
-    if operation.auth == Auth::Optional {
+    if Auth::new(route) == Auth::Optional {
         headers.push("Cache-Control");
     }
     if operation.status == 201 && matches!(response, "Product" | "Order") {
@@ -249,11 +296,11 @@ fn has_field(api: &ApiDescriptors, message: &str, field: &str) -> bool {
 
 /// Returns all errors of an operation.
 fn codes(operation: &Operation, route: &Route, path_params: &[&str]) -> Vec<Code> {
-    let mut codes = vec![Code::InvalidRequest];
-    if operation.auth != Auth::Public {
+    let (auth, mut codes) = (Auth::new(route), vec![Code::InvalidRequest]);
+    if auth != Auth::Public {
         codes.extend(AUTH_ERRORS);
     }
-    if matches!(operation.auth, Auth::User | Auth::Admin) {
+    if matches!(auth, Auth::User | Auth::Admin) {
         codes.push(Code::Forbidden);
     }
     if !path_params.is_empty() {

@@ -15,6 +15,8 @@ const HIDDEN_FIELDS: &[&str] = &[
     "LoginRequest.user_agent",
     "LoginRequest.device_token",
     "Tokens.device_token",
+    "CreateServiceAccountRequest.idempotency_key",
+    "RotateServiceAccountRequest.idempotency_key",
     "UpdateProductRequest.update_mask",
     "UpdateProductRequest.expected_version",
     "ArchiveProductRequest.expected_version",
@@ -49,9 +51,19 @@ const REQUIRED: [&str; 1] = ["CreateOrderRequest.shipping_address"];
 const OPTIONAL: [&str; 1] = ["CreateOrderRequest.items"];
 
 /// Messages and times of responses that may be null; `optional` fields may be too, unless they are omitted.
-const NULLABLE: [&str; 4] = ["Product.category", "Order.shipment", "Payment.paid_at", "Payment.refunded_at"];
-const OMITTED: [&str; 7] = [
+const NULLABLE: [&str; 8] = [
+    "ServiceAccount.expires_at",
+    "ServiceAccount.last_used_at",
+    "ServiceAccount.previous_secret_expires_at",
+    "ServiceAccount.revoked_at",
+    "Product.category",
+    "Order.shipment",
+    "Payment.paid_at",
+    "Payment.refunded_at",
+];
+const OMITTED: [&str; 8] = [
     "User.disabled",
+    "ServiceAccount.client_secret",
     "SearchProductsResponse.facets",
     "ProductChangeResult.version",
     "ProductChangeResult.error",
@@ -325,7 +337,7 @@ fn problem() -> Object {
             "limit": object! {
                 "type": "string",
                 "description": "With `rate_limited` and `too_many_attempts`: which limit was reached. A policy \
-                                of `RateLimit-Policy`, or `account` or `bodies`.",
+                                of `RateLimit-Policy`, or `account`, `client` or `bodies`.",
             },
         },
         "required": list(["type", "title", "status", "detail", "code", "request_id"]),

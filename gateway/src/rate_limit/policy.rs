@@ -33,11 +33,12 @@ pub struct Policy {
 
 /// The table. `RATE_LIMITS` overrides quotas by name.
 #[rustfmt::skip]
-pub const POLICIES: [Policy; 4] = [
+pub const POLICIES: [Policy; 5] = [
     policy("user",           quota(40, 2),  Scope::User),
     policy("anonymous",      quota(60, 2),  Scope::Anonymous),
     anti_bruteforce("login", quota(30, 60), Scope::Route("/api/v1/auth/login")),
     policy("register",       quota(30, 60), Scope::Route("/api/v1/auth/register")),
+    policy("token",          quota(60, 60), Scope::Route("/oauth/token")),
 ];
 
 const fn policy(name: &'static str, quota: Quota, scope: Scope) -> Policy {

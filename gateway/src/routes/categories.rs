@@ -8,7 +8,7 @@ use shoppee_proto::product::v1::{
 };
 
 use crate::{
-    auth::{Admin, MaybeUser},
+    auth::{Authorized, MaybeUser},
     error::Problem,
     extract::{Id, IdempotencyKey, Json, Path, Query},
     product_cache::ProductCache,
@@ -32,13 +32,13 @@ pub async fn list(
 }
 
 pub async fn create(
-    admin: Admin,
+    caller: Authorized<CreateCategoryRequest>,
     upstream: Upstream,
     IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(category): Json<CreateCategoryRequest>,
 ) -> Result<(StatusCode, HeaderMap, Json<Category>), Problem> {
     let request = CreateCategoryRequest { idempotency_key, ..category };
-    let (metadata, category, _) = upstream.call_with_metadata(&admin, request).await?.into_parts();
+    let (metadata, category, _) = upstream.call_with_metadata(&caller, request).await?.into_parts();
     Ok((StatusCode::CREATED, idempotency::headers(&metadata), Json(category)))
 }
 
@@ -54,7 +54,7 @@ pub struct Patch {
 }
 
 pub async fn update(
-    admin: Admin,
+    caller: Authorized<UpdateCategoryRequest>,
     upstream: Upstream,
     products: ProductCache,
     Path(id): Path<Id>,
@@ -71,13 +71,17 @@ pub async fn update(
         idempotency_key,
     };
     request.update_mask = Some(mask.into());
-    let (metadata, category, _) = upstream.call_with_metadata(&admin, request).await?.into_parts();
+    let (metadata, category, _) = upstream.call_with_metadata(&caller, request).await?.into_parts();
     // Cached products contain the category's name.
     products.invalidate_all();
     Ok((idempotency::headers(&metadata), Json(category)))
 }
 
-pub async fn remove(admin: Admin, upstream: Upstream, Path(id): Path<Id>) -> Result<StatusCode, Problem> {
-    upstream.call(&admin, DeleteCategoryRequest { id: id.into() }).await?;
+pub async fn remove(
+    caller: Authorized<DeleteCategoryRequest>,
+    upstream: Upstream,
+    Path(id): Path<Id>,
+) -> Result<StatusCode, Problem> {
+    upstream.call(&caller, DeleteCategoryRequest { id: id.into() }).await?;
     Ok(StatusCode::NO_CONTENT)
 }

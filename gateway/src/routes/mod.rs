@@ -8,9 +8,11 @@ pub mod categories;
 pub mod docs;
 pub mod fallback;
 pub mod idempotency;
+pub mod oauth;
 pub mod orders;
 pub mod problems;
 pub mod products;
+pub mod service_accounts;
 pub mod well_known;
 pub mod ws;
 

@@ -9,7 +9,7 @@ use shoppee_proto::order::v1::{
 };
 
 use crate::{
-    auth::{Admin, User},
+    auth::{Authorized, User},
     error::Problem,
     extract::{EmptyBody, IdempotencyKey, Json, OptionalJson, Path, Query, Uuid, deserialize_enum},
     product_cache::ProductCache,
@@ -85,16 +85,20 @@ pub async fn list(
     Ok(Json(upstream.call(&user, request).await.map_err(as_query_error)?))
 }
 
-pub async fn get(user: User, upstream: Upstream, Path(id): Path<Uuid>) -> Result<Json<Order>, Problem> {
-    Ok(Json(upstream.call(&user, GetOrderRequest { id: id.into() }).await?))
+pub async fn get(
+    caller: Authorized<GetOrderRequest>,
+    upstream: Upstream,
+    Path(id): Path<Uuid>,
+) -> Result<Json<Order>, Problem> {
+    Ok(Json(upstream.call(&caller, GetOrderRequest { id: id.into() }).await?))
 }
 
 pub async fn list_events(
-    user: User,
+    caller: Authorized<ListOrderEventsRequest>,
     upstream: Upstream,
     Path(id): Path<Uuid>,
 ) -> Result<Json<ListOrderEventsResponse>, Problem> {
-    Ok(Json(upstream.call(&user, ListOrderEventsRequest { id: id.into() }).await?))
+    Ok(Json(upstream.call(&caller, ListOrderEventsRequest { id: id.into() }).await?))
 }
 
 pub async fn pay(
@@ -109,25 +113,25 @@ pub async fn pay(
 }
 
 pub async fn cancel(
-    user: User,
+    caller: Authorized<CancelOrderRequest>,
     upstream: Upstream,
     Path(id): Path<Uuid>,
     IdempotencyKey(idempotency_key): IdempotencyKey,
     OptionalJson(cancellation): OptionalJson<CancelOrderRequest>,
 ) -> Result<(HeaderMap, Json<Order>), Problem> {
     let request = CancelOrderRequest { id: id.into(), idempotency_key, ..cancellation.unwrap_or_default() };
-    Ok(idempotency::into_response(upstream.call_with_metadata(&user, request).await?))
+    Ok(idempotency::into_response(upstream.call_with_metadata(&caller, request).await?))
 }
 
 pub async fn ship(
-    admin: Admin,
+    caller: Authorized<ShipOrderRequest>,
     upstream: Upstream,
     Path(id): Path<Uuid>,
     IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(parcel): Json<ShipOrderRequest>,
 ) -> Result<(HeaderMap, Json<Order>), Problem> {
     let request = ShipOrderRequest { id: id.into(), idempotency_key, ..parcel };
-    Ok(idempotency::into_response(upstream.call_with_metadata(&admin, request).await?))
+    Ok(idempotency::into_response(upstream.call_with_metadata(&caller, request).await?))
 }
 
 pub async fn complete(

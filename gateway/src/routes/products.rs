@@ -16,7 +16,7 @@ use shoppee_proto::{
 };
 
 use crate::{
-    auth::{Admin, MaybeUser},
+    auth::{Authorized, Credential, MaybeUser},
     error::Problem,
     extract::{
         AcceptsGzip, BATCH_BODY_LIMIT, Id, IdempotencyKey, IfNoneMatch, Json, Path, Query, WriteCondition,
@@ -136,14 +136,14 @@ pub async fn get(
 }
 
 pub async fn create(
-    admin: Admin,
+    caller: Authorized<CreateProductRequest>,
     upstream: Upstream,
     products: ProductCache,
     IdempotencyKey(idempotency_key): IdempotencyKey,
     Json(product): Json<CreateProductRequest>,
 ) -> Result<Response, Problem> {
     let request = CreateProductRequest { idempotency_key, ..product };
-    let response = upstream.call_with_metadata(&admin, request).await?;
+    let response = upstream.call_with_metadata(&caller, request).await?;
     let product = response.get_ref();
     products.record_update(product.id, response.metadata()).await;
     let location = format!("/api/v1/products/{}", product.id);
@@ -203,7 +203,7 @@ impl Patch {
 }
 
 pub async fn update(
-    admin: Admin,
+    caller: Authorized<UpdateProductRequest>,
     upstream: Upstream,
     products: ProductCache,
     Path(id): Path<Id>,
@@ -211,28 +211,29 @@ pub async fn update(
     IdempotencyKey(key): IdempotencyKey,
     Json(patch): Json<Patch>,
 ) -> Result<(HeaderMap, ProductResponse), Problem> {
-    let expected_version = resolve_version(&admin, &products, id, condition).await?;
-    let response = upstream.call_with_metadata(&admin, patch.into_request(id, expected_version, key)).await?;
+    let expected_version = resolve_version(&caller, &products, id, condition).await?;
+    let response =
+        upstream.call_with_metadata(&caller, patch.into_request(id, expected_version, key)).await?;
     products.record_update(id.into(), response.metadata()).await;
     Ok((idempotency::headers(response.metadata()), ProductResponse::new(response.get_ref())?))
 }
 
 pub async fn archive(
-    admin: Admin,
+    caller: Authorized<ArchiveProductRequest>,
     upstream: Upstream,
     products: ProductCache,
     Path(id): Path<Id>,
     condition: WriteCondition,
 ) -> Result<StatusCode, Problem> {
-    let expected_version = resolve_version(&admin, &products, id, condition).await?;
+    let expected_version = resolve_version(&caller, &products, id, condition).await?;
     let request = ArchiveProductRequest { id: id.into(), expected_version };
-    let response = upstream.call_with_metadata(&admin, request).await?;
+    let response = upstream.call_with_metadata(&caller, request).await?;
     products.record_update(id.into(), response.metadata()).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
 pub async fn adjust_stock(
-    admin: Admin,
+    caller: Authorized<AdjustStockRequest>,
     upstream: Upstream,
     products: ProductCache,
     Path(id): Path<Id>,
@@ -240,13 +241,13 @@ pub async fn adjust_stock(
     Json(change): Json<AdjustStockRequest>,
 ) -> Result<(HeaderMap, ProductResponse), Problem> {
     let request = AdjustStockRequest { id: id.into(), idempotency_key, ..change };
-    let response = upstream.call_with_metadata(&admin, request).await?;
+    let response = upstream.call_with_metadata(&caller, request).await?;
     products.record_update(id.into(), response.metadata()).await;
     Ok((idempotency::headers(response.metadata()), ProductResponse::new(response.get_ref())?))
 }
 
 pub async fn update_batch(
-    admin: Admin,
+    caller: Authorized<BatchUpdateProductsRequest>,
     upstream: Upstream,
     products: ProductCache,
     IdempotencyKey(idempotency_key): IdempotencyKey,
@@ -254,7 +255,7 @@ pub async fn update_batch(
 ) -> Result<(HeaderMap, Json<BatchUpdateProductsResponse>), Problem> {
     let request: BatchUpdateProductsRequest = batch.try_into()?;
     let request = BatchUpdateProductsRequest { idempotency_key, ..request };
-    let (metadata, response, _) = upstream.call_with_metadata(&admin, request).await?.into_parts();
+    let (metadata, response, _) = upstream.call_with_metadata(&caller, request).await?.into_parts();
     products.record_batch_update(&response.results).await;
     Ok((idempotency::headers(&metadata), Json(response)))
 }
@@ -262,7 +263,7 @@ pub async fn update_batch(
 /// Returns the version that a write requires. If the client accepts several, it is the current one. Versions only grow: an
 /// older version that the client knows does not return.
 async fn resolve_version(
-    admin: &Admin,
+    caller: &impl Credential,
     products: &ProductCache,
     id: Id,
     condition: WriteCondition,
@@ -273,12 +274,12 @@ async fn resolve_version(
             [] => Ok(Some(NO_VERSION)),
             [version] => Ok(Some(version)),
             [..] => {
-                let current = products.fetch_at_min_revision(admin, id.into()).await?.get_ref().version;
+                let current = products.fetch_at_min_revision(caller, id.into()).await?.get_ref().version;
                 Ok(Some(if versions.contains(&current) { current } else { NO_VERSION }))
             }
         },
         WriteCondition::NoneOf(versions) => {
-            let current = products.fetch_at_min_revision(admin, id.into()).await?.get_ref().version;
+            let current = products.fetch_at_min_revision(caller, id.into()).await?.get_ref().version;
             Ok(versions.contains(&current).then_some(NO_VERSION))
         }
     }

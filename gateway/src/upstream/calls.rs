@@ -1,15 +1,22 @@
 //! The table of gRPC calls: request message, response message, method and call policy. A new call is one line.
 
-use std::time::Duration;
+use std::{collections::HashMap, sync::LazyLock, time::Duration};
 
-use shoppee_kit::load_balancer::LoadBalancer;
+use shoppee_kit::{
+    access::{self, Method},
+    load_balancer::LoadBalancer,
+};
 use shoppee_proto::{
     PRODUCT_REVISION,
+    access::v1::AccessRule,
     auth::v1::{
-        ChangePasswordRequest, CreateWsTicketRequest, GetUserInfoRequest, GetUserRequest,
-        ListSessionsRequest, ListSessionsResponse, ListUsersRequest, ListUsersResponse, LoginRequest,
-        LogoutAllRequest, LogoutRequest, RedeemWsTicketRequest, RefreshRequest, RegisterRequest,
-        RevokeSessionRequest, SocketToken, Tokens, UpdateUserRequest, User, WsTicket,
+        ChangePasswordRequest, CreateServiceAccountRequest, CreateWsTicketRequest, GetServiceAccountRequest,
+        GetUserInfoRequest, GetUserRequest, IssueServiceTokenRequest, ListServiceAccountsRequest,
+        ListServiceAccountsResponse, ListSessionsRequest, ListSessionsResponse, ListUsersRequest,
+        ListUsersResponse, LoginRequest, LogoutAllRequest, LogoutRequest, RedeemWsTicketRequest,
+        RefreshRequest, RegisterRequest, RevokeServiceAccountRequest, RevokeSessionRequest,
+        RotateServiceAccountRequest, ServiceAccount, ServiceToken, SocketToken, Tokens, UpdateUserRequest,
+        User, WsTicket,
     },
     order::v1::{
         AddCartItemRequest, CancelOrderRequest, Cart, ClearCartRequest, CompleteOrderRequest,
@@ -49,13 +56,45 @@ const PAY: CallPolicy = CallPolicy { timeout: Duration::from_secs(10), mutates: 
 /// A batch has up to 10 000 rows.
 const BATCH: CallPolicy = CallPolicy { timeout: Duration::from_secs(30), mutates: true };
 
+/// The rules of all methods, by [`Call::METHOD`].
+static ACCESS_RULES: LazyLock<HashMap<String, &'static AccessRule>> = LazyLock::new(|| {
+    let rules = access::methods().values().filter_map(|Method { name, rule }| {
+        let (service, method) = name.split_once('/')?;
+        Some((format!("{}.{}", service.split('.').nth(1)?, to_snake_case(method)), rule))
+    });
+    rules.collect()
+});
+
+/// A rule that admits no caller.
+static NO_ACCESS: LazyLock<AccessRule> = LazyLock::new(AccessRule::default);
+
+/// Converts `ShipOrder` to `ship_order`.
+fn to_snake_case(name: &str) -> String {
+    let mut snake = String::new();
+    for letter in name.chars() {
+        if letter.is_ascii_uppercase() && !snake.is_empty() {
+            snake.push('_');
+        }
+        snake.push(letter.to_ascii_lowercase());
+    }
+    snake
+}
+
 /// A request message, which identifies the method that takes it.
 pub trait Call: Clone + Send + Sync + 'static {
     type Response: Send + 'static;
+    /// The service and the method, as in `order.ship_order`.
+    const METHOD: &'static str;
     const POLICY: CallPolicy;
 
     /// Reports whether the call may be sent again: it is idempotent.
     fn is_retryable(&self) -> bool;
+
+    /// Returns the callers that the method admits.
+    fn access_rule() -> &'static AccessRule {
+        // A test finds a name without a rule.
+        ACCESS_RULES.get(Self::METHOD).copied().unwrap_or(&NO_ACCESS)
+    }
 
     /// Returns the connections to the call's service.
     fn pool(upstream: &Upstream) -> &LoadBalancer;
@@ -69,6 +108,7 @@ pub trait Call: Clone + Send + Sync + 'static {
 
 impl Call for ProductAsOf {
     type Response = Product;
+    const METHOD: &'static str = "product.get_product";
     const POLICY: CallPolicy = READ;
 
     fn is_retryable(&self) -> bool {
@@ -92,6 +132,7 @@ impl Call for ProductAsOf {
 
 impl Call for LookupRequest {
     type Response = LookupResponse;
+    const METHOD: &'static str = "product.lookup";
     const POLICY: CallPolicy = CACHE_LOOKUP;
 
     fn is_retryable(&self) -> bool {
@@ -109,6 +150,7 @@ impl Call for LookupRequest {
 
 impl Call for GetPageRequest {
     type Response = GetPageResponse;
+    const METHOD: &'static str = "product.get_page";
     const POLICY: CallPolicy = READ;
 
     fn is_retryable(&self) -> bool {
@@ -130,6 +172,7 @@ macro_rules! calls {
     )*) => {$(
         impl Call for $message {
             type Response = $response;
+            const METHOD: &'static str = concat!(stringify!($service), ".", stringify!($method));
             const POLICY: CallPolicy = $policy;
 
             fn is_retryable(&self) -> bool {
@@ -144,7 +187,12 @@ macro_rules! calls {
                 $service(channel).$method(request).await
             }
         }
-    )*};
+    )*
+
+        /// The names of the calls in the table.
+        #[cfg(test)]
+        const METHODS: &[&str] = &[$($message::METHOD),*];
+    };
 }
 
 calls! {
@@ -162,6 +210,12 @@ calls! {
     ListUsersRequest => ListUsersResponse: auth.list_users, READ;
     GetUserRequest => User: auth.get_user, READ;
     UpdateUserRequest => User: auth.update_user, WRITE;
+    CreateServiceAccountRequest => ServiceAccount: auth.create_service_account, WRITE, keyed by idempotency_key;
+    ListServiceAccountsRequest => ListServiceAccountsResponse: auth.list_service_accounts, READ;
+    GetServiceAccountRequest => ServiceAccount: auth.get_service_account, READ;
+    RotateServiceAccountRequest => ServiceAccount: auth.rotate_service_account, WRITE, keyed by idempotency_key;
+    RevokeServiceAccountRequest => (): auth.revoke_service_account, WRITE;
+    IssueServiceTokenRequest => ServiceToken: auth.issue_service_token, WRITE;
 
     GetProductRequest => Product: product.get_product, READ;
     ListProductsRequest => ListProductsResponse: product.list_products, READ;
@@ -190,4 +244,20 @@ calls! {
     CancelOrderRequest => Order: order.cancel_order, WRITE, keyed by idempotency_key;
     ShipOrderRequest => Order: order.ship_order, WRITE, keyed by idempotency_key;
     CompleteOrderRequest => Order: order.complete_order, WRITE, keyed by idempotency_key;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rule_of_a_call_is_that_of_its_method() {
+        let ship = ShipOrderRequest::access_rule();
+        assert!(ship.admin && !ship.user && ship.scope == "orders:ship", "{ship:?}");
+        assert!(LoginRequest::access_rule().open);
+        assert!(ProductAsOf::access_rule().anonymous);
+        assert!(LookupRequest::access_rule().anonymous && GetPageRequest::access_rule().anonymous);
+        let missing: Vec<_> = METHODS.iter().filter(|name| !ACCESS_RULES.contains_key(**name)).collect();
+        assert!(missing.is_empty(), "no method is called {missing:?}");
+    }
 }

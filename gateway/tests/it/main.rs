@@ -18,6 +18,7 @@ mod realtime_events;
 mod realtime_fixture;
 mod request_batching;
 mod routes;
+mod service_accounts;
 mod shop;
 mod slow_clients;
 mod standards;

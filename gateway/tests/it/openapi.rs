@@ -9,8 +9,8 @@ use shoppee_kit::testing::eventually;
 
 use crate::shop::{ApiResponse, Person, TestShop, send, text};
 
-/// The operations that end the caller's session.
-const LAST: [&str; 2] = ["logout", "logoutAll"];
+/// The operations that end a service account or the caller's session.
+const LAST: [&str; 3] = ["revokeServiceAccount", "logout", "logoutAll"];
 
 struct Document(Value);
 
@@ -26,7 +26,7 @@ impl Document {
         Self(shop.guest().get("//openapi.json").await.expect(200).body)
     }
 
-    /// Returns all operations; those that end a session come last.
+    /// Returns all operations; those of [`LAST`] come last.
     fn operations(&self) -> Vec<Operation<'_>> {
         let paths = self.0["paths"].as_object().expect("paths").iter();
         let mut all: Vec<_> = paths
@@ -139,6 +139,9 @@ async fn every_response_matches_the_document() {
     let (ann, admin) = (shop.customer("ann").await, shop.admin().await);
     let tee = shop.product(&admin, 1999, 100).await;
     let category = admin.post("/categories", &json!({"slug": "tops", "name": "Tops"})).await.expect(201).body;
+    let new = json!({"name": "warehouse", "scopes": ["orders:read"]});
+    let service_account = admin.post("/admin/service-accounts", &new).await.expect(201).body;
+    let service_account = text(&service_account["id"]).to_owned();
     // The search returns 503 until the index is built.
     eventually("searches are answered", || async { admin.get("/products/search?q=tee").await.status == 200 })
         .await;
@@ -151,6 +154,7 @@ async fn every_response_matches_the_document() {
             let id = match operation.path.split('/').nth(3).unwrap_or_default() {
                 "orders" => order_for(operation.id, buyer, &admin, &tee).await,
                 "categories" => category["id"].to_string(),
+                "admin" if operation.path.contains("service-accounts") => service_account.clone(),
                 "admin" => ann.id.to_string(),
                 "auth" => "019bc0e0-6c11-7b52-b1f4-7a3e9d2c4f10".to_owned(),
                 _ if operation.path.starts_with("/docs/") => "docs.css".to_owned(),
@@ -179,6 +183,7 @@ async fn every_response_matches_the_document() {
         "createOrder",
         "createProduct",
         "deleteCategory",
+        "issueToken",
         "logoutAll",
         "openSocket",
         "refresh",
@@ -210,10 +215,22 @@ async fn send_example(caller: &Person, operation: &Operation<'_>, id: &str) -> A
     let mut required = parameters.filter(|one| one["in"] == "query" && one["required"] == true);
     let query = if required.next().is_some() { "?q=shirt" } else { "" };
     let mut request = caller.request(operation.method.clone(), &format!("/{}{query}", path.join("/")));
+    if let Some(form) =
+        operation.it.pointer("/requestBody/content/application~1x-www-form-urlencoded/example")
+    {
+        let content_type = "application/x-www-form-urlencoded";
+        request = request.header("content-type", content_type).body(form_encode(form));
+    }
     if let Some(body) = operation.it.pointer("/requestBody/content/application~1json/example") {
         request = request.json(body);
     }
     send(request).await
+}
+
+/// Encodes an object of texts as a form. The examples need no escapes.
+fn form_encode(form: &Value) -> String {
+    let pairs = form.as_object().expect("an object").iter();
+    pairs.map(|(name, value)| format!("{name}={}", text(value))).collect::<Vec<_>>().join("&")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -201,7 +201,11 @@ impl RealtimeFixture {
     pub fn revoke_session(&self, claims: &Value) {
         let sid = claims["sid"].as_str().expect("a session").to_owned();
         let forget_at = claims["exp"].as_i64().expect("an end");
-        self.revoked_sessions.lock().expect("not poisoned").push(EndedSession { sid, forget_at });
+        self.revoked_sessions.lock().expect("not poisoned").push(EndedSession {
+            sid,
+            forget_at,
+            service: false,
+        });
     }
 
     /// Opens a socket of the user at a gateway, and reads its `ready`.

@@ -14,7 +14,7 @@ use crate::{
     AuthContext,
     error::Error,
     sign_in,
-    store::{login_attempt, registration_key, session},
+    store::{login_attempt, registration_key, service_account, session},
 };
 
 const INTERVAL: std::time::Duration = std::time::Duration::from_mins(1);
@@ -57,6 +57,9 @@ async fn run_once(context: &AuthContext) -> Result<(), Error> {
     {}
     let expired_before = now - KEY_TTL;
     while registration_key::delete_expired(&mut conn, expired_before, BATCH_SIZE).await?
+        == BATCH_SIZE.unsigned_abs()
+    {}
+    while service_account::delete_expired_keys(&mut conn, expired_before, BATCH_SIZE).await?
         == BATCH_SIZE.unsigned_abs()
     {}
     // A token that was used before this time has expired.

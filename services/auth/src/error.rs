@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use shoppee_kit::{
-    idempotency::KeyReused,
+    idempotency::{self, KeyReused},
     pg,
     status::{ServiceError, Violations, internal, unavailable},
 };
 use tonic::{Code, Status};
 
 use crate::{password::HashError, token::TokenError};
+
+/// The time after which a service account may get another token.
+const TOKEN_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -35,8 +38,14 @@ pub enum Error {
     UnknownRefreshToken,
     #[error("the ticket was used before")]
     TicketUsed,
+    /// A service account got too many tokens.
+    #[error("too many tokens were issued; keep a token until it expires")]
+    TooManyTokens,
     #[error("{0}")]
     KeyReused(#[from] KeyReused),
+    /// A concurrent request has the same idempotency key.
+    #[error("the same request is in progress")]
+    InProgress,
     #[error("the session has expired; sign in again")]
     SessionExpired,
     #[error("the session has ended; sign in again")]
@@ -50,6 +59,8 @@ pub enum Error {
     Token(#[from] TokenError),
     #[error("database: {0}")]
     Store(#[from] sqlx::Error),
+    #[error("{0}")]
+    Internal(&'static str),
 }
 
 impl Error {
@@ -74,10 +85,14 @@ impl From<Error> for ServiceError {
                     .with_metadata("limit", "account")
                     .retry_after(retry_after)
             }
+            Error::TooManyTokens => Self::new(Code::ResourceExhausted, "TOO_MANY_ATTEMPTS", message)
+                .with_metadata("limit", "client")
+                .retry_after(TOKEN_RETRY_DELAY),
             Error::UnknownRefreshToken | Error::TicketUsed => {
                 Self::new(Code::Unauthenticated, "UNAUTHENTICATED", message)
             }
             Error::KeyReused(error) => error.into(),
+            Error::InProgress => idempotency::in_progress(),
             Error::SessionExpired => Self::new(Code::Unauthenticated, "TOKEN_EXPIRED", message),
             Error::SessionEnded => Self::new(Code::Unauthenticated, "SESSION_REVOKED", message),
             Error::NotFound(_) => Self::new(Code::NotFound, "NOT_FOUND", message),
@@ -85,7 +100,8 @@ impl From<Error> for ServiceError {
             Error::Store(error) if pg::is_unavailable(&error) => unavailable(),
             Error::Hash(HashError::Argon2(_) | HashError::RandomSource | HashError::WorkerLost)
             | Error::Token(_)
-            | Error::Store(_) => {
+            | Error::Store(_)
+            | Error::Internal(_) => {
                 tracing::error!(error = message, "internal error");
                 internal()
             }

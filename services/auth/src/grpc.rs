@@ -1,6 +1,5 @@
-//! The gRPC handlers of `AuthService`. Each method authorizes the caller in its first line, parses the request, runs
-//! the use case and converts the result. Methods without authorization carry their own credentials, or return public
-//! data.
+//! The gRPC handlers of `AuthService`. Each method parses the request, runs the use case and converts the result. The
+//! server has checked the caller by the rule in the proto.
 
 use std::sync::Arc;
 
@@ -19,7 +18,7 @@ use crate::{
     AuthContext,
     account::{Email, LoginName, Password, Role, Username},
     error::Error,
-    refresh, registration, revocation, service_client, session, sign_in,
+    refresh, registration, revocation, service_account, service_client, session, sign_in,
     store::account::Account,
     user,
 };
@@ -52,10 +51,7 @@ impl AuthService for Service {
         let (Some(username), Some(email), Some(password)) = (username, email, password) else {
             return Err(Error::Invalid(violations).into());
         };
-        let key = request.idempotency_key;
-        if let Some(key) = &key {
-            check_key(key).map_err(Error::Malformed)?;
-        }
+        let key = parse_key(request.idempotency_key)?;
         let (account, is_repeat) =
             registration::register(&self.0, username, email, password, key.as_deref()).await?;
         Ok(respond(user_message(account), is_repeat))
@@ -81,24 +77,24 @@ impl AuthService for Service {
     }
 
     async fn logout(&self, request: Request<proto::LogoutRequest>) -> RpcResult<()> {
-        let caller = caller::user(&request)?;
+        let caller = caller::require(&request)?;
         session::logout(&self.0, &caller).await?;
         Ok(Response::new(()))
     }
 
     async fn logout_all(&self, request: Request<proto::LogoutAllRequest>) -> RpcResult<()> {
-        let caller = caller::user(&request)?;
+        let caller = caller::require(&request)?;
         session::logout_all(&self.0, &caller).await?;
         Ok(Response::new(()))
     }
 
     async fn get_user_info(&self, request: Request<proto::GetUserInfoRequest>) -> RpcResult<proto::User> {
-        let caller = caller::user(&request)?;
+        let caller = caller::require(&request)?;
         Ok(Response::new(user_message(user::get(&self.0, caller.user_id()).await?)))
     }
 
     async fn change_password(&self, request: Request<proto::ChangePasswordRequest>) -> RpcResult<()> {
-        let caller = caller::user(&request)?;
+        let caller = caller::require(&request)?;
         let request = request.into_inner();
         let mut violations = Violations::default();
         let current =
@@ -115,7 +111,7 @@ impl AuthService for Service {
         &self,
         request: Request<proto::ListSessionsRequest>,
     ) -> RpcResult<proto::ListSessionsResponse> {
-        let caller = caller::user(&request)?;
+        let caller = caller::require(&request)?;
         let request = request.into_inner();
         let limit = page_size(request.limit).map_err(Error::Malformed)?;
         let (page, next_cursor) = session::list(&self.0, &caller, limit, request.cursor.as_deref()).await?;
@@ -130,7 +126,7 @@ impl AuthService for Service {
     }
 
     async fn revoke_session(&self, request: Request<proto::RevokeSessionRequest>) -> RpcResult<()> {
-        let caller = caller::user(&request)?;
+        let caller = caller::require(&request)?;
         session::revoke(&self.0, &caller, &request.get_ref().id).await?;
         Ok(Response::new(()))
     }
@@ -139,7 +135,7 @@ impl AuthService for Service {
         &self,
         request: Request<proto::CreateWsTicketRequest>,
     ) -> RpcResult<proto::WsTicket> {
-        let caller = caller::user(&request)?;
+        let caller = caller::require(&request)?;
         let (ticket, expires_in) = session::create_ticket(&self.0, &caller)?;
         Ok(Response::new(proto::WsTicket { ticket: ticket.expose_secret().to_owned(), expires_in }))
     }
@@ -148,7 +144,7 @@ impl AuthService for Service {
         &self,
         request: Request<proto::RedeemWsTicketRequest>,
     ) -> RpcResult<proto::SocketToken> {
-        let ticket = caller::ticket(&request)?;
+        let ticket = caller::require(&request)?;
         let (token, expires_in) = session::redeem_ticket(&self.0, &ticket).await?;
         Ok(Response::new(proto::SocketToken { token: token.expose_secret().to_owned(), expires_in }))
     }
@@ -157,7 +153,6 @@ impl AuthService for Service {
         &self,
         request: Request<proto::ListUsersRequest>,
     ) -> RpcResult<proto::ListUsersResponse> {
-        caller::admin(&request)?;
         let request = request.into_inner();
         let mut violations = Violations::default();
         let query = request.q;
@@ -176,12 +171,10 @@ impl AuthService for Service {
     }
 
     async fn get_user(&self, request: Request<proto::GetUserRequest>) -> RpcResult<proto::User> {
-        caller::admin(&request)?;
         Ok(Response::new(user_message_for_admin(user::get(&self.0, request.get_ref().id).await?)))
     }
 
     async fn update_user(&self, request: Request<proto::UpdateUserRequest>) -> RpcResult<proto::User> {
-        caller::admin(&request)?;
         let request = request.into_inner();
         let role =
             request.role.map(parse_role).transpose().map_err(|message| Error::invalid("role", message))?;
@@ -197,10 +190,77 @@ impl AuthService for Service {
         &self,
         request: Request<proto::IssueServiceTokenRequest>,
     ) -> RpcResult<proto::ServiceToken> {
-        let proto::IssueServiceTokenRequest { client_id, client_secret } = request.into_inner();
-        let (token, expires_in) = service_client::issue(&self.0, &client_id, &client_secret.into())?;
-        Ok(Response::new(proto::ServiceToken { access_token: token.expose_secret().to_owned(), expires_in }))
+        let proto::IssueServiceTokenRequest { client_id, client_secret, scope } = request.into_inner();
+        let issued =
+            service_client::issue(&self.0, &client_id, &client_secret.into(), scope.as_deref()).await?;
+        Ok(Response::new(proto::ServiceToken {
+            access_token: issued.token.expose_secret().to_owned(),
+            expires_in: issued.expires_in,
+            scope: issued.scope,
+        }))
     }
+
+    async fn create_service_account(
+        &self,
+        request: Request<proto::CreateServiceAccountRequest>,
+    ) -> RpcResult<proto::ServiceAccount> {
+        let caller = caller::require(&request)?;
+        let request = request.into_inner();
+        let mut violations = Violations::default();
+        let name = violations.collect("name", service_account::Name::parse(request.name));
+        let scopes = violations.collect("scopes", service_account::Scopes::parse(request.scopes));
+        let lifetime = violations.collect("expires_in", service_account::parse_lifetime(request.expires_in));
+        let (Some(name), Some(scopes), Some(lifetime)) = (name, scopes, lifetime) else {
+            return Err(Error::Invalid(violations).into());
+        };
+        let key = parse_key(request.idempotency_key)?;
+        let request = service_account::CreateServiceAccount { name, scopes, lifetime };
+        let (account, is_repeat) = service_account::create(&self.0, &caller, request, key).await?;
+        Ok(respond(account, is_repeat))
+    }
+
+    async fn list_service_accounts(
+        &self,
+        request: Request<proto::ListServiceAccountsRequest>,
+    ) -> RpcResult<proto::ListServiceAccountsResponse> {
+        let request = request.into_inner();
+        let limit = page_size(request.limit).map_err(Error::Malformed)?;
+        let (items, next_cursor) = service_account::list(&self.0, limit, request.cursor.as_deref()).await?;
+        Ok(Response::new(proto::ListServiceAccountsResponse { items, next_cursor }))
+    }
+
+    async fn get_service_account(
+        &self,
+        request: Request<proto::GetServiceAccountRequest>,
+    ) -> RpcResult<proto::ServiceAccount> {
+        Ok(Response::new(service_account::get(&self.0, &request.get_ref().id).await?))
+    }
+
+    async fn rotate_service_account(
+        &self,
+        request: Request<proto::RotateServiceAccountRequest>,
+    ) -> RpcResult<proto::ServiceAccount> {
+        let caller = caller::require(&request)?;
+        let request = request.into_inner();
+        let key = parse_key(request.idempotency_key)?;
+        let (account, is_repeat) = service_account::rotate(&self.0, &caller, &request.id, key).await?;
+        Ok(respond(account, is_repeat))
+    }
+
+    async fn revoke_service_account(
+        &self,
+        request: Request<proto::RevokeServiceAccountRequest>,
+    ) -> RpcResult<()> {
+        service_account::revoke(&self.0, &request.get_ref().id).await?;
+        Ok(Response::new(()))
+    }
+}
+
+fn parse_key(key: Option<String>) -> Result<Option<String>, Error> {
+    if let Some(key) = &key {
+        check_key(key).map_err(Error::Malformed)?;
+    }
+    Ok(key)
 }
 
 /// Validates the number of items of a page.

@@ -3,8 +3,8 @@
 //! A call goes `grpc` → a use case → rules and `store`:
 //!
 //! - rules: [`account`] (names, addresses, passwords), [`token`] (keys, signatures), [`password`] (hashes), [`device`]
-//!   (tokens of devices that have signed in before)
-//! - use cases: `registration`, `sign_in`, `refresh`, `session`, `user`, `service_client`
+//!   (tokens of devices that have signed in before), [`client_secret`] (secrets of service accounts)
+//! - use cases: `registration`, `sign_in`, `refresh`, `session`, `user`, `service_account`, `service_client`
 //! - in the background: `revocation` publishes revoked sessions to all verifiers, including this process's own;
 //!   `outbox` publishes registrations to the other services; `cleanup` deletes expired rows
 //!
@@ -13,6 +13,7 @@
 
 mod account;
 mod cleanup;
+mod client_secret;
 mod device;
 mod error;
 mod grpc;
@@ -22,6 +23,7 @@ mod password;
 mod refresh;
 mod registration;
 mod revocation;
+mod service_account;
 mod service_client;
 mod session;
 mod settings;
@@ -44,8 +46,8 @@ use tokio::sync::{Notify, watch};
 
 pub use crate::settings::{EXAMPLE_SECRET, Settings};
 use crate::{
-    device::DeviceKeys, password::Hasher, revocation::Revocations, service_client::ServiceClients,
-    session::Lifetimes, token::Signer,
+    client_secret::SecretKeys, device::DeviceKeys, password::Hasher, revocation::Revocations,
+    service_client::ServiceClients, session::Lifetimes, token::Signer,
 };
 
 /// The interval at which tasks check whether the database is available.
@@ -60,6 +62,7 @@ pub(crate) struct AuthContext {
     signer: Signer,
     devices: DeviceKeys,
     clients: ServiceClients,
+    secret_keys: SecretKeys,
     lifetimes: Lifetimes,
     revocations: Revocations,
     /// Wakes the relay after a commit.
@@ -95,6 +98,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         signer,
         devices: DeviceKeys::new(&secrets.current, secrets.previous.as_ref()),
         clients,
+        secret_keys: SecretKeys::new(&secrets.current, secrets.previous.as_ref()),
         lifetimes,
         revocations: Revocations::new(verifier.clone()),
         outbox_wakeup: Arc::default(),

@@ -49,11 +49,18 @@ impl Revocations {
             revoked.iter().map(|session| revoked_session(session.id, session.access_expires_at)).collect();
         self.verifier.revoke_sessions(sessions);
     }
+
+    /// Applies the revocation of a service account to this process's verifier.
+    pub fn apply_to_service(&self, revoked: RevokedSession) {
+        let account =
+            EndedSession { service: true, ..revoked_session(revoked.id, revoked.access_expires_at) };
+        self.verifier.revoke_sessions(vec![account]);
+    }
 }
 
 fn revoked_session(id: Uuid, access_expires_at: OffsetDateTime) -> EndedSession {
     // Claims have whole seconds, so the expiry is rounded up.
-    EndedSession { sid: id.to_string(), forget_at: access_expires_at.unix_timestamp() + 1 }
+    EndedSession { sid: id.to_string(), forget_at: access_expires_at.unix_timestamp() + 1, service: false }
 }
 
 /// The position of a reader, as text `server/since` or `server/since/until/tx/session`.
@@ -139,7 +146,10 @@ pub async fn verifier_state(context: &AuthContext, cursor: Option<&str>) -> Resu
         cursor: next.encode(),
         ended_sessions: revoked
             .iter()
-            .map(|session| revoked_session(session.id, session.access_expires_at))
+            .map(|revoked| EndedSession {
+                service: revoked.is_service,
+                ..revoked_session(revoked.id, revoked.access_expires_at)
+            })
             .collect(),
     })
 }

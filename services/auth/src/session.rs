@@ -95,6 +95,8 @@ fn claims(account: &Account, sid: Uuid, now: OffsetDateTime, lifetime: Duration)
         exp: iat + lifetime.whole_seconds(),
         nbf: None,
         socket_exp: None,
+        scope: None,
+        client_id: None,
     }
 }
 

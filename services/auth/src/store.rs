@@ -6,4 +6,5 @@
 pub mod account;
 pub mod login_attempt;
 pub mod registration_key;
+pub mod service_account;
 pub mod session;

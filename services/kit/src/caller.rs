@@ -1,7 +1,5 @@
-//! Authorization of gRPC calls: the caller, from the claims of a verified token, and guards for handlers.
-//!
-//! A handler calls one of the guards [`user`], [`admin`], [`service`], [`optional`], [`user_or_socket`], [`ticket`] in
-//! its first line. [`Verifier`] verifies the tokens.
+//! The caller of a gRPC call, from the claims of a verified token. [`crate::access`] decides which callers a method
+//! admits; a handler gets the admitted caller by [`require`] or [`find`]. [`Verifier`] verifies the tokens.
 
 use std::sync::Arc;
 
@@ -47,7 +45,7 @@ impl TokenType {
     }
 }
 
-/// The claims of a token; all but the last two are required.
+/// The claims of a token; all but the last four are required.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
     pub iss: String,
@@ -56,7 +54,7 @@ pub struct Claims {
     pub user_id: i64,
     pub username: String,
     pub role: Role,
-    /// The session id; in a service token, a random id.
+    /// The session id; in a service token, the id of the service account, or a random id.
     pub sid: Uuid,
     pub jti: Uuid,
     /// Unix seconds.
@@ -69,7 +67,16 @@ pub struct Claims {
     /// In tickets only: the end of the socket that the ticket opens. Unix seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket_exp: Option<i64>,
+    /// In tokens of services only (RFC 9068 §2.2.3): the scopes, separated by spaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
+    /// In tokens of services only: the id of the client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_id: Option<String>,
 }
+
+/// The scope of a service token without the claim: the previous version of the auth service issues such tokens.
+const LEGACY_SCOPE: &str = "stock:hold";
 
 /// A caller with a verified token, which is passed on to other services.
 #[derive(Clone, Debug)]
@@ -86,6 +93,27 @@ impl Caller {
         self.claims.role == Role::Admin
     }
 
+    /// Reports whether the caller acts for the shop: an admin, or a service that the rule of the method admits.
+    pub fn is_staff(&self) -> bool {
+        self.is_admin() || self.is_service()
+    }
+
+    pub fn is_service(&self) -> bool {
+        self.claims.role == Role::Service
+    }
+
+    /// Reports whether the caller is a service with this scope. The claim has no effect in the token of a user.
+    pub fn has_scope(&self, scope: &str) -> bool {
+        let scopes = self.claims.scope.as_deref().unwrap_or(LEGACY_SCOPE);
+        self.is_service() && !scope.is_empty() && scopes.split(' ').any(|own| own == scope)
+    }
+
+    /// Returns the id of a service's client; none of a user.
+    pub fn client_id(&self) -> Option<&str> {
+        self.is_service().then(|| self.claims.client_id.as_deref().unwrap_or(&self.claims.username))
+    }
+
+    /// Returns the id of the user; 0 of a service.
     pub fn user_id(&self) -> i64 {
         self.claims.user_id
     }
@@ -130,7 +158,7 @@ impl From<TokenError> for ServiceError {
     }
 }
 
-/// The outcome of the authentication of a call, a request extension that the server's layer sets.
+/// The outcome of the authentication of a request, a request extension of the gateway.
 #[derive(Clone, Debug)]
 pub struct Identity(pub Result<Caller, TokenError>);
 
@@ -143,62 +171,14 @@ pub fn bearer(header: &str) -> Option<&str> {
         .filter(|token| !token.is_empty())
 }
 
-fn caller_from_extensions<T>(request: &Request<T>) -> Result<Caller, TokenError> {
-    request.extensions().get::<Identity>().map_or(Err(TokenError::Missing), |identity| identity.0.clone())
+/// Returns the caller that the server admitted; `None` for a call without a token.
+pub fn find<T>(request: &Request<T>) -> Option<Caller> {
+    request.extensions().get::<Caller>().cloned()
 }
 
-/// Requires a signed-in user: a customer or an admin.
-pub fn user<T>(request: &Request<T>) -> Result<Caller, Status> {
-    human(request, &[TokenType::Access])
-}
-
-/// Requires an admin.
-pub fn admin<T>(request: &Request<T>) -> Result<Caller, Status> {
-    let caller = user(request)?;
-    if caller.is_admin() { Ok(caller) } else { Err(forbidden()) }
-}
-
-/// Requires a service.
-pub fn service<T>(request: &Request<T>) -> Result<Caller, Status> {
-    let caller = caller_from_extensions(request).map_err(ServiceError::from)?;
-    match (caller.claims.role, caller.token_type) {
-        (Role::Service, TokenType::Access) => Ok(caller),
-        (Role::Service, TokenType::WsTicket | TokenType::Socket) | (Role::User | Role::Admin, _) => {
-            Err(forbidden())
-        }
-    }
-}
-
-/// Requires a signed-in user, or the token of a socket that a user opened.
-pub fn user_or_socket<T>(request: &Request<T>) -> Result<Caller, Status> {
-    human(request, &[TokenType::Access, TokenType::Socket])
-}
-
-/// Requires the ticket of a user.
-pub fn ticket<T>(request: &Request<T>) -> Result<Caller, Status> {
-    human(request, &[TokenType::WsTicket])
-}
-
-fn human<T>(request: &Request<T>, token_types: &[TokenType]) -> Result<Caller, Status> {
-    let caller = caller_from_extensions(request).map_err(ServiceError::from)?;
-    match caller.claims.role {
-        Role::User | Role::Admin if token_types.contains(&caller.token_type) => Ok(caller),
-        Role::User | Role::Admin | Role::Service => Err(forbidden()),
-    }
-}
-
-/// Accepts any caller: returns `None` without a token, and an error with an invalid one.
-pub fn optional<T>(request: &Request<T>) -> Result<Option<Caller>, Status> {
-    match caller_from_extensions(request) {
-        Ok(caller) if caller.token_type == TokenType::Access => Ok(Some(caller)),
-        Ok(_) => Err(forbidden()),
-        Err(TokenError::Missing) => Ok(None),
-        Err(error) => Err(ServiceError::from(error).into()),
-    }
-}
-
-fn forbidden() -> Status {
-    ServiceError::new(Code::PermissionDenied, "FORBIDDEN", "your role does not allow this").into()
+/// Returns the caller that the server admitted. Its method admits no call without a token.
+pub fn require<T>(request: &Request<T>) -> Result<Caller, Status> {
+    find(request).ok_or_else(|| ServiceError::from(TokenError::Missing).into())
 }
 
 /// Adds a token to an outgoing call.

@@ -126,6 +126,7 @@ impl ServiceToken {
         let message = IssueServiceTokenRequest {
             client_id: self.id.clone(),
             client_secret: self.secret.expose_secret().to_owned(),
+            scope: None,
         };
         let call = self.auth.call(
             || true,

@@ -4,15 +4,16 @@
 //! A handler that has to wait runs to its end in a task of its own. A client that disconnects, or a deadline, therefore
 //! leaves a complete transaction or none.
 
+#[cfg(test)]
+mod access_tests;
 mod admission;
 
 use std::{
-    collections::HashSet,
     convert::Infallible,
     net::SocketAddr,
     panic::AssertUnwindSafe,
     pin::Pin,
-    sync::{Arc, LazyLock},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -30,7 +31,8 @@ use tower::{Layer, Service};
 use tracing::Span;
 
 use crate::{
-    caller::{Identity, TokenError, Verifier, bearer},
+    access::{self, Method},
+    caller::{Caller, TokenError, Verifier, bearer},
     listener::{Connection, Listener},
     process::Process,
     status,
@@ -199,12 +201,17 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let started = Instant::now();
         if request.uri().path().starts_with(INFRASTRUCTURE_PREFIX) {
             return Box::pin(self.inner.call(request));
         }
-        let method = method_label(request.uri().path());
+        let method = find_method(request.uri().path());
+        // The router answers UNIMPLEMENTED to a method that is not declared.
+        let caller = method.map_or(Ok(None), |method| {
+            access::authorize(&method.rule, || authenticate(&self.layer.verifier, request.headers()))
+        });
+        let method = method_label(method);
         let span = if telemetry::exporter_enabled() {
             tracing::info_span!(
                 "rpc",
@@ -216,15 +223,13 @@ where
             Span::none()
         };
         let trace = Trace::from_headers(span, request.headers());
-        let identity = authenticate(&self.layer.verifier, request.headers());
         // One for the arrival of the request and for the handler.
         let deadline = started + deadline(request.headers());
         // The service that was polled ready handles the call; its clone is polled for the next.
         let ready = self.inner.clone();
         let mut service = std::mem::replace(&mut self.inner, ready);
         let admission = self.layer.admission.clone();
-        let call = move |(permit, mut request): (CallPermit, Request<Body>)| {
-            request.extensions_mut().insert(Identity(identity));
+        let call = move |(permit, request): (CallPermit, Request<Body>)| {
             let response = trace.instrument(service.call(request));
             let response = response.map_ok(|response| response.map(|body| permit.hold_until_sent(body)));
             Box::pin(AssertUnwindSafe(response).catch_unwind())
@@ -232,9 +237,19 @@ where
         let tasks = self.layer.process.tasks.clone();
 
         Box::pin(async move {
-            let admitted = tokio::time::timeout_at(deadline, admission.admit(request)).await;
             let unavailable = || tonic::Status::from(status::unavailable());
-            let outcome = match admitted.unwrap_or_else(|_elapsed| Err(unavailable())).map(call) {
+            let admitted = match caller {
+                Ok(caller) => {
+                    if let Some(caller) = caller {
+                        request.extensions_mut().insert(caller);
+                    }
+                    let admitted = tokio::time::timeout_at(deadline, admission.admit(request)).await;
+                    admitted.unwrap_or_else(|_elapsed| Err(unavailable()))
+                }
+                // A refused call is answered before its message is read.
+                Err(status) => Err(status),
+            };
+            let outcome = match admitted.map(call) {
                 // A handler that answers from memory completes at once and needs no task.
                 Ok(mut handler) => match (&mut handler).now_or_never() {
                     Some(outcome) => Ok(outcome),
@@ -278,7 +293,7 @@ fn with_reason(response: Response<Body>) -> Response<Body> {
     }
 }
 
-fn authenticate(verifier: &Verifier, headers: &http::HeaderMap) -> Result<crate::caller::Caller, TokenError> {
+fn authenticate(verifier: &Verifier, headers: &http::HeaderMap) -> Result<Caller, TokenError> {
     let mut values = headers.get_all("authorization").iter();
     let Some(value) = values.next() else {
         return Err(TokenError::Missing);
@@ -305,25 +320,15 @@ fn deadline(headers: &http::HeaderMap) -> Duration {
     timeout.map_or(DEFAULT_DEADLINE, |timeout| timeout.min(MAX_DEADLINE).mul_f64(DEADLINE_FRACTION))
 }
 
-/// Returns the metric label of the method at `path`, as in `shoppee.order.v1.OrderService/CreateOrder`. A path outside
-/// the protocol is `_OTHER`, as in the OpenTelemetry conventions, so that callers cannot create labels.
-fn method_label(path: &str) -> &'static str {
-    static METHODS: LazyLock<HashSet<String>> = LazyLock::new(methods);
-    path.strip_prefix('/').and_then(|name| METHODS.get(name)).map_or("_OTHER", String::as_str)
+/// Returns the declared method at `path`, as in `/shoppee.order.v1.OrderService/CreateOrder`.
+fn find_method(path: &str) -> Option<&'static Method> {
+    access::methods().get(path.strip_prefix('/')?)
 }
 
-fn methods() -> HashSet<String> {
-    use prost::Message as _;
-    let descriptors =
-        prost_types::FileDescriptorSet::decode(shoppee_proto::FILE_DESCRIPTOR_SET).unwrap_or_default();
-    let mut methods = HashSet::new();
-    for file in descriptors.file {
-        for service in &file.service {
-            let names = service.method.iter().map(prost_types::MethodDescriptorProto::name);
-            methods.extend(names.map(|name| format!("{}.{}/{name}", file.package(), service.name())));
-        }
-    }
-    methods
+/// Returns the metric label of a method. A path outside the protocol is `_OTHER`, as in the OpenTelemetry conventions, so
+/// that callers cannot create labels.
+fn method_label(method: Option<&'static Method>) -> &'static str {
+    method.map_or("_OTHER", |method| &method.name)
 }
 
 /// Returns the name of a code in the gRPC specification.
@@ -405,7 +410,7 @@ mod tests {
     #[test]
     fn a_method_label_is_a_declared_method_or_other() {
         let path = "/shoppee.order.v1.OrderService/CreateOrder";
-        assert_eq!(method_label(path), "shoppee.order.v1.OrderService/CreateOrder");
-        assert_eq!(method_label("/made.up/Name"), "_OTHER");
+        assert_eq!(method_label(find_method(path)), "shoppee.order.v1.OrderService/CreateOrder");
+        assert_eq!(method_label(find_method("/made.up/Name")), "_OTHER");
     }
 }

@@ -10,11 +10,15 @@
 
 use std::time::Duration;
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tonic::{Code, Response, metadata::MetadataValue};
 
-use crate::status::{ServiceError, Violations};
+use crate::{
+    caller::Caller,
+    status::{ServiceError, Violations},
+};
 
 /// The time for which an answer is stored.
 pub const KEY_TTL: Duration = Duration::from_hours(24);
@@ -31,6 +35,15 @@ pub fn check_key(key: &str) -> Result<(), Violations> {
     let mut violations = Violations::default();
     violations.require(valid, "Idempotency-Key", "must be 1 to 255 visible ASCII characters");
     violations.finish()
+}
+
+/// Returns the form in which the key of a caller is stored. Services share the user id 0, so that the key of a service is
+/// hashed with the id of its client.
+pub fn stored_key(caller: &Caller, key: String) -> String {
+    match caller.client_id() {
+        Some(client_id) => URL_SAFE_NO_PAD.encode(Sha256::digest(format!("{client_id} {key}"))),
+        None => key,
+    }
 }
 
 /// Hashes the parsed request, independent of the order of JSON keys and of white space. The request must not contain a

@@ -1,4 +1,4 @@
-//! A revocation list: the sessions that were revoked before their tokens expire (RFC 7009).
+//! A revocation list: the sessions or service accounts that were revoked before their tokens expire (RFC 7009).
 //!
 //! The list is sharded: a look-up takes the lock of one shard, and an insertion changes one entry in place. The memory is
 //! bounded. A full list drops the half that expires first. From then on it rejects every token that expires no later, so
@@ -90,9 +90,12 @@ impl RevocationList {
                 writer.len = self.evict_half();
             }
         }
-        #[expect(clippy::cast_precision_loss, reason = "a gauge")]
-        metrics::gauge!("revoked_sessions").set(writer.len as f64);
         added
+    }
+
+    /// Returns the number of sessions.
+    pub fn len(&self) -> usize {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner).len
     }
 
     /// Evicts the half that expires first, and rejects tokens that expire no later. Returns the number of entries left.

@@ -39,6 +39,8 @@ pub struct Verifier {
     /// Serialises replacements of the key set.
     update_lock: Mutex<()>,
     revoked: RevocationList,
+    /// Service accounts. A full list of sessions must not reject the tokens of services, which are short-lived.
+    revoked_services: RevocationList,
     verified: Cache<[u8; 32], Verified>,
 }
 
@@ -138,6 +140,7 @@ impl Verifier {
             keys: ArcSwap::default(),
             update_lock: Mutex::default(),
             revoked: RevocationList::default(),
+            revoked_services: RevocationList::default(),
             verified: Cache::new(MAX_CACHED_TOKENS),
         })
     }
@@ -153,11 +156,19 @@ impl Verifier {
         self.revoke_sessions(response.ended_sessions)
     }
 
-    /// Revokes sessions. Returns those that were not revoked before.
+    /// Revokes sessions and service accounts. Returns the sessions that were not revoked before.
     pub fn revoke_sessions(&self, sessions: Vec<EndedSession>) -> Vec<Uuid> {
-        let sessions =
-            sessions.into_iter().filter_map(|session| Some((session.sid.parse().ok()?, session.forget_at)));
-        self.revoked.extend(sessions, self.clock.unix())
+        let (services, sessions): (Vec<_>, Vec<_>) =
+            sessions.into_iter().partition(|session| session.service);
+        let now = self.clock.unix();
+        let entries = |ended: Vec<EndedSession>| {
+            ended.into_iter().filter_map(|ended| Some((ended.sid.parse().ok()?, ended.forget_at)))
+        };
+        self.revoked_services.extend(entries(services), now);
+        let added = self.revoked.extend(entries(sessions), now);
+        #[expect(clippy::cast_precision_loss, reason = "a gauge")]
+        metrics::gauge!("revoked_sessions").set(self.revoked.len() as f64);
+        added
     }
 
     /// Returns the public keys of the auth service.
@@ -209,14 +220,12 @@ impl Verifier {
         if claims.exp <= self.clock.unix() {
             return Err(TokenError::Expired);
         }
-        // A service has no session that could be revoked.
-        if claims.role != Role::Service {
-            if self.revoked.contains(&claims.sid) {
-                return Err(TokenError::Revoked);
-            }
-            if self.revoked.rejects_expiry(claims.exp) {
-                return Err(TokenError::Expired);
-            }
+        let revoked = if claims.role == Role::Service { &self.revoked_services } else { &self.revoked };
+        if revoked.contains(&claims.sid) {
+            return Err(TokenError::Revoked);
+        }
+        if revoked.rejects_expiry(claims.exp) {
+            return Err(TokenError::Expired);
         }
         if self.keys.load().contains(&caller.key) { Ok(()) } else { Err(TokenError::Invalid) }
     }
@@ -228,13 +237,13 @@ pub fn install_crypto() {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use shoppee_proto::auth::v1::Jwk;
 
     use super::*;
 
     /// The seeds and public keys of RFC 8032 §7.1, tests 1 and 2.
-    const FIRST: (&str, &str) = (
+    pub(crate) const FIRST: (&str, &str) = (
         "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
         "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
     );
@@ -247,7 +256,7 @@ mod tests {
         (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
     }
 
-    fn key_set(keys: &[(&str, &str)]) -> GetJwksResponse {
+    pub(crate) fn key_set(keys: &[(&str, &str)]) -> GetJwksResponse {
         use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
         let jwk = |key: &(&str, &str)| Jwk {
             kid: key.1.to_owned(),
@@ -257,7 +266,7 @@ mod tests {
         GetJwksResponse { keys: keys.iter().map(jwk).collect(), ..GetJwksResponse::default() }
     }
 
-    fn claims(now: i64) -> Claims {
+    pub(crate) fn claims(now: i64) -> Claims {
         Claims {
             iss: ISSUER.to_owned(),
             aud: AUDIENCE.to_owned(),
@@ -271,10 +280,12 @@ mod tests {
             exp: now + 3600,
             nbf: None,
             socket_exp: None,
+            scope: None,
+            client_id: None,
         }
     }
 
-    fn sign(key: (&str, &str), token_type: TokenType, claims: &Claims) -> String {
+    pub(crate) fn sign(key: (&str, &str), token_type: TokenType, claims: &Claims) -> String {
         install_crypto();
         let mut header = jsonwebtoken::Header::new(Algorithm::EdDSA);
         header.typ = Some(token_type.typ().to_owned());

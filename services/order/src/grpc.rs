@@ -1,9 +1,9 @@
-//! The gRPC handlers of `OrderService`. Each method authorizes the caller, parses the request, runs the use case and
-//! converts the result.
+//! The gRPC handlers of `OrderService`. Each method parses the request, runs the use case and converts the result. The
+//! server has checked the caller by the rule in the proto.
 
 use shoppee_kit::{
     caller::{self, Caller},
-    idempotency::{check_key, respond},
+    idempotency::{check_key, respond, stored_key},
     status::Violations,
 };
 use shoppee_proto::order::v1::{
@@ -46,13 +46,13 @@ pub struct Service {
 impl OrderService for Service {
     #[tracing::instrument(name = "cart.get", skip_all)]
     async fn get_cart(&self, request: Request<GetCartRequest>) -> Result<Response<Cart>, Status> {
-        let caller = caller::user(&request)?;
+        let caller = caller::require(&request)?;
         Ok(Response::new(cart::get(&self.context, caller.user_id()).await?))
     }
 
     #[tracing::instrument(name = "cart.add", skip_all)]
     async fn add_cart_item(&self, request: Request<AddCartItemRequest>) -> Result<Response<Cart>, Status> {
-        let caller = caller::user(&request)?;
+        let caller = caller::require(&request)?;
         let item = request.into_inner();
         let line = Line::new(item.product_id, item.quantity).map_err(Error::from)?;
         let key = key(item.idempotency_key)?;
@@ -62,7 +62,7 @@ impl OrderService for Service {
 
     #[tracing::instrument(name = "cart.set", skip_all)]
     async fn set_cart_item(&self, request: Request<SetCartItemRequest>) -> Result<Response<Cart>, Status> {
-        let caller = caller::user(&request)?;
+        let caller = caller::require(&request)?;
         let item = request.into_inner();
         let quantity = match item.quantity {
             0 => None,
@@ -79,20 +79,20 @@ impl OrderService for Service {
         &self,
         request: Request<RemoveCartItemRequest>,
     ) -> Result<Response<Cart>, Status> {
-        let caller = caller::user(&request)?;
+        let caller = caller::require(&request)?;
         let product_id = request.into_inner().product_id;
         Ok(Response::new(cart::set(&self.context, caller.user_id(), product_id, None).await?))
     }
 
     #[tracing::instrument(name = "cart.clear", skip_all)]
     async fn clear_cart(&self, request: Request<ClearCartRequest>) -> Result<Response<()>, Status> {
-        let caller = caller::user(&request)?;
+        let caller = caller::require(&request)?;
         Ok(Response::new(cart::clear(&self.context, caller.user_id()).await?))
     }
 
     #[tracing::instrument(name = "order.place", skip_all)]
     async fn create_order(&self, request: Request<CreateOrderRequest>) -> Result<Response<Order>, Status> {
-        let caller = caller::user(&request)?;
+        let caller = caller::require(&request)?;
         let command = parse_place_order(&caller, request.into_inner())?;
         let (order, replayed) = checkout::place(&self.context, command).await?;
         Ok(respond(order, replayed))
@@ -100,7 +100,7 @@ impl OrderService for Service {
 
     #[tracing::instrument(name = "order.get", skip_all)]
     async fn get_order(&self, request: Request<GetOrderRequest>) -> Result<Response<Order>, Status> {
-        let caller = caller::user(&request)?;
+        let caller = caller::require(&request)?;
         let id = order_id(&request.into_inner().id)?;
         Ok(Response::new(transitions::get_order(&self.context, &caller, id).await?))
     }
@@ -110,8 +110,7 @@ impl OrderService for Service {
         &self,
         request: Request<ListOrdersRequest>,
     ) -> Result<Response<ListOrdersResponse>, Status> {
-        let all_users = request.get_ref().everyone;
-        let caller = if all_users { caller::admin(&request)? } else { caller::user(&request)? };
+        let caller = caller::require(&request)?;
         let filter = filter(&caller, request.get_ref())?;
         Ok(Response::new(list(&self.context, filter).await?))
     }
@@ -121,7 +120,7 @@ impl OrderService for Service {
         &self,
         request: Request<ListOrderEventsRequest>,
     ) -> Result<Response<ListOrderEventsResponse>, Status> {
-        let caller = caller::user(&request)?;
+        let caller = caller::require(&request)?;
         let id = order_id(&request.into_inner().id)?;
         let mut conn = self.context.pool.acquire().await.map_err(Error::from)?;
         let (owner, _) = transitions::find_owner(&mut conn, &caller, id).await?;
@@ -134,7 +133,7 @@ impl OrderService for Service {
 
     #[tracing::instrument(name = "order.pay", skip_all)]
     async fn pay_order(&self, request: Request<PayOrderRequest>) -> Result<Response<Order>, Status> {
-        let caller = caller::user(&request)?;
+        let caller = caller::require(&request)?;
         let payment = request.into_inner();
         let id = order_id(&payment.id)?;
         let token = PaymentToken::parse(&payment.payment_token).map_err(Error::from)?;
@@ -145,7 +144,7 @@ impl OrderService for Service {
 
     #[tracing::instrument(name = "order.cancel", skip_all)]
     async fn cancel_order(&self, request: Request<CancelOrderRequest>) -> Result<Response<Order>, Status> {
-        let caller = caller::user(&request)?;
+        let caller = caller::require(&request)?;
         let request = request.into_inner();
         let reason = order::parse_reason(request.reason).map_err(Error::from)?;
         let action = OrderAction::Cancel { reason };
@@ -154,7 +153,7 @@ impl OrderService for Service {
 
     #[tracing::instrument(name = "order.ship", skip_all)]
     async fn ship_order(&self, request: Request<ShipOrderRequest>) -> Result<Response<Order>, Status> {
-        let caller = caller::admin(&request)?;
+        let caller = caller::require(&request)?;
         let request = request.into_inner();
         let shipment = Shipment::new(request.carrier, request.tracking_number).map_err(Error::from)?;
         self.transition(&caller, &request.id, request.idempotency_key, OrderAction::Ship(shipment)).await
@@ -165,7 +164,7 @@ impl OrderService for Service {
         &self,
         request: Request<CompleteOrderRequest>,
     ) -> Result<Response<Order>, Status> {
-        let caller = caller::user(&request)?;
+        let caller = caller::require(&request)?;
         let request = request.into_inner();
         self.transition(&caller, &request.id, request.idempotency_key, OrderAction::Complete).await
     }
@@ -175,7 +174,7 @@ impl OrderService for Service {
         &self,
         request: Request<ListEventsRequest>,
     ) -> Result<Response<ListEventsResponse>, Status> {
-        let user_id = caller::user_or_socket(&request)?.user_id();
+        let user_id = caller::require(&request)?.user_id();
         let request = request.into_inner();
         let limit = page_size(request.limit, MAX_EVENTS, MAX_EVENTS)?;
         let mut conn = self.context.pool.acquire().await.map_err(Error::from)?;
@@ -203,7 +202,8 @@ impl Service {
         idempotency_key: Option<String>,
         action: OrderAction,
     ) -> Result<Response<Order>, Status> {
-        let request = TransitionRequest { order_id: order_id(id)?, key: key(idempotency_key)?, action };
+        let key = key(idempotency_key)?.map(|key| stored_key(caller, key));
+        let request = TransitionRequest { order_id: order_id(id)?, key, action };
         let (order, replayed) = transitions::run_transition(&self.context, caller, request).await?;
         Ok(respond(order, replayed))
     }
@@ -251,7 +251,12 @@ fn order_id(id: &str) -> Result<Uuid, Error> {
 }
 
 fn filter(caller: &Caller, request: &ListOrdersRequest) -> Result<store::Filter, Error> {
-    let user_id = if request.everyone { request.user_id } else { Some(caller.user_id()) };
+    let user_id = match request.everyone {
+        true if caller.is_staff() => request.user_id,
+        false if !caller.is_service() => Some(caller.user_id()),
+        // A service has no orders of its own.
+        true | false => return Err(Error::Forbidden),
+    };
     let status = match request.status {
         None => None,
         Some(number) => Some(

@@ -96,14 +96,15 @@ pub fn invalid_transition(row: &OrderRow, requester: Requester) -> Error {
     }
 }
 
-/// Returns the owner of an order, and the caller's relation to the order. Another user's order exists for admins only.
+/// Returns the owner of an order, and the caller's relation to the order. Another user's order exists for admins and
+/// services only; a service acts as an admin.
 pub async fn find_owner(
     conn: &mut PgConnection,
     caller: &Caller,
     id: Uuid,
 ) -> Result<(i64, Requester), Error> {
     let caller_id = caller.user_id();
-    if !caller.is_admin() {
+    if !caller.is_staff() {
         let order = store::find(conn, caller_id, id).await?;
         return order.map(|_| (caller_id, Requester::OWNER)).ok_or(Error::NotFound);
     }

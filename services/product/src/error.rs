@@ -15,6 +15,9 @@ pub enum Error {
     Malformed(Violations),
     #[error("the request breaks a rule")]
     Invalid(Violations),
+    /// The caller's scopes do not allow a part of the request.
+    #[error("forbidden")]
+    Forbidden,
     #[error("not found")]
     NotFound,
     #[error("the SKU is taken")]
@@ -104,6 +107,9 @@ impl From<Error> for Status {
         let refusal = match error {
             Error::Malformed(violations) => ServiceError::malformed(violations),
             Error::Invalid(violations) => ServiceError::invalid(violations),
+            Error::Forbidden => {
+                ServiceError::new(Code::PermissionDenied, "FORBIDDEN", "your scopes do not allow this")
+            }
             Error::NotFound => ServiceError::new(Code::NotFound, "NOT_FOUND", "there is no such thing"),
             Error::SkuTaken => {
                 ServiceError::new(Code::AlreadyExists, "SKU_TAKEN", "another product has this SKU")

@@ -1,5 +1,5 @@
-//! The gRPC services. A handler checks the caller, parses the request into the types of the rules, and calls
-//! one use case.
+//! The gRPC services. A handler parses the request into the types of the rules, and calls one use case. The server
+//! has checked the caller by the rule in the proto.
 
 mod audit;
 mod batch;
@@ -15,7 +15,7 @@ mod stock;
 use std::sync::Arc;
 
 use shoppee_kit::{
-    caller::Verifier,
+    caller::{Caller, Verifier},
     grpc::{LargeCalls, Services},
     process::Process,
 };
@@ -26,7 +26,8 @@ use shoppee_proto::product::v1::{
 };
 
 use crate::{
-    batch::Batches, catalogue::Catalogue, categories::Categories, change_log::ChangeLog, holds::Holds,
+    batch::Batches, catalogue::Catalogue, categories::Categories, change_log::ChangeLog, error::Error,
+    holds::Holds,
 };
 
 /// The maximum size of a request message: a batch of 10 000 rows is at most 8 MiB as JSON, and smaller in
@@ -70,4 +71,13 @@ pub fn services(
         .with(ChangeFeedServiceServer::new(feed::ChangeFeed::new(change_log, process)))
         .with(ProductCacheServiceServer::new(cached_products))
         .with_large_calls(LARGE_CALLS)
+}
+
+/// Requires the scope of AdjustStock from a service whose request changes the stock of an existing product.
+fn check_stock_scope(caller: &Caller, changes_stock: bool) -> Result<(), Error> {
+    if changes_stock && caller.is_service() && !caller.has_scope("stock:adjust") {
+        Err(Error::Forbidden)
+    } else {
+        Ok(())
+    }
 }

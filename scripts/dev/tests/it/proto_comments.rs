@@ -1,5 +1,5 @@
-//! The comments of the gRPC methods in `proto/`. Each states its callers, its error reasons and whether a call may be
-//! repeated, and agrees with the code. The comment of a service states the general reasons.
+//! The comments of the gRPC methods in `proto/`. Each states its error reasons and whether a call may be repeated, and
+//! agrees with the code. The comment of a service states the general reasons.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,10 +10,10 @@ use crate::rules::{Source, root, sources};
 
 const SERVICES: [&str; 3] = ["auth", "product", "order"];
 /// The files of the kit with the reasons of every service.
-const KIT_FILES: [&str; 3] = ["status.rs", "idempotency.rs", "caller.rs"];
+const KIT_FILES: [&str; 4] = ["status.rs", "idempotency.rs", "access.rs", "caller.rs"];
 /// The reasons of `TokenError::reason`.
 const TOKEN_REASONS: [&str; 3] = ["UNAUTHENTICATED", "TOKEN_EXPIRED", "SESSION_REVOKED"];
-const LABELS: [&str; 3] = ["Callers: ", "Reasons: ", "Repeat: "];
+const LABELS: [&str; 2] = ["Reasons: ", "Repeat: "];
 /// The text of a method without specific reasons.
 const NO_REASONS: &str = "general only.";
 /// The prefixes of methods that only read.
@@ -30,7 +30,7 @@ struct Method {
     name: String,
     request: String,
     /// The texts after [`LABELS`], if the comment ends with these lines.
-    statements: Option<[String; 3]>,
+    statements: Option<[String; 2]>,
 }
 
 #[derive(Debug, Default)]
@@ -79,19 +79,14 @@ impl Comments {
     }
 }
 
-/// Parses the three statements at the end of a comment, each of which may span several lines.
-fn parse_statements(comment: &[&str]) -> Option<[String; 3]> {
+/// Parses the two statements at the end of a comment, each of which may span several lines.
+fn parse_statements(comment: &[&str]) -> Option<[String; 2]> {
     let starts: Vec<usize> =
         LABELS.iter().filter_map(|label| comment.iter().position(|line| line.starts_with(label))).collect();
-    let [callers, reasons, repeat] = starts[..] else { return None };
+    let [reasons, repeat] = starts[..] else { return None };
     let text = |label: &str, lines: &[&str]| lines.join(" ")[label.len()..].to_owned();
-    (callers < reasons && reasons < repeat).then(|| {
-        [
-            text(LABELS[0], &comment[callers..reasons]),
-            text(LABELS[1], &comment[reasons..repeat]),
-            text(LABELS[2], &comment[repeat..]),
-        ]
-    })
+    (reasons < repeat)
+        .then(|| [text(LABELS[0], &comment[reasons..repeat]), text(LABELS[1], &comment[repeat..])])
 }
 
 fn is_upper_case(word: &str) -> bool {
@@ -154,19 +149,19 @@ fn kit_reasons() -> BTreeSet<Reason> {
     let mut reasons: BTreeSet<Reason> =
         sources.iter().flat_map(|source| code_reasons(source.code())).collect();
     for reason in TOKEN_REASONS {
-        assert!(sources[2].code().contains(&format!("=> \"{reason}\"")), "caller.rs gives {reason}");
+        assert!(sources[3].code().contains(&format!("=> \"{reason}\"")), "caller.rs gives {reason}");
         reasons.insert((reason.to_owned(), "UNAUTHENTICATED".to_owned()));
     }
     reasons
 }
 
 #[test]
-fn every_method_documents_callers_reasons_and_repeats() {
+fn every_method_documents_reasons_and_repeats() {
     let comments = Comments::read();
     assert!(comments.methods.len() > 40, "the comments are parsed");
     let mut problems = Vec::new();
     for Method { name, request, statements, .. } in &comments.methods {
-        let Some([callers, reasons, repeat]) = statements else {
+        let Some([reasons, repeat]) = statements else {
             problems.push(format!("{name}: the comment does not end with {LABELS:?}"));
             continue;
         };
@@ -183,9 +178,6 @@ fn every_method_documents_callers_reasons_and_repeats() {
         if !expected.iter().any(|beginning| repeat.starts_with(beginning)) || !repeat.ends_with('.') {
             problems.push(format!("{name}: must begin with {expected:?}: {repeat}"));
         }
-        if !callers.ends_with('.') {
-            problems.push(format!("{name}: does not end with a period: {callers}"));
-        }
     }
     assert!(problems.is_empty(), "\n{}", problems.join("\n"));
 }
@@ -198,11 +190,8 @@ fn the_documented_reasons_are_those_of_the_code() {
         assert!(!own.is_empty(), "{service} has no reasons");
         let mut documented = comments.general[service].clone();
         for method in comments.methods.iter().filter(|method| method.service == service) {
-            let reasons = method
-                .statements
-                .iter()
-                .flat_map(|[_, list, _]| parse_reasons(list))
-                .collect::<BTreeSet<_>>();
+            let reasons =
+                method.statements.iter().flat_map(|[list, _]| parse_reasons(list)).collect::<BTreeSet<_>>();
             let unknown: Vec<_> =
                 reasons.iter().filter(|reason| !own.contains(reason) && !kit.contains(reason)).collect();
             assert!(unknown.is_empty(), "{}: the code gives no {unknown:?}", method.name);
@@ -214,60 +203,4 @@ fn the_documented_reasons_are_those_of_the_code() {
             comments.general[service].iter().filter(|reason| !kit.contains(reason)).collect();
         assert!(unknown.is_empty(), "the head of {service}: the code gives no {unknown:?}");
     }
-}
-
-/// Returns the body of a method of a gRPC service.
-fn method_body<'a>(sources: &'a [Source], name: &str) -> Option<&'a str> {
-    let mut snake = to_upper_snake_case(name);
-    snake.make_ascii_lowercase();
-    let head = format!("    async fn {snake}(");
-    sources.iter().find_map(|source| {
-        let (_, rest) = source.code().split_once(&head)?;
-        rest.trim_start().starts_with("&self").then(|| rest.split("\n    }\n").next())?
-    })
-}
-
-/// Returns the callers that a method admits, by the names of the functions of `shoppee_kit::caller`.
-fn admitted_callers(body: &str) -> Vec<&str> {
-    let mut names: Vec<&str> =
-        body.split("caller::").skip(1).filter_map(|call| Some(call.split_once("(&request)")?.0)).collect();
-    names.sort_unstable();
-    names.dedup();
-    names
-}
-
-#[test]
-fn the_documented_callers_are_those_of_the_code() {
-    let mut problems = Vec::new();
-    let sources = sources(&["rs"]);
-    let sources_of = |service: &str| -> Vec<Source> {
-        let prefix = format!("services/{service}/src/grpc");
-        sources.iter().filter(|source| source.path.starts_with(&prefix)).cloned().collect()
-    };
-    let code: BTreeMap<&str, Vec<Source>> = SERVICES.map(|service| (service, sources_of(service))).into();
-    for Method { service, name, statements, .. } in Comments::read().methods {
-        let body = method_body(&code[service], &name).unwrap_or_else(|| panic!("{name} is not found"));
-        let [callers, ..] = statements.unwrap_or_default();
-        let admitted = admitted_callers(body);
-        let agrees = match admitted[..] {
-            [] => callers == "open.",
-            ["optional"] => callers.starts_with("open; "),
-            ["user"] => {
-                ["a signed-in user, own things only.", "a signed-in user, own things only; an admin, all."]
-                    .contains(&callers.as_str())
-            }
-            ["admin"] => callers == "an admin.",
-            ["admin", "user"] => {
-                callers == "a signed-in user, own things only; an admin, all with `everyone`."
-            }
-            ["service"] => callers == "a service token.",
-            ["ticket"] => callers == "a ticket.",
-            ["user_or_socket"] => callers == "a signed-in user or the token of a socket, own things only.",
-            _ => false,
-        };
-        if !agrees {
-            problems.push(format!("{name}: the code admits {admitted:?}, the comment says: {callers}"));
-        }
-    }
-    assert!(problems.is_empty(), "\n{}", problems.join("\n"));
 }

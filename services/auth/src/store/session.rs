@@ -248,22 +248,20 @@ pub async fn extend(
     Ok(())
 }
 
-/// A revoked session with its transaction.
+/// A revoked session or service account, with the transaction of the revocation.
 #[derive(Debug)]
 pub struct Revocation {
     pub id: Uuid,
     pub access_expires_at: OffsetDateTime,
-    /// The transaction that revoked the session.
     pub tx: i64,
+    pub is_service: bool,
 }
 
-/// A PostgreSQL snapshot: the set of transactions that had ended at one moment. It relies on PostgreSQL's single
-/// counter of transaction ids.
+/// A PostgreSQL snapshot: the transactions below `next_tx` that were not `running` had ended at that moment. It relies on
+/// PostgreSQL's single counter of transaction ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The first unassigned transaction id.
     pub next_tx: i64,
-    /// The smaller ids whose transactions were running.
     pub running: Vec<i64>,
 }
 
@@ -293,8 +291,8 @@ pub async fn current_snapshot(conn: &mut PgConnection) -> Result<(i64, String), 
     Ok((row.server, row.snapshot))
 }
 
-/// Lists the next revocations after `after` (transaction and session) that are not visible in the snapshot `since`.
-/// Skips sessions whose access tokens expired before `alive_at`.
+/// Lists the next revocations after `after` (transaction and id) that are not visible in the snapshot `since`: those of
+/// sessions and of service accounts. Skips those whose access tokens expired before `alive_at`.
 pub async fn list_revoked_since(
     conn: &mut PgConnection,
     since: &Snapshot,
@@ -302,18 +300,27 @@ pub async fn list_revoked_since(
     alive_at: OffsetDateTime,
     limit: i64,
 ) -> Result<Vec<Revocation>, sqlx::Error> {
-    // Two ranges of one index: a transaction that runs for hours adds no cost.
+    // Two ranges of each index: a transaction that runs for hours adds no cost.
     sqlx::query_as!(
         Revocation,
-        r#"select id as "id!", access_expires_at as "access_expires_at!", tx as "tx!"
+        r#"select id as "id!", access_expires_at as "access_expires_at!", tx as "tx!",
+                  is_service as "is_service!"
            from (
-               (select id, access_expires_at, ended_tx as tx from auth.session
+               (select id, access_expires_at, ended_tx as tx, false as is_service from auth.session
                 where ended_tx = any($1) and (ended_tx, id) > ($3, $4) and access_expires_at > $5
                 order by ended_tx, id limit $6)
                union all
-               (select id, access_expires_at, ended_tx as tx from auth.session
+               (select id, access_expires_at, ended_tx, false from auth.session
                 where ended_tx >= $2 and (ended_tx, id) > ($3, $4) and access_expires_at > $5
                 order by ended_tx, id limit $6)
+               union all
+               (select id, tokens_expire_at, revoked_tx, true from auth.service_account
+                where revoked_tx = any($1) and (revoked_tx, id) > ($3, $4) and tokens_expire_at > $5
+                order by revoked_tx, id limit $6)
+               union all
+               (select id, tokens_expire_at, revoked_tx, true from auth.service_account
+                where revoked_tx >= $2 and (revoked_tx, id) > ($3, $4) and tokens_expire_at > $5
+                order by revoked_tx, id limit $6)
            ) ended
            order by tx, id
            limit $6"#,

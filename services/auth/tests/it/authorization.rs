@@ -37,6 +37,11 @@ async fn call_all(shop: &TestAuth, token: Option<&str>) -> Vec<(&'static str, St
         list_users ListUsersRequest::default(),
         get_user GetUserRequest::default(),
         update_user UpdateUserRequest::default(),
+        create_service_account CreateServiceAccountRequest::default(),
+        list_service_accounts ListServiceAccountsRequest::default(),
+        get_service_account GetServiceAccountRequest::default(),
+        rotate_service_account RotateServiceAccountRequest::default(),
+        revoke_service_account RevokeServiceAccountRequest::default(),
     }
 }
 
@@ -44,7 +49,7 @@ async fn call_all(shop: &TestAuth, token: Option<&str>) -> Vec<(&'static str, St
 async fn without_a_token_only_the_open_methods_succeed() {
     let shop = TestAuth::start().await;
     let outcomes = call_all(&shop, None).await;
-    assert_eq!(outcomes.len() + 5, 16, "all methods of the service");
+    assert_eq!(outcomes.len() + 5, 21, "all methods of the service");
     for (method, status) in outcomes {
         assert_eq!(status.code(), Code::Unauthenticated, "{method}");
         assert_eq!(status::parse(&status).reason, "UNAUTHENTICATED", "{method}");
@@ -56,8 +61,11 @@ async fn without_a_token_only_the_open_methods_succeed() {
 #[tokio::test]
 async fn a_service_token_is_forbidden_for_user_methods() {
     let shop = TestAuth::start().await;
-    let request =
-        IssueServiceTokenRequest { client_id: "order".to_owned(), client_secret: ORDER_SECRET.to_owned() };
+    let request = IssueServiceTokenRequest {
+        client_id: "order".to_owned(),
+        client_secret: ORDER_SECRET.to_owned(),
+        scope: None,
+    };
     let token = shop.client.clone().issue_service_token(request).await.unwrap().into_inner().access_token;
     for (method, status) in call_all(&shop, Some(&token)).await {
         assert_eq!(status.code(), Code::PermissionDenied, "{method}");

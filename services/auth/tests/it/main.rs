@@ -12,6 +12,7 @@ mod outbox;
 mod passwords;
 mod refresh;
 mod registration;
+mod service_accounts;
 mod sessions;
 mod shop;
 mod sign_in;

@@ -132,12 +132,16 @@ async fn a_weaker_hash_is_replaced_at_the_next_sign_in() {
 async fn a_service_signs_in_with_its_secret_and_acts_for_no_user() {
     let shop = TestAuth::start().await;
     let issue = |id: &str, secret: &str| {
-        let request = IssueServiceTokenRequest { client_id: id.to_owned(), client_secret: secret.to_owned() };
+        let request = IssueServiceTokenRequest {
+            client_id: id.to_owned(),
+            client_secret: secret.to_owned(),
+            scope: None,
+        };
         let mut client = shop.client.clone();
         async move { client.issue_service_token(request).await }
     };
     let issued = issue("order", ORDER_SECRET).await.unwrap().into_inner();
-    assert_eq!(issued.expires_in, 3600);
+    assert_eq!(issued.expires_in, 900);
     let claims = jsonwebtoken::dangerous::insecure_decode::<Claims>(&issued.access_token).unwrap().claims;
     assert_eq!((claims.user_id, claims.sub.as_str(), claims.role), (0, "0", Role::Service));
     assert_eq!(claims.username, "order");

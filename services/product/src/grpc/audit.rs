@@ -1,6 +1,5 @@
-//! The gRPC HoldAuditService, for the audit of orders. Internal: it requires a service token.
+//! The gRPC HoldAuditService, for the audit of orders.
 
-use shoppee_kit::caller;
 use shoppee_kit::pg::PgPool;
 use shoppee_proto::product::v1::{
     GetHoldsRequest, GetHoldsResponse, HoldState as WireState, ListHoldsRequest, ListHoldsResponse,
@@ -25,7 +24,6 @@ impl HoldAuditService for HoldAudit {
         &self,
         request: Request<GetHoldsRequest>,
     ) -> Result<Response<GetHoldsResponse>, Status> {
-        caller::service(&request)?;
         let order_ids = request.into_inner().order_ids;
         if !(1..=MAX_HOLDS).contains(&order_ids.len()) {
             return Err(Error::invalid("order_ids", "must be 1 to 500").into());
@@ -41,7 +39,6 @@ impl HoldAuditService for HoldAudit {
         &self,
         request: Request<ListHoldsRequest>,
     ) -> Result<Response<ListHoldsResponse>, Status> {
-        caller::service(&request)?;
         let request = request.into_inner();
         let limit = usize::try_from(request.limit).unwrap_or_default();
         if !(1..=MAX_HOLDS).contains(&limit) {

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{convert, idempotency_key};
+use super::{check_stock_scope, convert, idempotency_key};
 use crate::{
     batch::{Batches, Change, MAX_ROWS, OnError, Outcome, Row, RowError, RowResult, StockChange, Target},
     error::Error,
@@ -32,6 +32,10 @@ pub async fn update(
     admin: &Caller,
     mut request: wire::BatchUpdateProductsRequest,
 ) -> Result<IdempotentResult<wire::BatchUpdateProductsResponse>, Error> {
+    check_stock_scope(
+        admin,
+        request.items.iter().any(|row| row.stock.is_some() || row.stock_delta.is_some()),
+    )?;
     let key = request.idempotency_key.take();
     let key = idempotency_key::parse(admin, "products.batch", key, &(request.on_error, &request.items))?;
     let on_error = match wire::OnError::try_from(request.on_error) {

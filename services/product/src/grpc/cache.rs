@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use serde::Serialize;
-use shoppee_kit::caller;
 use shoppee_proto::product::v1::{
     CachedProduct, GetPageRequest, GetPageResponse, ListProductsRequest, LookupRequest, LookupResponse,
     SearchProductsRequest, product_cache_service_server::ProductCacheService,
@@ -107,7 +106,6 @@ fn unserialisable() -> Error {
 #[tonic::async_trait]
 impl ProductCacheService for CachedProducts {
     async fn lookup(&self, request: Request<LookupRequest>) -> Result<Response<LookupResponse>, Status> {
-        caller::optional(&request)?;
         let keys = request.into_inner().products;
         if keys.len() > MAX_LOOKUP_PRODUCTS {
             return Err(Error::invalid("products", "must be at most 100").into());
@@ -121,7 +119,6 @@ impl ProductCacheService for CachedProducts {
     }
 
     async fn get_page(&self, request: Request<GetPageRequest>) -> Result<Response<GetPageResponse>, Status> {
-        caller::optional(&request)?;
         let json = match request.into_inner() {
             GetPageRequest { list: Some(request), search: None } => self.list(request).await?,
             GetPageRequest { list: None, search: Some(request) } => self.search(request).await?,

@@ -18,5 +18,6 @@ pub fn parse(
     };
     idempotency::check_key(&key).map_err(Error::Malformed)?;
     let fingerprint = idempotency::fingerprint(meaning);
-    Ok(Some(Key { user_id: caller.user_id(), scope, value: key, fingerprint }))
+    let value = idempotency::stored_key(caller, key);
+    Ok(Some(Key { user_id: caller.user_id(), scope, value, fingerprint }))
 }

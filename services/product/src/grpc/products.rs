@@ -19,7 +19,7 @@ use shoppee_proto::product::v1::{
 };
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use super::{batch, categories, convert, idempotency_key, pages};
+use super::{batch, categories, check_stock_scope, convert, idempotency_key, pages};
 use crate::{
     batch::Batches,
     catalogue::Catalogue,
@@ -93,7 +93,7 @@ impl ProductService for Products {
     type BatchUpdateProductsStreamStream = BatchResponses;
 
     async fn get_product(&self, request: Request<GetProductRequest>) -> Result<Response<Product>, Status> {
-        let caller = caller::optional(&request)?;
+        let caller = caller::find(&request);
         let (min_revision, id) = (min_revision(&request), request.into_inner().id);
         let entry = self.catalogue.get(id, min_revision).await?;
         let include_archived = may_see_archived(caller.as_ref());
@@ -110,7 +110,7 @@ impl ProductService for Products {
         &self,
         request: Request<BatchGetProductsRequest>,
     ) -> Result<Response<BatchGetProductsResponse>, Status> {
-        let caller = caller::optional(&request)?;
+        let caller = caller::find(&request);
         let BatchGetProductsRequest { ids, view } = request.into_inner();
         if ids.len() > MAX_IDS {
             return Err(Error::invalid("ids", "must be at most 1000").into());
@@ -134,7 +134,7 @@ impl ProductService for Products {
         &self,
         request: Request<ListProductsRequest>,
     ) -> Result<Response<ListProductsResponse>, Status> {
-        let read_your_writes = reads_own_writes(caller::optional(&request)?.as_ref());
+        let read_your_writes = reads_own_writes(caller::find(&request).as_ref());
         let page = pages::list(&self.catalogue, request.into_inner(), read_your_writes).await?;
         Ok(Response::new(convert::page(page, &self.currency)))
     }
@@ -143,7 +143,7 @@ impl ProductService for Products {
         &self,
         request: Request<SearchProductsRequest>,
     ) -> Result<Response<SearchProductsResponse>, Status> {
-        let read_your_writes = reads_own_writes(caller::optional(&request)?.as_ref());
+        let read_your_writes = reads_own_writes(caller::find(&request).as_ref());
         let results = pages::search(&self.catalogue, request.into_inner(), read_your_writes).await?;
         Ok(Response::new(convert::results(results, &self.currency)))
     }
@@ -152,7 +152,7 @@ impl ProductService for Products {
         &self,
         request: Request<CreateProductRequest>,
     ) -> Result<Response<Product>, Status> {
-        let admin = caller::admin(&request)?;
+        let admin = caller::require(&request)?;
         let mut request = request.into_inner();
         let key = request.idempotency_key.take();
         let key = idempotency_key::parse(&admin, "products.create", key, &request)?;
@@ -164,7 +164,7 @@ impl ProductService for Products {
         &self,
         request: Request<UpdateProductRequest>,
     ) -> Result<Response<Product>, Status> {
-        let admin = caller::admin(&request)?;
+        let admin = caller::require(&request)?;
         let mut request = request.into_inner();
         // The expected version is not part of the fingerprint: a repeat may expect a newer one.
         let (id, expected_version, key) =
@@ -172,19 +172,19 @@ impl ProductService for Products {
         let mask = request.update_mask.as_ref().map(|mask| mask.paths.clone());
         let key = idempotency_key::parse(&admin, "products.update", key, &(mask, &request))?;
         let changes = convert::changes(request)?;
+        check_stock_scope(&admin, changes.stock.is_some())?;
         Ok(self
             .respond_idempotent(self.catalogue.update(id, expected_version, &changes, key.as_ref()).await?))
     }
 
     async fn archive_product(&self, request: Request<ArchiveProductRequest>) -> Result<Response<()>, Status> {
-        caller::admin(&request)?;
         let request = request.into_inner();
         let archived = self.catalogue.archive(request.id, request.expected_version).await?;
         Ok(with_revision(archived.revision, Response::new(())))
     }
 
     async fn adjust_stock(&self, request: Request<AdjustStockRequest>) -> Result<Response<Product>, Status> {
-        let admin = caller::admin(&request)?;
+        let admin = caller::require(&request)?;
         let mut request = request.into_inner();
         let key = request.idempotency_key.take();
         let key = idempotency_key::parse(&admin, "products.stock", key, &(request.id, &request))?;
@@ -201,7 +201,7 @@ impl ProductService for Products {
         &self,
         request: Request<BatchUpdateProductsRequest>,
     ) -> Result<Response<BatchUpdateProductsResponse>, Status> {
-        let admin = caller::admin(&request)?;
+        let admin = caller::require(&request)?;
         let result = batch::update(&self.batches, &admin, request.into_inner()).await?;
         Ok(idempotency::respond(result.value, result.replayed))
     }
@@ -210,7 +210,7 @@ impl ProductService for Products {
         &self,
         request: Request<Streaming<BatchUpdateProductsRequest>>,
     ) -> Result<Response<BatchResponses>, Status> {
-        let admin = (caller::admin(&request)?, self.verifier.clone());
+        let admin = (caller::require(&request)?, self.verifier.clone());
         let responses = batch::stream(self.batches.clone(), &self.tasks, admin, request.into_inner());
         Ok(Response::new(Box::pin(responses)))
     }
@@ -219,7 +219,6 @@ impl ProductService for Products {
         &self,
         request: Request<ListCategoriesRequest>,
     ) -> Result<Response<ListCategoriesResponse>, Status> {
-        caller::optional(&request)?;
         Ok(Response::new(categories::list(&self.categories, request.into_inner()).await?))
     }
 
@@ -227,7 +226,7 @@ impl ProductService for Products {
         &self,
         request: Request<CreateCategoryRequest>,
     ) -> Result<Response<Category>, Status> {
-        let admin = caller::admin(&request)?;
+        let admin = caller::require(&request)?;
         Ok(categories::create(&self.categories, &admin, request.into_inner()).await?)
     }
 
@@ -235,12 +234,11 @@ impl ProductService for Products {
         &self,
         request: Request<UpdateCategoryRequest>,
     ) -> Result<Response<Category>, Status> {
-        let admin = caller::admin(&request)?;
+        let admin = caller::require(&request)?;
         Ok(categories::update(&self.categories, &admin, request.into_inner()).await?)
     }
 
     async fn delete_category(&self, request: Request<DeleteCategoryRequest>) -> Result<Response<()>, Status> {
-        caller::admin(&request)?;
         self.categories.delete(request.into_inner().id).await?;
         Ok(Response::new(()))
     }

