@@ -212,7 +212,7 @@ export interface paths {
         };
         /**
          * List users
-         * @description For admins. Newest first.
+         * @description For admins, and for services with the scope `users:read`. Newest first.
          */
         get: operations["listUsers"];
         put?: never;
@@ -232,7 +232,7 @@ export interface paths {
         };
         /**
          * Show a user
-         * @description For admins. The account with its role, and whether it is disabled.
+         * @description For admins, and for services with the scope `users:read`. The account with its role, and whether it is disabled.
          */
         get: operations["getUser"];
         put?: never;
@@ -245,6 +245,74 @@ export interface paths {
          * @description For admins. Either change ends the user's sessions within a second. The last admin stays one: 422.
          */
         patch: operations["updateUser"];
+        trace?: never;
+    };
+    "/api/v1/admin/service-accounts": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List service accounts
+         * @description For admins. Newest first, with the revoked ones.
+         */
+        get: operations["listServiceAccounts"];
+        put?: never;
+        /**
+         * Create a service account
+         * @description For admins. An identity of a program, with the scopes that it needs. The answer has its `client_secret`, which is shown once and not stored: a repeat with the same `Idempotency-Key` gets the same secret for 24 h. The program gets tokens with `POST /oauth/token`.
+         */
+        post: operations["createServiceAccount"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/admin/service-accounts/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Show a service account
+         * @description For admins. Its scopes, its last use and its end. The secret is not shown again.
+         */
+        get: operations["getServiceAccount"];
+        put?: never;
+        post?: never;
+        /**
+         * Revoke a service account
+         * @description For admins. Its secrets and its tokens end within a second, for ever. Again is no error.
+         */
+        delete: operations["revokeServiceAccount"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/admin/service-accounts/{id}/rotate": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Rotate the secret of a service account
+         * @description For admins. The answer has the new `client_secret`. The previous one stays valid for 7 days or until the next rotation; two rotations in a row end a secret that leaked. A revoked account is 404.
+         */
+        post: operations["rotateServiceAccount"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
         trace?: never;
     };
     "/api/v1/products": {
@@ -262,7 +330,7 @@ export interface paths {
         put?: never;
         /**
          * Add a product
-         * @description For admins. It is sold from then on. Its SKU must be new.
+         * @description For admins, and for services with the scope `catalogue:write`. It is sold from then on. Its SKU must be new.
          */
         post: operations["createProduct"];
         delete?: never;
@@ -307,14 +375,14 @@ export interface paths {
         post?: never;
         /**
          * Take a product out of the shop
-         * @description For admins. It stays in the orders that have it. Again is no error; `PATCH` with `status` brings it back.
+         * @description For admins, and for services with the scope `catalogue:write`. It stays in the orders that have it. Again is no error; `PATCH` with `status` brings it back.
          */
         delete: operations["archiveProduct"];
         options?: never;
         head?: never;
         /**
          * Change a product
-         * @description For admins. Changes the fields that are given. `null` empties `description` and `attributes`, and takes `category_id` and `image_url` away.
+         * @description For admins, and for services with the scope `catalogue:write`. Changes the fields that are given. `null` empties `description` and `attributes`, and takes `category_id` and `image_url` away.
          */
         patch: operations["updateProduct"];
         trace?: never;
@@ -330,7 +398,7 @@ export interface paths {
         put?: never;
         /**
          * Correct a stock
-         * @description For admins. Adds `delta` to what can be bought; never below zero.
+         * @description For admins, and for services with the scope `stock:adjust`. Adds `delta` to what can be bought; never below zero.
          */
         post: operations["adjustStock"];
         delete?: never;
@@ -350,7 +418,7 @@ export interface paths {
         put?: never;
         /**
          * Change many products
-         * @description For admins. Up to 10 000 rows, in a body of up to 8 MiB. A row that breaks a rule, or names a product a second time, fails alone; with `on_error: "abort"`, one that fails means that nothing is changed and the others are `skipped`. Under an `Idempotency-Key`, rows that are `unavailable` are done by sending the same batch again, and no other row is done twice.
+         * @description For admins, and for services with the scope `catalogue:write`. Up to 10 000 rows, in a body of up to 8 MiB. A row that breaks a rule, or names a product a second time, fails alone; with `on_error: "abort"`, one that fails means that nothing is changed and the others are `skipped`. Under an `Idempotency-Key`, rows that are `unavailable` are done by sending the same batch again, and no other row is done twice.
          */
         post: operations["batchUpdateProducts"];
         delete?: never;
@@ -374,7 +442,7 @@ export interface paths {
         put?: never;
         /**
          * Add a category
-         * @description For admins. Its slug must be new. Without `parent_id` it is a root.
+         * @description For admins, and for services with the scope `catalogue:write`. Its slug must be new. Without `parent_id` it is a root.
          */
         post: operations["createCategory"];
         delete?: never;
@@ -395,14 +463,14 @@ export interface paths {
         post?: never;
         /**
          * Remove a category
-         * @description For admins. Not while products, archived ones too, or other categories are in it.
+         * @description For admins, and for services with the scope `catalogue:write`. Not while products, archived ones too, or other categories are in it.
          */
         delete: operations["deleteCategory"];
         options?: never;
         head?: never;
         /**
          * Change a category
-         * @description For admins. Changes the fields that are given; `parent_id: null` makes it a root.
+         * @description For admins, and for services with the scope `catalogue:write`. Changes the fields that are given; `parent_id: null` makes it a root.
          */
         patch: operations["updateCategory"];
         trace?: never;
@@ -508,7 +576,7 @@ export interface paths {
         };
         /**
          * Show an order
-         * @description My own; to an admin, any.
+         * @description Also for services with the scope `orders:read`, as for an admin. My own; to an admin, any.
          */
         get: operations["getOrder"];
         put?: never;
@@ -528,7 +596,7 @@ export interface paths {
         };
         /**
          * Show an order's history
-         * @description Every step it took, oldest first. The list is whole, with at most four entries, and `next_cursor` is null. My own; to an admin, any.
+         * @description Also for services with the scope `orders:read`, as for an admin. Every step it took, oldest first. The list is whole, with at most four entries, and `next_cursor` is null. My own; to an admin, any.
          */
         get: operations["listOrderEvents"];
         put?: never;
@@ -570,7 +638,7 @@ export interface paths {
         put?: never;
         /**
          * Cancel an order
-         * @description The owner while it is `pending`; an admin while it is `pending` or `paid`, and then the money goes back: `payment.status` is `refund_pending` until the provider has confirmed it. An order that was cancelled with the same reason is answered as it is.
+         * @description Also for services with the scope `orders:cancel`, as for an admin. The owner while it is `pending`; an admin while it is `pending` or `paid`, and then the money goes back: `payment.status` is `refund_pending` until the provider has confirmed it. An order that was cancelled with the same reason is answered as it is.
          */
         post: operations["cancelOrder"];
         delete?: never;
@@ -590,7 +658,7 @@ export interface paths {
         put?: never;
         /**
          * Ship an order
-         * @description For admins. `paid` → `shipped`. An order that was shipped so already is answered as it is.
+         * @description For admins, and for services with the scope `orders:ship`. `paid` → `shipped`. An order that was shipped so already is answered as it is.
          */
         post: operations["shipOrder"];
         delete?: never;
@@ -628,7 +696,7 @@ export interface paths {
         };
         /**
          * List the orders of all users
-         * @description For admins. Or of one of them. Newest first.
+         * @description For admins, and for services with the scope `orders:read`. Or of one of them. Newest first.
          */
         get: operations["listAllOrders"];
         put?: never;
@@ -665,6 +733,26 @@ export interface paths {
         get: operations["openSocket"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/oauth/token": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Get a token for a program
+         * @description The client credentials grant of OAuth 2 (RFC 6749 §4.4). The client authenticates with HTTP Basic or in the body. Outside the conventions of the other routes: the request is a form, and the errors of the request are those of the standard. A query parameter is 400 `invalid_request` as a problem.
+         */
+        post: operations["issueToken"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1127,6 +1215,17 @@ export interface components {
                 [key: string]: unknown;
             } | null;
         };
+        CreateServiceAccountRequest: {
+            /** @description 1..64 of A-Z a-z 0-9 _ . -. */
+            name: string;
+            /** @description One or more of `catalogue:write`, `events:watch`, `orders:cancel`, `orders:read`, `orders:ship`, `stock:adjust`, `stock:hold` and `users:read`, each once. */
+            scopes: string[];
+            /**
+             * Format: int64
+             * @description The lifetime of the account, in seconds: 60 to 10 years; absent: unlimited.
+             */
+            expires_in?: number | null;
+        };
         /**
          * @description The answer to a frame that is not understood, or whose access token is not valid. The tenth closes the socket with 4509.
          * @example {
@@ -1191,6 +1290,11 @@ export interface components {
             /** @description At most `limit`. */
             items: components["schemas"]["Product"][];
             /** @description The cursor of the next page; none after the last. */
+            next_cursor: string | null;
+        };
+        ListServiceAccountsResponse: {
+            /** @description At most `limit`. */
+            items: components["schemas"]["ServiceAccount"][];
             next_cursor: string | null;
         };
         ListSessionsResponse: {
@@ -1641,6 +1745,31 @@ export interface components {
         SearchSort: "relevance" | "newest" | "price_asc" | "price_desc" | "name";
         /** @description A frame that the gateway sends on `GET /ws`. */
         ServerFrame: components["schemas"]["ReadyFrame"] | components["schemas"]["OrderFrame"] | components["schemas"]["PongFrame"] | components["schemas"]["ErrorFrame"];
+        /** @description An identity of a program that calls this API in its own name. It acts for no user. */
+        ServiceAccount: {
+            /**
+             * Format: uuid
+             * @description A UUID: the `client_id` of the account's credentials.
+             */
+            id: string;
+            name: string;
+            scopes: string[];
+            /** Format: date-time */
+            created_at: string;
+            /**
+             * Format: date-time
+             * @description The end of the account; absent: none.
+             */
+            expires_at: string | null;
+            /** Format: date-time */
+            last_used_at: string | null;
+            /** Format: date-time */
+            previous_secret_expires_at: string | null;
+            /** Format: date-time */
+            revoked_at: string | null;
+            /** @description Only in the responses that create or rotate it: 43 characters, shown once. */
+            client_secret?: string;
+        };
         /** @description One sign-in, on one device. */
         Session: {
             /**
@@ -1823,7 +1952,7 @@ export interface components {
             allowed?: string[];
             /** @description With `payment_declined`: why, in the provider's word. */
             decline_code?: string;
-            /** @description With `rate_limited` and `too_many_attempts`: which limit was reached. A policy of `RateLimit-Policy`, or `account` or `bodies`. */
+            /** @description With `rate_limited` and `too_many_attempts`: which limit was reached. A policy of `RateLimit-Policy`, or `account`, `client` or `bodies`. */
             limit?: string;
         };
         /** @enum {string} */
@@ -2804,6 +2933,323 @@ export interface operations {
             413: components["responses"]["payload_too_large"];
             415: components["responses"]["unsupported_media_type"];
             422: components["responses"]["validation_failed"];
+            429: components["responses"]["rate_limited"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["unavailable"];
+            504: components["responses"]["deadline_exceeded"];
+        };
+    };
+    listServiceAccounts: {
+        parameters: {
+            query?: {
+                /** @description 1..100, 20 where absent. */
+                limit?: number;
+                /** @description The `next_cursor` of the page before; absent: the first page. */
+                cursor?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description As asked for. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "items": [
+                     *         {
+                     *           "id": "019bc0e2-1f3a-7c55-8d20-6e9b4a7c0d31",
+                     *           "name": "warehouse",
+                     *           "scopes": [
+                     *             "events:watch",
+                     *             "orders:ship"
+                     *           ],
+                     *           "created_at": "2026-01-15T09:30:00Z",
+                     *           "expires_at": null,
+                     *           "last_used_at": null,
+                     *           "previous_secret_expires_at": null,
+                     *           "revoked_at": null
+                     *         }
+                     *       ],
+                     *       "next_cursor": null
+                     *     }
+                     */
+                    "application/json": components["schemas"]["ListServiceAccountsResponse"];
+                };
+            };
+            400: components["responses"]["invalid_request"];
+            401: components["responses"]["not_signed_in"];
+            403: components["responses"]["forbidden"];
+            429: components["responses"]["rate_limited"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["unavailable"];
+            504: components["responses"]["deadline_exceeded"];
+        };
+    };
+    createServiceAccount: {
+        parameters: {
+            query?: never;
+            header?: {
+                /**
+                 * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
+                 * @example checkout-8f14e45f
+                 */
+                "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "name": "warehouse",
+                 *       "scopes": [
+                 *         "events:watch",
+                 *         "orders:ship"
+                 *       ]
+                 *     }
+                 */
+                "application/json": components["schemas"]["CreateServiceAccountRequest"];
+            };
+        };
+        responses: {
+            /** @description Created. */
+            201: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "idempotent-replayed": components["headers"]["idempotent-replayed"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "id": "019bc0e2-1f3a-7c55-8d20-6e9b4a7c0d31",
+                     *       "name": "warehouse",
+                     *       "scopes": [
+                     *         "events:watch",
+                     *         "orders:ship"
+                     *       ],
+                     *       "created_at": "2026-01-15T09:30:00Z",
+                     *       "expires_at": null,
+                     *       "last_used_at": null,
+                     *       "previous_secret_expires_at": null,
+                     *       "revoked_at": null,
+                     *       "client_secret": "q7Vw0cJ0y7o4bq2m9s8d1kQxw5zGh6TtLr-eUfVaXiY"
+                     *     }
+                     */
+                    "application/json": components["schemas"]["ServiceAccount"];
+                };
+            };
+            400: components["responses"]["invalid_request"];
+            401: components["responses"]["not_signed_in"];
+            403: components["responses"]["forbidden"];
+            408: components["responses"]["request_timeout"];
+            /** @description `request_in_progress`: The same request is still running. */
+            409: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            413: components["responses"]["payload_too_large"];
+            415: components["responses"]["unsupported_media_type"];
+            /**
+             * @description `validation_failed`: The request breaks a rule.
+             *
+             *     `idempotency_key_reused`: The key was used for another body.
+             */
+            422: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["rate_limited"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["unavailable"];
+            504: components["responses"]["deadline_exceeded"];
+        };
+    };
+    getServiceAccount: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @example 019bc0e2-1f3a-7c55-8d20-6e9b4a7c0d31 */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description As asked for. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "id": "019bc0e2-1f3a-7c55-8d20-6e9b4a7c0d31",
+                     *       "name": "warehouse",
+                     *       "scopes": [
+                     *         "events:watch",
+                     *         "orders:ship"
+                     *       ],
+                     *       "created_at": "2026-01-15T09:30:00Z",
+                     *       "expires_at": null,
+                     *       "last_used_at": null,
+                     *       "previous_secret_expires_at": null,
+                     *       "revoked_at": null
+                     *     }
+                     */
+                    "application/json": components["schemas"]["ServiceAccount"];
+                };
+            };
+            400: components["responses"]["invalid_request"];
+            401: components["responses"]["not_signed_in"];
+            403: components["responses"]["forbidden"];
+            404: components["responses"]["not_found"];
+            429: components["responses"]["rate_limited"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["unavailable"];
+            504: components["responses"]["deadline_exceeded"];
+        };
+    };
+    revokeServiceAccount: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @example 019bc0e2-1f3a-7c55-8d20-6e9b4a7c0d31 */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done; there is no body. */
+            204: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["invalid_request"];
+            401: components["responses"]["not_signed_in"];
+            403: components["responses"]["forbidden"];
+            404: components["responses"]["not_found"];
+            429: components["responses"]["rate_limited"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["unavailable"];
+            504: components["responses"]["deadline_exceeded"];
+        };
+    };
+    rotateServiceAccount: {
+        parameters: {
+            query?: never;
+            header?: {
+                /**
+                 * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
+                 * @example checkout-8f14e45f
+                 */
+                "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
+            };
+            path: {
+                /** @example 019bc0e2-1f3a-7c55-8d20-6e9b4a7c0d31 */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description As asked for. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "idempotent-replayed": components["headers"]["idempotent-replayed"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "id": "019bc0e2-1f3a-7c55-8d20-6e9b4a7c0d31",
+                     *       "name": "warehouse",
+                     *       "scopes": [
+                     *         "events:watch",
+                     *         "orders:ship"
+                     *       ],
+                     *       "created_at": "2026-01-15T09:30:00Z",
+                     *       "expires_at": null,
+                     *       "last_used_at": null,
+                     *       "previous_secret_expires_at": null,
+                     *       "revoked_at": null,
+                     *       "client_secret": "q7Vw0cJ0y7o4bq2m9s8d1kQxw5zGh6TtLr-eUfVaXiY"
+                     *     }
+                     */
+                    "application/json": components["schemas"]["ServiceAccount"];
+                };
+            };
+            400: components["responses"]["invalid_request"];
+            401: components["responses"]["not_signed_in"];
+            403: components["responses"]["forbidden"];
+            404: components["responses"]["not_found"];
+            408: components["responses"]["request_timeout"];
+            /** @description `request_in_progress`: The same request is still running. */
+            409: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            413: components["responses"]["payload_too_large"];
+            415: components["responses"]["unsupported_media_type"];
+            /** @description `idempotency_key_reused`: The key was used for another body. */
+            422: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             429: components["responses"]["rate_limited"];
             500: components["responses"]["internal"];
             503: components["responses"]["unavailable"];
@@ -5201,6 +5647,134 @@ export interface operations {
             429: components["responses"]["rate_limited"];
             500: components["responses"]["internal"];
             503: components["responses"]["unavailable"];
+        };
+    };
+    issueToken: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "grant_type": "client_credentials",
+                 *       "scope": "orders:ship"
+                 *     }
+                 */
+                "application/x-www-form-urlencoded": {
+                    /** @enum {string} */
+                    grant_type: "client_credentials";
+                    /** @description The `id` of the service account, unless HTTP Basic has it. */
+                    client_id?: string;
+                    /** @description Unless HTTP Basic has it. */
+                    client_secret?: string;
+                    /** @description Fewer scopes than the client has, separated by spaces; absent: all. */
+                    scope?: string;
+                };
+            };
+        };
+        responses: {
+            /** @description A token. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "access_token": "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJFZERTQSIsImtpZCI6ImsxIn0.eyJzdWIiOiI3In0.c2lnbmF0dXJl",
+                     *       "token_type": "Bearer",
+                     *       "expires_in": 900,
+                     *       "scope": "orders:ship"
+                     *     }
+                     */
+                    "application/json": {
+                        /** @description A JWT. */
+                        access_token: string;
+                        /** @constant */
+                        token_type: "Bearer";
+                        /** Format: int64 */
+                        expires_in: number;
+                        /** @description The scopes of the token, separated by spaces. */
+                        scope: string;
+                    };
+                };
+            };
+            /** @description An error of RFC 6749 §5.2. */
+            400: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "error": "invalid_request",
+                     *       "error_description": "…"
+                     *     }
+                     */
+                    "application/json": {
+                        /** @enum {string} */
+                        error: "invalid_request" | "invalid_scope" | "unsupported_grant_type";
+                        /** @description For people. */
+                        error_description?: string;
+                    };
+                };
+            };
+            /** @description An error of RFC 6749 §5.2. */
+            401: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "error": "invalid_client",
+                     *       "error_description": "…"
+                     *     }
+                     */
+                    "application/json": {
+                        /** @enum {string} */
+                        error: "invalid_client";
+                        /** @description For people. */
+                        error_description?: string;
+                    };
+                };
+            };
+            408: components["responses"]["request_timeout"];
+            413: components["responses"]["payload_too_large"];
+            /**
+             * @description `rate_limited`: Too many requests.
+             *
+             *     `too_many_attempts`: Too many attempts.
+             */
+            429: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            500: components["responses"]["internal"];
+            503: components["responses"]["unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     getJwks: {
