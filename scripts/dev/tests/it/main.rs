@@ -1,5 +1,6 @@
 //! Tests of the whole repository: its structure, its scripts, and the system that they start.
 
+mod commits;
 mod demo_on_deployed_shop;
 mod lifecycle;
 mod proto_comments;
