@@ -28,11 +28,14 @@ use crate::{
     },
     server::SendBacklogFull,
     state::AppState,
+    storefront,
 };
 
 /// Builds the router of the gateway. Each request needs a [`ConnectInfo`] with its peer's address.
 pub fn app(state: AppState) -> Router {
+    let files = if state.storefront { storefront::router() } else { Router::new() };
     routes()
+        .merge(files)
         .fallback(fallback::not_found)
         .with_state(state.clone())
         .merge(ops::router(state.process.readiness.clone()))
@@ -120,7 +123,7 @@ table! { without_query, WITHOUT_QUERY:
     post   "/api/v1/orders/{id}/complete"    => orders::complete,
     post   "/oauth/token"                    => oauth::issue_token,
     get    "/.well-known/jwks.json"          => well_known::jwks,
-    get    "/"                               => docs::root,
+    get    "/"                               => storefront::root,
     get    "/openapi.json"                   => docs::openapi,
     get    "/asyncapi.json"                  => docs::asyncapi,
     get    "/docs"                           => docs::page,
@@ -160,6 +163,9 @@ async fn admit(state: &AppState, mut request: Request, next: Next) -> Response {
         Ok(permit) => Arc::new(permit),
         Err(problem) => return problem.into_response(),
     };
+    if storefront::is_file(route) {
+        return next.run(request).await;
+    }
     let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<SocketAddr>>().copied() else {
         return Problem::internal().into_response();
     };

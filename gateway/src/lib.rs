@@ -6,7 +6,7 @@
 //! - [`auth`]: authentication; [`rate_limit`]: rate limits; [`cors`]: allowed web origins
 //! - [`error`]: errors as clients see them; [`access_log`]: requests as logs, metrics and traces see them
 //! - [`realtime`]: WebSocket connections and the events sent to them
-//! - [`openapi`]: the API documents
+//! - [`openapi`]: the API documents; [`storefront`]: a shop to look at
 
 mod access_log;
 mod app;
@@ -23,6 +23,7 @@ mod routes;
 mod server;
 mod settings;
 mod state;
+mod storefront;
 mod upstream;
 
 pub use cors::Origin;
@@ -76,6 +77,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         verifier,
         realtime,
         docs: Docs::new()?,
+        storefront: settings.has_storefront(),
         secure_cookies: settings.common.shoppee_env == Environment::Production,
     });
     server::serve(&settings, app::app(state), &process).await

@@ -2,9 +2,9 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
-use shoppee_kit::settings::{Common, Redis, duration, service_urls};
+use shoppee_kit::settings::{Common, Environment, Redis, duration, service_urls};
 
 use crate::{cors::Origin, rate_limit::RateLimits};
 
@@ -36,6 +36,9 @@ pub struct Settings {
     /// Proxies whose X-Forwarded-For is trusted, as CIDRs; empty: none
     #[arg(long, env = "TRUSTED_PROXIES", value_delimiter = ',', default_value = "", value_parser = parse_network)]
     pub trusted_proxies: Vec<Network>,
+    /// The storefront, a shop to look at, at `/`; not set: on in development, off in production
+    #[arg(long, env = "STOREFRONT")]
+    pub storefront: Option<Switch>,
     /// Overrides of the built-in rate limits, as in `user=40/2s,anonymous=60/2s`; `off` disables all of them
     #[arg(long, env = "RATE_LIMITS", default_value = "")]
     pub rate_limits: RateLimits,
@@ -70,6 +73,21 @@ pub struct Settings {
     /// Time in which a client must read a response, with one second more for each 4 KiB that it has read
     #[arg(long, env = "SEND_TIMEOUT", default_value = "30s", value_parser = duration)]
     pub send_timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+impl Settings {
+    pub fn has_storefront(&self) -> bool {
+        match self.storefront {
+            Some(switch) => switch == Switch::On,
+            None => self.common.shoppee_env == Environment::Development,
+        }
+    }
 }
 
 impl shoppee_kit::process::Settings for Settings {
@@ -116,6 +134,15 @@ mod tests {
     }
 
     #[test]
+    fn the_storefront_is_on_in_development_unless_it_is_set() {
+        let has_storefront = |args: &[&str]| parse(args).unwrap().has_storefront();
+        assert!(!has_storefront(&[]));
+        assert!(has_storefront(&["--shoppee-env", "development"]));
+        assert!(has_storefront(&["--storefront", "on"]));
+        assert!(!has_storefront(&["--shoppee-env", "development", "--storefront", "off"]));
+    }
+
+    #[test]
     fn lists_are_separated_by_commas() {
         let proxies = parse(&["--trusted-proxies", "10.0.0.0/8, ::1"]).unwrap().trusted_proxies;
         assert_eq!(proxies.iter().filter_map(|network| network.0).count(), 2);
@@ -139,6 +166,7 @@ mod tests {
             ["--rate-limits", "user=0/2s"],
             ["--max-connections", "0"],
             ["--header-timeout", "soon"],
+            ["--storefront", "maybe"],
         ] {
             assert!(parse(&invalid).is_err(), "{invalid:?}");
         }

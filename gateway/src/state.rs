@@ -25,6 +25,8 @@ pub struct Inner {
     pub allowed_origins: AllowedOrigins,
     pub realtime: Realtime,
     pub docs: Docs,
+    /// Whether the storefront is served.
+    pub storefront: bool,
     /// Restricts cookies to TLS.
     pub secure_cookies: bool,
     /// A permit per request in progress.

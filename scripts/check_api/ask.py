@@ -49,7 +49,7 @@ def answered(url):
     for line in get(f"{url}/metrics").splitlines():
         if match := COUNT.match(line):
             labels = dict(re.findall(r'(\w+)="([^"]*)"', match[1]))
-            # The success of the root is a redirect.
+            # Without a storefront, the success of the root is a redirect.
             status = labels["http_response_status_code"]
             if status.startswith("2") or status == "307":
                 successes.add((labels["http_request_method"].lower(), labels["http_route"]))

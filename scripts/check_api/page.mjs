@@ -8,32 +8,21 @@ import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
-import { createRequire } from "node:module";
 import { extname, join, normalize } from "node:path";
 import { pathToFileURL } from "node:url";
 import { Proxy } from "../../clients/typescript/test/proxy.mjs";
+import { launch, Page, until } from "./browser.mjs";
 
 const folder = process.argv[2];
-const { SHOP, ADMIN_TOKEN, CHROMIUM, NODE_TOOLS } = process.env;
-const puppeteer = createRequire(`${NODE_TOOLS}/`)("puppeteer-core");
+const { SHOP, ADMIN_TOKEN } = process.env;
 const { Shoppee } = await import(pathToFileURL(join(folder, "node_modules/@shoppee/client/dist/index.js")));
 
-/** The longest that one condition may take, and all of them. Milliseconds. */
-const STEP_TIMEOUT = 8_000;
+/** The longest that all steps may take. Milliseconds. */
 const RUN_TIMEOUT = 30_000;
 /** Resolves to this machine in the browser alone; no page of it is allowed. */
 const FOREIGN_HOST = "page.example";
 const TYPES = { ".html": "text/html", ".js": "text/javascript", ".mjs": "text/javascript", ".css": "text/css" };
 const PASSWORD = "a password for one run";
-
-/** Waits for a condition of this process. */
-async function until(holds, what) {
-  const end = Date.now() + STEP_TIMEOUT;
-  while (!(await holds())) {
-    assert.ok(Date.now() < end, `within ${STEP_TIMEOUT} ms: ${what}`);
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-}
 
 /** Serves the folder, as any static server does; the page is told where the shop is. Returns the port. */
 async function serve(shop) {
@@ -53,61 +42,12 @@ async function serve(shop) {
   return server.address().port;
 }
 
-/** A page in the browser, with the errors of its console. */
-class Page {
-  errors = [];
-  sockets = [];
-
-  static async open(browser, url) {
-    const self = new Page();
-    self.page = await browser.newPage();
-    self.page.setDefaultTimeout(STEP_TIMEOUT);
-    self.page.on("console", (message) => {
-      if (message.type() === "error") self.errors.push(`${message.text()} ${message.location().url ?? ""}`);
-    });
-    self.page.on("pageerror", (error) => self.errors.push(`uncaught: ${error.message}`));
-    const devtools = await self.page.createCDPSession();
-    devtools.on("Network.webSocketCreated", ({ url }) => self.sockets.push(url));
-    await devtools.send("Network.enable");
-    await self.page.goto(url);
-    return self;
-  }
-
-  fill(selector, value) {
-    return this.page.locator(selector).fill(value);
-  }
-
-  click(selector) {
-    return this.page.locator(selector).click();
-  }
-
-  /** Waits until an element is visible and its text has all of these. */
-  async shows(selector, ...texts) {
-    const holds = (selector, texts) => {
-      const element = document.querySelector(selector);
-      return element?.checkVisibility() === true && texts.every((text) => element.textContent.includes(text));
-    };
-    const wanted = `${selector} shows ${texts.join(", ")}`;
-    await this.page.waitForFunction(holds, {}, selector, texts).catch((error) => assert.fail(`${wanted}: ${error.message}`));
-  }
-
-  /** Waits until no element is visible under the selector. */
-  async hides(selector) {
-    const holds = (selector) => !document.querySelector(selector)?.checkVisibility();
-    await this.page.waitForFunction(holds, {}, selector).catch(() => assert.fail(`${selector} is still shown`));
-  }
-
+/** The example page. */
+class ExamplePage extends Page {
   /** Waits for the refusal that a step causes: its code and text on the page, and the browser's line of its status. */
   async isRefused(code, status, ...texts) {
     await this.shows(`#message[data-code=${code}]`, ...texts);
     await this.takesError(new RegExp(`status of ${status}`));
-  }
-
-  /** Waits for an error on the console, which is no surprise then. */
-  async takesError(pattern) {
-    const isThere = () => this.errors.some((error) => pattern.test(error));
-    await until(isThere, `${pattern} on the console: ${this.errors}`);
-    this.errors.splice(this.errors.findIndex((error) => pattern.test(error)), 1);
   }
 
   /** The events that are listed, the oldest first: number and text. */
@@ -181,8 +121,7 @@ async function customerPath(view, proxy, admin, product) {
   await admin.post("/api/v1/orders/{id}/complete", { params: { path } });
   await view.shows("#orders li", "completed");
   assert.deepEqual(await view.events(), [[1, "pending"], [2, "paid"], [3, "shipped"], [4, "completed"]]);
-  const isOutage = (error) => /ERR_CONNECTION_(REFUSED|RESET)|ERR_EMPTY_RESPONSE|WebSocket connection to/.test(error);
-  view.errors = view.errors.filter((error) => !isOutage(error));
+  view.forgetOutage();
 
   // An order without the cart. The session survives a reload, and ends on this page or elsewhere.
   await view.fill(`${row} input`, "1");
@@ -245,13 +184,10 @@ async function main() {
   };
   await until(isFound, "the search finds the new product");
 
-  const args = [`--host-resolver-rules=MAP ${FOREIGN_HOST} 127.0.0.1`, "--lang=en"];
-  // Chromium's sandbox does not work for root.
-  if (process.getuid() === 0) args.push("--no-sandbox");
-  const browser = await puppeteer.launch({ executablePath: CHROMIUM, args });
+  const browser = await launch([`--host-resolver-rules=MAP ${FOREIGN_HOST} 127.0.0.1`, "--lang=en"]);
   let view;
   const check = async (host, steps) => {
-    view = await Page.open(browser, `http://${host}:${port}/`);
+    view = await ExamplePage.open(browser, `http://${host}:${port}/`);
     await steps(view);
   };
   try {

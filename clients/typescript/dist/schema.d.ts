@@ -787,8 +787,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Where the documentation is
-         * @description A redirect.
+         * The storefront, or where the documentation is
+         * @description In development, or with `STOREFRONT=on`, a shop to look at. Otherwise a redirect.
          */
         get: operations["getRoot"];
         put?: never;
@@ -5830,7 +5830,19 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Leads to `/docs`. */
+            /** @description The storefront, where the gateway has one. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/html": string;
+                };
+            };
+            /** @description Leads to `/docs`, where there is no storefront. */
             307: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];

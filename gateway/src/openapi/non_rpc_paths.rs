@@ -199,14 +199,25 @@ fn jwks(api: &ApiDescriptors, schemas: &mut Schemas<'_>) -> Object {
 
 fn root() -> Object {
     let headers = header_references(&["x-request-id", "RateLimit", "RateLimit-Policy"]);
+    let shop = object! {
+        "description": "The storefront, where the gateway has one.",
+        "headers": headers.clone(),
+        "content": object! { "text/html": object! { "schema": object! { "type": "string" } } },
+    };
     let response = object! {
-        "description": "Leads to `/docs`.",
+        "description": "Leads to `/docs`, where there is no storefront.",
         "headers": headers.with("Location", object! {
             "description": "The documentation.", "required": true, "schema": object! { "type": "string" },
         }),
     };
-    let responses = with_problems(object! { "307": response }, &COMMON_ERRORS);
-    public_operation("documentation", "getRoot", "Where the documentation is", "A redirect.", responses)
+    let responses = with_problems(object! { "200": shop, "307": response }, &COMMON_ERRORS);
+    public_operation(
+        "documentation",
+        "getRoot",
+        "The storefront, or where the documentation is",
+        "In development, or with `STOREFRONT=on`, a shop to look at. Otherwise a redirect.",
+        responses,
+    )
 }
 
 fn document() -> Object {

@@ -23,3 +23,4 @@ mod shop;
 mod slow_clients;
 mod standards;
 mod start;
+mod storefront;

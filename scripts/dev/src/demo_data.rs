@@ -184,6 +184,17 @@ mod tests {
     }
 
     #[test]
+    fn every_kind_has_a_drawing_in_the_storefront() {
+        let drawings = include_str!("../../../gateway/assets/drawings.txt");
+        for kind in LEAVES.iter().flat_map(|leaf| leaf.kinds) {
+            // The slug of `pictures.js`.
+            let name =
+                kind.noun.to_lowercase().replace(|character: char| !character.is_ascii_alphanumeric(), "-");
+            assert!(drawings.contains(&format!("\n{name} = <")), "{name}");
+        }
+    }
+
+    #[test]
     fn categories_follow_their_parents() {
         for (index, category) in CATEGORIES.iter().enumerate() {
             assert!(category.parent.is_none_or(|parent| parent < index), "{}", category.slug);

@@ -16,6 +16,8 @@ pub fn show(run: &RunFile, secrets: &Secrets, title: &str, stop: &str) {
         row(&label, &styled(Style::Notice, &gateway.url));
     }
     let first = &run.gateways[0].url;
+    row("shop", &styled(Style::Notice, &format!("{first}/")));
+    row("back office", &format!("{first}/admin"));
     row("REST", &format!("{first}/api/v1/products"));
     row("WebSocket", &format!("{}/ws", first.replacen("http", "ws", 1)));
     row("API page", &format!("{first}/docs"));
