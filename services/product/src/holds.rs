@@ -1,15 +1,19 @@
 //! Stock holds for orders: hold, commit, release and expiry.
 //!
-//! Holds use group commit. A worker takes all waiting requests and decides them in memory, under the locks of
-//! all their products. It writes them with a few statements in one transaction. A popular product therefore
-//! costs one row lock and one flush for hundreds of orders.
+//! Holds use group commit ([`BatchQueue`]). A batch is decided in memory, under the locks of all its products,
+//! and written with a few statements in one transaction. A popular product therefore costs one row lock and
+//! one flush for hundreds of orders.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
-use shoppee_kit::{database_clock::DatabaseClock, pg::PgPool, tasks::Tasks};
+use shoppee_kit::{
+    batch_queue::{BatchQueue, Limits},
+    database_clock::DatabaseClock,
+    pg::PgPool,
+    tasks::Tasks,
+};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
-use tokio::sync::{Mutex, mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::{
@@ -21,14 +25,9 @@ use crate::{
     store::{self, stock::Movement},
 };
 
-/// Requests decided in one transaction. The bound keeps statements small and the wait of the first request
-/// short.
-const BATCH_SIZE: usize = 256;
-/// Requests that may wait; more are refused. At the slowest batch measured, a full queue drains within 2 s.
-const QUEUE_CAPACITY: usize = 4096;
-/// The number of workers. While one waits for the disk, the other decides. More would only wait for row
-/// locks.
-const WORKERS: usize = 2;
+/// The bounds of the queue. At the slowest batch measured, a full queue drains within 2 s. While one worker
+/// waits for the disk, the other decides; more would only wait for row locks.
+const QUEUE_LIMITS: Limits = Limits { capacity: 4096, batch_size: 256, workers: 2 };
 /// Attempts at a batch. It is decided again if an order in it was released or held by another process
 /// meanwhile.
 const MAX_ATTEMPTS: usize = 3;
@@ -37,34 +36,30 @@ const MIN_MEASURED_STOCK: i64 = 100;
 /// Expired holds released in one transaction.
 const EXPIRE_BATCH: i64 = 256;
 
-type Reply = oneshot::Sender<Result<Hold, Error>>;
-
 /// The use cases of holds; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Holds {
     pool: PgPool,
     clock: DatabaseClock,
-    queue: mpsc::Sender<(HoldRequest, Reply)>,
+    queue: BatchQueue<HoldRequest, Result<Hold, Error>>,
     cache: Cache,
 }
 
 impl Holds {
     /// Starts the workers, which end when the last clone of the result is dropped.
     pub fn start(pool: PgPool, clock: DatabaseClock, cache: Cache, tasks: &Tasks) -> Self {
-        let (queue, requests) = mpsc::channel(QUEUE_CAPACITY);
-        let requests = Arc::new(Mutex::new(requests));
-        for _ in 0..WORKERS {
-            tasks.spawn("holds", run_worker(pool.clone(), clock.clone(), cache.clone(), requests.clone()));
-        }
+        let context = (pool.clone(), clock.clone(), cache.clone());
+        let queue = BatchQueue::start("holds", QUEUE_LIMITS, tasks, move |requests| {
+            let (pool, clock, cache) = context.clone();
+            async move { hold_batch(&pool, &cache, &requests, clock.now()).await }
+        });
         Self { pool, clock, queue, cache }
     }
 
     /// Holds all lines of an order or none. A repeated request returns the same hold.
     #[tracing::instrument(name = "stock.hold", skip_all)]
     pub async fn hold(&self, request: HoldRequest) -> Result<Hold, Error> {
-        let (reply, outcome) = oneshot::channel();
-        self.queue.try_send((request, reply)).map_err(|_| Error::Unavailable)?;
-        outcome.await.unwrap_or(Err(Error::Unavailable))
+        self.queue.submit(request).await.unwrap_or(Err(Error::Unavailable))
     }
 
     /// Commits the hold of an order as sold. Idempotent.
@@ -156,39 +151,23 @@ impl Holds {
     }
 }
 
-async fn run_worker(
-    pool: PgPool,
-    clock: DatabaseClock,
-    cache: Cache,
-    queue: Arc<Mutex<mpsc::Receiver<(HoldRequest, Reply)>>>,
-) -> anyhow::Result<()> {
-    let mut batch = Vec::with_capacity(BATCH_SIZE);
-    loop {
-        if queue.lock().await.recv_many(&mut batch, BATCH_SIZE).await == 0 {
-            return Ok(());
-        }
-        let (requests, replies): (Vec<HoldRequest>, Vec<Reply>) = batch.drain(..).unzip();
-        let revisions = cache.revisions_before_stock_change(requested_products(&requests)).await;
-        match decide_batch(&pool, &requests, clock.now()).await {
-            Ok(BatchResult { outcomes, changed_products }) => {
-                if !changed_products.is_empty() {
-                    cache
-                        .invalidate_stock(
-                            revisions.into_iter().filter(|(id, _)| changed_products.contains(id)),
-                        )
-                        .await;
-                }
-                for (reply, outcome) in replies.into_iter().zip(outcomes) {
-                    // The receiver is gone if the caller disconnected; the hold stays until it expires.
-                    let _ = reply.send(outcome.map_err(Error::from));
-                }
+/// Returns one response per request.
+async fn hold_batch(
+    pool: &PgPool,
+    cache: &Cache,
+    requests: &[HoldRequest],
+    now: OffsetDateTime,
+) -> Vec<Result<Hold, Error>> {
+    let revisions = cache.revisions_before_stock_change(requested_products(requests)).await;
+    match decide_batch(pool, requests, now).await {
+        Ok(BatchResult { outcomes, changed_products }) => {
+            if !changed_products.is_empty() {
+                let is_changed = |(id, _): &(i64, i64)| changed_products.contains(id);
+                cache.invalidate_stock(revisions.into_iter().filter(is_changed)).await;
             }
-            Err(error) => {
-                for reply in replies {
-                    let _ = reply.send(Err(error.clone()));
-                }
-            }
+            outcomes.into_iter().map(|outcome| outcome.map_err(Error::from)).collect()
         }
+        Err(error) => vec![Err(error); requests.len()],
     }
 }
 
