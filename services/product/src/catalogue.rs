@@ -14,7 +14,7 @@ use crate::{
     product::{NewProduct, Product, ProductChanges, Status, micros},
     replicas::Replicas,
     search::Search,
-    stock::{AdjustError, Delta, MovementKind, Reason, Shortage, Stock},
+    stock::MovementKind,
     store::{self, listing::PageStart, stock::Movement},
 };
 
@@ -186,43 +186,6 @@ impl Catalogue {
     pub async fn archive(&self, id: i64, expected_version: Option<i64>) -> Result<Product, Error> {
         let changes = ProductChanges { status: Some(Status::Archived), ..ProductChanges::default() };
         Ok(self.update(id, expected_version, &changes, None).await?.value)
-    }
-
-    /// Corrects the stock of a product, archived ones included: units in the warehouse are counted in any
-    /// case.
-    pub async fn adjust(
-        &self,
-        id: i64,
-        delta: Delta,
-        reason: &Reason,
-        key: Option<&idempotency::Key>,
-    ) -> Result<IdempotentResult<Product>, Error> {
-        let now = self.clock.now();
-        let mut tx = self.pool.begin().await?;
-        if let Some(result) = idempotency::claim(&mut tx, key).await? {
-            return Ok(result);
-        }
-        let levels = store::stock::lock(&mut tx, &[id]).await?;
-        let product = levels.get(&id).ok_or(Error::NotFound)?;
-        let available = product.available;
-        let stock: Stock = delta.apply(available).map_err(|error| match error {
-            AdjustError::BelowZero => Error::OutOfStock(vec![Shortage {
-                product_id: id,
-                sku: Some(product.sku.clone()),
-                requested: delta.get().saturating_neg(),
-                available,
-            }]),
-            AdjustError::TooMuch => Error::invalid("delta", "would make the stock more than 10^9"),
-        })?;
-        store::product::lock(&mut tx, &[id]).await?;
-        let product = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
-        store::product::update(&mut tx, &product, None, now).await?;
-        apply_correction(&mut tx, id, stock.get() - available, reason.as_str(), now).await?;
-        let adjusted = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
-        idempotency::save(&mut tx, key, &adjusted).await?;
-        tx.commit().await?;
-        self.cache.insert_written(&adjusted).await;
-        Ok(IdempotentResult::new(adjusted))
     }
 }
 

@@ -26,8 +26,8 @@ use shoppee_proto::product::v1::{
 };
 
 use crate::{
-    batch::Batches, catalogue::Catalogue, categories::Categories, change_log::ChangeLog, error::Error,
-    holds::Holds,
+    adjustments::Adjustments, batch::Batches, catalogue::Catalogue, categories::Categories,
+    change_log::ChangeLog, error::Error, holds::Holds,
 };
 
 /// The maximum size of a request message: a batch of 10 000 rows is at most 8 MiB as JSON, and smaller in
@@ -57,6 +57,7 @@ pub fn services(
         cache::CachedProducts { catalogue: catalogue.clone(), currency: currency.to_owned() };
     let products = products::Products {
         batches: Batches::new(catalogue.clone()),
+        adjustments: Adjustments::start(pool.clone(), clock.clone(), cache.clone(), &process.tasks),
         catalogue,
         tasks: process.tasks.clone(),
         verifier: verifier.clone(),

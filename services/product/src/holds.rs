@@ -1,10 +1,13 @@
 //! Stock holds for orders: hold, commit, release and expiry.
 //!
-//! Holds use group commit ([`BatchQueue`]). A batch is decided in memory, under the locks of all its products,
-//! and written with a few statements in one transaction. A popular product therefore costs one row lock and
-//! one flush for hundreds of orders.
+//! Holds use group commit ([`BatchQueue`]). One statement reads the stock of a batch, the batch is decided in
+//! memory, and one statement writes it if the stock still allows it ([`decide_on_snapshot`]). A popular product
+//! therefore costs one row lock and one flush for hundreds of orders. A batch that conflicts with other writes, or
+//! repeats a hold, is decided in a transaction, under the locks of all its products ([`try_decide`]).
 
-use std::collections::BTreeSet;
+mod release;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use shoppee_kit::{
     batch_queue::{BatchQueue, Limits},
@@ -42,24 +45,36 @@ pub struct Holds {
     pool: PgPool,
     clock: DatabaseClock,
     queue: BatchQueue<HoldRequest, Result<Hold, Error>>,
+    /// Requests without lines, which take no units.
+    extensions: BatchQueue<HoldRequest, Result<Hold, Error>>,
+    releases: BatchQueue<(Uuid, ReleaseReason), Result<(), Error>>,
     cache: Cache,
 }
 
 impl Holds {
     /// Starts the workers, which end when the last clone of the result is dropped.
     pub fn start(pool: PgPool, clock: DatabaseClock, cache: Cache, tasks: &Tasks) -> Self {
+        let start_queue = |name| {
+            let context = (pool.clone(), clock.clone(), cache.clone());
+            BatchQueue::start(name, QUEUE_LIMITS, tasks, move |requests| {
+                let (pool, clock, cache) = context.clone();
+                async move { hold_batch(&pool, &cache, &requests, clock.now()).await }
+            })
+        };
+        let (queue, extensions) = (start_queue("holds"), start_queue("hold extensions"));
         let context = (pool.clone(), clock.clone(), cache.clone());
-        let queue = BatchQueue::start("holds", QUEUE_LIMITS, tasks, move |requests| {
+        let releases = BatchQueue::start("releases", QUEUE_LIMITS, tasks, move |requests: Vec<_>| {
             let (pool, clock, cache) = context.clone();
-            async move { hold_batch(&pool, &cache, &requests, clock.now()).await }
+            async move { release::release_batch(&pool, &cache, &requests, clock.now()).await }
         });
-        Self { pool, clock, queue, cache }
+        Self { pool, clock, queue, extensions, releases, cache }
     }
 
     /// Holds all lines of an order or none. A repeated request returns the same hold.
     #[tracing::instrument(name = "stock.hold", skip_all)]
     pub async fn hold(&self, request: HoldRequest) -> Result<Hold, Error> {
-        self.queue.submit(request).await.unwrap_or(Err(Error::Unavailable))
+        let queue = if request.lines.is_some() { &self.queue } else { &self.extensions };
+        queue.submit(request).await.unwrap_or(Err(Error::Unavailable))
     }
 
     /// Commits the hold of an order as sold. Idempotent.
@@ -82,38 +97,9 @@ impl Holds {
 
     /// Releases the hold of an order; returns sold units if `reason` allows it. Idempotent. An order without
     /// a hold gets a tombstone and can never be held.
-    #[tracing::instrument(
-        name = "stock.release",
-        skip_all,
-        fields(otel.kind = "client", db.system.name = "postgresql")
-    )]
+    #[tracing::instrument(name = "stock.release", skip_all)]
     pub async fn release(&self, order_id: Uuid, reason: ReleaseReason) -> Result<(), Error> {
-        let now = self.clock.now();
-        let mut tx = self.pool.begin().await?;
-        let mut lines = store::hold::fetch_lines(&mut tx, &[order_id]).await?;
-        if lines.is_empty() {
-            if store::hold::insert_tombstone(&mut tx, order_id, now).await? {
-                return Ok(tx.commit().await?);
-            }
-            // The order was released before, or held concurrently.
-            lines = store::hold::fetch_lines(&mut tx, &[order_id]).await?;
-        }
-        store::stock::lock(&mut tx, &products(&lines)).await?;
-        let holds = store::hold::lock(&mut tx, &[order_id]).await?;
-        let kind = match holds.get(&order_id).map(|hold| hold.state) {
-            Some(HoldState::Held) => MovementKind::Release,
-            Some(HoldState::Committed) => match reason {
-                ReleaseReason::OrderCancelled => MovementKind::Return,
-                ReleaseReason::CheckoutAbandoned => return Err(Error::HoldCommitted),
-            },
-            Some(HoldState::Released | HoldState::Expired) | None => return Ok(()),
-        };
-        store::hold::set_state(&mut tx, &[order_id], HoldState::Released, now).await?;
-        store::stock::apply(&mut tx, &movements(&lines, kind, 1), now).await?;
-        let revisions = self.cache.revisions_before_stock_change(products(&lines)).await;
-        tx.commit().await?;
-        self.cache.invalidate_stock(revisions).await;
-        Ok(())
+        self.releases.submit((order_id, reason)).await.unwrap_or(Err(Error::Unavailable))
     }
 
     /// Releases the stock of expired holds, in one transaction. Returns the number of released holds.
@@ -190,6 +176,9 @@ async fn decide_batch(
     requests: &[HoldRequest],
     now: OffsetDateTime,
 ) -> Result<BatchResult, Error> {
+    if let Some(result) = decide_on_snapshot(pool, requests, now).await? {
+        return Ok(result);
+    }
     for _ in 0..MAX_ATTEMPTS {
         let mut tx = pool.begin().await?;
         if let Some(result) = try_decide(&mut tx, requests, now).await? {
@@ -201,7 +190,36 @@ async fn decide_batch(
     Err(Error::Unavailable)
 }
 
-/// Returns `None` if another transaction has created a hold or a tombstone for one of the orders meanwhile.
+/// Decides new holds without locks, and writes them if the stock still allows it: two round trips. Returns `None` if an
+/// order has a hold already, or if the stock does not allow it any more.
+async fn decide_on_snapshot(
+    pool: &PgPool,
+    requests: &[HoldRequest],
+    now: OffsetDateTime,
+) -> Result<Option<BatchResult>, Error> {
+    let products = requested_products(requests);
+    if products.is_empty() {
+        return Ok(None);
+    }
+    let mut conn = pool.acquire().await?;
+    let snapshot =
+        store::stock::fetch_snapshot(&mut conn, &products.into_iter().collect::<Vec<_>>(), &orders(requests))
+            .await?;
+    if snapshot.is_held || snapshot.levels.is_empty() {
+        return Ok(None);
+    }
+    let mut batch = HoldBatch::new(now, snapshot.levels, BTreeMap::new());
+    let outcomes = requests.iter().map(|request| batch.decide(request)).collect();
+    let (created, withdrawals) = (batch.with_holds(&batch.created), batch.withdrawals());
+    if !created.is_empty() && !store::hold::insert_decided(&mut conn, &withdrawals, &created, now).await? {
+        return Ok(None);
+    }
+    let changed_products = withdrawals.iter().map(|withdrawal| withdrawal.product_id).collect();
+    Ok(Some(BatchResult { outcomes, changed_products }))
+}
+
+/// Decides a batch under the locks of its products and orders. Returns `None` if another transaction has created a hold
+/// or a tombstone for one of the orders meanwhile.
 async fn try_decide(
     conn: &mut PgConnection,
     requests: &[HoldRequest],
@@ -209,16 +227,12 @@ async fn try_decide(
 ) -> Result<Option<BatchResult>, Error> {
     let levels =
         store::stock::lock(conn, &requested_products(requests).into_iter().collect::<Vec<_>>()).await?;
-    let orders: BTreeSet<Uuid> = requests.iter().map(|request| request.order_id).collect();
-    let holds = store::hold::lock(conn, &orders.into_iter().collect::<Vec<_>>()).await?;
+    let holds = store::hold::lock(conn, &orders(requests)).await?;
 
     let mut batch = HoldBatch::new(now, levels, holds);
     let outcomes = requests.iter().map(|request| batch.decide(request)).collect();
 
-    let with_ids = |ids: &[Uuid]| -> Vec<(Uuid, Hold)> {
-        ids.iter().filter_map(|id| Some((*id, batch.hold(id)?.clone()))).collect()
-    };
-    let (created, extended) = (with_ids(&batch.created), with_ids(&batch.extended));
+    let (created, extended) = (batch.with_holds(&batch.created), batch.with_holds(&batch.extended));
     let changed_products =
         created.iter().flat_map(|(_, hold)| &hold.lines).map(|line| line.product_id).collect();
     if !created.is_empty() {
@@ -235,6 +249,12 @@ async fn try_decide(
         store::hold::extend(conn, &extended, now).await?;
     }
     Ok(Some(BatchResult { outcomes, changed_products }))
+}
+
+/// Returns the orders of all requests, each once, in the order of their ids.
+fn orders(requests: &[HoldRequest]) -> Vec<Uuid> {
+    let orders: BTreeSet<Uuid> = requests.iter().map(|request| request.order_id).collect();
+    orders.into_iter().collect()
 }
 
 /// Returns the products of all requests, in the order of their ids.

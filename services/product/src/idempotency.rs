@@ -2,14 +2,17 @@
 //! transaction saves its answer in it ([`claim`], [`save`]). A batch takes several transactions: each records
 //! its rows as done, and a repeat applies the others ([`crate::batch`]).
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
-use shoppee_kit::{idempotency, pg::PgPool};
+use shoppee_kit::{
+    idempotency::{self, StoredResponse},
+    pg::PgPool,
+};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-pub use crate::store::idempotency::{DoneRow, Key};
+pub use crate::store::idempotency::{DoneRow, Key, KeyId};
 use crate::{error::Error, store::idempotency as store};
 
 /// The lifetime of a batch lease: several times as long as the largest batch takes.
@@ -41,9 +44,14 @@ pub async fn claim<T: DeserializeOwned>(
         return Ok(None);
     }
     let stored = store::fetch(conn, key).await?.ok_or(Error::InProgress)?;
-    let answer = idempotency::replay(stored, &key.fingerprint).map_err(|_| Error::KeyReused)?;
+    replay(&stored, key).map(Some)
+}
+
+/// Returns the saved result of a key, if it was used for the same request.
+pub fn replay<T: DeserializeOwned>(stored: &StoredResponse, key: &Key) -> Result<IdempotentResult<T>, Error> {
+    let answer = idempotency::replay(stored.clone(), &key.fingerprint).map_err(|_| Error::KeyReused)?;
     match serde_json::from_slice(&answer) {
-        Ok(value) => Ok(Some(IdempotentResult { value, replayed: true })),
+        Ok(value) => Ok(IdempotentResult { value, replayed: true }),
         Err(error) => {
             tracing::error!(%error, scope = key.scope, "a saved answer cannot be read");
             Err(Error::Internal)
@@ -56,11 +64,38 @@ pub async fn save<T: Serialize>(conn: &mut PgConnection, key: Option<&Key>, answ
     let Some(key) = key else {
         return Ok(());
     };
-    let answer = serde_json::to_vec(answer).map_err(|error| {
+    Ok(store::save_answer(conn, key, &serialize(key, answer)?).await?)
+}
+
+/// Saves the answers of a batch under their keys, which are not claimed before. Returns `false` if another transaction
+/// has used one of them meanwhile: the transaction must not be committed.
+pub async fn save_many<'a, T: Serialize + 'a>(
+    conn: &mut PgConnection,
+    answers: impl IntoIterator<Item = &'a (&'a Key, T)>,
+) -> Result<bool, Error> {
+    let (mut keys, mut values, mut users) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for (key, answer) in answers {
+        keys.push(*key);
+        values.push(serialize(key, answer)?);
+        users.insert(key.user_id);
+    }
+    if keys.is_empty() {
+        return Ok(true);
+    }
+    if store::insert_answers(conn, &keys, &values).await? < keys.len() as u64 {
+        return Ok(false);
+    }
+    for user_id in users {
+        store::delete_excess(conn, user_id).await?;
+    }
+    Ok(true)
+}
+
+fn serialize<T: Serialize>(key: &Key, answer: &T) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(answer).map_err(|error| {
         tracing::error!(%error, scope = key.scope, "an answer cannot be saved");
         Error::Internal
-    })?;
-    Ok(store::save_answer(conn, key, &answer).await?)
+    })
 }
 
 /// Maps a lock timeout: another request holds the key.

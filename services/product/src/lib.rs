@@ -1,9 +1,10 @@
 //! The product service: the catalogue and its categories, the stock, and the holds of orders.
 //!
-//! [`grpc`] parses requests and calls a use case ([`catalogue`], [`categories`], [`holds`], [`batch`],
-//! [`search`]). A use case owns its transaction and applies the rules ([`product`], [`category`], [`stock`],
+//! [`grpc`] parses requests and calls a use case ([`catalogue`], [`categories`], [`holds`], [`adjustments`],
+//! [`batch`], [`search`]). A use case owns its transaction and applies the rules ([`product`], [`category`], [`stock`],
 //! [`listing`]) and the [`store`], which has all SQL.
 
+mod adjustments;
 mod audit;
 pub mod batch;
 mod cache;

@@ -1,7 +1,7 @@
 //! The rules of stock: the allocation among concurrent orders, and the states of a hold. This module depends
 //! on neither the database nor gRPC.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -145,7 +145,23 @@ pub struct StockLevel {
     pub name: String,
     pub price: i64,
     pub active: bool,
+    /// The version of the product.
+    pub version: i64,
     pub available: i64,
+    /// The revision of the stock, which every movement increments.
+    pub revision: i64,
+}
+
+/// The units that the holds of a batch take from a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Withdrawal {
+    pub product_id: i64,
+    pub units: i64,
+    /// The version of the product at the decision.
+    pub version: i64,
+    /// The revision of the stock at the decision, if a refusal depends on it. Otherwise the decisions are valid for
+    /// every stock of at least `units`.
+    pub revision: Option<i64>,
 }
 
 /// One product of a hold, as the catalogue had it when the hold was created.
@@ -265,12 +281,14 @@ pub enum HoldError {
     NotFound,
 }
 
-/// A batch of hold requests, decided one after the other in memory, under the locks of all their products.
+/// A batch of hold requests, decided one after the other in memory.
 #[derive(Debug)]
 pub struct HoldBatch {
     now: OffsetDateTime,
     levels: BTreeMap<i64, StockLevel>,
     holds: BTreeMap<Uuid, Hold>,
+    /// Products whose stock was insufficient for a request.
+    short: BTreeSet<i64>,
     /// Holds that this batch has created.
     pub created: Vec<Uuid>,
     /// Existing holds with a changed expiry.
@@ -280,7 +298,7 @@ pub struct HoldBatch {
 impl HoldBatch {
     /// Creates a batch. `holds` are the existing holds of the orders.
     pub fn new(now: OffsetDateTime, levels: BTreeMap<i64, StockLevel>, holds: BTreeMap<Uuid, Hold>) -> Self {
-        Self { now, levels, holds, created: Vec::new(), extended: Vec::new() }
+        Self { now, levels, holds, short: BTreeSet::new(), created: Vec::new(), extended: Vec::new() }
     }
 
     /// Decides a request: the order gets all its lines or none.
@@ -347,6 +365,7 @@ impl HoldBatch {
         }
         let short = lines_where(&|line| self.levels[&line.product_id].available < line.quantity);
         if !short.is_empty() {
+            self.short.extend(short.iter().map(|shortage| shortage.product_id));
             return Err(HoldError::OutOfStock(short));
         }
         let held_lines = lines.lines().iter().filter_map(|line| {
@@ -364,9 +383,24 @@ impl HoldBatch {
         Ok(held_lines.collect())
     }
 
-    /// Returns the hold of an order after the decisions.
-    pub fn hold(&self, order_id: &Uuid) -> Option<&Hold> {
-        self.holds.get(order_id)
+    /// Returns these orders with their holds after the decisions.
+    pub fn with_holds(&self, order_ids: &[Uuid]) -> Vec<(Uuid, Hold)> {
+        order_ids.iter().filter_map(|id| Some((*id, self.holds.get(id)?.clone()))).collect()
+    }
+
+    /// Returns the units that the created holds take, in the order of product ids.
+    pub fn withdrawals(&self) -> Vec<Withdrawal> {
+        let created = self.created.iter().filter_map(|order_id| self.holds.get(order_id));
+        let mut units = BTreeMap::<i64, i64>::new();
+        for line in created.flat_map(|hold| &hold.lines) {
+            *units.entry(line.product_id).or_default() += line.quantity;
+        }
+        let withdrawals = units.into_iter().filter_map(|(product_id, units)| {
+            let level = self.levels.get(&product_id)?;
+            let revision = self.short.contains(&product_id).then_some(level.revision);
+            Some(Withdrawal { product_id, units, version: level.version, revision })
+        });
+        withdrawals.collect()
     }
 }
 

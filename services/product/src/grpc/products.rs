@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{batch, categories, check_stock_scope, convert, idempotency_key, pages};
 use crate::{
+    adjustments::{Adjustment, Adjustments},
     batch::Batches,
     catalogue::Catalogue,
     categories::Categories,
@@ -37,6 +38,7 @@ pub struct Products {
     pub catalogue: Catalogue,
     pub categories: Categories,
     pub batches: Batches,
+    pub adjustments: Adjustments,
     pub tasks: Tasks,
     /// For long-running calls, which check the caller again.
     pub verifier: Arc<Verifier>,
@@ -194,7 +196,8 @@ impl ProductService for Products {
         let (Some(delta), Some(reason)) = (delta, reason) else {
             return Err(Error::Invalid(bad).into());
         };
-        Ok(self.respond_idempotent(self.catalogue.adjust(request.id, delta, &reason, key.as_ref()).await?))
+        let adjustment = Adjustment { product_id: request.id, delta, reason, key };
+        Ok(self.respond_idempotent(self.adjustments.adjust(adjustment).await?))
     }
 
     async fn batch_update_products(

@@ -9,7 +9,15 @@ fn order(number: u128) -> Uuid {
 }
 
 fn level(available: i64, active: bool) -> StockLevel {
-    StockLevel { sku: "sku".to_owned(), name: "name".to_owned(), price: 5, active, available }
+    StockLevel {
+        sku: "sku".to_owned(),
+        name: "name".to_owned(),
+        price: 5,
+        active,
+        version: 3,
+        available,
+        revision: 7,
+    }
 }
 
 /// Products 1, 2 and 3 have 10, 1 and 0 units; 4 is archived.
@@ -122,4 +130,17 @@ fn a_correction_out_of_bounds_is_refused() {
     for invalid in [0, Stock::MAX + 1, -Stock::MAX - 1, i64::MIN] {
         assert!(Delta::parse(invalid).is_err(), "{invalid}");
     }
+}
+
+#[test]
+fn a_withdrawal_depends_on_the_exact_stock_only_after_a_refusal() {
+    let mut batch = batch();
+    assert!(batch.decide(&request(1, &[(1, 4)])).is_ok());
+    assert!(batch.decide(&request(2, &[(1, 2), (2, 1)])).is_ok());
+    assert!(batch.decide(&request(2, &[(1, 2), (2, 1)])).is_ok(), "a repeat takes nothing");
+    let withdrawal = |product_id, units, revision| Withdrawal { product_id, units, version: 3, revision };
+    assert_eq!(batch.withdrawals(), [withdrawal(1, 6, None), withdrawal(2, 1, None)]);
+    assert!(batch.decide(&request(3, &[(1, 1), (2, 1)])).is_err());
+    assert!(batch.decide(&request(4, &[(1, 1), (9, 1)])).is_err());
+    assert_eq!(batch.withdrawals(), [withdrawal(1, 6, None), withdrawal(2, 1, Some(7))]);
 }

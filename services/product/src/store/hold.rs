@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::stock::{HeldLine, Hold, HoldState};
+use crate::stock::{HeldLine, Hold, HoldState, Withdrawal};
 
 /// Locks the holds of these orders and returns them with their lines.
 pub async fn lock(conn: &mut PgConnection, order_ids: &[Uuid]) -> sqlx::Result<BTreeMap<Uuid, Hold>> {
@@ -68,6 +68,34 @@ pub async fn fetch_lines(conn: &mut PgConnection, order_ids: &[Uuid]) -> sqlx::R
     Ok(lines.collect())
 }
 
+/// The columns of the lines of some holds.
+#[derive(Debug, Default)]
+struct LineColumns {
+    orders: Vec<Uuid>,
+    products: Vec<i64>,
+    quantities: Vec<i64>,
+    skus: Vec<String>,
+    names: Vec<String>,
+    prices: Vec<i64>,
+}
+
+impl LineColumns {
+    fn new(holds: &[(Uuid, Hold)]) -> Self {
+        let mut columns = Self::default();
+        for (order_id, line) in
+            holds.iter().flat_map(|(order_id, hold)| hold.lines.iter().map(move |line| (order_id, line)))
+        {
+            columns.orders.push(*order_id);
+            columns.products.push(line.product_id);
+            columns.quantities.push(line.quantity);
+            columns.skus.push(line.sku.clone());
+            columns.names.push(line.name.clone());
+            columns.prices.push(line.unit_price);
+        }
+        columns
+    }
+}
+
 /// Inserts holds with their lines, except where a hold or a tombstone exists. Returns the number of inserted
 /// holds.
 pub async fn insert(
@@ -91,34 +119,65 @@ pub async fn insert(
     .await?
     .rows_affected();
 
-    let (mut orders, mut products, mut quantities) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut skus, mut names, mut prices) = (Vec::new(), Vec::new(), Vec::new());
-    for (order_id, hold) in holds {
-        for line in &hold.lines {
-            orders.push(*order_id);
-            products.push(line.product_id);
-            quantities.push(line.quantity);
-            skus.push(line.sku.clone());
-            names.push(line.name.clone());
-            prices.push(line.unit_price);
-        }
-    }
+    let lines = LineColumns::new(holds);
     sqlx::query!(
         "insert into product.hold_line (order_id, product_id, quantity, sku, name, unit_price)
          select order_id, product_id, quantity, sku, name, unit_price
          from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[])
               as l (order_id, product_id, quantity, sku, name, unit_price)
          on conflict (order_id, product_id) do nothing",
-        &orders,
-        &products,
-        &quantities,
-        &skus,
-        &names,
-        &prices,
+        &lines.orders,
+        &lines.products,
+        &lines.quantities,
+        &lines.skus,
+        &lines.names,
+        &lines.prices,
     )
     .execute(conn)
     .await?;
     Ok(written)
+}
+
+/// Takes units that were decided on a snapshot of the stock, and inserts their holds: in one statement, all or none.
+/// Returns `false` if the decisions do not hold any more, or if one of the orders has a hold or a tombstone.
+///
+/// The statement reads the rows again as it locks them, so that what it checks is what it changes. The steps depend on
+/// each other's rows: so they are taken in the global lock order.
+pub async fn insert_decided(
+    conn: &mut PgConnection,
+    withdrawals: &[Withdrawal],
+    holds: &[(Uuid, Hold)],
+    now: OffsetDateTime,
+) -> sqlx::Result<bool> {
+    let products: Vec<i64> = withdrawals.iter().map(|withdrawal| withdrawal.product_id).collect();
+    let units: Vec<i64> = withdrawals.iter().map(|withdrawal| withdrawal.units).collect();
+    let versions: Vec<i64> = withdrawals.iter().map(|withdrawal| withdrawal.version).collect();
+    let revisions: Vec<Option<i64>> = withdrawals.iter().map(|withdrawal| withdrawal.revision).collect();
+    let (order_ids, expiries): (Vec<Uuid>, Vec<OffsetDateTime>) =
+        holds.iter().map(|(order_id, hold)| (*order_id, hold.expires_at)).unzip();
+    let lines = LineColumns::new(holds);
+    let written = sqlx::query_file_scalar!(
+        "src/store/hold/insert_decided.sql",
+        &products,
+        &units,
+        &versions,
+        &revisions as &[Option<i64>],
+        &order_ids,
+        &expiries,
+        &lines.orders,
+        &lines.products,
+        &lines.quantities,
+        &lines.skus,
+        &lines.names,
+        &lines.prices,
+        now,
+    )
+    .fetch_one(conn)
+    .await;
+    match written {
+        Err(sqlx::Error::Database(error)) if error.constraint() == Some("stock_hold_pkey") => Ok(false),
+        written => written,
+    }
 }
 
 /// Updates the expiry and the fencing token of locked holds.
@@ -176,23 +235,38 @@ pub async fn fetch_state(conn: &mut PgConnection, order_id: Uuid) -> sqlx::Resul
     Ok(state.as_deref().map(HoldState::from_stored))
 }
 
-/// Inserts a tombstone: the order was released before it was held. Returns whether it is new.
-pub async fn insert_tombstone(
+/// Releases the holds of some orders. Those that are sold stay, unless the flag of their order is set. Returns the states
+/// before, of the orders that have a hold or a tombstone.
+pub async fn release(
     conn: &mut PgConnection,
-    order_id: Uuid,
+    orders: &BTreeMap<Uuid, bool>,
     now: OffsetDateTime,
-) -> sqlx::Result<bool> {
-    let written = sqlx::query!(
+) -> sqlx::Result<BTreeMap<Uuid, HoldState>> {
+    let (order_ids, returns_sold): (Vec<Uuid>, Vec<bool>) = orders.iter().unzip();
+    let rows = sqlx::query_file!("src/store/hold/release.sql", &order_ids, &returns_sold, now)
+        .fetch_all(conn)
+        .await?;
+    Ok(rows.into_iter().map(|row| (row.order_id, HoldState::from_stored(&row.state))).collect())
+}
+
+/// Inserts tombstones: the orders were released before they were held. Returns those that are new.
+pub async fn insert_tombstones(
+    conn: &mut PgConnection,
+    order_ids: &[Uuid],
+    now: OffsetDateTime,
+) -> sqlx::Result<Vec<Uuid>> {
+    sqlx::query_scalar!(
         "insert into product.stock_hold (order_id, state, expires_at, created_at, updated_at)
-         values ($1, 'released', $2, $2, $2)
-         on conflict (order_id) do nothing",
-        order_id,
+         select order_id, 'released', $2, $2, $2
+         from unnest($1::uuid[]) as t (order_id)
+         order by order_id
+         on conflict (order_id) do nothing
+         returning order_id",
+        order_ids,
         now,
     )
-    .execute(conn)
-    .await?
-    .rows_affected();
-    Ok(written > 0)
+    .fetch_all(conn)
+    .await
 }
 
 /// Locks those of the holds that have expired; skips those that another transaction has locked.

@@ -1,5 +1,7 @@
 //! Idempotency keys, their answers, and the progress of a batch.
 
+use std::collections::BTreeMap;
+
 use shoppee_kit::idempotency::{KEY_TTL, MAX_RESPONSES_PER_USER, StoredResponse};
 use sqlx::{PgConnection, postgres::types::PgInterval};
 use uuid::Uuid;
@@ -13,6 +15,15 @@ pub struct Key {
     pub value: String,
     /// The fingerprint of what the request means.
     pub fingerprint: Vec<u8>,
+}
+
+/// The user, the scope and the value of a key.
+pub type KeyId<'a> = (i64, &'a str, &'a str);
+
+impl Key {
+    pub fn id(&self) -> KeyId<'_> {
+        (self.user_id, self.scope, &self.value)
+    }
 }
 
 fn interval(duration: std::time::Duration) -> PgInterval {
@@ -53,6 +64,83 @@ pub async fn fetch(conn: &mut PgConnection, key: &Key) -> sqlx::Result<Option<St
     )
     .fetch_optional(conn)
     .await
+}
+
+/// Returns those of the keys that are stored and have not expired.
+pub async fn fetch_many<'a>(
+    conn: &mut PgConnection,
+    keys: &[&'a Key],
+) -> sqlx::Result<BTreeMap<KeyId<'a>, StoredResponse>> {
+    if keys.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let KeyColumns { users, scopes, values } = KeyColumns::new(keys);
+    let rows = sqlx::query!(
+        r#"select k.index as "index!", stored.fingerprint, stored.answer
+           from unnest($1::bigint[], $2::text[], $3::text[]) with ordinality as k (user_id, scope, key, index)
+           join product.idempotency stored
+               on (stored.user_id, stored.scope, stored.key) = (k.user_id, k.scope, k.key)
+           where stored.created_at >= clock_timestamp() - $4::interval"#,
+        &users,
+        &scopes,
+        &values,
+        interval(KEY_TTL),
+    )
+    .fetch_all(conn)
+    .await?;
+    let stored = rows.into_iter().filter_map(|row| {
+        let key = usize::try_from(row.index - 1).ok().and_then(|index| keys.get(index))?;
+        Some((key.id(), StoredResponse { fingerprint: row.fingerprint, answer: row.answer }))
+    });
+    Ok(stored.collect())
+}
+
+/// Inserts answers under keys that are free or have expired; waits for a transaction that holds one of them. Returns the
+/// number of inserted answers.
+pub async fn insert_answers(
+    conn: &mut PgConnection,
+    keys: &[&Key],
+    answers: &[Vec<u8>],
+) -> sqlx::Result<u64> {
+    let KeyColumns { users, scopes, values } = KeyColumns::new(keys);
+    let fingerprints: Vec<Vec<u8>> = keys.iter().map(|key| key.fingerprint.clone()).collect();
+    let inserted = sqlx::query!(
+        "insert into product.idempotency as held (user_id, scope, key, fingerprint, answer)
+         select user_id, scope, key, fingerprint, answer
+         from unnest($1::bigint[], $2::text[], $3::text[], $4::bytea[], $5::bytea[])
+              as a (user_id, scope, key, fingerprint, answer)
+         order by user_id, scope, key
+         on conflict (user_id, scope, key) do update
+         set fingerprint = excluded.fingerprint, answer = excluded.answer, claim = null, claimed_until = null,
+             created_at = excluded.created_at
+         where held.created_at < clock_timestamp() - $6::interval",
+        &users,
+        &scopes,
+        &values,
+        &fingerprints,
+        answers,
+        interval(KEY_TTL),
+    )
+    .execute(conn)
+    .await?;
+    Ok(inserted.rows_affected())
+}
+
+/// The columns of some keys.
+struct KeyColumns {
+    users: Vec<i64>,
+    scopes: Vec<String>,
+    values: Vec<String>,
+}
+
+impl KeyColumns {
+    fn new(keys: &[&Key]) -> Self {
+        Self {
+            users: keys.iter().map(|key| key.user_id).collect(),
+            scopes: keys.iter().map(|key| key.scope.to_owned()).collect(),
+            values: keys.iter().map(|key| key.value.clone()).collect(),
+        }
+    }
 }
 
 /// Saves the answer of a claimed key.

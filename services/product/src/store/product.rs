@@ -204,6 +204,30 @@ pub async fn update(
     Ok(())
 }
 
+/// Adds versions to locked products that differ in their stock alone: to each product the given number.
+pub async fn add_versions(
+    conn: &mut PgConnection,
+    versions: &[(i64, i64)],
+    now: OffsetDateTime,
+) -> sqlx::Result<()> {
+    let (ids, counts): (Vec<i64>, Vec<i64>) = versions.iter().copied().unzip();
+    sqlx::query!(
+        "with noted as (
+             insert into product.change (product_id, at) select id, $3 from unnest($1::bigint[]) as c (id)
+         )
+         update product.product p
+         set version = p.version + c.versions, updated_at = $3
+         from unnest($1::bigint[], $2::bigint[]) as c (id, versions)
+         where p.id = c.id",
+        &ids,
+        &counts,
+        now,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 /// Sets or clears the category of a locked product.
 pub async fn set_category(conn: &mut PgConnection, id: i64, category_id: Option<i64>) -> sqlx::Result<()> {
     sqlx::query!("update product.product set category_id = $2 where id = $1", id, category_id)

@@ -11,7 +11,8 @@ use crate::stock::{MovementKind, StockLevel};
 /// Locks the stock of these products, in the order of their ids, and returns the levels of those that exist.
 pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeMap<i64, StockLevel>> {
     let rows = sqlx::query!(
-        r#"select s.product_id, s.available, p.sku, p.name, p.price, p.status = 'active' as "on_sale!"
+        r#"select s.product_id, s.available, s.revision, p.version, p.sku, p.name, p.price,
+                  p.status = 'active' as "on_sale!"
            from product.stock s
            join product.product p on p.id = s.product_id
            where s.product_id = any($1)
@@ -27,11 +28,65 @@ pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeMap
             name: row.name,
             price: row.price,
             active: row.on_sale,
+            version: row.version,
             available: row.available,
+            revision: row.revision,
         };
         (row.product_id, level)
     });
     Ok(levels.collect())
+}
+
+/// The stock of some products as of one moment, without locks.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// The levels of those of the products that exist.
+    pub levels: BTreeMap<i64, StockLevel>,
+    /// Whether one of the orders has a hold or a tombstone. Not set if none of the products exists.
+    pub is_held: bool,
+}
+
+/// Returns the stock of these products, and whether one of the orders has a hold.
+///
+/// A parameter in a subquery has an unknown length for the planner, so that one plan serves all calls.
+pub async fn fetch_snapshot(
+    conn: &mut PgConnection,
+    ids: &[i64],
+    order_ids: &[Uuid],
+) -> sqlx::Result<Snapshot> {
+    let rows = sqlx::query!(
+        r#"with s as materialized (
+               select product_id, available, revision from product.stock
+               where product_id = any ((select $1::bigint[])::bigint[])
+           ),
+           p as materialized (
+               select id, version, sku, name, price, status from product.product
+               where id = any ((select $1::bigint[])::bigint[])
+           )
+           select s.product_id, s.available, s.revision, p.version, p.sku, p.name, p.price,
+                  p.status = 'active' as "on_sale!",
+                  (select count(*) from product.stock_hold
+                   where order_id = any ((select $2::uuid[])::uuid[])) > 0 as "is_held!"
+           from s join p on p.id = s.product_id"#,
+        ids,
+        order_ids,
+    )
+    .fetch_all(conn)
+    .await?;
+    let is_held = rows.first().is_some_and(|row| row.is_held);
+    let levels = rows.into_iter().map(|row| {
+        let level = StockLevel {
+            sku: row.sku,
+            name: row.name,
+            price: row.price,
+            active: row.on_sale,
+            version: row.version,
+            available: row.available,
+            revision: row.revision,
+        };
+        (row.product_id, level)
+    });
+    Ok(Snapshot { levels: levels.collect(), is_held })
 }
 
 /// Inserts the stock row of a new product.
@@ -53,18 +108,17 @@ pub struct Movement<'a> {
     pub reason: Option<&'a str>,
 }
 
-/// Applies movements to locked stock ([`lock`]) and writes them to the ledger. Movements of 0 units are
-/// skipped.
+/// Applies movements to locked stock ([`lock`]) and writes them to the ledger. The revision of each moved stock grows by
+/// one. Movements of 0 units are skipped.
 pub async fn apply(
     conn: &mut PgConnection,
     movements: &[Movement<'_>],
     now: OffsetDateTime,
 ) -> sqlx::Result<()> {
     let mut sums = BTreeMap::<i64, i64>::new();
-    for movement in movements {
+    for movement in movements.iter().filter(|movement| movement.quantity != 0) {
         *sums.entry(movement.product_id).or_default() += movement.quantity;
     }
-    sums.retain(|_, sum| *sum != 0);
     if !sums.is_empty() {
         let (ids, deltas): (Vec<i64>, Vec<i64>) = sums.into_iter().unzip();
         let toggled = sqlx::query_scalar!(

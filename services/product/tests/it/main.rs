@@ -1,6 +1,7 @@
 //! Integration tests of the service through its gRPC clients, on a real PostgreSQL, with tokens of a real
 //! auth service.
 
+mod adjustments;
 mod attributes;
 mod audit;
 mod authorization;
@@ -8,6 +9,7 @@ mod batch;
 mod cache;
 mod catalogue;
 mod categories;
+mod hold_batches;
 mod holds;
 mod idempotency;
 mod listing;

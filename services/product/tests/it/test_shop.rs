@@ -51,6 +51,7 @@ pub struct TestShop {
 pub struct Replica {
     pub products: Products,
     pub cached_products: CachedProducts,
+    pub stock: StockServiceClient<Channel>,
     _process: TestProcess,
 }
 
@@ -152,7 +153,8 @@ impl TestShop {
         let channel = client::channel(&format!("http://{listen_addr}")).expect("a URL");
         Replica {
             products: ProductServiceClient::new(channel.clone()),
-            cached_products: ProductCacheServiceClient::new(channel),
+            cached_products: ProductCacheServiceClient::new(channel.clone()),
+            stock: StockServiceClient::new(channel),
             _process: process,
         }
     }
@@ -213,14 +215,7 @@ impl TestShop {
         lines: impl IntoIterator<Item = (i64, i64)>,
         ttl_seconds: i64,
     ) -> Result<HoldResponse, Status> {
-        let lines = lines.into_iter().map(|(product_id, quantity)| StockLine { product_id, quantity });
-        let request = HoldRequest {
-            order_id: order.to_string(),
-            lines: lines.collect(),
-            ttl_seconds,
-            ..HoldRequest::default()
-        };
-        self.hold_as(request).await
+        self.hold_as(hold_request(order, lines, ttl_seconds)).await
     }
 
     pub async fn hold_as(&self, request: HoldRequest) -> Result<HoldResponse, Status> {
@@ -304,6 +299,16 @@ pub fn fields<T: std::fmt::Debug>(answer: Result<T, Status>) -> Vec<String> {
 pub fn refused_lines<T: std::fmt::Debug>(answer: Result<T, Status>) -> Vec<RefusedLine> {
     let refusal = status::parse(&answer.expect_err("refused"));
     serde_json::from_str(&refusal.metadata["lines"]).expect("lines")
+}
+
+/// Returns a request to hold products with their quantities.
+pub fn hold_request(
+    order: Uuid,
+    lines: impl IntoIterator<Item = (i64, i64)>,
+    ttl_seconds: i64,
+) -> HoldRequest {
+    let lines = lines.into_iter().map(|(product_id, quantity)| StockLine { product_id, quantity });
+    HoldRequest { order_id: order.to_string(), lines: lines.collect(), ttl_seconds, ..HoldRequest::default() }
 }
 
 pub fn order() -> Uuid {
