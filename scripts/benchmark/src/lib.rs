@@ -5,6 +5,7 @@ mod baseline_http;
 mod catalogue;
 mod edge;
 mod envoy;
+mod holds;
 mod load;
 mod memory;
 mod orders;
@@ -34,6 +35,8 @@ enum Benchmark {
     Memory(memory::Options),
     /// Orders over the whole path, compared with pgbench that writes the same rows
     Orders(orders::Options),
+    /// Holds at the product service alone, compared with pgbench that writes the same rows
+    Holds(holds::Options),
     /// The process of the baseline gRPC service
     #[command(hide = true)]
     BaselineService(baseline_grpc::ServiceOptions),
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
             Benchmark::Catalogue(options) => catalogue::run(options).await,
             Benchmark::Memory(options) => memory::run(options).await,
             Benchmark::Orders(options) => orders::run(options).await,
+            Benchmark::Holds(options) => holds::run(options).await,
             Benchmark::BaselineService(options) => baseline_grpc::run_service(options).await,
             Benchmark::BaselineGateway(options) => baseline_grpc::run_gateway(options).await,
             Benchmark::BaselineHttp(options) => baseline_http::run(options).await,

@@ -137,7 +137,7 @@ fn row(case: Case, clients: usize, sample: &Sample, baseline: f64) -> Vec<String
 }
 
 /// Gives each product enough stock, and returns the ids.
-async fn stock_up(http: &Client, running: &RunningSystem, url: &str) -> anyhow::Result<Vec<i64>> {
+pub async fn stock_up(http: &Client, running: &RunningSystem, url: &str) -> anyhow::Result<Vec<i64>> {
     let token = running.sign_in().await?;
     let (mut ids, mut cursor) = (Vec::new(), None::<String>);
     loop {
@@ -197,7 +197,7 @@ async fn place_orders(
     duration: Duration,
 ) -> anyhow::Result<Sample> {
     let processes = processes(running)?;
-    let before: Vec<f64> = processes.iter().map(|(_, pids)| total_seconds(pids)).collect();
+    let before: Vec<f64> = processes.iter().map(|(_, pids)| process_seconds(pids)).collect();
     let (started, deadline) = (Instant::now(), Instant::now() + duration);
     let next_order = Arc::new(AtomicU64::new(0));
     let products: Arc<[i64]> = products.into();
@@ -238,7 +238,7 @@ async fn place_orders(
     let cost = processes
         .iter()
         .zip(before)
-        .map(|((name, pids), before)| (*name, (total_seconds(pids) - before) * 1e3 / orders));
+        .map(|((name, pids), before)| (*name, (process_seconds(pids) - before) * 1e3 / orders));
     Ok(Sample {
         rate: orders / elapsed.as_secs_f64(),
         latency: [percentile(50), percentile(99), percentile(100)],
@@ -277,7 +277,7 @@ async fn place_order(
 }
 
 /// Returns the processes that an order passes, this one last.
-fn processes(running: &RunningSystem) -> anyhow::Result<Vec<(&'static str, Vec<u32>)>> {
+pub fn processes(running: &RunningSystem) -> anyhow::Result<Vec<(&'static str, Vec<u32>)>> {
     let services = &running.services;
     let postmaster = running.postgres.pid.context("PostgreSQL is not on this machine")?;
     let mut postgres = child_pids(postmaster)?;
@@ -293,7 +293,8 @@ fn processes(running: &RunningSystem) -> anyhow::Result<Vec<(&'static str, Vec<u
     ])
 }
 
-fn total_seconds(pids: &[u32]) -> f64 {
+/// Returns the processor time of some processes together.
+pub fn process_seconds(pids: &[u32]) -> f64 {
     pids.iter().filter_map(|pid| processor_seconds(*pid).ok()).sum()
 }
 
@@ -321,7 +322,7 @@ async fn run_pgbench(
     kill_process(order, Signal::STOP)?;
     let clients = clients.min(MAX_PGBENCH_CLIENTS).to_string();
     let (first, last) = (products.first().context("no products")?, products.last().context("no products")?);
-    let output = Command::new(pgbench()?)
+    let output = Command::new(find_pgbench()?)
         .args(["--no-vacuum", "--protocol=prepared", "--jobs=2", "--client", &clients])
         .args(["--time", &duration.as_secs().to_string(), "--file", PGBENCH_SCRIPT])
         .args([
@@ -346,7 +347,7 @@ async fn run_pgbench(
 }
 
 /// Finds pgbench among the installed versions of PostgreSQL.
-fn pgbench() -> anyhow::Result<PathBuf> {
+pub fn find_pgbench() -> anyhow::Result<PathBuf> {
     let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .context("PostgreSQL is not installed")?
         .filter_map(|version| Some(version.ok()?.path().join("bin/pgbench")))
