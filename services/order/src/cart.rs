@@ -162,6 +162,11 @@ async fn change(
         ids.insert(product_id);
         let products = fetch_products(context, ids.clone()).await?;
         if change != Change::Remove && !products.get(&product_id).is_some_and(is_active) {
+            // An earlier request with the key may have added the product while it was active.
+            let mut conn = context.pool.acquire().await?;
+            if let Some(response) = request.find(&mut conn, now).await? {
+                return Ok((response, true));
+            }
             return Err(Error::ProductUnavailable(vec![RefusedLine {
                 product_id,
                 sku: products.get(&product_id).map(|product| product.sku.clone()),

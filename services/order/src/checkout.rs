@@ -86,7 +86,17 @@ pub async fn place(context: &OrderContext, command: PlaceOrder) -> Result<(wire:
     }
     match checkout.run().await {
         Ok(order) => Ok((order, false)),
-        Err(error) => Err(checkout.clean_up(error).await),
+        Err(error) => {
+            let (error, lost_lease) = checkout.clean_up(error).await;
+            // The former holder of the lease may have placed the order, and so emptied the cart or taken the last unit.
+            if let Some(lease) = lost_lease
+                && let Some(StoredResponse::Order(order)) =
+                    idempotency::find_response(context, lease, &command.fingerprint()).await
+            {
+                return Ok((*order, true));
+            }
+            Err(error)
+        }
     }
 }
 
@@ -275,26 +285,27 @@ impl Checkout<'_> {
         Ok(())
     }
 
-    /// Releases the key, and the hold if no order can use it. Returns the error for the caller.
-    async fn clean_up(&self, error: CheckoutError) -> Error {
-        let (error, is_abandoned) = match (error, &self.lease) {
-            (CheckoutError::NotCommitted(error), None) => (error, true),
+    /// Releases the key, and the hold if no order can use it. Returns the error for the caller, and the
+    /// lease if another process has ended it.
+    async fn clean_up(&self, error: CheckoutError) -> (Error, Option<&Lease>) {
+        let (error, is_abandoned, is_ended) = match (error, &self.lease) {
+            (CheckoutError::NotCommitted(error), None) => (error, true, true),
             (CheckoutError::NotCommitted(error), Some(lease)) => {
                 let is_retired = idempotency::retire(self.context, lease, &error).await;
-                (error, is_retired)
+                (error, is_retired, is_retired)
             }
-            // The next request with the key adopts the order or the hold. Otherwise the hold expires.
-            (CheckoutError::OutcomeUnknown(error), lease) => {
-                if let Some(lease) = lease {
-                    idempotency::release(self.context, lease, &error).await;
-                }
-                (error, false)
+            // The hold expires.
+            (CheckoutError::OutcomeUnknown(error), None) => (error, false, true),
+            // The next request with the key adopts the order or the hold.
+            (CheckoutError::OutcomeUnknown(error), Some(lease)) => {
+                let is_released = idempotency::release(self.context, lease, &error).await;
+                (error, false, is_released)
             }
         };
         if is_abandoned && self.may_have_hold {
             spawn_release(self.context, self.order_id);
         }
-        error
+        (error, self.lease.as_ref().filter(|_| !is_ended))
     }
 }
 

@@ -59,6 +59,14 @@ pub enum Error {
     Internal(&'static str),
 }
 
+impl Error {
+    /// Reports whether a dependency is unavailable, so that the same call succeeds later.
+    pub fn is_outage(&self) -> bool {
+        matches!(self, Self::Unavailable)
+            || matches!(self, Self::Database(error) if pg::is_unavailable(error))
+    }
+}
+
 impl From<Violations> for Error {
     fn from(violations: Violations) -> Self {
         Self::Invalid(violations)

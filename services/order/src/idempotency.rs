@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use prost::Message as _;
-use shoppee_kit::idempotency::KEY_TTL;
+use shoppee_kit::{idempotency::KEY_TTL, pg};
 use shoppee_proto::order::v1::Order;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -64,7 +64,8 @@ pub enum Claim {
     Completed(StoredResponse),
 }
 
-/// Claims a key for `ttl`, or waits for the request that holds it.
+/// Claims a key for `ttl`, or waits for the request that holds it. The loop reads the key without a lock, as the
+/// transaction of that request may have locked it.
 #[tracing::instrument(
     name = "idempotency.claim",
     skip_all,
@@ -78,18 +79,25 @@ pub async fn claim(
     ttl: Duration,
 ) -> Result<Claim, Error> {
     let deadline = tokio::time::Instant::now() + MAX_CLAIM_WAIT;
+    let mut may_be_free = true;
     loop {
         let now = context.clock.now();
         let mut conn = context.pool.acquire().await?;
         let claimed_until = now + ttl;
         let expired_before = now - KEY_TTL;
         let row = ClaimRow { fingerprint: fingerprint.clone(), order_id, claimed_until, answer: None };
-        if store::claim(&mut conn, key, &row, now, expired_before).await? {
+        if may_be_free
+            && store::claim(&mut conn, key, &row, now, expired_before)
+                .await
+                .map_err(in_progress_or_database)?
+        {
             let lease = Lease { key: key.clone(), order_id, until: claimed_until };
             return Ok(Claim::Acquired(lease));
         }
         let times = ClaimTimes { now, claimed_until, expired_before };
-        if let Some(current) = store::find(&mut conn, key).await?
+        let current = store::find(&mut conn, key).await?;
+        may_be_free = current.is_none();
+        if let Some(current) = current
             && let Some(claim) = resume(&mut conn, key, &fingerprint, current, times).await?
         {
             return Ok(claim);
@@ -118,11 +126,18 @@ pub async fn resume(
         return StoredResponse::decode(&response).map(|response| Some(Claim::Completed(response)));
     }
     let is_taken_over = current.claimed_until <= times.now
-        && store::take_over(conn, key, current.claimed_until, times.claimed_until).await?;
+        && store::take_over(conn, key, current.claimed_until, times.claimed_until)
+            .await
+            .map_err(in_progress_or_database)?;
     Ok(is_taken_over.then(|| {
         let (order_id, until) = (current.order_id, times.claimed_until);
         Claim::Acquired(Lease { key: key.clone(), order_id, until })
     }))
+}
+
+/// Maps a lock timeout: the transaction of an earlier request has locked the key.
+pub fn in_progress_or_database(error: sqlx::Error) -> Error {
+    if pg::is_lock_timeout(&error) { Error::InProgress } else { error.into() }
 }
 
 /// Saves the response in the transaction of the effect. Returns `false` if the claim was lost; then the transaction
@@ -136,14 +151,29 @@ pub async fn save_response(
     Ok(store::save_response(conn, key, order_id, &response.encode()).await?)
 }
 
+/// Returns the response that another process has saved under the key of a lost claim: a recovery, or the former holder
+/// of the lease. The error of the request is then not its response. Returns `None` if that is not certain.
+pub async fn find_response(
+    context: &OrderContext,
+    lease: &Lease,
+    fingerprint: &[u8],
+) -> Option<StoredResponse> {
+    let reading = async {
+        let mut conn = context.pool.acquire().await?;
+        let row = store::find(&mut conn, &lease.key).await?.filter(|row| row.fingerprint == fingerprint);
+        row.and_then(|row| row.answer).map(|answer| StoredResponse::decode(&answer)).transpose()
+    };
+    reading.await.unwrap_or_else(|error: Error| {
+        tracing::debug!(%error, "stored response not read");
+        None
+    })
+}
+
 /// Releases a claim after an error. A definitive error deletes the key, so that it can be used again. Otherwise the
-/// claim stays, and the next request adopts it at once.
-pub async fn release(context: &OrderContext, lease: &Lease, error: &Error) {
-    if is_definitive(error) {
-        end_claim(context, lease, None).await;
-    } else {
-        end_claim(context, lease, Some(lease.order_id)).await;
-    }
+/// claim stays, and the next request adopts it at once. Returns `false` if the claim was lost, or if that is not
+/// certain: see [`find_response`].
+pub async fn release(context: &OrderContext, lease: &Lease, error: &Error) -> bool {
+    end_claim(context, lease, (!is_definitive(error)).then_some(lease.order_id)).await
 }
 
 /// Ends a claim under which nothing was committed, so that its order id is never adopted again. The order's stock may

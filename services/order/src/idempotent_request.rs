@@ -2,15 +2,13 @@
 //! statement of the transaction claims the key, so that a second request with the same key waits for the first.
 
 use prost::Message;
-use shoppee_kit::{
-    idempotency::{self, KEY_TTL, StoredResponse},
-    pg,
-};
+use shoppee_kit::idempotency::{self, KEY_TTL, StoredResponse};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use crate::{
     error::Error,
+    idempotency::in_progress_or_database,
     store::{idempotency::IdempotencyKey, idempotent_request as store},
 };
 
@@ -57,12 +55,10 @@ impl IdempotentRequest {
         now: OffsetDateTime,
     ) -> Result<Option<R>, Error> {
         let Some(keyed) = &self.0 else { return Ok(None) };
-        match store::claim(tx, &keyed.key, &keyed.fingerprint, now, now - KEY_TTL).await {
-            Ok(stored) => stored.map(|stored| keyed.replay(stored)).transpose(),
-            // An earlier request with the key is still running.
-            Err(error) if pg::is_lock_timeout(&error) => Err(Error::InProgress),
-            Err(error) => Err(error.into()),
-        }
+        let stored = store::claim(tx, &keyed.key, &keyed.fingerprint, now, now - KEY_TTL)
+            .await
+            .map_err(in_progress_or_database)?;
+        stored.map(|stored| keyed.replay(stored)).transpose()
     }
 
     /// Saves the response in the transaction of the effect.

@@ -15,6 +15,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::{
     error::Error,
+    idempotency::in_progress_or_database,
     store::checkout::{self as store, ClaimTimes, NewOrder, Preparation, Prepared, Written},
 };
 
@@ -105,6 +106,8 @@ async fn prepare(
         };
         let prepared = match preparing.await {
             Ok(prepared) => prepared.into_iter().map(|prepared| Ok((prepared, times))).collect(),
+            // The transaction of an earlier request has locked the key.
+            Err(error) if round.len() == 1 => vec![Err(in_progress_or_database(error))],
             Err(error) => errors(error, round.len(), |error| error),
         };
         responses.extend(indexes.into_iter().zip(prepared));

@@ -2,11 +2,12 @@
 //! to the provider is outside any transaction, with the attempt's id as its idempotency key. [`recover_due`] completes
 //! or voids the attempts that a crash leaves open, by their outcome at the provider.
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use futures_util::future::join_all;
 use shoppee_kit::{caller::Caller, idempotency::fingerprint, telemetry::Trace};
 use shoppee_proto::order::v1 as wire;
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
     refund,
     stock_tasks::{self, STOCK_LEASE},
     store::{
-        idempotency::{IdempotencyKey, delete_unanswered},
+        idempotency::{IdempotencyKey, delete_unanswered, end_unanswered},
         order as store,
         payment::{self as attempts, Attempt, Backoff},
         stock_task::{self, StockOperation, StockTask},
@@ -34,11 +35,13 @@ const PHASE_TIMEOUT: Duration = Duration::from_secs(2);
 const CHARGE_TIMEOUT: Duration = Duration::from_millis(7500);
 /// Bounds the call to the provider, which continues after the response. A later outcome is left to recovery.
 const PROVIDER_TIMEOUT: Duration = Duration::from_secs(20);
-/// The age at which an open attempt is stale: the timeouts above have passed, so its process has died.
-const STALE_AFTER: Duration = Duration::from_secs(30);
-/// Bounds the recovery of one attempt, within its lease.
+/// The lease of an open attempt and of its key: longer than the first phase. The process that works on the attempt
+/// renews it. After a crash, recovery begins within this time.
+const LEASE: Duration = Duration::from_secs(3);
+const LEASE_RENEWAL_INTERVAL: Duration = Duration::from_secs(1);
+/// Bounds the recovery of one attempt.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(10);
-/// The backoff of recovery. It is short, as a customer cannot pay again while an attempt is open.
+/// The backoff of recovery for errors other than outages. After an outage, recovery continues when the lease ends.
 const RECOVERY_BACKOFF: Backoff = Backoff { first: Duration::from_secs(15), max: Duration::from_mins(2) };
 /// The time to live that a hold gets before a charge, so that no paid goods are sold twice. Each recovery extends the
 /// hold again. If an attempt fails, the hold is shortened.
@@ -73,10 +76,30 @@ async fn run_charge(
     token: PaymentToken,
 ) -> Result<wire::Order, Error> {
     let PendingCharge { attempt, total, currency } = charge;
+    let _lease = keep_lease(&context, &attempt);
     let (provider, id) = (context.provider.clone(), attempt.id);
     let charging = async move { provider.charge(id, total, &currency, token).await };
     let outcome = with_timeout(PROVIDER_TIMEOUT, charging).await?;
     with_timeout(PHASE_TIMEOUT, async move { complete(&context, &attempt, outcome).await }).await
+}
+
+/// Renews the lease of an open attempt in the background, until the returned value is dropped.
+fn keep_lease(context: &OrderContext, attempt: &Attempt) -> oneshot::Sender<Infallible> {
+    let (context, attempt) = (context.clone(), attempt.clone());
+    let (guard, mut ended) = oneshot::channel();
+    tokio::spawn(async move {
+        while tokio::time::timeout(LEASE_RENEWAL_INTERVAL, &mut ended).await.is_err() {
+            let renewing = async {
+                let mut conn = context.pool.acquire().await?;
+                let leased_until = context.clock.now() + LEASE;
+                attempts::renew_lease(&mut conn, &attempt, key_of(&attempt).as_ref(), leased_until).await
+            };
+            if let Err(error) = renewing.await {
+                tracing::debug!(%error, order.id = %attempt.order_id, "lease of a payment not renewed");
+            }
+        }
+    });
+    guard
 }
 
 enum Prepared {
@@ -107,26 +130,40 @@ async fn prepare(
         return Err(Error::Forbidden);
     }
     let key = key.map(|key| payment_key(owner, id, key));
+    let fingerprint = fingerprint(&format!("{token:?}"));
     let mut key_lease = None;
     if let Some(key) = &key {
-        let fingerprint = fingerprint(&format!("{token:?}"));
-        match idempotency::claim(&context, key, fingerprint, id, STALE_AFTER).await? {
+        match idempotency::claim(&context, key, fingerprint.clone(), id, LEASE).await? {
             Claim::Acquired(lease) => key_lease = Some(lease),
-            Claim::Completed(StoredResponse::Order(order)) => return Ok(Prepared::Replayed(order)),
-            Claim::Completed(StoredResponse::Declined(decline)) => {
-                return Err(Error::PaymentDeclined { decline, replayed: true });
-            }
+            Claim::Completed(response) => return replay(response),
         }
     }
     let charge = open_attempt(&context, (owner, id), requester, key.as_ref()).await;
-    if let (Some(lease), Err(error)) = (&key_lease, &charge) {
-        idempotency::release(&context, lease, error).await;
+    if let (Some(lease), Err(error)) = (&key_lease, &charge)
+        && !idempotency::release(&context, lease, error).await
+        && let Some(response) = idempotency::find_response(&context, lease, &fingerprint).await
+    {
+        // Recovery, or the former holder of the key, has completed the payment in the meantime.
+        return replay(response);
     }
     charge.map(Prepared::Pending)
 }
 
+/// Returns the stored response of an earlier request under the same key.
+fn replay(response: StoredResponse) -> Result<Prepared, Error> {
+    match response {
+        StoredResponse::Order(order) => Ok(Prepared::Replayed(order)),
+        StoredResponse::Declined(decline) => Err(Error::PaymentDeclined { decline, replayed: true }),
+    }
+}
+
 fn payment_key(user_id: i64, order_id: Uuid, key: String) -> IdempotencyKey {
     IdempotencyKey { user_id, scope: format!("pay/{order_id}"), key }
+}
+
+/// Returns the key of the request that opened an attempt.
+fn key_of(attempt: &Attempt) -> Option<IdempotencyKey> {
+    attempt.key.clone().map(|key| payment_key(attempt.user_id, attempt.order_id, key))
 }
 
 #[tracing::instrument(
@@ -153,7 +190,7 @@ async fn open_attempt(
     let row = store::get_for_update(&mut tx, owner, id).await?.ok_or(Error::NotFound)?;
     transitions::authorize_transition(Transition::Pay, &row, requester, now)?;
     attempt.fence =
-        attempts::insert(&mut tx, &attempt, now, now + STALE_AFTER).await?.ok_or(Error::InProgress)?;
+        attempts::insert(&mut tx, &attempt, key, now, now + LEASE).await?.ok_or(Error::InProgress)?;
     tx.commit().await?;
 
     let Err(hold_error) = context.product.extend_hold(id, attempt.fence, PAYMENT_HOLD_TTL).await else {
@@ -184,7 +221,7 @@ async fn open_attempt(
 async fn complete(context: &OrderContext, attempt: &Attempt, outcome: Outcome) -> Result<wire::Order, Error> {
     let now = context.clock.now();
     let (owner, id) = (attempt.user_id, attempt.order_id);
-    let key = attempt.key.clone().map(|key| payment_key(owner, id, key));
+    let key = key_of(attempt);
     let mut tx = context.pool.begin().await?;
     let mut row = store::get_for_update(&mut tx, owner, id)
         .await?
@@ -249,6 +286,10 @@ async fn complete(context: &OrderContext, attempt: &Attempt, outcome: Outcome) -
             Err(Error::PaymentDeclined { decline, replayed: false })
         }
         Outcome::Voided => {
+            if let Some(key) = &key {
+                // A repeat of the request opens another attempt.
+                end_unanswered(&mut tx, key, id, now).await?;
+            }
             tx.commit().await?;
             shorten_hold(context, attempt, row.expires_at - now);
             Err(Error::Unavailable)
@@ -268,12 +309,12 @@ fn shorten_hold(context: &OrderContext, attempt: &Attempt, remaining: time::Dura
     });
 }
 
-/// Recovers stale attempts, and returns their number. Each is leased, and its failure affects no other: the attempt is
-/// due again later.
+/// Recovers the attempts whose lease has ended, as their process has died, and returns their number. Each is leased, and
+/// its failure affects no other: the attempt is due again later.
 pub async fn recover_due(context: &OrderContext, limit: i64) -> Result<usize, Error> {
+    let now = context.clock.now();
     let mut conn = context.pool.acquire().await?;
-    let due =
-        attempts::lease_due(&mut conn, "charging", context.clock.now(), RECOVERY_BACKOFF, limit).await?;
+    let due = attempts::lease_due(&mut conn, "charging", now, now + LEASE, limit).await?;
     drop(conn);
     join_all(due.iter().map(|attempt| recover(context, attempt))).await;
     Ok(due.len())
@@ -281,6 +322,7 @@ pub async fn recover_due(context: &OrderContext, limit: i64) -> Result<usize, Er
 
 /// Completes one attempt by its outcome at the provider. A decline completes an attempt too.
 async fn recover(context: &OrderContext, attempt: &Attempt) {
+    let lease = keep_lease(context, attempt);
     let (product, provider) = (context.product.clone(), context.provider.clone());
     let Attempt { order_id, id, fence, .. } = *attempt;
     let recovering = async move {
@@ -290,19 +332,33 @@ async fn recover(context: &OrderContext, attempt: &Attempt) {
         }
         provider.void_or_get_outcome(id).await
     };
-    let outcome = match with_timeout(RECOVERY_TIMEOUT, recovering).await {
-        Ok(outcome) => outcome,
-        Err(error) => return record_failure(attempt, &error),
+    let outcome = with_timeout(RECOVERY_TIMEOUT, recovering).await;
+    let (is_known, completed) = match outcome {
+        Ok(outcome) => (true, complete(context, attempt, outcome).await.map(|_| ())),
+        Err(error) => (false, Err(error)),
     };
-    match complete(context, attempt, outcome).await {
-        Ok(_) => tracing::info!(order.id = %attempt.order_id, "payment recovered"),
-        Err(error @ (Error::Database(_) | Error::Internal(_))) => record_failure(attempt, &error),
-        Err(error) => tracing::info!(%error, order.id = %attempt.order_id, "payment recovered as not paid"),
+    drop(lease);
+    match completed {
+        Ok(()) => tracing::info!(order.id = %order_id, "payment recovered"),
+        Err(error) if !is_known || matches!(error, Error::Database(_) | Error::Internal(_)) => {
+            record_failure(context, attempt, &error).await;
+        }
+        Err(error) => tracing::info!(%error, order.id = %order_id, "payment recovered as not paid"),
     }
 }
 
-fn record_failure(attempt: &Attempt, error: &Error) {
+async fn record_failure(context: &OrderContext, attempt: &Attempt, error: &Error) {
     metrics::counter!("payment_recovery_failures_total").increment(1);
     let Attempt { order_id, tries, .. } = attempt;
     tracing::warn!(%error, order.id = %order_id, tries, "payment recovery failed, retried later");
+    if error.is_outage() {
+        return;
+    }
+    let postponing = async {
+        let mut conn = context.pool.acquire().await?;
+        attempts::postpone(&mut conn, attempt, context.clock.now(), RECOVERY_BACKOFF, true).await
+    };
+    if let Err(error) = postponing.await {
+        tracing::debug!(%error, order.id = %order_id, "payment recovery not postponed");
+    }
 }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use shoppee_kit::{pg, telemetry::Trace};
+use shoppee_kit::telemetry::Trace;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -24,9 +24,11 @@ use crate::{
 
 /// Bounds the call to the provider, within the lease.
 const REFUND_TIMEOUT: Duration = Duration::from_secs(10);
-const REFUND_BACKOFF: Backoff = Backoff { first: Duration::from_secs(15), max: Duration::from_mins(10) };
+/// The lease of a refund, after which another process repeats it.
+const REFUND_LEASE: Duration = Duration::from_secs(15);
+const REFUND_BACKOFF: Backoff = Backoff { first: REFUND_LEASE, max: Duration::from_mins(10) };
 /// The number of errors other than outages, over about two hours, after which a refund has failed.
-const MAX_REFUND_ATTEMPTS: i32 = 16;
+const MAX_REFUND_FAILURES: i32 = 16;
 
 /// Requests the refund of an order's captured payment, and leases it to the caller.
 pub async fn request(
@@ -34,7 +36,7 @@ pub async fn request(
     order: (i64, Uuid),
     now: OffsetDateTime,
 ) -> sqlx::Result<Option<Attempt>> {
-    attempts::request_refund(conn, order, None, "captured", now, now + REFUND_BACKOFF.first).await
+    attempts::request_refund(conn, order, None, "captured", now, now + REFUND_LEASE).await
 }
 
 /// Requests the refund of an attempt that was approved too late to pay its order.
@@ -44,8 +46,7 @@ pub async fn request_late(
     now: OffsetDateTime,
 ) -> sqlx::Result<Option<Attempt>> {
     let order = (attempt.user_id, attempt.order_id);
-    let leased_until = now + REFUND_BACKOFF.first;
-    attempts::request_refund(conn, order, Some(attempt.id), "charging", now, leased_until).await
+    attempts::request_refund(conn, order, Some(attempt.id), "charging", now, now + REFUND_LEASE).await
 }
 
 /// Refunds an attempt that this process has leased, in the background.
@@ -57,8 +58,9 @@ pub fn spawn(context: &OrderContext, attempt: Attempt) {
 /// Makes the refunds that are due, and returns their number. Each is leased, and its failure affects no other: the
 /// refund is due again later.
 pub async fn recover_due(context: &OrderContext, limit: i64) -> Result<usize, Error> {
+    let now = context.clock.now();
     let mut conn = context.pool.acquire().await?;
-    let due = attempts::lease_due(&mut conn, "refunding", context.clock.now(), REFUND_BACKOFF, limit).await?;
+    let due = attempts::lease_due(&mut conn, "refunding", now, now + REFUND_LEASE, limit).await?;
     drop(conn);
     join_all(due.iter().map(|attempt| refund(context, attempt))).await;
     Ok(due.len())
@@ -73,22 +75,26 @@ async fn refund(context: &OrderContext, attempt: &Attempt) {
             tracing::error!(reason, order.id = %attempt.order_id, "refund rejected by the provider");
             complete(context, attempt, false).await
         }
-        Err(error) if attempt.tries >= MAX_REFUND_ATTEMPTS && !is_outage(&error) => {
+        Err(error) if attempt.tries + 1 >= MAX_REFUND_FAILURES && !error.is_outage() => {
             tracing::error!(%error, order.id = %attempt.order_id, "refund failed, no more retries");
             complete(context, attempt, false).await
         }
-        Err(error) => Err(error),
+        Err(error) => {
+            metrics::counter!("refund_failures_total").increment(1);
+            let Attempt { order_id, tries, .. } = attempt;
+            tracing::warn!(%error, order.id = %order_id, tries, "refund failed, retried later");
+            postpone(context, attempt, !error.is_outage()).await
+        }
     };
     if let Err(error) = recorded {
-        metrics::counter!("refund_failures_total").increment(1);
-        let Attempt { order_id, tries, .. } = attempt;
-        tracing::warn!(%error, order.id = %order_id, tries, "refund failed, retried later");
+        // The refund is due again when its lease ends; a repeat changes nothing.
+        tracing::warn!(%error, order.id = %attempt.order_id, "outcome of a refund not recorded");
     }
 }
 
-fn is_outage(error: &Error) -> bool {
-    matches!(error, Error::Unavailable)
-        || matches!(error, Error::Database(error) if pg::is_unavailable(error))
+async fn postpone(context: &OrderContext, attempt: &Attempt, is_counted: bool) -> Result<(), Error> {
+    let mut conn = context.pool.acquire().await?;
+    Ok(attempts::postpone(&mut conn, attempt, context.clock.now(), REFUND_BACKOFF, is_counted).await?)
 }
 
 /// Records the outcome of a refund, once.

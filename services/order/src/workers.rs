@@ -31,7 +31,7 @@ pub fn start(context: &OrderContext, process: &Process, ready: &watch::Receiver<
     workers.start("stock", seconds(1), stock_task::LEASE_BATCH, |context| async move {
         stock_tasks::run_due(&context).await
     });
-    workers.start("payments", seconds(5), PAYMENT_BATCH, |context| async move {
+    workers.start("payments", seconds(1), PAYMENT_BATCH, |context| async move {
         payment::recover_due(&context, PAYMENT_BATCH).await
     });
     workers.start("refunds", seconds(5), PAYMENT_BATCH, |context| async move {

@@ -31,7 +31,7 @@ async fn session_parameters_are_set_on_every_connection_and_not_as_startup_optio
         let mut connection = pool.acquire().await.unwrap();
         for (parameter, value) in [
             ("statement_timeout", "5s"),
-            ("lock_timeout", "2s"),
+            ("lock_timeout", "1500ms"),
             ("idle_in_transaction_session_timeout", "5s"),
             ("jit", "off"),
         ] {

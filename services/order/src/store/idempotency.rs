@@ -158,6 +158,27 @@ pub async fn release(conn: &mut PgConnection, lease: &Lease) -> sqlx::Result<boo
     Ok(result.rows_affected() == 1)
 }
 
+/// Ends the claim of a key without a response, whichever request holds it, so that the next request adopts it at once.
+pub async fn end_unanswered(
+    conn: &mut PgConnection,
+    key: &IdempotencyKey,
+    order_id: Uuid,
+    now: OffsetDateTime,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update orders.idempotency set claimed_until = least(claimed_until, $5)
+         where user_id = $1 and scope = $2 and key = $3 and order_id = $4 and answer is null",
+        key.user_id,
+        key.scope,
+        key.key,
+        order_id,
+        now
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 /// Deletes a key without a response, whichever request holds it, in the transaction that rejects its operation.
 pub async fn delete_unanswered(
     conn: &mut PgConnection,

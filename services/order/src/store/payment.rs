@@ -6,6 +6,8 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::idempotency::IdempotencyKey;
+
 #[derive(Clone, Debug)]
 pub struct Attempt {
     pub user_id: i64,
@@ -14,29 +16,34 @@ pub struct Attempt {
     pub key: Option<String>,
     /// The number of the attempt within its order, a fencing token for holds.
     pub fence: i64,
-    /// The number of leases for recovery.
+    /// The number of failed calls to the provider, without outages.
     pub tries: i32,
 }
 
-/// The duration of a lease: doubled with each try, up to a cap.
+/// The delay before work that failed is repeated.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
     pub first: Duration,
     pub max: Duration,
 }
 
-/// Inserts an open attempt, which recovery leases from `next_try_at` on. Returns the attempt's fence, or `None` if an
-/// attempt is open. The caller holds the lock of the order's row.
+/// Inserts an open attempt, which recovery leases when its lease ends. Returns the attempt's fence. Returns `None` if an
+/// attempt is open, or if an attempt under the same key has saved its response. The caller holds the lock of the order's
+/// row, under which responses are saved.
 pub async fn insert(
     conn: &mut PgConnection,
     attempt: &Attempt,
+    key: Option<&IdempotencyKey>,
     now: OffsetDateTime,
-    next_try_at: OffsetDateTime,
+    leased_until: OffsetDateTime,
 ) -> sqlx::Result<Option<i64>> {
     sqlx::query_scalar!(
         "insert into orders.payment_attempt (user_id, order_id, id, state, key, started_at, next_try_at, fence)
          select $1, $2, $3, 'charging', $4, $5, $6, count(*) + 1
          from orders.payment_attempt as earlier where earlier.user_id = $1 and earlier.order_id = $2
+         having not exists (select from orders.idempotency as stored
+                            where stored.user_id = $1 and stored.scope = $7 and stored.key = $4
+                              and stored.answer is not null)
          on conflict (user_id, order_id) where state = 'charging' do nothing
          returning fence",
         attempt.user_id,
@@ -44,10 +51,38 @@ pub async fn insert(
         attempt.id,
         attempt.key,
         now,
-        next_try_at
+        leased_until,
+        key.map(|key| key.scope.as_str())
     )
     .fetch_optional(conn)
     .await
+}
+
+/// Renews the leases of an open attempt and of its key.
+pub async fn renew_lease(
+    conn: &mut PgConnection,
+    attempt: &Attempt,
+    key: Option<&IdempotencyKey>,
+    leased_until: OffsetDateTime,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "with renewed as (
+             update orders.payment_attempt set next_try_at = $4
+             where user_id = $1 and order_id = $2 and id = $3 and state = 'charging'
+             returning key
+         )
+         update orders.idempotency as claim set claimed_until = $4
+         from renewed
+         where claim.user_id = $1 and claim.scope = $5 and claim.key = renewed.key and claim.answer is null",
+        attempt.user_id,
+        attempt.order_id,
+        attempt.id,
+        leased_until,
+        key.map(|key| key.scope.as_str())
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// Changes the state of an attempt. Returns `false` if it is no longer in the state `from`.
@@ -84,7 +119,7 @@ pub async fn request_refund(
     sqlx::query_as!(
         Attempt,
         "update orders.payment_attempt
-         set state = 'refunding', refund_requested_at = $4, next_try_at = $5, tries = 1
+         set state = 'refunding', refund_requested_at = $4, next_try_at = $5, tries = 0
          where user_id = $1 and order_id = $2 and state = $3 and ($6::uuid is null or id = $6)
          returning user_id, order_id, id, key, fence, tries",
         user_id,
@@ -98,32 +133,59 @@ pub async fn request_refund(
     .await
 }
 
-/// Leases attempts that are due in `state`, the longest due first. Other workers skip them until the lease ends.
+/// Leases attempts that are due in `state`, the longest due first. They are due again when the lease ends.
 pub async fn lease_due(
     conn: &mut PgConnection,
     state: &str,
     now: OffsetDateTime,
-    backoff: Backoff,
+    leased_until: OffsetDateTime,
     limit: i64,
 ) -> sqlx::Result<Vec<Attempt>> {
     sqlx::query_as!(
         Attempt,
         "update orders.payment_attempt as attempt
-         set tries = attempt.tries + 1,
-             next_try_at = $2 + make_interval(secs => least($3 * power(2::float8, least(attempt.tries, 20)), $4))
+         set next_try_at = $3
          from (select user_id, order_id, id from orders.payment_attempt
                where state = $1 and state in ('charging', 'refunding') and next_try_at <= $2
-               order by next_try_at limit $5 for update skip locked) as due
+               order by next_try_at limit $4 for update skip locked) as due
          where attempt.user_id = due.user_id and attempt.order_id = due.order_id and attempt.id = due.id
          returning attempt.user_id, attempt.order_id, attempt.id, attempt.key, attempt.fence, attempt.tries",
         state,
         now,
-        backoff.first.as_secs_f64(),
-        backoff.max.as_secs_f64(),
+        leased_until,
         limit
     )
     .fetch_all(conn)
     .await
+}
+
+/// Postpones an attempt whose call to the provider failed, and counts the failure if `is_counted`. The delay is the age
+/// of the work, within the bounds of `backoff`: it doubles with each failure.
+pub async fn postpone(
+    conn: &mut PgConnection,
+    attempt: &Attempt,
+    now: OffsetDateTime,
+    backoff: Backoff,
+    is_counted: bool,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update orders.payment_attempt
+         set tries = tries + $5::boolean::integer,
+             next_try_at = $4::timestamptz
+                 + least(greatest($4 - coalesce(refund_requested_at, started_at), make_interval(secs => $6)),
+                         make_interval(secs => $7))
+         where user_id = $1 and order_id = $2 and id = $3 and state in ('charging', 'refunding')",
+        attempt.user_id,
+        attempt.order_id,
+        attempt.id,
+        now,
+        is_counted,
+        backoff.first.as_secs_f64(),
+        backoff.max.as_secs_f64()
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// Returns the orders with an open attempt, of orders whose rows the caller has locked.

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use shoppee_kit::testing::eventually;
+
 use crate::shop::{TestShop, expect_error, order_request};
 
 #[tokio::test]
@@ -101,4 +103,40 @@ async fn an_expired_claim_is_taken_over_with_its_hold() {
     let adopted = ann.orders(order).await.unwrap().into_inner();
     assert_eq!(adopted.id, placed.id, "the new request adopts the hold of the last unit");
     assert_eq!(admin.stock(tea).await, 0);
+}
+
+#[tokio::test]
+async fn a_repeat_gets_the_order_that_the_former_holder_of_its_lease_placed() {
+    let shop = TestShop::start().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let tea = admin.sells("tea", 450, 10).await;
+    ann.add_to_cart(tea, 1).await.unwrap();
+    let mut order = order_request(&[]);
+    order.idempotency_key = Some("k".to_owned());
+    let placed = ann.orders(order.clone()).await.unwrap().into_inner();
+    let db = shop.db().await;
+    let answer: Vec<u8> =
+        sqlx::query_scalar("select answer from orders.idempotency").fetch_one(&db).await.unwrap();
+    // The repeat takes the key over, and stops at the cart, until the first request has committed.
+    sqlx::query("update orders.idempotency set answer = null, claimed_until = now()")
+        .execute(&db)
+        .await
+        .unwrap();
+    let mut first = db.begin().await.unwrap();
+    sqlx::query("lock table orders.cart_line in access exclusive mode").execute(&mut *first).await.unwrap();
+    let repeat = tokio::spawn({
+        let (ann, order) = (ann.clone(), order.clone());
+        async move { ann.orders(order).await }
+    });
+    eventually("the repeat waits", || async {
+        let waiting = "select count(*) from pg_stat_activity
+                       where datname = current_database() and wait_event_type = 'Lock'";
+        sqlx::query_scalar::<_, i64>(waiting).fetch_one(&db).await.unwrap() == 1
+    })
+    .await;
+    sqlx::query("update orders.idempotency set answer = $1").bind(answer).execute(&mut *first).await.unwrap();
+    first.commit().await.unwrap();
+    let response = repeat.await.unwrap().expect("the stored response");
+    assert_eq!(response.metadata().get("idempotent-replayed").unwrap(), "true");
+    assert_eq!(response.into_inner(), placed);
 }

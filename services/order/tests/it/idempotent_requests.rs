@@ -1,10 +1,15 @@
 //! Idempotency keys of operations with one transaction.
 
-use shoppee_kit::testing::eventually;
-use shoppee_proto::order::v1::OrderStatus;
-use tonic::Response;
+use std::time::Duration;
 
-use crate::shop::{TestShop, expect_error};
+use shoppee_kit::testing::eventually;
+use shoppee_proto::order::v1::{AddCartItemRequest, CompleteOrderRequest, OrderStatus};
+use tonic::{Request, Response};
+
+use crate::shop::{TestShop, expect_error, order_request};
+
+/// The deadline of a call of the gateway.
+const GATEWAY_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn is_replay<T>(answer: &Response<T>) -> bool {
     answer.metadata().get("idempotent-replayed").is_some_and(|value| value == "true")
@@ -115,4 +120,57 @@ async fn the_newest_responses_of_a_user_are_kept_and_expired_ones_deleted() {
     assert!(is_replay(&ann.add_to_cart_with_key(tea, 1, "new").await.unwrap()));
     shop.advance_clock(shoppee_kit::idempotency::KEY_TTL + std::time::Duration::from_mins(1));
     eventually("they are deleted", || async { count().await == 0 }).await;
+}
+
+#[tokio::test]
+async fn a_repeat_during_the_first_request_is_told_so_before_the_deadline_of_the_gateway() {
+    let shop = TestShop::start().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let tea = admin.sells("tea", 450, 100).await;
+    let id = ann.buys(tea, 1).await.id;
+    let key = || Some("k".to_owned());
+    let with_deadline = |mut request: Request<()>| {
+        request.set_timeout(GATEWAY_TIMEOUT);
+        request
+    };
+    let db = shop.db().await;
+
+    // The first request has claimed the key in its transaction.
+    let mut first = db.begin().await.unwrap();
+    for scope in ["cart/add".to_owned(), format!("complete/{id}")] {
+        sqlx::query(
+            "insert into orders.idempotent_request (user_id, scope, key, fingerprint, answer, created_at)
+             values ($1, $2, 'k', '', '', now())",
+        )
+        .bind(ann.id)
+        .bind(scope)
+        .execute(&mut *first)
+        .await
+        .unwrap();
+    }
+    let add = AddCartItemRequest { product_id: tea, quantity: 1, idempotency_key: key() };
+    let complete = CompleteOrderRequest { id: id.clone(), idempotency_key: key() };
+    let (mut adding, mut completing) = (ann.service(), ann.service());
+    let (add, complete) =
+        (with_deadline(ann.request(())).map(|()| add), with_deadline(ann.request(())).map(|()| complete));
+    let (added, completed) = tokio::join!(adding.add_cart_item(add), completing.complete_order(complete));
+    assert_eq!(expect_error(added), "request_in_progress");
+    assert_eq!(expect_error(completed), "request_in_progress");
+    first.rollback().await.unwrap();
+
+    // The first request has locked its claim in the transaction of the order.
+    let mut order = order_request(&[(tea, 1)]);
+    order.idempotency_key = key();
+    sqlx::query(
+        "insert into orders.idempotency (user_id, scope, key, fingerprint, order_id, claimed_until, created_at)
+         values ($1, 'create', 'k', '', gen_random_uuid(), now() + interval '10 s', now())",
+    )
+    .bind(ann.id)
+    .execute(&db)
+    .await
+    .unwrap();
+    let mut first = db.begin().await.unwrap();
+    sqlx::query("select from orders.idempotency for update").execute(&mut *first).await.unwrap();
+    let placed = ann.service().create_order(with_deadline(ann.request(())).map(|()| order)).await;
+    assert_eq!(expect_error(placed), "request_in_progress");
 }

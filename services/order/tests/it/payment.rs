@@ -1,7 +1,9 @@
 use std::time::Duration;
 
-use shoppee_kit::testing::eventually;
+use prost::Message as _;
+use shoppee_kit::{idempotency::fingerprint, testing::eventually};
 use shoppee_proto::order::v1::{OrderStatus, PaymentStatus};
+use sqlx::PgPool;
 
 use crate::shop::{TestShop, expect_error};
 
@@ -120,4 +122,121 @@ async fn a_payment_of_an_order_cancelled_during_the_charge_is_refunded() {
     })
     .await;
     eventually("the stock is released", || async { admin.stock(tea).await == 10 }).await;
+}
+
+/// Locks the row of an order, as recovery does.
+async fn lock_order<'a>(db: &PgPool, order: &str) -> sqlx::Transaction<'a, sqlx::Postgres> {
+    let mut transaction = db.begin().await.expect("the database answers");
+    sqlx::query("select from orders.orders where id = $1::uuid for update")
+        .bind(order)
+        .execute(&mut *transaction)
+        .await
+        .expect("the database answers");
+    transaction
+}
+
+/// Waits until a request has taken the key of a payment over.
+async fn wait_taken_over(db: &PgPool) {
+    eventually("the repeat has taken the key over", || async {
+        let is_claimed = "select claimed_until > now() from orders.idempotency where scope like 'pay/%'";
+        sqlx::query_scalar::<_, bool>(is_claimed).fetch_one(db).await.expect("the database answers")
+    })
+    .await;
+}
+
+/// Saves a response under the key of a payment.
+async fn save_response(transaction: &mut sqlx::PgConnection, response: &[u8]) {
+    sqlx::query("update orders.idempotency set answer = $1 where scope like 'pay/%'")
+        .bind(response)
+        .execute(transaction)
+        .await
+        .expect("the database answers");
+}
+
+#[tokio::test]
+async fn a_repeated_payment_that_meets_its_recovery_gets_the_stored_response() {
+    let shop = TestShop::start().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let order = ann.buys(admin.sells("tea", 450, 10).await, 1).await;
+    let db = shop.db().await;
+    // The claim of a process that died.
+    sqlx::query(
+        "insert into orders.idempotency (user_id, scope, key, fingerprint, order_id, claimed_until, created_at)
+         values ($1, 'pay/' || $2, 'k', $3, $2::uuid, now(), now())",
+    )
+    .bind(ann.id)
+    .bind(&order.id)
+    .bind(fingerprint(&"Ok"))
+    .execute(&db)
+    .await
+    .unwrap();
+    let mut recovery = lock_order(&db, &order.id).await;
+    let repeat = tokio::spawn({
+        let (ann, id) = (ann.clone(), order.id.clone());
+        async move { ann.pays_with(&id, "tok_ok", Some("k")).await }
+    });
+    wait_taken_over(&db).await;
+    // Recovery pays the order, and saves the response, before the repeat sees the order.
+    sqlx::query("update orders.orders set status = 'paid', paid_at = now() where id = $1::uuid")
+        .bind(&order.id)
+        .execute(&mut *recovery)
+        .await
+        .unwrap();
+    save_response(&mut recovery, &[b"o", order.encode_to_vec().as_slice()].concat()).await;
+    recovery.commit().await.unwrap();
+
+    let response = repeat.await.unwrap().expect("the stored response");
+    assert_eq!(response.metadata().get("idempotent-replayed").unwrap(), "true");
+    assert_eq!(response.into_inner(), order);
+}
+
+#[tokio::test]
+async fn an_attempt_is_not_opened_under_a_key_with_a_response() {
+    let shop = TestShop::start().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let id = ann.buys(admin.sells("tea", 450, 10).await, 1).await.id;
+    assert_eq!(expect_error(ann.pays_with(&id, "tok_declined", Some("k")).await), "payment_declined");
+    let db = shop.db().await;
+    // The claim is lost while the former holder saves its response.
+    sqlx::query(
+        "update orders.idempotency set answer = null, claimed_until = now() where scope like 'pay/%'",
+    )
+    .execute(&db)
+    .await
+    .unwrap();
+    let mut first = lock_order(&db, &id).await;
+    let repeat = tokio::spawn({
+        let (ann, id) = (ann.clone(), id.clone());
+        async move { ann.pays_with(&id, "tok_declined", Some("k")).await }
+    });
+    wait_taken_over(&db).await;
+    save_response(&mut first, b"dthe card was declined").await;
+    first.commit().await.unwrap();
+    assert_eq!(expect_error(repeat.await.unwrap()), "payment_declined");
+    let attempts: i64 =
+        sqlx::query_scalar("select count(*) from orders.payment_attempt").fetch_one(&db).await.unwrap();
+    assert_eq!(attempts, 1, "one key, one charge");
+}
+
+#[tokio::test]
+async fn a_charge_that_outlasts_its_lease_is_completed_by_its_process() {
+    let shop = TestShop::start().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let id = ann.buys(admin.sells("tea", 450, 10).await, 1).await.id;
+    let paying = tokio::spawn({
+        let (ann, id) = (ann.clone(), id.clone());
+        async move { ann.pays_with(&id, "tok_slow", Some("k")).await }
+    });
+    let db = shop.db().await;
+    eventually("the payment has begun", || async {
+        let open = "select count(*) from orders.payment_attempt where state = 'charging'";
+        sqlx::query_scalar::<_, i64>(open).fetch_one(&db).await.unwrap() == 1
+    })
+    .await;
+    // The charge takes 3 s, and the lease of 3 s ends after 2.
+    shop.advance_clock(Duration::from_secs(1));
+    assert_eq!(paying.await.unwrap().unwrap().into_inner().status(), OrderStatus::Paid);
+    let outcomes: Vec<String> =
+        sqlx::query_scalar("select outcome from orders.sandbox_charge").fetch_all(&db).await.unwrap();
+    assert_eq!(outcomes, ["approved"]);
 }

@@ -120,6 +120,48 @@ async fn failed_refunds_are_leased_to_one_worker_with_increasing_delays() {
 }
 
 #[tokio::test]
+async fn an_outage_of_the_provider_does_not_count_as_a_failed_refund() {
+    let shop = TestShop::start().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let id = ann.buys(admin.sells("tea", 450, 10).await, 1).await.id;
+    ann.pays(&id).await.unwrap();
+    let db = shop.db().await;
+    inject_sandbox_failures(&db, "true").await;
+    let fail_with = async |condition: &str| {
+        let function = format!(
+            "create or replace function orders.fail() returns trigger language plpgsql as
+             $$ begin perform nextval('orders.failures'); raise exception '{condition}'; end $$"
+        );
+        sqlx::query(AssertSqlSafe(function)).execute(&db).await.unwrap();
+    };
+    let tries = async || -> i32 {
+        sqlx::query_scalar("select tries from orders.payment_attempt").fetch_one(&db).await.unwrap()
+    };
+    // Like a server without a free connection.
+    let outage = "away' using errcode = '53300";
+    fail_with(outage).await;
+    admin.cancels(&id).await.unwrap();
+    for outages in 1..=3 {
+        eventually("the refund was tried", || async { failures(&db).await >= outages }).await;
+        shop.advance_clock(Duration::from_mins(10));
+    }
+    assert_eq!(tries().await, 0);
+
+    sqlx::query("update orders.payment_attempt set tries = 14").execute(&db).await.unwrap();
+    fail_with("rejected").await;
+    let failed = failures(&db).await;
+    shop.advance_clock(Duration::from_mins(10));
+    eventually("an error is counted", || async { tries().await == 15 }).await;
+    assert!(failures(&db).await > failed);
+    assert_eq!(payment(&ann, &id).await, PaymentStatus::RefundPending);
+    shop.advance_clock(Duration::from_mins(10));
+    eventually("the 16th error is the last", || async {
+        payment(&ann, &id).await == PaymentStatus::RefundFailed
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_payment_that_cannot_be_recovered_does_not_block_others() {
     let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
