@@ -17,8 +17,6 @@ const ACCEPTED = [
   // The success of a handshake is 101.
   { rule: "operation-success-response", at: "paths./ws.get.responses" },
   { rule: "operation-2xx-response", at: "#/paths/~1ws/get/responses" },
-  // The success of the root is a redirect.
-  { rule: "operation-2xx-response", at: "#/paths/~1/get/responses" },
   // An extension of `GET /ws` names the frames, which Redocly does not follow.
   { rule: "no-unused-components", at: "#/components/schemas/ServerFrame" },
   { rule: "no-unused-components", at: "#/components/schemas/ClientFrame" },
