@@ -334,7 +334,9 @@ async fn run_pgbench(
         .arg(&running.postgres.url)
         .output()
         .await;
-    let clean_up = format!("delete from orders.outbox where user_id > {FIRST_PGBENCH_USER}");
+    let clean_up = ["outbox", "event_queue"]
+        .map(|table| format!("delete from orders.{table} where user_id > {FIRST_PGBENCH_USER};"))
+        .concat();
     let cleaned = sqlx::raw_sql(AssertSqlSafe(clean_up)).execute(&mut *database).await;
     kill_process(order, Signal::CONT)?;
     cleaned?;

@@ -26,6 +26,14 @@ pub fn status(status: Status) -> OrderStatus {
     }
 }
 
+/// Parses the number of a status.
+pub fn parse_status(number: i32) -> Result<Status, Error> {
+    Status::ALL
+        .into_iter()
+        .find(|known| i32::from(status(*known)) == number)
+        .ok_or_else(|| Error::Malformed(("status", "is not a status of orders").into()))
+}
+
 /// Returns the number of a stored status; 0 for a name of a newer version, which the message carries beside it.
 fn status_number(name: &str) -> i32 {
     name.parse().map_or(OrderStatus::Unspecified, status).into()
@@ -171,6 +179,20 @@ pub fn parse_cursor(cursor: &str) -> Result<Uuid, Error> {
     match cursor::decode::<(String, Uuid)>(cursor) {
         Ok((list, id)) if list == "order" => Ok(id),
         Ok(_) => Err(Error::Malformed(("cursor", "is not a cursor of this list").into())),
+        Err(violations) => Err(Error::Malformed(violations)),
+    }
+}
+
+/// Encodes a position in the event log as the cursor of a stream.
+pub fn log_cursor(position: i64) -> String {
+    cursor::encode(&("log", position))
+}
+
+/// Decodes the cursor of a stream of the event log.
+pub fn parse_log_cursor(cursor: &str) -> Result<i64, Error> {
+    match cursor::decode::<(String, i64)>(cursor) {
+        Ok((list, position)) if list == "log" && position >= 0 => Ok(position),
+        Ok(_) => Err(Error::Malformed(("cursor", "is not a cursor of this stream").into())),
         Err(violations) => Err(Error::Malformed(violations)),
     }
 }

@@ -49,6 +49,8 @@ pub enum Error {
     KeyReused,
     #[error("an earlier request is still running")]
     InProgress,
+    #[error("the event log does not have the cursor's position")]
+    CursorOutOfRange,
     /// A dependency is unavailable. The log names it.
     #[error("unavailable")]
     Unavailable,
@@ -147,6 +149,11 @@ impl From<Error> for Status {
             }
             Error::KeyReused => idempotency::KeyReused.into(),
             Error::InProgress => idempotency::in_progress(),
+            Error::CursorOutOfRange => ServiceError::new(
+                Code::OutOfRange,
+                "CURSOR_OUT_OF_RANGE",
+                "the events after this cursor are not stored; start without a cursor",
+            ),
             Error::Unavailable => status::unavailable(),
             Error::Database(error) if pg::is_unavailable(&error) => status::unavailable(),
             Error::Database(error) => {

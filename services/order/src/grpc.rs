@@ -10,7 +10,7 @@ use shoppee_proto::order::v1::{
     AddCartItemRequest, CancelOrderRequest, Cart, ClearCartRequest, CompleteOrderRequest, CreateOrderRequest,
     GetCartRequest, GetOrderRequest, ListEventsRequest, ListEventsResponse, ListOrderEventsRequest,
     ListOrderEventsResponse, ListOrdersRequest, ListOrdersResponse, Order, PayOrderRequest,
-    RemoveCartItemRequest, SetCartItemRequest, ShipOrderRequest,
+    RemoveCartItemRequest, SetCartItemRequest, ShipOrderRequest, WatchEventsRequest,
     order_service_server::{OrderService, OrderServiceServer},
 };
 use tonic::{Request, Response, Status};
@@ -21,6 +21,7 @@ use crate::{
     checkout::PlaceOrder,
     convert,
     error::Error,
+    event_log::{EventStreams, Messages, Start},
     order::{self, Line, Lines, Quantity, Shipment},
     payment,
     provider::PaymentToken,
@@ -33,13 +34,14 @@ const MAX_PAGE_SIZE: i64 = 100;
 /// Bounds the events of a response to the length of a user's history in Redis.
 const MAX_EVENTS: i64 = 500;
 
-pub fn service(context: OrderContext) -> OrderServiceServer<Service> {
-    OrderServiceServer::new(Service { context })
+pub fn service(context: OrderContext, event_streams: EventStreams) -> OrderServiceServer<Service> {
+    OrderServiceServer::new(Service { context, event_streams })
 }
 
 #[derive(Debug)]
 pub struct Service {
     context: OrderContext,
+    event_streams: EventStreams,
 }
 
 #[tonic::async_trait]
@@ -192,6 +194,24 @@ impl OrderService for Service {
             last_seq,
         }))
     }
+
+    type WatchEventsStream = Messages;
+
+    #[tracing::instrument(name = "events.watch", skip_all)]
+    async fn watch_events(&self, request: Request<WatchEventsRequest>) -> Result<Response<Messages>, Status> {
+        let caller = caller::require(&request)?;
+        let WatchEventsRequest { cursor, from_now, statuses } = request.into_inner();
+        let start = match (cursor.as_str(), from_now) {
+            ("", true) => Start::Now,
+            ("", false) => Start::Oldest,
+            (cursor, false) => Start::After(convert::parse_log_cursor(cursor)?),
+            (_, true) => {
+                return Err(Error::Malformed(("from_now", "must not be set with a cursor").into()).into());
+            }
+        };
+        let statuses = statuses.into_iter().map(convert::parse_status).collect::<Result<Vec<_>, _>>()?;
+        Ok(Response::new(self.event_streams.open(caller, start, &statuses).await?))
+    }
 }
 
 impl Service {
@@ -257,15 +277,7 @@ fn filter(caller: &Caller, request: &ListOrdersRequest) -> Result<store::Filter,
         // A service has no orders of its own.
         true | false => return Err(Error::Forbidden),
     };
-    let status = match request.status {
-        None => None,
-        Some(number) => Some(
-            order::Status::ALL
-                .into_iter()
-                .find(|status| i32::from(convert::status(*status)) == number)
-                .ok_or_else(|| Error::Malformed(("status", "is not a status of orders").into()))?,
-        ),
-    };
+    let status = request.status.map(convert::parse_status).transpose()?;
     Ok(store::Filter {
         user_id,
         status,

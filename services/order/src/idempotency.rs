@@ -229,7 +229,8 @@ fn is_definitive(error: &Error) -> bool {
         | Error::TooManyUnpaid
         | Error::TooManyUnpaidUnits
         | Error::PaymentDeclined { .. }
-        | Error::KeyReused => true,
+        | Error::KeyReused
+        | Error::CursorOutOfRange => true,
     }
 }
 

@@ -5,8 +5,8 @@
 //! - rules: [`order`] (the state machine, lines, addresses), [`decline`], [`country`]
 //! - use cases: [`cart`], [`checkout`], [`payment`], [`refund`], [`transitions`] (ship, complete, cancel)
 //! - clients: [`product_client`] (holds and products), [`provider`] (the payment provider)
-//! - in the background: [`workers`], [`expiry`], [`stock_tasks`], [`outbox`] (the relay), [`user_events`] (the consumer
-//!   of registrations), [`audit`]
+//! - in the background: [`workers`], [`expiry`], [`stock_tasks`], [`outbox`] (the relay), [`event_log`] (the log that
+//!   services follow), [`user_events`] (the consumer of registrations), [`audit`]
 //!
 //! This file wires the parts.
 
@@ -17,6 +17,7 @@ mod convert;
 mod country;
 mod decline;
 mod error;
+mod event_log;
 mod expiry;
 mod grpc;
 mod idempotency;
@@ -35,6 +36,7 @@ mod store;
 mod timeout;
 mod transitions;
 mod user_events;
+mod user_queue;
 mod workers;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -56,7 +58,11 @@ use shoppee_kit::{
 use tokio::sync::Semaphore;
 
 use crate::{
-    order::UnpaidCaps, order_writer::OrderWriter, outbox::Relay, product_client::ProductClient,
+    event_log::{EventLog, EventStreams},
+    order::UnpaidCaps,
+    order_writer::OrderWriter,
+    outbox::Relay,
+    product_client::ProductClient,
     provider::Provider,
 };
 
@@ -210,10 +216,13 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         pool,
     };
 
+    let event_log = EventLog::new(&context.pool);
+    let event_streams = EventStreams::new(&event_log, &verifier, &process);
+
     ops::serve(settings.metrics_addr, &tasks, &readiness).await?;
     server::serve(
         settings.listen_addr,
-        server::Services::default().with(grpc::service(context.clone())),
+        server::Services::default().with(grpc::service(context.clone(), event_streams)),
         verifier,
         settings.grpc_reflection,
         &process,
@@ -223,6 +232,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     order_metrics::initialize(&context.currency);
     let ready = readiness.serving();
     outbox::start(&context, &redis, &process, &ready);
+    event_log::start(&context, &event_log, &process, &ready);
     user_events::start(&context, &redis, &process, &ready);
     workers::start(&context, &process, &ready);
     audit::start(&context, &process, &ready);

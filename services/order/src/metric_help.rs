@@ -3,6 +3,8 @@
 use shoppee_kit::telemetry::Help;
 
 pub const HELP: &[Help] = &[
+    ("event_log_pending", "Events that the log does not have yet, counted up to 100 000"),
+    ("event_streams", "Open streams of WatchEvents"),
     ("held_without_order", "Holds whose order does not exist"),
     ("order_audit_age_seconds", "The time since the last complete pass of the audit"),
     ("order_payment_mismatches", "OrderContext whose payment does not match their status"),

@@ -10,7 +10,7 @@ mod publish;
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -26,16 +26,14 @@ use shoppee_kit::{
 };
 use shoppee_proto::streams;
 use time::OffsetDateTime;
-use tokio::{
-    sync::{Notify, watch},
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 use uuid::Uuid;
 
 use self::{cause::Failures, publish::Publisher};
 use crate::{
     OrderContext, convert,
     store::{event::EventRow, outbox},
+    user_queue::UserQueue,
 };
 
 /// The interval of the poll for events that another process has left.
@@ -49,8 +47,6 @@ const POLL_OVERLAP: Duration = Duration::from_secs(10);
 const FULL_POLL_INTERVAL: Duration = Duration::from_mins(1);
 /// Bounds the rows that the gauges count, so that a long outage does not slow down each poll.
 const MAX_COUNTED: i64 = 100_000;
-/// Bounds the users in the relay's queue. A poll finds the events of the others.
-const MAX_QUEUED_USERS: usize = 10_000;
 /// The delay after a failure to publish.
 const OUTAGE_RETRY_DELAY: Duration = Duration::from_millis(250);
 /// The interval of the check that the epoch exists.
@@ -61,43 +57,25 @@ pub fn encode_event(event: &EventRow) -> Vec<u8> {
     convert::event(event).encode_to_vec()
 }
 
-/// The queue of users whose events this process has committed. Clones share one queue.
+/// The queues of users whose events this process has committed: one for the relay, one for the event log.
 #[derive(Clone, Debug, Default)]
 pub struct Relay {
-    users: Arc<Mutex<HashSet<i64>>>,
-    wake: Arc<Notify>,
+    users: UserQueue,
+    pub event_log: UserQueue,
 }
 
 impl Relay {
-    /// Queues a user with a committed event, and wakes the relay.
+    /// Queues a user with a committed event.
     pub fn wake(&self, user_id: i64) {
-        self.add([user_id]);
-        self.wake.notify_one();
-    }
-
-    fn add(&self, users: impl IntoIterator<Item = i64>) {
-        let mut queue = self.lock();
-        for user_id in users {
-            if queue.len() < MAX_QUEUED_USERS {
-                queue.insert(user_id);
-            }
-        }
-    }
-
-    fn take(&self) -> Vec<i64> {
-        self.lock().drain().collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashSet<i64>> {
-        // A panic cannot leave the set inconsistent.
-        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+        self.users.push([user_id]);
+        self.event_log.push([user_id]);
     }
 }
 
 /// Starts the relay, the poll, and the worker that ensures the epoch.
 pub fn start(context: &OrderContext, redis: &Client, process: &Process, ready: &watch::Receiver<bool>) {
     let publisher = Publisher::new(context, redis, Arc::new(Failures::new()));
-    let relay = run_relay(context.relay.clone(), publisher.clone(), process.clone(), ready.clone());
+    let relay = run_relay(context.relay.users.clone(), publisher.clone(), process.clone(), ready.clone());
     process.tasks.spawn("relay", relay);
 
     let position = Arc::new(Mutex::new(PollPosition::default()));
@@ -111,7 +89,7 @@ pub fn start(context: &OrderContext, redis: &Client, process: &Process, ready: &
 
 /// Publishes the events that this process commits.
 async fn run_relay(
-    relay: Relay,
+    users: UserQueue,
     publisher: Publisher,
     process: Process,
     ready: watch::Receiver<bool>,
@@ -119,22 +97,21 @@ async fn run_relay(
     let stop = process.tasks.shutdown_token();
     while !stop.is_cancelled() {
         tokio::select! {
-            () = relay.wake.notified() => {}
+            () = users.notified() => {}
             () = stop.cancelled() => break,
         }
         if !*ready.borrow() {
             // A poll finds the events when PostgreSQL is available again.
             continue;
         }
-        let pass = publisher.run_pass(relay.take()).await;
+        let pass = publisher.run_pass(users.take()).await;
         if !pass.failed.is_empty() {
-            relay.add(pass.failed);
-            relay.wake.notify_one();
+            users.push(pass.failed);
             stop.run_until_cancelled(tokio::time::sleep(OUTAGE_RETRY_DELAY)).await;
         }
     }
     // A last pass, so that events do not wait for another process during a rolling restart.
-    publisher.run_pass(relay.take()).await;
+    publisher.run_pass(users.take()).await;
     Ok(())
 }
 
@@ -228,13 +205,5 @@ mod tests {
         position.advance(now, Some(oldest));
         assert_eq!(position.next(start), oldest, "a pending event is found again");
         assert_eq!(position.next(start + FULL_POLL_INTERVAL), OffsetDateTime::UNIX_EPOCH);
-    }
-
-    #[test]
-    fn the_relay_drops_users_beyond_its_bound() {
-        let relay = Relay::default();
-        relay.add(0..20_000);
-        assert_eq!(relay.take().len(), MAX_QUEUED_USERS);
-        assert!(relay.take().is_empty());
     }
 }

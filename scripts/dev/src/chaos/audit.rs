@@ -8,7 +8,7 @@ use sqlx::PgPool;
 use super::buyers::Acknowledged;
 
 /// The invariants over all tables, each with a query of the rows that violate it.
-const INVARIANTS: [(&str, &str); 10] = [
+const INVARIANTS: [(&str, &str); 11] = [
     (
         "supplied = available + held + sold",
         "select product_id::text from product.conservation where supplied <> available + held + sold",
@@ -30,6 +30,14 @@ const INVARIANTS: [(&str, &str); 10] = [
         "select c.user_id::text from orders.event_cursor c
          join (select user_id, count(*) as count, max(seq) as max, min(seq) as min from orders.event group by 1) e
          on e.user_id = c.user_id where e.count <> c.seq or e.max <> c.seq or e.min <> 1",
+    ),
+    (
+        "the event log has each event once, in the order of its user",
+        "select c.user_id::text from orders.event_cursor c
+         left join (select user_id, count(*) as count, bool_and(seq = coalesce(previous, 0) + 1) as in_order
+                    from (select user_id, seq, lag(seq) over (partition by user_id order by position) as previous
+                          from orders.event_log) entries group by 1) l
+         on l.user_id = c.user_id where l.count is distinct from c.seq or not l.in_order",
     ),
     (
         "each step of an order is one event",

@@ -20,10 +20,11 @@ const DROP_INDEXES: &str = include_str!("drop_indexes.sql");
 const CREATE_INDEXES: &str = include_str!("create_indexes.sql");
 const WRITE: &str = include_str!("write.sql");
 const BALANCE: &str = include_str!("balance.sql");
-/// The settings of the session that writes; a crash may lose the run.
+/// The settings of the session that writes. A crash may lose the run. Triggers are off: the history is older than the log
+/// of events.
 const SESSION: &str =
-    "set synchronous_commit = off; set work_mem = '256MB'; set maintenance_work_mem = '512MB';
-    set jit = off; select setseed(0.5);";
+    "set session_replication_role = replica; set synchronous_commit = off; set work_mem = '256MB';
+    set maintenance_work_mem = '512MB'; set jit = off; select setseed(0.5);";
 /// Makes the server write one long checkpoint instead of many.
 const LONG_CHECKPOINTS: [&str; 2] = ["alter system set max_wal_size = '16GB'", "select pg_reload_conf()"];
 const USUAL_CHECKPOINTS: [&str; 3] =

@@ -5,6 +5,7 @@ pub mod backlog;
 pub mod cart;
 pub mod checkout;
 pub mod event;
+pub mod event_log;
 pub mod idempotency;
 pub mod idempotent_request;
 pub mod order;

@@ -5,6 +5,7 @@ mod audit;
 mod cart;
 mod concurrency;
 mod error_details;
+mod event_log;
 mod events;
 mod fault_injection;
 mod idempotency;

@@ -7,11 +7,13 @@ use shoppee_kit::testing::Database;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 
 /// Tables that grow with the orders or with the users.
-const GROWING: [&str; 10] = [
+const GROWING: [&str; 12] = [
     "orders",
     "order_line",
     "event",
     "event_cursor",
+    "event_log",
+    "event_queue",
     "outbox",
     "cart",
     "cart_line",
@@ -39,6 +41,7 @@ insert into orders.event (user_id, seq, order_id, status, total, currency, versi
     select user_id, row_number() over (partition by user_id), id, status, 1, 'EUR', 1, 'customer', now(), ''
     from orders.placed;
 insert into orders.event_cursor select user_id, count(*) from orders.placed group by user_id;
+insert into orders.event_log select row_number() over (), user_id, seq from orders.event;
 insert into orders.outbox (user_id, seq) select user_id, seq from orders.event;
 insert into orders.cart select user_id, now() from orders.event_cursor;
 insert into orders.cart_line select user_id, n, 1, now() from orders.cart, generate_series(1, 10) as n;

@@ -23,9 +23,11 @@ use shoppee_proto::{
 use sqlx::PgPool;
 use tonic::{Code, Request, Response, Status, transport::Channel};
 
+mod consumer;
 mod requests;
 mod retry;
 
+pub use consumer::Consumer;
 pub use requests::{expect_error, order_request};
 use retry::retry;
 
