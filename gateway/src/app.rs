@@ -23,8 +23,8 @@ use crate::{
     error::Problem,
     extract::{BodyAccount, RequestPermit, reject_query},
     routes::{
-        self, admin, cart, categories, docs, fallback, oauth, orders, problems, products, service_accounts,
-        well_known, ws,
+        self, admin, cart, categories, docs, fallback, oauth, order_streams, orders, problems, products,
+        service_accounts, well_known, ws,
     },
     server::SendBacklogFull,
     state::AppState,
@@ -74,8 +74,10 @@ macro_rules! table {
 table! { with_query, #[cfg(test)] WITH_QUERY:
     get    "/api/v1/admin/users"     => admin::list_users,
     get    "/api/v1/admin/orders"    => admin::list_orders,
+    get    "/api/v1/admin/orders/stream" => order_streams::stream_all,
     get    "/api/v1/admin/service-accounts" => service_accounts::list,
     get    "/api/v1/orders"          => orders::list,
+    get    "/api/v1/orders/stream/events" => order_streams::poll,
     get    "/api/v1/auth/sessions"   => routes::auth::list_sessions,
     get    "/api/v1/categories"      => categories::list,
     get    "/api/v1/products"        => products::list,
@@ -115,6 +117,7 @@ table! { without_query, WITHOUT_QUERY:
     put    "/api/v1/cart/items/{product_id}" => cart::set,
     delete "/api/v1/cart/items/{product_id}" => cart::remove,
     post   "/api/v1/orders"                  => orders::create,
+    get    "/api/v1/orders/stream"           => order_streams::stream,
     get    "/api/v1/orders/{id}"             => orders::get,
     get    "/api/v1/orders/{id}/events"      => orders::list_events,
     post   "/api/v1/orders/{id}/pay"         => orders::pay,
@@ -135,6 +138,9 @@ table! { without_query, WITHOUT_QUERY:
 fn routes() -> Router<AppState> {
     without_query().merge(with_query())
 }
+
+/// The route whose requests wait without a permit.
+const LONG_POLL: &str = "/api/v1/orders/stream/events";
 
 /// Reports whether a route is for operators: it answers under overload too.
 fn is_ops(route: Option<&str>) -> bool {
@@ -175,6 +181,9 @@ async fn admit(state: &AppState, mut request: Request, next: Next) -> Response {
     let mut response = match admission.check().and_then(|()| check_query(route, &request)) {
         Ok(()) => {
             request.extensions_mut().insert(identity);
+            if route == Some(LONG_POLL) {
+                request.extensions_mut().insert(permit.clone());
+            }
             if !request.body().is_end_stream() {
                 let caller = state.rate_limiter.key(caller.as_ref(), peer.ip(), request.headers());
                 request.extensions_mut().insert(BodyAccount { permit: permit.clone(), caller });

@@ -21,7 +21,7 @@ use shoppee_kit::{log_throttle::LogThrottle, settings::Environment};
 const ALLOW_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE");
 const ALLOW_HEADERS: HeaderValue = HeaderValue::from_static(
     "authorization, content-type, idempotency-key, if-match, if-none-match, x-request-id, \
-     traceparent, tracestate, baggage, device-token",
+     traceparent, tracestate, baggage, device-token, last-event-id",
 );
 /// The response headers that a page may read.
 const EXPOSE_HEADERS: HeaderValue = HeaderValue::from_static(

@@ -76,6 +76,9 @@ codes! {
     AccountDisabled = "account_disabled", FORBIDDEN, "The account is disabled",
         "An admin disabled the account.",
         "Ask the shop; an admin enables it again.";
+    CursorOutOfRange = "cursor_out_of_range", GONE, "The events after the cursor are not stored",
+        "An operator deleted these events from the log, or the shop was restored from an older backup.",
+        "Start without a cursor, and read the orders by REST once to catch up.";
     NotFound = "not_found", NOT_FOUND, "There is no such thing",
         "Nothing has this path or id, it is archived, or it belongs to another user.",
         "Check the path and the id, and that the right user is signed in.";

@@ -126,7 +126,8 @@ impl RequestPermit {
         self.permits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn release(&self) {
+    /// Releases the permit while the request does no work.
+    pub fn release(&self) {
         self.permits().request = None;
     }
 

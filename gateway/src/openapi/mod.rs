@@ -4,6 +4,7 @@
 pub mod asyncapi;
 mod constraints;
 mod descriptors;
+mod event_streams;
 mod examples;
 mod frames;
 mod json;
@@ -29,6 +30,7 @@ pub fn document() -> anyhow::Result<Vec<u8>> {
     let mut paths = Object::default();
     paths::write(&mut paths, &api, &mut schemas);
     non_rpc_paths::write(&mut paths, &api, &mut schemas);
+    event_streams::write(&mut paths);
     frames::write(&mut schemas);
     let document = object! {
         "openapi": "3.1.0",

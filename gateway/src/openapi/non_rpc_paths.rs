@@ -27,7 +27,8 @@ pub fn write(paths: &mut Object, api: &ApiDescriptors, schemas: &mut Schemas<'_>
 }
 
 /// The errors of every route with rate limits.
-const COMMON_ERRORS: [Code; 4] = [Code::InvalidRequest, Code::RateLimited, Code::Internal, Code::Unavailable];
+pub const COMMON_ERRORS: [Code; 4] =
+    [Code::InvalidRequest, Code::RateLimited, Code::Internal, Code::Unavailable];
 
 fn socket() -> Object {
     let headers = header_references(&["x-request-id", "RateLimit", "RateLimit-Policy"]);

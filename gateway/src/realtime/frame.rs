@@ -1,8 +1,10 @@
 //! The frames that the gateway sends: `{"type","content","user_id","time","seq"?}`. An event is serialised once and
 //! shared by all sockets that receive it.
 
+use std::sync::Arc;
+
 use serde::Serialize;
-use shoppee_kit::telemetry;
+use shoppee_kit::{clock::Clock, telemetry};
 use shoppee_proto::{
     Timestamp,
     json::json_name_or,
@@ -10,6 +12,8 @@ use shoppee_proto::{
 };
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tracing::Span;
+
+use super::close_code::CloseReason;
 
 /// A serialised event.
 #[derive(Debug)]
@@ -42,8 +46,13 @@ impl Frame {
         Self::build(span, event)
     }
 
+    /// Records the time from the commit to the delivery.
+    pub fn record_delivery(&self, clock: &Clock) {
+        metrics::histogram!("event_delivery_seconds").record(self.age(clock.now().into()));
+    }
+
     /// Returns the seconds since the commit.
-    pub fn age(&self, now: Timestamp) -> f64 {
+    fn age(&self, now: Timestamp) -> f64 {
         let fraction = |time: Timestamp| f64::from(time.nanos) * 1e-9;
         #[expect(clippy::cast_precision_loss, reason = "below 2^53 for millions of years")]
         let seconds = now.seconds.saturating_sub(self.committed.seconds) as f64;
@@ -80,6 +89,17 @@ pub fn pong(user_id: i64, now: i64) -> Utf8Bytes {
     write("pong", Empty {}, user_id, now, None)
 }
 
+/// The last event of a stream over HTTP, which has no close frame.
+pub fn close(user_id: i64, now: i64, reason: CloseReason) -> Utf8Bytes {
+    write("close", Close { code: reason.code(), reason: reason.as_str() }, user_id, now, None)
+}
+
+/// The answer to a long poll: the frames of events, and the position after them.
+pub fn batch(seq: i64, recovered: bool, frames: &[Arc<Frame>]) -> String {
+    let items: Vec<&str> = frames.iter().map(|frame| frame.text.as_str()).collect();
+    format!(r#"{{"items":[{}],"seq":{seq},"recovered":{recovered}}}"#, items.join(","))
+}
+
 /// The answer to an invalid or refused command; `code` is a problem code.
 pub fn error(user_id: i64, now: i64, code: &str) -> Utf8Bytes {
     write("error", Error { code }, user_id, now, None)
@@ -99,6 +119,12 @@ struct Content<'a> {
 struct Ready {
     seq: i64,
     recovered: bool,
+}
+
+#[derive(Serialize)]
+struct Close {
+    code: u16,
+    reason: &'static str,
 }
 
 #[derive(Serialize)]

@@ -1,24 +1,28 @@
-//! Live order events over WebSockets, to every device of their user.
+//! Live order events, to every device of their user: over WebSockets, Server-Sent Events and long polls.
 //!
-//! [`stream_reader`] reads events from Redis and passes them to the [`hub`], which enqueues them at each [`socket`] of the
-//! user. A socket that starts, or finds a gap in the sequence numbers, runs [`recovery`]: from Redis, else from the order
-//! service. [`frame`] has the gateway's messages and [`command`] the client's, [`close_code`] the close codes,
+//! [`stream_reader`] reads events from Redis and passes them to the [`hub`], which enqueues them at each [`subscription`]
+//! of the user: that of a [`socket`] or of an [`event_stream`]. A subscription that starts, or finds a gap in the sequence
+//! numbers, runs [`recovery`]: from Redis, else from the order service. [`all_events`] streams the events of all users. [`frame`] has the gateway's messages and [`command`] the client's, [`close_code`] the close codes,
 //! [`closing_handshake`] the end of a socket, [`metered_stream`] the TCP stream below it, [`ticket`] the sign-in of
 //! browsers.
 
+mod all_events;
 mod close_code;
 mod closing_handshake;
 mod command;
+mod event_stream;
 mod frame;
 mod hub;
 mod metered_stream;
 mod recovery;
 mod socket;
 mod stream_reader;
+mod subscription;
 pub mod ticket;
 
 use std::{sync::Arc, time::Duration};
 
+use axum::body::Body;
 use shoppee_kit::{
     caller::{Caller, Verifier},
     clock::Clock,
@@ -26,17 +30,19 @@ use shoppee_kit::{
     redis,
     tasks::Tasks,
 };
+use shoppee_proto::order::v1::WatchEventsResponse;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, broadcast},
     time::timeout,
 };
+use tonic::Streaming;
 use uuid::Uuid;
 
 pub use self::close_code::CloseReason;
-use self::{hub::Hub, metered_stream::MeteredStream, recovery::Recovery};
+use self::{hub::Hub, metered_stream::MeteredStream, recovery::Recovery, subscription::Subscription};
 use crate::{server, upstream::Upstream};
 
-/// Bounds the sockets of a process: at 8 KiB each, 160 MiB. This is twice the number in the load test.
+/// Bounds the sockets, streams and long polls of a process: at 8 KiB each, 160 MiB. This is twice the number in the load test.
 const MAX_SOCKETS: usize = 20_000;
 /// Bounds the time from the handshake's answer to the upgrade of the connection.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,6 +58,7 @@ pub struct Inner {
     clock: Clock,
     tasks: Tasks,
     socket_permits: Arc<Semaphore>,
+    admin_stream_permits: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -95,12 +102,46 @@ impl Realtime {
             clock: process.clock.clone(),
             tasks: process.tasks.clone(),
             socket_permits: Arc::new(Semaphore::new(MAX_SOCKETS)),
+            admin_stream_permits: Arc::new(Semaphore::new(all_events::MAX_STREAMS)),
         })))
     }
 
     /// Reserves one of the process's sockets; `None` if all are in use.
     pub fn try_reserve_socket(&self) -> Option<OwnedSemaphorePermit> {
         self.socket_permits.clone().try_acquire_owned().ok()
+    }
+
+    /// Reserves one of the process's streams for admins; `None` if all are in use.
+    pub fn try_reserve_admin_stream(&self) -> Option<OwnedSemaphorePermit> {
+        self.admin_stream_permits.clone().try_acquire_owned().ok()
+    }
+
+    /// Returns the body of a stream of the caller's events.
+    pub fn stream(&self, caller: Caller, after: Option<i64>, permit: OwnedSemaphorePermit) -> Body {
+        event_stream::body(Subscription::new(self, caller, after), permit)
+    }
+
+    /// Returns the caller's events after a position as JSON; waits for the next one if there are none.
+    pub async fn poll(
+        &self,
+        caller: Caller,
+        after: Option<i64>,
+        wait: Duration,
+    ) -> Result<String, CloseReason> {
+        let subscription = Subscription::new(self, caller, after);
+        // A client without a position gets the present one at once.
+        event_stream::poll(subscription, after.map_or(Duration::ZERO, |_| wait)).await
+    }
+
+    /// Returns the body of a stream of all users' events.
+    pub fn stream_all(
+        &self,
+        messages: Streaming<WatchEventsResponse>,
+        admin: &Caller,
+        permit: OwnedSemaphorePermit,
+    ) -> Body {
+        let shutdown = self.tasks.shutdown_token();
+        all_events::body(messages, admin.user_id(), self.clock.clone(), shutdown, permit)
     }
 
     /// Serves the socket into which the connection is upgraded. Shutdown waits for it.

@@ -9,6 +9,7 @@ pub mod docs;
 pub mod fallback;
 pub mod idempotency;
 pub mod oauth;
+pub mod order_streams;
 pub mod orders;
 pub mod problems;
 pub mod products;

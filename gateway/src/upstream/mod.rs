@@ -16,7 +16,7 @@ use shoppee_kit::{
 };
 use shoppee_proto::{
     auth::v1::auth_service_client::AuthServiceClient,
-    order::v1::order_service_client::OrderServiceClient,
+    order::v1::{WatchEventsRequest, WatchEventsResponse, order_service_client::OrderServiceClient},
     product::v1::{
         change_feed_service_client::ChangeFeedServiceClient,
         product_cache_service_client::ProductCacheServiceClient,
@@ -24,7 +24,7 @@ use shoppee_proto::{
     },
 };
 use tokio::time::{Instant, timeout_at};
-use tonic::{Response, Status, transport::Channel};
+use tonic::{Response, Status, Streaming, transport::Channel};
 
 use crate::{Settings, auth::Credential, error::Problem};
 
@@ -65,6 +65,23 @@ impl Upstream {
     /// Returns a client of the product service's change stream.
     pub fn change_feed(&self) -> ChangeFeedServiceClient<Channel> {
         ChangeFeedServiceClient::new(self.0.product.pick().channel())
+    }
+
+    /// Opens a stream of all users' events, as `caller`.
+    pub async fn watch_events(
+        &self,
+        caller: &impl Credential,
+        request: WatchEventsRequest,
+    ) -> Result<Streaming<WatchEventsResponse>, Status> {
+        let token = caller.token();
+        let attempt = |endpoint: Arc<Endpoint>| {
+            let request = client::request(request.clone(), token.as_deref(), ATTEMPT_TIMEOUT);
+            async move {
+                let mut client = order(endpoint.channel());
+                client::with_deadline(ATTEMPT_TIMEOUT, client.watch_events(request)).await
+            }
+        };
+        Ok(self.0.order.call(|| false, attempt).await?.into_inner())
     }
 
     /// Calls the method that takes `message`, as `caller`.

@@ -4,6 +4,7 @@ mod accounts;
 mod attributes;
 mod authorization;
 mod cache_coherence;
+mod event_streams;
 mod faults;
 mod guarantees;
 mod http_semantics;

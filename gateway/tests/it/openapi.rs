@@ -150,7 +150,8 @@ async fn every_response_matches_the_document() {
     for caller in [&shop.guest(), &ann, &admin] {
         // Ann's session has ended before the admin's operations.
         let buyer = if caller.id == admin.id { &admin } else { &ann };
-        for operation in document.operations() {
+        // A stream has no end.
+        for operation in document.operations().into_iter().filter(|one| !one.id.starts_with("stream")) {
             let id = match operation.path.split('/').nth(3).unwrap_or_default() {
                 "orders" => order_for(operation.id, buyer, &admin, &tee).await,
                 "categories" => category["id"].to_string(),
@@ -188,6 +189,8 @@ async fn every_response_matches_the_document() {
         "openSocket",
         "refresh",
         "revokeSession",
+        "streamAllEvents",
+        "streamEvents",
     ];
     assert_eq!(refused, expected.map(str::to_owned).into());
 }
@@ -267,7 +270,10 @@ async fn the_document_has_the_annotated_routes() {
     let documented: BTreeSet<_> = document
         .operations()
         .iter()
-        .filter(|operation| operation.path.starts_with("/api/v1/"))
+        // The streams over HTTP have no gRPC method with the same response.
+        .filter(|operation| {
+            operation.path.starts_with("/api/v1/") && !operation.path.contains("/orders/stream")
+        })
         .map(|operation| (operation.method.to_string(), operation.path.to_owned()))
         .collect();
     assert_eq!(annotated_routes(), documented);
