@@ -1,23 +1,25 @@
 //! Checkout: claims the key, holds the stock, then writes the order with its event, the emptied cart and the stored
 //! response. If the order is not written, the hold is released or expires by itself.
 
+mod build;
+
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use shoppee_kit::idempotency::fingerprint;
 use shoppee_proto::{
     order::v1 as wire,
-    product::v1::{HeldLine, HoldResponse, RefusedLine, ReleaseReason},
+    product::v1::{HoldResponse, ReleaseReason},
 };
-use time::OffsetDateTime;
 use tokio::time::Instant;
 use tonic::Code;
 use uuid::Uuid;
 
+use self::build::{build_order, lines_with_new_price};
 use crate::{
     OrderContext, convert,
     error::Error,
     idempotency::{self, Claim, StoredResponse},
-    order::{Actor, Address, HOLD_MARGIN, Lines, Status, UnpaidLine, total},
+    order::{Actor, Address, HOLD_MARGIN, Lines, UnpaidLine},
     order_writer::CheckoutError,
     outbox,
     product_client::HoldError,
@@ -25,7 +27,7 @@ use crate::{
         cart::CartLine,
         checkout::{Account, NewOrder, Preparation, SCOPE, Written},
         idempotency::{IdempotencyKey, Lease},
-        order::{self as store, LineRow, OrderRow},
+        order::{self as store, LineRow},
     },
     transitions::{self, TransitionContext},
 };
@@ -406,68 +408,4 @@ impl Checkout<'_> {
         let is_allowed = self.context.unpaid_caps.allow(reserved.values().sum(), &unpaid_lines);
         if is_allowed { Ok(()) } else { Err(Error::TooManyUnpaidUnits) }
     }
-}
-
-/// Returns the lines whose price differs from the price that the cart was shown with; all lines if no difference is
-/// known.
-fn lines_with_new_price(
-    lines: &[LineRow],
-    available: &HashMap<i64, i64>,
-    shown_prices: &HashMap<i64, i64>,
-) -> Vec<RefusedLine> {
-    let is_repriced =
-        |line: &&LineRow| shown_prices.get(&line.product_id).is_some_and(|shown| *shown != line.unit_price);
-    let mut repriced: Vec<&LineRow> = lines.iter().filter(is_repriced).collect();
-    if repriced.is_empty() {
-        repriced = lines.iter().collect();
-    }
-    let line = |line: &LineRow| RefusedLine {
-        product_id: line.product_id,
-        sku: Some(line.sku.clone()),
-        requested: line.quantity,
-        // The units of this order's hold become available again when it is released.
-        available: line.quantity + available.get(&line.product_id).copied().unwrap_or_default(),
-        unit_price: Some(line.unit_price),
-        held_by_your_order: None,
-    };
-    repriced.into_iter().map(line).collect()
-}
-
-/// Builds the order at the prices of its hold.
-fn build_order(
-    command: &PlaceOrder,
-    order_id: Uuid,
-    hold: HoldResponse,
-    now: OffsetDateTime,
-    ttl: Duration,
-) -> Result<(OrderRow, Vec<LineRow>), Error> {
-    let total = total(hold.lines.iter().map(|line| (line.unit_price, line.quantity)))
-        .ok_or(Error::Internal("an order's total overflows 64 bits"))?;
-    let row = OrderRow {
-        user_id: command.user_id,
-        id: order_id,
-        status: Status::Pending,
-        total,
-        currency: hold.currency,
-        shipping_address: command.address.clone(),
-        version: 1,
-        expires_at: now + ttl,
-        paid_at: None,
-        refunded_at: None,
-        refund_failed_at: None,
-        shipment: None,
-        cancel_reason: None,
-        expired: false,
-        created_at: now,
-        updated_at: now,
-    };
-    let line = |line: HeldLine| LineRow {
-        order_id,
-        product_id: line.product_id,
-        sku: line.sku,
-        name: line.name,
-        unit_price: line.unit_price,
-        quantity: line.quantity,
-    };
-    Ok((row, hold.lines.into_iter().map(line).collect()))
 }
