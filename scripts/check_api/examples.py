@@ -2,12 +2,14 @@
 
 examples.py RUN_FILE
 
-Only secrets and the ids of orders, sessions and a category to remove are replaced, as the document cannot contain them.
+Only secrets and the ids of orders, sessions, service accounts and a category to remove are replaced, as the document
+cannot contain them.
 """
 
 import json
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 
 from ask import get, post, read, token
@@ -16,6 +18,7 @@ from ask import get, post, read, token
 LAST = ["revokeSession", "refresh", "changePassword", "logout", "logoutAll"]
 # A WebSocket handshake is no plain request, and a stream has no end.
 ENDLESS = ["openSocket", "streamEvents", "streamAllEvents"]
+FORM = "application/x-www-form-urlencoded"
 # The operations that an order needs before another one.
 BEFORE = {"shipOrder": ["payOrder"], "completeOrder": ["payOrder", "shipOrder"]}
 
@@ -32,9 +35,12 @@ class Examples:
         self.customer = None
         self.created = {}
 
+    def content(self, name):
+        return self.operations[name][2].get("requestBody", {}).get("content", {})
+
     def body(self, name):
-        content = self.operations[name][2].get("requestBody", {}).get("content", {})
-        return content.get("application/json", {}).get("example")
+        content = self.content(name)
+        return content.get(FORM if FORM in content else "application/json", {}).get("example")
 
     def send(self, name, path=None, body=None):
         """Sends an operation, by default with its examples. Returns status and body of the response."""
@@ -45,11 +51,13 @@ class Examples:
                 path = path.replace(f"{{{parameter['name']}}}", str(parameter["example"]))
             elif "example" in parameter and parameter["in"] == "query":
                 query.append(f"{parameter['name']}={parameter['example']}")
-        headers = {"content-type": "application/json"}
+        is_form = FORM in self.content(name)
+        headers = {"content-type": FORM if is_form else "application/json"}
         if it.get("security"):
             headers["authorization"] = f"Bearer {self.admin if self.is_for_admins(it) else self.customer}"
         body = body or self.body(name)
-        data = None if body is None else json.dumps(body).encode()
+        encode = urllib.parse.urlencode if is_form else json.dumps
+        data = None if body is None else encode(body).encode()
         url = f"{self.url}{path}{'?' if query else ''}{'&'.join(query)}"
         request = urllib.request.Request(url, data, headers, method=method)
         try:
@@ -60,7 +68,7 @@ class Examples:
 
     @staticmethod
     def is_for_admins(it):
-        return it["description"].startswith("For admins.")
+        return it["description"].startswith("For admins")
 
     def sign_in(self, password=None):
         body = self.body("login")
@@ -86,14 +94,19 @@ class Examples:
             sessions = json.loads(self.send("listSessions")[1])["items"]
             path = path.replace("{id}", next(one["id"] for one in sessions if not one["current"]))
         elif name == "deleteCategory":
-            path = path.replace("{id}", str(self.created["createCategory"]))
+            path = path.replace("{id}", str(self.created["createCategory"]["id"]))
+        elif path.startswith("/api/v1/admin/service-accounts/{id}"):
+            path = path.replace("{id}", self.created["createServiceAccount"]["id"])
+        elif name == "issueToken":
+            account = self.created["createServiceAccount"]
+            body = self.body(name) | {"client_id": account["id"], "client_secret": account["client_secret"]}
         elif name == "refresh":
             body = {"refresh_token": self.sign_in()["refresh_token"]}
         elif name == "logoutAll":
             self.customer = self.sign_in(self.body("changePassword")["new_password"])["access_token"]
         status, text = self.send(name, path, body)
         if name.startswith("create") and status == 201:
-            self.created[name] = json.loads(text).get("id")
+            self.created[name] = json.loads(text)
         # The client follows a redirect to a page.
         success = next((int(code) for code in self.operations[name][2]["responses"] if code.startswith("2")), 200)
         return None if status == success else f"{name}: {status} instead of {success}: {text}"
