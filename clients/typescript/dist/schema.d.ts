@@ -979,6 +979,66 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/orders/stream": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Stream my events
+         * @description Server-Sent Events for clients without WebSockets: the frames of `GET /ws`, each as the one line of `data` of an event whose `id` is its `seq`. `ready` comes first; `recovered: false` means that what was missed cannot be replayed whole. The last event before the gateway ends the stream is `{"type":"close","content":{"code":4005,"reason":"token expired"},"user_id":7,"time":1768469400}`, without an `id`, with the closing codes of `GET /ws`. A comment comes every 15 seconds. The token stands in `Authorization`: use `fetch`, as the `EventSource` of browsers sends none. Sockets, streams and long polls of a user count together.
+         */
+        get: operations["streamEvents"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/orders/stream/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Wait for my events
+         * @description Answers at once where the client lacks events, else as soon as one comes, or without one after `wait`.
+         */
+        get: operations["pollEvents"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/admin/orders/stream": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Stream the events of all users
+         * @description For admins. Server-Sent Events as in `GET /api/v1/orders/stream`, of all users and without `ready`. The `id` is opaque; it stays valid over restarts. The events of a user come in order. An `id` without `data` moves the position.
+         */
+        get: operations["streamAllEvents"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -1956,7 +2016,7 @@ export interface components {
             limit?: string;
         };
         /** @enum {string} */
-        ProblemCode: "invalid_request" | "unauthenticated" | "token_expired" | "session_revoked" | "invalid_credentials" | "payment_declined" | "forbidden" | "account_disabled" | "not_found" | "method_not_allowed" | "request_timeout" | "username_taken" | "email_taken" | "sku_taken" | "slug_taken" | "category_in_use" | "invalid_transition" | "order_expired" | "out_of_stock" | "product_unavailable" | "cart_empty" | "price_changed" | "too_many_unpaid_orders" | "too_many_unpaid_units" | "request_in_progress" | "version_mismatch" | "payload_too_large" | "unsupported_media_type" | "validation_failed" | "idempotency_key_reused" | "rate_limited" | "too_many_attempts" | "internal" | "unavailable" | "deadline_exceeded";
+        ProblemCode: "invalid_request" | "unauthenticated" | "token_expired" | "session_revoked" | "invalid_credentials" | "payment_declined" | "forbidden" | "account_disabled" | "cursor_out_of_range" | "not_found" | "method_not_allowed" | "request_timeout" | "username_taken" | "email_taken" | "sku_taken" | "slug_taken" | "category_in_use" | "invalid_transition" | "order_expired" | "out_of_stock" | "product_unavailable" | "cart_empty" | "price_changed" | "too_many_unpaid_orders" | "too_many_unpaid_units" | "request_in_progress" | "version_mismatch" | "payload_too_large" | "unsupported_media_type" | "validation_failed" | "idempotency_key_reused" | "rate_limited" | "too_many_attempts" | "internal" | "unavailable" | "deadline_exceeded";
         /** @description What is wrong with one field. */
         FieldError: {
             /** @description Its path in the body, as in `items[0].quantity`, or the name of the parameter or header. */
@@ -6087,7 +6147,7 @@ export interface operations {
             header?: never;
             path: {
                 /** @example out_of_stock */
-                code: "invalid_request" | "unauthenticated" | "token_expired" | "session_revoked" | "invalid_credentials" | "payment_declined" | "forbidden" | "account_disabled" | "not_found" | "method_not_allowed" | "request_timeout" | "username_taken" | "email_taken" | "sku_taken" | "slug_taken" | "category_in_use" | "invalid_transition" | "order_expired" | "out_of_stock" | "product_unavailable" | "cart_empty" | "price_changed" | "too_many_unpaid_orders" | "too_many_unpaid_units" | "request_in_progress" | "version_mismatch" | "payload_too_large" | "unsupported_media_type" | "validation_failed" | "idempotency_key_reused" | "rate_limited" | "too_many_attempts" | "internal" | "unavailable" | "deadline_exceeded";
+                code: "invalid_request" | "unauthenticated" | "token_expired" | "session_revoked" | "invalid_credentials" | "payment_declined" | "forbidden" | "account_disabled" | "cursor_out_of_range" | "not_found" | "method_not_allowed" | "request_timeout" | "username_taken" | "email_taken" | "sku_taken" | "slug_taken" | "category_in_use" | "invalid_transition" | "order_expired" | "out_of_stock" | "product_unavailable" | "cart_empty" | "price_changed" | "too_many_unpaid_orders" | "too_many_unpaid_units" | "request_in_progress" | "version_mismatch" | "payload_too_large" | "unsupported_media_type" | "validation_failed" | "idempotency_key_reused" | "rate_limited" | "too_many_attempts" | "internal" | "unavailable" | "deadline_exceeded";
             };
             cookie?: never;
         };
@@ -6221,6 +6281,154 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+        };
+    };
+    streamEvents: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The last `id` that the client has: everything after it is replayed first. A number. */
+                "Last-Event-ID"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The stream, until either side ends it. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": string;
+                };
+            };
+            400: components["responses"]["invalid_request"];
+            401: components["responses"]["not_signed_in"];
+            403: components["responses"]["forbidden"];
+            429: components["responses"]["rate_limited"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["unavailable"];
+        };
+    };
+    pollEvents: {
+        parameters: {
+            query?: {
+                /** @description The last `seq` that the client has. Without it, the present position is the answer. */
+                after?: number;
+                /** @description Seconds for which to wait for an event. */
+                wait?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The events after `after`; none if none came in time. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "items": [
+                     *         {
+                     *           "type": "order",
+                     *           "content": {
+                     *             "order_id": "019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44",
+                     *             "status": "paid",
+                     *             "previous_status": "pending",
+                     *             "total": 22800,
+                     *             "currency": "EUR",
+                     *             "version": 2
+                     *           },
+                     *           "user_id": 7,
+                     *           "time": 1768469580,
+                     *           "seq": 42
+                     *         }
+                     *       ],
+                     *       "seq": 42,
+                     *       "recovered": true
+                     *     }
+                     */
+                    "application/json": {
+                        items: components["schemas"]["OrderFrame"][];
+                        /**
+                         * Format: int64
+                         * @description The next `after`.
+                         */
+                        seq: number;
+                        /** @description False: what was missed cannot be replayed whole; read the orders and go on from `seq`. */
+                        recovered: boolean;
+                    };
+                };
+            };
+            400: components["responses"]["invalid_request"];
+            401: components["responses"]["not_signed_in"];
+            403: components["responses"]["forbidden"];
+            429: components["responses"]["rate_limited"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["unavailable"];
+        };
+    };
+    streamAllEvents: {
+        parameters: {
+            query?: {
+                /** @description Only events with this status. */
+                status?: components["schemas"]["OrderStatus"];
+            };
+            header?: {
+                /** @description The last `id` that the client has. Without it, the stream starts with the next event. */
+                "Last-Event-ID"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The stream, until either side ends it. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": string;
+                };
+            };
+            400: components["responses"]["invalid_request"];
+            401: components["responses"]["not_signed_in"];
+            403: components["responses"]["forbidden"];
+            /** @description `cursor_out_of_range`: The events after the cursor are not stored. */
+            410: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["rate_limited"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
 }
