@@ -15,7 +15,6 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::{
     error::Error,
-    idempotency::in_progress_or_database,
     store::checkout::{self as store, ClaimTimes, NewOrder, Preparation, Prepared, Written},
 };
 
@@ -39,7 +38,7 @@ impl<E: Into<Error>> From<E> for CheckoutError {
     }
 }
 
-/// Locks of users. Users with the same remainder share one.
+/// The number of locks. Users whose ids have the same remainder share one.
 const USER_LOCKS: u64 = 4096;
 
 /// The queues; cheap to clone.
@@ -67,7 +66,7 @@ impl OrderWriter {
     }
 
     /// Locks the user's orders in this process: concurrent orders of one user would invalidate each other's account.
-    /// Returns whether another order was written meanwhile.
+    /// Returns true if the call had to wait: the user's account may have changed.
     pub async fn lock(&self, user_id: i64) -> (MutexGuard<'_, ()>, bool) {
         let index = user_id.rem_euclid(USER_LOCKS.cast_signed()).unsigned_abs();
         let lock = &self.user_locks[usize::try_from(index).unwrap_or_default()];
@@ -106,8 +105,6 @@ async fn prepare(
         };
         let prepared = match preparing.await {
             Ok(prepared) => prepared.into_iter().map(|prepared| Ok((prepared, times))).collect(),
-            // The transaction of an earlier request has locked the key.
-            Err(error) if round.len() == 1 => vec![Err(in_progress_or_database(error))],
             Err(error) => errors(error, round.len(), |error| error),
         };
         responses.extend(indexes.into_iter().zip(prepared));
@@ -133,8 +130,8 @@ async fn insert_round(pool: &PgPool, round: &[NewOrder]) -> Vec<Result<Written, 
         Err(error) if pg::may_have_committed(&error) => {
             errors(error, round.len(), CheckoutError::OutcomeUnknown)
         }
-        // One order that the schema refuses must not refuse the others.
-        Err(error) if round.len() > 1 && !pg::is_unavailable(&error) => {
+        // One order that the schema refuses, or that waits for a lock, must not refuse the others.
+        Err(error) if round.len() > 1 && (pg::is_lock_timeout(&error) || !pg::is_unavailable(&error)) => {
             let mut outcomes = Vec::with_capacity(round.len());
             for order in round {
                 outcomes.push(insert_one(&mut conn, order).await);

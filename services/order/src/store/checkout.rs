@@ -139,8 +139,8 @@ pub struct Written {
     pub has_cart: bool,
 }
 
-/// Writes new orders of different users: each with its lines, event, outbox row, response and emptied cart, or nothing of it. Returns one
-/// outcome per order. Rows are locked in this order: key, cursor, cart, lines of the cart.
+/// Writes new orders of different users: each with its lines, event, outbox row, response and emptied cart, or
+/// nothing of it. Returns one outcome per order. Rows are locked in this order: key, cursor, cart, lines of the cart.
 pub async fn insert(conn: &mut PgConnection, orders: &[NewOrder]) -> sqlx::Result<Vec<Written>> {
     let column = |column: fn(&NewOrder) -> i64| -> Vec<i64> { orders.iter().map(column).collect() };
     let time = |column: fn(&NewOrder) -> OffsetDateTime| -> Vec<OffsetDateTime> {

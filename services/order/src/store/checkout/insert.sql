@@ -10,41 +10,47 @@ with request as (
         as l (index, product_id, sku, name, unit_price, quantity)
 ), keyed as (
     select request.index from request
-    join orders.idempotency as held
-        on held.user_id = request.user_id and held.scope = 'create' and held.key = request.key
-    where held.order_id = request.id and held.answer is null
-    for update of held
+    join orders.idempotency as claim
+        on claim.user_id = request.user_id and claim.scope = 'create' and claim.key = request.key
+    where claim.order_id = request.id and claim.answer is null
+    order by claim.user_id
+    for update of claim
 ), unmoved as (
     select request.index from request
     join orders.event_cursor as cursor on cursor.user_id = request.user_id
     where cursor.seq = request.seq - 1
-    -- No order of another user waits for a transaction that is about to write an event of this one.
+    -- No order of another user waits for a transaction that is about to write an event of this one, or its cart.
     for update of cursor skip locked
-), cart as (
-    select request.index, held.user_id from request
-    join orders.cart as held on held.user_id = request.user_id
+), stored_cart as (
+    select request.index, cart.user_id from request
+    join orders.cart on cart.user_id = request.user_id
     where request.empties_cart
-    for update of held
-), cart_line as (
-    select cart.index, cart.user_id, held.product_id, held.quantity, line.quantity as ordered from cart
+), cart as (
+    select stored_cart.index, stored_cart.user_id from stored_cart
+    join orders.cart as locked on locked.user_id = stored_cart.user_id
+    for update of locked skip locked
+), ordered_line as (
+    select cart.index, cart.user_id, stored.product_id, stored.quantity, line.quantity as ordered from cart
     join line on line.index = cart.index
-    join orders.cart_line as held
-        on held.user_id = cart.user_id and held.product_id = line.product_id
-    where held.quantity >= line.quantity
-    for update of held
+    join orders.cart_line as stored
+        on stored.user_id = cart.user_id and stored.product_id = line.product_id
+    where stored.quantity >= line.quantity
+    for update of stored
 ), decided as (
     select request.*,
            request.key is null or exists (select from keyed where keyed.index = request.index) as has_key,
-           exists (select from unmoved where unmoved.index = request.index) as is_current,
+           exists (select from unmoved where unmoved.index = request.index)
+               and (not exists (select from stored_cart where stored_cart.index = request.index)
+                    or exists (select from cart where cart.index = request.index)) as is_current,
            not request.empties_cart
-               or (select count(*) from cart_line where cart_line.index = request.index)
+               or (select count(*) from ordered_line where ordered_line.index = request.index)
                 = (select count(*) from line where line.index = request.index) as has_cart
     from request
 ), accepted as (
     select * from decided where has_key and is_current and has_cart
 ), answered as (
-    update orders.idempotency as held set answer = accepted.response from accepted
-    where held.user_id = accepted.user_id and held.scope = 'create' and held.key = accepted.key
+    update orders.idempotency as claim set answer = accepted.response from accepted
+    where claim.user_id = accepted.user_id and claim.scope = 'create' and claim.key = accepted.key
 ), numbered as (
     update orders.event_cursor as cursor set seq = accepted.seq from accepted
     where cursor.user_id = accepted.user_id
@@ -65,17 +71,17 @@ with request as (
     insert into orders.outbox (lane, user_id, seq, message)
     select mod(user_id, 8)::smallint, user_id, seq, message from accepted
 ), emptied as (
-    delete from orders.cart_line as held using accepted, cart_line
-    where cart_line.index = accepted.index and cart_line.quantity = cart_line.ordered
-      and held.user_id = cart_line.user_id and held.product_id = cart_line.product_id
+    delete from orders.cart_line as stored using accepted, ordered_line
+    where ordered_line.index = accepted.index and ordered_line.quantity = ordered_line.ordered
+      and stored.user_id = ordered_line.user_id and stored.product_id = ordered_line.product_id
 ), reduced as (
-    update orders.cart_line as held set quantity = cart_line.quantity - cart_line.ordered
-    from accepted, cart_line
-    where cart_line.index = accepted.index and cart_line.quantity > cart_line.ordered
-      and held.user_id = cart_line.user_id and held.product_id = cart_line.product_id
+    update orders.cart_line as stored set quantity = ordered_line.quantity - ordered_line.ordered
+    from accepted, ordered_line
+    where ordered_line.index = accepted.index and ordered_line.quantity > ordered_line.ordered
+      and stored.user_id = ordered_line.user_id and stored.product_id = ordered_line.product_id
 ), touched as (
-    update orders.cart as held set updated_at = accepted.created_at from accepted
-    where accepted.empties_cart and held.user_id = accepted.user_id
+    update orders.cart as stored set updated_at = accepted.created_at from accepted
+    where accepted.empties_cart and stored.user_id = accepted.user_id
 )
 select has_key as "has_key!", is_current as "is_current!", has_cart as "has_cart!"
 from decided order by index

@@ -8,27 +8,40 @@ with request as (
     select distinct user_id, 0 from request order by user_id
     on conflict (user_id) do nothing
 ), claimed as (
-    insert into orders.idempotency as held
+    insert into orders.idempotency
         (user_id, scope, key, fingerprint, order_id, claimed_until, created_at)
     select user_id, 'create', key, fingerprint, order_id, $6, $7 from request
-    where key is not null order by user_id
-    on conflict (user_id, scope, key) do update
-    set fingerprint = excluded.fingerprint, order_id = excluded.order_id, answer = null,
-        claimed_until = excluded.claimed_until, created_at = excluded.created_at
-    where held.created_at < $8
+    where key is not null order by user_id, key
+    on conflict (user_id, scope, key) do nothing
     returning user_id, key
+), expired as (
+    select request.* from request
+    join orders.idempotency as claim
+        on claim.user_id = request.user_id and claim.scope = 'create' and claim.key = request.key
+    where claim.created_at < $8
+    -- No checkout waits for a key of another one.
+    for update of claim skip locked
+), replaced as (
+    update orders.idempotency as claim
+    set fingerprint = expired.fingerprint, order_id = expired.order_id, answer = null, claimed_until = $6,
+        created_at = $7
+    from expired
+    where claim.user_id = expired.user_id and claim.scope = 'create' and claim.key = expired.key
+    returning claim.user_id, claim.key
+), acquired as (
+    select user_id, key from claimed union all select user_id, key from replaced
 )
-select claimed.user_id is not null as "is_claimed!",
-       held.fingerprint as "fingerprint?", held.order_id as "order_id?",
-       held.claimed_until as "claimed_until?", held.answer as "answer?",
+select acquired.user_id is not null as "is_claimed!",
+       claim.fingerprint as "fingerprint?", claim.order_id as "order_id?",
+       claim.claimed_until as "claimed_until?", claim.answer as "answer?",
        coalesce(cursor.seq, 0) as "seq!", unpaid.orders as "unpaid_orders!",
        reserved.products as "reserved_products?: Vec<i64>", reserved.units as "reserved_units?: Vec<i64>",
        cart.products as "cart_products?: Vec<i64>", cart.quantities as "cart_quantities?: Vec<i64>",
        cart.prices as "cart_prices?: Vec<Option<i64>>"
 from request
-left join claimed on claimed.user_id = request.user_id and claimed.key = request.key
-left join orders.idempotency as held
-    on held.user_id = request.user_id and held.scope = 'create' and held.key = request.key
+left join acquired on acquired.user_id = request.user_id and acquired.key = request.key
+left join orders.idempotency as claim
+    on claim.user_id = request.user_id and claim.scope = 'create' and claim.key = request.key
 left join orders.event_cursor as cursor on cursor.user_id = request.user_id
 left join lateral (
     select count(*) as orders, array_agg(o.id) as ids from orders.orders as o
