@@ -30,7 +30,7 @@ pub fn status(status: Status) -> OrderStatus {
 pub fn parse_status(number: i32) -> Result<Status, Error> {
     Status::ALL
         .into_iter()
-        .find(|known| i32::from(status(*known)) == number)
+        .find(|candidate| i32::from(status(*candidate)) == number)
         .ok_or_else(|| Error::Malformed(("status", "is not a status of orders").into()))
 }
 

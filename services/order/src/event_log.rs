@@ -19,10 +19,12 @@ use shoppee_kit::{
     process::Process,
     worker::{self, Round},
 };
+use sqlx::PgConnection;
 use tokio::sync::{Semaphore, watch as watch_channel};
 
 use crate::{
     OrderContext, convert,
+    error::Error,
     store::event_log::{self, LogBounds},
     user_queue::UserQueue,
 };
@@ -34,8 +36,8 @@ pub use self::watch::{EventStreams, Messages, Start};
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Bounds the events that are appended in one transaction, which holds the lock of the head.
 const APPEND_BATCH_SIZE: i64 = 1_000;
-/// Bounds the users of a poll. If there are more, the next poll follows at once.
-const MAX_POLLED_USERS: i64 = 1_000;
+/// Bounds the events of a poll. If there are more, the next poll follows at once.
+const MAX_POLLED_EVENTS: i64 = 1_000;
 /// Bounds the rows that the gauge counts, so that a long outage does not slow down each poll.
 const MAX_COUNTED: i64 = 100_000;
 /// The delay after a failure to append.
@@ -94,24 +96,32 @@ impl EventLog {
 
     /// Returns a page of the entries after the position `after`, up to the position `head`: those with one of
     /// `statuses`, or all if there are none.
-    async fn read_page(&self, after: i64, head: i64, statuses: &[String]) -> sqlx::Result<Page> {
+    async fn read_page(&self, after: i64, head: i64, statuses: &[String]) -> Result<Page, Error> {
         if let Some(page) = self.tail.page(after, PAGE_SIZE, statuses) {
             return Ok(page);
         }
         // The semaphore is never closed.
         let _permit = self.page_permits.acquire().await;
         let until = head.min(after + PAGE_SIZE);
-        let entries = self.list(after, until, statuses).await?;
+        let mut conn = self.pool.acquire().await?;
+        let entries = list(&mut conn, after, until, statuses).await?;
+        // Read last: the entries of the page are complete if the oldest one is still below them.
+        if event_log::bounds(&mut conn).await?.oldest > after + 1 {
+            return Err(Error::CursorOutOfRange);
+        }
         Ok(Page { entries, until })
     }
+}
 
-    async fn list(&self, after: i64, until: i64, statuses: &[String]) -> sqlx::Result<Vec<Arc<Entry>>> {
-        let mut conn = self.pool.acquire().await?;
-        let rows = event_log::list(&mut conn, after, until, statuses).await?;
-        let entry =
-            |row: event_log::LogRow| Entry { position: row.position, event: convert::event(&row.event) };
-        Ok(rows.into_iter().map(|row| Arc::new(entry(row))).collect())
-    }
+async fn list(
+    conn: &mut PgConnection,
+    after: i64,
+    until: i64,
+    statuses: &[String],
+) -> sqlx::Result<Vec<Arc<Entry>>> {
+    let rows = event_log::list(conn, after, until, statuses).await?;
+    let entry = |row: event_log::LogRow| Entry { position: row.position, event: convert::event(&row.event) };
+    Ok(rows.into_iter().map(|row| Arc::new(entry(row))).collect())
 }
 
 /// Starts the appender, the poll, and the reader of the tail.
@@ -122,7 +132,7 @@ pub fn start(
     ready: &watch_channel::Receiver<bool>,
 ) {
     metrics::gauge!("event_streams").set(0);
-    let users = context.relay.event_log.clone();
+    let users = context.committed_users.event_log.clone();
     process.tasks.spawn("event-appender", run_appender(log.clone(), users, process.clone(), ready.clone()));
     process.tasks.spawn("event-tail", tail::run(log.clone(), process.tasks.clone()));
     let log = log.clone();
@@ -166,10 +176,10 @@ async fn run_appender(
 #[expect(clippy::cast_precision_loss, reason = "a gauge of at most 100 000 rows")]
 async fn poll(log: EventLog) -> sqlx::Result<Round> {
     let mut conn = log.pool.acquire().await?;
-    let users = event_log::list_queued_users(&mut conn, MAX_POLLED_USERS).await?;
+    let users = event_log::list_queued_users(&mut conn, MAX_POLLED_EVENTS).await?;
     let pending = if users.is_empty() { 0 } else { event_log::count_queued(&mut conn, MAX_COUNTED).await? };
     drop(conn);
     metrics::gauge!("event_log_pending").set(pending as f64);
     log.append(&users).await?;
-    Ok(Round::more_if(i64::try_from(users.len()).is_ok_and(|count| count == MAX_POLLED_USERS)))
+    Ok(Round::more_if(pending > MAX_POLLED_EVENTS))
 }

@@ -59,15 +59,15 @@ pub fn encode_event(event: &EventRow) -> Vec<u8> {
 
 /// The queues of users whose events this process has committed: one for the relay, one for the event log.
 #[derive(Clone, Debug, Default)]
-pub struct Relay {
-    users: UserQueue,
+pub struct CommittedUsers {
+    relay: UserQueue,
     pub event_log: UserQueue,
 }
 
-impl Relay {
-    /// Queues a user with a committed event.
+impl CommittedUsers {
+    /// Queues a user with a committed event, and wakes both tasks.
     pub fn wake(&self, user_id: i64) {
-        self.users.push([user_id]);
+        self.relay.push([user_id]);
         self.event_log.push([user_id]);
     }
 }
@@ -75,7 +75,8 @@ impl Relay {
 /// Starts the relay, the poll, and the worker that ensures the epoch.
 pub fn start(context: &OrderContext, redis: &Client, process: &Process, ready: &watch::Receiver<bool>) {
     let publisher = Publisher::new(context, redis, Arc::new(Failures::new()));
-    let relay = run_relay(context.relay.users.clone(), publisher.clone(), process.clone(), ready.clone());
+    let relay =
+        run_relay(context.committed_users.relay.clone(), publisher.clone(), process.clone(), ready.clone());
     process.tasks.spawn("relay", relay);
 
     let position = Arc::new(Mutex::new(PollPosition::default()));

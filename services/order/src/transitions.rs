@@ -48,9 +48,9 @@ pub fn event(order: &OrderRow, seq: i64, transition: TransitionContext<'_>) -> E
     }
 }
 
-/// Wakes the relay and counts the transition. Runs after the commit.
+/// Wakes the relay and the appender of the event log, and counts the transition. Runs after the commit.
 pub fn after_commit(context: &OrderContext, order: &OrderRow) {
-    context.relay.wake(order.user_id);
+    context.committed_users.wake(order.user_id);
     order_metrics::count_transition(order);
 }
 

@@ -126,9 +126,12 @@ pub async fn run(log: EventLog, tasks: Tasks) -> anyhow::Result<()> {
 
 /// Reads the entries after `position`. The first read starts at the head.
 async fn read_new(log: &EventLog, position: &mut Option<i64>) -> sqlx::Result<()> {
-    let head = event_log::head(&mut *log.pool.acquire().await?).await?;
-    let Some(mut after) = *position else {
+    let mut conn = log.pool.acquire().await?;
+    let head = event_log::head(&mut conn).await?;
+    // The head is behind if a failover has lost the last commits.
+    let Some(mut after) = position.filter(|position| *position <= head) else {
         *position = Some(head);
+        log.tail.lock().clear();
         log.tail.extend(Vec::new(), head);
         return Ok(());
     };
@@ -139,7 +142,7 @@ async fn read_new(log: &EventLog, position: &mut Option<i64>) -> sqlx::Result<()
     }
     while after < head {
         let until = head.min(after + PAGE_SIZE);
-        log.tail.extend(log.list(after, until, &[]).await?, until);
+        log.tail.extend(super::list(&mut conn, after, until, &[]).await?, until);
         (after, *position) = (until, Some(until));
     }
     Ok(())

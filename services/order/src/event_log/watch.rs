@@ -58,7 +58,7 @@ struct Inner {
     verifier: Arc<Verifier>,
     tasks: Tasks,
     permits: Arc<Semaphore>,
-    /// The number of open streams of each caller, by the name in its token.
+    /// The number of open streams of each caller, by client id or user id. The names of clients are not unique.
     callers: Mutex<HashMap<String, usize>>,
 }
 
@@ -97,6 +97,7 @@ impl EventStreams {
             caller,
             statuses: statuses.iter().map(|status| status.as_str().to_owned()).collect(),
             position,
+            newest: 0,
             sender,
             token_check,
             heartbeat_at: Instant::now(),
@@ -119,7 +120,8 @@ impl StreamPermit {
     /// Returns `None` if the process or the caller has no stream left.
     fn acquire(streams: &Arc<Inner>, caller: &Caller) -> Option<Self> {
         let permit = streams.permits.clone().try_acquire_owned().ok()?;
-        let caller = caller.claims.username.clone();
+        let user_id = || caller.user_id().to_string();
+        let caller = caller.client_id().map_or_else(user_id, str::to_owned);
         let mut callers = streams.callers();
         let count = callers.entry(caller.clone()).or_default();
         if *count == MAX_STREAMS_PER_CALLER {
@@ -158,9 +160,9 @@ enum End {
     Status(Status),
 }
 
-impl From<sqlx::Error> for End {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Status(Error::from(error).into())
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        Self::Status(error.into())
     }
 }
 
@@ -169,8 +171,10 @@ struct Stream {
     caller: Caller,
     /// The names of the statuses; empty for all.
     statuses: Vec<String>,
-    /// The position after the last event that was sent or filtered out.
+    /// The position of the last event that was sent or filtered out.
     position: i64,
+    /// The newest position of the log that the stream has seen.
+    newest: i64,
     head: watch::Receiver<i64>,
     sender: mpsc::Sender<Result<WatchEventsResponse, Status>>,
     token_check: Interval,
@@ -192,7 +196,20 @@ impl Stream {
                 self.send(None, self.position).await?;
             }
             let head = *self.head.borrow_and_update();
+            // A failover has lost entries that the consumer may have: their positions get other events.
+            if head < std::mem::replace(&mut self.newest, head) {
+                return Err(Error::CursorOutOfRange.into());
+            }
+            let shutdown = self.streams.tasks.shutdown_token();
             if self.position < head {
+                // A page without a match sends nothing, and a stream may read many.
+                self.check_token()?;
+                if self.sender.is_closed() {
+                    return Err(End::ConsumerGone);
+                }
+                if shutdown.is_cancelled() {
+                    return Err(End::Status(status::unavailable().into()));
+                }
                 let page = self.streams.log.read_page(self.position, head, &self.statuses).await?;
                 for entry in page.entries {
                     self.send(Some(&entry), entry.position).await?;
@@ -200,7 +217,6 @@ impl Stream {
                 self.position = page.until;
                 continue;
             }
-            let shutdown = self.streams.tasks.shutdown_token();
             tokio::select! {
                 // The sender is part of the log, which outlives the stream.
                 _ = self.head.changed() => {}

@@ -57,7 +57,7 @@ pub async fn append(conn: &mut PgConnection, head: i64, users: &[i64], limit: i6
     .await
 }
 
-/// Lists up to `limit` users with queued events.
+/// Lists the users of the first `limit` queued events.
 pub async fn list_queued_users(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<i64>> {
     sqlx::query_scalar!(
         r#"select distinct user_id as "user_id!"
@@ -107,7 +107,7 @@ pub async fn list(
 ) -> sqlx::Result<Vec<LogRow>> {
     // With `offset 0` each event is found by its key: a join would be planned for the whole log.
     let rows = sqlx::query!(
-        "select event_log.position, found.*
+        "select event_log.position, details.*
          from orders.event_log
          cross join lateral (
              select user_id, seq, order_id, status, previous_status, total, currency, version, actor, reason, at,
@@ -115,9 +115,9 @@ pub async fn list(
              from orders.event
              where event.user_id = event_log.user_id and event.seq = event_log.seq
              offset 0
-         ) as found
+         ) as details
          where event_log.position > $1 and event_log.position <= $2
-           and (cardinality($3::text[]) = 0 or found.status = any($3))
+           and (cardinality($3::text[]) = 0 or details.status = any($3))
          order by event_log.position",
         after,
         until,

@@ -235,6 +235,57 @@ async fn a_bad_cursor_is_refused_with_its_reason() {
 }
 
 #[tokio::test]
+async fn an_open_stream_ends_if_its_log_loses_events() {
+    let shop = TestShop::start().await;
+    let (db, consumer) = (shop.db().await, shop.consumer().await);
+    write_events(&db, 1, 5).await;
+    let mut watch = consumer.watches("").await;
+    watch.events(5).await;
+    // A failover has lost the newest commits.
+    for statement in
+        ["delete from orders.event_log where position > 2", "update orders.event_log_head set position = 2"]
+    {
+        sqlx::query(statement).execute(&db).await.unwrap();
+    }
+    let end = loop {
+        if let Err(end) = watch.try_message().await {
+            break end;
+        }
+    };
+    assert_eq!(expect_error::<()>(Err(end)), "cursor_out_of_range");
+}
+
+#[tokio::test]
+async fn a_stream_of_a_rare_status_ends_with_its_session() {
+    let shop = TestShop::start().await;
+    let (db, admin) = (shop.db().await, shop.admin().await);
+    // More than the process reads before the session ends.
+    sqlx::query(
+        "insert into orders.event (user_id, seq, order_id, status, total, currency, version, actor, at, traceparent)
+         select n % 100, n / 100 + 1, gen_random_uuid(), 'pending', 1, 'EUR', 1, 'system', now(), ''
+         from generate_series(0, 199999) as n",
+    )
+    .execute(&db)
+    .await
+    .unwrap();
+    eventually("the log has all events", || async {
+        let pending =
+            sqlx::query_scalar::<_, i64>("select count(*) from orders.event_queue").fetch_one(&db).await;
+        pending.unwrap() == 0
+    })
+    .await;
+    let mut watch = admin.as_consumer().watches_status(OrderStatus::Completed).await;
+    watch.message().await;
+    shop.signs_out(&admin).await;
+    let end = loop {
+        if let Err(end) = watch.try_message().await {
+            break end;
+        }
+    };
+    assert_eq!(expect_error::<()>(Err(end)), "session_revoked");
+}
+
+#[tokio::test]
 async fn only_services_and_admins_follow_all_events_and_only_with_a_valid_token() {
     let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
