@@ -89,11 +89,13 @@ where
     while pending.lock().await.recv_many(&mut batch, batch_size).await > 0 {
         if batch.iter().all(|(_, reply)| reply.is_none()) {
             tokio::time::sleep(DEFERRED_BATCH_DELAY).await;
-            let mut pending = pending.lock().await;
-            while batch.len() < batch_size
-                && let Ok(request) = pending.try_recv()
-            {
-                batch.push(request);
+            // An idle worker holds the lock while it waits; it takes the next requests itself.
+            if let Ok(mut pending) = pending.try_lock() {
+                while batch.len() < batch_size
+                    && let Ok(request) = pending.try_recv()
+                {
+                    batch.push(request);
+                }
             }
         }
         let (requests, replies): (Vec<T>, Vec<_>) = batch.drain(..).unzip();
@@ -162,6 +164,20 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(queue.defer(()) && queue.defer(()));
         assert_eq!(batches.recv().await, Some(3));
+    }
+
+    #[tokio::test]
+    async fn a_deferred_request_does_not_wait_for_another_request() {
+        let (tasks, _ended) = Tasks::new();
+        let (started, mut batches) = mpsc::unbounded_channel();
+        let queue =
+            BatchQueue::start("test", Limits { workers: 2, ..LIMITS }, &tasks, move |batch: Vec<()>| {
+                let _ = started.send(batch.len());
+                async move { batch }
+            });
+        assert!(queue.defer(()));
+        let processed = tokio::time::timeout(Duration::from_secs(5), batches.recv());
+        assert_eq!(processed.await.expect("the batch starts without another request"), Some(1));
     }
 
     #[tokio::test]
