@@ -22,7 +22,7 @@ use anyhow::Context as _;
 use futures_util::{FutureExt as _, TryFutureExt as _};
 use http::{Request, Response};
 use tokio::time::Instant;
-use tonic::{Code, body::Body, server::NamedService, service::Routes, transport::server::Server};
+use tonic::{Code, Status, body::Body, server::NamedService, service::Routes, transport::server::Server};
 use tonic_health::{
     ServingStatus,
     pb::health_server::{Health, HealthServer},
@@ -207,9 +207,10 @@ where
             return Box::pin(self.inner.call(request));
         }
         let method = find_method(request.uri().path());
-        // The router answers UNIMPLEMENTED to a method that is not declared.
-        let caller = method.map_or(Ok(None), |method| {
-            access::authorize(&method.rule, || authenticate(&self.layer.verifier, request.headers()))
+        // A method that is not declared has no rule.
+        let caller = method.ok_or_else(|| Status::unimplemented("")).and_then(|method| {
+            let authenticate = || authenticate(&self.layer.verifier, request.headers());
+            access::authorize(&method.rule, authenticate)
         });
         let method = method_label(method);
         let span = if telemetry::exporter_enabled() {
@@ -379,7 +380,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(1200)).await;
             Ok::<_, tonic::Status>(Frame::data(Bytes::from_static(b"request")))
         }));
-        let request = Request::post("/shop.Shop/Wait")
+        let request = Request::post("/shoppee.auth.v1.AuthService/GetJwks")
             .header("grpc-timeout", "2S")
             .body(Body::new(StreamBody::new(late)))
             .unwrap();

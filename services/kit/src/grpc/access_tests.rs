@@ -136,12 +136,12 @@ async fn every_method_admits_exactly_the_callers_of_its_rule() {
     let (callers, ended_sessions) = callers(clock.unix());
     verifier.update(shoppee_proto::auth::v1::GetJwksResponse { ended_sessions, ..key_set(&[FIRST]) });
     let process = Process { clock, tasks, readiness, tls };
-    let (reached, seen) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(None)));
+    let (reached, handler_caller) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(None)));
     let handler = {
-        let (reached, seen) = (reached.clone(), seen.clone());
+        let (reached, handler_caller) = (reached.clone(), handler_caller.clone());
         tower::service_fn(move |request: Request<Body>| {
             reached.fetch_add(1, Ordering::SeqCst);
-            *seen.lock().unwrap() = request.extensions().get::<crate::caller::Caller>().cloned();
+            *handler_caller.lock().unwrap() = request.extensions().get::<crate::caller::Caller>().cloned();
             std::future::ready(Ok::<_, Infallible>(Response::new(Body::empty())))
         })
     };
@@ -166,11 +166,11 @@ async fn every_method_admits_exactly_the_callers_of_its_rule() {
             if reason.as_deref() != expected || is_reached != expected.is_none() {
                 problems.push(format!("{method}, {}: {reason:?}, not {expected:?}", caller.name));
             }
-            // The handler sees the caller of a verified token, and none where the method reads no token.
-            let is_seen = is_reached && seen.lock().unwrap().take().is_some();
+            // The handler has the caller of a verified token, and none if the method reads no token.
+            let has_caller = is_reached && handler_caller.lock().unwrap().take().is_some();
             let has_token = !matches!(caller.kind, Kind::Anonymous) && !rule.open;
-            if is_reached && is_seen != has_token {
-                problems.push(format!("{method}, {}: the handler sees {is_seen}", caller.name));
+            if is_reached && has_caller != has_token {
+                problems.push(format!("{method}, {}: the handler has a caller: {has_caller}", caller.name));
             }
         }
     }
