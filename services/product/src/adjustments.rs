@@ -1,4 +1,4 @@
-//! Corrections of stock by admins. They use group commit ([`BatchQueue`]), as holds do: corrections of one product do
+//! Corrections of stock by admins and services. They use group commit ([`BatchQueue`]), as holds do: corrections of one product do
 //! not wait for its row lock, each with a connection of its own.
 //!
 //! A batch is one transaction: it locks the products, decides each correction in memory after the ones before it, and

@@ -29,15 +29,15 @@ const ANSWER_PREFIX: &[u8] = b"b";
 
 pub async fn update(
     batches: &Batches,
-    admin: &Caller,
+    caller: &Caller,
     mut request: wire::BatchUpdateProductsRequest,
 ) -> Result<IdempotentResult<wire::BatchUpdateProductsResponse>, Error> {
     check_stock_scope(
-        admin,
+        caller,
         request.items.iter().any(|row| row.stock.is_some() || row.stock_delta.is_some()),
     )?;
     let key = request.idempotency_key.take();
-    let key = idempotency_key::parse(admin, "products.batch", key, &(request.on_error, &request.items))?;
+    let key = idempotency_key::parse(caller, "products.batch", key, &(request.on_error, &request.items))?;
     let on_error = match wire::OnError::try_from(request.on_error) {
         Ok(wire::OnError::Continue) => OnError::Continue,
         Ok(wire::OnError::Abort) => OnError::Abort,
@@ -79,7 +79,7 @@ pub async fn update(
 pub fn stream(
     batches: Batches,
     tasks: &Tasks,
-    (admin, verifier): (Caller, Arc<Verifier>),
+    (caller, verifier): (Caller, Arc<Verifier>),
     mut requests: Streaming<wire::BatchUpdateProductsRequest>,
 ) -> ReceiverStream<Result<wire::BatchUpdateProductsResponse, Status>> {
     let (answers, stream) = mpsc::channel(RESPONSE_BUFFER);
@@ -92,10 +92,10 @@ pub fn stream(
                 () = shutdown.cancelled() => Err(status::unavailable().into()),
                 () = answers.closed() => return,
             };
-            let answer = match (request, verifier.check_active(&admin)) {
+            let answer = match (request, verifier.check_active(&caller)) {
                 (Ok(None), _) => return,
                 (Ok(Some(request)), Ok(())) => {
-                    let result = update(&batches, &admin, request).await;
+                    let result = update(&batches, &caller, request).await;
                     result.map(|result| result.value).map_err(Status::from)
                 }
                 (Ok(Some(_)), Err(error)) => Err(ServiceError::from(error).into()),

@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc};
 
 use shoppee_kit::{
-    caller::{self, Caller, Role, Verifier},
+    caller::{self, Caller, Verifier},
     idempotency,
     status::Violations,
     tasks::Tasks,
@@ -76,15 +76,12 @@ fn min_revision<T>(request: &Request<T>) -> i64 {
 
 /// Reports whether the caller may see archived products: admins and other services.
 fn may_see_archived(caller: Option<&Caller>) -> bool {
-    caller.is_some_and(|caller| match caller.claims.role {
-        Role::Admin | Role::Service => true,
-        Role::User => false,
-    })
+    caller.is_some_and(Caller::is_staff)
 }
 
-/// Reports whether lists must include the caller's own writes: those of admins do.
+/// Reports whether lists must include the caller's own writes: those of admins and services do.
 fn reads_own_writes(caller: Option<&Caller>) -> bool {
-    caller.is_some_and(Caller::is_admin)
+    caller.is_some_and(Caller::is_staff)
 }
 
 type BatchResponses =
@@ -154,10 +151,10 @@ impl ProductService for Products {
         &self,
         request: Request<CreateProductRequest>,
     ) -> Result<Response<Product>, Status> {
-        let admin = caller::require(&request)?;
+        let caller = caller::require(&request)?;
         let mut request = request.into_inner();
         let key = request.idempotency_key.take();
-        let key = idempotency_key::parse(&admin, "products.create", key, &request)?;
+        let key = idempotency_key::parse(&caller, "products.create", key, &request)?;
         let new = convert::new_product(request)?;
         Ok(self.respond_idempotent(self.catalogue.create(&new, key.as_ref()).await?))
     }
@@ -166,15 +163,15 @@ impl ProductService for Products {
         &self,
         request: Request<UpdateProductRequest>,
     ) -> Result<Response<Product>, Status> {
-        let admin = caller::require(&request)?;
+        let caller = caller::require(&request)?;
         let mut request = request.into_inner();
         // The expected version is not part of the fingerprint: a repeat may expect a newer one.
         let (id, expected_version, key) =
             (request.id, request.expected_version.take(), request.idempotency_key.take());
         let mask = request.update_mask.as_ref().map(|mask| mask.paths.clone());
-        let key = idempotency_key::parse(&admin, "products.update", key, &(mask, &request))?;
+        let key = idempotency_key::parse(&caller, "products.update", key, &(mask, &request))?;
         let changes = convert::changes(request)?;
-        check_stock_scope(&admin, changes.stock.is_some())?;
+        check_stock_scope(&caller, changes.stock.is_some())?;
         Ok(self
             .respond_idempotent(self.catalogue.update(id, expected_version, &changes, key.as_ref()).await?))
     }
@@ -186,10 +183,10 @@ impl ProductService for Products {
     }
 
     async fn adjust_stock(&self, request: Request<AdjustStockRequest>) -> Result<Response<Product>, Status> {
-        let admin = caller::require(&request)?;
+        let caller = caller::require(&request)?;
         let mut request = request.into_inner();
         let key = request.idempotency_key.take();
-        let key = idempotency_key::parse(&admin, "products.stock", key, &(request.id, &request))?;
+        let key = idempotency_key::parse(&caller, "products.stock", key, &(request.id, &request))?;
         let mut bad = Violations::default();
         let delta = bad.collect("delta", Delta::parse(request.delta));
         let reason = bad.collect("reason", Reason::parse(request.reason));
@@ -204,8 +201,8 @@ impl ProductService for Products {
         &self,
         request: Request<BatchUpdateProductsRequest>,
     ) -> Result<Response<BatchUpdateProductsResponse>, Status> {
-        let admin = caller::require(&request)?;
-        let result = batch::update(&self.batches, &admin, request.into_inner()).await?;
+        let caller = caller::require(&request)?;
+        let result = batch::update(&self.batches, &caller, request.into_inner()).await?;
         Ok(idempotency::respond(result.value, result.replayed))
     }
 
@@ -213,8 +210,8 @@ impl ProductService for Products {
         &self,
         request: Request<Streaming<BatchUpdateProductsRequest>>,
     ) -> Result<Response<BatchResponses>, Status> {
-        let admin = (caller::require(&request)?, self.verifier.clone());
-        let responses = batch::stream(self.batches.clone(), &self.tasks, admin, request.into_inner());
+        let caller = (caller::require(&request)?, self.verifier.clone());
+        let responses = batch::stream(self.batches.clone(), &self.tasks, caller, request.into_inner());
         Ok(Response::new(Box::pin(responses)))
     }
 
@@ -229,16 +226,16 @@ impl ProductService for Products {
         &self,
         request: Request<CreateCategoryRequest>,
     ) -> Result<Response<Category>, Status> {
-        let admin = caller::require(&request)?;
-        Ok(categories::create(&self.categories, &admin, request.into_inner()).await?)
+        let caller = caller::require(&request)?;
+        Ok(categories::create(&self.categories, &caller, request.into_inner()).await?)
     }
 
     async fn update_category(
         &self,
         request: Request<UpdateCategoryRequest>,
     ) -> Result<Response<Category>, Status> {
-        let admin = caller::require(&request)?;
-        Ok(categories::update(&self.categories, &admin, request.into_inner()).await?)
+        let caller = caller::require(&request)?;
+        Ok(categories::update(&self.categories, &caller, request.into_inner()).await?)
     }
 
     async fn delete_category(&self, request: Request<DeleteCategoryRequest>) -> Result<Response<()>, Status> {

@@ -141,8 +141,8 @@ pub async fn insert(
 /// Takes units that were decided on a snapshot of the stock, and inserts their holds: in one statement, all or none.
 /// Returns `false` if the decisions do not hold any more, or if one of the orders has a hold or a tombstone.
 ///
-/// The statement reads the rows again as it locks them, so that what it checks is what it changes. The steps depend on
-/// each other's rows: so they are taken in the global lock order.
+/// PostgreSQL checks the stock again after it waits for a row lock. The version of a product is that of the statement's
+/// snapshot. The steps depend on each other's rows, so that rows are locked in the global order.
 pub async fn insert_decided(
     conn: &mut PgConnection,
     withdrawals: &[Withdrawal],

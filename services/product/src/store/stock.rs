@@ -42,13 +42,13 @@ pub async fn lock(conn: &mut PgConnection, ids: &[i64]) -> sqlx::Result<BTreeMap
 pub struct Snapshot {
     /// The levels of those of the products that exist.
     pub levels: BTreeMap<i64, StockLevel>,
-    /// Whether one of the orders has a hold or a tombstone. Not set if none of the products exists.
+    /// True if one of the orders has a hold or a tombstone. False if none of the products exists.
     pub is_held: bool,
 }
 
 /// Returns the stock of these products, and whether one of the orders has a hold.
 ///
-/// A parameter in a subquery has an unknown length for the planner, so that one plan serves all calls.
+/// The planner does not know the length of a parameter in a subquery, so that one plan serves all calls.
 pub async fn fetch_snapshot(
     conn: &mut PgConnection,
     ids: &[i64],
