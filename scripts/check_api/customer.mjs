@@ -18,9 +18,9 @@ export const PASSWORD = "a password for one run";
 /** The maximum height of a screenshot of a whole page. A longer page, such as a list, is cut to the screen. Pixels. */
 const MAX_SCREENSHOT_HEIGHT = 2_400;
 
-/** Imports a catalogue of messages. Node takes a file without a package for CommonJS. */
-export async function readMessages(language) {
-  const file = new URL(`../../gateway/assets/storefront/messages/${language}.js`, import.meta.url);
+/** Imports a module of messages. Node takes a file without a package for CommonJS. */
+export async function readMessages(name) {
+  const file = new URL(`../../gateway/assets/storefront/${name}.js`, import.meta.url);
   return import(`data:text/javascript,${encodeURIComponent(await readFile(file, "utf8"))}`);
 }
 

@@ -16,8 +16,9 @@ import { Customer, folder, PASSWORD, readMessages, Shoppee } from "./customer.mj
 
 const runFile = process.argv[3];
 const { SHOP, ADMIN_TOKEN } = process.env;
-const { en } = await readMessages("en");
-const { zh } = await readMessages("zh");
+const { en } = await readMessages("messages/en");
+const { zh } = await readMessages("messages/zh");
+const { messages: backOffice } = await readMessages("admin/messages");
 
 /** The longest that all steps may take. Milliseconds. */
 const RUN_TIMEOUT = 120_000;
@@ -31,6 +32,7 @@ const PHONE = { width: 390, height: 844, isMobile: true, hasTouch: true };
 function comparesMessages() {
   const names = (catalogue) => Object.keys(catalogue).filter((name) => !/^(word|category)\./.test(name)).sort();
   assert.deepEqual(names(zh), names(en));
+  assert.deepEqual(names(backOffice.zh), names(backOffice.en));
 }
 
 /** Checks the budgets of the first view. Of three loads the fastest counts: other programs may delay one. */

@@ -7,17 +7,17 @@ import { explain, fieldErrors } from "./problems.js";
 import { currentRoute, go, signInAddress } from "./router.js";
 import { loadProduct, report } from "./shop.js";
 import { notify, state } from "./store.js";
-import { isUnknown, retry } from "./writes.js";
+import { isRetryable, retry } from "./writes.js";
 
-/** Fewer are shown as "only n left". */
-const FEW = 10;
+/** The stock below which the shop shows "only n left". */
+const LOW_STOCK_THRESHOLD = 10;
 
 /** Reads for a view until there is an answer, again with each change of `keys`. Does nothing while one of them is missing. */
 export function useLoading(read, keys) {
   useEffect(() => {
     let isOver = false;
     if (keys.every((key) => key !== undefined)) {
-      retry(read, () => isOver).catch((error) => isOver || isUnknown(error) || report(error));
+      retry(read, () => isOver).catch((error) => isOver || isRetryable(error) || report(error));
     }
     return () => (isOver = true);
   }, keys);
@@ -53,7 +53,7 @@ export function Thumbnail({ id }) {
 
 export function Stock({ stock, exact = false }) {
   if (stock === 0) return html`<span class="stock none">${t("stock.sold_out")}</span>`;
-  if (stock < FEW) return html`<span class="stock few">${t("stock.few", { n: number(stock) })}</span>`;
+  if (stock < LOW_STOCK_THRESHOLD) return html`<span class="stock few">${t("stock.few", { n: number(stock) })}</span>`;
   return html`<span class="stock">${exact ? t("stock.count", { n: number(stock) }) : t("stock.plenty")}</span>`;
 }
 
@@ -76,20 +76,26 @@ export function ProductCard({ product, eager }) {
 /** A number of units, with buttons. `onChange` is given each number that is entered. */
 export function Quantity({ value, max = 1000, label, onChange }) {
   const [typed, setTyped] = useState(value);
-  useEffect(() => setTyped(value), [value]);
+  const entered = useRef(value);
+  useEffect(() => {
+    setTyped(value);
+    entered.current = value;
+  }, [value]);
   const set = (next) => {
     const valid = Math.min(Math.max(Math.trunc(next) || 1, 1), Math.min(max, 1000));
     setTyped(valid);
-    if (valid !== value) onChange(valid);
+    if (valid === entered.current) return;
+    entered.current = valid;
+    onChange(valid);
   };
   return html`
     <span class="quantity">
-      <button type="button" aria-label=${t("product.fewer")} disabled=${value <= 1} onClick=${() => set(value - 1)}>−</button>
+      <button type="button" aria-label=${t("product.fewer")} disabled=${entered.current <= 1} onClick=${() => set(entered.current - 1)}>−</button>
       <input
         type="number" inputmode="numeric" min="1" max="1000" aria-label=${label} value=${typed}
         onInput=${(event) => setTyped(event.target.value)} onChange=${(event) => set(event.target.valueAsNumber)}
       />
-      <button type="button" aria-label=${t("product.more")} disabled=${value >= max} onClick=${() => set(value + 1)}>+</button>
+      <button type="button" aria-label=${t("product.more")} disabled=${entered.current >= max} onClick=${() => set(entered.current + 1)}>+</button>
     </span>
   `;
 }
@@ -172,7 +178,7 @@ export function SignInFirst({ title, text }) {
 }
 
 export function Header() {
-  const { name, query } = currentRoute();
+  const { name, id, query } = currentRoute();
   const q = name === "catalogue" ? (query.get("q") ?? "") : "";
   const [typed, setTyped] = useState(q);
   useEffect(() => setTyped(q), [name, q]);
@@ -185,6 +191,7 @@ export function Header() {
     go(next.size ? `/shop?${next}` : "/", { replace });
   };
   const timer = useRef();
+  useEffect(() => () => clearTimeout(timer.current), [name, id]);
   const type = (event) => {
     const text = event.target.value;
     setTyped(text);

@@ -51,9 +51,10 @@ export function money(amount, currency) {
 
 /** Reads an amount as it is typed. Returns minor units; undefined where it is none. */
 export function parseMoney(text, currency = shopCurrency()) {
-  const value = Number(String(text).trim().replace(",", "."));
-  if (String(text).trim() === "" || !Number.isFinite(value) || value < 0) return undefined;
-  return Math.round(value * 10 ** digits(currency));
+  const [, whole, fraction = ""] = /^(\d+)(?:[.,](\d+))?$/.exec(String(text).trim()) ?? [];
+  // A longer fraction is likely a separator of thousands.
+  if (whole === undefined || fraction.length > digits(currency)) return undefined;
+  return Number(whole + fraction.padEnd(digits(currency), "0"));
 }
 
 /** Returns an amount as it is typed, such as 19.90. */

@@ -5,10 +5,12 @@ import { t } from "./i18n.js";
 import { explain } from "./problems.js";
 import { currentRoute, go, hasRoute, signInAddress } from "./router.js";
 import { keepOrders, keepProducts, notify, state, update } from "./store.js";
-import { dropWrites, isUnknown, resumeWrites, retry, startWrites, submit } from "./writes.js";
+import { DroppedWrite, dropWrites, isRetryable, newKey, resumeWrites, retry, startWrites, submit } from "./writes.js";
 
 const SESSION = "shoppee.session";
 const DEVICE = "shoppee.device";
+/** The address of the checkout as it was typed last: it survives a reload, and is there for the next order. */
+export const ADDRESS = "shoppee.address";
 /** A request without a response for so long is given up, and sent again where that is safe. Milliseconds. */
 const REQUEST_TIMEOUT = 12_000;
 /** Before a lost connection is shown: most come back at once. Milliseconds. */
@@ -60,12 +62,12 @@ export async function register({ username, email, password }) {
   const store = "shoppee.registration";
   const saved = JSON.parse(sessionStorage.getItem(store) ?? "null");
   const isRepeat = saved?.username === username && saved?.email === email;
-  const key = isRepeat ? saved.key : `register-${Date.now()}-${Math.random()}`;
+  const key = isRepeat ? saved.key : newKey();
   sessionStorage.setItem(store, JSON.stringify({ username, email, key }));
   const forget = () => sessionStorage.removeItem(store);
   const headers = { "Idempotency-Key": key };
   await client.post("/api/v1/auth/register", { body: { username, email, password }, headers }).catch((error) => {
-    if (!isUnknown(error)) forget();
+    if (!isRetryable(error)) forget();
     throw error;
   });
   forget();
@@ -75,10 +77,11 @@ export async function register({ username, email, password }) {
 export async function signOut(everywhere = false) {
   // First, as the shop closes the socket of a session that has ended.
   stopEvents();
-  dropWrites();
   try {
     await (everywhere ? client.post("/api/v1/auth/logout-all") : client.signOut());
+    dropWrites();
     localStorage.removeItem(SESSION);
+    localStorage.removeItem(ADDRESS);
     client = connect();
     enter(undefined);
   } catch (error) {
@@ -103,6 +106,7 @@ export function askToSignIn() {
 
 /** Shows an error to the customer. After a 401 it leads to the sign-in. */
 export function report(error) {
+  if (error instanceof DroppedWrite) return;
   if (error instanceof ProblemError && error.status === 401) askToSignIn();
   notify(explain(error), "error");
 }
@@ -185,7 +189,7 @@ function stopEvents() {
 }
 
 function reportUnlessTransient(error) {
-  if (!isUnknown(error)) report(error);
+  if (!isRetryable(error)) report(error);
 }
 
 addEventListener("offline", () => {
@@ -213,6 +217,7 @@ addEventListener("storage", ({ key }) => {
     update({ cart: undefined });
   }
   if (state.user && hasEvents) followEvents(state.user.id === before ? after : undefined);
+  resumeWrites(report);
   update({});
 });
 
@@ -231,13 +236,14 @@ const cartLane = { lane: "cart", kind: "cart" };
 
 export function addToCart(product_id, quantity) {
   const body = { product_id, quantity };
-  return submit({ ...cartLane, id: `add-${product_id}`, method: "post", path: "/api/v1/cart/items", body });
+  return submit({ ...cartLane, id: `add-${product_id}-${quantity}`, method: "post", path: "/api/v1/cart/items", body });
 }
 
 export function setQuantity(product_id, quantity) {
   const params = { path: { product_id } };
   const path = "/api/v1/cart/items/{product_id}";
-  return submit({ ...cartLane, id: `set-${product_id}-${quantity}`, method: "put", path, params, body: { quantity } });
+  // Each number is sent, also one that an earlier write under way has: the last one counts.
+  return submit({ ...cartLane, id: `set-${product_id}-${newKey()}`, method: "put", path, params, body: { quantity } });
 }
 
 /** Orders the cart. The shop refuses if that costs something else than was shown. */

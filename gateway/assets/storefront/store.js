@@ -47,9 +47,9 @@ export function keepProducts(products) {
 /** Keeps orders, unless a newer version is known. An event has fewer fields than REST; the others stay. */
 export function keepOrders(orders) {
   for (const order of orders) {
-    const known = state.orders.get(order.id);
-    if (order.version > (known?.version ?? 0) || (order.version === known?.version && order.items)) {
-      state.orders.set(order.id, { ...known, ...order });
+    const current = state.orders.get(order.id);
+    if (order.version > (current?.version ?? 0) || (order.version === current?.version && order.items)) {
+      state.orders.set(order.id, { ...current, ...order });
     }
   }
   update({});

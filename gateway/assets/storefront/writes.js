@@ -4,15 +4,18 @@
 import { ProblemError } from "@shoppee/client";
 import { state, update } from "./store.js";
 
-const STORE = "shoppee.writes";
-/** The shop keeps the response of a key for so long. Milliseconds. */
-const MAX_AGE = 23 * 60 * 60 * 1000;
-/** Between two tries. Milliseconds. */
+const STORAGE_KEY = "shoppee.writes";
+/** Bounds the age of a stored write, below the 24 h for which the shop keeps the response of a key. Milliseconds. */
+const MAX_WRITE_AGE = 23 * 60 * 60 * 1000;
+/** The delay between two tries doubles from the first to the maximum. Milliseconds. */
 const FIRST_RETRY_DELAY = 500;
 const MAX_RETRY_DELAY = 5_000;
-const AGAIN = [408, 429, 500, 502, 503, 504];
-/** An error of the shop itself may come back with each try. */
+const RETRYABLE_STATUSES = [408, 429, 500, 502, 503, 504];
+/** Bounds the internal errors (500) of one write, as such an error may come back with each try. */
 const MAX_INTERNAL_ERRORS = 5;
+
+/** The error of a write that was dropped: its user has signed out, or another user has signed in. */
+export class DroppedWrite extends Error {}
 
 /** The handlers of successful responses, by kind of write. */
 const handlers = {};
@@ -24,8 +27,8 @@ let send;
 export function startWrites(request, byKind) {
   send = request;
   Object.assign(handlers, byKind);
-  const stored = JSON.parse(sessionStorage.getItem(STORE) ?? "[]");
-  keep(stored.filter(({ at }) => Date.now() - at < MAX_AGE));
+  const stored = JSON.parse(sessionStorage.getItem(STORAGE_KEY) ?? "[]");
+  keep(stored.filter(({ at }) => Date.now() - at < MAX_WRITE_AGE));
 }
 
 /** Sends pending writes again after a sign-in. Drops writes of another user. */
@@ -48,10 +51,10 @@ const running = new Map();
 
 /** Sends a write, or joins the one that is under way. `write` is `{ id, kind, lane, method, path, params, body }`. */
 export function submit(write) {
-  const known = running.get(write.id);
-  if (known) return known;
+  const current = running.get(write.id);
+  if (current) return current;
   const stored = { ...write, key: newKey(), at: Date.now(), user: state.user?.id };
-  // One that waits for a sign-in is replaced.
+  // Replaces a stored write with this id that waits for a sign-in.
   keep([...state.pending.filter(({ id }) => id !== write.id), stored]);
   return enqueue(stored);
 }
@@ -67,7 +70,9 @@ function enqueue(write) {
 }
 
 async function run(write) {
+  let internalErrors = 0;
   for (let tries = 0; ; tries += 1) {
+    if (!isStored(write) || isOfAnotherUser(write)) throw new DroppedWrite();
     try {
       const result = await send(write);
       remove(write);
@@ -76,19 +81,18 @@ async function run(write) {
     } catch (error) {
       // A write without a valid token waits for the sign-in.
       const isUnsigned = error instanceof ProblemError && error.status === 401;
-      const isOver = !isUnknown(error) || (error.status === 500 && tries >= MAX_INTERNAL_ERRORS);
+      if (error.status === 500) internalErrors += 1;
+      const isOver = !isRetryable(error) || internalErrors > MAX_INTERNAL_ERRORS;
       if (isOver && !isUnsigned) remove(write);
       if (isOver) throw error;
       await pause(Math.max((error.retryAfter ?? 0) * 1000, backoff(tries)));
-      // Signed out, or of another user by now.
-      if (!isStored(write)) throw error;
     }
   }
 }
 
 /** Reports whether a write may have been done, or may be tried again: without a response, or after a temporary refusal. */
-export function isUnknown(error) {
-  if (error instanceof ProblemError) return AGAIN.includes(error.status) || error.code === "request_in_progress";
+export function isRetryable(error) {
+  if (error instanceof ProblemError) return RETRYABLE_STATUSES.includes(error.status) || error.code === "request_in_progress";
   return error instanceof TypeError || ["TimeoutError", "AbortError"].includes(error.name);
 }
 
@@ -98,7 +102,7 @@ export async function retry(read, isOver = () => false) {
     try {
       return await read();
     } catch (error) {
-      if (!isUnknown(error) || isOver()) throw error;
+      if (!isRetryable(error) || isOver()) throw error;
       await pause(Math.max((error.retryAfter ?? 0) * 1000, backoff(tries)));
       if (isOver()) throw error;
     }
@@ -124,12 +128,15 @@ function pause(delay) {
 
 const isStored = (write) => state.pending.some(({ key }) => key === write.key);
 
+/** Without a user the shop refuses the write (401), which then waits for the sign-in. */
+const isOfAnotherUser = ({ user }) => user !== undefined && state.user !== undefined && user !== state.user.id;
+
 function remove(write) {
   keep(state.pending.filter(({ key }) => key !== write.key));
 }
 
 function keep(pending) {
-  sessionStorage.setItem(STORE, JSON.stringify(pending));
+  sessionStorage.setItem(STORAGE_KEY, JSON.stringify(pending));
   update({ pending });
 }
 

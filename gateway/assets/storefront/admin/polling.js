@@ -2,7 +2,7 @@
 
 import { useEffect, useRef, useState } from "../html.js";
 import { report } from "../shop.js";
-import { isUnknown } from "../writes.js";
+import { isRetryable } from "../writes.js";
 
 /** Calls `read` now, after each change of `key`, and every `interval` milliseconds. Returns its result and a refresh. */
 export function usePolling(read, key, interval) {
@@ -20,7 +20,7 @@ export function usePolling(read, key, interval) {
           const next = await current.current();
           if (!isOver) setResult(next);
         } catch (error) {
-          if (!isOver && !isUnknown(error)) report(error);
+          if (!isOver && !isRetryable(error)) report(error);
         }
       }
       // Of two polls that overlap, the later one sets the time of the next.

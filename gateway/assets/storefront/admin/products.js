@@ -5,7 +5,7 @@ import { html, useRef, useState } from "../html.js";
 import { number, parseMoney, t, typedMoney } from "../i18n.js";
 import { client, report } from "../shop.js";
 import { keepProducts, notify } from "../store.js";
-import { submit } from "../writes.js";
+import { newKey, submit } from "../writes.js";
 import { usePolling } from "./polling.js";
 
 const PAGE_SIZE = 30;
@@ -50,14 +50,14 @@ function Row({ product, refresh }) {
     if (!Object.keys(body).length) return notify(t("admin.unchanged"));
     // The shop compares the version alone.
     const headers = { "If-Match": `"${version}-0000000000000000"` };
-    await submit({ id: `patch-${id}`, kind: "admin", lane: `product-${id}`, method: "patch", path: "/api/v1/products/{id}", params: { path }, headers, body });
+    await submit({ id: `patch-${id}-${newKey()}`, kind: "admin", lane: `product-${id}`, method: "patch", path: "/api/v1/products/{id}", params: { path }, headers, body });
     notify(t("admin.saved", { product: name }));
     refresh();
   };
   const adjust = (sign) => async () => {
     const { amount, reason } = Object.fromEntries(new FormData(form.current));
     const body = { delta: sign * Math.trunc(Number(amount)), reason: reason.trim() || t("admin.counted") };
-    await submit({ id: `stock-${id}`, kind: "admin", lane: `product-${id}`, method: "post", path: "/api/v1/products/{id}/stock", params: { path }, body });
+    await submit({ id: `stock-${id}-${newKey()}`, kind: "admin", lane: `product-${id}`, method: "post", path: "/api/v1/products/{id}/stock", params: { path }, body });
     refresh();
   };
   const label = (text) => `${text}, ${name}`;

@@ -16,7 +16,7 @@ const MAX_ROWS = 10_000;
 const CHUNK_SIZE = 500;
 const PAGE_SIZE = 100;
 
-/** Reads all products, up to a number, and waits where the shop says so. */
+/** Reads all products. Waits if the shop limits the rate. */
 async function readAll(onProgress) {
   const products = [];
   let cursor;
@@ -30,7 +30,7 @@ async function readAll(onProgress) {
       if (error.code !== "rate_limited") throw error;
       await new Promise((resolve) => setTimeout(resolve, (error.retryAfter ?? 1) * 1000));
     }
-  } while (cursor !== undefined && products.length < MAX_ROWS);
+  } while (cursor !== undefined);
   return products;
 }
 
@@ -40,10 +40,13 @@ function save(name, text) {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
-/** Returns the items of a batch. Throws a sentence where the head of the file is wrong. */
-function itemsOf(text) {
-  const [head = [], ...rows] = parseCsv(text);
-  const names = head.map((name) => name.trim().toLowerCase());
+/** Removes the apostrophe that the export sets before a field that looks like a formula. */
+const withoutGuard = (text) => text.replace(/^'(?=[=+\-@\t\r])/, "");
+
+/** Returns the items of a batch, and the lines of the file on which they begin. Throws a sentence if the head is wrong. */
+function parseItems(text) {
+  const [head = { fields: [] }, ...rows] = parseCsv(text);
+  const names = head.fields.map((name) => name.trim().toLowerCase());
   const unknown = names.filter((name) => !KNOWN.includes(name));
   if (unknown.length) throw new SyntaxError(t("transfer.unknown", { names: unknown.join(", ") }));
   if (!names.includes("sku") && !names.includes("id")) throw new SyntaxError(t("transfer.no_key"));
@@ -54,9 +57,11 @@ function itemsOf(text) {
     return Number(text);
   };
   // An empty field stays as it is.
-  return rows.map((fields) =>
-    Object.fromEntries(names.map((name, at) => [name, fields[at]?.trim() ?? ""]).filter(([, text]) => text !== "").map(([name, text]) => [name, value(name, text)])),
-  );
+  const item = ({ fields }) => {
+    const texts = names.map((name, at) => [name, withoutGuard(fields[at]?.trim() ?? "")]).filter(([, text]) => text !== "");
+    return Object.fromEntries(texts.map(([name, text]) => [name, value(name, text)]));
+  };
+  return { items: rows.map(item), lines: rows.map(({ line }) => line) };
 }
 
 export function Transfer() {
@@ -70,9 +75,9 @@ export function Transfer() {
   const importFile = async (file) => {
     setResult(undefined);
     notify("");
-    let items;
+    let items, lines;
     try {
-      items = itemsOf(await file.text());
+      ({ items, lines } = parseItems(await file.text()));
     } catch (error) {
       return notify(error.message, "error");
     }
@@ -86,13 +91,13 @@ export function Transfer() {
         const done = await submit({ id: newKey(), kind: "admin", lane: "batch", method: "post", path: "/api/v1/products/batch", body });
         updated += done.updated;
         const wrong = done.results.filter(({ status }) => status === "failed");
-        // The first line of the file is its head.
-        failed.push(...wrong.map(({ index, error }) => ({ line: start + index + 2, key: chunk[index].sku ?? chunk[index].id, error })));
+        failed.push(...wrong.map(({ index, error }) => ({ line: lines[start + index], key: chunk[index].sku ?? chunk[index].id, error })));
       }
-      setResult({ all: items.length, updated, failed });
     } catch (error) {
       report(error);
     }
+    // After an error the earlier batches count.
+    setResult({ all: items.length, updated, failed });
     setProgress(undefined);
   };
   return html`
@@ -109,7 +114,7 @@ export function Transfer() {
         onChange=${({ target }) => target.files[0] && importFile(target.files[0]).finally(() => (target.value = ""))} />
     </section>
     <div role="status">
-      ${progress && html`<p><label>${t("transfer.progress", { n: number(progress.done) })} <progress value=${progress.done} max=${progress.all ?? MAX_ROWS}></progress></label></p>`}
+      ${progress && html`<p><label>${t("transfer.progress", { n: number(progress.done) })} <progress value=${progress.all && progress.done} max=${progress.all}></progress></label></p>`}
       ${result && html`<p class="result">${t("transfer.done", { all: number(result.all), updated: number(result.updated), failed: number(result.failed.length) })}</p>`}
     </div>
     ${result?.failed.length > 0 && html`<${Failed} rows=${result.failed} />`}

@@ -12,7 +12,6 @@ export const en = {
   "nav.sign_in": "Sign in",
   "nav.orders": "Orders",
   "nav.cart": "Cart",
-  "nav.language": "Language",
   "footer.about": "A demonstration shop: nothing is sold and no card is charged.",
   "footer.api": "The API behind it",
 
@@ -26,7 +25,6 @@ export const en = {
   "catalogue.reset": "Remove all filters",
   "catalogue.more": "Show more",
   "catalogue.loading": "Loading …",
-  "catalogue.retry": "Try again",
   "filter.title": "Filters",
   "filter.category": "Category",
   "filter.price": "Price",
@@ -34,7 +32,6 @@ export const en = {
   "filter.max": "To",
   "filter.in_stock": "In stock only",
   "filter.apply": "Apply",
-  "filter.count": ({ n }) => count(n, "product", "products"),
   "sort.label": "Sort by",
   "sort.relevance": "Best match",
   "sort.newest": "Newest",

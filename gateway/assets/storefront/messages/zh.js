@@ -10,7 +10,6 @@ export const zh = {
   "nav.sign_in": "登录",
   "nav.orders": "订单",
   "nav.cart": "购物车",
-  "nav.language": "语言",
   "footer.about": "这是演示商店，不会真正售卖商品，也不会扣款。",
   "footer.api": "查看背后的 API",
 
@@ -24,7 +23,6 @@ export const zh = {
   "catalogue.reset": "清除所有筛选",
   "catalogue.more": "加载更多",
   "catalogue.loading": "正在加载……",
-  "catalogue.retry": "重试",
   "filter.title": "筛选",
   "filter.category": "分类",
   "filter.price": "价格",
@@ -32,7 +30,6 @@ export const zh = {
   "filter.max": "最高价",
   "filter.in_stock": "只看有货",
   "filter.apply": "确定",
-  "filter.count": "{n} 件商品",
   "sort.label": "排序",
   "sort.relevance": "最相关",
   "sort.newest": "最新上架",

@@ -7,7 +7,7 @@ import { explain } from "../problems.js";
 import { go, useRoute } from "../router.js";
 import { client } from "../shop.js";
 import { keepProducts, state } from "../store.js";
-import { isUnknown } from "../writes.js";
+import { isRetryable } from "../writes.js";
 
 const PAGE_SIZE = 24;
 const RETRY_DELAY = 2_000;
@@ -62,7 +62,7 @@ function useResults(address) {
       } catch (error) {
         if (abort.signal.aborted) return;
         setResults({ items: [], isLoading: false, error });
-        if (isUnknown(error)) timer = setTimeout(load, RETRY_DELAY);
+        if (isRetryable(error)) timer = setTimeout(load, RETRY_DELAY);
       }
     };
     current.current = abort.signal;

@@ -3,13 +3,11 @@
 import { Field, Form, SignInFirst, Title, useLoading } from "../components.js";
 import { html, useState } from "../html.js";
 import { compare, countryName, language, money, t } from "../i18n.js";
-import { loadCart, placeOrder, report } from "../shop.js";
+import { ADDRESS, loadCart, placeOrder, report } from "../shop.js";
 import { state } from "../store.js";
-import { isUnknown } from "../writes.js";
+import { isRetryable } from "../writes.js";
 import { EmptyCart } from "./cart.js";
 
-/** The address as it was typed last: it survives a reload, and is there for the next order. */
-const ADDRESS = "shoppee.address";
 /** The alpha-2 codes of ISO 3166-1, two letters each. */
 const COUNTRIES =
   "ADAEAFAGAIALAMAOAQARASATAUAWAXAZBABBBDBEBFBGBHBIBJBLBMBNBOBQBRBSBTBVBWBYBZCACCCDCFCGCHCICKCLCMCNCOCRCUCVCWCXCYCZDEDJDKDMDODZECEEEGEHERESETFIFJFKFMFOFRGAGBGDGEGFGGGHGIGLGMGNGPGQGRGSGTGUGWGYHKHMHNHRHTHUIDIEILIMINIOIQIRISITJEJMJOJPKEKGKHKIKMKNKPKRKWKYKZLALBLCLILKLRLSLTLULVLYMAMCMDMEMFMGMHMKMLMMMNMOMPMQMRMSMTMUMVMWMXMYMZNANCNENFNGNINLNONPNRNUNZOMPAPEPFPGPHPKPLPMPNPRPSPTPWPYQARERORSRURWSASBSCSDSESGSHSISJSKSLSMSNSOSRSSSTSVSXSYSZTCTDTFTGTHTJTKTLTMTNTOTRTTTVTWTZUAUGUMUSUYUZVAVCVEVGVIVNVUWFWSYEYTZAZMZW";
@@ -49,7 +47,7 @@ export function Checkout() {
     await placeOrder({ ...required, ...Object.fromEntries(filled) }, cart.total);
   };
   // Prices and stock may be why the shop refused.
-  const refresh = () => loadCart().catch((error) => isUnknown(error) || report(error));
+  const refresh = () => loadCart().catch((error) => isRetryable(error) || report(error));
   const total = money(cart.total, cart.currency);
   return html`
     <${Title}>${t("checkout.title")}<//>

@@ -5,7 +5,7 @@ import { html, useEffect, useState } from "../html.js";
 import { countryName, dateTime, money, t, time } from "../i18n.js";
 import { client, loadOrder, report, shortId, takeStep } from "../shop.js";
 import { state } from "../store.js";
-import { isPending, isUnknown } from "../writes.js";
+import { isPending, isRetryable } from "../writes.js";
 import { Status } from "./orders.js";
 
 const CARDS = ["tok_ok", "tok_slow", "tok_declined", "tok_insufficient_funds"];
@@ -30,7 +30,7 @@ function useOrder(id, userId) {
         if (!isOver) setError(undefined);
       } catch (error) {
         if (isOver) return;
-        if (isUnknown(error)) timer = setTimeout(load, RETRY_DELAY);
+        if (isRetryable(error)) timer = setTimeout(load, RETRY_DELAY);
         else setError(error);
       }
     };

@@ -5,7 +5,7 @@ import { html, useEffect, useState } from "../html.js";
 import { categoryName, hasMessage, money, number, t, word } from "../i18n.js";
 import { addToCart, loadProduct, report } from "../shop.js";
 import { notify, state } from "../store.js";
-import { isUnknown } from "../writes.js";
+import { isRetryable } from "../writes.js";
 
 /** Between two looks at the stock. A response that did not change is a 304 without a body. Milliseconds. */
 const POLL_INTERVAL = 2_000;
@@ -21,7 +21,7 @@ function useLiveProduct(id) {
       if (!document.hidden && navigator.onLine) {
         await loadProduct(id).then(
           () => setError(undefined),
-          (error) => isUnknown(error) || setError(error),
+          (error) => isRetryable(error) || setError(error),
         );
       }
       // Of two polls that overlap, the later one sets the time of the next.
