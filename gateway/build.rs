@@ -1,4 +1,5 @@
-//! Compresses files into the gateway: the script of the documentation's page, and the files of the storefront. `vendor/README.md` names the packages of others.
+//! Compresses files into the gateway: the script of the documentation's page, and the files of the storefront.
+//! `vendor/README.md` names the packages of others.
 
 use std::{
     env,

@@ -36,7 +36,7 @@ pub struct Settings {
     /// Proxies whose X-Forwarded-For is trusted, as CIDRs; empty: none
     #[arg(long, env = "TRUSTED_PROXIES", value_delimiter = ',', default_value = "", value_parser = parse_network)]
     pub trusted_proxies: Vec<Network>,
-    /// The storefront, a shop to look at, at `/`; not set: on in development, off in production
+    /// Serves the storefront at `/` and its back office at `/admin`; not set: on in development, off in production
     #[arg(long, env = "STOREFRONT")]
     pub storefront: Option<Switch>,
     /// Overrides of the built-in rate limits, as in `user=40/2s,anonymous=60/2s`; `off` disables all of them

@@ -1,10 +1,11 @@
 //! Live order events, to every device of their user: over WebSockets, Server-Sent Events and long polls.
 //!
-//! [`stream_reader`] reads events from Redis and passes them to the [`hub`], which enqueues them at each [`subscription`]
-//! of the user: that of a [`socket`] or of an [`event_stream`]. A subscription that starts, or finds a gap in the sequence
-//! numbers, runs [`recovery`]: from Redis, else from the order service. [`all_events`] streams the events of all users. [`frame`] has the gateway's messages and [`command`] the client's, [`close_code`] the close codes,
-//! [`closing_handshake`] the end of a socket, [`metered_stream`] the TCP stream below it, [`ticket`] the sign-in of
-//! browsers.
+//! [`stream_reader`] reads events from Redis and passes them to the [`hub`], which enqueues them at each
+//! [`subscription`] of the user: that of a [`socket`] or of an [`event_stream`]. A subscription that starts, or finds
+//! a gap in the sequence numbers, runs [`recovery`]: from Redis, else from the order service. [`all_events`] streams
+//! the events of all users. [`frame`] has the gateway's messages and [`command`] the client's, [`close_code`] the
+//! close codes, [`closing_handshake`] the end of a socket, [`metered_stream`] the TCP stream below it, [`ticket`] the
+//! sign-in of browsers.
 
 mod all_events;
 mod close_code;

@@ -45,6 +45,7 @@ pub struct Options {
     /// The service client that holds, as in SERVICE_CLIENTS
     #[arg(long)]
     service_client: String,
+    /// The secret of that client
     #[arg(long)]
     service_secret: String,
 }

@@ -8,8 +8,9 @@
 //! - [`clock`], [`database_clock`]: clocks that tests can set; the latter is synchronised with the database
 //! - [`grpc`]: the gRPC server with admission control; `listener`: its TCP listener; [`client`]: calls to other services;
 //!   [`load_balancer`]: client-side load balancing with health checks and a retry budget; [`status`]: the error model
-//! - [`access`]: access control by the rules in the `.proto` files; [`caller`]: the caller of a call; `verifier`, `token_header`, `revocation_list`: JWT verification; [`verifier_sync`] keeps it
-//!   up to date; [`tls`]: TLS configuration
+//! - [`access`]: access control by the rules in the `.proto` files; [`caller`]: the caller of a call; `verifier`,
+//!   `token_header`, `revocation_list`: JWT verification; [`verifier_sync`] keeps it up to date; [`tls`]: TLS
+//!   configuration
 //! - [`pg`], [`redis`]: connection pools and clients, with error classification; [`cursor`]: keyset pagination;
 //!   [`idempotency`]: idempotency keys
 //! - [`throttle`]: a keyed throttle; [`log_throttle`]: a throttle of log lines

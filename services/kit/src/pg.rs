@@ -42,8 +42,9 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_millis(1500);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
 /// Bounds the first connect, which detects invalid settings. An unresponsive server delays the start by this.
 const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// The parameters of every session. No statement takes a tenth of its timeout. The lock timeout ends before the deadline
-/// of a call (1.8 s of 2 s): a request that waits for its idempotency key responds with the reason. A statement sets them, as a connection pooler drops or refuses startup options.
+/// The parameters of every session. No statement takes a tenth of its timeout. The lock timeout ends before the
+/// deadline of a call (1.8 s of 2 s): a request that waits for its idempotency key responds with the reason. A
+/// statement sets them, as a connection pooler drops or refuses startup options.
 ///
 /// Just-in-time compilation is off. It takes seconds for a statement on partitioned tables whose cost is overestimated,
 /// and saves milliseconds at most for statements that read few rows.

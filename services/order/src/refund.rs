@@ -27,7 +27,7 @@ const REFUND_TIMEOUT: Duration = Duration::from_secs(10);
 /// The lease of a refund, after which another process repeats it.
 const REFUND_LEASE: Duration = Duration::from_secs(15);
 const REFUND_BACKOFF: Backoff = Backoff { first: REFUND_LEASE, max: Duration::from_mins(10) };
-/// The number of errors other than outages, over about two hours, after which a refund has failed.
+/// The number of errors other than outages, over about an hour and a half, after which a refund has failed.
 const MAX_REFUND_FAILURES: i32 = 16;
 
 /// Requests the refund of an order's captured payment, and leases it to the caller.

@@ -9,10 +9,10 @@ with taken as (
     from product.product where product.id = :product
 ), hold as (
     insert into product.stock_hold (order_id, state, expires_at, created_at, updated_at)
-    select id, 'held', now() + interval '15 min', now(), now() from id
+    select id, 'held', now() + interval '15 min', now(), now() from id, taken
 ), hold_line as (
     insert into product.hold_line (order_id, product_id, quantity, sku, name, unit_price)
-    select id, :product, 1, sku, name, price from id
+    select id, :product, 1, sku, name, price from id, taken
 )
 insert into product.stock_ledger (product_id, kind, quantity, order_id, at)
 select taken.product_id, 'hold', -1, id, now() from id, taken;

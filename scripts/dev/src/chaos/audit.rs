@@ -37,7 +37,7 @@ const INVARIANTS: [(&str, &str); 11] = [
          left join (select user_id, count(*) as count, bool_and(seq = coalesce(previous, 0) + 1) as in_order
                     from (select user_id, seq, lag(seq) over (partition by user_id order by position) as previous
                           from orders.event_log) entries group by 1) l
-         on l.user_id = c.user_id where l.count is distinct from c.seq or not l.in_order",
+         on l.user_id = c.user_id where coalesce(l.count, 0) <> c.seq or not l.in_order",
     ),
     (
         "each step of an order is one event",

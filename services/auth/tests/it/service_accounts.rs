@@ -134,7 +134,7 @@ async fn wrong_credentials_have_one_answer() {
             "{id}"
         );
         assert_eq!(status.message(), "the name or the password is wrong");
-        // A scope that nobody has is not checked before the secret.
+        // The secret is checked before the scope, here an unknown one.
         refused(issues(&shop, id, text, Some("nothing:at-all")).await);
     }
     issues(&shop, &one.id.to_uppercase(), secret(&one), None).await.expect("a UUID in any case");

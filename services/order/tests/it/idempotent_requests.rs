@@ -160,10 +160,12 @@ async fn a_repeat_during_the_first_request_is_told_so_before_the_deadline_of_the
 
     // The first request has locked its claim in the transaction of the order.
     let mut order = order_request(&[(tea, 1)]);
+    ann.orders_with_retries(order.clone()).await.expect("the order whose fingerprint the claim has");
     order.idempotency_key = key();
     sqlx::query(
         "insert into orders.idempotency (user_id, scope, key, fingerprint, order_id, claimed_until, created_at)
-         values ($1, 'create', 'k', '', gen_random_uuid(), now() + interval '10 s', now())",
+         select user_id, scope, 'k', fingerprint, gen_random_uuid(), now() + interval '10 s', now()
+         from orders.idempotency where user_id = $1 and scope = 'create' order by created_at desc limit 1",
     )
     .bind(ann.id)
     .execute(&db)
