@@ -1,11 +1,12 @@
 //! The relay of the transactional outbox: publishes events from PostgreSQL to Redis, in order per user, at least once.
 //!
-//! The relay publishes user by user ([`publish`]), so that an error affects one user only. A commit wakes the relay of
+//! The relay publishes the events of several users at a time ([`publish`]); an error affects one user only. A commit wakes the relay of
 //! its own process. A poll each second finds the events that another process has left. A killed relay releases its
 //! locks and leaves its events to the other relays. An entry of the user's history has the event's number as its id, so
 //! a second publication changes nothing there. Gateways drop the duplicate in a fan-out stream.
 
 mod cause;
+mod pipeline;
 mod publish;
 
 use std::{

@@ -1,30 +1,33 @@
-//! Publishes events user by user, so that an error affects one user only.
+//! Publishes the events of several users in one transaction. An error affects one user only: the events of a user that a
+//! batch leaves out, or of a batch that fails, are published user by user.
 //!
 //! If Redis accepts an event in the fan-out stream and not in the user's history, only that history is faulty. The
 //! sockets have the event then. The history is retried a few times, without another copy in the fan-out stream. After
 //! that the history is deleted and the event becomes a dead letter. This leaves no silent gap: gateways read the events
 //! that a history lacks from PostgreSQL (`ListEvents`).
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use fred::{
-    clients::{Client, Pipeline},
-    error::Error as RedisError,
-    interfaces::{ClientLike as _, KeysInterface as _, StreamsInterface as _},
-    types::Value,
+    clients::Client,
+    interfaces::{ClientLike as _, KeysInterface as _},
 };
 use futures_util::{StreamExt as _, stream};
 use prost::Message as _;
 use shoppee_kit::pg::PgPool;
-use shoppee_kit::telemetry;
 use shoppee_proto::{order::v1::OrderEvent, streams};
 use sqlx::{PgConnection, Postgres, pool::PoolConnection};
-use tracing::Span;
 
-use super::cause::{Cause, Failure, Failures};
+use super::{
+    cause::{Cause, Failure, Failures},
+    pipeline::{self, SendResult},
+};
 use crate::{
     OrderContext, convert,
     store::{
@@ -33,10 +36,12 @@ use crate::{
     },
 };
 
-/// Bounds the events of a user that are published in one transaction.
+/// Bounds the events that are published in one transaction.
 const BATCH_SIZE: i64 = 500;
-/// Bounds the users that a pass publishes concurrently. Each takes a connection of the pool, which requests need too.
-const MAX_CONCURRENT_USERS: usize = 3;
+/// Bounds the users of a batch.
+const MAX_BATCH_USERS: usize = 100;
+/// Bounds the batches that a pass publishes concurrently. Each takes a connection of the pool, which requests need too.
+const MAX_CONCURRENT_BATCHES: usize = 3;
 /// Bounds the attempts to write an event to a user's history before it becomes a dead letter.
 const MAX_ATTEMPTS: i16 = 4;
 /// The delay before a history that rejected an event is retried, doubled with each attempt. Seconds.
@@ -92,12 +97,18 @@ impl Outages {
         let shard = usize::try_from(user_id.rem_euclid(streams::SHARDS)).unwrap_or_default();
         &self.shards[shard]
     }
-}
 
-/// The failures of one event; `None` if it was accepted, or not sent.
-struct SendResult {
-    history: Option<Failure>,
-    fan_out: Option<Failure>,
+    fn affects(&self, user_id: i64) -> bool {
+        self.database.load(Ordering::Relaxed) || self.shard(user_id).load(Ordering::Relaxed)
+    }
+
+    fn record(&self, user_id: i64, outcome: &Outcome) {
+        if let Outcome::Failed(Failure { cause, .. }) = outcome
+            && *cause != Cause::Database
+        {
+            self.shard(user_id).store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Publisher {
@@ -112,25 +123,75 @@ impl Publisher {
     /// Publishes the pending events of these users.
     pub async fn run_pass(&self, users: Vec<i64>) -> PassOutcome {
         let outages = Outages::new();
-        let users = users.into_iter().map(|user_id| self.publish_unless_outage(user_id, &outages));
-        let mut outcomes = stream::iter(users).buffer_unordered(MAX_CONCURRENT_USERS);
+        let batches = self.split(users).into_iter().map(|batch| self.publish_users(batch, &outages));
+        let mut outcomes = stream::iter(batches).buffer_unordered(MAX_CONCURRENT_BATCHES);
         let mut pass = PassOutcome::default();
-        while let Some((user_id, outcome)) = outcomes.next().await {
-            match outcome {
-                Outcome::Published => pass.published += 1,
-                Outcome::Idle => {}
-                Outcome::Skipped => pass.failed.push(user_id),
-                Outcome::Failed(failure) => {
-                    pass.failed.push(user_id);
-                    pass.failure.get_or_insert(failure);
+        while let Some(batch) = outcomes.next().await {
+            for (user_id, outcome) in batch {
+                match outcome {
+                    Outcome::Published => pass.published += 1,
+                    Outcome::Idle => {}
+                    Outcome::Skipped => pass.failed.push(user_id),
+                    Outcome::Failed(failure) => {
+                        pass.failed.push(user_id);
+                        pass.failure.get_or_insert(failure);
+                    }
                 }
             }
         }
         pass
     }
 
+    /// Splits users into batches. In a cluster a batch has one fan-out stream, so that a node that is away delays no
+    /// batch of another node.
+    fn split(&self, mut users: Vec<i64>) -> Vec<Vec<i64>> {
+        let is_clustered = self.redis.is_clustered();
+        let lane = |user_id: i64| if is_clustered { user_id.rem_euclid(streams::SHARDS) } else { 0 };
+        users.sort_unstable_by_key(|user_id| (lane(*user_id), *user_id));
+        let lanes = users.chunk_by(|one, other| lane(*one) == lane(*other));
+        lanes.flat_map(|lane| lane.chunks(MAX_BATCH_USERS)).map(<[i64]>::to_vec).collect()
+    }
+
+    /// Publishes the due events of users: in one transaction, and those of users that it leaves out one by one.
+    async fn publish_users(&self, users: Vec<i64>, outages: &Outages) -> Vec<(i64, Outcome)> {
+        let mut outcomes = HashMap::new();
+        if users.len() > 1
+            && self.redis.is_connected()
+            && users.iter().all(|user_id| !outages.affects(*user_id))
+        {
+            // An error comes again, and is recorded, with the first user.
+            outcomes = self.publish_together(&users).await.unwrap_or_default();
+        }
+        for (user_id, outcome) in &outcomes {
+            outages.record(*user_id, outcome);
+        }
+        let mut all = Vec::with_capacity(users.len());
+        for user_id in users {
+            match outcomes.remove(&user_id) {
+                Some(outcome) => all.push((user_id, outcome)),
+                None => all.push(self.publish_unless_outage(user_id, outages).await),
+            }
+        }
+        all
+    }
+
+    /// Publishes the due events of users in one transaction. The outcome lacks users without due events, users that
+    /// another relay publishes, and those beyond the bound of a batch.
+    async fn publish_together(&self, users: &[i64]) -> sqlx::Result<HashMap<i64, Outcome>> {
+        let mut tx = self.pool.begin().await?;
+        let rows = outbox::lock_due_unlocked(&mut tx, users, BATCH_SIZE).await?;
+        let mut outcomes = self.publish_batch(&mut tx, &rows).await?;
+        tx.commit().await?;
+        if is_full(&rows)
+            && let Some(last) = rows.last()
+        {
+            outcomes.remove(&last.user_id);
+        }
+        Ok(outcomes)
+    }
+
     async fn publish_unless_outage(&self, user_id: i64, outages: &Outages) -> (i64, Outcome) {
-        if outages.database.load(Ordering::Relaxed) || outages.shard(user_id).load(Ordering::Relaxed) {
+        if outages.affects(user_id) {
             return (user_id, Outcome::Skipped);
         }
         let outcome = self.publish(user_id).await.unwrap_or_else(|error| {
@@ -142,11 +203,7 @@ impl Publisher {
             self.failures.record(&failure, user_id, "orders.outbox");
             Outcome::Failed(failure)
         });
-        if let Outcome::Failed(Failure { cause, .. }) = &outcome
-            && *cause != Cause::Database
-        {
-            outages.shard(user_id).store(true, Ordering::Relaxed);
-        }
+        outages.record(user_id, &outcome);
         (user_id, outcome)
     }
 
@@ -166,40 +223,59 @@ impl Publisher {
                 tx.rollback().await?;
                 return Ok(if published { Outcome::Published } else { Outcome::Idle });
             }
-            let is_full = i64::try_from(batch.len()).is_ok_and(|count| count == BATCH_SIZE);
-            let outage = self.publish_batch(&mut tx, user_id, &batch).await?;
+            let mut outcomes = self.publish_batch(&mut tx, &batch).await?;
             tx.commit().await?;
             published = true;
-            match outage {
-                Some(failure) => return Ok(Outcome::Failed(failure)),
-                None if is_full => {}
-                None => return Ok(Outcome::Published),
+            match outcomes.remove(&user_id) {
+                Some(Outcome::Failed(failure)) => return Ok(Outcome::Failed(failure)),
+                _ if is_full(&batch) => {}
+                _ => return Ok(Outcome::Published),
             }
         }
     }
 
-    /// Sends events and records the result of each. Returns the failure if the fan-out stream does not accept them all.
+    /// Sends events and records the result of each. The rows are in order of their users. The outcome of a user is
+    /// published, or failed if the fan-out stream does not accept all of its events.
     async fn publish_batch(
         &self,
         conn: &mut PgConnection,
-        user_id: i64,
-        batch: &[OutboxRow],
-    ) -> sqlx::Result<Option<Failure>> {
-        let (rows, missing) = self.load_events(conn, user_id, batch).await?;
-        if !missing.is_empty() {
-            let reason = "the event does not exist".to_owned();
-            self.move_to_dead_letters(
-                conn,
-                user_id,
-                &missing,
-                Failure { cause: Cause::MissingEvent, reason },
-            )
-            .await?;
+        rows: &[OutboxRow],
+    ) -> sqlx::Result<HashMap<i64, Outcome>> {
+        let mut users = Vec::new();
+        for rows in rows.chunk_by(|one, other| one.user_id == other.user_id) {
+            let user_id = rows[0].user_id;
+            let (events, missing) = self.load_events(conn, user_id, rows).await?;
+            if !missing.is_empty() {
+                let reason = "the event does not exist".to_owned();
+                let failure = Failure { cause: Cause::MissingEvent, reason };
+                self.move_to_dead_letters(conn, user_id, &missing, failure).await?;
+            }
+            users.push((user_id, events));
         }
-        let results = self.send(user_id, &rows).await;
+        let results = pipeline::send(&self.redis, &users).await;
+        let (mut outcomes, mut published) = (HashMap::new(), Vec::with_capacity(rows.len()));
+        for ((user_id, events), results) in users.into_iter().zip(results) {
+            let failure = self.record_results(conn, user_id, events, results, &mut published).await?;
+            outcomes.insert(user_id, failure.map_or(Outcome::Published, Outcome::Failed));
+        }
+        if !published.is_empty() {
+            let (user_ids, seqs): (Vec<i64>, Vec<i64>) = published.into_iter().unzip();
+            outbox::delete(conn, &user_ids, &seqs).await?;
+        }
+        Ok(outcomes)
+    }
 
-        let (mut published, mut rejected) = (Vec::new(), Vec::new());
-        let (mut exhausted, mut unavailable) = (Vec::new(), Vec::new());
+    /// Records the results of a user's events, and adds the accepted ones to `published`. Returns the failure if the
+    /// fan-out stream does not accept them all.
+    async fn record_results(
+        &self,
+        conn: &mut PgConnection,
+        user_id: i64,
+        rows: Vec<(&OutboxRow, OrderEvent)>,
+        results: Vec<SendResult>,
+        published: &mut Vec<(i64, i64)>,
+    ) -> sqlx::Result<Option<Failure>> {
+        let (mut rejected, mut exhausted, mut unavailable) = (Vec::new(), Vec::new(), Vec::new());
         let (mut rejection, mut outage) = (None, None);
         for ((row, _), SendResult { history, fan_out }) in rows.into_iter().zip(results) {
             if let Some(failure) = fan_out {
@@ -209,7 +285,7 @@ impl Publisher {
                 break;
             }
             let Some(failure) = history else {
-                published.push(row.seq);
+                published.push((user_id, row.seq));
                 continue;
             };
             self.failures.record(&failure, user_id, &streams::history_stream(user_id));
@@ -228,9 +304,6 @@ impl Publisher {
                 Ok(()) => self.move_to_dead_letters(conn, user_id, &exhausted, rejection).await?,
                 Err(_) => unavailable.extend(exhausted),
             }
-        }
-        if !published.is_empty() {
-            outbox::delete(conn, user_id, &published).await?;
         }
         if !rejected.is_empty() {
             outbox::schedule_history_retry(conn, user_id, &rejected, true, REJECTED_RETRY_DELAY).await?;
@@ -279,96 +352,14 @@ impl Publisher {
         let rows = batch.iter().zip(events).filter_map(|(row, event)| Some((row, event?))).collect();
         Ok((rows, missing))
     }
-
-    /// Adds events of a user to Redis: all of them to the user's history first, then to the fan-out stream of all
-    /// gateways.
-    async fn send(&self, user_id: i64, rows: &[(&OutboxRow, OrderEvent)]) -> Vec<SendResult> {
-        let mut spans: Vec<Span> = Vec::with_capacity(rows.len());
-        let messages: Vec<(bool, i64, Vec<u8>)> = rows
-            .iter()
-            .map(|(row, event)| {
-                let mut traced = event.clone();
-                spans.push(start_publish_span(&mut traced));
-                // An unchanged message is sent as it is, with the unknown fields of a newer version.
-                let message = match &row.message {
-                    Some(message) if traced.traceparent == event.traceparent => message.clone(),
-                    Some(_) | None => traced.encode_to_vec(),
-                };
-                (row.fanned_out, row.seq, message)
-            })
-            .collect();
-        let pipeline = self.redis.pipeline();
-        let results = match pipeline_events(&pipeline, user_id, &messages).await {
-            Ok(()) => pipeline.try_all::<Value>().await,
-            Err(error) => vec![Err(error)],
-        };
-        drop(spans);
-
-        let fan_outs = messages.iter().filter(|(fanned_out, ..)| !fanned_out).count();
-        let mut results = if results.len() == messages.len() + 1 + fan_outs {
-            results
-        } else {
-            // The pipeline failed as a whole: its only result is the error.
-            let error = results.into_iter().find_map(Result::err).unwrap_or_else(RedisError::new_canceled);
-            vec![Err(error); messages.len() + 1 + fan_outs]
-        };
-        let mut fan_outs = results.split_off(messages.len() + 1).into_iter();
-        messages
-            .iter()
-            .zip(results)
-            .map(|((fanned_out, ..), history)| SendResult {
-                history: to_failure(history),
-                fan_out: if *fanned_out { None } else { fan_outs.next().and_then(to_failure) },
-            })
-            .collect()
-    }
 }
 
-/// Adds the commands for events to a pipeline.
-async fn pipeline_events(
-    pipeline: &Pipeline<Client>,
-    user_id: i64,
-    messages: &[(bool, i64, Vec<u8>)],
-) -> Result<(), RedisError> {
-    let history = streams::history_stream(user_id);
-    let max_len = ("MAXLEN", "~", i64::try_from(streams::HISTORY_MAXLEN).unwrap_or(i64::MAX));
-    for (_, seq, message) in messages {
-        let field = (streams::MESSAGE_FIELD, message.as_slice());
-        let () = pipeline.xadd(&history, false, max_len, format!("{seq}-0"), field).await?;
-    }
-    let () = pipeline.expire(&history, streams::HISTORY_TTL_SECONDS, None).await?;
-    let fan_out = streams::fan_out_stream(user_id);
-    let max_len = ("MAXLEN", "~", i64::try_from(streams::FAN_OUT_MAXLEN).unwrap_or(i64::MAX));
-    for (_, _, message) in messages.iter().filter(|(fanned_out, ..)| !fanned_out) {
-        let field = (streams::MESSAGE_FIELD, message.as_slice());
-        let () = pipeline.xadd(&fan_out, false, max_len, "*", field).await?;
-    }
-    Ok(())
+/// Reports whether a batch may have left rows out.
+fn is_full(rows: &[OutboxRow]) -> bool {
+    i64::try_from(rows.len()).is_ok_and(|count| count == BATCH_SIZE)
 }
 
 /// Reports whether the wait for a lock timed out (SQLSTATE 55P03).
 fn is_lock_timeout(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
-}
-
-fn to_failure(result: Result<Value, RedisError>) -> Option<Failure> {
-    match result {
-        Ok(_) => None,
-        // XADD rejects an id that is not above the last one: the stream has the event already.
-        Err(error) if error.details().contains("equal or smaller") => None,
-        Err(error) => Some(Failure::from(&error)),
-    }
-}
-
-/// Starts the span of a publication within the event's trace, which the gateways continue.
-fn start_publish_span(event: &mut OrderEvent) -> Span {
-    let span = tracing::info_span!(
-        "event.publish",
-        otel.kind = "producer",
-        user.id = event.user_id,
-        event.seq = event.seq,
-        order.id = %event.order_id,
-    );
-    telemetry::propagate_through(&span, &mut event.traceparent);
-    span
 }

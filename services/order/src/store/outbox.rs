@@ -1,7 +1,7 @@
 //! The outbox: pending events of each user, and dead letters.
 //!
-//! Every statement except those of the poll names one user, so that a database distributed by `user_id` runs it on one
-//! node.
+//! Statements that change events name their users, so that a database distributed by `user_id` runs them on the nodes of
+//! these.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 /// A pending event.
 #[derive(Clone, Debug)]
 pub struct OutboxRow {
+    pub user_id: i64,
     pub seq: i64,
     /// True if the fan-out stream has the event and only the user's history lacks it.
     pub fanned_out: bool,
@@ -36,7 +37,7 @@ pub struct OutboxStats {
 pub async fn lock_due(conn: &mut PgConnection, user_id: i64, limit: i64) -> sqlx::Result<Vec<OutboxRow>> {
     sqlx::query_as!(
         OutboxRow,
-        r#"select seq, retry_at is not null as "fanned_out!", attempts, message from orders.outbox
+        r#"select user_id, seq, retry_at is not null as "fanned_out!", attempts, message from orders.outbox
            where user_id = $1 and (retry_at is null or retry_at <= clock_timestamp())
            order by seq limit $2 for update"#,
         user_id,
@@ -46,11 +47,47 @@ pub async fn lock_due(conn: &mut PgConnection, user_id: i64, limit: i64) -> sqlx
     .await
 }
 
-/// Deletes published events.
-pub async fn delete(conn: &mut PgConnection, user_id: i64, seqs: &[i64]) -> sqlx::Result<()> {
-    sqlx::query!("delete from orders.outbox where user_id = $1 and seq = any($2)", user_id, seqs)
-        .execute(conn)
-        .await?;
+/// Like [`lock_due`], for several users in one statement: returns the due rows by user and in order, and locks them. It
+/// leaves out each user whose first row another relay has locked.
+pub async fn lock_due_unlocked(
+    conn: &mut PgConnection,
+    user_ids: &[i64],
+    limit: i64,
+) -> sqlx::Result<Vec<OutboxRow>> {
+    // The first row is found before it is locked: `skip locked` in one step would return the second one.
+    sqlx::query_as!(
+        OutboxRow,
+        r#"with first as materialized (
+               select u.user_id,
+                      (select min(seq) from orders.outbox as o
+                       where o.user_id = u.user_id and (retry_at is null or retry_at <= clock_timestamp())) as seq
+               from unnest($1::bigint[]) as u (user_id)
+           ), locked as materialized (
+               select o.user_id from first
+               join orders.outbox as o on o.user_id = first.user_id and o.seq = first.seq
+               for update of o skip locked
+           )
+           select o.user_id, o.seq, retry_at is not null as "fanned_out!", attempts, message from locked
+           join orders.outbox as o on o.user_id = locked.user_id
+           where retry_at is null or retry_at <= clock_timestamp()
+           order by o.user_id, o.seq limit $2 for update of o"#,
+        user_ids,
+        limit
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Deletes published events: the users and the numbers of each.
+pub async fn delete(conn: &mut PgConnection, user_ids: &[i64], seqs: &[i64]) -> sqlx::Result<()> {
+    sqlx::query!(
+        "delete from orders.outbox as o using unnest($1::bigint[], $2::bigint[]) as published (user_id, seq)
+         where o.user_id = published.user_id and o.seq = published.seq",
+        user_ids,
+        seqs
+    )
+    .execute(conn)
+    .await?;
     Ok(())
 }
 

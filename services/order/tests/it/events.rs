@@ -109,6 +109,63 @@ async fn a_faulty_history_delays_no_other_user_and_ends_in_dead_letters() {
 }
 
 #[tokio::test]
+async fn a_locked_user_delays_no_other_user_of_its_batch_and_loses_no_event() {
+    let shop = TestShop::start().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let tea = admin.sells("tea", 450, 100).await;
+    let order = ann.buys(tea, 1).await;
+    let (redis, db) = (redis(&shop).await, shop.db().await);
+    eventually("the first event is published", || async { count(&db, "outbox").await == 0 }).await;
+    // Two events of each user, of a process that was killed before it published them.
+    let write = async |users: &str, first: i64| {
+        let written = format!(
+            "with written as (
+                 select user_id, seq from {users} cross join generate_series({first}, {first} + 1) as seq
+             ), event as (
+                 insert into orders.event
+                     (user_id, seq, order_id, status, total, currency, version, actor, at, traceparent)
+                 select user_id, seq, '{order}', 'paid', 450, 'EUR', 2, 'system', now(), '' from written
+             )
+             insert into orders.outbox (lane, user_id, seq, created_at)
+             select mod(user_id, 8), user_id, seq, now() from written",
+            order = order.id
+        );
+        sqlx::query(sqlx::AssertSqlSafe(written)).execute(&db).await.unwrap();
+    };
+    // Another relay publishes ann's events for as long as this transaction is open.
+    let mut publishing = db.begin().await.unwrap();
+    let mut first = 2;
+    loop {
+        write(&format!("(values ({}::bigint)) as ann (user_id)", ann.id), first).await;
+        let locked = sqlx::query("select from orders.outbox where user_id = $1 and seq >= $2 for update")
+            .bind(ann.id)
+            .bind(first);
+        if locked.fetch_all(&mut *publishing).await.unwrap().len() == 2 {
+            break;
+        }
+        // The relay under test was faster.
+        first += 2;
+    }
+    write("generate_series(900001::bigint, 900040) as user_id", 1).await;
+    eventually("the events of all others are published", || async { count(&db, "outbox").await == 2 }).await;
+    let before = usize::try_from(first - 1).unwrap();
+    assert_eq!(
+        seqs(&redis, &streams::history_stream(ann.id), &ann).await.len(),
+        before,
+        "no event overtakes another"
+    );
+    publishing.rollback().await.unwrap();
+    eventually("ann's events are published", || async { count(&db, "outbox").await == 0 }).await;
+    for user_id in 900_001..=900_040 {
+        let history = read(&redis, &streams::history_stream(user_id)).await;
+        assert!(history.iter().map(|(_, event)| event.seq).eq([1, 2]), "{history:?}");
+    }
+    let all: Vec<i64> = (1..=first + 1).collect();
+    assert_eq!(seqs(&redis, &streams::history_stream(ann.id), &ann).await, all);
+    assert_eq!(seqs(&redis, &streams::fan_out_stream(ann.id), &ann).await, all);
+}
+
+#[tokio::test]
 async fn an_event_with_names_of_a_newer_version_is_published_unchanged() {
     let shop = TestShop::start().await;
     let (admin, ann, ben) = (shop.admin().await, shop.customer("ann").await, shop.customer("ben").await);
