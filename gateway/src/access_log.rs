@@ -15,7 +15,10 @@ use http::{
         X_FRAME_OPTIONS,
     },
 };
-use shoppee_kit::telemetry::{self, Trace};
+use shoppee_kit::{
+    caller::Caller,
+    telemetry::{self, Trace},
+};
 use tokio::time::Instant;
 use tracing::Span;
 use uuid::Uuid;
@@ -28,10 +31,6 @@ const MAX_REQUEST_ID_LEN: usize = 128;
 const UNMATCHED: &str = "unmatched";
 /// Routes that probes and scrapers call every few seconds; their lines are at debug.
 const PROBES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
-
-/// The user of a request, in the response's extensions, for the log.
-#[derive(Clone, Copy, Debug)]
-pub struct UserId(pub i64);
 
 /// The record of a request in progress.
 #[derive(Debug)]
@@ -84,7 +83,8 @@ impl RequestRecorder {
         })
     }
 
-    /// Renders a problem, sets the headers of all responses, and writes the metrics and the log line.
+    /// Renders a problem, sets the headers of all responses, and writes the metrics and the log line. The response's
+    /// extensions have the caller.
     pub fn finish(self, mut response: Response) -> Response {
         if let Some(problem) = response.extensions_mut().remove::<Problem>() {
             let rendered = problem.render(self.id.to_str().unwrap_or_default());
@@ -105,6 +105,7 @@ impl RequestRecorder {
         )
         .record(elapsed.as_secs_f64());
         let duration_ms = milliseconds(elapsed);
+        let caller = response.extensions().get::<Caller>();
         macro_rules! log {
             ($level:ident) => {
                 tracing::$level!(
@@ -113,7 +114,8 @@ impl RequestRecorder {
                     route = self.route(),
                     status,
                     duration_ms,
-                    user_id = response.extensions().get::<UserId>().map(|user| user.0),
+                    user_id = caller.filter(|caller| !caller.is_service()).map(Caller::user_id),
+                    client_id = caller.and_then(Caller::client_id),
                     trace_id = self.trace.id(),
                     request_id = self.id.to_str().unwrap_or_default(),
                     "request"

@@ -17,7 +17,7 @@ use http_body::Body as _;
 use shoppee_kit::ops;
 
 use crate::{
-    access_log::{RequestRecorder, UserId},
+    access_log::RequestRecorder,
     auth,
     cors::CorsRequest,
     error::Problem,
@@ -194,7 +194,7 @@ async fn admit(state: &AppState, mut request: Request, next: Next) -> Response {
     };
     admission.write_headers(response.headers_mut());
     if let Some(caller) = caller {
-        response.extensions_mut().insert(UserId(caller.user_id()));
+        response.extensions_mut().insert(caller);
     }
     response
 }

@@ -1,10 +1,9 @@
 //! The events of all users for an admin, as Server-Sent Events: each stream follows `WatchEvents` of the order service
 //! with the token of its admin.
 
-use std::{convert::Infallible, fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, time::Duration};
 
-use axum::body::{Body, Bytes};
-use futures_util::stream;
+use axum::body::Body;
 use shoppee_kit::{clock::Clock, status};
 use shoppee_proto::order::v1::WatchEventsResponse;
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
@@ -13,7 +12,7 @@ use tonic::{Status, Streaming};
 
 use super::{
     close_code::CloseReason,
-    event_stream::{retry_field, write_close, write_event},
+    event_stream::{SseStream, retry_field, write_close, write_event},
     frame::Frame,
 };
 
@@ -42,15 +41,10 @@ pub fn body(
     permit: OwnedSemaphorePermit,
 ) -> Body {
     let (is_started, is_closed) = (false, false);
-    let stream = AllEvents { messages, user_id, clock, shutdown, is_started, is_closed, _permit: permit };
-    Body::from_stream(stream::unfold(stream, |mut stream| async move {
-        let chunk = stream.next_chunk().await?;
-        Some((Ok::<_, Infallible>(Bytes::from(chunk)), stream))
-    }))
+    AllEvents { messages, user_id, clock, shutdown, is_started, is_closed, _permit: permit }.into_body()
 }
 
-impl AllEvents {
-    /// Waits for the next message; `None` after the end.
+impl SseStream for AllEvents {
     async fn next_chunk(&mut self) -> Option<String> {
         if self.is_closed {
             return None;

@@ -7,13 +7,13 @@ use axum::body::{Body, Bytes};
 use futures_util::stream;
 use tokio::{
     sync::OwnedSemaphorePermit,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 
 use super::{
     close_code::CloseReason,
     frame,
-    recovery::InitialState,
+    recovery::{InitialState, Unavailable},
     subscription::{Delivery, Subscription},
 };
 
@@ -22,6 +22,8 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 pub const HEARTBEAT: &str = ": heartbeat\n\n";
 /// The delay before a client reconnects. Milliseconds.
 const RECONNECT_DELAY_MS: u32 = 2_000;
+/// Bounds the check of a poll that does not wait. The order service answers within milliseconds.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Returns the field that sets the client's delay, at the beginning of a stream.
 pub fn retry_field() -> String {
@@ -34,9 +36,24 @@ pub fn write_event(chunk: &mut String, id: impl std::fmt::Display, data: &str) {
     let _ = write!(chunk, "id: {id}\ndata: {data}\n\n");
 }
 
-/// Adds the last event of a stream, without an id.
+/// Adds the last event of a stream, without an id, and counts the close.
 pub fn write_close(chunk: &mut String, user_id: i64, now: i64, reason: CloseReason) {
+    metrics::counter!("ws_closed_total", "code" => reason.label()).increment(1);
     let _ = write!(chunk, "data: {}\n\n", frame::close(user_id, now, reason));
+}
+
+/// A stream of Server-Sent Events.
+pub trait SseStream: Send + Sized + 'static {
+    /// Waits for the next events; `None` after the end.
+    fn next_chunk(&mut self) -> impl Future<Output = Option<String>> + Send;
+
+    /// Returns the body of a response with these events.
+    fn into_body(self) -> Body {
+        Body::from_stream(stream::unfold(self, |mut stream| async move {
+            let chunk = stream.next_chunk().await?;
+            Some((Ok::<_, Infallible>(Bytes::from(chunk)), stream))
+        }))
+    }
 }
 
 /// A stream of a user's events. It ends like a socket: the last event has the close code.
@@ -49,20 +66,11 @@ struct EventStream {
 
 /// Returns the body of a stream. It reads the hub's queue as fast as the client reads.
 pub fn body(subscription: Subscription, permit: OwnedSemaphorePermit) -> Body {
-    let stream = EventStream {
-        subscription,
-        heartbeat_at: Instant::now() + HEARTBEAT_INTERVAL,
-        is_closed: false,
-        _permit: permit,
-    };
-    Body::from_stream(stream::unfold(stream, |mut stream| async move {
-        let chunk = stream.next_chunk().await?;
-        Some((Ok::<_, Infallible>(Bytes::from(chunk)), stream))
-    }))
+    let heartbeat_at = Instant::now() + HEARTBEAT_INTERVAL;
+    EventStream { subscription, heartbeat_at, is_closed: false, _permit: permit }.into_body()
 }
 
-impl EventStream {
-    /// Waits for the next events; `None` after the end.
+impl SseStream for EventStream {
     async fn next_chunk(&mut self) -> Option<String> {
         if self.is_closed {
             return None;
@@ -95,7 +103,6 @@ impl EventStream {
                 }
             }
             Err(reason) => {
-                metrics::counter!("ws_closed_total", "code" => reason.label()).increment(1);
                 write_close(&mut chunk, user_id, clock.unix(), reason);
                 self.is_closed = true;
             }
@@ -104,15 +111,28 @@ impl EventStream {
     }
 }
 
-/// Waits until the client lacks an event, at most for `wait`, and returns the JSON of the answer: the frames of the
-/// missed events, and the position after them.
-pub async fn poll(mut subscription: Subscription, wait: Duration) -> Result<String, CloseReason> {
+/// Waits until the client lacks an event, at most for `wait`. Returns a JSON object: the frames of the missed events,
+/// and the position after them. A client without a position gets the present one.
+pub async fn poll(
+    mut subscription: Subscription,
+    after: Option<i64>,
+    wait: Duration,
+) -> Result<String, CloseReason> {
     let deadline = Instant::now() + wait;
     // Recovery has time limits of its own.
     let Delivery::Ready(initial) = subscription.next().await? else { return Err(CloseReason::Resync) };
     let InitialState { seq, recovered, frames } = initial;
-    if !recovered || !frames.is_empty() || wait.is_zero() {
+    if !recovered || !frames.is_empty() || after.is_none() {
         return Ok(frame::batch(seq, recovered, &frames));
+    }
+    if wait.is_zero() {
+        // Redis may have lost the last events. The hub syncs the subscriptions that wait, and this one has no time for it.
+        let caller = subscription.connection().caller();
+        let synced = timeout(SYNC_TIMEOUT, subscription.realtime().recovery.fetch_state(&caller, seq)).await;
+        return Ok(match synced {
+            Ok(Ok(InitialState { seq, recovered, frames })) => frame::batch(seq, recovered, &frames),
+            Ok(Err(Unavailable)) | Err(_) => frame::batch(seq, true, &[]),
+        });
     }
     match timeout_at(deadline, subscription.next()).await {
         Ok(Ok(Delivery::Events(events))) => {

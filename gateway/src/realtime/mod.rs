@@ -43,8 +43,9 @@ pub use self::close_code::CloseReason;
 use self::{hub::Hub, metered_stream::MeteredStream, recovery::Recovery, subscription::Subscription};
 use crate::{server, upstream::Upstream};
 
-/// Bounds the sockets, streams and long polls of a process: at 8 KiB each, 160 MiB. This is twice the number in the load test.
-const MAX_SOCKETS: usize = 20_000;
+/// Bounds the sockets, streams and long polls of a process: at 7 KiB each, 137 MiB. This is twice the number in the load
+/// test.
+const MAX_SUBSCRIPTIONS: usize = 20_000;
 /// Bounds the time from the handshake's answer to the upgrade of the connection.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -58,14 +59,14 @@ pub struct Inner {
     verifier: Arc<Verifier>,
     clock: Clock,
     tasks: Tasks,
-    socket_permits: Arc<Semaphore>,
+    subscription_permits: Arc<Semaphore>,
     admin_stream_permits: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Realtime")
-            .field("socket_permits", &self.socket_permits.available_permits())
+            .field("subscription_permits", &self.subscription_permits.available_permits())
             .finish_non_exhaustive()
     }
 }
@@ -102,14 +103,14 @@ impl Realtime {
             verifier,
             clock: process.clock.clone(),
             tasks: process.tasks.clone(),
-            socket_permits: Arc::new(Semaphore::new(MAX_SOCKETS)),
+            subscription_permits: Arc::new(Semaphore::new(MAX_SUBSCRIPTIONS)),
             admin_stream_permits: Arc::new(Semaphore::new(all_events::MAX_STREAMS)),
         })))
     }
 
-    /// Reserves one of the process's sockets; `None` if all are in use.
-    pub fn try_reserve_socket(&self) -> Option<OwnedSemaphorePermit> {
-        self.socket_permits.clone().try_acquire_owned().ok()
+    /// Reserves one of the process's subscriptions; `None` if all are in use.
+    pub fn try_reserve_subscription(&self) -> Option<OwnedSemaphorePermit> {
+        self.subscription_permits.clone().try_acquire_owned().ok()
     }
 
     /// Reserves one of the process's streams for admins; `None` if all are in use.
@@ -129,9 +130,7 @@ impl Realtime {
         after: Option<i64>,
         wait: Duration,
     ) -> Result<String, CloseReason> {
-        let subscription = Subscription::new(self, caller, after);
-        // A client without a position gets the present one at once.
-        event_stream::poll(subscription, after.map_or(Duration::ZERO, |_| wait)).await
+        event_stream::poll(Subscription::new(self, caller, after), after, wait).await
     }
 
     /// Returns the body of a stream of all users' events.

@@ -112,6 +112,11 @@ impl Recovery {
             let seq = frames.last().map_or(after, |last| last.seq);
             return Ok(InitialState { seq, recovered: true, frames });
         }
+        self.fetch_state(caller, after).await
+    }
+
+    /// Returns the initial state from the order service, which also has the events that Redis lost.
+    pub async fn fetch_state(&self, caller: &Caller, after: i64) -> Result<InitialState, Unavailable> {
         let (seq, recovered) = self.fetch_all(caller, after, MAX_REPLAY).await?;
         Ok(match recovered {
             Recovered::Complete(frames) if seq >= after => InitialState { seq, recovered: true, frames },

@@ -1,6 +1,6 @@
-//! A client's place in the events of its user: the part that sockets and streams share. It tracks the last sequence
-//! number that it delivered, so that no event is duplicated or skipped: after a gap, later events wait until the missing
-//! ones are recovered.
+//! A client's position in the events of its user: the part that sockets and streams share. The last delivered sequence
+//! number keeps events from being duplicated or skipped. After a gap, later events wait until the missing ones are
+//! recovered.
 
 use std::{future::pending, pin::Pin, sync::Arc, time::Duration};
 

@@ -13,6 +13,7 @@ use http::{
     header::{CACHE_CONTROL, CONTENT_TYPE},
 };
 use serde::Deserialize;
+use shoppee_kit::caller::TokenError;
 use shoppee_proto::order::v1::{OrderStatus, WatchEventsRequest};
 
 use crate::{
@@ -42,7 +43,7 @@ pub async fn stream(
     if method == Method::HEAD {
         return Ok(event_stream(Body::empty()));
     }
-    let permit = state.realtime.try_reserve_socket().ok_or_else(Problem::unavailable)?;
+    let permit = state.realtime.try_reserve_subscription().ok_or_else(Problem::unavailable)?;
     Ok(event_stream(state.realtime.stream(caller, after, permit)))
 }
 
@@ -62,11 +63,11 @@ pub async fn poll(
 ) -> Result<Response, Problem> {
     require(after.is_none_or(|after| after >= 0), "after", "must be a number, 0 or more")?;
     require(wait.is_none_or(|wait| wait <= MAX_WAIT_SECONDS), "wait", "must be 0 to 25 seconds")?;
-    let _permit = state.realtime.try_reserve_socket().ok_or_else(Problem::unavailable)?;
+    let _permit = state.realtime.try_reserve_subscription().ok_or_else(Problem::unavailable)?;
     // A request that waits does no work.
     request_permit.release();
     let wait = Duration::from_secs(wait.unwrap_or_default());
-    let batch = state.realtime.poll(caller, after, wait).await.map_err(to_problem)?;
+    let batch = state.realtime.poll(caller, after, wait).await.map_err(close_problem)?;
     Ok(([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], batch).into_response())
 }
 
@@ -132,10 +133,10 @@ fn malformed_id() -> Problem {
 }
 
 /// Returns the problem of a long poll that ends like a socket.
-fn to_problem(reason: CloseReason) -> Problem {
+fn close_problem(reason: CloseReason) -> Problem {
     match reason {
-        CloseReason::TokenExpired => shoppee_kit::caller::TokenError::Expired.into(),
-        CloseReason::SessionRevoked => shoppee_kit::caller::TokenError::Revoked.into(),
+        CloseReason::TokenExpired => TokenError::Expired.into(),
+        CloseReason::SessionRevoked => TokenError::Revoked.into(),
         CloseReason::TooManyConnections => {
             let detail = "the user opened more than ten sockets, streams and polls";
             Problem::new(Code::RateLimited, detail)

@@ -48,7 +48,7 @@ pub async fn upgrade(
     let accept_key = accept_key(&request).ok_or_else(not_a_handshake)?;
     let has_protocol = protocols(headers).any(|offered| offered == PROTOCOL);
     let connection = request.extensions_mut().remove::<OnUpgrade>().ok_or_else(not_a_handshake)?;
-    let permit = state.realtime.try_reserve_socket().ok_or_else(Problem::unavailable)?;
+    let permit = state.realtime.try_reserve_subscription().ok_or_else(Problem::unavailable)?;
     // The last step: a request that is rejected for another reason does not use up its ticket.
     let caller = if caller.token_type == TokenType::WsTicket {
         ticket::redeem(&state.upstream, &state.verifier, &caller).await?

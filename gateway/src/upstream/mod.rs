@@ -73,7 +73,7 @@ impl Upstream {
         caller: &impl Credential,
         request: WatchEventsRequest,
     ) -> Result<Streaming<WatchEventsResponse>, Status> {
-        let token = caller.token();
+        let (started, token) = (Instant::now(), caller.token());
         let attempt = |endpoint: Arc<Endpoint>| {
             let request = client::request(request.clone(), token.as_deref(), ATTEMPT_TIMEOUT);
             async move {
@@ -81,7 +81,9 @@ impl Upstream {
                 client::with_deadline(ATTEMPT_TIMEOUT, client.watch_events(request)).await
             }
         };
-        Ok(self.0.order.call(|| false, attempt).await?.into_inner())
+        // A stream that was not opened has no effect. Both attempts together must stay within the bound.
+        let may_retry = || started.elapsed() + ATTEMPT_TIMEOUT <= MAX_UNAVAILABLE_LATENCY;
+        Ok(self.0.order.call(may_retry, attempt).await?.into_inner())
     }
 
     /// Calls the method that takes `message`, as `caller`.

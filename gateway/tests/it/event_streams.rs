@@ -1,9 +1,10 @@
 //! Live order events over plain HTTP: Server-Sent Events and long polls.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use http::StatusCode;
 use serde_json::{Value, json};
+use shoppee_kit::testing::eventually;
 use tokio::time::{Instant, timeout};
 
 use crate::{
@@ -112,6 +113,14 @@ impl RealtimeFixture {
         EventSource::open(&self.http_url(gateway, "/orders/stream"), token, last_id).await.expect("a stream")
     }
 
+    /// Waits until `count` connections without a history in Redis are registered: each has called the order service.
+    async fn wait_for_connections(&self, count: usize) {
+        eventually("the connections are registered", async || {
+            self.order.calls.load(Ordering::SeqCst) >= count
+        })
+        .await;
+    }
+
     async fn poll(&self, token: &str, query: &str) -> (StatusCode, Value) {
         let url = self.http_url(0, &format!("/orders/stream/events{query}"));
         let response = reqwest::Client::new().get(url).bearer_auth(token).send().await.expect("an answer");
@@ -195,7 +204,7 @@ async fn a_revoked_session_and_an_expired_token_end_a_stream_and_a_long_poll() {
     let mut stream = fixture.stream(0, &token, None).await;
     stream.ready().await;
     let revoke = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        fixture.wait_for_connections(2).await;
         fixture.revoke_session(&claims);
     };
     let ((status, problem), ()) = tokio::join!(fixture.poll(&token, "?after=0&wait=25"), revoke);
@@ -247,12 +256,51 @@ async fn a_long_poll_answers_at_once_with_missed_events_or_waits_for_the_next() 
     assert_eq!(batch, json!({"items": [], "seq": 3, "recovered": true}));
     assert!(started.elapsed() >= Duration::from_secs(1), "{:?}", started.elapsed());
 
+    fixture.order.commit(8, 3);
+    fixture.order.calls.store(0, Ordering::SeqCst);
     let publish = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        fixture.commit_and_publish(7, 1).await;
+        fixture.wait_for_connections(1).await;
+        fixture.commit_and_publish(8, 1).await;
     };
+    let token = fixture.token(8);
     let ((_, batch), ()) = tokio::join!(fixture.poll(&token, "?after=3&wait=25"), publish);
     assert_eq!((item_seqs(&batch), &batch["seq"]), (vec![4], &json!(4)));
+}
+
+#[tokio::test]
+async fn a_poll_that_does_not_wait_finds_events_that_redis_lost() {
+    let fixture = RealtimeFixture::start(1).await;
+    let token = fixture.token(7);
+    fixture.commit_and_publish(7, 3).await;
+    // The last events, of which Redis has no trace.
+    fixture.order.commit(7, 2);
+    let (_, batch) = fixture.poll(&token, "?after=3").await;
+    assert_eq!((item_seqs(&batch), &batch["seq"]), (vec![4, 5], &json!(5)));
+    let (_, batch) = fixture.poll(&token, "?after=5&wait=0").await;
+    assert_eq!(batch, json!({"items": [], "seq": 5, "recovered": true}));
+
+    fixture.publish_history(&fixture.order.commit(7, 1)[0]).await;
+    fixture.order.commit(7, 600);
+    let (_, batch) = fixture.poll(&token, "?after=6").await;
+    assert_eq!(batch, json!({"items": [], "seq": 606, "recovered": false}), "too many events");
+
+    // Redis alone answers where the order service does not.
+    fixture.order.is_unavailable.store(true, Ordering::SeqCst);
+    let (status, batch) = fixture.poll(&token, "?after=6").await;
+    assert_eq!((status, batch), (StatusCode::OK, json!({"items": [], "seq": 6, "recovered": true})));
+}
+
+#[tokio::test]
+async fn a_stream_of_all_events_opens_after_one_failed_attempt() {
+    let fixture = RealtimeFixture::start(1).await;
+    let mut claims = fixture.claims(1);
+    claims["role"] = json!("admin");
+    let token = crate::realtime_fixture::signed_token("at+jwt", &claims);
+    let url = fixture.http_url(0, "/admin/orders/stream");
+    fixture.order.watch_failures.store(1, Ordering::SeqCst);
+    let mut stream = EventSource::open(&url, &token, None).await.expect("a stream");
+    assert!(stream.block().await.unwrap().id.is_none(), "the delay of a reconnect");
+    assert_eq!(stream.block().await.unwrap().id.as_deref(), Some("position"));
 }
 
 #[tokio::test]
@@ -293,7 +341,7 @@ async fn streams_and_long_polls_end_with_the_gateway() {
     stream.ready().await;
     let url = fixture.http_url(0, "/orders/stream/events?after=0&wait=25");
     let poll = tokio::spawn(reqwest::Client::new().get(url).bearer_auth(&token).send());
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    fixture.wait_for_connections(2).await;
     let gateway = fixture.gateways.remove(0);
     let ((), code) = tokio::join!(gateway.process.stop(), stream.close_code());
     assert_eq!(code, 1001);

@@ -1,5 +1,5 @@
-//! A gateway in a process of its own: the memory that it holds at its bounds, and its behaviour while its log is not
-//! read.
+//! A gateway in a process of its own: the memory that it holds at its bounds, the lines of its log, and its behaviour
+//! while the log is not read.
 
 use std::{
     fs,
@@ -9,11 +9,13 @@ use std::{
     time::Duration,
 };
 
-use serde_json::json;
+use http::StatusCode;
+use serde_json::{Value, json};
 use shoppee_kit::testing::{eventually, free_addr};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
+    service_accounts::{account, service},
     shop::TestShop,
     slow_clients::{Http2, post_without_the_last_byte},
 };
@@ -137,6 +139,29 @@ async fn a_gateway_at_its_bounds_holds_at_most_the_documented_memory() {
     let sum = CONNECTIONS * CONNECTION_BYTES + UNSENT_BYTES + BODY_BYTES + SLACK;
     eprintln!("{} MiB more, of {}", more / MIB, sum / MIB);
     assert!(more <= sum, "{} MiB more, of {}", more / MIB, sum / MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_of_the_access_log_names_the_user_or_the_client() {
+    let shop = TestShop::start().await;
+    let admin = shop.admin().await;
+    let warehouse = account(&admin, &["users:read"]).await;
+    let clerk = service(&shop, &warehouse).await;
+    let mut gateway = Gateway::start(&shop, &[]).await;
+    let url = format!("http://{}/api/v1/admin/users", gateway.addr);
+    for caller in [&admin, &clerk] {
+        let request = reqwest::Client::new().get(&url).bearer_auth(caller.token.as_deref().expect("a token"));
+        assert_eq!(request.send().await.expect("a response").status(), StatusCode::OK);
+    }
+    gateway.process.kill().expect("it lives");
+    let mut log = String::new();
+    gateway.process.stdout.take().expect("piped").read_to_string(&mut log).expect("text");
+    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).expect(line));
+    let callers: Vec<_> = lines
+        .filter(|line| line["route"] == "/api/v1/admin/users")
+        .map(|line| (line["user_id"].clone(), line["client_id"].clone()))
+        .collect();
+    assert_eq!(callers, [(json!(admin.id), Value::Null), (Value::Null, warehouse["id"].clone())]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

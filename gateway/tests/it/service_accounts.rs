@@ -19,7 +19,7 @@ const SCOPES: [&str; 8] = [
 ];
 const FORM: &str = "application/x-www-form-urlencoded";
 
-async fn account(admin: &Person, scopes: &[&str]) -> Value {
+pub async fn account(admin: &Person, scopes: &[&str]) -> Value {
     let request = json!({"name": "warehouse", "scopes": scopes});
     admin.post("/admin/service-accounts", &request).await.expect(201).body
 }
@@ -35,7 +35,7 @@ async fn issue(guest: &Person, form: &str, basic: Option<(&str, &str)>) -> ApiRe
 }
 
 /// Returns a client with a token of the account.
-async fn service(shop: &TestShop, account: &Value) -> Person {
+pub async fn service(shop: &TestShop, account: &Value) -> Person {
     let (id, secret) = (text(&account["id"]), text(&account["client_secret"]));
     let guest = shop.guest();
     let answer = issue(&guest, "grant_type=client_credentials", Some((id, secret))).await.expect(200);

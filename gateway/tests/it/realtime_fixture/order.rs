@@ -1,4 +1,4 @@
-//! A fake order service: `ListEvents` over events that the test commits.
+//! A fake order service: `ListEvents` over events that the test commits, and a `WatchEvents` without events.
 
 use std::{
     collections::HashMap,
@@ -10,9 +10,15 @@ use std::{
 };
 
 use axum::{Router, routing::post};
+use futures_util::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
 use http::Request;
 use shoppee_kit::clock::Clock;
-use shoppee_proto::order::v1::{ListEventsRequest, ListEventsResponse, OrderEvent, OrderStatus};
+use shoppee_proto::order::v1::{
+    ListEventsRequest, ListEventsResponse, OrderEvent, OrderStatus, WatchEventsRequest, WatchEventsResponse,
+};
 use tonic::{Response, Status, body::Body, server::Grpc};
 use uuid::Uuid;
 
@@ -26,6 +32,8 @@ pub struct FakeOrderService {
     /// The delay of a response. Milliseconds.
     pub latency_ms: AtomicUsize,
     pub calls: AtomicUsize,
+    /// The number of next calls of `WatchEvents` that fail.
+    pub watch_failures: AtomicUsize,
     /// The oldest sequence number that is still stored.
     pub oldest_seq: AtomicUsize,
 }
@@ -56,7 +64,18 @@ impl FakeOrderService {
     }
 
     pub fn routes(order: &Arc<Self>) -> Router {
-        let order = order.clone();
+        let (order, watched) = (order.clone(), order.clone());
+        let watch = move |request: Request<axum::body::Body>| {
+            let order = watched.clone();
+            async move {
+                let method = tower::service_fn(move |_: tonic::Request<WatchEventsRequest>| {
+                    let order = order.clone();
+                    async move { order.watch() }
+                });
+                let codec = tonic_prost::ProstCodec::<WatchEventsResponse, WatchEventsRequest>::default();
+                Grpc::new(codec).server_streaming(method, request.map(Body::new)).await
+            }
+        };
         let list = move |request: Request<axum::body::Body>| {
             let order = order.clone();
             async move {
@@ -68,7 +87,19 @@ impl FakeOrderService {
                 Grpc::new(codec).unary(method, request.map(Body::new)).await
             }
         };
-        Router::new().route("/shoppee.order.v1.OrderService/ListEvents", post(list))
+        Router::new()
+            .route("/shoppee.order.v1.OrderService/ListEvents", post(list))
+            .route("/shoppee.order.v1.OrderService/WatchEvents", post(watch))
+    }
+
+    /// Returns a stream with a position and without events.
+    fn watch(&self) -> Result<Response<BoxStream<'static, Result<WatchEventsResponse, Status>>>, Status> {
+        let fails = |failures: usize| failures.checked_sub(1);
+        if self.watch_failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok() {
+            return Err(Status::unavailable("unavailable"));
+        }
+        let position = WatchEventsResponse { event: None, cursor: "position".to_owned() };
+        Ok(Response::new(stream::iter([Ok(position)]).chain(stream::pending()).boxed()))
     }
 
     async fn list(
