@@ -11,9 +11,6 @@ use tonic::{Code, Status};
 
 use crate::{password::HashError, token::TokenError};
 
-/// The time after which a service account may get another token.
-const TOKEN_RETRY_DELAY: Duration = Duration::from_secs(1);
-
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A field violates a rule.
@@ -40,7 +37,7 @@ pub enum Error {
     TicketUsed,
     /// A service account got too many tokens.
     #[error("too many tokens were issued; keep a token until it expires")]
-    TooManyTokens,
+    TooManyTokens { retry_after: Duration },
     #[error("{0}")]
     KeyReused(#[from] KeyReused),
     /// A concurrent request has the same idempotency key.
@@ -85,9 +82,11 @@ impl From<Error> for ServiceError {
                     .with_metadata("limit", "account")
                     .retry_after(retry_after)
             }
-            Error::TooManyTokens => Self::new(Code::ResourceExhausted, "TOO_MANY_ATTEMPTS", message)
-                .with_metadata("limit", "client")
-                .retry_after(TOKEN_RETRY_DELAY),
+            Error::TooManyTokens { retry_after } => {
+                Self::new(Code::ResourceExhausted, "TOO_MANY_ATTEMPTS", message)
+                    .with_metadata("limit", "client")
+                    .retry_after(retry_after)
+            }
             Error::UnknownRefreshToken | Error::TicketUsed => {
                 Self::new(Code::Unauthenticated, "UNAUTHENTICATED", message)
             }

@@ -24,8 +24,8 @@ use crate::{
 
 /// The time for which the previous secret stays valid after a rotation: enough to deploy the new one to every process.
 const PREVIOUS_SECRET_TTL: Duration = Duration::days(7);
-/// The time from the check of an account to the signature of its token, with a margin: a token that is issued during a
-/// revocation expires before the revocation is forgotten.
+/// Bounds the time from the check of an account to the signature of its token, with a margin. So a token that is issued
+/// during a revocation expires before the revocation is deleted.
 const MAX_ISSUE_DURATION: Duration = Duration::minutes(1);
 const MAX_NAME_LEN: usize = 64;
 /// The lifetime of an account, in seconds: a minute to ten years.
@@ -87,9 +87,10 @@ pub async fn create(
     key: Option<String>,
 ) -> Result<(wire::ServiceAccount, bool), Error> {
     let CreateServiceAccount { name: Name(name), scopes: Scopes(scopes), lifetime } = request;
-    let digest = fingerprint(&(&name, &scopes, lifetime.map(Duration::whole_seconds)));
+    let fingerprint = fingerprint(&(&name, &scopes, lifetime.map(Duration::whole_seconds)));
     let now = context.clock.now();
-    let request = SecretRequest { admin_id: admin.user_id(), scope: "create".to_owned(), key, digest, now };
+    let request =
+        SecretRequest { admin_id: admin.user_id(), scope: "create".to_owned(), key, fingerprint, now };
     let secret = context.secret_keys.generate()?;
     let mut tx = context.pool.begin().await?;
     if let Some(answer) = request.claim(context, &mut tx, &secret).await? {
@@ -120,8 +121,8 @@ pub async fn rotate(
 ) -> Result<(wire::ServiceAccount, bool), Error> {
     let id = parse_id(id)?;
     let now = context.clock.now();
-    let (scope, digest) = (format!("rotate/{id}"), fingerprint(&()));
-    let request = SecretRequest { admin_id: admin.user_id(), scope, key, digest, now };
+    let (scope, fingerprint) = (format!("rotate/{id}"), fingerprint(&()));
+    let request = SecretRequest { admin_id: admin.user_id(), scope, key, fingerprint, now };
     let secret = context.secret_keys.generate()?;
     let mut tx = context.pool.begin().await?;
     if let Some(answer) = request.claim(context, &mut tx, &secret).await? {
@@ -186,8 +187,8 @@ struct SecretRequest {
     /// The operation and its object.
     scope: String,
     key: Option<String>,
-    /// The fingerprint of the content.
-    digest: Vec<u8>,
+    /// The hash of the content.
+    fingerprint: Vec<u8>,
     now: OffsetDateTime,
 }
 
@@ -206,7 +207,7 @@ impl SecretRequest {
     ) -> Result<Option<wire::ServiceAccount>, Error> {
         let Some(key) = self.request_key() else { return Ok(None) };
         let request = StoredRequest {
-            fingerprint: self.digest.clone(),
+            fingerprint: self.fingerprint.clone(),
             answer: Vec::new(),
             secret_salt: secret.salt.to_vec(),
             secret_hash: secret.hash.to_vec(),
@@ -218,7 +219,7 @@ impl SecretRequest {
             Err(error) => return Err(error.into()),
         }
         let stored = store::find_key(tx, key).await?.ok_or(Error::InProgress)?;
-        if stored.fingerprint != self.digest {
+        if stored.fingerprint != self.fingerprint {
             return Err(KeyReused.into());
         }
         let account = wire::ServiceAccount::decode(stored.answer.as_slice());

@@ -3,7 +3,7 @@
 //!
 //! Secrets are long and random, so that wrong ones are not counted: a limit would let strangers lock a service out.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration as StdDuration};
 
 use secrecy::SecretString;
 use shoppee_kit::caller::{AUDIENCE, Claims, ISSUER, Role, TokenType};
@@ -17,10 +17,9 @@ use crate::{AuthContext, client_secret, error::Error, store::service_account as 
 pub const TOKEN_TTL: Duration = Duration::minutes(15);
 /// The scopes of the clients in `SERVICE_CLIENTS`.
 const BOOTSTRAP_SCOPES: [&str; 1] = ["stock:hold"];
-/// Bounds the tokens of an account that are issued at once, and the interval of further ones: 60 in a minute. A process
-/// needs one in seven minutes.
+/// Bounds the tokens of an account: so many at once, then one in each interval. A process needs one in seven minutes.
 const TOKEN_BURST: i32 = 60;
-const TOKEN_INTERVAL_SECONDS: f64 = 1.0;
+const TOKEN_INTERVAL: StdDuration = StdDuration::from_secs(1);
 /// Bounds the text of requested scopes: all of them take about 100 bytes.
 const MAX_SCOPE_BYTES: usize = 512;
 
@@ -47,6 +46,8 @@ impl ServiceClients {
 #[derive(Debug)]
 struct Client {
     id: String,
+    /// None of a client of the setting.
+    account_id: Option<Uuid>,
     name: String,
     /// The `sid` of its tokens, by which they are revoked.
     sid: Uuid,
@@ -82,6 +83,9 @@ pub async fn issue(
         // The account ends within this second.
         return Err(Error::InvalidCredentials);
     }
+    if let Some(account_id) = client.account_id {
+        record_token(context, account_id, now).await?;
+    }
     let claims = Claims {
         iss: ISSUER.to_owned(),
         aud: AUDIENCE.to_owned(),
@@ -115,6 +119,7 @@ async fn authenticate(
         let scopes = BOOTSTRAP_SCOPES.map(str::to_owned).to_vec();
         return Ok(Client {
             id: id.to_owned(),
+            account_id: None,
             name: id.to_owned(),
             sid: Uuid::new_v4(),
             scopes,
@@ -133,16 +138,25 @@ async fn authenticate(
     if !is_active || !(bool::from(is_current) || is_previous) {
         return Err(Error::InvalidCredentials);
     }
-    if !store::record_token(&mut conn, account_id, now, TOKEN_BURST, TOKEN_INTERVAL_SECONDS).await? {
-        return Err(Error::TooManyTokens);
-    }
     Ok(Client {
         id: account_id.to_string(),
+        account_id: Some(account_id),
         name: account.name,
         sid: account_id,
         scopes: account.scopes,
         expires_at: account.expires_at,
     })
+}
+
+/// Counts a token of an account, and marks the account as used.
+async fn record_token(context: &AuthContext, account_id: Uuid, now: OffsetDateTime) -> Result<(), Error> {
+    let mut conn = context.pool.acquire().await?;
+    let interval = TOKEN_INTERVAL.as_secs_f64();
+    if store::record_token(&mut conn, account_id, now, TOKEN_BURST, interval).await? {
+        Ok(())
+    } else {
+        Err(Error::TooManyTokens { retry_after: TOKEN_INTERVAL })
+    }
 }
 
 /// Returns the requested scopes, which must be among those of the client, each once.

@@ -380,6 +380,20 @@ async fn tokens_of_one_account_are_limited_and_strangers_lock_nobody_out() {
 }
 
 #[tokio::test]
+async fn a_refused_scope_neither_counts_nor_marks_the_account_as_used() {
+    let shop = TestAuth::start().await;
+    let root = shop.admin("root").await;
+    let created = account(&root, &["orders:read"]).await;
+    for _ in 0..100 {
+        let wide = issues(&shop, &created.id, secret(&created), Some("users:read")).await;
+        expect_error(wide, Code::InvalidArgument, "VALIDATION_FAILED");
+    }
+    assert_eq!(shows(&root, &created.id).await.last_used_at, None);
+    issues(&shop, &created.id, secret(&created), None).await.expect("no token was counted");
+    assert!(shows(&root, &created.id).await.last_used_at.is_some());
+}
+
+#[tokio::test]
 async fn no_secret_is_stored() {
     let shop = TestAuth::start().await;
     let root = shop.admin("root").await;
