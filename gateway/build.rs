@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo:rerun-if-changed={folder}");
         for file in files(Path::new(folder))? {
             let extension = file.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-            let Some((_, content_type)) = CONTENT_TYPES.iter().find(|(known, _)| *known == extension) else {
+            let Some((_, content_type)) = CONTENT_TYPES.iter().find(|(name, _)| *name == extension) else {
                 continue;
             };
             let name = format!("{prefix}{}", file.strip_prefix(folder)?.display());
@@ -64,15 +64,15 @@ fn compress(file: &Path, to: &Path) -> std::io::Result<()> {
 
 /// Returns the files of a folder and of those below, in the order of their names.
 fn files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
+    let mut paths = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         if path.is_dir() {
-            found.extend(files(&path)?);
+            paths.extend(files(&path)?);
         } else {
-            found.push(path);
+            paths.push(path);
         }
     }
-    found.sort();
-    Ok(found)
+    paths.sort();
+    Ok(paths)
 }

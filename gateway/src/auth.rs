@@ -28,8 +28,8 @@ pub fn authenticate(verifier: &Verifier, headers: &HeaderMap) -> Identity {
     Identity(token.ok_or(TokenError::Invalid).and_then(|token| verifier.verify(token, TokenType::Access)))
 }
 
-/// A caller that the method which takes `C` admits, by the rule in the proto: a user, an admin, or a service with the
-/// scope of the method.
+/// A caller that the method of the request `C` admits. Its rule in the proto names users, admins, or services with a
+/// scope.
 #[derive(Debug)]
 pub struct Authorized<C>(pub Caller, PhantomData<fn(C)>);
 

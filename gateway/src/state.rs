@@ -25,7 +25,7 @@ pub struct Inner {
     pub allowed_origins: AllowedOrigins,
     pub realtime: Realtime,
     pub docs: Docs,
-    /// Whether the storefront is served.
+    /// Enables the storefront.
     pub storefront: bool,
     /// Restricts cookies to TLS.
     pub secure_cookies: bool,

@@ -50,8 +50,8 @@ pub fn router() -> Router<AppState> {
         .route("/shop/pictures/{kind}/{material}/{colour}", get(picture))
 }
 
-/// Reports whether a route serves files of the storefront. A view needs more of them at once than a rate limit of the API
-/// allows, and each is sent from memory.
+/// Reports whether a route serves pages, files or drawings of the storefront, which have no rate limit: a view needs more
+/// of them at once than a limit of the API allows, and none calls a service.
 pub fn is_file(route: Option<&str>) -> bool {
     let root = route.and_then(|route| route.split('/').nth(1));
     matches!(root, Some("shop" | "admin"))

@@ -2012,7 +2012,7 @@ export interface components {
             allowed?: string[];
             /** @description With `payment_declined`: why, in the provider's word. */
             decline_code?: string;
-            /** @description With `rate_limited` and `too_many_attempts`: which limit was reached. A policy of `RateLimit-Policy`, or `account`, `client` or `bodies`. */
+            /** @description With `rate_limited` and `too_many_attempts`: which limit was reached. A policy of `RateLimit-Policy`, or `account`, `client`, `bodies` or `connections`. */
             limit?: string;
         };
         /** @enum {string} */

@@ -100,7 +100,7 @@ fn tags() -> Json {
                 "Placing orders, and the steps of their lives: `pending` → `paid` → `shipped` → `completed`.",
             ),
             ("events", "Every step of every order, live."),
-            ("admin", "All users, all orders."),
+            ("admin", "Users, orders and events of the whole shop, and service accounts."),
             ("tokens", "For programs that use or verify access tokens."),
             ("documentation", "What you are reading."),
             ("operation", "For those who run the shop."),
@@ -136,7 +136,7 @@ fn security_schemes() -> Object {
 fn scope_description(scope: &str) -> &'static str {
     match scope {
         "catalogue:write" => "Change products and categories.",
-        "events:watch" => "Follow the events of all orders.",
+        "events:watch" => "Follow the events of all orders; by gRPC only.",
         "orders:cancel" => "Cancel orders.",
         "orders:read" => "Read the orders of all users.",
         "orders:ship" => "Ship orders.",

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::error::Code;
 
-/// The prefix of the paths for admins, whatever other callers the method admits.
+/// The prefix of the paths for admins. Their methods may admit more callers.
 const ADMIN_PREFIX: &str = "/api/v1/admin/";
 
 /// The list of the caller's own orders, of the method that also lists those of all users.
@@ -121,7 +121,7 @@ fn description(operation: &Operation, route: &Route) -> String {
     [callers.as_str(), operation.description].map(str::trim).join(" ").trim().to_owned()
 }
 
-/// Reports whether services may use a route. A list of own things has none of a service.
+/// Reports whether services may use a route. They have no own orders to list.
 fn admits_services(route: &Route) -> bool {
     !route.rule.scope.is_empty() && route.path != OWN_ORDERS
 }

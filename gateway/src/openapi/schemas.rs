@@ -337,7 +337,7 @@ fn problem() -> Object {
             "limit": object! {
                 "type": "string",
                 "description": "With `rate_limited` and `too_many_attempts`: which limit was reached. A policy \
-                                of `RateLimit-Policy`, or `account`, `client` or `bodies`.",
+                                of `RateLimit-Policy`, or `account`, `client`, `bodies` or `connections`.",
             },
         },
         "required": list(["type", "title", "status", "detail", "code", "request_id"]),

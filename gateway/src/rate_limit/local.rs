@@ -1,9 +1,9 @@
 //! The gateway's own record of rate limits, in bounded memory: the algorithm of `gcra.lua` on the gateway's clock. It
 //! follows the counters in Redis, and replaces them while Redis is unavailable.
 //!
-//! It also lets Redis count a request after its admission (write-behind), so that a request does not wait for Redis. That
-//! holds for a caller with over half of its quota left. At most one fortieth of the quota is admitted and not yet
-//! counted: two gateways with an old record exceed a limit by a twentieth at most.
+//! A caller with over half of its quota left does not wait for Redis, which counts the request after its admission
+//! (write-behind). At most one fortieth of a quota is admitted and not yet counted. So two gateways with old records
+//! exceed a limit by a twentieth at most.
 
 use std::{
     collections::HashMap,

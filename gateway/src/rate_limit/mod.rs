@@ -214,7 +214,7 @@ impl Admission {
             .retry_after(decision.retry_after))
     }
 
-    /// Writes `RateLimit` and `RateLimit-Policy`, which every response carries.
+    /// Writes `RateLimit` and `RateLimit-Policy` to the response of a counted request.
     pub fn write_headers(&self, headers: &mut HeaderMap) {
         let Some((set, decisions)) = &self.0 else {
             return;

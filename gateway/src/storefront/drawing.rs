@@ -110,8 +110,8 @@ pub fn draw(kind: &str, material: &str, colour: &str) -> String {
     svg
 }
 
-fn find(colours: &[(&str, Rgb)], name: &str) -> Option<Rgb> {
-    colours.iter().find(|(known, _)| *known == name).map(|(_, colour)| *colour)
+fn find(colours: &[(&str, Rgb)], word: &str) -> Option<Rgb> {
+    colours.iter().find(|(name, _)| *name == word).map(|(_, colour)| *colour)
 }
 
 /// Returns the SVG of a kind.

@@ -21,14 +21,12 @@ use tokio::{process::Command, task::JoinSet};
 use uuid::Uuid;
 
 use crate::{
-    orders::{find_pgbench, process_seconds, processes, stock_up},
+    orders::{MAX_PGBENCH_CLIENTS, find_pgbench, process_seconds, processes, stock_up},
     servers::RunningSystem,
     table,
 };
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// PostgreSQL of `scripts/up` takes about 100 connections, some of which the services have.
-const MAX_PGBENCH_CLIENTS: usize = 90;
 const PGBENCH_SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/holds/pgbench.sql");
 
 #[derive(Debug, Args)]
@@ -89,10 +87,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             rows.push(row);
         }
     }
+    let pgbench = format!("pgbench/s (at most {MAX_PGBENCH_CLIENTS} clients)");
     let head = [
         "holds, by number of callers",
         "holds/s",
-        "pgbench/s",
+        &pgbench,
         "ratio",
         "p50 ms",
         "p99 ms",

@@ -33,7 +33,7 @@ const PASSWORD: &str = "correct horse battery staple";
 /// More than all orders of a run.
 const STOCK: i64 = 100_000_000;
 /// PostgreSQL of `scripts/up` takes about 100 connections, some of which the services have.
-const MAX_PGBENCH_CLIENTS: usize = 90;
+pub const MAX_PGBENCH_CLIENTS: usize = 90;
 /// The first user id of pgbench, beyond all real ones.
 const FIRST_PGBENCH_USER: i64 = 1_000_000_000;
 const PGBENCH_SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/orders/pgbench.sql");
@@ -100,10 +100,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             rows.push(row(case, clients, &sample, baseline));
         }
     }
+    let pgbench = format!("pgbench/s (at most {MAX_PGBENCH_CLIENTS} clients)");
     let head = [
         "orders, by number of clients",
         "orders/s",
-        "pgbench/s",
+        &pgbench,
         "ratio",
         "p50 ms",
         "p99 ms",

@@ -19,7 +19,10 @@ use tokio::{
     sync::watch,
 };
 use tonic::Status;
-use tracing::{Event, Subscriber};
+use tracing::{
+    Event, Subscriber,
+    span::{Attributes, Id},
+};
 use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt as _, registry::LookupSpan};
 use uuid::Uuid;
 
@@ -285,14 +288,21 @@ async fn many_orders_are_released_at_once() {
     shop.assert_stock_invariant().await;
 }
 
-/// Counts the statements that are executed in a span.
+/// Counts the spans of a name, and the statements that are executed in them.
 #[derive(Clone, Debug)]
 struct StatementCounter {
     span: &'static str,
+    spans: Arc<AtomicUsize>,
     statements: Arc<AtomicUsize>,
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for StatementCounter {
+    fn on_new_span(&self, attributes: &Attributes<'_>, _: &Id, _: Context<'_, S>) {
+        if attributes.metadata().name() == self.span {
+            self.spans.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         if event.metadata().target() == "sqlx::query"
             && let Some(mut spans) = context.event_scope(event)
@@ -305,9 +315,12 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for StatementCounter {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hold_takes_two_statements_and_a_release_two() {
-    let counter = |span| StatementCounter { span, statements: Arc::default() };
+    const HOLDS: usize = 256;
+    let counter = |span| StatementCounter { span, spans: Arc::default(), statements: Arc::default() };
     let (holds, releases) = (counter("stock.hold_batch"), counter("stock.release_batch"));
-    let subscriber = tracing_subscriber::registry().with(holds.clone()).with(releases.clone());
+    let requests = counter("stock.hold");
+    let subscriber =
+        tracing_subscriber::registry().with(holds.clone()).with(releases.clone()).with(requests.clone());
     tracing::subscriber::set_global_default(subscriber).expect("the only one of this process");
     let shop = TestShop::start().await;
     let (product, last) = (shop.product("a", 1000).await.id, shop.product("last", 1).await.id);
@@ -326,10 +339,17 @@ async fn a_hold_takes_two_statements_and_a_release_two() {
     shop.release(order()).await.expect("a tombstone");
     assert_eq!(count(&releases), 3);
 
-    // However large a batch is, it takes no more.
-    let held = join_all((0..300).map(|_| shop.hold(order(), [(product, 1)]))).await;
+    // However large a batch is, it takes no more. While two batches wait for a lock, all other holds are queued.
+    let lock = format!("select from product.stock where product_id = {product} for update");
+    let lock = shop.begin_with(&lock).await;
+    requests.spans.store(0, Ordering::Relaxed);
+    let held = join_all((0..HOLDS).map(|_| shop.hold(order(), [(product, 1)])));
+    let (held, ()) = tokio::join!(held, async {
+        eventually("all holds are queued", async || requests.spans.load(Ordering::Relaxed) == HOLDS).await;
+        lock.rollback().await.expect("rolled back");
+    });
     assert!(held.iter().all(Result::is_ok));
     let statements = count(&holds);
-    assert!(statements < 300, "{statements} statements for 300 holds");
+    assert!(statements <= 8, "{statements} statements for {HOLDS} holds: at most four batches");
     shop.assert_stock_invariant().await;
 }
