@@ -46,7 +46,7 @@ impl ServiceClients {
 #[derive(Debug)]
 struct Client {
     id: String,
-    /// None of a client of the setting.
+    /// `None` for a client of the setting.
     account_id: Option<Uuid>,
     name: String,
     /// The `sid` of its tokens, by which they are revoked.
