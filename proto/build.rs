@@ -78,12 +78,15 @@ const ENUM_FIELDS: [(&str, &str, bool); 9] = [
 ];
 
 /// Fields that are omitted from a response if they are absent, instead of being null.
-const OMITTED_IF_ABSENT: [&str; 7] = [
+const OMITTED_IF_ABSENT: [&str; 10] = [
     "shoppee.auth.v1.User.disabled",
     "shoppee.auth.v1.ServiceAccount.client_secret",
     "shoppee.product.v1.SearchProductsResponse.facets",
     "shoppee.product.v1.ProductChangeResult.version",
     "shoppee.product.v1.ProductChangeResult.error",
+    "shoppee.product.v1.RowError.field",
+    "shoppee.product.v1.RowError.available",
+    "shoppee.product.v1.RowError.current_version",
     "shoppee.product.v1.RefusedLine.unit_price",
     "shoppee.product.v1.RefusedLine.held_by_your_order",
 ];

@@ -238,14 +238,18 @@ fn example_batch() -> product::BatchUpdateProductsResponse {
         error,
         revision: 0,
     };
-    let unknown =
-        product::RowError { code: "not_found".to_owned(), message: "there is no such product".to_owned() };
+    let sold = product::RowError {
+        code: "out_of_stock".to_owned(),
+        message: "there is not enough in stock".to_owned(),
+        available: Some(3),
+        ..product::RowError::default()
+    };
     product::BatchUpdateProductsResponse {
         updated: 1,
         failed: 1,
         results: vec![
             result(0, Some(47), product::RowStatus::Updated, Some(8), None),
-            result(1, None, product::RowStatus::Failed, None, Some(unknown)),
+            result(1, Some(48), product::RowStatus::Failed, None, Some(sold)),
         ],
     }
 }

@@ -61,12 +61,15 @@ const NULLABLE: [&str; 8] = [
     "Payment.paid_at",
     "Payment.refunded_at",
 ];
-const OMITTED: [&str; 8] = [
+const OMITTED: [&str; 11] = [
     "User.disabled",
     "ServiceAccount.client_secret",
     "SearchProductsResponse.facets",
     "ProductChangeResult.version",
     "ProductChangeResult.error",
+    "RowError.field",
+    "RowError.available",
+    "RowError.current_version",
     "OrderHistoryEvent.reason",
     "RefusedLine.unit_price",
     "RefusedLine.held_by_your_order",

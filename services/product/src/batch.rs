@@ -54,8 +54,12 @@ pub enum RowError {
         field: &'static str,
         message: ValidationError,
     },
-    VersionMismatch,
-    OutOfStock,
+    VersionMismatch {
+        current: i64,
+    },
+    OutOfStock {
+        available: i64,
+    },
     /// The database was unavailable and the row was not applied; other rows may have been.
     Unavailable,
     /// The connection to the database was lost during the commit.
@@ -134,14 +138,14 @@ impl Change {
     /// Returns the effective changes; `None` if nothing differs.
     pub fn decide(&self, current: &Current) -> Result<Option<Update>, RowError> {
         if self.version.is_some_and(|version| version != current.version) {
-            return Err(RowError::VersionMismatch);
+            return Err(RowError::VersionMismatch { current: current.version });
         }
         let correction = match self.stock {
             None => 0,
             Some(StockChange::To(stock)) => stock.get() - current.available,
             Some(StockChange::By(delta)) => {
                 let stock = delta.apply(current.available).map_err(|error| match error {
-                    AdjustError::BelowZero => RowError::OutOfStock,
+                    AdjustError::BelowZero => RowError::OutOfStock { available: current.available },
                     AdjustError::TooMuch => RowError::Invalid {
                         field: "stock_delta",
                         message: "would make the stock more than 10^9",
@@ -221,10 +225,10 @@ mod tests {
 
     #[test]
     fn an_invalid_row_fails_with_its_reason() {
-        assert_eq!(by(-6).decide(&current()), Err(RowError::OutOfStock));
+        assert_eq!(by(-6).decide(&current()), Err(RowError::OutOfStock { available: current().available }));
         let many = by(Stock::MAX).decide(&current());
         assert!(matches!(many, Err(RowError::Invalid { field: "stock_delta", .. })));
         let old = Change { version: Some(2), ..by(-6) };
-        assert_eq!(old.decide(&current()), Err(RowError::VersionMismatch));
+        assert_eq!(old.decide(&current()), Err(RowError::VersionMismatch { current: current().version }));
     }
 }

@@ -188,15 +188,26 @@ fn response(results: Vec<RowResult>) -> wire::BatchUpdateProductsResponse {
 }
 
 fn wire_error(error: &RowError) -> wire::RowError {
-    let (code, message) = match error {
-        RowError::NotFound => ("not_found", "there is no such product".to_owned()),
-        RowError::Invalid { field, message } => ("validation_failed", format!("{field} {message}")),
-        RowError::VersionMismatch => ("version_mismatch", "the product has been changed since".to_owned()),
-        RowError::OutOfStock => ("out_of_stock", "there is not enough in stock".to_owned()),
-        RowError::Unavailable => ("unavailable", "was not done; try again".to_owned()),
-        RowError::OutcomeUnknown => {
-            ("unavailable", "may have been done; look before trying again".to_owned())
-        }
+    let new = |code: &str, message: &str| wire::RowError {
+        code: code.to_owned(),
+        message: message.to_owned(),
+        ..wire::RowError::default()
     };
-    wire::RowError { code: code.to_owned(), message }
+    match error {
+        RowError::NotFound => new("not_found", "there is no such product"),
+        RowError::Invalid { field, message } => wire::RowError {
+            field: Some((*field).to_owned()),
+            ..new("validation_failed", &format!("{field} {message}"))
+        },
+        RowError::VersionMismatch { current } => wire::RowError {
+            current_version: Some(*current),
+            ..new("version_mismatch", "the product has been changed since")
+        },
+        RowError::OutOfStock { available } => wire::RowError {
+            available: Some(*available),
+            ..new("out_of_stock", "there is not enough in stock")
+        },
+        RowError::Unavailable => new("unavailable", "was not done; try again"),
+        RowError::OutcomeUnknown => new("unavailable", "may have been done; look before trying again"),
+    }
 }

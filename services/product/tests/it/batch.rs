@@ -88,6 +88,9 @@ async fn each_row_has_its_own_outcome() {
         ]
     );
     assert_eq!((answer.updated, answer.failed), (2, 10));
+    let error = |index: usize| answer.results[index].error.clone().unwrap();
+    assert_eq!((error(1).available, error(4).current_version), (Some(5), Some(1)));
+    assert_eq!((error(6).field.as_deref(), error(5).field), (Some("price"), None));
     assert_eq!((answer.results[0].version, answer.results[3].version), (Some(2), Some(1)));
     assert_eq!((answer.results[2].id, answer.results[5].id), (Some(ids[2]), None));
     let changed = shop.get(ids[0]).await;
