@@ -5,7 +5,7 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU16, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -28,12 +28,14 @@ const MAX_CONNECTIONS_PER_USER: usize = 10;
 /// Bounds the events in a socket's queue, which allocates as it fills. A full queue is about a megabyte, shared by the
 /// sockets of a user. Only a client that does not read fills it.
 const SEND_QUEUE_CAPACITY: usize = 4096;
-/// The number of map shards, each with its own lock; also the seconds in which [`Hub::request_sync_for_shard`] has visited
-/// all of them.
-const SHARDS: usize = 64;
+/// The number of map shards, each with its own lock.
+pub const SHARDS: usize = 64;
 /// The interval between checks of tokens. A socket must close within 5 s of its token's expiry, and within 1 s of its
 /// session's revocation even if the notification was lost.
 const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The position of a connection whose initial state is not known yet.
+const NO_POSITION: i64 = i64::MAX;
 
 type Connections = Arc<Vec<Arc<Connection>>>;
 
@@ -55,6 +57,8 @@ pub struct Connection {
     queue: mpsc::Sender<Arc<Frame>>,
     /// The code to close with; 0 while the socket stays open.
     close_code: AtomicU16,
+    /// The sequence number delivered last; [`NO_POSITION`] before the initial state is known.
+    position: AtomicI64,
     /// Asks the socket to recover missed events from the order service.
     sync_requested: AtomicBool,
     notify: Notify,
@@ -78,6 +82,11 @@ impl Connection {
 
     pub fn close_reason(&self) -> Option<CloseReason> {
         CloseReason::from_code(self.close_code.load(Ordering::Acquire))
+    }
+
+    /// Records the sequence number delivered last.
+    pub fn set_position(&self, seq: i64) {
+        self.position.store(seq, Ordering::Relaxed);
     }
 
     /// Asks the socket to recover missed events from the order service.
@@ -122,16 +131,12 @@ impl Hub {
         })
     }
 
-    /// Spawns the task that closes expired and revoked connections, requests periodic syncs, and closes all connections at
-    /// shutdown.
+    /// Spawns the task that closes expired and revoked connections, and closes all connections at shutdown.
     pub fn spawn_maintenance(self: &Arc<Self>, tasks: &Tasks, mut revocations: broadcast::Receiver<Uuid>) {
         let (hub, stop) = (self.clone(), tasks.shutdown_token());
         tasks.spawn("sockets", async move {
             let mut expiry_check = interval(EXPIRY_CHECK_INTERVAL);
-            let mut sync = interval(Duration::from_secs(1));
             expiry_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            sync.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let mut shards = (0..SHARDS).cycle();
             loop {
                 tokio::select! {
                     // Shutdown comes first: it also closes the channel of revocations, which is an error otherwise, and
@@ -139,10 +144,6 @@ impl Hub {
                     biased;
                     () = stop.cancelled() => break,
                     _ = expiry_check.tick() => {}
-                    _ = sync.tick() => {
-                        hub.request_sync_for_shard(shards.next().unwrap_or_default());
-                        continue;
-                    }
                     received = revocations.recv() => {
                         if matches!(received, Err(broadcast::error::RecvError::Closed)) {
                             anyhow::bail!("the channel of revoked sessions is closed");
@@ -168,6 +169,7 @@ impl Hub {
             caller: Mutex::new(caller),
             queue: sender,
             close_code: AtomicU16::new(0),
+            position: AtomicI64::new(NO_POSITION),
             sync_requested: AtomicBool::new(false),
             notify: Notify::new(),
         });
@@ -223,10 +225,16 @@ impl Hub {
         });
     }
 
-    /// Requests a sync of every connection in one shard of the map: only this finds events that were lost at the end of a
-    /// stream.
-    fn request_sync_for_shard(&self, shard: usize) {
-        for connection in snapshot(&self.shards[shard]).iter().flat_map(|(_, connections)| connections.iter())
+    /// Returns the users with connections in a shard of the map.
+    pub fn users(&self, shard: usize) -> Vec<i64> {
+        lock(&self.shards[shard]).keys().copied().collect()
+    }
+
+    /// Requests a sync of the user's connections that are behind this event.
+    pub fn request_sync_behind(&self, user_id: i64, seq: i64) {
+        let connections = self.shard(user_id).get(&user_id).cloned().unwrap_or_default();
+        for connection in
+            connections.iter().filter(|connection| connection.position.load(Ordering::Relaxed) < seq)
         {
             connection.request_sync();
         }

@@ -2,10 +2,10 @@
 //!
 //! [`stream_reader`] reads events from Redis and passes them to the [`hub`], which enqueues them at each
 //! [`subscription`] of the user: that of a [`socket`] or of an [`event_stream`]. A subscription that starts, or finds
-//! a gap in the sequence numbers, runs [`recovery`]: from Redis, else from the order service. [`all_events`] streams
-//! the events of all users. [`frame`] has the gateway's messages and [`command`] the client's, [`close_code`] the
-//! close codes, [`closing_handshake`] the end of a socket, [`metered_stream`] the TCP stream below it, [`ticket`] the
-//! sign-in of browsers.
+//! a gap in the sequence numbers, runs [`recovery`]: from Redis, else from the order service. [`position_check`]
+//! finds events that Redis did not deliver. [`all_events`] streams the events of all users. [`frame`] has the
+//! gateway's messages and [`command`] the client's, [`close_code`] the close codes, [`closing_handshake`] the end of a
+//! socket, [`metered_stream`] the TCP stream below it, [`ticket`] the sign-in of browsers.
 
 mod all_events;
 mod close_code;
@@ -15,6 +15,7 @@ mod event_stream;
 mod frame;
 mod hub;
 mod metered_stream;
+mod position_check;
 mod recovery;
 mod socket;
 mod stream_reader;
@@ -92,7 +93,9 @@ impl Realtime {
         let commands = redis.client("tickets and histories")?;
         let hub = Hub::new(verifier.clone());
         hub.spawn_maintenance(&process.tasks, revocations.subscribe());
-        stream_reader::spawn_readers(redis, &commands, &hub, &process.tasks)?;
+        let delivery = Arc::default();
+        stream_reader::spawn_readers(redis, &commands, &hub, &delivery, &process.tasks)?;
+        position_check::spawn(&hub, &delivery, &upstream, &process.tasks);
         // A scrape shows metrics of events that have not occurred yet.
         close_code::register_metrics();
         metrics::gauge!("ws_connections").set(0);

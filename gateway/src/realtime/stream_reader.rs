@@ -4,7 +4,14 @@
 //! Redis may lose entries without an error. Once a second a reader checks the epoch and the bounds of its stream. If
 //! entries may have been lost, the sockets of the stream's users recover from the order service.
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use fred::{
@@ -35,11 +42,36 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 /// The delay between attempts while Redis is unavailable.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 
+/// The fan-out streams whose events arrive.
+#[derive(Debug)]
+pub struct DeliveryState(Vec<AtomicBool>);
+
+impl Default for DeliveryState {
+    fn default() -> Self {
+        Self((0..streams::SHARDS).map(|_| AtomicBool::new(false)).collect())
+    }
+}
+
+impl DeliveryState {
+    fn set(&self, shard: i64, is_delivered: bool) {
+        if let Some(state) = usize::try_from(shard).ok().and_then(|shard| self.0.get(shard)) {
+            state.store(is_delivered, Ordering::Relaxed);
+        }
+    }
+
+    /// Reports whether the last read of the user's stream succeeded.
+    pub fn is_delivered(&self, user_id: i64) -> bool {
+        let shard = usize::try_from(user_id.rem_euclid(streams::SHARDS)).unwrap_or_default();
+        self.0[shard].load(Ordering::Relaxed)
+    }
+}
+
 /// Spawns the readers, which broadcast to the hub.
 pub fn spawn_readers(
     clients: &redis::Clients,
     commands: &Client,
     hub: &Arc<Hub>,
+    delivery: &Arc<DeliveryState>,
     tasks: &Tasks,
 ) -> anyhow::Result<()> {
     let options = Options { timeout: Some(CHECK_TIMEOUT), ..redis::fail_fast_options() };
@@ -48,6 +80,7 @@ pub fn spawn_readers(
             client: clients.blocking_client(&stream)?,
             commands: commands.with_options(&options),
             hub: hub.clone(),
+            delivery: delivery.clone(),
             shard,
             stream,
             position: None,
@@ -69,6 +102,8 @@ struct StreamReader {
     client: Client,
     commands: WithOptions<Client>,
     hub: Arc<Hub>,
+    /// Records whether Redis delivers the stream.
+    delivery: Arc<DeliveryState>,
     shard: i64,
     stream: String,
     /// The last entry that was read; none before the first check.
@@ -89,7 +124,9 @@ impl StreamReader {
                 }
                 self.read().await
             };
-            if let Err(error) = step.await {
+            let result = step.await;
+            self.delivery.set(self.shard, result.is_ok());
+            if let Err(error) = result {
                 if let Some(suppressed) = failures.admit() {
                     tracing::warn!(%error, stream = self.stream, suppressed, "event stream read failed");
                 }

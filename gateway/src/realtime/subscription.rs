@@ -144,7 +144,7 @@ impl Subscription {
     fn on_recovered(&mut self, result: RecoveryResult) -> Result<Option<Delivery>, CloseReason> {
         match result {
             RecoveryResult::Initial(Ok(initial)) => {
-                self.last_seq = Some(initial.seq);
+                self.set_position(initial.seq);
                 Ok(Some(Delivery::Ready(initial)))
             }
             RecoveryResult::Initial(Err(Unavailable)) | RecoveryResult::Missed(Ok(Recovered::Incomplete)) => {
@@ -205,10 +205,15 @@ impl Subscription {
     fn take_next(&mut self, frame: &Arc<Frame>, events: &mut Vec<Arc<Frame>>) -> bool {
         let is_next = self.last_seq.and_then(|last| frame.seq.checked_sub(last)) == Some(1);
         if is_next {
-            self.last_seq = Some(frame.seq);
+            self.set_position(frame.seq);
             events.push(frame.clone());
         }
         is_next
+    }
+
+    fn set_position(&mut self, seq: i64) {
+        self.last_seq = Some(seq);
+        self.guard.connection.set_position(seq);
     }
 
     fn is_newer(&self, frame: &Frame) -> bool {

@@ -20,9 +20,10 @@ use shoppee_proto::{
     },
     order::v1::{
         AddCartItemRequest, CancelOrderRequest, Cart, ClearCartRequest, CompleteOrderRequest,
-        CreateOrderRequest, GetCartRequest, GetOrderRequest, ListEventsRequest, ListEventsResponse,
-        ListOrderEventsRequest, ListOrderEventsResponse, ListOrdersRequest, ListOrdersResponse, Order,
-        PayOrderRequest, RemoveCartItemRequest, SetCartItemRequest, ShipOrderRequest,
+        CreateOrderRequest, GetCartRequest, GetEventPositionsRequest, GetEventPositionsResponse,
+        GetOrderRequest, ListEventsRequest, ListEventsResponse, ListOrderEventsRequest,
+        ListOrderEventsResponse, ListOrdersRequest, ListOrdersResponse, Order, PayOrderRequest,
+        RemoveCartItemRequest, SetCartItemRequest, ShipOrderRequest,
     },
     product::v1::{
         AdjustStockRequest, ArchiveProductRequest, BatchUpdateProductsRequest, BatchUpdateProductsResponse,
@@ -238,6 +239,7 @@ calls! {
     CreateOrderRequest => Order: order.create_order, WRITE, keyed by idempotency_key;
     GetOrderRequest => Order: order.get_order, READ;
     ListEventsRequest => ListEventsResponse: order.list_events, READ;
+    GetEventPositionsRequest => GetEventPositionsResponse: order.get_event_positions, READ;
     ListOrdersRequest => ListOrdersResponse: order.list_orders, READ;
     ListOrderEventsRequest => ListOrderEventsResponse: order.list_order_events, READ;
     PayOrderRequest => Order: order.pay_order, PAY, keyed by idempotency_key;

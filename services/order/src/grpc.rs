@@ -8,9 +8,10 @@ use shoppee_kit::{
 };
 use shoppee_proto::order::v1::{
     AddCartItemRequest, CancelOrderRequest, Cart, ClearCartRequest, CompleteOrderRequest, CreateOrderRequest,
-    GetCartRequest, GetOrderRequest, ListEventsRequest, ListEventsResponse, ListOrderEventsRequest,
-    ListOrderEventsResponse, ListOrdersRequest, ListOrdersResponse, Order, PayOrderRequest,
-    RemoveCartItemRequest, SetCartItemRequest, ShipOrderRequest, WatchEventsRequest,
+    GetCartRequest, GetEventPositionsRequest, GetEventPositionsResponse, GetOrderRequest, ListEventsRequest,
+    ListEventsResponse, ListOrderEventsRequest, ListOrderEventsResponse, ListOrdersRequest,
+    ListOrdersResponse, Order, PayOrderRequest, RemoveCartItemRequest, SetCartItemRequest, ShipOrderRequest,
+    WatchEventsRequest,
     order_service_server::{OrderService, OrderServiceServer},
 };
 use tonic::{Request, Response, Status};
@@ -33,6 +34,8 @@ const DEFAULT_PAGE_SIZE: i64 = 20;
 const MAX_PAGE_SIZE: i64 = 100;
 /// Bounds the events of a response to the length of a user's history in Redis.
 const MAX_EVENTS: i64 = 500;
+/// Bounds the users of a request for positions.
+const MAX_POSITIONS: usize = 1_000;
 
 pub fn service(context: OrderContext, event_streams: EventStreams) -> OrderServiceServer<Service> {
     OrderServiceServer::new(Service { context, event_streams })
@@ -193,6 +196,20 @@ impl OrderService for Service {
             events: events.iter().map(convert::event).collect(),
             last_seq,
         }))
+    }
+
+    #[tracing::instrument(name = "events.positions", skip_all)]
+    async fn get_event_positions(
+        &self,
+        request: Request<GetEventPositionsRequest>,
+    ) -> Result<Response<GetEventPositionsResponse>, Status> {
+        let user_ids = request.into_inner().user_ids;
+        if user_ids.len() > MAX_POSITIONS {
+            return Err(Error::from(Violations::from(("user_ids", "must be at most 1000"))).into());
+        }
+        let mut conn = self.context.pool.acquire().await.map_err(Error::from)?;
+        let last_seqs = event::last_seqs(&mut conn, &user_ids).await.map_err(Error::from)?;
+        Ok(Response::new(GetEventPositionsResponse { last_seqs }))
     }
 
     type WatchEventsStream = Messages;

@@ -1,4 +1,4 @@
-//! A fake order service: `ListEvents` over events that the test commits, and a `WatchEvents` without events.
+//! A fake order service: `ListEvents` and `GetEventPositions` over events that the test commits, and a `WatchEvents` without events.
 
 use std::{
     collections::HashMap,
@@ -17,7 +17,8 @@ use futures_util::{
 use http::Request;
 use shoppee_kit::clock::Clock;
 use shoppee_proto::order::v1::{
-    ListEventsRequest, ListEventsResponse, OrderEvent, OrderStatus, WatchEventsRequest, WatchEventsResponse,
+    GetEventPositionsRequest, GetEventPositionsResponse, ListEventsRequest, ListEventsResponse, OrderEvent,
+    OrderStatus, WatchEventsRequest, WatchEventsResponse,
 };
 use tonic::{Response, Status, body::Body, server::Grpc};
 use uuid::Uuid;
@@ -64,7 +65,7 @@ impl FakeOrderService {
     }
 
     pub fn routes(order: &Arc<Self>) -> Router {
-        let (order, watched) = (order.clone(), order.clone());
+        let (order, watched, asked) = (order.clone(), order.clone(), order.clone());
         let watch = move |request: Request<axum::body::Body>| {
             let order = watched.clone();
             async move {
@@ -87,8 +88,21 @@ impl FakeOrderService {
                 Grpc::new(codec).unary(method, request.map(Body::new)).await
             }
         };
+        let positions = move |request: Request<axum::body::Body>| {
+            let order = asked.clone();
+            async move {
+                let method = tower::service_fn(move |request: tonic::Request<GetEventPositionsRequest>| {
+                    let order = order.clone();
+                    async move { order.positions(&request) }
+                });
+                let codec =
+                    tonic_prost::ProstCodec::<GetEventPositionsResponse, GetEventPositionsRequest>::default();
+                Grpc::new(codec).unary(method, request.map(Body::new)).await
+            }
+        };
         Router::new()
             .route("/shoppee.order.v1.OrderService/ListEvents", post(list))
+            .route("/shoppee.order.v1.OrderService/GetEventPositions", post(positions))
             .route("/shoppee.order.v1.OrderService/WatchEvents", post(watch))
     }
 
@@ -100,6 +114,19 @@ impl FakeOrderService {
         }
         let position = WatchEventsResponse { event: None, cursor: "position".to_owned() };
         Ok(Response::new(stream::iter([Ok(position)]).chain(stream::pending()).boxed()))
+    }
+
+    fn positions(
+        &self,
+        request: &tonic::Request<GetEventPositionsRequest>,
+    ) -> Result<Response<GetEventPositionsResponse>, Status> {
+        if self.is_unavailable.load(Ordering::SeqCst) {
+            return Err(Status::unavailable("unavailable"));
+        }
+        let all = self.events.lock().expect("not poisoned");
+        let last_seq = |user_id| i64::try_from(all.get(user_id).map_or(0, Vec::len)).expect("small");
+        let last_seqs = request.get_ref().user_ids.iter().map(last_seq).collect();
+        Ok(Response::new(GetEventPositionsResponse { last_seqs }))
     }
 
     async fn list(

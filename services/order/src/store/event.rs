@@ -74,6 +74,19 @@ pub async fn last_seq(conn: &mut PgConnection, user_id: i64) -> sqlx::Result<i64
     Ok(seq.unwrap_or_default())
 }
 
+/// Returns the newest number of each user, in the order of `user_ids`; 0 without events.
+pub async fn last_seqs(conn: &mut PgConnection, user_ids: &[i64]) -> sqlx::Result<Vec<i64>> {
+    sqlx::query_scalar!(
+        r#"select coalesce(cursor.seq, 0) as "seq!"
+           from unnest($1::bigint[]) with ordinality as u (user_id, index)
+           left join orders.event_cursor as cursor on cursor.user_id = u.user_id
+           order by u.index"#,
+        user_ids
+    )
+    .fetch_all(conn)
+    .await
+}
+
 /// Lists the events of a user after a number, in order.
 pub async fn list_after(
     conn: &mut PgConnection,

@@ -7,7 +7,7 @@ use prost::Message as _;
 use shoppee_kit::testing::eventually;
 use shoppee_proto::{
     auth::v1::UserRegistered,
-    order::v1::{Actor, ListEventsRequest, OrderEvent, OrderStatus},
+    order::v1::{Actor, GetEventPositionsRequest, ListEventsRequest, OrderEvent, OrderStatus},
     streams,
 };
 use sqlx::PgPool;
@@ -368,6 +368,13 @@ async fn event_numbers_of_concurrent_orders_have_no_gap() {
     assert_eq!(answer.last_seq, 30);
     let answer = ann.service().list_events(page(None, None)).await.unwrap().into_inner();
     assert_eq!((answer.events.len(), answer.last_seq), (0, 30));
+
+    let positions = |user_ids| ann.request(GetEventPositionsRequest { user_ids });
+    let request = positions(vec![ann.id + 1_000, ann.id, ann.id]);
+    let answer = ann.service().get_event_positions(request).await.unwrap().into_inner();
+    assert_eq!(answer.last_seqs, [0, 30, 30]);
+    let too_many = ann.service().get_event_positions(positions(vec![1; 1_001])).await.unwrap_err();
+    assert_eq!(too_many.code(), tonic::Code::InvalidArgument);
 }
 
 #[tokio::test]
