@@ -150,8 +150,11 @@ async fn fetch_page(
             Ok((ids, next))
         }
         Pass::RecentHolds | Pass::AllHolds => {
-            let request =
-                ListHoldsRequest { after_order_id: after.to_string(), limit: pass.page_size().into() };
+            let request = ListHoldsRequest {
+                after_order_id: after.to_string(),
+                limit: pass.page_size().into(),
+                ..ListHoldsRequest::default()
+            };
             let page = context
                 .product
                 .call(request, |channel, request| async move {

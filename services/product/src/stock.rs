@@ -213,6 +213,8 @@ pub struct Hold {
     pub expires_at: OffsetDateTime,
     /// The highest fencing token of the calls that changed the expiry.
     pub fence: i64,
+    /// The client that created the hold.
+    pub caller: Option<String>,
     /// In the order of product ids.
     pub lines: Vec<HeldLine>,
 }
@@ -253,6 +255,8 @@ pub struct HoldRequest {
     /// A fencing token for changes of the expiry: a request below the hold's token changes nothing.
     pub fence: i64,
     pub shorten: bool,
+    /// The client that makes the request.
+    pub caller: Option<String>,
 }
 
 /// A line that cannot be served.
@@ -328,8 +332,13 @@ impl HoldBatch {
         }
         let lines = request.lines.as_ref().ok_or(HoldError::NotFound)?;
         let lines = self.reserve(lines)?;
-        let hold =
-            Hold { state: HoldState::Held, expires_at: request.expires_at, fence: request.fence, lines };
+        let hold = Hold {
+            state: HoldState::Held,
+            expires_at: request.expires_at,
+            fence: request.fence,
+            caller: request.caller.clone(),
+            lines,
+        };
         self.holds.insert(request.order_id, hold.clone());
         self.created.push(request.order_id);
         Ok(self.with_available(hold))

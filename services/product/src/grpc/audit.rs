@@ -1,6 +1,6 @@
-//! The gRPC HoldAuditService, for the audit of orders.
+//! The gRPC HoldAuditService, for the audit of orders and the sweep of orphan holds.
 
-use shoppee_kit::pg::PgPool;
+use shoppee_kit::{caller, pg::PgPool};
 use shoppee_proto::product::v1::{
     GetHoldsRequest, GetHoldsResponse, HoldState as WireState, ListHoldsRequest, ListHoldsResponse,
     OrderHold, StockLine, hold_audit_service_server::HoldAuditService,
@@ -8,7 +8,12 @@ use shoppee_proto::product::v1::{
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use crate::{error::Error, hold_audit::AuditedHold, stock::HoldState, store::hold_audit as store};
+use crate::{
+    error::Error,
+    hold_audit::AuditedHold,
+    stock::HoldState,
+    store::hold_audit::{self as store, ListedHold},
+};
 
 /// Holds per call.
 const MAX_HOLDS: usize = 500;
@@ -39,22 +44,32 @@ impl HoldAuditService for HoldAudit {
         &self,
         request: Request<ListHoldsRequest>,
     ) -> Result<Response<ListHoldsResponse>, Status> {
+        let caller = caller::require(&request)?;
         let request = request.into_inner();
         let limit = usize::try_from(request.limit).unwrap_or_default();
         if !(1..=MAX_HOLDS).contains(&limit) {
             return Err(Error::invalid("limit", "must be 1 to 500").into());
         }
-        let after = match request.after_order_id.as_str() {
-            "" => Uuid::nil(),
-            id => order_id("after_order_id", id)?,
+        let bound = |field: &str, id: &str, default: Uuid| match id {
+            "" => Ok(default),
+            id => order_id(field, id),
         };
+        let after = bound("after_order_id", &request.after_order_id, Uuid::nil())?;
+        let until = bound("until_order_id", &request.until_order_id, Uuid::max())?;
         let mut conn = self.pool.acquire().await.map_err(Error::from)?;
-        let holds = store::list(&mut conn, after, request.limit.into()).await.map_err(Error::from)?;
-        let next = holds.last().filter(|_| holds.len() >= limit).map(|(order_id, _)| order_id.to_string());
-        let is_kept = |state: HoldState| matches!(state, HoldState::Held | HoldState::Committed);
-        let order_ids =
-            holds.iter().filter(|(_, state)| is_kept(*state)).map(|(order_id, _)| order_id.to_string());
-        Ok(Response::new(ListHoldsResponse { order_ids: order_ids.collect(), next_after_order_id: next }))
+        let holds = store::list(&mut conn, after, until, request.limit.into()).await.map_err(Error::from)?;
+        let next = holds.last().filter(|_| holds.len() >= limit).map(|hold| hold.order_id.to_string());
+        let is_listed = |hold: &&ListedHold| match hold.state {
+            HoldState::Held => true,
+            HoldState::Committed => !request.held_only,
+            HoldState::Released | HoldState::Expired => false,
+        };
+        let is_own = |hold: &&ListedHold| {
+            hold.caller.as_deref().is_none_or(|creator| Some(creator) == caller.client_id())
+        };
+        let listed = holds.iter().filter(is_listed).filter(is_own);
+        let order_ids = listed.map(|hold| hold.order_id.to_string()).collect();
+        Ok(Response::new(ListHoldsResponse { order_ids, next_after_order_id: next }))
     }
 }
 

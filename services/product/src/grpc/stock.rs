@@ -1,6 +1,6 @@
 //! The gRPC StockService, for other services.
 
-use shoppee_kit::status::Violations;
+use shoppee_kit::{caller, status::Violations};
 use shoppee_proto::product::v1::{
     self as wire, CommitRequest, CommitResponse, HoldResponse, ReleaseReason as WireReason, ReleaseRequest,
     ReleaseResponse, stock_service_server::StockService,
@@ -27,7 +27,8 @@ pub struct Stock {
 #[tonic::async_trait]
 impl StockService for Stock {
     async fn hold(&self, request: Request<wire::HoldRequest>) -> Result<Response<HoldResponse>, Status> {
-        let request = self.parse(request.into_inner())?;
+        let caller = caller::require(&request)?;
+        let request = self.parse(request.into_inner(), caller.client_id())?;
         let hold = self.holds.hold(request).await?;
         Ok(Response::new(convert::hold(hold, &self.currency)))
     }
@@ -50,7 +51,7 @@ impl StockService for Stock {
 }
 
 impl Stock {
-    fn parse(&self, request: wire::HoldRequest) -> Result<HoldRequest, Error> {
+    fn parse(&self, request: wire::HoldRequest, caller: Option<&str>) -> Result<HoldRequest, Error> {
         let order_id = order_id(&request.order_id)?;
         let lines: Vec<Line> = request
             .lines
@@ -72,7 +73,14 @@ impl Stock {
         bad.require(!request.shorten || lines.is_none(), "shorten", "must not come with lines");
         bad.finish().map_err(Error::Invalid)?;
         let expires_at = self.holds.expires_at(time::Duration::seconds(ttl));
-        Ok(HoldRequest { order_id, lines, expires_at, fence: request.fence, shorten: request.shorten })
+        Ok(HoldRequest {
+            order_id,
+            lines,
+            expires_at,
+            fence: request.fence,
+            shorten: request.shorten,
+            caller: caller.map(str::to_owned),
+        })
     }
 }
 

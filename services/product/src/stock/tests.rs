@@ -38,6 +38,7 @@ fn request(number: u128, lines: &[(i64, i64)]) -> HoldRequest {
         expires_at: NOW + Duration::MINUTE,
         fence: 0,
         shorten: false,
+        caller: None,
     }
 }
 
@@ -98,7 +99,7 @@ fn an_inactive_hold_is_not_extended() {
         (HoldState::Released, NOW + Duration::HOUR, false),
         (HoldState::Expired, NOW + Duration::HOUR, false),
     ] {
-        let hold = Hold { state, expires_at: until, fence: 0, lines: Vec::new() };
+        let hold = Hold { state, expires_at: until, fence: 0, caller: None, lines: Vec::new() };
         let mut batch = HoldBatch::new(NOW, BTreeMap::new(), [(order(1), hold)].into());
         assert_eq!(batch.decide(&request(1, &[])).is_ok(), active, "{state:?}");
         assert_eq!(batch.extended.len(), usize::from(active && state == HoldState::Held), "{state:?}");

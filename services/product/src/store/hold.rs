@@ -11,7 +11,7 @@ use crate::stock::{HeldLine, Hold, HoldState, Withdrawal};
 /// Locks the holds of these orders and returns them with their lines.
 pub async fn lock(conn: &mut PgConnection, order_ids: &[Uuid]) -> sqlx::Result<BTreeMap<Uuid, Hold>> {
     let rows = sqlx::query!(
-        "select order_id, state, expires_at, fence
+        "select order_id, state, expires_at, fence, caller
          from product.stock_hold
          where order_id = any($1)
          order by order_id
@@ -30,6 +30,7 @@ pub async fn lock(conn: &mut PgConnection, order_ids: &[Uuid]) -> sqlx::Result<B
                 state: HoldState::from_stored(&row.state),
                 expires_at: row.expires_at,
                 fence: row.fence,
+                caller: row.caller,
                 lines: Vec::new(),
             };
             (row.order_id, hold)
@@ -96,6 +97,23 @@ impl LineColumns {
     }
 }
 
+/// The columns of some holds.
+struct HoldColumns {
+    orders: Vec<Uuid>,
+    expiries: Vec<OffsetDateTime>,
+    callers: Vec<Option<String>>,
+}
+
+impl HoldColumns {
+    fn new(holds: &[(Uuid, Hold)]) -> Self {
+        Self {
+            orders: holds.iter().map(|(order_id, _)| *order_id).collect(),
+            expiries: holds.iter().map(|(_, hold)| hold.expires_at).collect(),
+            callers: holds.iter().map(|(_, hold)| hold.caller.clone()).collect(),
+        }
+    }
+}
+
 /// Inserts holds with their lines, except where a hold or a tombstone exists. Returns the number of inserted
 /// holds.
 pub async fn insert(
@@ -103,16 +121,16 @@ pub async fn insert(
     holds: &[(Uuid, Hold)],
     now: OffsetDateTime,
 ) -> sqlx::Result<u64> {
-    let (order_ids, expiries): (Vec<Uuid>, Vec<OffsetDateTime>) =
-        holds.iter().map(|(order_id, hold)| (*order_id, hold.expires_at)).unzip();
+    let columns = HoldColumns::new(holds);
     let written = sqlx::query!(
-        "insert into product.stock_hold (order_id, state, expires_at, created_at, updated_at)
-         select order_id, 'held', expires_at, $3, $3
-         from unnest($1::uuid[], $2::timestamptz[]) as h (order_id, expires_at)
+        "insert into product.stock_hold (order_id, state, expires_at, caller, created_at, updated_at)
+         select order_id, 'held', expires_at, caller, $4, $4
+         from unnest($1::uuid[], $2::timestamptz[], $3::text[]) as h (order_id, expires_at, caller)
          order by order_id
          on conflict (order_id) do nothing",
-        &order_ids,
-        &expiries,
+        &columns.orders,
+        &columns.expiries,
+        &columns.callers as &[Option<String>],
         now,
     )
     .execute(&mut *conn)
@@ -153,17 +171,16 @@ pub async fn insert_decided(
     let units: Vec<i64> = withdrawals.iter().map(|withdrawal| withdrawal.units).collect();
     let versions: Vec<i64> = withdrawals.iter().map(|withdrawal| withdrawal.version).collect();
     let revisions: Vec<Option<i64>> = withdrawals.iter().map(|withdrawal| withdrawal.revision).collect();
-    let (order_ids, expiries): (Vec<Uuid>, Vec<OffsetDateTime>) =
-        holds.iter().map(|(order_id, hold)| (*order_id, hold.expires_at)).unzip();
-    let lines = LineColumns::new(holds);
+    let (columns, lines) = (HoldColumns::new(holds), LineColumns::new(holds));
     let written = sqlx::query_file_scalar!(
         "src/store/hold/insert_decided.sql",
         &products,
         &units,
         &versions,
         &revisions as &[Option<i64>],
-        &order_ids,
-        &expiries,
+        &columns.orders,
+        &columns.expiries,
+        &columns.callers as &[Option<String>],
         &lines.orders,
         &lines.products,
         &lines.quantities,

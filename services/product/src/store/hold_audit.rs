@@ -60,14 +60,34 @@ pub async fn get(pool: &PgPool, order_ids: &[Uuid]) -> sqlx::Result<BTreeMap<Uui
     Ok(audited)
 }
 
-/// Returns the next `limit` holds behind `after`, in the order of order ids, with their states.
-pub async fn list(conn: &mut PgConnection, after: Uuid, limit: i64) -> sqlx::Result<Vec<(Uuid, HoldState)>> {
+/// A hold in a list.
+#[derive(Clone, Debug)]
+pub struct ListedHold {
+    pub order_id: Uuid,
+    pub state: HoldState,
+    /// The client that created it, if that is known.
+    pub caller: Option<String>,
+}
+
+/// Returns the next `limit` holds after the order id `after`, up to `until`, in the order of order ids.
+pub async fn list(
+    conn: &mut PgConnection,
+    after: Uuid,
+    until: Uuid,
+    limit: i64,
+) -> sqlx::Result<Vec<ListedHold>> {
     let rows = sqlx::query!(
-        "select order_id, state from product.stock_hold where order_id > $1 order by order_id limit $2",
+        "select order_id, state, caller from product.stock_hold
+         where order_id > $1 and order_id <= $2
+         order by order_id
+         limit $3",
         after,
+        until,
         limit,
     )
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(|row| (row.order_id, HoldState::from_stored(&row.state))).collect())
+    let hold =
+        |order_id, state: &str, caller| ListedHold { order_id, state: HoldState::from_stored(state), caller };
+    Ok(rows.into_iter().map(|row| hold(row.order_id, &row.state, row.caller)).collect())
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use shoppee_kit::testing::eventually;
 use shoppee_proto::product::v1::{
-    ArchiveProductRequest, HoldRequest, HoldResponse, RefusedLine, ReleaseReason, UpdateProductRequest,
+    ArchiveProductRequest, HoldRequest, HoldResponse, ListHoldsRequest, RefusedLine, ReleaseReason,
+    UpdateProductRequest,
 };
 
 use crate::test_shop::{TestShop, order, reason, refused_lines};
@@ -274,6 +275,42 @@ async fn a_refused_hold_names_the_products() {
     }
     assert_eq!(reason(shop.hold_for(order(), [(few, 1)], 0).await), "VALIDATION_FAILED");
     assert_eq!(shop.stock_of(few).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_lists_its_own_holds_page_by_page() {
+    let shop = TestShop::start().await;
+    let tea = shop.product("tea", 100).await.id;
+    let orders: Vec<_> = (0..6).map(|_| order()).collect();
+    for order in &orders {
+        shop.hold(*order, [(tea, 1)]).await.unwrap();
+    }
+    let [held, committed, released, foreign, old, newest] = orders[..] else { unreachable!("there are six") };
+    shop.commit(committed).await.unwrap();
+    shop.release(released).await.unwrap();
+    // A hold of another service, and one of the version before.
+    for (order, caller) in [(foreign, Some("warehouse")), (old, None)] {
+        sqlx::query("update product.stock_hold set caller = $2 where order_id = $1 and caller = 'order'")
+            .bind(order)
+            .bind(caller)
+            .execute(&shop.pool)
+            .await
+            .unwrap();
+    }
+    let list = async |request: ListHoldsRequest| {
+        let page = shop.audit.clone().list_holds(shop.service(request)).await.unwrap().into_inner();
+        (page.order_ids, page.next_after_order_id)
+    };
+    let ids = |orders: &[uuid::Uuid]| orders.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let all = ListHoldsRequest { limit: 500, ..ListHoldsRequest::default() };
+    assert_eq!(list(all.clone()).await, (ids(&[held, committed, old, newest]), None));
+    let until = ListHoldsRequest { until_order_id: old.to_string(), held_only: true, ..all };
+    assert_eq!(list(until.clone()).await, (ids(&[held, old]), None));
+    // The limit counts the holds that are left out.
+    let first = ListHoldsRequest { limit: 4, ..until };
+    assert_eq!(list(first.clone()).await, (ids(&[held]), Some(foreign.to_string())));
+    let second = ListHoldsRequest { after_order_id: foreign.to_string(), ..first };
+    assert_eq!(list(second).await, (ids(&[old]), None));
 }
 
 fn mask(paths: &[&str]) -> prost_types::FieldMask {

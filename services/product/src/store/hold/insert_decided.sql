@@ -30,9 +30,10 @@ taken as (
     returning stock.product_id, stock.available
 ),
 hold as (
-    insert into product.stock_hold (order_id, state, expires_at, created_at, updated_at)
-    select order_id, 'held', expires_at, $13, $13
-    from unnest((select $5::uuid[]), (select $6::timestamptz[])) as h (order_id, expires_at)
+    insert into product.stock_hold (order_id, state, expires_at, caller, created_at, updated_at)
+    select order_id, 'held', expires_at, caller, $14, $14
+    from unnest((select $5::uuid[]), (select $6::timestamptz[]), (select $7::text[]))
+        as h (order_id, expires_at, caller)
     where (select count(*) from taken) > 0
     order by order_id
     returning order_id
@@ -40,15 +41,15 @@ hold as (
 line as (
     insert into product.hold_line (order_id, product_id, quantity, sku, name, unit_price)
     select order_id, product_id, quantity, sku, name, unit_price
-    from unnest((select $7::uuid[]), (select $8::bigint[]), (select $9::bigint[]), (select $10::text[]),
-                (select $11::text[]), (select $12::bigint[]))
+    from unnest((select $8::uuid[]), (select $9::bigint[]), (select $10::bigint[]), (select $11::text[]),
+                (select $12::text[]), (select $13::bigint[]))
         as l (order_id, product_id, quantity, sku, name, unit_price)
     where (select count(*) from hold) > 0
     returning order_id, product_id, quantity
 ),
 movement as (
     insert into product.stock_ledger (product_id, kind, quantity, order_id, at)
-    select product_id, 'hold', - quantity, order_id, $13 from line
+    select product_id, 'hold', - quantity, order_id, $14 from line
 ),
 sold_out as materialized (
     select product.id from product.product product
