@@ -21,7 +21,7 @@ use tokio::{sync::watch, time::Instant};
 use uuid::Uuid;
 
 use self::mismatch::{Hold, Kind, Mismatch, find_mismatch};
-use crate::{OrderContext, error::Error, store::audit as store};
+use crate::{OrderContext, error::Error, order_id, store::audit as store};
 
 /// The age at which a mismatch is checked again. It is longer than a transition, its retries and a restart.
 const MISMATCH_GRACE: Duration = Duration::from_secs(30);
@@ -74,14 +74,11 @@ impl Pass {
         }
     }
 
-    /// Returns the id after which a round begins: ids begin with the time of their creation (UUIDv7).
+    /// Returns the id after which a round begins.
     fn start(self, now: OffsetDateTime) -> Uuid {
         match self {
             Self::AllOrders | Self::AllHolds => Uuid::nil(),
-            Self::RecentOrders | Self::RecentHolds => {
-                let milliseconds = (now - RECENT_WINDOW).unix_timestamp_nanos() / 1_000_000;
-                Uuid::from_u128(u128::try_from(milliseconds).unwrap_or_default() << 80)
-            }
+            Self::RecentOrders | Self::RecentHolds => order_id::first_at(now - RECENT_WINDOW),
         }
     }
 }
@@ -162,8 +159,8 @@ async fn fetch_page(
                 })
                 .await
                 .map_err(|status| unavailable(&status))?;
-            let next = page.next_after_order_id.map(|id| order_id(&id)).transpose()?;
-            let ids = page.order_ids.iter().map(|id| order_id(id)).collect::<Result<_, _>>()?;
+            let next = page.next_after_order_id.map(|id| parse_order_id(&id)).transpose()?;
+            let ids = page.order_ids.iter().map(|id| parse_order_id(id)).collect::<Result<_, _>>()?;
             Ok((ids, next))
         }
     }
@@ -204,7 +201,7 @@ async fn compare(context: &OrderContext, ids: &[Uuid]) -> Result<(), Error> {
     let now = context.clock.now();
     let mut mismatches = Vec::new();
     for id in ids {
-        if let Some(mismatch) = find_mismatch(orders.get(id), holds.get(id), now, context.order_ttl) {
+        if let Some(mismatch) = find_mismatch(orders.get(id), holds.get(id), now) {
             mismatches.push((*id, mismatch));
         }
     }
@@ -223,10 +220,10 @@ fn parse_hold(message: &OrderHold) -> Result<(Uuid, Hold), Error> {
         ledger_agrees: message.ledger_agrees,
         created_at: created_at.ok_or(Error::Internal("a hold without a valid time"))?,
     };
-    Ok((order_id(&message.order_id)?, hold))
+    Ok((parse_order_id(&message.order_id)?, hold))
 }
 
-fn order_id(text: &str) -> Result<Uuid, Error> {
+fn parse_order_id(text: &str) -> Result<Uuid, Error> {
     text.parse().map_err(|_| Error::Internal("a hold with an invalid order id"))
 }
 

@@ -10,6 +10,7 @@ use shoppee_proto::{
     order::v1 as wire,
     product::v1::{HoldResponse, ReleaseReason},
 };
+use time::OffsetDateTime;
 use tokio::time::Instant;
 use tonic::Code;
 use uuid::Uuid;
@@ -20,6 +21,7 @@ use crate::{
     error::Error,
     idempotency::{self, Claim, StoredResponse},
     order::{Actor, Address, HOLD_MARGIN, Lines, UnpaidLine},
+    order_id,
     order_writer::CheckoutError,
     outbox,
     product_client::HoldError,
@@ -43,8 +45,12 @@ pub const MAX_CONCURRENT_RELEASES: usize = 1024;
 /// Bounds the rejections that read the customer's own orders concurrently. During a rush for the last unit, database
 /// connections are kept for successful checkouts.
 pub const MAX_CONCURRENT_EXPLANATIONS: usize = 4;
-/// Bounds the attempts of a checkout, which is retried if the cart or the hold of an earlier attempt has changed.
+/// Bounds the attempts of a checkout, which is retried if the cart or the hold of an earlier attempt has changed, or if its
+/// order id is too old or void.
 const MAX_ATTEMPTS: u32 = 3;
+/// The age up to which an order id is used: longer than the lease of a key, so that a retry adopts the hold of a process
+/// that has died. The sweep of orphan holds looks at older ids only.
+pub const MAX_ORDER_ID_AGE: Duration = Duration::from_secs(15);
 /// Bounds the readings of an account for one order. Other processes may write events of the user meanwhile.
 const MAX_ACCOUNT_READS: u32 = 16;
 /// The delay of another reading: longer than a transaction of another process takes.
@@ -77,7 +83,7 @@ pub async fn place(context: &OrderContext, command: PlaceOrder) -> Result<(wire:
     let mut checkout = Checkout {
         context,
         command: &command,
-        order_id: Uuid::now_v7(),
+        order_id: order_id::new(context.clock.now()),
         lease: None,
         account: Account::default(),
         cart: Vec::new(),
@@ -104,8 +110,8 @@ pub async fn place(context: &OrderContext, command: PlaceOrder) -> Result<(wire:
 
 /// The failure of a checkout's transaction.
 enum PersistError {
-    /// The cart has changed since it was read.
-    CartChanged,
+    /// The checkout continues with another order id: the cart has changed since it was read, or the id is too old or void.
+    Restart,
     Failed(CheckoutError),
 }
 
@@ -198,6 +204,9 @@ impl Checkout<'_> {
 
     async fn run(&mut self) -> Result<wire::Order, CheckoutError> {
         for _ in 0..MAX_ATTEMPTS {
+            if self.has_old_id(self.context.clock.now()) {
+                self.switch_order_id().await?;
+            }
             let (lines, shown_prices) = self.resolve_lines()?;
             let ttl = self.context.order_ttl + HOLD_MARGIN;
             match self.context.product.hold(self.order_id, &lines, ttl).await {
@@ -206,14 +215,14 @@ impl Checkout<'_> {
                     match self.persist(hold, &shown_prices).await {
                         Ok(order) => return Ok(order),
                         Err(PersistError::Failed(error)) => return Err(error),
-                        Err(PersistError::CartChanged) => {}
+                        Err(PersistError::Restart) => {}
                     }
                 }
                 Err(HoldError::Rejected(error)) => {
                     self.may_have_hold = false;
                     return Err(self.add_own_orders(error).await.into());
                 }
-                // The hold of an earlier attempt has expired, or was for a cart that has changed since.
+                // The hold of an earlier attempt has expired or is void, or was for a cart that has changed since.
                 Err(HoldError::Expired) => self.may_have_hold = false,
                 Err(HoldError::Mismatch) => self.may_have_hold = true,
                 Err(HoldError::Unavailable) => {
@@ -272,9 +281,14 @@ impl Checkout<'_> {
         Error::OutOfStock(lines)
     }
 
+    /// Reports whether the order id is too old to be used.
+    fn has_old_id(&self, now: OffsetDateTime) -> bool {
+        order_id::age(self.order_id, now) > MAX_ORDER_ID_AGE
+    }
+
     /// Continues with a new order id, and releases the hold of the former one.
     async fn switch_order_id(&mut self) -> Result<(), CheckoutError> {
-        let next = Uuid::now_v7();
+        let next = order_id::new(self.context.clock.now());
         if let Some(lease) = &mut self.lease
             && !idempotency::replace_order(self.context, lease, next).await?
         {
@@ -296,7 +310,7 @@ impl Checkout<'_> {
                 let is_retired = idempotency::retire(self.context, lease, &error).await;
                 (error, is_retired, is_retired)
             }
-            // The hold expires.
+            // The sweep of orphan holds releases the hold if there is no order.
             (CheckoutError::OutcomeUnknown(error), None) => (error, false, true),
             // The next request with the key adopts the order or the hold.
             (CheckoutError::OutcomeUnknown(error), Some(lease)) => {
@@ -350,7 +364,12 @@ impl Checkout<'_> {
         let (context, command) = (self.context, self.command);
         let available: HashMap<i64, i64> =
             hold.lines.iter().map(|line| (line.product_id, line.available)).collect();
-        let (row, lines) = build_order(command, self.order_id, hold, context.clock.now(), context.order_ttl)?;
+        let now = context.clock.now();
+        // The statement below accepts the order for a limited time from now.
+        if self.has_old_id(now) {
+            return Err(PersistError::Restart);
+        }
+        let (row, lines) = build_order(command, self.order_id, hold, now, context.order_ttl)?;
         let order = convert::order(&row, &lines)?;
         if command.expected_total.is_some_and(|expected| expected != row.total) {
             let lines = lines_with_new_price(&lines, &available, shown_prices);
@@ -379,12 +398,12 @@ impl Checkout<'_> {
                 Written { has_key: false, .. } => {
                     return Err(PersistError::Failed(CheckoutError::OutcomeUnknown(Error::InProgress)));
                 }
-                Written { has_cart: false, .. } => return Err(PersistError::CartChanged),
+                Written { is_valid: false, .. } => return Err(PersistError::Restart),
                 Written { is_current: false, .. } => {
                     tokio::time::sleep(ACCOUNT_RETRY_DELAY).await;
                     self.refresh().await?;
                 }
-                Written { has_key: true, is_current: true, has_cart: true } => {
+                Written { has_key: true, is_current: true, is_valid: true } => {
                     transitions::after_commit(context, &row);
                     return Ok(order);
                 }

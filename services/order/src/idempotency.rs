@@ -16,6 +16,7 @@ use crate::{
     OrderContext,
     decline::Decline,
     error::Error,
+    order_id,
     store::{
         checkout::ClaimTimes,
         idempotency::{self as store, ClaimRow, IdempotencyKey, Lease},
@@ -180,7 +181,8 @@ pub async fn release(context: &OrderContext, lease: &Lease, error: &Error) -> bo
 /// be released only if this returns `true`: otherwise another request may have adopted or committed the order.
 pub async fn retire(context: &OrderContext, lease: &Lease, error: &Error) -> bool {
     // A definitive error deletes the key. Otherwise the next request continues at once, with another order id.
-    end_claim(context, lease, (!is_definitive(error)).then(Uuid::now_v7)).await
+    let next = || order_id::new(context.clock.now());
+    end_claim(context, lease, (!is_definitive(error)).then(next)).await
 }
 
 /// Replaces the order id of a claim. Returns `false` if another request has taken the key over.

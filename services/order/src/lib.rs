@@ -2,11 +2,11 @@
 //!
 //! A call goes `grpc` → a use case → rules, `store` and clients:
 //!
-//! - rules: [`order`] (the state machine, lines, addresses), [`decline`], [`country`]
+//! - rules: [`order`] (the state machine, lines, addresses), [`order_id`], [`decline`], [`country`]
 //! - use cases: [`cart`], [`checkout`], [`payment`], [`refund`], [`transitions`] (ship, complete, cancel)
 //! - clients: [`product_client`] (holds and products), [`provider`] (the payment provider)
-//! - in the background: [`workers`], [`expiry`], [`stock_tasks`], [`outbox`] (the relay), [`event_log`] (the log that
-//!   services follow), [`user_events`] (the consumer of registrations), [`audit`]
+//! - in the background: [`workers`], [`expiry`], [`stock_tasks`], [`orphan_holds`], [`outbox`] (the relay),
+//!   [`event_log`] (the log that services follow), [`user_events`] (the consumer of registrations), [`audit`]
 //!
 //! This file wires the parts.
 
@@ -24,8 +24,10 @@ mod idempotency;
 mod idempotent_request;
 mod metric_help;
 mod order;
+mod order_id;
 mod order_metrics;
 mod order_writer;
+mod orphan_holds;
 mod outbox;
 mod payment;
 mod product_client;
@@ -235,6 +237,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     event_log::start(&context, &event_log, &process, &ready);
     user_events::start(&context, &redis, &process, &ready);
     workers::start(&context, &process, &ready);
+    orphan_holds::start(&context, &process, &ready);
     audit::start(&context, &process, &ready);
     Ok(())
 }

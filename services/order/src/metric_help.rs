@@ -6,6 +6,7 @@ pub const HELP: &[Help] = &[
     ("event_log_pending", "Events that the log does not have yet, counted up to 100 000"),
     ("event_streams", "Open streams of WatchEvents"),
     ("held_without_order", "Holds whose order does not exist"),
+    ("holds_voided_total", "Released holds whose checkout ended without an order"),
     ("order_audit_age_seconds", "The time since the last complete pass of the audit"),
     ("order_payment_mismatches", "Orders whose payment does not match their status"),
     ("order_stock_mismatches", "Orders whose holds or ledger rows do not match their lines or status"),

@@ -7,8 +7,8 @@ use time::OffsetDateTime;
 
 use crate::order::UnknownName;
 
-/// The time by which a hold may outlive the payment timeout: 60 s by design, and as long again for retries.
-pub const MAX_HOLD_OVERRUN: Duration = Duration::from_mins(2);
+/// The age up to which a hold may have no order: by then the sweep of orphan holds has looked at it twice.
+pub const MAX_ORPHAN_AGE: Duration = Duration::from_mins(5);
 
 /// The kinds of mismatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,12 +84,7 @@ pub struct Hold {
 }
 
 /// Returns the mismatch of an order and its hold; `None` also for states that may be in progress.
-pub fn find_mismatch(
-    order: Option<&Order>,
-    hold: Option<&Hold>,
-    now: OffsetDateTime,
-    order_ttl: Duration,
-) -> Option<Mismatch> {
+pub fn find_mismatch(order: Option<&Order>, hold: Option<&Hold>, now: OffsetDateTime) -> Option<Mismatch> {
     let mismatch = |kind, detail: String| Some(Mismatch { kind, detail });
     let state = hold.map_or(HoldState::Unspecified, |hold| hold.state);
     let has_goods = matches!(state, HoldState::Held | HoldState::Committed);
@@ -99,9 +94,9 @@ pub fn find_mismatch(
         return mismatch(Kind::Stock, format!("the ledger has other movements than the hold, {state:?}"));
     }
     let Some(order) = order else {
-        // An abandoned checkout leaves a hold, which expires by itself.
-        let may_expire = hold.is_some_and(|hold| now < hold.created_at + order_ttl + MAX_HOLD_OVERRUN);
-        if !has_goods || (state == HoldState::Held && may_expire) {
+        // The checkout runs, or the sweep of orphan holds is about to release the hold.
+        let is_recent = hold.is_some_and(|hold| now < hold.created_at + MAX_ORPHAN_AGE);
+        if !has_goods || (state == HoldState::Held && is_recent) {
             return None;
         }
         return mismatch(Kind::HeldWithoutOrder, format!("the goods are {state:?}"));

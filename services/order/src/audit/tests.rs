@@ -1,11 +1,10 @@
 use shoppee_proto::product::v1::HoldState;
 
 use super::{
-    mismatch::{MAX_HOLD_OVERRUN, Order},
+    mismatch::{MAX_ORPHAN_AGE, Order},
     *,
 };
 
-const TTL: Duration = Duration::from_mins(15);
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
 fn order(status: &str) -> Order {
@@ -20,11 +19,11 @@ fn order(status: &str) -> Order {
 }
 
 fn hold(state: HoldState) -> Hold {
-    Hold { state, lines: vec![(1, 2), (3, 1)], ledger_agrees: true, created_at: NOW - Duration::from_mins(5) }
+    Hold { state, lines: vec![(1, 2), (3, 1)], ledger_agrees: true, created_at: NOW - Duration::from_mins(4) }
 }
 
 fn kind_of(order: Option<&Order>, hold: Option<&Hold>) -> Option<Kind> {
-    find_mismatch(order, hold, NOW, TTL).map(|mismatch| mismatch.kind)
+    find_mismatch(order, hold, NOW).map(|mismatch| mismatch.kind)
 }
 
 #[test]
@@ -60,8 +59,8 @@ fn work_in_progress_is_no_mismatch() {
 }
 
 #[test]
-fn goods_held_without_an_order_are_found_after_the_time_to_live_of_their_hold() {
-    let old = Hold { created_at: NOW - TTL - MAX_HOLD_OVERRUN, ..hold(HoldState::Held) };
+fn goods_held_without_an_order_are_found_after_the_sweep_of_orphan_holds() {
+    let old = Hold { created_at: NOW - MAX_ORPHAN_AGE, ..hold(HoldState::Held) };
     assert_eq!(kind_of(None, Some(&old)), Some(Kind::HeldWithoutOrder));
     assert_eq!(kind_of(None, Some(&hold(HoldState::Committed))), Some(Kind::HeldWithoutOrder));
     assert_eq!(kind_of(None, Some(&hold(HoldState::Released))), None);

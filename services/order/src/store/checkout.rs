@@ -135,8 +135,9 @@ pub struct Written {
     pub has_key: bool,
     /// No other event of the user was written since the account was read.
     pub is_current: bool,
-    /// The cart still has all that is ordered.
-    pub has_cart: bool,
+    /// The cart still has all that is ordered, the order id is not void, and the order is at most 10 minutes old:
+    /// tombstones are kept for longer.
+    pub is_valid: bool,
 }
 
 /// Writes new orders of different users: each with its lines, event, outbox row, response and emptied cart, or

@@ -14,3 +14,4 @@ pub mod payment;
 pub mod sandbox;
 pub mod stock_task;
 pub mod stream;
+pub mod voided_order;

@@ -12,6 +12,7 @@ mod idempotency;
 mod idempotent_requests;
 mod order_batches;
 mod order_expiry;
+mod orphan_holds;
 mod payment;
 mod query_plans;
 mod refunds;

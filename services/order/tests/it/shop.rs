@@ -23,6 +23,7 @@ use shoppee_proto::{
 use sqlx::PgPool;
 use tonic::{Code, Request, Response, Status, transport::Channel};
 
+mod binary;
 mod consumer;
 mod requests;
 mod retry;

@@ -16,7 +16,7 @@ use shoppee_proto::{
 use tokio::time::timeout;
 use tonic::{Request, Status, Streaming, transport::Channel};
 
-use super::{Person, REQUEST_TIMEOUT, TestShop};
+use super::{ORDER_SECRET, Person, REQUEST_TIMEOUT, TestShop};
 
 /// A service, or a person, that follows the events.
 #[derive(Clone)]
@@ -40,16 +40,27 @@ impl TestShop {
             ..CreateServiceAccountRequest::default()
         });
         let account = auth.create_service_account(request).await.expect("an account").into_inner();
-        let request = IssueServiceTokenRequest {
-            client_id: account.id,
-            client_secret: account.client_secret.expect("a secret"),
-            ..IssueServiceTokenRequest::default()
-        };
+        self.sign_in_as_client(account.id, account.client_secret.expect("a secret")).await
+    }
+
+    /// Signs in as the order service.
+    pub async fn order_service(&self) -> Consumer {
+        self.sign_in_as_client("order".to_owned(), ORDER_SECRET.to_owned()).await
+    }
+
+    async fn sign_in_as_client(&self, client_id: String, client_secret: String) -> Consumer {
+        let mut auth = AuthServiceClient::new(self.auth.clone());
+        let request =
+            IssueServiceTokenRequest { client_id, client_secret, ..IssueServiceTokenRequest::default() };
         let token = auth.issue_service_token(request).await.expect("a token").into_inner().access_token;
         Consumer {
             order: OrderServiceClient::new(self.order.clone()),
             token: Arc::new(SecretString::from(token)),
         }
+    }
+
+    pub fn product_channel(&self) -> Channel {
+        self.product.clone()
     }
 
     /// Ends all sessions of a person.
