@@ -9,7 +9,7 @@ use axum::{
 };
 use futures_util::FutureExt as _;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method,
+    HeaderMap, HeaderValue, Method,
     header::{
         CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
         X_FRAME_OPTIONS,
@@ -17,16 +17,14 @@ use http::{
 };
 use shoppee_kit::{
     caller::Caller,
+    request_id::{self, RequestId},
     telemetry::{self, Trace},
 };
 use tokio::time::Instant;
 use tracing::Span;
-use uuid::Uuid;
 
 use crate::error::Problem;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const MAX_REQUEST_ID_LEN: usize = 128;
 /// The label of requests without a route: clients cannot add labels.
 const UNMATCHED: &str = "unmatched";
 /// Routes that probes and scrapers call every few seconds; their lines are at debug.
@@ -36,7 +34,7 @@ const PROBES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 #[derive(Debug)]
 pub struct RequestRecorder {
     started: Instant,
-    id: HeaderValue,
+    id: RequestId,
     method: &'static str,
     route: Option<MatchedPath>,
     trace: Trace,
@@ -44,9 +42,9 @@ pub struct RequestRecorder {
 
 impl RequestRecorder {
     /// Gives the request an id and a trace. The sampling flag of a trace header counts only from `trusted` callers.
-    pub fn start(request: &mut Request, trusted: bool) -> Self {
+    pub fn start(request: &Request, trusted: bool) -> Self {
         let started = Instant::now();
-        let id = request_id(request.headers_mut());
+        let id = RequestId::from_headers(request.headers());
         let method = method_label(request.method());
         let route = request.extensions().get::<MatchedPath>().cloned();
         let name = route.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
@@ -67,6 +65,7 @@ impl RequestRecorder {
         } else {
             Trace::from_untrusted_headers(span, request.headers())
         };
+        let trace = trace.with_request_id(id.clone());
         Self { started, id, method, route, trace }
     }
 
@@ -87,13 +86,13 @@ impl RequestRecorder {
     /// extensions have the caller.
     pub fn finish(self, mut response: Response) -> Response {
         if let Some(problem) = response.extensions_mut().remove::<Problem>() {
-            let rendered = problem.render(self.id.to_str().unwrap_or_default());
+            let rendered = problem.render(self.id.as_str());
             let (parts, body) = rendered.into_parts();
             response.headers_mut().remove(CONTENT_LENGTH);
             response.headers_mut().extend(parts.headers);
             *response.body_mut() = body;
         }
-        set_response_headers(response.headers_mut(), self.id.clone());
+        set_response_headers(response.headers_mut(), self.id.to_header());
 
         let (status, elapsed) = (response.status().as_u16(), self.started.elapsed());
         self.trace.span().record("http.response.status_code", status);
@@ -117,7 +116,7 @@ impl RequestRecorder {
                     user_id = caller.filter(|caller| !caller.is_service()).map(Caller::user_id),
                     client_id = caller.and_then(Caller::client_id),
                     trace_id = self.trace.id(),
-                    request_id = self.id.to_str().unwrap_or_default(),
+                    request_id = self.id.as_str(),
                     "request"
                 )
             };
@@ -136,24 +135,6 @@ fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// Returns the client's id if it is valid, or else a new one, and sets it on the request.
-fn request_id(headers: &mut HeaderMap) -> HeaderValue {
-    let own = headers.get(REQUEST_ID).filter(|id| is_valid_request_id(id.as_bytes())).cloned();
-    let id = own.unwrap_or_else(|| {
-        let mut text = Uuid::encode_buffer();
-        let text = Uuid::now_v7().hyphenated().encode_lower(&mut text);
-        // Hexadecimal digits and hyphens are a valid header value.
-        HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("none"))
-    });
-    headers.insert(REQUEST_ID, id.clone());
-    id
-}
-
-fn is_valid_request_id(id: &[u8]) -> bool {
-    (1..=MAX_REQUEST_ID_LEN).contains(&id.len())
-        && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
-}
-
 /// Returns the method as a label: a method of HTTP, or `other`.
 fn method_label(method: &Method) -> &'static str {
     match *method {
@@ -170,7 +151,7 @@ fn method_label(method: &Method) -> &'static str {
 
 /// Sets the headers of all responses. Caches store nothing unless a handler allows it.
 fn set_response_headers(headers: &mut HeaderMap, id: HeaderValue) {
-    headers.insert(REQUEST_ID, id);
+    headers.insert(request_id::HEADER, id);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     for (name, value) in [
@@ -186,19 +167,6 @@ fn set_response_headers(headers: &mut HeaderMap, id: HeaderValue) {
 mod tests {
     use super::*;
 
-    fn with_id(id: &'static [u8]) -> HeaderMap {
-        HeaderMap::from_iter([(REQUEST_ID, HeaderValue::from_bytes(id).unwrap())])
-    }
-
-    #[test]
-    fn a_valid_request_id_is_kept_and_any_other_replaced() {
-        assert_eq!(request_id(&mut with_id(b"order-7_a.B")), "order-7_a.B");
-        for odd in [&b""[..], b"a b", b"<script>", b"\xff\xfe", &[b'a'; 129]] {
-            let id = request_id(&mut with_id(odd.to_vec().leak()));
-            assert!(id.to_str().unwrap().parse::<Uuid>().is_ok(), "{odd:?}");
-        }
-    }
-
     #[test]
     fn a_duration_is_logged_with_three_decimals() {
         assert_eq!(milliseconds(Duration::from_nanos(1_234_567)).to_string(), "1.235");
@@ -211,9 +179,9 @@ mod tests {
         let id = "0af7651916cd43dd8448eb211c80319c";
         for (trusted, flags) in [(true, "00"), (false, "01")] {
             let traceparent = format!("00-{id}-b7ad6b7169203331-00");
-            let mut request =
+            let request =
                 Request::get("/").header("traceparent", traceparent).body(axum::body::Body::empty()).unwrap();
-            let recorder = RequestRecorder::start(&mut request, trusted);
+            let recorder = RequestRecorder::start(&request, trusted);
             let propagated = recorder.trace.instrument(async { telemetry::traceparent() }).await;
             assert!(propagated.starts_with(&format!("00-{id}-")), "{propagated}");
             assert!(propagated.ends_with(&format!("-{flags}")), "{trusted}: {propagated}");

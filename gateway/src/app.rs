@@ -23,8 +23,8 @@ use crate::{
     error::Problem,
     extract::{BodyAccount, RequestPermit, reject_query},
     routes::{
-        self, admin, cart, categories, docs, fallback, oauth, order_streams, orders, problems, products,
-        service_accounts, well_known, ws,
+        self, admin, cart, categories, docs, fallback, oauth, order_streams, orders, problems,
+        products, service_accounts, well_known, ws,
     },
     server::SendBacklogFull,
     state::AppState,
@@ -45,10 +45,10 @@ pub fn app(state: AppState) -> Router {
 }
 
 /// Records each request, answers CORS preflights, and passes other requests to admission control.
-async fn request_middleware(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+async fn request_middleware(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let trusted = peer.is_some_and(|peer| state.rate_limiter.is_trusted(peer.ip(), request.headers()));
-    let recorder = RequestRecorder::start(&mut request, trusted);
+    let recorder = RequestRecorder::start(&request, trusted);
     let cors = CorsRequest::from(&request);
     let mut response = match cors.preflight_response() {
         Some(response) => response,

@@ -1,5 +1,5 @@
 //! A gRPC client for calls between services. It provides lazily connected channels, requests with the caller's token, the
-//! trace and a deadline, the classification of failed calls, and the service's own access token.
+//! trace, the id of the request and a deadline, the classification of failed calls, and the service's own access token.
 
 use std::{error::Error, iter::successors, sync::Arc, time::Duration};
 
@@ -13,7 +13,12 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::{caller::authorize, load_balancer::LoadBalancer, status, telemetry};
+use crate::{
+    caller::authorize,
+    load_balancer::LoadBalancer,
+    request_id::{self, RequestId},
+    status, telemetry,
+};
 
 /// Bounds the TCP connect. A round trip takes a millisecond, so that a peer that has not accepted in this time is gone. A
 /// call then has time for a second address.
@@ -45,10 +50,13 @@ pub fn endpoint(url: &str) -> anyhow::Result<Endpoint> {
         .keep_alive_timeout(KEEP_ALIVE_INTERVAL))
 }
 
-/// Creates a request with the current trace, a deadline and the caller's token.
+/// Creates a request with the current trace, the id of the current request, a deadline and the caller's token.
 pub fn request<T>(message: T, token: Option<&SecretString>, deadline: Duration) -> Request<T> {
     let mut headers = http::HeaderMap::new();
     telemetry::inject(&mut headers);
+    if let Some(id) = RequestId::current() {
+        headers.insert(request_id::HEADER, id.to_header());
+    }
     let mut request = Request::from_parts(MetadataMap::from_headers(headers), Extensions::new(), message);
     request.set_timeout(deadline);
     if let Some(token) = token {

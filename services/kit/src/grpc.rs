@@ -35,6 +35,7 @@ use crate::{
     caller::{Caller, TokenError, Verifier, bearer},
     listener::{Connection, Listener},
     process::Process,
+    request_id::RequestId,
     status,
     telemetry::{self, Trace},
     tls::acceptor::Acceptor,
@@ -223,7 +224,8 @@ where
         } else {
             Span::none()
         };
-        let trace = Trace::from_headers(span, request.headers());
+        let trace = Trace::from_headers(span, request.headers())
+            .with_request_id(RequestId::from_headers(request.headers()));
         // One for the arrival of the request and for the handler.
         let deadline = started + deadline(request.headers());
         // The service that was polled ready handles the call; its clone is polled for the next.

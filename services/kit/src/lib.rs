@@ -8,6 +8,7 @@
 //! - [`clock`], [`database_clock`]: clocks that tests can set; the latter is synchronised with the database
 //! - [`grpc`]: the gRPC server with admission control; `listener`: its TCP listener; [`client`]: calls to other services;
 //!   [`load_balancer`]: client-side load balancing with health checks and a retry budget; [`status`]: the error model
+//! - [`request_id`]: the id of a request
 //! - [`access`]: access control by the rules in the `.proto` files; [`caller`]: the caller of a call; `verifier`,
 //!   `token_header`, `revocation_list`: JWT verification; [`verifier_sync`] keeps it up to date; [`tls`]: TLS
 //!   configuration
@@ -35,6 +36,7 @@ pub mod probe;
 pub mod process;
 pub mod readiness;
 pub mod redis;
+pub mod request_id;
 pub mod resources;
 mod revocation_list;
 pub mod secret_files;

@@ -34,7 +34,7 @@ use opentelemetry_sdk::{
         IdGenerator as _, RandomIdGenerator, Sampler, SamplingDecision, SdkTracerProvider, ShouldSample as _,
     },
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, task::futures::TaskLocalFuture};
 use tracing::{Instrument as _, Span, Subscriber, instrument::Instrumented};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{
@@ -44,6 +44,7 @@ use tracing_subscriber::{
 
 use crate::{
     process::Process,
+    request_id::{self, RequestId},
     settings::{Common, LogFormat},
     worker::{self, Round},
 };
@@ -198,12 +199,13 @@ pub fn metrics() -> String {
         .unwrap_or_default()
 }
 
-/// The trace context of a unit of work: its span and its trace.
+/// The trace context of a unit of work: its span, its trace, and the request that it belongs to.
 #[derive(Clone, Debug)]
 pub struct Trace {
     span: Span,
     /// The context without an exporter; with one, it is that of the span.
     context: Context,
+    request_id: Option<RequestId>,
 }
 
 impl Trace {
@@ -222,20 +224,29 @@ impl Trace {
     fn from_parent(span: Span, parent: Context) -> Self {
         if exporter_enabled() {
             set_parent(&span, parent);
-            return Self { span, context: Context::new() };
+            return Self { span, context: Context::new(), request_id: None };
         }
         let context = if parent.span().span_context().is_valid() { parent } else { new_root() };
-        Self { span, context }
+        Self { span, context, request_id: None }
+    }
+
+    #[must_use]
+    pub fn with_request_id(self, request_id: RequestId) -> Self {
+        Self { request_id: Some(request_id), ..self }
     }
 
     /// Returns the trace context of the current task.
     pub fn current() -> Self {
-        Self { span: Span::current(), context: Context::current() }
+        Self { span: Span::current(), context: Context::current(), request_id: RequestId::current() }
     }
 
     /// Runs `work` within this trace context.
-    pub fn instrument<F>(&self, work: F) -> WithContext<Instrumented<F>> {
-        work.instrument(self.span.clone()).with_context(self.context.clone())
+    pub fn instrument<F: Future>(
+        &self,
+        work: F,
+    ) -> TaskLocalFuture<Option<RequestId>, WithContext<Instrumented<F>>> {
+        let work = work.instrument(self.span.clone()).with_context(self.context.clone());
+        request_id::CURRENT.scope(self.request_id.clone(), work)
     }
 
     pub fn span(&self) -> &Span {
