@@ -3,7 +3,7 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const PROTO_FILES: [&str; 13] = [
+const PROTO_FILES: [&str; 14] = [
     "shoppee/access/v1/access.proto",
     "shoppee/auth/v1/auth.proto",
     "shoppee/auth/v1/events.proto",
@@ -16,6 +16,7 @@ const PROTO_FILES: [&str; 13] = [
     "shoppee/product/v1/cache.proto",
     "shoppee/order/v1/order.proto",
     "shoppee/order/v1/cart.proto",
+    "shoppee/audit/v1/audit.proto",
     "google/api/annotations.proto",
 ];
 

@@ -47,6 +47,18 @@ pub mod order {
     }
 }
 
+#[expect(
+    clippy::pedantic,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
+pub mod audit {
+    pub mod v1 {
+        tonic::include_proto!("shoppee.audit.v1");
+    }
+}
+
 pub use json::{Object, Timestamp};
 
 /// The metadata with the revision of a product, a decimal number that grows with every visible change, including stock

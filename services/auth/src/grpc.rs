@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use shoppee_kit::{
-    caller,
+    audit_log, caller,
     grpc::Services,
     idempotency::{check_key, respond},
     status::Violations,
@@ -19,7 +19,7 @@ use crate::{
     account::{Email, LoginName, Password, Role, Username},
     error::Error,
     refresh, registration, revocation, service_account, service_client, session, sign_in,
-    store::account::Account,
+    store::{account::Account, audit_log::AuditLog},
     user,
 };
 
@@ -34,6 +34,7 @@ type RpcResult<T> = Result<Response<T>, Status>;
 
 pub fn services(context: Arc<AuthContext>) -> Services {
     Services::default()
+        .with(audit_log::service::new::<AuditLog>(context.pool.clone()))
         .with(AuthServiceServer::new(Service(context)).max_decoding_message_size(MAX_REQUEST_BYTES))
 }
 
@@ -175,11 +176,13 @@ impl AuthService for Service {
     }
 
     async fn update_user(&self, request: Request<proto::UpdateUserRequest>) -> RpcResult<proto::User> {
+        let admin = caller::require(&request)?;
         let request = request.into_inner();
         let role =
             request.role.map(parse_role).transpose().map_err(|message| Error::invalid("role", message))?;
         let change = user::Change { role, disabled: request.disabled };
-        Ok(Response::new(user_message_for_admin(user::update(&self.0, request.id, &change).await?)))
+        let account = user::update(&self.0, &admin, request.id, &change).await?;
+        Ok(Response::new(user_message_for_admin(account)))
     }
 
     async fn get_jwks(&self, request: Request<proto::GetJwksRequest>) -> RpcResult<proto::GetJwksResponse> {
@@ -251,7 +254,8 @@ impl AuthService for Service {
         &self,
         request: Request<proto::RevokeServiceAccountRequest>,
     ) -> RpcResult<()> {
-        service_account::revoke(&self.0, &request.get_ref().id).await?;
+        let admin = caller::require(&request)?;
+        service_account::revoke(&self.0, &admin, &request.get_ref().id).await?;
         Ok(Response::new(()))
     }
 }

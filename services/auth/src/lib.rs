@@ -35,6 +35,7 @@ mod user;
 use std::{sync::Arc, time::Duration};
 
 use shoppee_kit::{
+    audit_log,
     caller::Verifier,
     clock::Clock,
     grpc as server, ops,
@@ -47,7 +48,7 @@ use tokio::sync::{Notify, watch};
 pub use crate::settings::{EXAMPLE_SECRET, Settings};
 use crate::{
     client_secret::SecretKeys, device::DeviceKeys, password::Hasher, revocation::Revocations,
-    service_client::ServiceClients, session::Lifetimes, token::Signer,
+    service_client::ServiceClients, session::Lifetimes, store::audit_log::AuditLog, token::Signer,
 };
 
 /// The interval at which tasks check whether the database is available.
@@ -106,6 +107,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     revocation::spawn(context.clone(), &process);
     outbox::spawn_relay(pool.clone(), redis.client("relay")?, context.outbox_wakeup.clone(), &process);
     cleanup::spawn(context.clone(), &process);
+    audit_log::retention::spawn::<AuditLog>(&process, &pool, &settings.audit_log, database_ready(&process));
     if let Some(admin) = initial_admin {
         registration::spawn_initial_admin(context.clone(), admin, &process);
     }

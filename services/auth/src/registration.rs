@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use serde_json::json;
 use shoppee_kit::{
+    audit_log::{Actor, Change, Record, store::Store as _},
     idempotency::{KEY_TTL, KeyReused},
     pg,
     process::Process,
@@ -18,6 +20,7 @@ use crate::{
     sign_in,
     store::{
         account::{self, Account},
+        audit_log::AuditLog,
         registration_key::{self, Registered},
     },
 };
@@ -108,6 +111,13 @@ async fn create_account(
         registration_key::insert(&mut tx, account.id, key, created_at).await?;
     }
     outbox::insert(&mut tx, account.id, created_at).await?;
+    if role == Role::Admin {
+        // Only the settings create admins.
+        let (actor, target) = (Actor::from_setting("ADMIN_USERNAME"), format!("user:{}", account.id));
+        let change = Change::creation(json!({"username": account.username, "role": role.as_str()}));
+        let record = Record::new(&actor, "user.create", target, change);
+        AuditLog::insert(&mut tx, &[record], created_at).await?;
+    }
     tx.commit().await?;
     context.outbox_wakeup.notify_one();
     Ok(account)

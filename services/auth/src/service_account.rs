@@ -2,14 +2,16 @@
 
 use prost::Message as _;
 use secrecy::ExposeSecret as _;
+use serde_json::json;
 use shoppee_kit::{
     access::SCOPES,
+    audit_log::{Actor, Change, Record, store::Store as _},
     caller::Caller,
     cursor,
     idempotency::{KEY_TTL, KeyReused, fingerprint},
     pg,
 };
-use shoppee_proto::auth::v1 as wire;
+use shoppee_proto::{Timestamp, auth::v1 as wire};
 use sqlx::PgConnection;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -19,7 +21,10 @@ use crate::{
     client_secret::NewSecret,
     error::Error,
     service_client::TOKEN_TTL,
-    store::service_account::{self as store, NewServiceAccount, RequestKey, ServiceAccount, StoredRequest},
+    store::{
+        audit_log::AuditLog,
+        service_account::{self as store, NewServiceAccount, RequestKey, ServiceAccount, StoredRequest},
+    },
 };
 
 /// The time for which the previous secret stays valid after a rotation: enough to deploy the new one to every process.
@@ -105,6 +110,8 @@ pub async fn create(
         expires_at: lifetime.map(|lifetime| now + lifetime),
     };
     let account = message(store::insert(&mut tx, &new).await?);
+    let fields = json!({"name": account.name, "scopes": account.scopes, "expires_at": account.expires_at});
+    record(&mut tx, admin, "service_account.create", &account.id, Change::creation(fields), now).await?;
     request.save(&mut tx, &account).await?;
     tx.commit().await?;
     tracing::info!(service_account.id = account.id, "service account created");
@@ -128,8 +135,12 @@ pub async fn rotate(
     if let Some(answer) = request.claim(context, &mut tx, &secret).await? {
         return Ok((answer, true));
     }
+    let before = store::get_for_update(&mut tx, id).await?.ok_or(Error::NotFound("service account"))?;
     let rotated = store::rotate(&mut tx, id, &secret.hash, now + PREVIOUS_SECRET_TTL).await?;
     let account = message(rotated.ok_or(Error::NotFound("service account"))?);
+    let fields = |account: &wire::ServiceAccount| json!({"previous_secret_expires_at": account.previous_secret_expires_at});
+    let change = Change::between(fields(&message(before)), fields(&account));
+    record(&mut tx, admin, "service_account.rotate", &account.id, change, now).await?;
     request.save(&mut tx, &account).await?;
     tx.commit().await?;
     tracing::info!("service account rotated");
@@ -138,18 +149,33 @@ pub async fn rotate(
 
 /// Revokes an account with its secrets and tokens. A revoked account is no error.
 #[tracing::instrument(name = "auth.revoke_service_account", skip_all, fields(service_account.id = id))]
-pub async fn revoke(context: &AuthContext, id: &str) -> Result<(), Error> {
+pub async fn revoke(context: &AuthContext, admin: &Caller, id: &str) -> Result<(), Error> {
     let id = parse_id(id)?;
     let now = context.clock.now();
-    let mut conn = context.pool.acquire().await?;
-    match store::revoke(&mut conn, id, now, now + TOKEN_TTL + MAX_ISSUE_DURATION).await? {
-        Some(revoked) => {
-            context.revocations.apply_to_service(revoked);
-            tracing::info!("service account revoked");
-            Ok(())
-        }
-        None => store::get(&mut conn, id).await?.map(drop).ok_or(Error::NotFound("service account")),
-    }
+    let mut tx = context.pool.begin().await?;
+    let Some(revoked) = store::revoke(&mut tx, id, now, now + TOKEN_TTL + MAX_ISSUE_DURATION).await? else {
+        return store::get(&mut tx, id).await?.map(drop).ok_or(Error::NotFound("service account"));
+    };
+    let revoked_at = json!({"revoked_at": Timestamp::from(now)});
+    let change = Change::between(json!({"revoked_at": null}), revoked_at);
+    record(&mut tx, admin, "service_account.revoke", &id.to_string(), change, now).await?;
+    tx.commit().await?;
+    context.revocations.apply_to_service(revoked);
+    tracing::info!("service account revoked");
+    Ok(())
+}
+
+/// Records an act on an account in its transaction.
+async fn record(
+    tx: &mut PgConnection,
+    admin: &Caller,
+    action: &'static str,
+    id: &str,
+    change: Change,
+    now: OffsetDateTime,
+) -> Result<(), Error> {
+    let (actor, target) = (Actor::from_caller(admin), format!("service_account:{id}"));
+    Ok(AuditLog::insert(tx, &[Record::new(&actor, action, target, change)], now).await?)
 }
 
 pub async fn get(context: &AuthContext, id: &str) -> Result<wire::ServiceAccount, Error> {

@@ -75,6 +75,8 @@ pub struct Settings {
     /// number leaves more of the machine to other work during many sign-ins
     #[arg(long, env = "PASSWORD_HASHES", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub password_hashes: Option<u16>,
+    #[command(flatten)]
+    pub audit_log: settings::AuditLog,
 }
 
 impl shoppee_kit::process::Settings for Settings {

@@ -4,6 +4,7 @@
 //! The order of locks: accounts before sessions, each sorted by id.
 
 pub mod account;
+pub mod audit_log;
 pub mod login_attempt;
 pub mod registration_key;
 pub mod service_account;

@@ -1,6 +1,12 @@
 //! Users: their own account, and their administration.
 
-use shoppee_kit::{caller::Caller, cursor, status::Violations};
+use serde_json::json;
+use shoppee_kit::{
+    audit_log::{self, Actor, Record, store::Store as _},
+    caller::Caller,
+    cursor,
+    status::Violations,
+};
 
 use crate::{
     AuthContext,
@@ -9,6 +15,7 @@ use crate::{
     sign_in,
     store::{
         account::{self, Account, Filter},
+        audit_log::AuditLog,
         session,
     },
 };
@@ -80,7 +87,12 @@ pub struct Change {
 
 /// Changes the role of a user, or disables or enables the account. A change revokes all sessions of the user.
 #[tracing::instrument(name = "auth.update_user", skip_all, fields(user.id = id))]
-pub async fn update(context: &AuthContext, id: i64, change: &Change) -> Result<Account, Error> {
+pub async fn update(
+    context: &AuthContext,
+    admin: &Caller,
+    id: i64,
+    change: &Change,
+) -> Result<Account, Error> {
     let mut tx = context.pool.begin().await?;
     let removes_admin = change.role == Some(Role::User) || change.disabled == Some(true);
     // All admins are locked before the user, so that two concurrent changes of admins run one after the other.
@@ -96,6 +108,11 @@ pub async fn update(context: &AuthContext, id: i64, change: &Change) -> Result<A
     }
     account::set_role_and_disabled(&mut tx, id, role, disabled).await?;
     let revoked = session::revoke_all(&mut tx, id, None).await?;
+    let fields = |role: Role, disabled: bool| json!({"role": role.as_str(), "disabled": disabled});
+    let change = audit_log::Change::between(fields(account.role, account.disabled), fields(role, disabled));
+    let actor = Actor::from_caller(admin);
+    let record = Record::new(&actor, "user.update", format!("user:{id}"), change);
+    AuditLog::insert(&mut tx, &[record], context.clock.now()).await?;
     tx.commit().await?;
     context.revocations.apply(&revoked);
     (account.role, account.disabled) = (role, disabled);

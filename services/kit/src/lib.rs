@@ -8,7 +8,7 @@
 //! - [`clock`], [`database_clock`]: clocks that tests can set; the latter is synchronised with the database
 //! - [`grpc`]: the gRPC server with admission control; `listener`: its TCP listener; [`client`]: calls to other services;
 //!   [`load_balancer`]: client-side load balancing with health checks and a retry budget; [`status`]: the error model
-//! - [`request_id`]: the id of a request
+//! - [`request_id`]: the id of a request; [`audit_log`]: the log of grants and of acts of admins and services
 //! - [`access`]: access control by the rules in the `.proto` files; [`caller`]: the caller of a call; `verifier`,
 //!   `token_header`, `revocation_list`: JWT verification; [`verifier_sync`] keeps it up to date; [`tls`]: TLS
 //!   configuration
@@ -19,6 +19,7 @@
 
 pub mod access;
 pub mod age;
+pub mod audit_log;
 pub mod batch_queue;
 pub mod caller;
 pub mod client;

@@ -122,6 +122,28 @@ impl Redis {
     }
 }
 
+/// The settings of a process with an audit log.
+#[derive(Clone, Debug, Args)]
+pub struct AuditLog {
+    /// The time after which an audit record is deleted, at least a day
+    #[arg(long, env = "AUDIT_RETENTION", default_value = "400d", value_parser = audit_retention)]
+    pub audit_retention: Duration,
+}
+
+impl Default for AuditLog {
+    fn default() -> Self {
+        Self { audit_retention: Duration::from_hours(400 * 24) }
+    }
+}
+
+/// The lower bound of the retention of audit records: a shorter one is a mistake.
+const MIN_AUDIT_RETENTION: Duration = Duration::from_hours(24);
+
+fn audit_retention(value: &str) -> Result<Duration, String> {
+    let retention = duration(value)?;
+    if retention >= MIN_AUDIT_RETENTION { Ok(retention) } else { Err("less than a day".to_owned()) }
+}
+
 /// The client credentials of a process that calls other services in its own name.
 #[derive(Clone, Debug, Args)]
 pub struct ServiceClient {
@@ -164,4 +186,18 @@ pub fn share(value: &str) -> Result<f64, String> {
 /// Parses a secret. Error messages do not repeat it.
 pub fn secret(value: &str) -> Result<SecretString, String> {
     if value.is_empty() { Err("empty".to_owned()) } else { Ok(SecretString::from(value)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retention_of_audit_records_is_at_least_a_day() {
+        assert_eq!(audit_retention("400d"), Ok(AuditLog::default().audit_retention));
+        assert_eq!(audit_retention("24h"), Ok(MIN_AUDIT_RETENTION));
+        for invalid in ["23h", "0s", "forever", "-1d", ""] {
+            assert!(audit_retention(invalid).is_err(), "{invalid}");
+        }
+    }
 }

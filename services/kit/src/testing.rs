@@ -4,6 +4,7 @@
 mod stalls;
 
 use std::{
+    collections::BTreeSet,
     io::Read as _,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     process::{Child, Command, Stdio},
@@ -13,12 +14,23 @@ use std::{
 
 use fred::clients::Client;
 use secrecy::SecretString;
+use shoppee_proto::{
+    Object,
+    audit::v1::{AuditRecord, ListAuditRecordsRequest, audit_service_client::AuditServiceClient},
+};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, postgres::PgConnectOptions};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::{
-    clock::Clock, process::Process, readiness::Readiness, redis, settings, tasks::Tasks, tls::GrpcTls,
+    access::{self, Method},
+    client,
+    clock::Clock,
+    process::Process,
+    readiness::Readiness,
+    redis, settings,
+    tasks::Tasks,
+    tls::GrpcTls,
 };
 
 pub use stalls::Stalls;
@@ -232,6 +244,40 @@ pub fn refuses_to_start(binary: &str, settings: &[(&str, &str)]) -> String {
     process.stderr.take().expect("piped").read_to_string(&mut output).expect("text");
     assert_eq!(output.lines().count(), 1, "one line: {output}");
     output
+}
+
+/// The prefixes of methods that only read.
+const READ_PREFIXES: [&str; 6] = ["Get", "List", "Search", "BatchGet", "Lookup", "Watch"];
+
+/// Returns the methods of a package, such as `shoppee.order.v1`, that change state and admit users, admins or services.
+pub fn mutating_methods(package: &str) -> BTreeSet<String> {
+    let methods = access::methods().values().filter_map(|Method { name, rule }| {
+        let (service, method) = name.split_once('/')?;
+        let is_read = READ_PREFIXES.iter().any(|prefix| method.starts_with(prefix));
+        let admits = rule.user || rule.admin || !rule.scope.is_empty();
+        (service.rsplit_once('.')?.0 == package && admits && !is_read).then(|| method.to_owned())
+    });
+    methods.collect()
+}
+
+/// Returns the newest audit records of the service at a gRPC URL, as an admin.
+///
+/// # Panics
+/// Panics if the service does not answer.
+pub async fn audit_records(url: &str, admin: &SecretString) -> Vec<AuditRecord> {
+    let channel = client::channel(url).expect("a URL");
+    let request = ListAuditRecordsRequest { limit: Some(100), ..ListAuditRecordsRequest::default() };
+    let request = client::request(request, Some(admin), WAIT_TIMEOUT);
+    let response = AuditServiceClient::new(channel).list_audit_records(request).await;
+    response.expect("lists audit records").into_inner().items
+}
+
+/// Returns the fields of a change in an audit record as JSON.
+///
+/// # Panics
+/// Panics if they are no JSON.
+pub fn audited_fields(fields: Option<&Object>) -> serde_json::Value {
+    serde_json::to_value(fields).expect("JSON")
 }
 
 /// The process context of a test; it is shut down on drop.

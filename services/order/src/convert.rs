@@ -44,6 +44,7 @@ fn actor_number(name: &str) -> i32 {
     let actor = match name.parse() {
         Ok(Actor::Customer) => WireActor::Customer,
         Ok(Actor::Admin) => WireActor::Admin,
+        Ok(Actor::Service) => WireActor::Service,
         Ok(Actor::System) => WireActor::System,
         Err(UnknownName) => WireActor::Unspecified,
     };
@@ -95,7 +96,7 @@ pub fn order(row: &OrderRow, lines: &[LineRow]) -> Result<wire::Order, Error> {
     })
 }
 
-fn payment_status(row: &OrderRow) -> PaymentStatus {
+pub fn payment_status(row: &OrderRow) -> PaymentStatus {
     if row.refunded_at.is_some() {
         PaymentStatus::Refunded
     } else if row.refund_failed_at.is_some() {

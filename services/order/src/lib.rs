@@ -11,6 +11,7 @@
 //! This file wires the parts.
 
 mod audit;
+mod audit_log;
 mod cart;
 mod checkout;
 mod convert;
@@ -45,6 +46,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use shoppee_kit::{
+    audit_log::{retention, service as audit_service},
     caller::Verifier,
     client::ServiceToken,
     database_clock::DatabaseClock,
@@ -66,6 +68,7 @@ use crate::{
     outbox::CommittedUsers,
     product_client::ProductClient,
     provider::Provider,
+    store::audit_log::AuditLog,
 };
 
 /// The order service of Shoppee: carts, orders, payments and their events, by gRPC.
@@ -119,6 +122,8 @@ pub struct Settings {
     /// The payment provider
     #[arg(long, env = "PAYMENT_PROVIDER", default_value = "sandbox")]
     pub payment_provider: PaymentProvider,
+    #[command(flatten)]
+    pub audit_log: settings::AuditLog,
 }
 
 fn currency(code: &str) -> Result<String, String> {
@@ -224,7 +229,9 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     ops::serve(settings.metrics_addr, &tasks, &readiness).await?;
     server::serve(
         settings.listen_addr,
-        server::Services::default().with(grpc::service(context.clone(), event_streams)),
+        server::Services::default()
+            .with(grpc::service(context.clone(), event_streams))
+            .with(audit_service::new::<AuditLog>(context.pool.clone())),
         verifier,
         settings.grpc_reflection,
         &process,
@@ -239,5 +246,6 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     workers::start(&context, &process, &ready);
     orphan_holds::start(&context, &process, &ready);
     audit::start(&context, &process, &ready);
+    retention::spawn::<AuditLog>(&process, &context.pool, &settings.audit_log, ready);
     Ok(())
 }

@@ -77,16 +77,19 @@ impl Transition {
 pub enum Actor {
     Customer,
     Admin,
+    /// A service account.
+    Service,
     System,
 }
 
 impl Actor {
-    pub const ALL: [Self; 3] = [Self::Customer, Self::Admin, Self::System];
+    pub const ALL: [Self; 4] = [Self::Customer, Self::Admin, Self::Service, Self::System];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Customer => "customer",
             Self::Admin => "admin",
+            Self::Service => "service",
             Self::System => "system",
         }
     }
@@ -105,30 +108,35 @@ impl FromStr for Actor {
 pub struct Requester {
     pub is_owner: bool,
     pub is_admin: bool,
+    pub is_service: bool,
 }
 
 impl Requester {
-    pub const SYSTEM: Self = Self { is_owner: false, is_admin: false };
-    pub const OWNER: Self = Self { is_owner: true, is_admin: false };
+    pub const SYSTEM: Self = Self { is_owner: false, is_admin: false, is_service: false };
+    pub const OWNER: Self = Self { is_owner: true, ..Self::SYSTEM };
 
     fn can_act_as(self, actor: Actor) -> bool {
         match actor {
             Actor::Customer => self.is_owner,
             Actor::Admin => self.is_admin,
+            Actor::Service => self.is_service,
             Actor::System => self == Self::SYSTEM,
         }
     }
 }
 
 /// The state machine: transition, source status, target status and role. Every other combination is rejected.
-const TRANSITIONS: [(Transition, Status, Status, Actor); 8] = [
+const TRANSITIONS: [(Transition, Status, Status, Actor); 11] = [
     (Transition::Pay, Status::Pending, Status::Paid, Actor::Customer),
     (Transition::Ship, Status::Paid, Status::Shipped, Actor::Admin),
+    (Transition::Ship, Status::Paid, Status::Shipped, Actor::Service),
     (Transition::Complete, Status::Shipped, Status::Completed, Actor::Customer),
     (Transition::Complete, Status::Shipped, Status::Completed, Actor::Admin),
     (Transition::Cancel, Status::Pending, Status::Cancelled, Actor::Customer),
     (Transition::Cancel, Status::Pending, Status::Cancelled, Actor::Admin),
+    (Transition::Cancel, Status::Pending, Status::Cancelled, Actor::Service),
     (Transition::Cancel, Status::Paid, Status::Cancelled, Actor::Admin),
+    (Transition::Cancel, Status::Paid, Status::Cancelled, Actor::Service),
     (Transition::Expire, Status::Pending, Status::Cancelled, Actor::System),
 ];
 

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
-    OrderContext, convert,
+    OrderContext, audit_log, convert,
     error::Error,
     idempotent_request::IdempotentRequest,
     order::{self, Actor, Requester, Shipment, Status, Transition, TransitionError},
@@ -97,7 +97,7 @@ pub fn invalid_transition(row: &OrderRow, requester: Requester) -> Error {
 }
 
 /// Returns the owner of an order, and the caller's relation to the order. Another user's order exists for admins and
-/// services only; a service acts as an admin.
+/// services only.
 pub async fn find_owner(
     conn: &mut PgConnection,
     caller: &Caller,
@@ -109,7 +109,8 @@ pub async fn find_owner(
         return order.map(|_| (caller_id, Requester::OWNER)).ok_or(Error::NotFound);
     }
     let owner = store::find_owner(conn, id).await?.ok_or(Error::NotFound)?;
-    Ok((owner, Requester { is_owner: owner == caller_id, is_admin: true }))
+    let (is_admin, is_service) = (caller.is_admin(), caller.is_service());
+    Ok((owner, Requester { is_owner: owner == caller_id, is_admin, is_service }))
 }
 
 /// Returns an order if the caller may read it.
@@ -138,7 +139,7 @@ pub struct TransitionRequest {
 pub enum OrderAction {
     /// Releases the stock, and refunds the payment if the order is paid.
     Cancel { reason: Option<String> },
-    /// Records the shipment; for admins.
+    /// Records the shipment; for admins and services.
     Ship(Shipment),
     /// Records the delivery.
     Complete,
@@ -150,6 +151,15 @@ impl OrderAction {
             Self::Cancel { .. } => Transition::Cancel,
             Self::Ship(_) => Transition::Ship,
             Self::Complete => Transition::Complete,
+        }
+    }
+
+    /// Returns the action of the audit record.
+    const fn audit_action(&self) -> &'static str {
+        match self {
+            Self::Cancel { .. } => "order.cancel",
+            Self::Ship(_) => "order.ship",
+            Self::Complete => "order.complete",
         }
     }
 
@@ -223,8 +233,10 @@ pub async fn run_transition(
         return Ok((order, false));
     }
     let to = authorize_transition(action.transition(), &row, requester, now)?;
+    let before = audit_log::fields(&row);
     let follow_up = apply_action(&mut tx, &mut row, &action, now).await?;
     apply_transition(&mut tx, &mut row, to, now, action.reason()).await?;
+    audit_log::record_transition(&mut tx, (caller, to.1), action.audit_action(), before, &row, now).await?;
     let order = order_message(&mut tx, &row).await?;
     request.save_response(&mut tx, &order).await?;
     tx.commit().await?;

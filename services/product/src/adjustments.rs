@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::json;
 use shoppee_kit::{
+    audit_log::{Actor, Change, Record},
     batch_queue::{BatchQueue, Limits},
     clock::Clock,
     idempotency::StoredResponse,
@@ -16,6 +18,7 @@ use shoppee_kit::{
 use time::OffsetDateTime;
 
 use crate::{
+    audit_log::product_record,
     cache::Cache,
     error::Error,
     idempotency::{self, IdempotentResult, Key, KeyId},
@@ -34,6 +37,7 @@ type Outcome = Result<IdempotentResult<Product>, Error>;
 /// A correction of the stock of a product.
 #[derive(Clone, Debug)]
 pub struct Adjustment {
+    pub actor: Actor,
     pub product_id: i64,
     pub delta: Delta,
     pub reason: Reason,
@@ -104,7 +108,7 @@ async fn apply<'a>(
             tx.rollback().await?;
             return Ok(decisions);
         }
-        store::product::add_versions(&mut tx, &decisions.versions(), now).await?;
+        store::product::add_versions(&mut tx, &decisions.versions(), &decisions.records, now).await?;
         store::stock::apply(&mut tx, &decisions.movements, now).await?;
         if idempotency::save_many(&mut tx, decisions.answers.values()).await? {
             tx.commit().await?;
@@ -123,6 +127,8 @@ struct Decisions<'a> {
     /// The products after the batch, each with the number of its adjustments.
     products: BTreeMap<i64, (Product, i64)>,
     movements: Vec<Movement<'a>>,
+    /// One audit record per movement.
+    records: Vec<Record<'a>>,
     /// The answers under the keys that are used for the first time.
     answers: BTreeMap<KeyId<'a>, (&'a Key, Product)>,
 }
@@ -139,6 +145,7 @@ impl<'a> Decisions<'a> {
             outcomes: Vec::with_capacity(adjustments.len()),
             products: products.into_iter().map(|product| (product.id, (product, 0))).collect(),
             movements: Vec::new(),
+            records: Vec::new(),
             answers: BTreeMap::new(),
         };
         for adjustment in adjustments {
@@ -163,7 +170,7 @@ impl<'a> Decisions<'a> {
     }
 
     fn decide(&mut self, adjustment: &'a Adjustment, now: OffsetDateTime) -> Outcome {
-        let Adjustment { product_id, delta, reason, key } = adjustment;
+        let Adjustment { actor, product_id, delta, reason, key } = adjustment;
         let (product, adjustments) = self.products.get_mut(product_id).ok_or(Error::NotFound)?;
         let stock = delta.apply(product.stock).map_err(|error| match error {
             AdjustError::BelowZero => Error::OutOfStock(vec![Shortage {
@@ -178,6 +185,9 @@ impl<'a> Decisions<'a> {
         product.revision += if *adjustments == 0 { 2 } else { 1 };
         *adjustments += 1;
         product.version += 1;
+        let change = Change::between(json!({"stock": product.stock}), json!({"stock": stock.get()}))
+            .with_parameter("reason", reason.as_str());
+        self.records.push(product_record(actor, "stock.adjust", *product_id, change));
         product.stock = stock.get();
         product.updated_at = now;
         self.movements.push(Movement {

@@ -2,6 +2,9 @@
 
 mod apply;
 
+use serde_json::{Map, Value};
+use shoppee_kit::audit_log;
+
 use crate::{
     product::{Description, Name, Price, Sku, Status, ValidationError},
     stock::{AdjustError, Delta, Stock},
@@ -128,6 +131,25 @@ pub struct Update {
 }
 
 impl Update {
+    /// Returns the fields of the audit record.
+    pub fn to_change(&self, current: &Current) -> audit_log::Change {
+        let (mut before, mut after) = (Map::new(), Map::new());
+        let mut add = |name: &str, from: Value, to: Option<Value>| {
+            if let Some(to) = to {
+                before.insert(name.to_owned(), from);
+                after.insert(name.to_owned(), to);
+            }
+        };
+        add("name", current.name.clone().into(), self.name.clone().map(Value::from));
+        add("description", current.description.clone().into(), self.description.clone().map(Value::from));
+        add("price", current.price.into(), self.price.map(Value::from));
+        add("category_id", current.category_id.into(), self.category_id.map(Value::from));
+        add("status", current.status.as_str().into(), self.status.map(|status| status.as_str().into()));
+        let stock = current.available + self.correction;
+        add("stock", current.available.into(), (self.correction != 0).then(|| stock.into()));
+        audit_log::Change::between(before.into(), after.into())
+    }
+
     /// Reports whether the name, the description or the category is written.
     pub fn changes_details(&self) -> bool {
         self.name.is_some() || self.description.is_some() || self.category_id.is_some()

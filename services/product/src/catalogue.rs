@@ -2,10 +2,15 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use shoppee_kit::{clock::Clock, pg::PgPool};
+use shoppee_kit::{
+    audit_log::{Actor, Change, store::Store as _},
+    clock::Clock,
+    pg::PgPool,
+};
 use sqlx::PgConnection;
 
 use crate::{
+    audit_log::{product_fields, product_record},
     cache::{Cache, CacheEntry},
     category::Slug,
     error::Error,
@@ -15,7 +20,7 @@ use crate::{
     replicas::Replicas,
     search::Search,
     stock::MovementKind,
-    store::{self, listing::PageStart, stock::Movement},
+    store::{self, audit_log::AuditLog, listing::PageStart, stock::Movement},
 };
 
 /// The reason in the ledger if an admin sets a stock.
@@ -109,6 +114,7 @@ impl Catalogue {
 
     pub async fn create(
         &self,
+        actor: &Actor,
         product: &NewProduct,
         key: Option<&idempotency::Key>,
     ) -> Result<IdempotentResult<Product>, Error> {
@@ -129,6 +135,8 @@ impl Catalogue {
         };
         store::stock::apply(&mut tx, &[supply], now).await?;
         let created = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
+        let change = Change::creation(product_fields(&created));
+        AuditLog::insert(&mut tx, &[product_record(actor, "product.create", id, change)], now).await?;
         idempotency::save(&mut tx, key, &created).await?;
         tx.commit().await?;
         self.cache.insert_written(&created).await;
@@ -139,6 +147,29 @@ impl Catalogue {
     /// creates no new version.
     pub async fn update(
         &self,
+        actor: &Actor,
+        id: i64,
+        expected_version: Option<i64>,
+        changes: &ProductChanges,
+        key: Option<&idempotency::Key>,
+    ) -> Result<IdempotentResult<Product>, Error> {
+        self.apply((actor, "product.update"), id, expected_version, changes, key).await
+    }
+
+    /// Archives a product. Idempotent.
+    pub async fn archive(
+        &self,
+        actor: &Actor,
+        id: i64,
+        expected_version: Option<i64>,
+    ) -> Result<Product, Error> {
+        let changes = ProductChanges { status: Some(Status::Archived), ..ProductChanges::default() };
+        Ok(self.apply((actor, "product.archive"), id, expected_version, &changes, None).await?.value)
+    }
+
+    async fn apply(
+        &self,
+        (actor, action): (&Actor, &'static str),
         id: i64,
         expected_version: Option<i64>,
         changes: &ProductChanges,
@@ -176,16 +207,12 @@ impl Catalogue {
         store::product::update(&mut tx, &after, changes.attributes.as_ref(), now).await?;
         apply_correction(&mut tx, id, correction, SET_REASON, now).await?;
         let updated = store::product::get(&mut tx, id).await?.ok_or(Error::Internal)?;
+        let change = Change::between(product_fields(&before), product_fields(&updated));
+        AuditLog::insert(&mut tx, &[product_record(actor, action, id, change)], now).await?;
         idempotency::save(&mut tx, key, &updated).await?;
         tx.commit().await?;
         self.cache.insert_written(&updated).await;
         Ok(IdempotentResult::new(updated))
-    }
-
-    /// Archives a product. Idempotent.
-    pub async fn archive(&self, id: i64, expected_version: Option<i64>) -> Result<Product, Error> {
-        let changes = ProductChanges { status: Some(Status::Archived), ..ProductChanges::default() };
-        Ok(self.update(id, expected_version, &changes, None).await?.value)
     }
 }
 

@@ -1,15 +1,21 @@
 //! The use cases of categories. Changes of the tree are serialized, so that two of them cannot create a cycle
 //! together.
 
-use shoppee_kit::{clock::Clock, cursor, pg::PgPool};
+use shoppee_kit::{
+    audit_log::{Actor, Change, store::Store as _},
+    clock::Clock,
+    cursor,
+    pg::PgPool,
+};
 
 use crate::{
+    audit_log::{category_fields, category_record},
     cache::Cache,
     category::{Category, CategoryChanges, NewCategory, Slug, validate_parent},
     error::Error,
     idempotency::{self, IdempotentResult, Key},
     product::ValidationError,
-    store,
+    store::{self, audit_log::AuditLog},
 };
 
 #[derive(Clone, Debug)]
@@ -44,6 +50,7 @@ impl Categories {
 
     pub async fn create(
         &self,
+        actor: &Actor,
         new: &NewCategory,
         key: Option<&Key>,
     ) -> Result<IdempotentResult<Category>, Error> {
@@ -62,6 +69,9 @@ impl Categories {
             name: new.name.as_str().to_owned(),
             parent_id: new.parent_id,
         };
+        let change = Change::creation(category_fields(&created));
+        let record = category_record(actor, "category.create", created.id, change);
+        AuditLog::insert(&mut tx, &[record], self.clock.now()).await?;
         idempotency::save(&mut tx, key, &created).await?;
         tx.commit().await?;
         Ok(IdempotentResult::new(created))
@@ -69,6 +79,7 @@ impl Categories {
 
     pub async fn update(
         &self,
+        actor: &Actor,
         id: i64,
         changes: &CategoryChanges,
         key: Option<&Key>,
@@ -95,7 +106,10 @@ impl Categories {
         }
         let is_changed = after != *before;
         if is_changed {
-            store::category::update(&mut tx, &after, self.clock.now()).await?;
+            let now = self.clock.now();
+            store::category::update(&mut tx, &after, now).await?;
+            let change = Change::between(category_fields(before), category_fields(&after));
+            AuditLog::insert(&mut tx, &[category_record(actor, "category.update", id, change)], now).await?;
         }
         idempotency::save(&mut tx, key, &after).await?;
         tx.commit().await?;
@@ -106,12 +120,13 @@ impl Categories {
     }
 
     /// Deletes a category. Refused while it has products, including archived ones, or child categories.
-    pub async fn delete(&self, id: i64) -> Result<(), Error> {
+    pub async fn delete(&self, actor: &Actor, id: i64) -> Result<(), Error> {
         let mut tx = self.pool.begin().await?;
         store::category::lock_tree(&mut tx).await?;
-        if !store::category::delete(&mut tx, id).await? {
-            return Err(Error::NotFound);
-        }
+        let deleted = store::category::delete(&mut tx, id).await?.ok_or(Error::NotFound)?;
+        let change = Change::deletion(category_fields(&deleted));
+        let record = category_record(actor, "category.delete", id, change);
+        AuditLog::insert(&mut tx, &[record], self.clock.now()).await?;
         Ok(tx.commit().await?)
     }
 }

@@ -15,6 +15,7 @@ mod stock;
 use std::sync::Arc;
 
 use shoppee_kit::{
+    audit_log,
     caller::{Caller, Verifier},
     grpc::{LargeCalls, Services},
     process::Process,
@@ -27,7 +28,7 @@ use shoppee_proto::product::v1::{
 
 use crate::{
     adjustments::Adjustments, batch::Batches, catalogue::Catalogue, categories::Categories,
-    change_log::ChangeLog, error::Error, holds::Holds,
+    change_log::ChangeLog, error::Error, holds::Holds, store::audit_log::AuditLog,
 };
 
 /// The maximum size of a request message: a batch of 10 000 rows is at most 8 MiB as JSON, and smaller in
@@ -51,6 +52,7 @@ pub fn services(
     currency: &str,
 ) -> Services {
     let Catalogue { pool, clock, cache, .. } = &catalogue;
+    let audit_log = audit_log::service::new::<AuditLog>(pool.clone());
     let audit = audit::HoldAudit { pool: pool.clone() };
     let categories = Categories { pool: pool.clone(), clock: clock.clone(), cache: cache.clone() };
     let cached_products =
@@ -69,6 +71,7 @@ pub fn services(
         .with(ProductServiceServer::new(products).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .with(StockServiceServer::new(stock))
         .with(HoldAuditServiceServer::new(audit))
+        .with(audit_log)
         .with(ChangeFeedServiceServer::new(feed::ChangeFeed::new(change_log, process)))
         .with(ProductCacheServiceServer::new(cached_products))
         .with_large_calls(LARGE_CALLS)

@@ -6,6 +6,7 @@
 
 mod adjustments;
 mod audit;
+mod audit_log;
 pub mod batch;
 mod cache;
 pub mod catalogue;
@@ -32,6 +33,7 @@ use std::{net::SocketAddr, time::Duration};
 use clap::Parser;
 use secrecy::SecretString;
 use shoppee_kit::{
+    audit_log::retention,
     caller::Verifier,
     database_clock::DatabaseClock,
     grpc as server,
@@ -51,6 +53,7 @@ use crate::{
     change_log::ChangeLog,
     replicas::Replicas,
     search::Search,
+    store::audit_log::AuditLog,
 };
 
 /// The interval at which the share of unpaid orders is measured. It changes within minutes.
@@ -99,6 +102,8 @@ pub struct Settings {
     /// The currency of all prices, an ISO 4217 code such as EUR
     #[arg(long, env = "SHOP_CURRENCY", default_value = "EUR", value_parser = currency)]
     pub shop_currency: String,
+    #[command(flatten)]
+    pub audit_log: settings::AuditLog,
 }
 
 impl shoppee_kit::process::Settings for Settings {
@@ -158,6 +163,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     });
     workers::start(&process, &ready, &pool, &holds, ttls);
     audit::start(&process, &ready, &pool, &change_log);
+    retention::spawn::<AuditLog>(&process, &pool, &settings.audit_log, ready.clone());
     let search = Search::start(&pool, &change_log, &process);
     let catalogue = Catalogue { replicas, pool, clock: clock.clone(), cache, search };
     let services = grpc::services(catalogue, &process, change_log, holds, &verifier, &settings.shop_currency);

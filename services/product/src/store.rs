@@ -4,6 +4,7 @@
 //! rows by id ([`product`]).
 
 pub mod audit;
+pub mod audit_log;
 pub mod batch;
 pub mod category;
 pub mod change;

@@ -60,6 +60,21 @@ pub async fn get(conn: &mut PgConnection, id: Uuid) -> Result<Option<ServiceAcco
     .await
 }
 
+/// Returns an account, and locks it for a change.
+pub async fn get_for_update(
+    conn: &mut PgConnection,
+    id: Uuid,
+) -> Result<Option<ServiceAccount>, sqlx::Error> {
+    sqlx::query_as!(
+        ServiceAccount,
+        "select id, name, scopes, created_at, expires_at, last_used_at, previous_secret_expires_at, revoked_at
+         from auth.service_account where id = $1 for no key update",
+        id,
+    )
+    .fetch_optional(conn)
+    .await
+}
+
 /// Lists accounts, newest first, that are older than `before`.
 pub async fn list(
     conn: &mut PgConnection,

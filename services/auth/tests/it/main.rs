@@ -1,6 +1,7 @@
 //! Tests of the auth service through its gRPC client, on a real PostgreSQL. [`shop`] has the fixture.
 
 mod admin;
+mod audit_log;
 mod authorization;
 mod cleanup;
 mod concurrency;

@@ -212,6 +212,7 @@ pub fn settings(database: &Database) -> Settings {
         admin_password: None,
         service_clients: Some(format!("order={ORDER_SECRET}").into()),
         password_hashes: None,
+        audit_log: shoppee_kit::settings::AuditLog::default(),
     }
 }
 

@@ -3,23 +3,29 @@ use super::*;
 const ALL: [Transition; 5] =
     [Transition::Pay, Transition::Ship, Transition::Complete, Transition::Cancel, Transition::Expire];
 const OWNER: Requester = Requester::OWNER;
-const ADMIN: Requester = Requester { is_owner: false, is_admin: true };
+const ADMIN: Requester = Requester { is_admin: true, ..Requester::SYSTEM };
+const SERVICE: Requester = Requester { is_service: true, ..Requester::SYSTEM };
+const OWNING_ADMIN: Requester = Requester { is_owner: true, ..ADMIN };
 
 /// Restates the whole state machine independently of [`TRANSITIONS`].
 fn expected(transition: Transition, from: Status, requester: Requester) -> Result<Status, TransitionError> {
+    let is_staff = requester == ADMIN || requester == SERVICE;
     let target = match (transition, from) {
         (Transition::Pay, Status::Pending) if requester == OWNER => Some(Status::Paid),
-        (Transition::Ship, Status::Paid) if requester == ADMIN => Some(Status::Shipped),
-        (Transition::Complete, Status::Shipped) if requester != Requester::SYSTEM => Some(Status::Completed),
+        (Transition::Ship, Status::Paid) if is_staff => Some(Status::Shipped),
+        (Transition::Complete, Status::Shipped) if requester == OWNER || requester == ADMIN => {
+            Some(Status::Completed)
+        }
         (Transition::Cancel, Status::Pending) if requester != Requester::SYSTEM => Some(Status::Cancelled),
-        (Transition::Cancel, Status::Paid) if requester == ADMIN => Some(Status::Cancelled),
+        (Transition::Cancel, Status::Paid) if is_staff => Some(Status::Cancelled),
         (Transition::Expire, Status::Pending) if requester == Requester::SYSTEM => Some(Status::Cancelled),
         _ => None,
     };
     let is_forbidden = match transition {
         Transition::Pay => requester != OWNER,
-        Transition::Ship => requester != ADMIN,
-        Transition::Complete | Transition::Cancel => requester == Requester::SYSTEM,
+        Transition::Ship => !is_staff,
+        Transition::Complete => requester == SERVICE || requester == Requester::SYSTEM,
+        Transition::Cancel => requester == Requester::SYSTEM,
         Transition::Expire => requester != Requester::SYSTEM,
     };
     target.ok_or(if is_forbidden { TransitionError::Forbidden } else { TransitionError::InvalidState })
@@ -27,7 +33,7 @@ fn expected(transition: Transition, from: Status, requester: Requester) -> Resul
 
 #[test]
 fn every_transition_from_every_status_by_every_requester_follows_the_state_machine() {
-    for requester in [OWNER, ADMIN, Requester::SYSTEM] {
+    for requester in [OWNER, ADMIN, SERVICE, Requester::SYSTEM] {
         for transition in ALL {
             for from in Status::ALL {
                 let target = next_status(transition, from, requester).map(|(to, _)| to);
@@ -40,13 +46,20 @@ fn every_transition_from_every_status_by_every_requester_follows_the_state_machi
 
 #[test]
 fn an_admin_acts_as_customer_on_an_own_order() {
-    let both = Requester { is_owner: true, is_admin: true };
+    let both = OWNING_ADMIN;
     assert_eq!(
         next_status(Transition::Cancel, Status::Pending, both),
         Ok((Status::Cancelled, Actor::Customer))
     );
     assert_eq!(next_status(Transition::Cancel, Status::Paid, both), Ok((Status::Cancelled, Actor::Admin)));
     assert_eq!(next_status(Transition::Pay, Status::Pending, both), Ok((Status::Paid, Actor::Customer)));
+}
+
+#[test]
+fn a_transition_has_the_role_of_its_requester() {
+    for (requester, actor) in [(ADMIN, Actor::Admin), (SERVICE, Actor::Service)] {
+        assert_eq!(next_status(Transition::Ship, Status::Paid, requester), Ok((Status::Shipped, actor)));
+    }
 }
 
 #[test]
@@ -125,7 +138,10 @@ fn the_allowed_transitions_are_listed_for_each_status_and_requester() {
         (Status::Paid, customer, &[]),
         (Status::Paid, admin, &[Transition::Ship, Transition::Cancel]),
         (Status::Shipped, customer, &[Transition::Complete]),
-        (Status::Shipped, Requester { is_owner: true, is_admin: true }, &[Transition::Complete]),
+        (Status::Shipped, OWNING_ADMIN, &[Transition::Complete]),
+        (Status::Pending, SERVICE, &[Transition::Cancel]),
+        (Status::Paid, SERVICE, &[Transition::Ship, Transition::Cancel]),
+        (Status::Shipped, SERVICE, &[]),
         (Status::Completed, admin, &[]),
         (Status::Cancelled, admin, &[]),
     ] {

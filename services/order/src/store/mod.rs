@@ -1,6 +1,7 @@
 //! The SQL of the service: plain functions on a connection. The use case owns the transaction.
 
 pub mod audit;
+pub mod audit_log;
 pub mod backlog;
 pub mod cart;
 pub mod checkout;

@@ -2,6 +2,7 @@
 //! and Redis.
 
 mod audit;
+mod audit_log;
 mod cart;
 mod concurrency;
 mod error_details;

@@ -7,7 +7,7 @@ use shoppee_kit::testing::Database;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 
 /// Tables that grow with the orders or with the users.
-const GROWING: [&str; 12] = [
+const GROWING: [&str; 13] = [
     "orders",
     "order_line",
     "event",
@@ -20,6 +20,7 @@ const GROWING: [&str; 12] = [
     "idempotency",
     "payment_attempt",
     "stock_task",
+    "audit_record",
 ];
 
 /// Tables with many rows per user: all columns of a condition must be in an index.
@@ -54,6 +55,8 @@ insert into orders.payment_attempt (user_id, order_id, id, state, started_at)
     select user_id, id, id, 'captured', now() from orders.placed;
 insert into orders.stock_task (user_id, order_id, step, due_at)
     select user_id, id, 'commit', now() + interval '1 day' from orders.placed;
+insert into orders.audit_record (id, at, actor, action, target)
+    select id, now(), 'admin:' || user_id % 2, 'order.ship', 'order:' || id from orders.placed;
 analyze;
 ";
 

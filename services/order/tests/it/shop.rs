@@ -93,6 +93,7 @@ impl TestShop {
                 admin_password: Some(SecretString::from(PASSWORD)),
                 service_clients: Some(SecretString::from(format!("order={ORDER_SECRET}"))),
                 password_hashes: None,
+                audit_log: shoppee_kit::settings::AuditLog::default(),
             },
             auth_process.process.clone(),
         )
@@ -112,6 +113,7 @@ impl TestShop {
                 metrics_addr: free_addr(),
                 grpc_reflection: false,
                 shop_currency: "EUR".to_owned(),
+                audit_log: shoppee_kit::settings::AuditLog::default(),
             },
             product_process.process.clone(),
         )
@@ -137,6 +139,7 @@ impl TestShop {
             rate_limits: String::new(),
             shop_currency: "EUR".to_owned(),
             payment_provider: shoppee_order::PaymentProvider::Sandbox,
+            audit_log: shoppee_kit::settings::AuditLog::default(),
         };
         change(&mut order_settings).await;
         let mut order_process = TestProcess::default();
@@ -276,7 +279,7 @@ impl TestShop {
 #[derive(Clone)]
 pub struct Person {
     pub id: i64,
-    token: Arc<SecretString>,
+    pub token: Arc<SecretString>,
     order: OrderServiceClient<Channel>,
     product: ProductServiceClient<Channel>,
 }

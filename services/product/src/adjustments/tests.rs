@@ -31,7 +31,7 @@ fn adjustment(product_id: i64, delta: i64, key: Option<&str>) -> Adjustment {
         fingerprint: format!("{product_id} {delta}").into_bytes(),
     });
     let (delta, reason) = (Delta::parse(delta).unwrap(), Reason::parse("count".to_owned()).unwrap());
-    Adjustment { product_id, delta, reason, key }
+    Adjustment { actor: Actor::from_setting("test"), product_id, delta, reason, key }
 }
 
 /// Returns the stock, the version and the revision, and whether it is a replay.
@@ -53,6 +53,7 @@ fn each_correction_follows_the_ones_before_it() {
     assert_eq!(decisions.versions(), [(1, 2)]);
     let quantities: Vec<i64> = decisions.movements.iter().map(|movement| movement.quantity).collect();
     assert_eq!(quantities, [5, -6]);
+    assert_eq!(decisions.records.len(), 2);
 }
 
 #[test]

@@ -9,13 +9,18 @@ use std::{
     sync::Arc,
 };
 
-use shoppee_kit::{clock::Clock, pg::PgPool};
+use shoppee_kit::{
+    audit_log::{Actor, Record},
+    clock::Clock,
+    pg::PgPool,
+};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{Change, OnError, Outcome, Row, RowError, RowResult, Target, Update};
 use crate::{
+    audit_log::product_record,
     catalogue::Catalogue,
     error::Error,
     idempotency::{BatchLease, DoneRow, Key, LeaseOutcome},
@@ -79,6 +84,7 @@ impl Batches {
     /// earlier attempt under the same key and are skipped.
     pub async fn apply(
         &self,
+        actor: &Actor,
         on_error: OnError,
         rows: Vec<Row>,
         lease: Option<&BatchLease>,
@@ -120,8 +126,8 @@ impl Batches {
         // The global lock order.
         resolved.sort_unstable_by_key(|row| row.id);
         let result = match on_error {
-            OnError::Continue => self.continue_on_error(resolved, lease).await?,
-            OnError::Abort => self.all_or_nothing(resolved, all_valid, lease).await?,
+            OnError::Continue => self.continue_on_error(actor, resolved, lease).await?,
+            OnError::Abort => self.all_or_nothing(actor, resolved, all_valid, lease).await?,
         };
         for (index, outcome) in result.outcomes {
             results[index].outcome = outcome;
@@ -166,6 +172,7 @@ impl Batches {
     /// including the rows outside of `rows` (`all_valid`).
     async fn all_or_nothing(
         &self,
+        actor: &Actor,
         rows: Vec<ResolvedRow>,
         all_valid: bool,
         lease: Option<&BatchLease>,
@@ -173,7 +180,7 @@ impl Batches {
         let _worker = self.workers.acquire().await.map_err(|_| Error::Unavailable)?;
         let now = self.clock.now();
         let mut tx = self.pool.begin().await?;
-        let (mut result, writes) = decide(&mut tx, &rows).await?;
+        let Decided { mut result, writes, records } = Decided::new(&mut tx, actor, &rows).await?;
         let is_failed = |outcome: &Outcome| matches!(outcome, Outcome::Failed(_));
         if !all_valid || result.outcomes.iter().any(|(_, outcome)| is_failed(outcome)) {
             tx.rollback().await?;
@@ -184,8 +191,8 @@ impl Batches {
             }
             return Ok(result);
         }
-        for chunk in writes.chunks(CHUNK_SIZE) {
-            write_updates(&mut tx, chunk, now).await?;
+        for (writes, records) in writes.chunks(CHUNK_SIZE).zip(records.chunks(CHUNK_SIZE)) {
+            write_updates(&mut tx, writes, records, now).await?;
         }
         result.record_progress(&mut tx, &rows, lease).await?;
         Ok(result.after_commit(tx.commit().await))
@@ -193,14 +200,16 @@ impl Batches {
 
     async fn continue_on_error(
         &self,
+        actor: &Actor,
         rows: Vec<ResolvedRow>,
         lease: Option<&BatchLease>,
     ) -> Result<ChunkResult, Error> {
         let mut chunks = JoinSet::new();
         for chunk in rows.chunks(CHUNK_SIZE) {
-            let (batches, chunk, lease) = (self.clone(), chunk.to_vec(), lease.cloned());
+            let (batches, actor, chunk, lease) =
+                (self.clone(), actor.clone(), chunk.to_vec(), lease.cloned());
             chunks.spawn(async move {
-                batches.apply_chunk(&chunk, lease.as_ref()).await.map_err(|error| (chunk, error))
+                batches.apply_chunk(&actor, &chunk, lease.as_ref()).await.map_err(|error| (chunk, error))
             });
         }
         let (mut result, mut error, mut any_done) = (ChunkResult::default(), None, false);
@@ -228,15 +237,16 @@ impl Batches {
 
     async fn apply_chunk(
         &self,
+        actor: &Actor,
         rows: &[ResolvedRow],
         lease: Option<&BatchLease>,
     ) -> Result<ChunkResult, Error> {
         let _worker = self.workers.acquire().await.map_err(|_| Error::Unavailable)?;
         let now = self.clock.now();
         let mut tx = self.pool.begin().await?;
-        let (result, writes) = decide(&mut tx, rows).await?;
+        let Decided { result, writes, records } = Decided::new(&mut tx, actor, rows).await?;
         if !writes.is_empty() {
-            write_updates(&mut tx, &writes, now).await?;
+            write_updates(&mut tx, &writes, &records, now).await?;
         }
         result.record_progress(&mut tx, rows, lease).await?;
         Ok(result.after_commit(tx.commit().await))
@@ -297,52 +307,75 @@ impl ProductIds {
     }
 }
 
-/// Locks the products of these rows and decides each row.
-async fn decide(conn: &mut PgConnection, rows: &[ResolvedRow]) -> Result<(ChunkResult, Vec<Write>), Error> {
-    let categories: BTreeSet<i64> = rows.iter().filter_map(|row| row.change.category_id.flatten()).collect();
-    let categories: Vec<i64> = categories.into_iter().collect();
-    let categories = if categories.is_empty() {
-        BTreeSet::new()
-    } else {
-        store::batch::categories(conn, &categories).await?
-    };
-    let stocked: Vec<i64> = rows.iter().filter(|row| row.change.stock.is_some()).map(|row| row.id).collect();
-    if !stocked.is_empty() {
-        store::stock::lock(conn, &stocked).await?;
-    }
-    let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
-    let current = store::batch::lock(conn, &ids).await?;
+/// The decisions about rows whose products are locked.
+struct Decided<'a> {
+    result: ChunkResult,
+    writes: Vec<Write>,
+    /// One audit record per write.
+    records: Vec<Record<'a>>,
+}
 
-    let (mut result, mut writes) = (ChunkResult::default(), Vec::new());
-    for ResolvedRow { index, id, sku, change } in rows {
-        let category_exists =
-            change.category_id.flatten().is_none_or(|category| categories.contains(&category));
-        let decided = match current.get(id) {
-            None => Err(RowError::NotFound),
-            Some(current) if sku.as_ref().is_some_and(|sku| sku.as_str() != current.sku) => {
-                Err(RowError::NotFound)
-            }
-            Some(_) if !category_exists => {
-                Err(RowError::Invalid { field: "category_id", message: "there is no such category" })
-            }
-            Some(current) => change.decide(current).map(|update| (update, current)),
+impl<'a> Decided<'a> {
+    /// Locks the products of these rows and decides each row.
+    async fn new(conn: &mut PgConnection, actor: &'a Actor, rows: &[ResolvedRow]) -> Result<Self, Error> {
+        let categories: BTreeSet<i64> =
+            rows.iter().filter_map(|row| row.change.category_id.flatten()).collect();
+        let categories: Vec<i64> = categories.into_iter().collect();
+        let categories = if categories.is_empty() {
+            BTreeSet::new()
+        } else {
+            store::batch::categories(conn, &categories).await?
         };
-        let outcome = match decided {
-            Err(error) => Outcome::Failed(error),
-            Ok((None, current)) => Outcome::Unchanged(current.version),
-            Ok((Some(update), current)) => {
-                writes.push(Write { id: *id, update });
-                Outcome::Updated { version: current.version + 1, revision: current.revision + 1 }
-            }
-        };
-        result.outcomes.push((*index, outcome));
+        let stocked: Vec<i64> =
+            rows.iter().filter(|row| row.change.stock.is_some()).map(|row| row.id).collect();
+        if !stocked.is_empty() {
+            store::stock::lock(conn, &stocked).await?;
+        }
+        let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+        let current = store::batch::lock(conn, &ids).await?;
+
+        let (mut result, mut writes, mut records) = (ChunkResult::default(), Vec::new(), Vec::new());
+        for ResolvedRow { index, id, sku, change } in rows {
+            let category_exists =
+                change.category_id.flatten().is_none_or(|category| categories.contains(&category));
+            let decided = match current.get(id) {
+                None => Err(RowError::NotFound),
+                Some(current) if sku.as_ref().is_some_and(|sku| sku.as_str() != current.sku) => {
+                    Err(RowError::NotFound)
+                }
+                Some(_) if !category_exists => {
+                    Err(RowError::Invalid { field: "category_id", message: "there is no such category" })
+                }
+                Some(current) => change.decide(current).map(|update| (update, current)),
+            };
+            let outcome = match decided {
+                Err(error) => Outcome::Failed(error),
+                Ok((None, current)) => Outcome::Unchanged(current.version),
+                Ok((Some(update), current)) => {
+                    records.push(product_record(
+                        actor,
+                        "product.batch_update",
+                        *id,
+                        update.to_change(current),
+                    ));
+                    writes.push(Write { id: *id, update });
+                    Outcome::Updated { version: current.version + 1, revision: current.revision + 1 }
+                }
+            };
+            result.outcomes.push((*index, outcome));
+        }
+        Ok(Self { result, writes, records })
     }
-    Ok((result, writes))
 }
 
 /// Writes locked products and corrects their stock.
-async fn write_updates(conn: &mut PgConnection, writes: &[Write], now: OffsetDateTime) -> Result<(), Error> {
-    store::batch::write(conn, writes, now).await?;
+async fn write_updates(
+    conn: &mut PgConnection,
+    writes: &[Write],
+    records: &[Record<'_>],
+    now: OffsetDateTime,
+) -> Result<(), Error> {
+    store::batch::write(conn, writes, records, now).await?;
     let corrections = writes.iter().map(|Write { id, update: Update { correction, .. }, .. }| Movement {
         product_id: *id,
         kind: MovementKind::Adjustment,

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use prost::Message;
 use shoppee_kit::{
+    audit_log::Actor,
     caller::{Caller, Verifier},
     status::{self, ServiceError},
     tasks::Tasks,
+    telemetry::Trace,
 };
 use shoppee_proto::product::v1 as wire;
 use tokio::sync::mpsc;
@@ -48,9 +50,10 @@ pub async fn update(
     if request.items.len() > MAX_ROWS {
         return Err(Error::invalid("items", "must be at most 10000"));
     }
+    let actor = Actor::from_caller(caller);
     let rows = request.items.into_iter().map(row).collect();
     let Some(key) = key else {
-        return Ok(IdempotentResult::new(response(batches.apply(on_error, rows, None, &[]).await?)));
+        return Ok(IdempotentResult::new(response(batches.apply(&actor, on_error, rows, None, &[]).await?)));
     };
     let (lease, done_rows) = match batches.acquire_lease(key).await? {
         LeaseOutcome::Acquired(lease, done_rows) => (lease, done_rows),
@@ -59,7 +62,7 @@ pub async fn update(
             return Ok(IdempotentResult { value: answer.ok_or(Error::Internal)?, replayed: true });
         }
     };
-    match batches.apply(on_error, rows, Some(&lease), &done_rows).await {
+    match batches.apply(&actor, on_error, rows, Some(&lease), &done_rows).await {
         Ok(results) => {
             let is_final = results.iter().all(|result| result.outcome.is_final());
             let answer = response(results);
@@ -84,7 +87,7 @@ pub fn stream(
 ) -> ReceiverStream<Result<wire::BatchUpdateProductsResponse, Status>> {
     let (answers, stream) = mpsc::channel(RESPONSE_BUFFER);
     let shutdown = tasks.shutdown_token();
-    tasks.track(async move {
+    let answering = async move {
         loop {
             let request = tokio::select! {
                 request = requests.message() => request,
@@ -106,7 +109,8 @@ pub fn stream(
                 return;
             }
         }
-    });
+    };
+    tasks.track(Trace::current().instrument(answering));
     ReceiverStream::new(stream)
 }
 

@@ -1,6 +1,6 @@
 //! Categories.
 
-use shoppee_kit::{caller::Caller, idempotency};
+use shoppee_kit::{audit_log::Actor, caller::Caller, idempotency};
 use shoppee_proto::product::v1 as wire;
 use tonic::Response;
 
@@ -20,25 +20,25 @@ pub async fn list(
 
 pub async fn create(
     categories: &Categories,
-    admin: &Caller,
+    caller: &Caller,
     mut request: wire::CreateCategoryRequest,
 ) -> Result<Response<wire::Category>, Error> {
     let key = request.idempotency_key.take();
-    let key = idempotency_key::parse(admin, "categories.create", key, &request)?;
+    let key = idempotency_key::parse(caller, "categories.create", key, &request)?;
     let new = convert::new_category(request)?;
-    Ok(answer(categories.create(&new, key.as_ref()).await?))
+    Ok(answer(categories.create(&Actor::from_caller(caller), &new, key.as_ref()).await?))
 }
 
 pub async fn update(
     categories: &Categories,
-    admin: &Caller,
+    caller: &Caller,
     mut request: wire::UpdateCategoryRequest,
 ) -> Result<Response<wire::Category>, Error> {
     let (id, key) = (request.id, request.idempotency_key.take());
     let mask = request.update_mask.as_ref().map(|mask| mask.paths.clone());
-    let key = idempotency_key::parse(admin, "categories.update", key, &(mask, &request))?;
+    let key = idempotency_key::parse(caller, "categories.update", key, &(mask, &request))?;
     let changes = convert::category_changes(request)?;
-    Ok(answer(categories.update(id, &changes, key.as_ref()).await?))
+    Ok(answer(categories.update(&Actor::from_caller(caller), id, &changes, key.as_ref()).await?))
 }
 
 fn answer(result: IdempotentResult<Category>) -> Response<wire::Category> {

@@ -3,6 +3,7 @@
 use std::{pin::Pin, sync::Arc};
 
 use shoppee_kit::{
+    audit_log::Actor,
     caller::{self, Caller, Verifier},
     idempotency,
     status::Violations,
@@ -156,7 +157,9 @@ impl ProductService for Products {
         let key = request.idempotency_key.take();
         let key = idempotency_key::parse(&caller, "products.create", key, &request)?;
         let new = convert::new_product(request)?;
-        Ok(self.respond_idempotent(self.catalogue.create(&new, key.as_ref()).await?))
+        Ok(self.respond_idempotent(
+            self.catalogue.create(&Actor::from_caller(&caller), &new, key.as_ref()).await?,
+        ))
     }
 
     async fn update_product(
@@ -172,13 +175,15 @@ impl ProductService for Products {
         let key = idempotency_key::parse(&caller, "products.update", key, &(mask, &request))?;
         let changes = convert::changes(request)?;
         check_stock_scope(&caller, changes.stock.is_some())?;
-        Ok(self
-            .respond_idempotent(self.catalogue.update(id, expected_version, &changes, key.as_ref()).await?))
+        let actor = Actor::from_caller(&caller);
+        let updated = self.catalogue.update(&actor, id, expected_version, &changes, key.as_ref()).await?;
+        Ok(self.respond_idempotent(updated))
     }
 
     async fn archive_product(&self, request: Request<ArchiveProductRequest>) -> Result<Response<()>, Status> {
+        let actor = Actor::from_caller(&caller::require(&request)?);
         let request = request.into_inner();
-        let archived = self.catalogue.archive(request.id, request.expected_version).await?;
+        let archived = self.catalogue.archive(&actor, request.id, request.expected_version).await?;
         Ok(with_revision(archived.revision, Response::new(())))
     }
 
@@ -193,7 +198,8 @@ impl ProductService for Products {
         let (Some(delta), Some(reason)) = (delta, reason) else {
             return Err(Error::Invalid(bad).into());
         };
-        let adjustment = Adjustment { product_id: request.id, delta, reason, key };
+        let actor = Actor::from_caller(&caller);
+        let adjustment = Adjustment { actor, product_id: request.id, delta, reason, key };
         Ok(self.respond_idempotent(self.adjustments.adjust(adjustment).await?))
     }
 
@@ -239,7 +245,8 @@ impl ProductService for Products {
     }
 
     async fn delete_category(&self, request: Request<DeleteCategoryRequest>) -> Result<Response<()>, Status> {
-        self.categories.delete(request.into_inner().id).await?;
+        let actor = Actor::from_caller(&caller::require(&request)?);
+        self.categories.delete(&actor, request.into_inner().id).await?;
         Ok(Response::new(()))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use shoppee_kit::audit_log::{Columns, Record};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
@@ -72,15 +73,29 @@ pub struct Write {
     pub update: Update,
 }
 
-/// Writes locked products, each as its next version.
-pub async fn write(conn: &mut PgConnection, writes: &[Write], now: OffsetDateTime) -> sqlx::Result<()> {
+/// Writes locked products, each as its next version, and inserts the audit records of the acts.
+pub async fn write(
+    conn: &mut PgConnection,
+    writes: &[Write],
+    records: &[Record<'_>],
+    now: OffsetDateTime,
+) -> sqlx::Result<()> {
     let ids: Vec<i64> = writes.iter().map(|write| write.id).collect();
     let prices: Vec<Option<i64>> = writes.iter().map(|write| write.update.price).collect();
     let statuses: Vec<Option<String>> =
         writes.iter().map(|write| write.update.status.map(|status| status.as_str().to_owned())).collect();
+    let records = Columns::new(records, now);
     sqlx::query!(
         "with noted as (
              insert into product.change (product_id, at) select id, $4 from unnest($1::bigint[]) as c (id)
+         ),
+         audited as (
+             insert into product.audit_record
+                 (id, at, actor, actor_name, action, target, before, after, request_id)
+             select id, $5, actor, actor_name, action, target, before::jsonb, after::jsonb, request_id
+             from unnest($6::uuid[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
+                         $13::text[])
+                  as r (id, actor, actor_name, action, target, before, after, request_id)
          )
          update product.product p
          set price = coalesce(c.price, p.price),
@@ -93,6 +108,15 @@ pub async fn write(conn: &mut PgConnection, writes: &[Write], now: OffsetDateTim
         &prices as &[Option<i64>],
         &statuses as &[Option<String>],
         now,
+        records.at,
+        &records.ids,
+        &records.actors as &[&str],
+        &records.actor_names as &[Option<&str>],
+        &records.actions as &[&str],
+        &records.targets as &[&str],
+        &records.before as &[Option<&str>],
+        &records.after as &[Option<&str>],
+        &records.request_ids as &[Option<&str>],
     )
     .execute(&mut *conn)
     .await?;

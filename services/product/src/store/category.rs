@@ -97,10 +97,14 @@ pub async fn update(conn: &mut PgConnection, category: &Category, now: OffsetDat
     Ok(())
 }
 
-/// Deletes a category. Returns whether it existed. The foreign keys refuse it while it has products or
+/// Deletes and returns a category; `None` if it does not exist. The foreign keys refuse it while it has products or
 /// children.
-pub async fn delete(conn: &mut PgConnection, id: i64) -> sqlx::Result<bool> {
-    let deleted =
-        sqlx::query!("delete from product.category where id = $1", id).execute(conn).await?.rows_affected();
-    Ok(deleted > 0)
+pub async fn delete(conn: &mut PgConnection, id: i64) -> sqlx::Result<Option<Category>> {
+    sqlx::query_as!(
+        Category,
+        "delete from product.category where id = $1 returning id, slug, name, parent_id",
+        id
+    )
+    .fetch_optional(conn)
+    .await
 }

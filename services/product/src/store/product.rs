@@ -2,7 +2,10 @@
 
 use std::sync::LazyLock;
 
-use shoppee_kit::log_throttle::LogThrottle;
+use shoppee_kit::{
+    audit_log::{Columns, Record},
+    log_throttle::LogThrottle,
+};
 use sqlx::{
     Decode, PgConnection, Postgres, Type,
     error::BoxDynError,
@@ -204,16 +207,27 @@ pub async fn update(
     Ok(())
 }
 
-/// Adds versions to locked products that differ in their stock alone: to each product the given number.
+/// Adds versions to locked products that differ in their stock alone: to each product the given number. Inserts the audit
+/// records of the acts.
 pub async fn add_versions(
     conn: &mut PgConnection,
     versions: &[(i64, i64)],
+    records: &[Record<'_>],
     now: OffsetDateTime,
 ) -> sqlx::Result<()> {
     let (ids, counts): (Vec<i64>, Vec<i64>) = versions.iter().copied().unzip();
+    let records = Columns::new(records, now);
     sqlx::query!(
         "with noted as (
              insert into product.change (product_id, at) select id, $3 from unnest($1::bigint[]) as c (id)
+         ),
+         audited as (
+             insert into product.audit_record
+                 (id, at, actor, actor_name, action, target, before, after, request_id)
+             select id, $4, actor, actor_name, action, target, before::jsonb, after::jsonb, request_id
+             from unnest($5::uuid[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[],
+                         $12::text[])
+                  as r (id, actor, actor_name, action, target, before, after, request_id)
          )
          update product.product p
          set version = p.version + c.versions, updated_at = $3
@@ -222,6 +236,15 @@ pub async fn add_versions(
         &ids,
         &counts,
         now,
+        records.at,
+        &records.ids,
+        &records.actors as &[&str],
+        &records.actor_names as &[Option<&str>],
+        &records.actions as &[&str],
+        &records.targets as &[&str],
+        &records.before as &[Option<&str>],
+        &records.after as &[Option<&str>],
+        &records.request_ids as &[Option<&str>],
     )
     .execute(conn)
     .await?;

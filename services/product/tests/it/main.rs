@@ -4,6 +4,7 @@
 mod adjustments;
 mod attributes;
 mod audit;
+mod audit_log;
 mod authorization;
 mod batch;
 mod cache;

@@ -76,6 +76,7 @@ impl TestShop {
             admin_password: Some(SecretString::from(PASSWORD)),
             service_clients: Some(SecretString::from("order=a secret of the order service")),
             password_hashes: None,
+            audit_log: shoppee_kit::settings::AuditLog::default(),
         };
         shoppee_auth::start(settings, auth.process.clone()).await.expect("auth starts");
         let auth_url = format!("http://{auth_addr}");
@@ -92,6 +93,7 @@ impl TestShop {
             metrics_addr: free_addr(),
             grpc_reflection: true,
             shop_currency: "EUR".to_owned(),
+            audit_log: shoppee_kit::settings::AuditLog::default(),
         };
         let (mut auth, mut process) = (auth, process);
         auth.wait_ready().await;

@@ -63,6 +63,11 @@ impl TestShop {
         self.product.clone()
     }
 
+    /// Returns the gRPC URL of the order service.
+    pub fn order_url(&self) -> String {
+        format!("http://{}", self.order_settings.listen_addr)
+    }
+
     /// Ends all sessions of a person.
     pub async fn signs_out(&self, person: &Person) {
         let request = person.request(shoppee_proto::auth::v1::LogoutAllRequest {});

@@ -1,0 +1,3 @@
+//! The audit log.
+
+shoppee_kit::audit_log_store!("order", "orders");
