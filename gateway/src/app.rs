@@ -23,7 +23,7 @@ use crate::{
     error::Problem,
     extract::{BodyAccount, RequestPermit, reject_query},
     routes::{
-        self, admin, cart, categories, docs, fallback, oauth, order_streams, orders, problems,
+        self, admin, audit, cart, categories, docs, fallback, oauth, order_streams, orders, problems,
         products, service_accounts, well_known, ws,
     },
     server::SendBacklogFull,
@@ -73,6 +73,7 @@ macro_rules! table {
 // The handlers of these routes read query parameters.
 table! { with_query, #[cfg(test)] WITH_QUERY:
     get    "/api/v1/admin/users"     => admin::list_users,
+    get    "/api/v1/admin/audit"     => audit::list,
     get    "/api/v1/admin/orders"    => admin::list_orders,
     get    "/api/v1/admin/orders/stream" => order_streams::stream_all,
     get    "/api/v1/admin/service-accounts" => service_accounts::list,

@@ -19,4 +19,4 @@ pub use idempotency_key::IdempotencyKey;
 pub use json::{EmptyBody, Json, OptionalJson};
 pub use path::{Id, Path, Uuid};
 pub use precondition::{IfNoneMatch, WriteCondition, etag};
-pub use query::{Query, deserialize_enum, reject_query};
+pub use query::{Query, deserialize_enum, deserialize_time, reject_query};

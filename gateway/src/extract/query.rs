@@ -3,7 +3,8 @@
 use axum::extract::FromRequestParts;
 use http::request::Parts;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
-use shoppee_proto::json::EnumName;
+use shoppee_proto::{Timestamp, json::EnumName};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{deserialize, faults};
 use crate::{error::Problem, state::AppState};
@@ -35,6 +36,13 @@ pub fn deserialize_enum<'de, W: EnumName, D: Deserializer<'de>>(
 ) -> Result<Option<W>, D::Error> {
     let name = String::deserialize(deserializer)?;
     W::from_json_name(&name).map(Some).ok_or_else(|| serde::de::Error::custom("unknown word"))
+}
+
+/// Deserialises a time (RFC 3339).
+pub fn deserialize_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let time = OffsetDateTime::parse(&text, &Rfc3339);
+    time.map(|time| Some(time.into())).map_err(|_| serde::de::Error::custom("not a time of RFC 3339"))
 }
 
 fn parse<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
@@ -82,6 +90,8 @@ mod tests {
         in_stock: Option<bool>,
         #[serde(default, deserialize_with = "deserialize_enum")]
         status: Option<OrderStatus>,
+        #[serde(default, deserialize_with = "deserialize_time")]
+        since: Option<Timestamp>,
     }
 
     #[test]
@@ -89,6 +99,8 @@ mod tests {
         let list = parse::<List>("q=r%C3%A9d+shoe&limit=5&in_stock=false&status=paid").unwrap();
         assert_eq!(list.q.as_deref(), Some("réd shoe"));
         assert_eq!((list.limit, list.in_stock, list.status), (Some(5), Some(false), Some(OrderStatus::Paid)));
+        let list = parse::<List>("since=2026-01-15T10:30:00.5%2B01:00").unwrap();
+        assert_eq!(list.since, Some(Timestamp { seconds: 1_768_469_400, nanos: 500_000_000 }));
         assert_eq!(parse::<List>("").unwrap().q, None);
     }
 
@@ -103,6 +115,9 @@ mod tests {
             ("in_stock=yes", "in_stock"),
             ("status=PAID", "status"),
             ("status=", "status"),
+            ("since=yesterday", "since"),
+            ("since=2026-01-15", "since"),
+            ("since=", "since"),
             ("page=1", "page"),
             ("q=%ff", "query"),
             ("q=%", "query"),

@@ -65,6 +65,8 @@ const SERVICE_ACCOUNT_MESSAGES: &[&str] = &[
     "RotateServiceAccountRequest",
     "RevokeServiceAccountRequest",
 ];
+/// A kind and an id.
+const AUDIT_KEY: &[Constraint] = &[Length(3, 140), Pattern("^[a-z_]+:[!-~]+$")];
 const CURRENCY: &[Constraint] = &[Pattern("^[A-Z]{3}$")];
 const SLUG: &[Constraint] = &[Length(1, 64), Pattern("^[a-z0-9-]+$")];
 
@@ -84,6 +86,11 @@ const CONSTRAINTS: &[(&[&str], &str, &[Constraint])] = &[
     (&["CreateServiceAccountRequest"], "scopes",           &[ItemCount(1, 8)]),
     (&["CreateServiceAccountRequest"], "expires_in",       &[Range(60, 316_224_000)]),
     (&["ListUsersRequest"],            "q",                &[Length(1, 254)]),
+    (&["ListAuditRecordsRequest"],     "actor",            AUDIT_KEY),
+    (&["ListAuditRecordsRequest"],     "target",           AUDIT_KEY),
+    (&["ListAuditRecordsRequest"],     "action",           &[Length(1, 140), Pattern("^[a-z_.]+$")]),
+    (&["AuditRecord"],                 "id",               UUID),
+    (&["AuditActor", "AuditTarget"],   "id",               &[]),
     (&["Session", "RevokeSessionRequest"],   "id",               UUID),
     (&["User"],                        "email",            &[Format("email")]),
     (&["Tokens"],                      "token_type",       &[Const("Bearer")]),

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 use shoppee_proto::{
-    Object as Attributes, Timestamp, auth::v1 as auth, order::v1 as order, product::v1 as product,
+    Object as Attributes, Timestamp, audit::v1 as audit, auth::v1 as auth, order::v1 as order,
+    product::v1 as product,
 };
 
 use super::json::Json;
@@ -24,6 +25,7 @@ pub fn parameter(operation: &str, name: &str) -> Option<Json> {
     let id: i64 = match (operation, name) {
         (_, "q") if operation == "listUsers" => return Some("ann".into()),
         (_, "q") => return Some("casserole".into()),
+        ("listAuditRecords", "target") => return Some("product:42".into()),
         ("getProduct" | "setCartItem" | "removeCartItem", _) => 42,
         ("updateProduct" | "adjustStock", "id") => 47,
         ("archiveProduct", "id") => 30,
@@ -101,6 +103,9 @@ pub fn response(operation: &str, message: &str) -> Option<Json> {
             items: vec![example_service_account(false)],
             next_cursor: None,
         }),
+        "ListAuditRecordsResponse" => {
+            json(&audit::ListAuditRecordsResponse { items: vec![example_audit_record()], next_cursor: None })
+        }
         "WsTicket" => json(&auth::WsTicket { ticket: TICKET.to_owned(), expires_in: 30 }),
         "Product" => json(&example_product()),
         "ListProductsResponse" => json(&product::ListProductsResponse {
@@ -148,6 +153,31 @@ fn example_service_account(with_secret: bool) -> auth::ServiceAccount {
         created_at: Some(at(0)),
         client_secret: with_secret.then(|| "q7Vw0cJ0y7o4bq2m9s8d1kQxw5zGh6TtLr-eUfVaXiY".to_owned()),
         ..auth::ServiceAccount::default()
+    }
+}
+
+fn example_audit_record() -> audit::AuditRecord {
+    let price = |price: f64| Attributes {
+        fields: [(
+            "price".to_owned(),
+            prost_types::Value { kind: Some(prost_types::value::Kind::NumberValue(price)) },
+        )]
+        .into(),
+    };
+    audit::AuditRecord {
+        id: "019bc0e1-79ff-7a10-9c1d-4f2b8e6d5a03".to_owned(),
+        at: Some(at(45)),
+        service: "product".to_owned(),
+        actor: Some(audit::AuditActor {
+            kind: "admin".to_owned(),
+            id: "1".to_owned(),
+            name: Some("root".to_owned()),
+        }),
+        action: "product.update".to_owned(),
+        target: Some(audit::AuditTarget { kind: "product".to_owned(), id: "42".to_owned() }),
+        before: Some(price(11_900.0)),
+        after: Some(price(11_400.0)),
+        request_id: Some(REQUEST_ID.to_owned()),
     }
 }
 

@@ -146,6 +146,12 @@ pub const OPERATIONS: &[Operation] = &[
     op("AuthService.RevokeServiceAccount", "Revoke a service account")
         .description("Its secrets and its tokens end within a second, for ever. Again is no error.")
         .status(204),
+    op("AuditService.ListAuditRecords", "List audit records")
+        .description(
+            "Each grant, and each act of admins and services, of all parts of the shop, newest first. `actor` and `target` \
+             are a kind and an id, as in `admin:17` and `product:42`. A page with two or more of the filters `actor`, \
+             `action` and `target` may have fewer records than `limit`, or none, and still have a `next_cursor`.",
+        ),
     op("ProductService.ListProducts", "List the catalogue")
         .description("Products that are sold. Ties are ordered by id."),
     op("ProductService.SearchProducts", "Search the catalogue").description(

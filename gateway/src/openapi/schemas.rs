@@ -51,7 +51,9 @@ const REQUIRED: [&str; 1] = ["CreateOrderRequest.shipping_address"];
 const OPTIONAL: [&str; 1] = ["CreateOrderRequest.items"];
 
 /// Messages and times of responses that may be null; `optional` fields may be too, unless they are omitted.
-const NULLABLE: [&str; 8] = [
+const NULLABLE: [&str; 10] = [
+    "AuditRecord.before",
+    "AuditRecord.after",
     "ServiceAccount.expires_at",
     "ServiceAccount.last_used_at",
     "ServiceAccount.previous_secret_expires_at",
@@ -76,7 +78,16 @@ const OMITTED: [&str; 11] = [
 ];
 
 /// Descriptions in place of protobuf comments that address gRPC callers.
-const DESCRIPTION_OVERRIDES: [(&str, &str); 9] = [
+const DESCRIPTION_OVERRIDES: [(&str, &str); 12] = [
+    (
+        "AuditRecord.before",
+        "The fields that changed, before the act; null if the target did not exist. A large value is cut.",
+    ),
+    (
+        "AuditRecord.after",
+        "The same fields after the act, with its reason if it has one; null if the target was deleted.",
+    ),
+    ("AuditRecord.request_id", "The `x-request-id` of the request; null for an act of the shop itself."),
     ("UpdateProductRequest", "What changes; a field that is absent stays as it is."),
     ("UpdateCategoryRequest", "What changes; a field that is absent stays as it is."),
     (
@@ -98,8 +109,8 @@ const DESCRIPTION_OVERRIDES: [(&str, &str); 9] = [
     ("OrderHistoryEvent.previous_status", "Null in the first event."),
 ];
 
-/// A role of tokens, not of users.
-const HIDDEN_ENUM_VALUE: &str = "service";
+/// An enumeration and its value that is no part of the REST API: a role of tokens, not of users.
+const HIDDEN_ENUM_VALUE: (&str, &str) = ("Role", "service");
 
 const TIMESTAMP: &str = "google.protobuf.Timestamp";
 const STRUCT: &str = "google.protobuf.Struct";
@@ -240,7 +251,7 @@ impl<'a> Schemas<'a> {
         let schema_name = short_name(name);
         if self.visited.insert(schema_name.to_owned()) {
             let values = self.api.enums.get(name).into_iter().flatten();
-            let values = values.filter(|value| *value != HIDDEN_ENUM_VALUE).cloned();
+            let values = values.filter(|value| (schema_name, value.as_str()) != HIDDEN_ENUM_VALUE).cloned();
             self.add(schema_name, object! { "type": "string", "enum": list(values) });
         }
         reference(schema_name)

@@ -1,7 +1,8 @@
-//! The REST handlers. The extractors of a handler define its callers and its parameters; its body makes one call. The
-//! table of routes is in [`crate::app`].
+//! The REST handlers. The extractors of a handler define its callers and its parameters; its body makes one call, in
+//! [`audit`] one to each service. The table of routes is in [`crate::app`].
 
 pub mod admin;
+pub mod audit;
 pub mod auth;
 pub mod cart;
 pub mod categories;

@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use crate::error::{Code, Problem};
 
+const DEFAULT_PAGE_SIZE: i32 = 20;
 const MAX_PAGE_SIZE: i32 = 100;
 
 /// The parameters of a list without filters.
@@ -12,6 +13,11 @@ const MAX_PAGE_SIZE: i32 = 100;
 pub struct Page {
     pub limit: Option<i32>,
     pub cursor: Option<String>,
+}
+
+/// Returns the size of a page, after [`check_limit`].
+pub fn page_size(limit: Option<i32>) -> usize {
+    usize::try_from(limit.unwrap_or(DEFAULT_PAGE_SIZE)).unwrap_or_default()
 }
 
 /// Rejects a page size out of range.

@@ -9,6 +9,9 @@ use shoppee_kit::{
 use shoppee_proto::{
     PRODUCT_REVISION,
     access::v1::AccessRule,
+    audit::v1::{
+        ListAuditRecordsRequest, ListAuditRecordsResponse, audit_service_client::AuditServiceClient,
+    },
     auth::v1::{
         ChangePasswordRequest, CreateServiceAccountRequest, CreateWsTicketRequest, GetServiceAccountRequest,
         GetUserInfoRequest, GetUserRequest, IssueServiceTokenRequest, ListServiceAccountsRequest,
@@ -167,6 +170,42 @@ impl Call for GetPageRequest {
     }
 }
 
+macro_rules! audit_calls {
+    ($($(#[$meta:meta])* $message:ident: $service:ident;)*) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Debug)]
+        pub struct $message(pub ListAuditRecordsRequest);
+
+        impl Call for $message {
+            type Response = ListAuditRecordsResponse;
+            const METHOD: &'static str = "audit.list_audit_records";
+            const POLICY: CallPolicy = READ;
+
+            fn is_retryable(&self) -> bool {
+                true
+            }
+
+            fn pool(upstream: &Upstream) -> &LoadBalancer {
+                &upstream.0.$service
+            }
+
+            async fn send(channel: Channel, request: Request<Self>) -> Result<Response<Self::Response>, Status> {
+                AuditServiceClient::new(channel).list_audit_records(request.map(|Self(request)| request)).await
+            }
+        }
+    )*};
+}
+
+// Each service has the records of its own.
+audit_calls! {
+    /// A list of the audit records of the auth service.
+    ListAuthAudit: auth;
+    /// A list of the audit records of the product service.
+    ListProductAudit: product;
+    /// A list of the audit records of the order service.
+    ListOrderAudit: order;
+}
+
 macro_rules! calls {
     ($(
         $message:ident => $response:ty: $service:ident.$method:ident, $policy:ident $(, keyed by $key:ident)?;
@@ -258,6 +297,7 @@ mod tests {
         assert!(ship.admin && !ship.user && ship.scope == "orders:ship", "{ship:?}");
         assert!(LoginRequest::access_rule().open);
         assert!(ProductAsOf::access_rule().anonymous);
+        assert!(ListAuthAudit::access_rule().admin);
         assert!(LookupRequest::access_rule().anonymous && GetPageRequest::access_rule().anonymous);
         let missing: Vec<_> = METHODS.iter().filter(|name| !ACCESS_RULES.contains_key(**name)).collect();
         assert!(missing.is_empty(), "no method is called {missing:?}");

@@ -28,7 +28,7 @@ use tonic::{Response, Status, Streaming, transport::Channel};
 
 use crate::{Settings, auth::Credential, error::Problem};
 
-pub use calls::Call;
+pub use calls::{Call, ListAuthAudit, ListOrderAudit, ListProductAudit};
 
 /// Bounds an attempt unless its service proves that it is alive. A service reports an unavailable dependency within it.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod attributes;
+mod audit;
 mod authorization;
 mod cache_coherence;
 mod event_streams;

@@ -103,6 +103,7 @@ export const en = {
   "order.step_by": "by {actor}",
   "actor.customer": "you",
   "actor.admin": "the shop",
+  "actor.service": "the shop",
   "actor.system": "the shop",
   "status.pending": "Awaiting payment",
   "status.paid": "Paid",

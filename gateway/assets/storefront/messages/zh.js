@@ -101,6 +101,7 @@ export const zh = {
   "order.step_by": "{actor}",
   "actor.customer": "您",
   "actor.admin": "商店",
+  "actor.service": "商店",
   "actor.system": "系统",
   "status.pending": "待付款",
   "status.paid": "已付款",
