@@ -10,8 +10,9 @@ mod random;
 mod rolling;
 mod stalled_clients;
 mod starts;
+mod warehouse;
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
@@ -57,6 +58,9 @@ pub struct Options {
     /// The folder of the binaries
     #[arg(long, hide = true)]
     binaries: PathBuf,
+    /// The command of another consumer for `warehouse`, with its arguments
+    #[arg(long, value_name = "COMMAND", num_args = 1.., hide = true)]
+    consumer: Vec<OsString>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -67,6 +71,8 @@ enum Fault {
     Random,
     /// Every process is started while one of its dependencies is absent, frozen, slow or refuses its password
     Starts,
+    /// The consumer of paid orders of examples/warehouse is killed while customers pay; each order is shipped once
+    Warehouse,
 }
 
 /// Parses the duration of a run.
@@ -94,6 +100,7 @@ pub async fn run(state: State, options: &Options) -> anyhow::Result<()> {
                     Fault::Rolling => rolling::run(&mut system, options, seed).await,
                     Fault::Random => random::run(&mut system, options, seed).await,
                     Fault::Starts => starts::run(&system, options).await,
+                    Fault::Warehouse => warehouse::run(&mut system, options, seed).await,
                 }
             } => outcome,
             _ = tokio::signal::ctrl_c() => bail!("stopped"),
@@ -123,7 +130,7 @@ fn system_options(options: &Options, fault: Fault) -> up::Options {
     let (gateways, replicas) = match fault {
         Fault::Rolling | Fault::Random => (if options.quick { 2 } else { 3 }, 2),
         // The processes under test run beside the system.
-        Fault::Starts => (1, 1),
+        Fault::Starts | Fault::Warehouse => (1, 1),
     };
     up::Options {
         detach: false,

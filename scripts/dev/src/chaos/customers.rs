@@ -281,7 +281,8 @@ pub async fn sign_up(rest: &Rest, username: &str) -> anyhow::Result<Value> {
     expect_success(rest.post("/auth/login").body(json!({"username": username, "password": password}))).await
 }
 
-async fn expect_success(request: Request<'_>) -> anyhow::Result<Value> {
+/// Sends a request that must succeed, and returns its body.
+pub async fn expect_success(request: Request<'_>) -> anyhow::Result<Value> {
     let label = request.label();
     let response = request.send().await?;
     response.expect_success(&label).cloned()

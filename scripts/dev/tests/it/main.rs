@@ -10,3 +10,4 @@ mod start_matrix;
 mod tls;
 mod traces;
 mod vocabulary;
+mod warehouse;
