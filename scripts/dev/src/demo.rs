@@ -20,6 +20,7 @@ use crate::{
     secrets::generate_password,
 };
 use target::Target;
+pub use target::parse_address;
 
 /// Products that the demo chooses from.
 const PAGE_SIZE: usize = 50;

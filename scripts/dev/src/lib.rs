@@ -1,6 +1,6 @@
-//! The developer CLI behind `scripts/up`, `scripts/down`, `scripts/demo`, `scripts/chaos` and `scripts/bench history`. It
-//! supervises a whole Shoppee on one machine, seeds demo data, runs the demo, injects faults, and measures a shop with a
-//! long history.
+//! The developer CLI behind `scripts/up`, `scripts/down`, `scripts/demo`, `scripts/watch`, `scripts/chaos` and
+//! `scripts/bench history`. It supervises a whole Shoppee on one machine, seeds demo data, runs the demo, shows events,
+//! injects faults, and measures a shop with a long history.
 
 mod chaos;
 mod demo;
@@ -20,10 +20,13 @@ mod rest;
 mod run_file;
 mod secrets;
 mod seed;
+mod session;
+mod sse;
 mod state;
 mod supervisor;
 mod transport;
 mod up;
+mod watch;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -48,6 +51,8 @@ enum Action {
     Down(down::Options),
     #[command(override_usage = "scripts/demo [OPTIONS]", after_help = demo::AFTER_HELP)]
     Demo(demo::Options),
+    #[command(override_usage = "scripts/watch [OPTIONS]", after_help = watch::AFTER_HELP)]
+    Watch(watch::Options),
     #[command(override_usage = "scripts/chaos [OPTIONS] [FAULT]...")]
     Chaos(chaos::Options),
     #[command(override_usage = "scripts/bench history [OPTIONS]")]
@@ -73,6 +78,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Action::Up(options) => up::run(state()?, *options).await,
         Action::Down(options) => down::run(&state()?, &options).await,
         Action::Demo(options) => demo::run(&command.state, &options).await,
+        Action::Watch(options) => watch::run(&command.state, &options).await,
         Action::Chaos(options) => chaos::run(state()?, &options).await,
         Action::History(options) => history::run(state()?, &options).await,
     }

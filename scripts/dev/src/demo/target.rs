@@ -58,7 +58,7 @@ impl Target {
 }
 
 /// Parses a URL of scheme, host and optional port, and removes the slash at its end.
-fn parse_address(url: &str) -> anyhow::Result<String> {
+pub fn parse_address(url: &str) -> anyhow::Result<String> {
     let error = || format!("--url {url}: not the address of a shop, like https://shop.example");
     let parsed: Uri = url.parse().ok().with_context(error)?;
     let scheme = parsed.scheme_str().filter(|scheme| ["http", "https"].contains(scheme));

@@ -2,9 +2,10 @@
 //! system of this checkout is not affected.
 
 use std::{
+    collections::HashSet,
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Child, Command, Output},
     time::{Duration, Instant},
 };
 
@@ -15,6 +16,8 @@ use serde_json::Value;
 const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bounds a start with existing data: twice the guaranteed time, as other tests run at the same time.
 const SECOND_START_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bounds the time until a step is shown, with the longest delay of a reconnect.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub struct Checkout {
     state: PathBuf,
@@ -33,20 +36,24 @@ impl Checkout {
         self
     }
 
-    /// Runs a script with the binaries that were built for these tests.
-    fn run_script(&self, name: &str, arguments: &[&str]) -> Output {
+    /// Returns the command of a script with the binaries that were built for these tests.
+    fn command(&self, name: &str, arguments: &[&str]) -> Command {
         let binaries = Path::new(env!("CARGO_BIN_EXE_shoppee-dev")).parent().expect("a folder");
         assert!(binaries.join("shoppee-gateway").exists(), "build the whole workspace: run scripts/test");
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        Command::new(scripts.join(name))
+        let mut command = Command::new(scripts.join(name));
+        command
             .args(arguments)
             .env("SHOPPEE_STATE", &self.state)
             .env("SHOPPEE_BINARIES", binaries)
             .env_remove("DATABASE_URL")
             .env_remove("REDIS_URL")
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .output()
-            .expect("a script")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    fn run_script(&self, name: &str, arguments: &[&str]) -> Output {
+        self.command(name, arguments).output().expect("a script")
     }
 
     /// Runs a script that must succeed, and returns its stdout.
@@ -98,6 +105,50 @@ impl Checkout {
     }
 }
 
+/// A running `scripts/watch`, with the lines that it has shown.
+struct Watch {
+    process: Child,
+    output: PathBuf,
+}
+
+impl Watch {
+    fn start(checkout: &Checkout) -> Self {
+        let output = checkout.state.join("watch.txt");
+        let file = fs::File::create(&output).expect("a file");
+        let process = checkout.command("watch", &["--all"]).stdout(file).spawn().expect("starts");
+        Self { process, output }
+    }
+
+    /// Waits until `count` steps are shown, and asserts that none is shown twice.
+    fn shows(&self, count: usize) {
+        let began = Instant::now();
+        loop {
+            let text = fs::read_to_string(&self.output).expect("text");
+            // The columns after the time: the user, the order and its step.
+            let steps: Vec<&str> = text
+                .lines()
+                .filter(|line| line.contains("  user "))
+                .filter_map(|line| line.get(10..))
+                .collect();
+            let unique: HashSet<_> = steps.iter().collect();
+            assert_eq!(unique.len(), steps.len(), "{text}");
+            if steps.len() >= count {
+                assert_eq!(steps.len(), count, "{text}");
+                return;
+            }
+            assert!(began.elapsed() < WATCH_TIMEOUT, "{count} steps are not shown:\n{text}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 fn kill(pid: i64) {
     let pid = Pid::from_raw(i32::try_from(pid).expect("small")).expect("not 0");
     kill_process(pid, Signal::KILL).expect("it lives");
@@ -144,14 +195,19 @@ fn a_shop_survives_faults_and_keeps_its_data_over_a_restart() {
     let output = checkout.fails("up", &["--detach"]);
     assert!(output.contains("runs already") && output.lines().count() == 1, "{output}");
 
+    let watch = Watch::start(&checkout);
     assert!(checkout.succeeds("demo", &[]).contains("all 4 events seen"));
+    watch.shows(4);
     assert_eq!(checkout.redis_cli(&["acl", "log"]).trim(), "", "Redis has refused a process a command");
     // A killed process is restarted, and the demo succeeds meanwhile.
-    for pointer in ["/services/order/pid", "/postgres/pid", "/redis/pid", "/gateways/1/pid"] {
+    let killed = ["/services/order/pid", "/postgres/pid", "/redis/pid", "/gateways/1/pid", "/gateways/0/pid"];
+    for (pointer, demos) in killed.into_iter().zip(2..) {
         checkout.kill_and_wait(pointer);
         let output = checkout.succeeds("demo", &[]);
         assert!(output.contains("all 4 events seen"), "after {pointer}:\n{output}");
+        watch.shows(4 * demos);
     }
+    drop(watch);
     assert_eq!(checkout.redis_cli(&["acl", "log"]).trim(), "", "Redis has refused a process a command");
 
     checkout.succeeds("down", &[]);
@@ -194,7 +250,7 @@ fn a_rolling_restart_fails_no_request_and_loses_no_event() {
 #[test]
 fn every_script_has_a_help_text() {
     let checkout = Checkout::new("help");
-    for script in ["up", "down", "demo", "chaos"] {
+    for script in ["up", "down", "demo", "watch", "chaos"] {
         assert!(checkout.succeeds(script, &["--help"]).contains("--help"), "{script}");
     }
 }
