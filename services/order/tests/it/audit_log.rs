@@ -85,13 +85,13 @@ async fn the_steps_of_a_service_have_its_name_and_no_address() {
     let product = root.sells("lamp", 1000, 100).await;
     let (shipped, cancelled) = (paid(&ann, product).await, paid(&ann, product).await);
     let mut orders = root.service();
-    let shipper = shop.service("orders:ship").await;
+    let ship_service = shop.service("orders:ship").await;
     for _ in 0..2 {
         // The repeat changes nothing.
-        orders.ship_order(shipper.request(shipment(&shipped))).await.unwrap();
+        orders.ship_order(ship_service.request(shipment(&shipped))).await.unwrap();
     }
-    let canceller = shop.service("orders:cancel").await;
-    orders.cancel_order(canceller.request(cancellation(&cancelled))).await.unwrap();
+    let cancel_service = shop.service("orders:cancel").await;
+    orders.cancel_order(cancel_service.request(cancellation(&cancelled))).await.unwrap();
 
     let records = records(&shop, &root).await;
     let [cancellation, shipment] = &records[..] else { panic!("{records:?}") };
