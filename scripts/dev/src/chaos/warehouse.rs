@@ -135,18 +135,25 @@ async fn kill_at_random(
             1 | 2 if !options.quick => "order",
             _ => NAME,
         };
-        let pid = |system: &System| system.pid(name).and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        let running = pid(system).with_context(|| format!("{name} does not run"))?;
+        let running = wait_for_process(system, name, None).await?;
         kill_process(running, Signal::KILL)?;
-        let restarted = async {
-            while pid(system).is_none_or(|now| now == running) {
-                system.next_event().await?;
-            }
-            anyhow::Ok(())
-        };
-        timeout(RESTART_TIMEOUT, restarted).await.with_context(|| format!("{name} is not restarted"))??;
+        wait_for_process(system, name, Some(running)).await?;
     }
     Ok(())
+}
+
+/// Waits until a process runs that is not the `previous` one.
+async fn wait_for_process(system: &mut System, name: &str, previous: Option<Pid>) -> anyhow::Result<Pid> {
+    let started = async {
+        loop {
+            let running = system.pid(name).and_then(|pid| Pid::from_raw(pid.cast_signed()));
+            if let Some(running) = running.filter(|running| Some(*running) != previous) {
+                return anyhow::Ok(running);
+            }
+            system.next_event().await?;
+        }
+    };
+    timeout(RESTART_TIMEOUT, started).await.with_context(|| format!("{name} does not run"))?
 }
 
 async fn wait_until_shipped(database: &mut PgConnection, count: usize) -> anyhow::Result<()> {
