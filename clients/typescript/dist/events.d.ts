@@ -19,6 +19,8 @@ export interface EventOptions {
     /** Instead of the global one. */
     WebSocket?: WebSocketConstructor;
 }
+/** Closing codes from which the shop lets no client return. */
+export declare const isFinal: (code: number) => boolean;
 export declare class LiveEvents {
     #private;
     private readonly url;

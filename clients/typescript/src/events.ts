@@ -37,7 +37,7 @@ const MAX_RETRY_DELAY = 30_000;
 const PING_DELAY = 25_000;
 const PONG_TIMEOUT = 10_000;
 /** Closing codes from which the shop lets no client return. */
-const isFinal = (code: number) => code >= 4500 && code <= 4999;
+export const isFinal = (code: number) => code >= 4500 && code <= 4999;
 
 export class LiveEvents {
   #seq: number | undefined;

@@ -1,10 +1,13 @@
-// Against a running shop: SHOP is the address of a gateway, PRODUCT the id of a product with stock.
+// Against a running shop: SHOP is the address of a gateway, PRODUCT the id of a product with stock, ADMIN_TOKEN an access
+// token of an admin.
 
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { test } from "node:test";
 import WebSocket from "ws";
+import { AllEvents } from "../dist/all_events.js";
 import { ProblemError, Shoppee } from "../dist/index.js";
+import { readEvents } from "../dist/sse.js";
 import { Proxy } from "./proxy.mjs";
 
 const url = process.env.SHOP;
@@ -211,4 +214,78 @@ test("events end for good with their session", async () => {
   await shop.signOut();
   await until(() => events.state === "closed", "the end");
   assert.match(errors[0].message, /4501/);
+});
+
+/** A client of the admin, whose stream goes over `through`. */
+function admin(through = url) {
+  return new Shoppee({ url: through, tokens: { access_token: process.env.ADMIN_TOKEN, refresh_token: "", expires_in: 3600 } });
+}
+
+test("a stream of all users' events resumes after the connection was killed, each once", async () => {
+  const [ann, ben] = await Promise.all([customer(), customer()]);
+  const proxy = new Proxy(new URL(url));
+  await proxy.start();
+  const steps = [];
+  const states = [];
+  const own = [ann, ben].map((shop) => shop.tokens.user.id);
+  const handlers = {
+    onOrder: ({ user_id, seq, content }) => own.includes(user_id) && steps.push([own.indexOf(user_id), seq, content.status]),
+    onState: (state) => states.push(state),
+    onReset: () => assert.fail("nothing was lost"),
+  };
+  const events = new AllEvents(admin(proxy.url), handlers);
+  await until(() => events.cursor !== undefined, "the first position");
+  const expected = [];
+  for (let round = 1; round <= 3; round += 1) {
+    await order(ann);
+    expected.push([0, 2 * round - 1, "pending"]);
+    await until(() => steps.length === expected.length, "an event arrives live");
+    await proxy.stop();
+    await until(() => events.state === "waiting", "the loss is noticed");
+    await order(ben);
+    await order(ann);
+    expected.push([1, round, "pending"], [0, 2 * round, "pending"]);
+    await proxy.start();
+    await until(() => steps.length === expected.length, "the missed events are replayed");
+  }
+  assert.deepEqual(steps, expected);
+  assert.deepEqual(states, ["open", "waiting", "open", "waiting", "open", "waiting", "open"]);
+
+  // A later run goes on from a position, and sees one state alone.
+  const { cursor } = events;
+  events.close();
+  assert.equal(events.state, "closed");
+  const placed = await order(ben);
+  await ben.post("/api/v1/orders/{id}/cancel", { params: { path: { id: placed.id } }, body: {} });
+  const cancelled = [];
+  const later = new AllEvents(admin(), { onOrder: ({ content }) => cancelled.push(content.order_id) }, { after: cursor, status: "cancelled" });
+  await until(() => cancelled.includes(placed.id), "the event behind the position");
+  later.close();
+  await proxy.stop();
+});
+
+test("a stream that the shop refuses is closed with the reason", async () => {
+  const errors = [];
+  const refused = new AllEvents(await customer(), { onOrder() {}, onError: (error) => errors.push(error.code) });
+  const misplaced = new AllEvents(admin(), { onOrder() {}, onError: (error) => errors.push(error.code) }, { after: "none" });
+  await until(() => errors.length === 2, "both are refused");
+  assert.deepEqual(errors.sort(), ["forbidden", "invalid_request"]);
+  assert.deepEqual([refused.state, misplaced.state], ["closed", "closed"]);
+});
+
+test("blocks of a stream are found in chunks of any size", async () => {
+  const text = ": sign of life\n\nretry: 2000\r\n\r\nid: 1\ndata: {\"a\":\"\u00e9\u2028\"}\n\ndata:one\rdata: two\rid\r\rid: 3\n\ndata: unfinished";
+  const bytes = new TextEncoder().encode(text);
+  for (const size of [1, 2, 3, 7, bytes.length]) {
+    const body = new ReadableStream({
+      start(controller) {
+        for (let at = 0; at < bytes.length; at += size) controller.enqueue(bytes.slice(at, at + size));
+        controller.close();
+      },
+    });
+    const events = [];
+    for await (const event of readEvents(body)) events.push(event);
+    const expected = [{}, { retry: 2000 }, { id: "1", data: '{"a":"\u00e9\u2028"}' }, { data: "one\ntwo", id: "" }, { id: "3" }];
+    assert.deepEqual(events, expected, `chunks of ${size} bytes`);
+  }
 });
