@@ -39,9 +39,13 @@ function connect() {
 
 /** Sends a request with a timeout, and tracks the availability of the shop. */
 async function send(request) {
-  const signal = AbortSignal.any([request.signal, AbortSignal.timeout(REQUEST_TIMEOUT)]);
+  const timeout = new AbortController();
+  const timer = setTimeout(() => timeout.abort(new DOMException("no response in time", "TimeoutError")), REQUEST_TIMEOUT);
+  const signal = AbortSignal.any([request.signal, timeout.signal]);
   try {
     const response = await fetch(request, { signal });
+    // A stream of events has no end.
+    if (response.headers.get("content-type") === "text/event-stream") clearTimeout(timer);
     if (state.isUnreachable && ![502, 503, 504].includes(response.status)) update({ isUnreachable: false });
     return response;
   } catch (error) {
@@ -147,21 +151,26 @@ let lostTimer;
 /** True on a page that follows the orders of its user. */
 let hasEvents = false;
 
+/** Shows the state of live events. A loss is shown after a delay. */
+export function showLive(live) {
+  clearTimeout(lostTimer);
+  if (live === "waiting") {
+    lostTimer = setTimeout(() => update({ live }), LOST_DELAY);
+    return;
+  }
+  const wasLost = state.live === "waiting";
+  update({ live });
+  if (live === "open" && wasLost) announce(t("live.caught_up"));
+}
+
 function followEvents(after) {
   let isFirst = true;
   const following = client.events(
     {
       onState(live) {
         if (events !== following) return;
-        clearTimeout(lostTimer);
-        if (live === "waiting") {
-          lostTimer = setTimeout(() => update({ live }), LOST_DELAY);
-          return;
-        }
-        const wasLost = state.live === "waiting";
-        update({ live });
+        showLive(live);
         if (live !== "open") return;
-        if (wasLost) announce(t("live.caught_up"));
         // The cart and the orders are read after the socket is open, so that no step between the two is missed.
         if (isFirst) retry(loadMine).catch(reportUnlessTransient);
         isFirst = false;

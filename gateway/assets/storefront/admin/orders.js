@@ -3,18 +3,9 @@
 import { ActionButton, Form, Title } from "../components.js";
 import { html, useState } from "../html.js";
 import { dateTime, money, t } from "../i18n.js";
-import { client, report, shortId } from "../shop.js";
+import { report, shortId } from "../shop.js";
 import { submit } from "../writes.js";
-import { usePolling } from "./polling.js";
-
-const COLUMNS = ["pending", "paid", "shipped", "completed", "cancelled"];
-const COLUMN_SIZE = 25;
-const POLL_INTERVAL = 2_000;
-
-function readBoard() {
-  const read = (status) => client.get("/api/v1/admin/orders", { params: { query: { status, limit: COLUMN_SIZE } } });
-  return Promise.all(COLUMNS.map(read));
-}
+import { useBoard } from "./board.js";
 
 function takeStep(step, id, body) {
   const path = `/api/v1/orders/{id}/${step}`;
@@ -22,41 +13,38 @@ function takeStep(step, id, body) {
 }
 
 export function Orders() {
-  const [board, refresh] = usePolling(readBoard, "orders", POLL_INTERVAL);
+  const [columns, keep] = useBoard();
   return html`
     <${Title}>${t("admin.orders")}<//>
     <p class="hint live-dot">${t("order.live")}</p>
     <div class="board">
-      ${COLUMNS.map((status, at) => html`<${Column} key=${status} status=${status} page=${board?.[at]} refresh=${refresh} />`)}
+      ${columns?.map((column) => html`<${Column} key=${column.status} ...${column} keep=${keep} />`)}
     </div>
   `;
 }
 
-function Column({ status, page, refresh }) {
-  const { items = [], next_cursor } = page ?? {};
+function Column({ status, orders, isTruncated, keep }) {
   return html`
     <section class="column" aria-labelledby="column-${status}">
-      <h2 id="column-${status}">${t(`status.${status}`)} <small>${items.length}${next_cursor ? "+" : ""}</small></h2>
-      <ul>${items.map((order) => html`<${Card} key=${order.id} order=${order} refresh=${refresh} />`)}</ul>
-      ${page && !items.length && html`<p class="hint">${t("admin.none")}</p>`}
+      <h2 id="column-${status}">${t(`status.${status}`)} <small>${orders.length}${isTruncated ? "+" : ""}</small></h2>
+      <ul>${orders.map((order) => html`<${Card} key=${order.id} order=${order} keep=${keep} />`)}</ul>
+      ${!orders.length && html`<p class="hint">${t("admin.none")}</p>`}
     </section>
   `;
 }
 
-function Card({ order, refresh }) {
+function Card({ order, keep }) {
   const { id, status, user_id, total, currency, items, created_at, shipment, shipping_address: address } = order;
   const [isShipping, setShipping] = useState(false);
-  const step = (name, body) => async () => {
-    await takeStep(name, id, body);
-    refresh();
-  };
+  const step = (name, body) => async () => keep(await takeStep(name, id, body));
   const name = t("order.title", { order: shortId(id) });
+  // An order that only an event is known of has no lines yet.
   return html`
     <li class="panel order-card" data-order=${id}>
       <p class="card-foot"><strong>${name}</strong> <strong>${money(total, currency)}</strong></p>
-      <small>${dateTime(created_at)} · ${t("admin.customer", { id: user_id })}</small>
-      <small>${items.map(({ quantity, name }) => `${quantity} × ${name}`).join(", ")}</small>
-      <small>${address.recipient}, ${address.city} ${address.country}</small>
+      <small>${created_at && `${dateTime(created_at)} · `}${t("admin.customer", { id: user_id })}</small>
+      ${items && html`<small>${items.map(({ quantity, name }) => `${quantity} × ${name}`).join(", ")}</small>`}
+      ${address && html`<small>${address.recipient}, ${address.city} ${address.country}</small>`}
       ${shipment && html`<small>${t("order.tracking", { carrier: shipment.carrier, number: shipment.tracking_number })}</small>`}
       ${isShipping && status === "paid"
         ? html`<${ShipForm} name=${name} ship=${(body) => step("ship", body)()} />`
