@@ -33,6 +33,13 @@ pub struct Field {
     pub repeated: bool,
 }
 
+impl Field {
+    /// Reports whether a request may lack the field: one message, or a field declared `optional`.
+    pub fn may_be_absent(&self) -> bool {
+        self.optional || (matches!(self.kind, Kind::Message(_)) && !self.repeated)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     String,

@@ -167,7 +167,7 @@ fn parameters(
             && (field.name != "user_id" || Auth::new(route) == Auth::Admin)
         {
             let schema = schemas.parameter(&route.request, field);
-            let required = !field.optional && schema.get("default").is_none();
+            let required = !field.may_be_absent() && schema.get("default").is_none();
             let parameter = parameter("query", field, schema).with("required", required);
             parameters.push(parameter.with_some("example", example));
         }

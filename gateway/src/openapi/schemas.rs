@@ -231,10 +231,9 @@ impl<'a> Schemas<'a> {
     fn body_field(&mut self, message: &str, field: &Field) -> (Object, bool) {
         let name = format!("{message}.{}", field.name);
         let is_patch = PATCHES.contains(&message);
-        let is_message = matches!(field.kind, Kind::Message(_)) && !field.repeated;
         let is_optional = is_patch
             || OPTIONAL.contains(&name.as_str())
-            || (field.optional || is_message) && !REQUIRED.contains(&name.as_str());
+            || field.may_be_absent() && !REQUIRED.contains(&name.as_str());
         let is_nullable =
             if is_patch { NULLABLE_IN_PATCH.contains(&field.name.as_str()) } else { is_optional };
         let schema = self.value(message, field, |schemas, inner| schemas.request_body(inner, &[]));

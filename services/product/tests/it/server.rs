@@ -50,6 +50,7 @@ async fn reflection_lists_all_services() {
         listed,
         [
             "grpc.health.v1.Health",
+            "shoppee.audit.v1.AuditService",
             "shoppee.product.v1.ChangeFeedService",
             "shoppee.product.v1.HoldAuditService",
             "shoppee.product.v1.ProductCacheService",
