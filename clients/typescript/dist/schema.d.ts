@@ -315,6 +315,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/admin/audit": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List audit records
+         * @description For admins. Each grant, and each act of admins and services, of all parts of the shop, newest first. `actor` and `target` are a kind and an id, as in `admin:17` and `product:42`. A page with two or more of the filters `actor`, `action` and `target` may have fewer records than `limit`, or none, and still have a `next_cursor`.
+         */
+        get: operations["listAuditRecords"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/products": {
         parameters: {
             query?: never;
@@ -401,26 +421,6 @@ export interface paths {
          * @description For admins, and for services with the scope `stock:adjust`. Adds `delta` to what can be bought; never below zero.
          */
         post: operations["adjustStock"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/v1/admin/products/{id}/stock-changes": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * Show the ledger of a stock
-         * @description For admins, and for services with the scope `stock:adjust`. Corrections, and the holds of orders; newest first, each with the stock that could be bought after it.
-         */
-        get: operations["listStockChanges"];
-        put?: never;
-        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -1059,32 +1059,12 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/api/v1/admin/status": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * Show the status of the shop
-         * @description For admins. Gathered from one process of each service, and from the gateway that answers.
-         */
-        get: operations["getStatus"];
-        put?: never;
-        post?: never;
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
         /** @enum {string} */
-        Actor: "customer" | "admin" | "system";
+        Actor: "customer" | "admin" | "system" | "service";
         AddCartItemRequest: {
             /** Format: int64 */
             product_id: number;
@@ -1141,6 +1121,48 @@ export interface components {
             /** @description For the ledger: one line of 1..500 characters. */
             reason: string;
         };
+        AuditActor: {
+            /** @description admin, service or system. More may join. */
+            kind: string;
+            /** @description The id of the user, or the `client_id` of the service; of the system, the name of a setting. */
+            id: string;
+            /** @description The username, or the name of the service account, at the time of the act. */
+            name: string | null;
+        };
+        /** @description The record of one act. It is never changed, and is deleted after the retention of the service. */
+        AuditRecord: {
+            /**
+             * Format: uuid
+             * @description A UUIDv7 of `at`.
+             */
+            id: string;
+            /**
+             * Format: date-time
+             * @description Milliseconds.
+             */
+            at: string;
+            /** @description The service with the record: auth, product or order. */
+            service: string;
+            actor: components["schemas"]["AuditActor"];
+            /** @description The object and the verb, as in `product.update`. More may join. */
+            action: string;
+            target: components["schemas"]["AuditTarget"];
+            /** @description The fields that changed, before the act; null if the target did not exist. A large value is cut. */
+            before: {
+                [key: string]: unknown;
+            } | null;
+            /** @description The same fields after the act, with its reason if it has one; null if the target was deleted. */
+            after: {
+                [key: string]: unknown;
+            } | null;
+            /** @description The `x-request-id` of the request; null for an act of the shop itself. */
+            request_id: string | null;
+        };
+        AuditTarget: {
+            /** @description user, service_account, product, category or order. More may join. */
+            kind: string;
+            id: string;
+        };
         /**
          * @description Brings a newer access token of the same user, so that the socket goes on past the end of its first one.
          * @example {
@@ -1159,21 +1181,6 @@ export interface components {
             content: {
                 access_token: string;
             };
-        };
-        /** @description The status of the auth service. */
-        AuthServiceStatus: {
-            /** @description The names of the dependencies that do not answer this process. */
-            unavailable_dependencies: string[];
-            /**
-             * Format: int64
-             * @description Registrations that are not published yet.
-             */
-            outbox_pending: number;
-            /**
-             * Format: double
-             * @description The age of the oldest of them; 0 without any.
-             */
-            outbox_oldest_seconds: number;
         };
         BatchUpdateProductsRequest: {
             on_error: components["schemas"]["OnError"];
@@ -1369,39 +1376,6 @@ export interface components {
              */
             time: number;
         };
-        /** @description The status of the gateway that answers. */
-        GatewayStatus: {
-            /** @description The names of the dependencies that do not answer this process. */
-            unavailable_dependencies: string[];
-            /**
-             * Format: int64
-             * @description Open sockets, streams and long polls of users.
-             */
-            sockets: number;
-            /**
-             * Format: int64
-             * @description Open streams of the events of all users.
-             */
-            admin_streams: number;
-            /** @description The time from the commit of an event to its frame, since the start of the gateway. */
-            event_delivery: {
-                /**
-                 * Format: int64
-                 * @description Frames with an event.
-                 */
-                count: number;
-                /**
-                 * Format: double
-                 * @description The median; null without events.
-                 */
-                p50_seconds: number | null;
-                /**
-                 * Format: double
-                 * @description The time that 99 % do not exceed; null without events.
-                 */
-                p99_seconds: number | null;
-            };
-        };
         /** @description An Ed25519 public key as in RFC 8037. */
         Jwk: {
             /** @description Always "OKP". */
@@ -1415,6 +1389,12 @@ export interface components {
             kid: string;
             /** @description The key's 32 bytes, base64url without padding. */
             x: string;
+        };
+        ListAuditRecordsResponse: {
+            /** @description At most `limit`, newest first. */
+            items: components["schemas"]["AuditRecord"][];
+            /** @description Absent on the last page. */
+            next_cursor: string | null;
         };
         ListCategoriesResponse: {
             /** @description At most `limit`. */
@@ -1448,12 +1428,6 @@ export interface components {
         ListSessionsResponse: {
             /** @description At most `limit`. */
             items: components["schemas"]["Session"][];
-            /** @description The cursor of the next page; none after the last. */
-            next_cursor: string | null;
-        };
-        ListStockChangesResponse: {
-            /** @description At most `limit`. */
-            items: components["schemas"]["StockChange"][];
             /** @description The cursor of the next page; none after the last. */
             next_cursor: string | null;
         };
@@ -1613,65 +1587,6 @@ export interface components {
              * @description 1..1000.
              */
             quantity: number;
-        };
-        /** @description The status of the order service. */
-        OrderServiceStatus: {
-            /** @description The names of the dependencies that do not answer this process. */
-            unavailable_dependencies: string[];
-            /** @description The orders that were placed in each of the last 60 minutes, the present one last. */
-            orders_per_minute: number[];
-            /**
-             * Format: int64
-             * @description Events that are not published yet.
-             */
-            outbox_pending: number;
-            /**
-             * Format: double
-             * @description The age of the oldest of them; 0 without any.
-             */
-            outbox_oldest_seconds: number;
-            /**
-             * Format: int64
-             * @description Events that could not be published.
-             */
-            dead_letters: number;
-            /**
-             * Format: int64
-             * @description Orders that do not match their stock or their payment.
-             */
-            order_mismatches: number;
-            /**
-             * Format: int64
-             * @description Payments without an outcome. This and the counts below are exact up to 10 000.
-             */
-            payments_open: number;
-            /** Format: int64 */
-            refunds_pending: number;
-            /**
-             * Format: double
-             * @description The age of the oldest pending refund; 0 without any.
-             */
-            refunds_oldest_seconds: number;
-            /**
-             * Format: int64
-             * @description Refunds that failed for good.
-             */
-            refunds_failed: number;
-            /**
-             * Format: int64
-             * @description Changes of the stock that paid and cancelled orders require.
-             */
-            stock_tasks: number;
-            /**
-             * Format: double
-             * @description The age of the oldest of them; 0 without any.
-             */
-            stock_tasks_oldest_seconds: number;
-            /**
-             * Format: int64
-             * @description Unpaid orders past their time.
-             */
-            orders_overdue: number;
         };
         /** @enum {string} */
         OrderStatus: "pending" | "paid" | "shipped" | "completed" | "cancelled";
@@ -1841,31 +1756,6 @@ export interface components {
             /** @description The error of a failed row. */
             error?: components["schemas"]["RowError"];
         };
-        /** @description The status of the product service. */
-        ProductServiceStatus: {
-            /** @description The names of the dependencies that do not answer this process. */
-            unavailable_dependencies: string[];
-            /**
-             * Format: int64
-             * @description Products whose stock differs from the sum of their ledger, as this process has found them.
-             */
-            stock_violations: number;
-            /**
-             * Format: double
-             * @description The time since this process last compared the stock of all products.
-             */
-            stock_audit_age_seconds: number;
-            /**
-             * Format: int64
-             * @description Products in the search index of this process.
-             */
-            search_index_products: number;
-            /**
-             * Format: double
-             * @description The time since all changes were in that index.
-             */
-            search_index_age_seconds: number;
-        };
         /** @enum {string} */
         ProductSort: "newest" | "price_asc" | "price_desc" | "name";
         /** @enum {string} */
@@ -1953,6 +1843,18 @@ export interface components {
             /** @description A code of a problem. */
             code: string;
             message: string;
+            /** @description The field of `validation_failed`. */
+            field?: string;
+            /**
+             * Format: int64
+             * @description The stock of the product: of `out_of_stock`.
+             */
+            available?: number;
+            /**
+             * Format: int64
+             * @description The version of the product: of `version_mismatch`.
+             */
+            current_version?: number;
         };
         /** @enum {string} */
         RowStatus: "updated" | "unchanged" | "failed" | "skipped";
@@ -2049,42 +1951,6 @@ export interface components {
             /** Format: date-time */
             shipped_at: string;
         };
-        /** @description The status of the shop. A service that does not answer within a second is null. */
-        ShopStatus: {
-            /** Format: date-time */
-            at: string;
-            gateway: components["schemas"]["GatewayStatus"];
-            auth: components["schemas"]["AuthServiceStatus"] | null;
-            product: components["schemas"]["ProductServiceStatus"] | null;
-            order: components["schemas"]["OrderServiceStatus"] | null;
-        };
-        /** @description One change of the stock of a product. */
-        StockChange: {
-            /**
-             * Format: int64
-             * @description Grows with each change.
-             */
-            id: number;
-            kind: components["schemas"]["StockChangeKind"];
-            /**
-             * Format: int64
-             * @description The units added to the available stock, or taken from it if negative; of a sale, taken from the held units.
-             */
-            quantity: number;
-            /**
-             * Format: int64
-             * @description The available stock after the change.
-             */
-            available: number;
-            /** @description A UUID; absent for a correction. */
-            order_id: string | null;
-            /** @description The reason of a correction; at most 500 characters. */
-            reason: string | null;
-            /** Format: date-time */
-            at: string;
-        };
-        /** @enum {string} */
-        StockChangeKind: "supply" | "hold" | "release" | "sale" | "return" | "adjustment";
         /** @description The number of results that each value of the filter `in_stock` would leave. */
         StockFacet: {
             /** Format: int64 */
@@ -2226,7 +2092,7 @@ export interface components {
             allowed?: string[];
             /** @description With `payment_declined`: why, in the provider's word. */
             decline_code?: string;
-            /** @description With `rate_limited` and `too_many_attempts`: which limit was reached. A policy of `RateLimit-Policy`, or `account`, `client` or `bodies`. */
+            /** @description With `rate_limited` and `too_many_attempts`: which limit was reached. A policy of `RateLimit-Policy`, or `account`, `client`, `bodies` or `connections`. */
             limit?: string;
         };
         /** @enum {string} */
@@ -3530,6 +3396,83 @@ export interface operations {
             504: components["responses"]["deadline_exceeded"];
         };
     };
+    listAuditRecords: {
+        parameters: {
+            query?: {
+                /** @description The kind and the id of an actor, as in `admin:17`. */
+                actor?: string;
+                /** @description The name of an action, as in `product.update`. */
+                action?: string;
+                /**
+                 * @description The kind and the id of a target, as in `product:42`.
+                 * @example product:42
+                 */
+                target?: string;
+                /** @description The first time, inclusive. */
+                since?: string;
+                /** @description The time at which the records end, exclusive. */
+                until?: string;
+                /** @description 1..100, 20 where absent. */
+                limit?: number;
+                /** @description The `next_cursor` of the previous page. It is valid in every service. */
+                cursor?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description As asked for. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "items": [
+                     *         {
+                     *           "id": "019bc0e1-79ff-7a10-9c1d-4f2b8e6d5a03",
+                     *           "at": "2026-01-15T10:15:00Z",
+                     *           "service": "product",
+                     *           "actor": {
+                     *             "kind": "admin",
+                     *             "id": "1",
+                     *             "name": "root"
+                     *           },
+                     *           "action": "product.update",
+                     *           "target": {
+                     *             "kind": "product",
+                     *             "id": "42"
+                     *           },
+                     *           "before": {
+                     *             "price": 11900
+                     *           },
+                     *           "after": {
+                     *             "price": 11400
+                     *           },
+                     *           "request_id": "019bc0e1-79fe-7d21-8a6b-5b0d3c9f1e02"
+                     *         }
+                     *       ],
+                     *       "next_cursor": null
+                     *     }
+                     */
+                    "application/json": components["schemas"]["ListAuditRecordsResponse"];
+                };
+            };
+            400: components["responses"]["invalid_request"];
+            401: components["responses"]["not_signed_in"];
+            403: components["responses"]["forbidden"];
+            429: components["responses"]["rate_limited"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["unavailable"];
+            504: components["responses"]["deadline_exceeded"];
+        };
+    };
     listProducts: {
         parameters: {
             query?: {
@@ -4205,73 +4148,6 @@ export interface operations {
             504: components["responses"]["deadline_exceeded"];
         };
     };
-    listStockChanges: {
-        parameters: {
-            query?: {
-                /** @description 1..100, 20 where absent. */
-                limit?: number;
-                /** @description The `next_cursor` of the page before; absent: the first page. The rest of the request stays the same. */
-                cursor?: string;
-            };
-            header?: never;
-            path: {
-                /**
-                 * @description The product.
-                 * @example 47
-                 */
-                id: number;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description As asked for. */
-            200: {
-                headers: {
-                    "x-request-id": components["headers"]["x-request-id"];
-                    RateLimit: components["headers"]["RateLimit"];
-                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "items": [
-                     *         {
-                     *           "id": 9002,
-                     *           "kind": "hold",
-                     *           "quantity": -2,
-                     *           "available": 95,
-                     *           "order_id": "019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44",
-                     *           "reason": null,
-                     *           "at": "2026-01-15T10:30:00Z"
-                     *         },
-                     *         {
-                     *           "id": 9001,
-                     *           "kind": "adjustment",
-                     *           "quantity": -3,
-                     *           "available": 97,
-                     *           "order_id": null,
-                     *           "reason": "damaged in the warehouse",
-                     *           "at": "2026-01-15T09:35:00Z"
-                     *         }
-                     *       ],
-                     *       "next_cursor": null
-                     *     }
-                     */
-                    "application/json": components["schemas"]["ListStockChangesResponse"];
-                };
-            };
-            400: components["responses"]["invalid_request"];
-            401: components["responses"]["not_signed_in"];
-            403: components["responses"]["forbidden"];
-            404: components["responses"]["not_found"];
-            429: components["responses"]["rate_limited"];
-            500: components["responses"]["internal"];
-            503: components["responses"]["unavailable"];
-            504: components["responses"]["deadline_exceeded"];
-        };
-    };
     batchUpdateProducts: {
         parameters: {
             query?: never;
@@ -4329,11 +4205,12 @@ export interface operations {
                      *         },
                      *         {
                      *           "index": 1,
-                     *           "id": null,
+                     *           "id": 48,
                      *           "status": "failed",
                      *           "error": {
-                     *             "code": "not_found",
-                     *             "message": "there is no such product"
+                     *             "code": "out_of_stock",
+                     *             "message": "there is not enough in stock",
+                     *             "available": 3
                      *           }
                      *         }
                      *       ]
@@ -6710,139 +6587,6 @@ export interface operations {
             500: components["responses"]["internal"];
             503: components["responses"]["unavailable"];
             504: components["responses"]["deadline_exceeded"];
-        };
-    };
-    getStatus: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description The status of a moment of the last second. */
-            200: {
-                headers: {
-                    "x-request-id": components["headers"]["x-request-id"];
-                    RateLimit: components["headers"]["RateLimit"];
-                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
-                    "Cache-Control": components["headers"]["Cache-Control"];
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "at": "2026-01-15T10:30:00Z",
-                     *       "gateway": {
-                     *         "unavailable_dependencies": [],
-                     *         "sockets": 12,
-                     *         "admin_streams": 1,
-                     *         "event_delivery": {
-                     *           "count": 4210,
-                     *           "p50_seconds": 0.0028,
-                     *           "p99_seconds": 0.0093
-                     *         }
-                     *       },
-                     *       "auth": {
-                     *         "unavailable_dependencies": [],
-                     *         "outbox_pending": 0,
-                     *         "outbox_oldest_seconds": 0
-                     *       },
-                     *       "product": {
-                     *         "unavailable_dependencies": [],
-                     *         "stock_violations": 0,
-                     *         "stock_audit_age_seconds": 0.8,
-                     *         "search_index_products": 1000,
-                     *         "search_index_age_seconds": 0.1
-                     *       },
-                     *       "order": {
-                     *         "unavailable_dependencies": [],
-                     *         "orders_per_minute": [
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7,
-                     *           7
-                     *         ],
-                     *         "outbox_pending": 0,
-                     *         "outbox_oldest_seconds": 0,
-                     *         "dead_letters": 0,
-                     *         "order_mismatches": 0,
-                     *         "payments_open": 1,
-                     *         "refunds_pending": 0,
-                     *         "refunds_oldest_seconds": 0,
-                     *         "refunds_failed": 0,
-                     *         "stock_tasks": 0,
-                     *         "stock_tasks_oldest_seconds": 0,
-                     *         "orders_overdue": 0
-                     *       }
-                     *     }
-                     */
-                    "application/json": components["schemas"]["ShopStatus"];
-                };
-            };
-            400: components["responses"]["invalid_request"];
-            401: components["responses"]["not_signed_in"];
-            403: components["responses"]["forbidden"];
-            429: components["responses"]["rate_limited"];
-            500: components["responses"]["internal"];
-            503: components["responses"]["unavailable"];
         };
     };
 }
