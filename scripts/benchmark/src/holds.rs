@@ -21,6 +21,7 @@ use tokio::{process::Command, task::JoinSet};
 use uuid::Uuid;
 
 use crate::{
+    load::percentile,
     orders::{MAX_PGBENCH_CLIENTS, find_pgbench, process_seconds, processes, stock_up},
     servers::RunningSystem,
     table,
@@ -149,10 +150,6 @@ async fn hold(
     let elapsed = started.elapsed();
     latencies.sort_unstable();
     anyhow::ensure!(!latencies.is_empty(), "nothing was held");
-    let percentile = |percent: usize| {
-        let index = (latencies.len() * percent / 100).min(latencies.len() - 1);
-        latencies[index].as_secs_f64() * 1e3
-    };
     #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
     let holds = latencies.len() as f64;
     let cost = processes
@@ -161,7 +158,7 @@ async fn hold(
         .map(|((name, pids), before)| (*name, (process_seconds(pids) - before) * 1e6 / holds));
     Ok(Sample {
         rate: holds / elapsed.as_secs_f64(),
-        latency: [percentile(50), percentile(99)],
+        latency: [50, 99].map(|percent| percentile(&latencies, percent)),
         cost: cost.collect(),
     })
 }

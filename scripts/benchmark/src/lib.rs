@@ -9,6 +9,7 @@ mod holds;
 mod load;
 mod memory;
 mod orders;
+mod sale;
 mod search;
 mod servers;
 mod table;
@@ -37,6 +38,8 @@ enum Benchmark {
     Orders(orders::Options),
     /// Holds at the product service alone, compared with pgbench that writes the same rows
     Holds(holds::Options),
+    /// A flash sale over all gateways, and the latency of refusals once it is sold out
+    Sale(sale::Options),
     /// The process of the baseline gRPC service
     #[command(hide = true)]
     BaselineService(baseline_grpc::ServiceOptions),
@@ -57,6 +60,7 @@ pub fn main() -> ExitCode {
             Benchmark::Memory(options) => memory::run(options).await,
             Benchmark::Orders(options) => orders::run(options).await,
             Benchmark::Holds(options) => holds::run(options).await,
+            Benchmark::Sale(options) => sale::run(options).await,
             Benchmark::BaselineService(options) => baseline_grpc::run_service(options).await,
             Benchmark::BaselineGateway(options) => baseline_grpc::run_gateway(options).await,
             Benchmark::BaselineHttp(options) => baseline_http::run(options).await,

@@ -91,6 +91,12 @@ fn parse_milliseconds(text: &str) -> Option<f64> {
     number.parse::<f64>().ok().map(|number| number * factor)
 }
 
+/// Returns a percentile of sorted latencies in milliseconds; 0 without latencies.
+pub fn percentile(sorted: &[Duration], percent: usize) -> f64 {
+    let index = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
+    sorted.get(index).map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
+}
+
 /// Returns the sample of the median rate.
 pub fn median(mut samples: Vec<Sample>) -> Option<Sample> {
     samples.sort_by(|one, other| one.rate.total_cmp(&other.rate));

@@ -22,14 +22,14 @@ use tokio::{process::Command, task::JoinSet};
 use uuid::Uuid;
 
 use crate::{
-    load::processor_seconds,
+    load::{percentile, processor_seconds},
     servers::{RunningSystem, child_pids},
     table,
 };
 
 /// Customers; an order is placed by each in turn, so that none has many unpaid orders.
 const CUSTOMERS: usize = 128;
-const PASSWORD: &str = "correct horse battery staple";
+pub const PASSWORD: &str = "correct horse battery staple";
 /// More than all orders of a run.
 const STOCK: i64 = 100_000_000;
 /// PostgreSQL of `scripts/up` takes about 100 connections, some of which the services have.
@@ -230,10 +230,6 @@ async fn place_orders(
         bail!("no order was placed");
     }
     latencies.sort_unstable();
-    let percentile = |percent: usize| {
-        let index = (latencies.len() * percent / 100).min(latencies.len() - 1);
-        latencies[index].as_secs_f64() * 1e3
-    };
     #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
     let orders = latencies.len() as f64;
     let cost = processes
@@ -242,7 +238,7 @@ async fn place_orders(
         .map(|((name, pids), before)| (*name, (process_seconds(pids) - before) * 1e3 / orders));
     Ok(Sample {
         rate: orders / elapsed.as_secs_f64(),
-        latency: [percentile(50), percentile(99), percentile(100)],
+        latency: [50, 99, 100].map(|percent| percentile(&latencies, percent)),
         cost: cost.collect(),
     })
 }

@@ -91,7 +91,7 @@ where
 
 /// Raises the soft limit of open files (RLIMIT_NOFILE) to the hard limit. Each connection is a file, and the usual soft
 /// limit of 1024 is there for programs that use `select`.
-fn raise_nofile_limit() {
+pub fn raise_nofile_limit() {
     let limit = getrlimit(Resource::Nofile);
     // If it cannot be raised, connections are refused earlier.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
