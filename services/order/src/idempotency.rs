@@ -6,7 +6,12 @@
 use std::time::Duration;
 
 use prost::Message as _;
-use shoppee_kit::{idempotency::KEY_TTL, pg};
+use shoppee_kit::{
+    batch_queue::{BatchQueue, Limits},
+    idempotency::KEY_TTL,
+    pg::{self, PgPool},
+    tasks::Tasks,
+};
 use shoppee_proto::order::v1::Order;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -198,19 +203,40 @@ pub async fn replace_order(context: &OrderContext, lease: &mut Lease, order_id: 
 /// Ends a claim: passes it to the next request with the order id `next`, or deletes the key. Returns `false` if that is
 /// not certain.
 async fn end_claim(context: &OrderContext, lease: &Lease, next: Option<Uuid>) -> bool {
-    let ending = async {
-        let mut conn = context.pool.acquire().await?;
-        match next {
-            Some(order_id) => {
-                store::replace_order(&mut conn, lease, order_id, context.clock.now().min(lease.until)).await
-            }
-            None => store::release(&mut conn, lease).await,
-        }
+    let Some(order_id) = next else {
+        return context.released_keys.submit(lease.clone()).await.unwrap_or_default();
     };
-    ending.await.unwrap_or_else(|error| {
+    let replacing = async {
+        let mut conn = context.pool.acquire().await?;
+        store::replace_order(&mut conn, lease, order_id, context.clock.now().min(lease.until)).await
+    };
+    replacing.await.unwrap_or_else(|error| {
         // The lease ends by itself.
         tracing::debug!(%error, "idempotency claim not released");
         false
+    })
+}
+
+/// The queue of claims to delete, in batches: in a flash sale each refused checkout has one.
+pub type ReleasedKeys = BatchQueue<Lease, bool>;
+
+/// Starts the queue. One batch at a time, so that no two batches wait for each other's rows.
+pub fn start_releases(pool: &PgPool, tasks: &Tasks) -> ReleasedKeys {
+    let limits = Limits { capacity: 4096, batch_size: 128, workers: 1 };
+    let pool = pool.clone();
+    BatchQueue::start("released keys", limits, tasks, move |leases: Vec<Lease>| {
+        let pool = pool.clone();
+        async move {
+            let deleting = async {
+                let mut conn = pool.acquire().await?;
+                store::release(&mut conn, &leases).await
+            };
+            deleting.await.unwrap_or_else(|error| {
+                // The leases end by themselves.
+                tracing::debug!(%error, "idempotency claims not released");
+                vec![false; leases.len()]
+            })
+        }
     })
 }
 

@@ -63,6 +63,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     event_log::{EventLog, EventStreams},
+    idempotency::ReleasedKeys,
     order::UnpaidCaps,
     order_writer::OrderWriter,
     outbox::CommittedUsers,
@@ -152,6 +153,7 @@ impl shoppee_kit::process::Settings for Settings {
 pub(crate) struct OrderContext {
     pub pool: PgPool,
     pub writer: OrderWriter,
+    pub released_keys: ReleasedKeys,
     /// The clock of the database, which all replicas share.
     pub clock: DatabaseClock,
     pub product: ProductClient,
@@ -209,6 +211,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     };
     let context = OrderContext {
         writer: OrderWriter::start(&pool, &clock, &tasks),
+        released_keys: idempotency::start_releases(&pool, &tasks),
         clock,
         product: ProductClient::new(product, token),
         provider,

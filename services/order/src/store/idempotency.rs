@@ -142,20 +142,31 @@ pub async fn save_response(
     Ok(result.rows_affected() == 1)
 }
 
-/// Deletes a claim that had no effect. After `true` no transaction can commit under it, as for [`replace_order`].
-pub async fn release(conn: &mut PgConnection, lease: &Lease) -> sqlx::Result<bool> {
-    let result = sqlx::query!(
-        "delete from orders.idempotency
-         where user_id = $1 and scope = $2 and key = $3 and order_id = $4 and claimed_until = $5 and answer is null",
-        lease.key.user_id,
-        lease.key.scope,
-        lease.key.key,
-        lease.order_id,
-        lease.until
+/// Deletes claims that had no effect, and reports for each, in order, whether it was deleted. After `true` no transaction
+/// can commit under it, as for [`replace_order`].
+pub async fn release(conn: &mut PgConnection, leases: &[Lease]) -> sqlx::Result<Vec<bool>> {
+    let column =
+        |get: fn(&Lease) -> &str| leases.iter().map(|lease| get(lease).to_owned()).collect::<Vec<_>>();
+    sqlx::query_scalar!(
+        r#"with lease as (
+            select * from unnest($1::bigint[], $2::text[], $3::text[], $4::uuid[], $5::timestamptz[])
+                with ordinality as l (user_id, scope, key, order_id, until, index)
+        ), deleted as (
+            delete from orders.idempotency as claim using lease
+            where claim.user_id = lease.user_id and claim.scope = lease.scope and claim.key = lease.key
+              and claim.order_id = lease.order_id and claim.claimed_until = lease.until and claim.answer is null
+            returning lease.index
+        )
+        select exists (select from deleted where deleted.index = lease.index) as "is_deleted!"
+        from lease order by index"#,
+        &leases.iter().map(|lease| lease.key.user_id).collect::<Vec<_>>(),
+        &column(|lease| &lease.key.scope),
+        &column(|lease| &lease.key.key),
+        &leases.iter().map(|lease| lease.order_id).collect::<Vec<_>>(),
+        &leases.iter().map(|lease| lease.until).collect::<Vec<_>>()
     )
-    .execute(conn)
-    .await?;
-    Ok(result.rows_affected() == 1)
+    .fetch_all(conn)
+    .await
 }
 
 /// Ends the claim of a key without a response, whichever request holds it, so that the next request adopts it at once.

@@ -81,6 +81,40 @@ async fn an_error_is_not_stored_under_its_key() {
 }
 
 #[tokio::test]
+async fn each_key_of_concurrent_refused_checkouts_is_free_again() {
+    let shop = TestShop::start_with(|settings| settings.max_unpaid_orders = 1000).await;
+    let (admin, ann, ben) = (shop.admin().await, shop.customer("ann").await, shop.customer("ben").await);
+    let tea = admin.sells("tea", 450, 1).await;
+    let holder = ann.buys(tea, 1).await.id;
+    let orders = |quantity| {
+        let keys = (0..40).map(|number| format!("refused-{number}"));
+        let requests = keys.map(|key| {
+            // Both customers use the same keys.
+            [ann.clone(), ben.clone()].map(|customer| {
+                let mut order = order_request(&[(tea, quantity)]);
+                order.idempotency_key = Some(key.clone());
+                tokio::spawn(async move { customer.orders(order).await })
+            })
+        });
+        requests.flatten().collect::<Vec<_>>()
+    };
+    for refused in orders(1) {
+        assert_eq!(expect_error(refused.await.unwrap()), "out_of_stock");
+    }
+    let db = shop.db().await;
+    let keys: i64 = sqlx::query_scalar("select count(*) from orders.idempotency where key like 'refused-%'")
+        .fetch_one(&db)
+        .await
+        .unwrap();
+    assert_eq!(keys, 0, "deleted before the responses");
+    ann.cancels(&holder).await.unwrap();
+    // Another body: a key that was kept would refuse it.
+    for refused in orders(2) {
+        assert_eq!(expect_error(refused.await.unwrap()), "out_of_stock");
+    }
+}
+
+#[tokio::test]
 async fn an_expired_claim_is_taken_over_with_its_hold() {
     let shop = TestShop::start().await;
     let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
@@ -93,13 +127,14 @@ async fn an_expired_claim_is_taken_over_with_its_hold() {
     for table in ["order_line", "outbox", "event", "event_cursor", "orders"] {
         sqlx::query(sqlx::AssertSqlSafe(format!("delete from orders.{table}"))).execute(&db).await.unwrap();
     }
-    sqlx::query("update orders.idempotency set answer = null, claimed_until = now() + interval '10 s'")
-        .execute(&db)
-        .await
-        .unwrap();
-
+    let claim_until = async |until: &'static str| {
+        let statement = format!("update orders.idempotency set answer = null, claimed_until = {until}");
+        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&db).await.unwrap();
+    };
+    claim_until("now() + interval '1 h'").await;
     assert_eq!(expect_error(ann.orders(order.clone()).await), "request_in_progress");
-    shop.advance_clock(Duration::from_secs(11));
+    // The clock is not advanced: the order id must be young enough to be adopted.
+    claim_until("now()").await;
     let adopted = ann.orders(order).await.unwrap().into_inner();
     assert_eq!(adopted.id, placed.id, "the new request adopts the hold of the last unit");
     assert_eq!(admin.stock(tea).await, 0);
