@@ -63,13 +63,21 @@ pub fn start(search: &Search, pool: &PgPool, change_log: &ChangeLog, process: &P
 }
 
 /// The progress of a pass.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Pass {
     began: Instant,
     /// The last product that was compared.
     after: i64,
     /// The pass covers new products only.
     is_partial: bool,
+    /// The products behind `after`, if they are already read.
+    next_page: Option<Vec<IndexEntry>>,
+}
+
+impl Pass {
+    fn new(after: i64, is_partial: bool) -> Self {
+        Self { began: Instant::now(), after, is_partial, next_page: None }
+    }
 }
 
 /// The start of the next pass.
@@ -80,6 +88,12 @@ enum NextPass {
     /// delivered.
     OnceFollowed,
     At(Instant),
+}
+
+/// Reads the products behind `after`.
+async fn fetch_page(pool: &PgPool, after: i64) -> Result<Vec<IndexEntry>, Error> {
+    let mut conn = pool.acquire().await?;
+    Ok(store::search::fetch_page(&mut conn, after, PAGE_SIZE).await?)
 }
 
 struct Indexer {
@@ -172,13 +186,13 @@ impl Indexer {
             NextPass::OnceFollowed => has_watermark,
             NextPass::At(at) => at <= Instant::now(),
         };
-        if is_due && self.pass.is_none_or(|pass| pass.is_partial) {
+        if is_due && self.pass.as_ref().is_none_or(|pass| pass.is_partial) {
             self.next_pass = if has_watermark {
                 NextPass::At(Instant::now() + MIN_PASS_INTERVAL)
             } else {
                 NextPass::OnceFollowed
             };
-            self.pass = Some(Pass { began: Instant::now(), after: i64::MIN, is_partial: false });
+            self.pass = Some(Pass::new(i64::MIN, false));
         }
         let is_state_due = self.state_read_at.is_none_or(|at| at.elapsed() >= STATE_CHECK_INTERVAL);
         if is_state_due {
@@ -189,7 +203,7 @@ impl Indexer {
             self.apply_pending().await?;
         }
         let more = self.continue_pass().await?;
-        let is_first = !self.is_complete && !more && self.pass.is_some_and(|pass| !pass.is_partial);
+        let is_first = !self.is_complete && !more && self.pass.as_ref().is_some_and(|pass| !pass.is_partial);
         let is_due = self.uncommitted && (!more || self.committed_at.elapsed() > COMMIT_INTERVAL);
         let is_merged =
             !is_due && is_state_due && self.is_complete && self.write(|writer| writer.has_merged()).await?;
@@ -251,28 +265,36 @@ impl Indexer {
         Ok(())
     }
 
-    /// Compares the next page of a pass. Returns whether there are more.
+    /// Compares the next page of a pass. Returns whether there are more. The first pass reads the page after it meanwhile.
+    /// Later passes do not: a change that is applied between two pages would be overwritten with the older product.
     async fn continue_pass(&mut self) -> Result<bool, Error> {
-        let Some(pass) = self.pass else { return Ok(false) };
-        let mut conn = self.pool.acquire().await?;
-        let entries = store::search::fetch_page(&mut conn, pass.after, PAGE_SIZE).await?;
-        drop(conn);
+        let Some(pass) = &mut self.pass else { return Ok(false) };
+        let after = pass.after;
+        let entries = match pass.next_page.take() {
+            Some(entries) => entries,
+            None => fetch_page(&self.pool, after).await?,
+        };
         self.load_missing_categories(&entries).await?;
         let more = i64::try_from(entries.len()).is_ok_and(|read| read == PAGE_SIZE);
         let upto = entries.last().filter(|_| more).map_or(i64::MAX, |entry| entry.id);
-        self.uncommitted |= self
-            .write(move |writer| {
-                let present: BTreeSet<i64> = entries.iter().map(|entry| entry.id).collect();
-                let mut changed = false;
-                for id in writer.ids_in_range(pass.after, upto) {
-                    if !present.contains(&id) {
-                        changed |= writer.remove(id);
-                    }
+        let reads_ahead = more && !self.is_complete;
+        let pool = self.pool.clone();
+        let reading = async { if reads_ahead { fetch_page(&pool, upto).await.map(Some) } else { Ok(None) } };
+        let writing = self.write(move |writer| {
+            let present: BTreeSet<i64> = entries.iter().map(|entry| entry.id).collect();
+            let mut changed = false;
+            for id in writer.ids_in_range(after, upto) {
+                if !present.contains(&id) {
+                    changed |= writer.remove(id);
                 }
-                Ok(writer.upsert(&entries)? > 0 || changed)
-            })
-            .await?;
-        self.pass = Some(Pass { after: upto, ..pass });
+            }
+            Ok(writer.upsert(&entries)? > 0 || changed)
+        });
+        let (written, next_page) = tokio::join!(writing, reading);
+        self.uncommitted |= written?;
+        if let Some(pass) = &mut self.pass {
+            (pass.after, pass.next_page) = (upto, next_page?);
+        }
         Ok(more)
     }
 
@@ -302,7 +324,7 @@ impl Indexer {
             self.uncommitted = true;
         }
         if state.newest_id > self.newest_id && self.pass.is_none() {
-            self.pass = Some(Pass { began: Instant::now(), after: self.newest_id, is_partial: true });
+            self.pass = Some(Pass::new(self.newest_id, true));
         }
         self.newest_id = self.newest_id.max(state.newest_id);
         self.state_read_at = Some(Instant::now());
