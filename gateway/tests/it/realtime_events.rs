@@ -44,9 +44,9 @@ async fn a_reconnecting_client_gets_missed_then_live_events() {
     let (mut socket, _) = fixture.connect(0, &fixture.token(ANN), "?after=10").await;
     assert_eq!(socket.ready().await, (30, true));
     assert_eq!(socket.seqs(20).await, (11..=30).collect::<Vec<_>>());
+    assert_eq!(fixture.order.calls.load(Ordering::SeqCst), 0, "no query of the order service");
     fixture.commit_and_publish(ANN, 5).await;
     assert_eq!(socket.seqs(5).await, (31..=35).collect::<Vec<_>>());
-    assert_eq!(fixture.order.calls.load(Ordering::SeqCst), 0, "no query of the order service");
 
     let (mut up_to_date, _) = fixture.connect(0, &fixture.token(ANN), "?after=35").await;
     assert_eq!(up_to_date.ready().await, (35, true));

@@ -13,7 +13,7 @@ use axum::Router;
 use clap::Parser as _;
 use fred::{
     clients::Client,
-    interfaces::{ClientLike as _, KeysInterface as _, StreamsInterface as _},
+    interfaces::{ClientInterface as _, ClientLike as _, KeysInterface as _, StreamsInterface as _},
 };
 use futures_util::{SinkExt as _, StreamExt as _};
 use prost::Message as _;
@@ -86,9 +86,19 @@ impl RealtimeFixture {
             let gateway = Gateway::start(&fixture, &auth_url, &order_url).await;
             fixture.gateways.push(gateway);
         }
-        // The readers set their positions with their first check of Redis.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        fixture.wait_for_readers().await;
         fixture
+    }
+
+    /// Waits until each gateway reads each stream: a reader sets its position with its first check of Redis, and reads
+    /// later events only.
+    async fn wait_for_readers(&self) {
+        let readers = self.gateways.len() * usize::try_from(streams::SHARDS).expect("a small number");
+        eventually("all readers wait for events", || async {
+            let clients: String = self.relay.client_list::<_, i64>(None, None).await.expect("Redis answers");
+            clients.lines().filter(|client| client.contains(" cmd=xread ")).count() == readers
+        })
+        .await;
     }
 
     /// Writes a new epoch, like the order service's relay.

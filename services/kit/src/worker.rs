@@ -104,46 +104,56 @@ mod tests {
     use super::*;
     use crate::{clock::Clock, readiness::Readiness, tasks::Tasks, tls::GrpcTls};
 
-    #[tokio::test]
-    async fn a_failed_round_is_retried_after_the_interval_and_a_full_batch_is_continued_at_once() {
+    fn process() -> Process {
         let (tasks, _failures) = Tasks::new();
-        let process = Process {
-            clock: Clock::default(),
-            tasks,
-            readiness: Readiness::default(),
-            tls: GrpcTls::default(),
-        };
+        Process { clock: Clock::default(), tasks, readiness: Readiness::default(), tls: GrpcTls::default() }
+    }
+
+    #[tokio::test]
+    async fn the_next_round_starts_after_the_interval_if_a_round_fails_or_work_is_done() {
+        let process = process();
         let (_up, ready) = watch::channel(true);
         let interval = Duration::from_millis(50);
         let (starts, mut started) = tokio::sync::mpsc::unbounded_channel();
         let mut rounds = 0;
         spawn(&process, "test", interval, ready, move || {
             rounds += 1;
-            let _ = starts.send(Instant::now());
+            starts.send(Instant::now()).expect("the test receives");
             let round = rounds;
-            async move { if round == 1 { Err("on purpose") } else { Ok(Round::more_if(round == 2)) } }
+            async move { if round == 1 { Err("on purpose") } else { Ok(Round::Done) } }
         });
         let mut next = async || started.recv().await.unwrap();
-        let (first, second, third, fourth) = (next().await, next().await, next().await, next().await);
+        let (first, second, third) = (next().await, next().await, next().await);
         assert!(second - first >= interval, "after a failure");
-        assert!(third - second < fourth - third, "a full batch is followed at once");
-        assert!(fourth - third >= interval, "after all work is done");
+        assert!(third - second >= interval, "after all work is done");
+        process.tasks.stop().await;
+    }
+
+    #[tokio::test]
+    async fn the_next_round_starts_at_once_if_work_is_left() {
+        let process = process();
+        let (_up, ready) = watch::channel(true);
+        let (starts, mut started) = tokio::sync::mpsc::unbounded_channel();
+        let mut rounds = 0;
+        spawn(&process, "test", Duration::from_hours(1), ready, move || {
+            rounds += 1;
+            starts.send(()).expect("the test receives");
+            let outcome = Round::more_if(rounds < 3);
+            async move { Ok::<_, &str>(outcome) }
+        });
+        for _ in 0..3 {
+            tokio::time::timeout(Duration::from_secs(10), started.recv()).await.expect("at once").unwrap();
+        }
         process.tasks.stop().await;
     }
 
     #[tokio::test]
     async fn the_first_round_starts_as_soon_as_the_worker_is_ready() {
-        let (tasks, _failures) = Tasks::new();
-        let process = Process {
-            clock: Clock::default(),
-            tasks,
-            readiness: Readiness::default(),
-            tls: GrpcTls::default(),
-        };
+        let process = process();
         let (up, ready) = watch::channel(false);
         let (rounds, mut round) = tokio::sync::mpsc::unbounded_channel();
         spawn(&process, "test", Duration::from_hours(1), ready, move || {
-            let _ = rounds.send(());
+            rounds.send(()).expect("the test receives");
             async { Ok::<_, &str>(Round::Done) }
         });
         tokio::task::yield_now().await;

@@ -177,7 +177,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_proxy_makes_a_dependency_absent_frozen_slow_and_disconnected() {
-        let (short, delay) = (Duration::from_millis(300), Duration::from_millis(500));
+        let (short, delay) = (Duration::from_millis(300), Duration::from_secs(2));
         let port = crate::ports::Ports::default().free().unwrap();
         let proxy = Proxy::start(port, start_greeter().await, Mode::Absent, delay);
         assert!(read_greeting(port).await.is_err(), "absent");

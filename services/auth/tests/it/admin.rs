@@ -111,7 +111,11 @@ async fn an_update_without_a_change_revokes_no_session() {
     let (root, ann) = (shop.admin("root").await, shop.registers_and_signs_in("ann").await);
     root.updates(ann.id(), None, None).await.unwrap();
     root.updates(ann.id(), Some(Role::User), Some(false)).await.unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+    let revoked: i64 = sqlx::query_scalar("select count(*) from auth.session where ended_at is not null")
+        .fetch_one(&mut shop.connection().await)
+        .await
+        .unwrap();
+    assert_eq!(revoked, 0);
     shop.me(ann.token()).await.unwrap();
 }
 

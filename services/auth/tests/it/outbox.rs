@@ -65,7 +65,7 @@ async fn a_registration_is_published_once_and_at_once() {
     assert_eq!(published, registered);
     let outcome = shop.try_register("user0", "other@example.com", PASSWORD).await;
     assert!(outcome.is_err());
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    eventually("nothing is left to publish", || async { pending(&shop).await == 0 }).await;
     assert_eq!(users(&client).await.len(), 10, "a rejected one is not published");
 }
 

@@ -101,18 +101,12 @@ async fn a_payment_of_an_order_cancelled_during_the_charge_is_refunded() {
         let (ann, id) = (ann.clone(), id.clone());
         tokio::spawn(async move { ann.pays_with(&id, "tok_slow", None).await })
     };
-    let db = shop.db().await;
-    eventually("the payment has begun", || async {
-        let begun: i64 =
-            sqlx::query_scalar("select count(*) from orders.payment_attempt where state = 'charging'")
-                .fetch_one(&db)
-                .await
-                .unwrap();
-        begun == 1
+    let (db, product) = (shop.db().await, shop.service_db("product").await);
+    eventually("the hold is extended, which the charge follows", || async {
+        let extended = "select count(*) from product.stock_hold where expires_at > now() + interval '1 hour'";
+        sqlx::query_scalar::<_, i64>(extended).fetch_one(&product).await.unwrap() == 1
     })
     .await;
-    // One call to the product service precedes the charge.
-    tokio::time::sleep(Duration::from_millis(500)).await;
     ann.cancels(&id).await.unwrap();
     assert_eq!(expect_error(paying.await.unwrap()), "invalid_transition");
     eventually("the payment is refunded", || async {

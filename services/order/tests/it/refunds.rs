@@ -7,7 +7,7 @@ use shoppee_proto::order::v1::{OrderStatus, PaymentStatus};
 use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;
 
-use crate::shop::{Person, TestShop};
+use crate::shop::{Person, TestShop, expect_error};
 
 /// Makes the sandbox fail if `condition` holds, and counts the failures.
 async fn inject_sandbox_failures(db: &PgPool, condition: &str) {
@@ -217,7 +217,7 @@ async fn a_declined_payment_shortens_the_hold_to_the_deadline_of_the_order() {
                 .unwrap();
         expires_at.unix_timestamp() - order.expires_at.unwrap().seconds
     };
-    let _ = ann.pays_with(&order.id, "tok_declined", None).await.unwrap_err();
+    assert_eq!(expect_error(ann.pays_with(&order.id, "tok_declined", None).await), "payment_declined");
     eventually("the hold is shortened", || async { (55..=65).contains(&outlives().await) }).await;
     ann.pays(&order.id).await.unwrap();
     assert!(outlives().await > 3600, "during a charge the hold outlives an outage");
