@@ -1,5 +1,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    shoppee_kit::process::main("shoppee-gateway", shoppee_gateway::start)
+    shoppee_kit::lifecycle::main("shoppee-gateway", shoppee_gateway::start)
 }

@@ -90,7 +90,7 @@ impl Settings {
     }
 }
 
-impl shoppee_kit::process::Settings for Settings {
+impl shoppee_kit::lifecycle::Settings for Settings {
     fn common(&self) -> &Common {
         &self.common
     }

@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
-use shoppee_kit::{client, process::raise_nofile_limit};
+use shoppee_kit::{client, lifecycle::raise_nofile_limit};
 use shoppee_proto::auth::v1::{LoginRequest, auth_service_client::AuthServiceClient};
 use sqlx::{Connection as _, PgConnection};
 use tokio::{

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    shoppee_kit::process::main("shoppee-auth", shoppee_auth::start)
+    shoppee_kit::lifecycle::main("shoppee-auth", shoppee_auth::start)
 }

@@ -1,6 +1,8 @@
 //! The caller of a gRPC call, from the claims of a verified token. [`crate::access`] decides which callers a method
 //! admits; a handler gets the admitted caller by [`require`] or [`find`]. [`Verifier`] verifies the tokens.
 
+pub(crate) mod verifier;
+
 use std::sync::Arc;
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -9,7 +11,7 @@ use tonic::{Code, Request, Status};
 use uuid::Uuid;
 
 use crate::status::ServiceError;
-pub use crate::verifier::{MAX_TOKEN_LIFETIME, Verifier, install_crypto};
+pub use verifier::{MAX_TOKEN_LIFETIME, Verifier, install_crypto};
 
 pub const ISSUER: &str = "shoppee";
 pub const AUDIENCE: &str = "shoppee-api";

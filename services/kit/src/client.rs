@@ -1,12 +1,10 @@
 //! A gRPC client for calls between services. It provides lazily connected channels, requests with the caller's token, the
-//! trace, the id of the request and a deadline, the classification of failed calls, and the service's own access token.
+//! trace, the id of the request and a deadline, and the classification of failed calls.
 
-use std::{error::Error, iter::successors, sync::Arc, time::Duration};
+use std::{error::Error, iter::successors, time::Duration};
 
 use anyhow::Context as _;
-use secrecy::{ExposeSecret as _, SecretString};
-use shoppee_proto::auth::v1::{IssueServiceTokenRequest, auth_service_client::AuthServiceClient};
-use tokio::{sync::Mutex, time::Instant};
+use secrecy::SecretString;
 use tonic::{
     Code, ConnectError, Extensions, Request, Status,
     metadata::MetadataMap,
@@ -15,7 +13,6 @@ use tonic::{
 
 use crate::{
     caller::authorize,
-    load_balancer::LoadBalancer,
     request_id::{self, RequestId},
     status, telemetry,
 };
@@ -23,10 +20,6 @@ use crate::{
 /// Bounds the TCP connect. A round trip takes a millisecond, so that a peer that has not accepted in this time is gone. A
 /// call then has time for a second address.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
-/// Bounds the TLS handshake. It needs CPU time of the peer, which may be busy.
-pub(crate) const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Bounds the call that issues a token.
-const TOKEN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bounds a response. 100 products with 10 000 characters of description and 16 KiB of attributes each exceed tonic's
 /// default of 4 MiB.
 pub const MAX_RESPONSE_BYTES: usize = 16 * 1024 * 1024;
@@ -102,56 +95,4 @@ fn deadline_exceeded() -> Status {
         "it took too long; try again",
     )
     .into()
-}
-
-/// The access token with which a service calls others in its own name (the client credentials of RFC 6749 §4.4). It is
-/// fetched on first use and renewed after half its lifetime.
-#[derive(Clone, Debug)]
-pub struct ServiceToken {
-    auth: Arc<LoadBalancer>,
-    id: String,
-    secret: SecretString,
-    cached: Arc<Mutex<Option<CachedToken>>>,
-}
-
-#[derive(Clone, Debug)]
-struct CachedToken {
-    token: Arc<SecretString>,
-    renew_at: Instant,
-}
-
-impl ServiceToken {
-    pub fn new(auth: Arc<LoadBalancer>, id: String, secret: SecretString) -> Self {
-        Self { auth, id, secret, cached: Arc::default() }
-    }
-
-    /// Returns a token that is valid for at least half its lifetime. Returns UNAVAILABLE if auth does not answer.
-    pub async fn get(&self) -> Result<Arc<SecretString>, Status> {
-        let mut cached = self.cached.lock().await;
-        if let Some(cached) = cached.as_ref().filter(|cached| Instant::now() < cached.renew_at) {
-            return Ok(cached.token.clone());
-        }
-        let message = IssueServiceTokenRequest {
-            client_id: self.id.clone(),
-            client_secret: self.secret.expose_secret().to_owned(),
-            scope: None,
-        };
-        let call = self.auth.call(
-            || true,
-            |endpoint| {
-                let request = request(message.clone(), None, TOKEN_TIMEOUT);
-                async move { AuthServiceClient::new(endpoint.channel()).issue_service_token(request).await }
-            },
-        );
-        let response = with_deadline(TOKEN_TIMEOUT, call).await?.into_inner();
-        let lifetime = Duration::from_secs(u64::try_from(response.expires_in).unwrap_or_default());
-        let token = Arc::new(SecretString::from(response.access_token));
-        *cached = Some(CachedToken { token: token.clone(), renew_at: Instant::now() + lifetime / 2 });
-        Ok(token)
-    }
-
-    /// Drops the cached token after a service has refused it: the keys may have changed.
-    pub async fn invalidate(&self) {
-        *self.cached.lock().await = None;
-    }
 }

@@ -1,17 +1,18 @@
 //! Infrastructure that every process of the shop shares; it contains no business rule. One pattern per module:
 //!
-//! - [`process`]: the process lifecycle; [`tasks`]: supervised tasks and graceful shutdown; [`readiness`]: readiness
-//!   probes, [`probe`] the client of one; [`ops`]: the HTTP endpoints for metrics and health
+//! - [`lifecycle`]: the start and the shutdown of a process; [`process`]: the context that its components share; [`tasks`]:
+//!   supervised tasks and graceful shutdown; [`readiness`]: readiness probes, [`probe`] the client of one; [`ops`]: the
+//!   HTTP endpoints for metrics and health
 //! - [`worker`]: periodic workers; [`age`]: a gauge of the time since a success
 //! - [`settings`], [`secret_files`]: settings and secrets; [`telemetry`]: logs, traces and metrics; [`resources`]: process
 //!   metrics
 //! - [`clock`], [`database_clock`]: clocks that tests can set; the latter is synchronised with the database
-//! - [`grpc`]: the gRPC server with admission control; `listener`: its TCP listener; [`client`]: calls to other services;
-//!   [`load_balancer`]: client-side load balancing with health checks and a retry budget; [`status`]: the error model
+//! - [`grpc`]: the gRPC server with admission control; `listener`: its TCP listener; [`client`]: calls to other services,
+//!   [`service_token`]: in the name of a service; [`load_balancer`]: client-side load balancing with health checks and a
+//!   retry budget; [`status`]: the error model
 //! - [`request_id`]: the id of a request; [`audit_log`]: the log of grants and of acts of admins and services
-//! - [`access`]: access control by the rules in the `.proto` files; [`caller`]: the caller of a call; `verifier`,
-//!   `token_header`, `revocation_list`: JWT verification; [`verifier_sync`] keeps it up to date; [`tls`]: TLS
-//!   configuration
+//! - [`access`]: access control by the rules in the `.proto` files; [`caller`]: the caller of a call and JWT verification,
+//!   with `token_header` and `revocation_list`; [`verifier_sync`] keeps it up to date; [`tls`]: TLS configuration
 //! - [`pg`], [`redis`]: connection pools and clients, with error classification; [`cursor`]: keyset pagination;
 //!   [`idempotency`]: idempotency keys
 //! - [`throttle`]: a keyed throttle; [`log_throttle`]: a throttle of log lines
@@ -28,6 +29,7 @@ pub mod cursor;
 pub mod database_clock;
 pub mod grpc;
 pub mod idempotency;
+pub mod lifecycle;
 mod listener;
 pub mod load_balancer;
 pub mod log_throttle;
@@ -41,6 +43,7 @@ pub mod request_id;
 pub mod resources;
 mod revocation_list;
 pub mod secret_files;
+pub mod service_token;
 pub mod settings;
 pub mod status;
 pub mod tasks;
@@ -50,6 +53,5 @@ pub mod testing;
 pub mod throttle;
 pub mod tls;
 mod token_header;
-mod verifier;
 pub mod verifier_sync;
 pub mod worker;

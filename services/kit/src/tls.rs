@@ -8,6 +8,7 @@ mod redis;
 use std::{
     path::Path,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -23,7 +24,10 @@ use tonic::transport::ClientTlsConfig;
 pub use failure::Failure;
 pub(crate) use redis::redis;
 
-use crate::{client, settings};
+use crate::settings;
+
+/// Bounds the TLS handshake of a gRPC client. It needs CPU time of the peer, which may be busy.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Installs ring as the crypto provider of the process.
 pub fn install_provider() {
@@ -178,7 +182,7 @@ impl GrpcTls {
         let roots = self.roots.as_deref().unwrap_or_else(|| system_roots());
         let config = ClientTlsConfig::new()
             .domain_name(host)
-            .timeout(client::TLS_HANDSHAKE_TIMEOUT)
+            .timeout(HANDSHAKE_TIMEOUT)
             .trust_anchors(roots.roots.iter().cloned());
         match &self.client_identity {
             Some(identity) => config.identity(identity.as_ref().clone()),

@@ -48,7 +48,6 @@ use clap::{Parser, ValueEnum};
 use shoppee_kit::{
     audit_log::{retention, service as audit_service},
     caller::Verifier,
-    client::ServiceToken,
     database_clock::DatabaseClock,
     grpc as server,
     load_balancer::LoadBalancer,
@@ -56,6 +55,7 @@ use shoppee_kit::{
     pg::{self, PgPool},
     process::Process,
     redis,
+    service_token::ServiceToken,
     settings::{self, Common, duration, service_urls},
     telemetry, verifier_sync,
 };
@@ -138,7 +138,7 @@ pub enum PaymentProvider {
     Sandbox,
 }
 
-impl shoppee_kit::process::Settings for Settings {
+impl shoppee_kit::lifecycle::Settings for Settings {
     fn common(&self) -> &Common {
         &self.common
     }

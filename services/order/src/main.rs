@@ -1,5 +1,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    shoppee_kit::process::main("shoppee-order", shoppee_order::start)
+    shoppee_kit::lifecycle::main("shoppee-order", shoppee_order::start)
 }

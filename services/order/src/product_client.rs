@@ -3,8 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use shoppee_kit::{
-    client::{self, ServiceToken},
+    client,
     load_balancer::{Endpoint, LoadBalancer},
+    service_token::ServiceToken,
     status::{self, ErrorDetails},
 };
 use shoppee_proto::product::v1::{

@@ -106,7 +106,7 @@ pub struct Settings {
     pub audit_log: settings::AuditLog,
 }
 
-impl shoppee_kit::process::Settings for Settings {
+impl shoppee_kit::lifecycle::Settings for Settings {
     fn common(&self) -> &Common {
         &self.common
     }

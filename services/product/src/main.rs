@@ -1,5 +1,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    shoppee_kit::process::main("shoppee-product", shoppee_product::start)
+    shoppee_kit::lifecycle::main("shoppee-product", shoppee_product::start)
 }

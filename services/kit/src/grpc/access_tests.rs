@@ -11,13 +11,15 @@ use uuid::Uuid;
 use super::*;
 use crate::{
     access::SCOPES,
-    caller::{Claims, Role, TokenType},
+    caller::{
+        Claims, Role, TokenType,
+        verifier::tests::{FIRST, claims, key_set, sign},
+    },
     clock::Clock,
     readiness::Readiness,
     status,
     tasks::Tasks,
     tls::GrpcTls,
-    verifier::tests::{FIRST, claims, key_set, sign},
 };
 
 /// A kind of caller, with the scopes that a service has.

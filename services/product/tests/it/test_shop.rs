@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 use shoppee_kit::{
-    client::{self, ServiceToken},
+    client,
     load_balancer::LoadBalancer,
+    service_token::ServiceToken,
     status,
     testing::{Database, RedisServer, TestProcess, common, eventually, free_addr},
 };

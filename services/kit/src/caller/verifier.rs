@@ -11,12 +11,8 @@ use sha2::{Digest as _, Sha256};
 use shoppee_proto::auth::v1::{EndedSession, GetJwksResponse};
 use uuid::Uuid;
 
-use crate::{
-    caller::{AUDIENCE, Caller, Claims, ISSUER, Role, TokenError, TokenType},
-    clock::Clock,
-    revocation_list::RevocationList,
-    token_header::TokenHeader,
-};
+use super::{AUDIENCE, Caller, Claims, ISSUER, Role, TokenError, TokenType};
+use crate::{clock::Clock, revocation_list::RevocationList, token_header::TokenHeader};
 
 /// Bounds the cache of verified tokens, of about 300 bytes each. A cached token costs a hash and a look-up instead of
 /// 60 µs of Ed25519.
