@@ -4,8 +4,6 @@
 //! orders and the holds of the last hour. Two go slowly through all orders and all holds. A mismatch is recorded, and
 //! counted if it still exists [`MISMATCH_GRACE`] later: work in progress looks like a mismatch for a moment.
 
-pub mod mismatch;
-
 use std::{collections::BTreeMap, time::Duration};
 
 use shoppee_kit::{
@@ -20,8 +18,13 @@ use time::OffsetDateTime;
 use tokio::{sync::watch, time::Instant};
 use uuid::Uuid;
 
-use self::mismatch::{Hold, Kind, Mismatch, find_mismatch};
-use crate::{OrderContext, error::Error, order_id, store::audit as store};
+use crate::{
+    OrderContext,
+    error::Error,
+    mismatch::{Hold, Kind, Mismatch, find_mismatch},
+    order_id,
+    store::audit as store,
+};
 
 /// The age at which a mismatch is checked again. It is longer than a transition, its retries and a restart.
 const MISMATCH_GRACE: Duration = Duration::from_secs(30);
@@ -233,4 +236,19 @@ fn unavailable(status: &tonic::Status) -> Error {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recent_round_begins_after_the_ids_of_an_hour_ago() {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::from_hours(24);
+        let at = |ago: Duration| {
+            let seconds = u64::try_from((now - ago).unix_timestamp()).unwrap();
+            Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, seconds, 0))
+        };
+        let start = Pass::RecentOrders.start(now);
+        let margin = Duration::from_secs(2);
+        assert!(at(RECENT_WINDOW + margin) < start && start < at(RECENT_WINDOW.saturating_sub(margin)));
+        assert_eq!(Pass::AllHolds.start(now), Uuid::nil());
+    }
+}

@@ -24,6 +24,7 @@ mod grpc;
 mod idempotency;
 mod idempotent_request;
 mod metric_help;
+mod mismatch;
 mod order;
 mod order_id;
 mod order_metrics;

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use sqlx::{PgConnection, postgres::types::PgInterval};
 use uuid::Uuid;
 
-use crate::audit::mismatch::{Kind, Mismatch, Order};
+use crate::mismatch::{Kind, Mismatch, Order};
 
 fn interval(duration: Duration) -> PgInterval {
     let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);

@@ -140,3 +140,6 @@ pub fn find_mismatch(order: Option<&Order>, hold: Option<&Hold>, now: OffsetDate
     }
     None
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,6 @@
 use shoppee_proto::product::v1::HoldState;
 
-use super::{
-    mismatch::{MAX_ORPHAN_AGE, Order},
-    *,
-};
+use super::*;
 
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
@@ -79,17 +76,4 @@ fn differing_lines_movements_and_payments_are_found() {
     assert_eq!(kind_of(Some(&taken), None), Some(Kind::Payment));
     let twice = Order { captured: 2, ..order("paid") };
     assert_eq!(kind_of(Some(&twice), Some(&hold(HoldState::Committed))), Some(Kind::Payment));
-}
-
-#[test]
-fn a_recent_round_begins_after_the_ids_of_an_hour_ago() {
-    let now = OffsetDateTime::UNIX_EPOCH + Duration::from_hours(24);
-    let at = |ago: Duration| {
-        let seconds = u64::try_from((now - ago).unix_timestamp()).unwrap();
-        Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, seconds, 0))
-    };
-    let start = Pass::RecentOrders.start(now);
-    let margin = Duration::from_secs(2);
-    assert!(at(RECENT_WINDOW + margin) < start && start < at(RECENT_WINDOW.saturating_sub(margin)));
-    assert_eq!(Pass::AllHolds.start(now), Uuid::nil());
 }
