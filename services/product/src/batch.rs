@@ -1,15 +1,13 @@
-//! Batch updates: the rules of a row and its outcome. [`apply`] executes a batch.
-
-mod apply;
+//! Batch updates: the rules of a row and its outcome. [`crate::batches`] executes a batch.
 
 use serde_json::{Map, Value};
 use shoppee_kit::audit_log;
 
 use crate::{
-    product::{Description, Name, Price, Sku, Status, ValidationError},
+    product::{Description, Name, Price, Sku, Status},
     stock::{AdjustError, Delta, Stock},
+    validation::ValidationError,
 };
-pub use apply::Batches;
 
 /// The maximum number of rows of a batch.
 pub const MAX_ROWS: usize = 10_000;

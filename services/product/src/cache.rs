@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 use self::redis::RedisCache;
 use crate::{
-    change_log::ChangeLog,
+    change_log::{ChangeBatch, ChangeLog},
     error::Error,
     product::Product,
     store::{self, change::Change},
@@ -142,7 +142,7 @@ struct Inner {
 }
 
 impl Cache {
-    /// Starts the cache: its connection to Redis and the change log poller.
+    /// Starts the cache and its connection to Redis. The poller of the change log must pass batches to [`Cache::apply`].
     pub fn start(
         pool: &PgPool,
         redis: &Clients,
@@ -182,7 +182,6 @@ impl Cache {
             stock_throttle: KeyedThrottle::default(),
         }));
         cache.0.redis.spawn_publisher(redis, &cache, pool, change_log, process);
-        change_log.spawn_poller(pool.clone(), cache.clone(), process);
         cache.export_bypass(process);
         cache
     }
@@ -270,8 +269,18 @@ impl Cache {
         self.0.change_log.wait_visible().await;
     }
 
+    /// Invalidates the entries that a batch of changes makes stale.
+    pub async fn apply(&self, batch: &ChangeBatch) {
+        if batch.everything {
+            self.invalidate_all();
+        }
+        for change in &batch.changes {
+            self.invalidate(change).await;
+        }
+    }
+
     /// Invalidates the entry that a change makes stale.
-    pub async fn invalidate(&self, change: &Change) {
+    async fn invalidate(&self, change: &Change) {
         self.invalidate_below(change.product_id, change.revision).await;
         let lag = self.0.clock.now() - change.at;
         metrics::histogram!("cache_invalidation_seconds", "level" => "memory")
@@ -289,7 +298,7 @@ impl Cache {
 
     /// Invalidates all entries, and all reads that are in flight. Used if there are too many changes to
     /// deliver individually. Redis is bypassed until it has begun a new epoch.
-    pub fn invalidate_all(&self) {
+    fn invalidate_all(&self) {
         self.0.generation.fetch_add(1, Ordering::AcqRel);
         if let Some(memory) = &self.0.memory {
             memory.invalidate_all();

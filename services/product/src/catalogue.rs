@@ -18,7 +18,7 @@ use crate::{
     listing::{Filters, Page, PageCursor, Sort, SortKey},
     product::{NewProduct, Product, ProductChanges, Status, micros},
     replicas::Replicas,
-    search::Search,
+    search::{Results, Search, SearchRequest},
     stock::MovementKind,
     store::{self, audit_log::AuditLog, listing::PageStart, stock::Movement},
 };
@@ -58,6 +58,17 @@ impl Catalogue {
             entry.product.as_ref().is_some_and(|product| product.is_visible(include_archived))
         };
         Ok(self.cache.get_many(&ids).await?.into_iter().filter(is_visible).collect())
+    }
+
+    /// Returns a page of the active products that match a query. With `read_your_writes`, the page includes
+    /// the writes before this call.
+    pub async fn search(
+        &self,
+        request: &SearchRequest,
+        cursor: Option<&str>,
+        read_your_writes: bool,
+    ) -> Result<Results, Error> {
+        self.search.find(&self.cache, request, cursor, read_your_writes).await
     }
 
     /// Returns a page of the active products. With `read_your_writes`, the page includes the writes before

@@ -14,8 +14,8 @@ use crate::{
     category::{Category, CategoryChanges, NewCategory, Slug, validate_parent},
     error::Error,
     idempotency::{self, IdempotentResult, Key},
-    product::ValidationError,
     store::{self, audit_log::AuditLog},
+    validation::ValidationError,
 };
 
 #[derive(Clone, Debug)]

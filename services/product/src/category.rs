@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::product::{ValidationError, single_line};
+use crate::validation::{ValidationError, single_line};
 
 /// A category, a node of a forest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -21,7 +21,6 @@ use tokio::{
 
 use self::reader::{PollOutcome, Reader};
 use crate::{
-    cache::Cache,
     error::Error,
     store::change::{self, Change},
 };
@@ -122,8 +121,13 @@ impl ChangeLog {
         self.0.last_id.load(Ordering::Acquire)
     }
 
-    /// Starts the poller, which invalidates `cache`.
-    pub fn spawn_poller(&self, pool: PgPool, cache: Cache, process: &Process) {
+    /// Starts the poller. `apply` completes for a batch before the log counts as read, and before watchers get the
+    /// batch.
+    pub fn spawn_poller<F, Fut>(&self, pool: PgPool, process: &Process, apply: F)
+    where
+        F: Fn(Arc<ChangeBatch>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send,
+    {
         let (stopping, readiness) = (process.tasks.shutdown_token(), process.readiness.clone());
         let change_log = self.clone();
         process.tasks.spawn("changes", async move {
@@ -138,7 +142,7 @@ impl ChangeLog {
                         Ok(outcome) => {
                             failures.reset();
                             is_behind = matches!(outcome, PollOutcome::Behind);
-                            change_log.publish(outcome, started_at, &cache).await;
+                            change_log.publish(outcome, started_at, &apply).await;
                         }
                         Err(error) => {
                             if let Some(suppressed) = failures.admit() {
@@ -170,7 +174,14 @@ impl ChangeLog {
         outcome
     }
 
-    async fn publish(&self, outcome: PollOutcome, polled_at: Instant, cache: &Cache) {
+    async fn publish<Fut>(
+        &self,
+        outcome: PollOutcome,
+        polled_at: Instant,
+        apply: &(impl Fn(Arc<ChangeBatch>) -> Fut + Sync),
+    ) where
+        Fut: Future<Output = ()> + Send,
+    {
         let (changes, everything) = match outcome {
             PollOutcome::NotReady | PollOutcome::Behind => return,
             PollOutcome::Changes(changes) => (changes, false),
@@ -178,15 +189,13 @@ impl ChangeLog {
         };
         if everything {
             tracing::info!("many products changed at once: all caches are invalidated");
-            cache.invalidate_all();
         }
-        for change in &changes {
-            cache.invalidate(change).await;
-        }
+        let watermark = self.0.watermark.load(Ordering::Acquire);
+        let batch = Arc::new(ChangeBatch { changes, everything, watermark, polled_at });
+        apply(batch.clone()).await;
         let polled_at_ms = u64::try_from((polled_at - self.0.start).as_millis()).unwrap_or(u64::MAX);
         self.0.polled_at.store(polled_at_ms.max(1), Ordering::Release);
         // An error means that there is no watcher.
-        let watermark = self.0.watermark.load(Ordering::Acquire);
-        let _ = self.0.batches.send(Arc::new(ChangeBatch { changes, everything, watermark, polled_at }));
+        let _ = self.0.batches.send(batch);
     }
 }

@@ -27,7 +27,7 @@ use shoppee_proto::product::v1::{
 };
 
 use crate::{
-    adjustments::Adjustments, batch::Batches, catalogue::Catalogue, categories::Categories,
+    adjustments::Adjustments, batches::Batches, catalogue::Catalogue, categories::Categories,
     change_log::ChangeLog, error::Error, holds::Holds, store::audit_log::AuditLog,
 };
 

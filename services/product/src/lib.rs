@@ -1,13 +1,14 @@
 //! The product service: the catalogue and its categories, the stock, and the holds of orders.
 //!
 //! [`grpc`] parses requests and calls a use case ([`catalogue`], [`categories`], [`holds`], [`adjustments`],
-//! [`batch`], [`search`]). A use case owns its transaction and applies the rules ([`product`], [`category`], [`stock`],
-//! [`listing`]) and the [`store`], which has all SQL.
+//! [`batches`], [`search`]). A use case owns its transaction and applies the rules ([`product`], [`category`], [`stock`],
+//! [`batch`], [`listing`]) and the [`store`], which has all SQL.
 
 mod adjustments;
 mod audit;
 mod audit_log;
 pub mod batch;
+pub mod batches;
 mod cache;
 pub mod catalogue;
 pub mod categories;
@@ -26,6 +27,7 @@ mod replicas;
 pub mod search;
 pub mod stock;
 mod store;
+pub mod validation;
 mod workers;
 
 use std::{net::SocketAddr, time::Duration};
@@ -146,6 +148,11 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     let change_log = ChangeLog::default();
     let ttls = CacheTtls { memory: settings.cache_l1_ttl, redis: settings.cache_l2_ttl };
     let cache = Cache::start(&pool, &redis, ttls, &change_log, &process);
+    let invalidated = cache.clone();
+    change_log.spawn_poller(pool.clone(), &process, move |batch| {
+        let cache = invalidated.clone();
+        async move { cache.apply(&batch).await }
+    });
     ops::serve(settings.metrics_addr, tasks, readiness).await?;
 
     let verifier = Verifier::new(clock.clone());

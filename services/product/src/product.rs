@@ -4,8 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
-/// The message of a refused value, for the client.
-pub type ValidationError = &'static str;
+use crate::validation::{ValidationError, single_line};
 
 /// Free attributes, a JSON object.
 pub type Attributes = Map<String, Value>;
@@ -125,14 +124,6 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
-}
-
-/// Returns a text if it is one line, not blank, without control characters and not longer than `max_len`
-/// characters.
-pub(crate) fn single_line(text: String, max_len: usize) -> Option<String> {
-    let is_valid =
-        !text.trim().is_empty() && text.chars().count() <= max_len && !text.chars().any(char::is_control);
-    is_valid.then_some(text)
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -19,15 +19,14 @@ use serde::Serialize;
 use shoppee_kit::{pg::PgPool, process::Process};
 use tokio::sync::{Semaphore, watch};
 
-pub use self::{facets::Facets, index::IndexEntry};
+pub use self::facets::Facets;
 use self::{
     index::Snapshot,
     ranking::{IndexQuery, TIER_COUNT},
     result_cache::ResultCache,
 };
 use crate::{
-    cache::CacheEntry,
-    catalogue::Catalogue,
+    cache::{Cache, CacheEntry},
     change_log::ChangeLog,
     error::Error,
     listing::{Filters, PageCursor, Sort, SortKey},
@@ -148,6 +147,54 @@ impl Search {
         }))
     }
 
+    /// Returns a page of the active products that match a query. With `read_your_writes`, the page includes
+    /// the writes before this call.
+    pub async fn find(
+        &self,
+        cache: &Cache,
+        request: &SearchRequest,
+        cursor: Option<&str>,
+        read_your_writes: bool,
+    ) -> Result<Results, Error> {
+        let SearchRequest { query, filters, ranking, limit, facets } = request;
+        let cursor_query = ("search", ranking, query, filters);
+        let after = match cursor {
+            None => None,
+            Some(cursor) => {
+                let PageCursor { key, id, .. } =
+                    PageCursor::parse(cursor, &cursor_query).map_err(Error::Malformed)?;
+                if !ranking.accepts(&key) {
+                    return Err(Error::malformed("cursor", "is not a cursor of this search"));
+                }
+                Some((key, id))
+            }
+        };
+        if read_your_writes && let Some(id) = cache.last_change_id().await {
+            self.catch_up(id).await;
+        }
+        let index_query = IndexQuery {
+            text: query.0.clone(),
+            filters: filters.clone(),
+            ranking: *ranking,
+            limit: usize::try_from(*limit).unwrap_or_default(),
+            after,
+            facets: *facets,
+        };
+        let result = self.execute(index_query).await?;
+        let ids: Vec<i64> = result.hits.iter().map(|(_, id)| *id).collect();
+        let mut items = cache.get_many_or_stale(&ids).await?;
+        // A product may have changed since it was indexed, so that it no longer matches.
+        let is_match = |product: &Product| product.is_visible(false) && filters.matches(product);
+        items.retain(|entry| entry.product.as_ref().is_some_and(is_match));
+        let last = result.hits.last().filter(|_| result.more);
+        Ok(Results {
+            items,
+            next_cursor: last.map(|(key, id)| PageCursor::new(&cursor_query, key.clone(), *id).encode()),
+            total: result.total,
+            facets: result.facets.clone(),
+        })
+    }
+
     /// Executes a query on the newest snapshot, or returns its cached result. Returns `Unavailable` while the
     /// index is being built, and if too many searches wait.
     async fn execute(&self, query: IndexQuery) -> Result<Arc<IndexResult>, Error> {
@@ -187,55 +234,6 @@ impl Search {
 fn internal(error: impl std::fmt::Display) -> Error {
     tracing::error!(%error, "search failed");
     Error::Internal
-}
-
-impl Catalogue {
-    /// Returns a page of the active products that match a query. With `read_your_writes`, the page includes
-    /// the writes before this call.
-    pub async fn search(
-        &self,
-        request: &SearchRequest,
-        cursor: Option<&str>,
-        read_your_writes: bool,
-    ) -> Result<Results, Error> {
-        let SearchRequest { query, filters, ranking, limit, facets } = request;
-        let cursor_query = ("search", ranking, query, filters);
-        let after = match cursor {
-            None => None,
-            Some(cursor) => {
-                let PageCursor { key, id, .. } =
-                    PageCursor::parse(cursor, &cursor_query).map_err(Error::Malformed)?;
-                if !ranking.accepts(&key) {
-                    return Err(Error::malformed("cursor", "is not a cursor of this search"));
-                }
-                Some((key, id))
-            }
-        };
-        if read_your_writes && let Some(id) = self.cache.last_change_id().await {
-            self.search.catch_up(id).await;
-        }
-        let index_query = IndexQuery {
-            text: query.0.clone(),
-            filters: filters.clone(),
-            ranking: *ranking,
-            limit: usize::try_from(*limit).unwrap_or_default(),
-            after,
-            facets: *facets,
-        };
-        let result = self.search.execute(index_query).await?;
-        let ids: Vec<i64> = result.hits.iter().map(|(_, id)| *id).collect();
-        let mut items = self.cache.get_many_or_stale(&ids).await?;
-        // A product may have changed since it was indexed, so that it no longer matches.
-        let is_match = |product: &Product| product.is_visible(false) && filters.matches(product);
-        items.retain(|entry| entry.product.as_ref().is_some_and(is_match));
-        let last = result.hits.last().filter(|_| result.more);
-        Ok(Results {
-            items,
-            next_cursor: last.map(|(key, id)| PageCursor::new(&cursor_query, key.clone(), *id).encode()),
-            total: result.total,
-            facets: result.facets.clone(),
-        })
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::product::ValidationError;
+use crate::validation::{ValidationError, single_line};
 
 /// The available quantity of a product: 0..10^9 if an admin sets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl Reason {
     const MAX_LEN: usize = 500;
 
     pub fn parse(reason: String) -> Result<Self, ValidationError> {
-        crate::product::single_line(reason, Self::MAX_LEN)
+        single_line(reason, Self::MAX_LEN)
             .map(Self)
             .ok_or("must be one line of 1 to 500 characters, not blank")
     }

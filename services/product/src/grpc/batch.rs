@@ -17,11 +17,13 @@ use tonic::{Status, Streaming};
 
 use super::{check_stock_scope, convert, idempotency_key};
 use crate::{
-    batch::{Batches, Change, MAX_ROWS, OnError, Outcome, Row, RowError, RowResult, StockChange, Target},
+    batch::{Change, MAX_ROWS, OnError, Outcome, Row, RowError, RowResult, StockChange, Target},
+    batches::Batches,
     error::Error,
     idempotency::{IdempotentResult, LeaseOutcome},
-    product::{Description, Name, Price, Sku, ValidationError},
+    product::{Description, Name, Price, Sku},
     stock::{Delta, Stock},
+    validation::ValidationError,
 };
 
 /// Responses that are buffered for a slow caller; then the next batch waits.

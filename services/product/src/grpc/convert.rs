@@ -11,10 +11,11 @@ use crate::{
     listing::Page,
     product::{
         self, Attributes, Description, ImageUrl, Name, NewProduct, Price, Product, ProductChanges, Sku,
-        Status, ValidationError,
+        Status,
     },
     search::{Facets, Results},
     stock::{Hold, Stock},
+    validation::ValidationError,
 };
 
 const _: () = assert!(product::MAX_ATTRIBUTES_DEPTH == MAX_OBJECT_DEPTH, "the rule and the contract agree");

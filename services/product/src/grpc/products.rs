@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 use super::{batch, categories, check_stock_scope, convert, idempotency_key, pages};
 use crate::{
     adjustments::{Adjustment, Adjustments},
-    batch::Batches,
+    batches::Batches,
     catalogue::Catalogue,
     categories::Categories,
     error::Error,

@@ -24,38 +24,15 @@ use tantivy::{
 use super::{
     analyzer::{index_terms, normalize, strip_separators},
     categories::CategoryTree,
-    segment::Segment,
+    segment::{Segment, column},
 };
+use crate::store::search::IndexEntry;
 
 /// The memory budget of the writer before it closes a segment. With tantivy's minimum of 15 MB, merges of small segments take
 /// a fifth of the processor time of the first pass. Bytes.
 const WRITER_MEMORY_BYTES: usize = 50_000_000;
 /// The generation of the next snapshot.
 static NEXT_GENERATION: AtomicU64 = AtomicU64::new(0);
-
-/// An active product as it is indexed.
-#[derive(Clone, Debug, Hash)]
-pub struct IndexEntry {
-    pub id: i64,
-    pub sku: String,
-    pub name: String,
-    /// The key of `sort=name`.
-    pub name_key: String,
-    pub description: String,
-    pub category_id: Option<i64>,
-    pub price: i64,
-    pub in_stock: bool,
-    /// Microseconds since the Unix epoch.
-    pub created_at: i64,
-}
-
-impl IndexEntry {
-    fn fingerprint(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.hash(&mut hasher);
-        hasher.finish()
-    }
-}
 
 /// The fields of a document. Terms are indexed without frequencies and positions, because the ranking uses
 /// neither.
@@ -77,15 +54,6 @@ pub struct Fields {
     price: Field,
     created: Field,
     name_key: Field,
-}
-
-/// The names of the columnar fields.
-pub mod column {
-    pub const ID: &str = "id";
-    pub const CATEGORY: &str = "category";
-    pub const PRICE: &str = "price";
-    pub const CREATED: &str = "created";
-    pub const NAME_KEY: &str = "name_key";
 }
 
 impl Fields {
@@ -217,7 +185,7 @@ impl Writer {
     pub fn upsert(&mut self, entries: &[IndexEntry]) -> tantivy::Result<usize> {
         let mut changed = 0;
         for entry in entries {
-            let fingerprint = entry.fingerprint();
+            let fingerprint = fingerprint(entry);
             let before = self.entries.insert(entry.id, fingerprint);
             if before == Some(fingerprint) {
                 continue;
@@ -272,4 +240,10 @@ impl Writer {
         let ids = self.documents.index().searchable_segment_ids()?;
         Ok(ids.iter().any(|id| !self.segments.contains_key(id)))
     }
+}
+
+fn fingerprint(entry: &IndexEntry) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    entry.hash(&mut hasher);
+    hasher.finish()
 }

@@ -27,12 +27,12 @@ use tokio::{
 use super::{
     Search,
     categories::CategoryTree,
-    index::{IndexEntry, Snapshot, Writer},
+    index::{Snapshot, Writer},
 };
 use crate::{
     change_log::{ChangeBatch, ChangeLog},
     error::Error,
-    store,
+    store::{self, search::IndexEntry},
 };
 
 /// The interval between rounds. A change is searchable within about this plus the poll interval of the log; a

@@ -15,10 +15,17 @@ use tantivy::{
     schema::{Field, IndexRecordOption},
 };
 
-use super::index::column;
-
 /// A set of documents of a segment.
 pub type Docs = RoaringBitmap;
+
+/// The names of the columnar fields.
+pub mod column {
+    pub const ID: &str = "id";
+    pub const CATEGORY: &str = "category";
+    pub const PRICE: &str = "price";
+    pub const CREATED: &str = "created";
+    pub const NAME_KEY: &str = "name_key";
+}
 
 /// The minimum size of a cached set; smaller ones are read from the postings each time. Documents.
 const MIN_CACHED_DOCS: u64 = 1_000;

@@ -14,7 +14,7 @@ use super::{
     ranking::execute,
     *,
 };
-use crate::category::Category;
+use crate::{category::Category, store::search::IndexEntry};
 
 #[test]
 fn a_query_that_is_too_long_or_not_storable_is_refused() {

@@ -3,7 +3,23 @@
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use crate::{product::micros, search::IndexEntry};
+use crate::product::micros;
+
+/// An active product as it is indexed.
+#[derive(Clone, Debug, Hash)]
+pub struct IndexEntry {
+    pub id: i64,
+    pub sku: String,
+    pub name: String,
+    /// The key of `sort=name`.
+    pub name_key: String,
+    pub description: String,
+    pub category_id: Option<i64>,
+    pub price: i64,
+    pub in_stock: bool,
+    /// Microseconds since the Unix epoch.
+    pub created_at: i64,
+}
 
 struct Row {
     id: i64,

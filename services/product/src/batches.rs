@@ -18,9 +18,9 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use super::{Change, OnError, Outcome, Row, RowError, RowResult, Target, Update};
 use crate::{
     audit_log::product_record,
+    batch::{Change, OnError, Outcome, Row, RowError, RowResult, Target, Update},
     catalogue::Catalogue,
     error::Error,
     idempotency::{BatchLease, DoneRow, Key, LeaseOutcome},
