@@ -187,7 +187,8 @@ async fn admit(state: &AppState, mut request: Request, next: Next) -> Response {
             }
             if !request.body().is_end_stream() {
                 let caller = state.rate_limiter.key(caller.as_ref(), peer.ip(), request.headers());
-                request.extensions_mut().insert(BodyAccount { permit: permit.clone(), caller });
+                let (limiter, permit) = (state.bodies.clone(), permit.clone());
+                request.extensions_mut().insert(BodyAccount { limiter, permit, caller });
             }
             next.run(request).await
         }

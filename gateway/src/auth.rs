@@ -1,7 +1,7 @@
 //! Authentication and authorization, as extractors: [`Authorized`], [`User`], [`Admin`], [`MaybeUser`]. A handler without
 //! one is open to all. A signed token is the only proof of identity; no other header counts.
 
-use std::{convert::Infallible, marker::PhantomData, sync::Arc};
+use std::{marker::PhantomData, sync::Arc};
 
 use axum::extract::FromRequestParts;
 use http::{HeaderMap, header::AUTHORIZATION, request::Parts};
@@ -13,8 +13,7 @@ use shoppee_kit::{
 
 use crate::{
     error::Problem,
-    state::AppState,
-    upstream::{Call, Upstream},
+    upstream::{Call, Credential},
 };
 
 /// Verifies the access token in a request's `Authorization` header.
@@ -56,10 +55,10 @@ impl MaybeUser {
 #[derive(Clone, Copy, Debug)]
 pub struct Anonymous;
 
-impl<C: Call> FromRequestParts<AppState> for Authorized<C> {
+impl<C: Call, S: Send + Sync> FromRequestParts<S> for Authorized<C> {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let caller = caller_from_extensions(parts)?;
         if access::admits(C::access_rule(), &caller) {
             Ok(Self(caller, PhantomData))
@@ -69,10 +68,10 @@ impl<C: Call> FromRequestParts<AppState> for Authorized<C> {
     }
 }
 
-impl FromRequestParts<AppState> for User {
+impl<S: Send + Sync> FromRequestParts<S> for User {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let caller = caller_from_extensions(parts)?;
         match caller.claims.role {
             Role::User | Role::Admin => Ok(Self(caller)),
@@ -81,19 +80,19 @@ impl FromRequestParts<AppState> for User {
     }
 }
 
-impl FromRequestParts<AppState> for Admin {
+impl<S: Send + Sync> FromRequestParts<S> for Admin {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let User(caller) = User::from_request_parts(parts, state).await?;
         if caller.is_admin() { Ok(Self(caller)) } else { Err(Problem::forbidden()) }
     }
 }
 
-impl FromRequestParts<AppState> for MaybeUser {
+impl<S: Send + Sync> FromRequestParts<S> for MaybeUser {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         match caller_from_extensions(parts) {
             Ok(caller) => Ok(Self(Some(caller))),
             Err(TokenError::Missing) => Ok(Self(None)),
@@ -102,22 +101,9 @@ impl FromRequestParts<AppState> for MaybeUser {
     }
 }
 
-impl FromRequestParts<AppState> for Upstream {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(_: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
-        Ok(state.upstream.clone())
-    }
-}
-
 /// Returns the caller that the request middleware authenticated.
 fn caller_from_extensions(parts: &Parts) -> Result<Caller, TokenError> {
     parts.extensions.get::<Identity>().map_or(Err(TokenError::Missing), |identity| identity.0.clone())
-}
-
-/// The source of the access token that a call to a service carries.
-pub trait Credential {
-    fn token(&self) -> Option<Arc<SecretString>>;
 }
 
 impl<C> Credential for Authorized<C> {

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use shoppee_kit::{caller::TokenError, client::is_unavailable, status};
 use tonic::{Code as Grpc, Status};
 
-use crate::routes::idempotency::{REPLAYED, TRUE, is_replayed};
+use crate::replay::{REPLAYED, TRUE, is_replayed};
 pub use codes::Code;
 pub use oauth::OAuthError;
 

@@ -4,14 +4,17 @@
 //! - [`routes`]: the handlers; [`extract`]: their extractors; [`upstream`]: the gRPC calls
 //! - [`product_cache`]: a response cache for products and pages
 //! - [`auth`]: authentication; [`rate_limit`]: rate limits; [`cors`]: allowed web origins
-//! - [`error`]: errors as clients see them; [`access_log`]: requests as logs, metrics and traces see them
+//! - [`error`]: errors as clients see them; [`replay`]: the mark of a replayed response; [`access_log`]: requests as
+//!   logs, metrics and traces see them
 //! - [`realtime`]: WebSocket connections and the events sent to them
-//! - [`openapi`]: the API documents; [`storefront`]: a shop to look at
+//! - [`openapi`]: the API documents; [`docs`]: the page that shows them; [`storefront`]: a shop to look at;
+//!   [`static_file`]: the files of both
 
 mod access_log;
 mod app;
 mod auth;
 mod cors;
+mod docs;
 mod error;
 mod extract;
 mod metric_help;
@@ -19,10 +22,12 @@ mod openapi;
 mod product_cache;
 mod rate_limit;
 mod realtime;
+mod replay;
 mod routes;
 mod server;
 mod settings;
 mod state;
+mod static_file;
 mod storefront;
 mod upstream;
 
@@ -39,11 +44,11 @@ use tokio::sync::{Semaphore, broadcast};
 
 use crate::{
     cors::AllowedOrigins,
+    docs::Docs,
     extract::BodyLimiter,
     product_cache::ProductCache,
     rate_limit::RateLimiter,
     realtime::Realtime,
-    routes::docs::Docs,
     state::{AppState, Inner},
     upstream::Upstream,
 };
@@ -65,10 +70,12 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
 
     // A counter that is exported as 0 before the first event lets alerts compute its rate.
     metrics::counter!("http_requests_shed_total").increment(0);
+    let trusted_proxies = settings.trusted_proxies.iter().filter_map(|network| network.0).collect();
+    let limits = redis.client("limits")?;
     let product_cache = ProductCache::start(upstream.clone(), settings.cache_l1_ttl, &process);
     let state = AppState::from(Inner {
         product_cache,
-        rate_limiter: RateLimiter::start(&settings, redis.client("limits")?, &process.tasks),
+        rate_limiter: RateLimiter::start(&settings.rate_limits, trusted_proxies, limits, &process.tasks),
         allowed_origins: AllowedOrigins::new(&settings.cors_origins, settings.common.shoppee_env),
         request_permits: Arc::new(Semaphore::new(usize::try_from(settings.max_requests)?)),
         bodies: BodyLimiter::new(usize::try_from(settings.max_body_bytes)?),

@@ -14,7 +14,6 @@ mod page_cache;
 mod response;
 
 use std::{
-    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -22,8 +21,6 @@ use std::{
     time::Duration,
 };
 
-use axum::extract::FromRequestParts;
-use http::request::Parts;
 use metrics::{Counter, Histogram, counter, histogram};
 use shoppee_kit::{client, clock::Clock, process::Process, throttle::KeyedThrottle};
 use shoppee_proto::{
@@ -40,10 +37,9 @@ use tokio::{
 use tonic::{Code as Grpc, Response, Status, metadata::MetadataMap};
 
 use crate::{
-    auth::{Anonymous, Credential, MaybeUser},
+    auth::{Anonymous, MaybeUser},
     error::{Code, Problem},
-    state::AppState,
-    upstream::Upstream,
+    upstream::{Credential, Upstream},
 };
 use entry::{CacheEntry, FetchedProduct};
 use lease::CacheLease;
@@ -421,12 +417,4 @@ fn is_outcome_unknown(result: &ProductChangeResult) -> bool {
 fn revision_from_metadata(metadata: &MetadataMap) -> i64 {
     let value = metadata.get(PRODUCT_REVISION).and_then(|value| value.to_str().ok());
     value.and_then(|value| value.parse().ok()).unwrap_or(UNKNOWN_REVISION)
-}
-
-impl FromRequestParts<AppState> for ProductCache {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(_: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
-        Ok(state.product_cache.clone())
-    }
 }

@@ -1,7 +1,9 @@
 //! The HTTP server: the accept loop and its connections. Unlike axum's own loop, it has deadlines for slow clients and
 //! bounds for connections and HTTP/2 streams. It shuts each connection down gracefully.
 
+mod accounted_body;
 mod activity;
+mod connections;
 mod unsent;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
@@ -26,8 +28,10 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use crate::Settings;
+use accounted_body::AccountedBody;
 use activity::{ActiveRequest, ExpiredDeadline, RecordedStream, Timeouts};
-use unsent::{AccountGuard, AccountedBody, Accounts, ConnectionAccount};
+use connections::{ConnectionGuard, Connections};
+use unsent::ConnectionAccount;
 
 /// Marks a request, in its extensions, whose connection has too many unsent bytes of earlier responses.
 #[derive(Clone, Copy, Debug)]
@@ -67,13 +71,13 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 pub async fn serve(settings: &Settings, app: Router, process: &Process) -> anyhow::Result<()> {
     let addr = settings.listen_addr;
     let listener = TcpListener::bind(addr).await.with_context(|| format!("LISTEN_ADDR {addr}"))?;
-    let connections = Arc::new(Semaphore::new(usize::try_from(settings.max_connections)?));
+    let permits = Arc::new(Semaphore::new(usize::try_from(settings.max_connections)?));
     let timeouts = Timeouts {
         header: settings.header_timeout,
         idle: settings.idle_timeout,
         send: settings.send_timeout,
     };
-    let accounts = Accounts::new(usize::try_from(settings.max_unsent_bytes)?);
+    let connections = Connections::new(usize::try_from(settings.max_unsent_bytes)?);
     let (server, process) = (Server { builder: builder(timeouts), timeouts, app }, process.clone());
     metrics::gauge!("http_connections").set(0.0);
     for reason in ["head", "idle", "stalled", "unsent", "full"] {
@@ -83,7 +87,7 @@ pub async fn serve(settings: &Settings, app: Router, process: &Process) -> anyho
     process.clone().tasks.spawn("http", async move {
         let spawn_connection = |stream, peer, permit| {
             let connection =
-                serve_connection(server.clone(), stream, peer, accounts.open(timeouts), process.clone());
+                serve_connection(server.clone(), stream, peer, connections.open(timeouts), process.clone());
             process.tasks.track(async move {
                 metrics::gauge!("http_connections").increment(1.0);
                 connection.await;
@@ -100,7 +104,7 @@ pub async fn serve(settings: &Settings, app: Router, process: &Process) -> anyho
         }
         loop {
             let accepting =
-                async { (acquire_connection_permit(&connections, &accounts).await, listener.accept().await) };
+                async { (acquire_connection_permit(&permits, &connections).await, listener.accept().await) };
             let (permit, accepted) = tokio::select! {
                 accepted = accepting => accepted,
                 () = shutdown.cancelled() => break,
@@ -116,7 +120,7 @@ pub async fn serve(settings: &Settings, app: Router, process: &Process) -> anyho
         // Connections in the kernel's queue are served: dropping the listener would reset them.
         let listener = listener.into_std()?;
         while let Ok((stream, peer)) = listener.accept()
-            && let Ok(permit) = connections.clone().try_acquire_owned()
+            && let Ok(permit) = permits.clone().try_acquire_owned()
         {
             stream.set_nonblocking(true)?;
             spawn_connection(TcpStream::from_std(stream)?, peer, permit);
@@ -129,14 +133,14 @@ pub async fn serve(settings: &Settings, app: Router, process: &Process) -> anyho
 /// Waits for a connection permit. While there is none, new connections wait in the kernel's queue and idle ones are
 /// evicted, which would otherwise keep out liveness probes.
 async fn acquire_connection_permit(
-    connections: &Arc<Semaphore>,
-    accounts: &Accounts,
+    permits: &Arc<Semaphore>,
+    connections: &Connections,
 ) -> Result<OwnedSemaphorePermit, AcquireError> {
     loop {
-        if connections.available_permits() == 0 {
-            accounts.evict_idle();
+        if permits.available_permits() == 0 {
+            connections.evict_idle();
         }
-        if let Ok(permit) = timeout(EVICTION_INTERVAL, connections.clone().acquire_owned()).await {
+        if let Ok(permit) = timeout(EVICTION_INTERVAL, permits.clone().acquire_owned()).await {
             return permit;
         }
     }
@@ -185,14 +189,14 @@ async fn serve_connection(
     server: Server,
     stream: TcpStream,
     peer: SocketAddr,
-    account: AccountGuard,
+    guard: ConnectionGuard,
     process: Process,
 ) {
     // With Nagle's algorithm, small responses would wait for an acknowledgement, up to 45 ms.
     let _ = stream.set_nodelay(true);
     // The kernel drops a peer that acknowledges nothing.
     let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
-    let activity = account.activity.clone();
+    let activity = guard.activity.clone();
     let first_request = CancellationToken::new();
     let service = {
         let (activity, first_request, account) =

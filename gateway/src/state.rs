@@ -1,13 +1,15 @@
 //! The state that all handlers share.
 
-use std::{ops::Deref, sync::Arc};
+use std::{convert::Infallible, ops::Deref, sync::Arc};
 
+use axum::extract::FromRequestParts;
+use http::request::Parts;
 use shoppee_kit::{caller::Verifier, process::Process};
 use tokio::sync::Semaphore;
 
 use crate::{
-    cors::AllowedOrigins, extract::BodyLimiter, product_cache::ProductCache, rate_limit::RateLimiter,
-    realtime::Realtime, routes::docs::Docs, upstream::Upstream,
+    cors::AllowedOrigins, docs::Docs, extract::BodyLimiter, product_cache::ProductCache,
+    rate_limit::RateLimiter, realtime::Realtime, upstream::Upstream,
 };
 
 /// Cheap to clone.
@@ -45,5 +47,21 @@ impl Deref for AppState {
 
     fn deref(&self) -> &Inner {
         &self.0
+    }
+}
+
+impl FromRequestParts<AppState> for Upstream {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(_: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
+        Ok(state.upstream.clone())
+    }
+}
+
+impl FromRequestParts<AppState> for ProductCache {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(_: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
+        Ok(state.product_cache.clone())
     }
 }

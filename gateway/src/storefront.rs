@@ -20,7 +20,7 @@ use http::{
 };
 use sha2::{Digest as _, Sha256};
 
-use crate::{error::Problem, extract::IfNoneMatch, routes::static_file::StaticFile, state::AppState};
+use crate::{error::Problem, extract::IfNoneMatch, state::AppState, static_file::StaticFile};
 
 const SHOP: &str = "index.html";
 const BACK_OFFICE: &str = "admin.html";

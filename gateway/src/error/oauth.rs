@@ -1,11 +1,13 @@
 //! The errors of the token endpoint (RFC 6749 §5.2), whose form OAuth 2 clients expect in place of problem details.
 
-use axum::response::{IntoResponse, Response};
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
 use http::{HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
 use serde::Serialize;
 
 use super::{Code, Problem};
-use crate::extract::Json;
 
 const CHALLENGE: HeaderValue = HeaderValue::from_static(r#"Basic realm="shoppee""#);
 

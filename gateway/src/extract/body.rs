@@ -20,7 +20,6 @@ use tokio::{
 use crate::{
     error::{Code, Problem},
     rate_limit::RateLimitKey,
-    state::AppState,
 };
 
 /// Bounds every body but a batch. Bytes.
@@ -141,15 +140,16 @@ impl RequestPermit {
     }
 }
 
-/// The permit and the caller to which a body's arrival is accounted, in the extensions of its request.
+/// The limits to which a body's arrival is accounted, in the extensions of its request.
 #[derive(Clone, Debug)]
 pub struct BodyAccount {
+    pub limiter: Arc<BodyLimiter>,
     pub permit: Arc<RequestPermit>,
     pub caller: RateLimitKey,
 }
 
 /// Reads the whole body, of `limit` bytes at most.
-pub async fn read(state: &AppState, parts: &Parts, body: Body, limit: usize) -> Result<Bytes, Problem> {
+pub async fn read(parts: &Parts, body: Body, limit: usize) -> Result<Bytes, Problem> {
     let mut reader = BodyReader { body, limit, buffer: Vec::new() };
     // The first read of the body would send `100 Continue` to a client that waits for it.
     let expects_continue = parts.headers.contains_key(EXPECT);
@@ -161,7 +161,7 @@ pub async fn read(state: &AppState, parts: &Parts, body: Body, limit: usize) -> 
         return Ok(bytes);
     }
     let account = parts.extensions.get::<BodyAccount>().ok_or_else(Problem::internal)?;
-    let mut arriving = state.bodies.admit(account.caller, limit)?;
+    let mut arriving = account.limiter.admit(account.caller, limit)?;
     account.permit.release();
     let bytes = reader.collect_with_deadline().await?;
     account.permit.try_reacquire()?;

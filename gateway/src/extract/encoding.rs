@@ -5,8 +5,6 @@ use std::convert::Infallible;
 use axum::extract::FromRequestParts;
 use http::{HeaderMap, header::ACCEPT_ENCODING, request::Parts};
 
-use crate::state::AppState;
-
 /// Reports whether the client accepts gzip: by name or by wildcard, with a weight above 0.
 pub fn accepts_gzip(headers: &HeaderMap) -> bool {
     let values = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
@@ -32,10 +30,10 @@ pub fn accepts_gzip(headers: &HeaderMap) -> bool {
 #[derive(Clone, Copy, Debug)]
 pub struct AcceptsGzip(pub bool);
 
-impl FromRequestParts<AppState> for AcceptsGzip {
+impl<S: Send + Sync> FromRequestParts<S> for AcceptsGzip {
     type Rejection = Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Infallible> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         Ok(Self(accepts_gzip(&parts.headers)))
     }
 }

@@ -11,19 +11,19 @@ use super::{
     body::{self, DEFAULT_BODY_LIMIT},
     query::is_valid_encoding,
 };
-use crate::{error::Problem, state::AppState};
+use crate::error::Problem;
 
 /// The parameters of a form in their order; `None` if the body is no form.
 #[derive(Clone, Debug)]
 pub struct Form(pub Option<Vec<(String, String)>>);
 
-impl FromRequest<AppState> for Form {
+impl<S: Send + Sync> FromRequest<S> for Form {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &AppState) -> Result<Self, Problem> {
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
         let is_form = is_form(&parts.headers);
-        let body = body::read(state, &parts, body, DEFAULT_BODY_LIMIT).await?;
+        let body = body::read(&parts, body, DEFAULT_BODY_LIMIT).await?;
         Ok(Self(is_form.then(|| parse(&body)).flatten()))
     }
 }

@@ -3,7 +3,7 @@
 use axum::extract::FromRequestParts;
 use http::request::Parts;
 
-use crate::{error::Problem, state::AppState};
+use crate::error::Problem;
 
 const NAME: &str = "idempotency-key";
 const MAX_LEN: usize = 255;
@@ -12,10 +12,10 @@ const MAX_LEN: usize = 255;
 #[derive(Clone, Debug)]
 pub struct IdempotencyKey(pub Option<String>);
 
-impl FromRequestParts<AppState> for IdempotencyKey {
+impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let mut keys = parts.headers.get_all(NAME).iter();
         let Some(key) = keys.next() else { return Ok(Self(None)) };
         let key = key.to_str().ok().filter(|key| is_valid(key) && keys.next().is_none());

@@ -15,22 +15,19 @@ use super::{
     body::{self, DEFAULT_BODY_LIMIT},
     deserialize, faults, numbers,
 };
-use crate::{
-    error::{Code, Problem},
-    state::AppState,
-};
+use crate::error::{Code, Problem};
 
 /// A JSON body: of a request, exactly a `T`; of a response, any value.
 #[derive(Clone, Copy, Debug)]
 pub struct Json<T, const LIMIT: usize = DEFAULT_BODY_LIMIT>(pub T);
 
-impl<T: DeserializeOwned, const LIMIT: usize> FromRequest<AppState> for Json<T, LIMIT> {
+impl<T: DeserializeOwned, S: Send + Sync, const LIMIT: usize> FromRequest<S> for Json<T, LIMIT> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &AppState) -> Result<Self, Problem> {
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
         check_content_type(&parts.headers)?;
-        Self::parse(&body::read(state, &parts, body, LIMIT).await?)
+        Self::parse(&body::read(&parts, body, LIMIT).await?)
     }
 }
 
@@ -53,10 +50,10 @@ impl<T: DeserializeOwned, const LIMIT: usize> Json<T, LIMIT> {
 #[derive(Clone, Copy, Debug)]
 pub struct EmptyBody;
 
-impl FromRequest<AppState> for EmptyBody {
+impl<S: Send + Sync> FromRequest<S> for EmptyBody {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &AppState) -> Result<Self, Problem> {
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         #[derive(serde::Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Empty {}
@@ -69,12 +66,12 @@ impl FromRequest<AppState> for EmptyBody {
 #[derive(Clone, Copy, Debug)]
 pub struct OptionalJson<T>(pub Option<T>);
 
-impl<T: DeserializeOwned> FromRequest<AppState> for OptionalJson<T> {
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for OptionalJson<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &AppState) -> Result<Self, Problem> {
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
-        let body = body::read(state, &parts, body, DEFAULT_BODY_LIMIT).await?;
+        let body = body::read(&parts, body, DEFAULT_BODY_LIMIT).await?;
         if body.is_empty() {
             return Ok(Self(None));
         }

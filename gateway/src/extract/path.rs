@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use axum::extract::{FromRequestParts, RawPathParams};
 use http::request::Parts;
 
-use crate::{error::Problem, state::AppState};
+use crate::error::Problem;
 
 /// The id in a path.
 #[derive(Clone, Copy, Debug)]
@@ -57,10 +57,10 @@ impl FromStr for Uuid {
     }
 }
 
-impl<T: FromStr> FromRequestParts<AppState> for Path<T> {
+impl<T: FromStr, S: Send + Sync> FromRequestParts<S> for Path<T> {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let params =
             RawPathParams::from_request_parts(parts, state).await.map_err(|_| Problem::not_found())?;
         let id = params.iter().next().and_then(|(_, text)| text.parse().ok());

@@ -10,8 +10,6 @@ use http::{
     request::Parts,
 };
 
-use crate::state::AppState;
-
 /// Returns the entity tag of a body.
 pub fn etag(version: i64, body: &[u8]) -> HeaderValue {
     // FNV-1a: distinguishes bodies of one product, and is the same in every gateway.
@@ -37,10 +35,10 @@ impl IfNoneMatch {
     }
 }
 
-impl FromRequestParts<AppState> for IfNoneMatch {
+impl<S: Send + Sync> FromRequestParts<S> for IfNoneMatch {
     type Rejection = Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Infallible> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         Ok(Self(parse_tags(&parts.headers, &IF_NONE_MATCH)))
     }
 }
@@ -77,10 +75,10 @@ impl WriteCondition {
     }
 }
 
-impl FromRequestParts<AppState> for WriteCondition {
+impl<S: Send + Sync> FromRequestParts<S> for WriteCondition {
     type Rejection = Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Infallible> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         Ok(Self::from_headers(&parts.headers))
     }
 }

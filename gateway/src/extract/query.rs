@@ -7,16 +7,16 @@ use shoppee_proto::{Timestamp, json::EnumName};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{deserialize, faults};
-use crate::{error::Problem, state::AppState};
+use crate::error::Problem;
 
 /// All query parameters of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Query<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequestParts<AppState> for Query<T> {
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         parse(parts.uri.query().unwrap_or_default()).map(Self)
     }
 }

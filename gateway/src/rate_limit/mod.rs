@@ -26,10 +26,7 @@ use tokio::time::Instant;
 pub use policy::RateLimits;
 use policy::{Policy, Scope};
 
-use crate::{
-    Settings,
-    error::{Code, Problem},
-};
+use crate::error::{Code, Problem};
 
 /// The headers of draft-ietf-httpapi-ratelimit-headers.
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -103,8 +100,8 @@ pub struct RateLimiter {
 }
 
 impl RateLimiter {
-    pub fn start(settings: &Settings, redis: Client, tasks: &Tasks) -> Self {
-        let policies = settings.rate_limits.policies();
+    pub fn start(limits: &RateLimits, trusted_proxies: Vec<IpNet>, redis: Client, tasks: &Tasks) -> Self {
+        let policies = limits.policies();
         if policies.is_empty() {
             tracing::warn!(
                 "rate limiting disabled (RATE_LIMITS=off); the limit on password tries per account still applies"
@@ -124,7 +121,7 @@ impl RateLimiter {
             user: PolicySet::new(&policies, |policy| policy.scope == Scope::User),
             anonymous: PolicySet::new(&policies, |policy| policy.scope == Scope::Anonymous),
             routes: routes.map(|route| (route, route_set(route))).collect(),
-            trusted_proxies: settings.trusted_proxies.iter().filter_map(|network| network.0).collect(),
+            trusted_proxies,
             redis: redis::RedisLimiter::start(redis, local.clone(), start, tasks),
             local,
             start,

@@ -1,22 +1,13 @@
 //! The API's documentation: `/openapi.json`, `/asyncapi.json`, and `/docs`, a page that shows them and calls operations.
-//! The gateway serves all files itself: the page needs no other host, and its security policy allows none.
-
-use std::{fmt::Write as _, sync::Arc};
+//! Its security policy allows no other host.
 
 use axum::{
     extract::{Path, State},
     response::Response,
 };
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header::CONTENT_SECURITY_POLICY};
 
-use crate::{
-    error::{Code, Problem},
-    extract::IfNoneMatch,
-    openapi,
-    routes::static_file::StaticFile,
-    state::AppState,
-};
+use crate::{error::Problem, extract::IfNoneMatch, state::AppState};
 
 /// Allows only the gateway's files and responses. Scalar adds inline styles, which cannot all have a hash or a nonce; its
 /// icons are `data:` URLs.
@@ -25,48 +16,12 @@ const SECURITY_POLICY: HeaderValue = HeaderValue::from_static(
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
 
-/// The files of the page: name, content type, content.
-const FILES: [(&str, &str, &[u8]); 2] = [
-    ("docs.js", "text/javascript; charset=utf-8", include_bytes!("../../assets/docs.js")),
-    ("docs.css", "text/css; charset=utf-8", include_bytes!("../../assets/docs.css")),
-];
-/// Scalar, compressed by `build.rs` to a fraction of its size.
-const SCALAR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/scalar.js.gz"));
-
-/// All served files, built once.
-#[derive(Clone, Debug)]
-pub struct Docs(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    openapi: StaticFile,
-    asyncapi: StaticFile,
-    page: StaticFile,
-    files: Vec<(&'static str, StaticFile)>,
-}
-
-impl Docs {
-    pub fn new() -> anyhow::Result<Self> {
-        let document = |json: Vec<u8>| StaticFile::compressed("application/json", json.into());
-        let scalar = StaticFile::from_gzip("text/javascript; charset=utf-8", Bytes::from_static(SCALAR));
-        let files = FILES.into_iter().map(|(name, content_type, content)| {
-            (name, StaticFile::plain(content_type, Bytes::from_static(content)))
-        });
-        Ok(Self(Arc::new(Inner {
-            openapi: document(openapi::document()?)?,
-            asyncapi: document(openapi::asyncapi::document()?)?,
-            page: StaticFile::plain("text/html; charset=utf-8", render_page().into()),
-            files: files.chain([("scalar.js", scalar)]).collect(),
-        })))
-    }
-}
-
 pub async fn openapi(
     State(state): State<AppState>,
     request: HeaderMap,
     if_none_match: IfNoneMatch,
 ) -> Response {
-    state.docs.0.openapi.respond(&request, &if_none_match)
+    state.docs.openapi().respond(&request, &if_none_match)
 }
 
 pub async fn asyncapi(
@@ -74,11 +29,11 @@ pub async fn asyncapi(
     request: HeaderMap,
     if_none_match: IfNoneMatch,
 ) -> Response {
-    state.docs.0.asyncapi.respond(&request, &if_none_match)
+    state.docs.asyncapi().respond(&request, &if_none_match)
 }
 
 pub async fn page(State(state): State<AppState>, request: HeaderMap, if_none_match: IfNoneMatch) -> Response {
-    let mut response = state.docs.0.page.respond(&request, &if_none_match);
+    let mut response = state.docs.page().respond(&request, &if_none_match);
     response.headers_mut().insert(CONTENT_SECURITY_POLICY, SECURITY_POLICY);
     response
 }
@@ -89,52 +44,6 @@ pub async fn file(
     request: HeaderMap,
     if_none_match: IfNoneMatch,
 ) -> Result<Response, Problem> {
-    let file = state.docs.0.files.iter().find(|(file, _)| *file == name);
-    file.map(|(_, file)| file.respond(&request, &if_none_match)).ok_or_else(Problem::not_found)
-}
-
-/// Renders the page around Scalar, with a table of problem codes.
-fn render_page() -> String {
-    let mut page = String::from(concat!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n",
-        "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n",
-        "<title>Shoppee API</title>\n",
-        "<link rel=\"icon\" href=\"data:,\">\n",
-        "<link rel=\"stylesheet\" href=\"/docs/docs.css\">\n",
-        "<script src=\"/docs/scalar.js\" defer></script>\n",
-        "<script src=\"/docs/docs.js\" defer></script>\n</head>\n<body>\n",
-        "<noscript><p>This page needs JavaScript; the document itself is ",
-        "<a href=\"/openapi.json\">/openapi.json</a>.",
-        "</p></noscript>\n<div id=\"api\"></div>\n",
-        "<section id=\"problems\">\n<p><a href=\"/docs\">All of the API</a></p>\n<h1>Problems</h1>\n",
-        "<table>\n<thead><tr><th>code</th><th>status</th><th>meaning</th></tr></thead>\n<tbody>\n",
-    ));
-    for code in Code::ALL {
-        // Writing to a string does not fail.
-        let _ = writeln!(
-            page,
-            "<tr id=\"{code}\"><td><code>{code}</code></td><td>{status}</td><td>{title}</td></tr>",
-            code = code.as_str(),
-            status = code.status().as_u16(),
-            title = code.title(),
-        );
-    }
-    page.push_str("</tbody>\n</table>\n</section>\n</body>\n</html>\n");
-    page
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_page_has_no_other_host_and_no_inline_script() {
-        let page = render_page();
-        assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("//cdn"));
-        assert!(
-            !page.contains("<style")
-                && !page.contains("onclick")
-                && page.matches("<script src=").count() == 2
-        );
-    }
+    let file = state.docs.file(&name);
+    file.map(|file| file.respond(&request, &if_none_match)).ok_or_else(Problem::not_found)
 }

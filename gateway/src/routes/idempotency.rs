@@ -1,16 +1,12 @@
-//! Responses that are replayed for an `Idempotency-Key`. The services mark them in the metadata.
+//! Responses that may be replayed for an `Idempotency-Key`.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderMap;
 use tonic::{Response, metadata::MetadataMap};
 
-use crate::extract::Json;
-
-pub const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
-pub const TRUE: HeaderValue = HeaderValue::from_static("true");
-
-pub fn is_replayed(metadata: &MetadataMap) -> bool {
-    metadata.get(REPLAYED.as_str()).is_some_and(|value| value == "true")
-}
+use crate::{
+    extract::Json,
+    replay::{REPLAYED, TRUE, is_replayed},
+};
 
 /// Converts a response that may be replayed.
 pub fn into_response<T>(response: Response<T>) -> (HeaderMap, Json<T>) {

@@ -15,7 +15,6 @@ pub mod orders;
 pub mod problems;
 pub mod products;
 pub mod service_accounts;
-pub mod static_file;
 pub mod well_known;
 pub mod ws;
 

@@ -13,6 +13,7 @@ use crate::{
     error::Problem,
     extract::{EmptyBody, IdempotencyKey, Json, OptionalJson, Path, Query, Uuid, deserialize_enum},
     product_cache::ProductCache,
+    replay::is_replayed,
     routes::{
         idempotency,
         pagination::{as_query_error, check_limit},
@@ -53,7 +54,7 @@ pub async fn create(
 ) -> Result<(StatusCode, HeaderMap, [(HeaderName, String); 1], Json<Order>), Problem> {
     let (metadata, order, _) =
         upstream.call_with_metadata(&user, order.into_request(key)?).await?.into_parts();
-    if !idempotency::is_replayed(&metadata) {
+    if !is_replayed(&metadata) {
         products.invalidate_stock(&order.items.iter().map(|line| line.product_id).collect::<Vec<_>>()).await;
     }
     let location = format!("/api/v1/orders/{}", order.id);

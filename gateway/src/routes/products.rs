@@ -16,7 +16,7 @@ use shoppee_proto::{
 };
 
 use crate::{
-    auth::{Authorized, Credential, MaybeUser},
+    auth::{Authorized, MaybeUser},
     error::Problem,
     extract::{
         AcceptsGzip, BATCH_BODY_LIMIT, Id, IdempotencyKey, IfNoneMatch, Json, Path, Query, WriteCondition,
@@ -30,7 +30,7 @@ use crate::{
         pagination::{as_query_error, check_limit, require},
         patch::{FieldMaskBuilder, Nullable, deserialize_present},
     },
-    upstream::Upstream,
+    upstream::{Credential, Upstream},
 };
 
 const MAX_QUERY_LEN: usize = 200;

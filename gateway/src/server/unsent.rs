@@ -6,31 +6,22 @@
 
 use std::{
     collections::BTreeMap,
-    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
-use axum::body::Body;
 use bytes::{Buf, Bytes};
-use http_body::{Frame, SizeHint};
 use metrics::{Gauge, gauge};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-
-use super::activity::{ActiveRequest, Activity, Timeouts};
 
 /// A connection with more unsent bytes gets no further responses: forty of the longest lists.
 const MAX_UNSENT_BYTES_PER_CONNECTION: usize = 2 * 1024 * 1024;
 /// The minimum pace of a client, in addition to the timeout for the whole response.
 const MIN_BYTES_PER_SECOND: usize = 4 * 1024;
-
-/// Idle connections that one eviction closes: finding them costs more than closing them.
-const EVICTION_BATCH_SIZE: usize = 32;
 
 /// The accounts of all connections.
 #[derive(Debug)]
@@ -38,7 +29,7 @@ pub struct Accounts {
     max_bytes: usize,
     bytes: AtomicUsize,
     gauge: Gauge,
-    connections: Mutex<BTreeMap<u64, Arc<Activity>>>,
+    connections: Mutex<BTreeMap<u64, Arc<ConnectionAccount>>>,
     next_id: AtomicU64,
 }
 
@@ -53,12 +44,12 @@ impl Accounts {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Activity>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<ConnectionAccount>>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens the account of a connection, which lasts until the guard is dropped.
-    pub fn open(self: &Arc<Self>, timeouts: Timeouts) -> AccountGuard {
+    /// Opens the account of a connection, and returns it with its id.
+    pub fn open(self: &Arc<Self>) -> (u64, Arc<ConnectionAccount>) {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let account = Arc::new(ConnectionAccount {
             accounts: self.clone(),
@@ -66,9 +57,12 @@ impl Accounts {
             bytes: AtomicUsize::new(0),
             chunks: Mutex::default(),
         });
-        let activity = Arc::new(Activity::new(timeouts, account));
-        self.lock().insert(id, activity.clone());
-        AccountGuard { id, activity }
+        self.lock().insert(id, account.clone());
+        (id, account)
+    }
+
+    pub fn close(&self, id: u64) {
+        self.lock().remove(&id);
     }
 
     /// Closes the connection with the most unsent bytes if the total is above the bound.
@@ -77,36 +71,10 @@ impl Accounts {
             return;
         }
         let connections = self.lock();
-        let live = connections.values().filter(|activity| !activity.account.evicted.is_cancelled());
-        if let Some(largest) = live.max_by_key(|activity| activity.account.bytes()) {
-            largest.account.evicted.cancel();
-            metrics::counter!("http_connections_closed_total", "reason" => "unsent").increment(1);
+        let live = connections.values().filter(|account| !account.is_evicted());
+        if let Some(largest) = live.max_by_key(|account| account.bytes()) {
+            largest.evict("unsent");
         }
-    }
-
-    /// Closes the connections that have been idle longest, for new ones.
-    pub fn evict_idle(&self) {
-        let connections = self.lock();
-        let live = connections.values().filter(|activity| !activity.account.evicted.is_cancelled());
-        let mut idle: Vec<_> = live.filter_map(|activity| Some((activity.idle_since()?, activity))).collect();
-        idle.sort_unstable_by_key(|(since, _)| *since);
-        for (_, activity) in idle.into_iter().take(EVICTION_BATCH_SIZE) {
-            activity.account.evicted.cancel();
-            metrics::counter!("http_connections_closed_total", "reason" => "full").increment(1);
-        }
-    }
-}
-
-/// A guard for the account of an open connection.
-#[derive(Debug)]
-pub struct AccountGuard {
-    id: u64,
-    pub activity: Arc<Activity>,
-}
-
-impl Drop for AccountGuard {
-    fn drop(&mut self) {
-        self.activity.account.accounts.lock().remove(&self.id);
     }
 }
 
@@ -145,6 +113,16 @@ impl ConnectionAccount {
         self.bytes() <= MAX_UNSENT_BYTES_PER_CONNECTION
     }
 
+    /// Closes the connection, which is counted under `reason`.
+    pub fn evict(&self, reason: &'static str) {
+        self.evicted.cancel();
+        metrics::counter!("http_connections_closed_total", "reason" => reason).increment(1);
+    }
+
+    pub fn is_evicted(&self) -> bool {
+        self.evicted.is_cancelled()
+    }
+
     /// Waits until the connection is evicted.
     pub async fn evicted(&self) {
         self.evicted.cancelled().await;
@@ -162,7 +140,8 @@ impl ConnectionAccount {
         self.lock().pending.values().map(deadline).min()
     }
 
-    fn take(self: &Arc<Self>, bytes: Bytes) -> Chunk {
+    /// Accounts for bytes that hyper takes out of a response body.
+    pub fn take(self: &Arc<Self>, bytes: Bytes) -> Chunk {
         let mut chunks = self.lock();
         let id = chunks.next_id;
         chunks.next_id += 1;
@@ -214,35 +193,5 @@ impl Drop for Chunk {
     fn drop(&mut self) {
         self.account.release(self.bytes.len());
         self.account.lock().pending.remove(&self.id);
-    }
-}
-
-/// A response body whose bytes are accounted.
-#[derive(Debug)]
-pub struct AccountedBody {
-    pub body: Body,
-    pub account: Arc<ConnectionAccount>,
-    /// The request, which ends when the body is dropped.
-    pub _request: ActiveRequest,
-}
-
-impl http_body::Body for AccountedBody {
-    type Data = Chunk;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Chunk>, axum::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(context);
-        frame.map_ok(|frame| frame.map_data(|bytes| self.account.take(bytes)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

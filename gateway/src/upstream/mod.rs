@@ -26,7 +26,7 @@ use shoppee_proto::{
 use tokio::time::{Instant, timeout_at};
 use tonic::{Response, Status, Streaming, transport::Channel};
 
-use crate::{Settings, auth::Credential, error::Problem};
+use crate::{Settings, error::Problem};
 
 pub use calls::{Call, ListAuthAudit, ListOrderAudit, ListProductAudit};
 
@@ -34,6 +34,11 @@ pub use calls::{Call, ListAuthAudit, ListOrderAudit, ListProductAudit};
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bounds the time until a client learns that a service is unavailable.
 const MAX_UNAVAILABLE_LATENCY: Duration = Duration::from_millis(2500);
+
+/// The source of the access token that a call to a service carries.
+pub trait Credential {
+    fn token(&self) -> Option<Arc<SecretString>>;
+}
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
