@@ -23,10 +23,13 @@ use crate::{
     down,
     output::{Style, print_line, print_step, styled},
     ports::Ports,
-    processes::{self, loopback_url},
     readiness,
     state::State,
-    up::{self, system::System},
+    up::{
+        self,
+        processes::{self, loopback_url},
+        system::System,
+    },
 };
 
 /// Bounds the `--time` option.

@@ -18,10 +18,13 @@ use crate::{
     chaos::{audit, customers::restock},
     down,
     output::{Style, print_line, print_step, styled},
-    processes::{self, loopback_url},
     rest::Rest,
     state::State,
-    up::{self, system::System},
+    up::{
+        self,
+        processes::{self, loopback_url},
+        system::System,
+    },
 };
 use report::Report;
 use samples::Sampler;

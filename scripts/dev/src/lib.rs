@@ -12,7 +12,6 @@ mod orphans;
 mod output;
 mod ports;
 mod postgres;
-mod processes;
 mod program;
 mod readiness;
 mod redis;

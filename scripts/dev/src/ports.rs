@@ -14,7 +14,7 @@ const PRIVATE_PORTS: std::ops::Range<u16> = 20_000..30_000;
 /// The gateway's default port and the alternatives that are tried in order.
 const GATEWAY_PORTS: std::ops::Range<u16> = 8080..8180;
 
-/// The gRPC port of the first of [`crate::processes::SERVICES`]; the others follow in order. Below the ephemeral range,
+/// The gRPC port of the first of [`crate::up::processes::SERVICES`]; the others follow in order. Below the ephemeral range,
 /// as above.
 const GRPC_BASE: u16 = 30_051;
 /// The distance from a replica's gRPC port to that of the next replica.

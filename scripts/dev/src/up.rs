@@ -1,6 +1,7 @@
 //! `scripts/up`: starts a whole Shoppee, supervises it, and stops it in order.
 
 mod background;
+pub mod processes;
 mod summary;
 pub mod system;
 
@@ -17,7 +18,6 @@ use crate::{
     down,
     output::{print_line, print_step},
     ports::Ports,
-    processes,
     run_file::RunFile,
     state::State,
 };

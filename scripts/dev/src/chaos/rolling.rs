@@ -10,10 +10,12 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{Options, behind_nginx, customers::Customers, stalled_clients};
 use crate::{
     output::{Style, print_line, print_step, styled},
-    processes::{gateway_name, loopback_url},
     readiness,
     supervisor::EventKind,
-    up::system::System,
+    up::{
+        processes::{gateway_name, loopback_url},
+        system::System,
+    },
 };
 
 /// Bounds the exit of a process after SIGTERM; orchestrators kill it soon after.

@@ -20,10 +20,9 @@ use super::{
 use crate::{
     output::{Style, print_line, print_step, styled},
     ports::Ports,
-    processes::loopback_url,
     program::{Environment, Program},
     readiness,
-    up::system::System,
+    up::{processes::loopback_url, system::System},
 };
 
 mod store;

@@ -8,11 +8,14 @@ use shoppee_kit::clock::Clock;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{Options, seconds, summary};
+use super::{
+    Options,
+    processes::{Launcher, Topology, gateway_name, loopback_url},
+    seconds, summary,
+};
 use crate::{
     output::{Style, print_line, print_step, styled},
     postgres,
-    processes::{Launcher, Topology, gateway_name, loopback_url},
     program::Program,
     readiness, redis,
     run_file::{RunFile, Server, Service},

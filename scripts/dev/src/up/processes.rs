@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 
+use super::{Options, Settings};
 use crate::{
     ports::Ports,
     postgres,
@@ -11,7 +12,6 @@ use crate::{
     redis,
     secrets::Secrets,
     state::State,
-    up::{Options, Settings},
 };
 
 pub const SERVICES: [&str; 3] = ["auth", "product", "order"];
