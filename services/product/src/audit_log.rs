@@ -17,16 +17,33 @@ pub fn category_record<'a>(actor: &'a Actor, action: &'static str, id: i64, chan
 
 /// Returns the fields of a product that admins and services change.
 pub fn product_fields(product: &Product) -> Value {
+    // Names every field, so that a new one is decided upon.
+    let Product {
+        id: _,
+        sku,
+        name,
+        description,
+        category,
+        price,
+        stock,
+        status,
+        image_url,
+        attributes,
+        version: _,
+        revision: _,
+        created_at: _,
+        updated_at: _,
+    } = product;
     json!({
-        "sku": product.sku,
-        "name": product.name,
-        "description": product.description,
-        "category_id": product.category.as_ref().map(|category| category.id),
-        "price": product.price,
-        "stock": product.stock,
-        "status": product.status.as_str(),
-        "image_url": product.image_url,
-        "attributes": product.attributes,
+        "sku": sku,
+        "name": name,
+        "description": description,
+        "category_id": category.as_ref().map(|category| category.id),
+        "price": price,
+        "stock": stock,
+        "status": status.as_str(),
+        "image_url": image_url,
+        "attributes": attributes,
     })
 }
 

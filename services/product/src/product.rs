@@ -260,27 +260,29 @@ impl ProductChanges {
     /// Applies the changes to the product, except for its stock and its category. Returns whether anything
     /// differs.
     pub fn apply(&self, product: &mut Product) -> bool {
+        let Self { sku, name, description, category_id: _, price, stock: _, image_url, attributes, status } =
+            self;
         let before = product.clone();
-        if let Some(sku) = &self.sku {
+        if let Some(sku) = sku {
             sku.as_str().clone_into(&mut product.sku);
         }
-        if let Some(name) = &self.name {
+        if let Some(name) = name {
             name.as_str().clone_into(&mut product.name);
         }
-        if let Some(description) = &self.description {
+        if let Some(description) = description {
             description.as_str().clone_into(&mut product.description);
         }
-        if let Some(price) = self.price {
+        if let Some(price) = price {
             product.price = price.get();
         }
-        if let Some(image_url) = &self.image_url {
+        if let Some(image_url) = image_url {
             product.image_url = image_url.as_ref().map(|url| url.as_str().to_owned());
         }
-        if let Some(attributes) = &self.attributes {
+        if let Some(attributes) = attributes {
             product.attributes.clone_from(attributes);
         }
-        if let Some(status) = self.status {
-            product.status = status;
+        if let Some(status) = status {
+            product.status = *status;
         }
         *product != before
     }

@@ -41,6 +41,7 @@ pub fn basic(product: &Product, currency: &str) -> wire::Product {
         id: product.id,
         sku: product.sku.clone(),
         name: product.name.clone(),
+        description: String::new(),
         category: product.category.as_ref().map(|category| wire::CategoryRef {
             id: category.id,
             slug: category.slug.clone(),
@@ -50,10 +51,11 @@ pub fn basic(product: &Product, currency: &str) -> wire::Product {
         currency: currency.to_owned(),
         stock: product.stock,
         status: status.into(),
+        image_url: None,
+        attributes: None,
         version: product.version,
         created_at: Some(product.created_at.into()),
         updated_at: Some(product.updated_at.into()),
-        ..wire::Product::default()
     }
 }
 
