@@ -4,7 +4,10 @@ use http::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::shop::{Person, TestShop, address, send, text};
+use crate::{
+    service_accounts::{SCOPES, account, service},
+    shop::{Person, TestShop, address, send, text},
+};
 
 /// Returns every route that needs a token: method, path, a valid body.
 fn user_routes(order: &str, product: i64) -> Vec<(Method, String, Value)> {
@@ -151,4 +154,57 @@ async fn identity_comes_only_from_a_valid_token() {
     // A ticket only opens a socket.
     let ticket = ann.post("/auth/ws-ticket", &json!({})).await.expect(201).body;
     guest.with_token(text(&ticket["ticket"])).get("/auth/me").await.problem(401, "unauthenticated");
+}
+
+/// Every documented operation with each kind of caller: the gateway admits a caller where the document says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_admits_the_callers_that_the_document_names() {
+    let shop = TestShop::start().await;
+    let (admin, customer, guest) = (shop.admin().await, shop.customer("ann").await, shop.guest());
+    let document = guest.get("//openapi.json").await.expect(200).body;
+    let mut services = Vec::new();
+    for scope in SCOPES {
+        services.push((scope, service(&shop, &account(&admin, &[scope]).await).await));
+    }
+    let (mut problems, mut for_admins) = (Vec::new(), 0);
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let Some(route) = path.strip_prefix("/api/v1") else { continue };
+        // No resource has these ids, and no body is a list, so that an admitted call changes nothing.
+        let parts = route.split('/').map(|part| match part {
+            "{id}" if route.starts_with("/orders") || route.contains("service-accounts") => {
+                "019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44"
+            }
+            "{id}" | "{product_id}" => "999999",
+            part => part,
+        });
+        let url = parts.collect::<Vec<_>>().join("/");
+        for (method, operation) in item.as_object().unwrap() {
+            let security = operation["security"].as_array().unwrap();
+            let is_open = security.is_empty() || security.contains(&json!({}));
+            let scopes = security.iter().find_map(|one| one["serviceToken"].as_array());
+            let method: Method = method.to_uppercase().parse().unwrap();
+            let body = operation.get("requestBody").map_or(Value::Null, |_| json!([]));
+            let route = (method.clone(), url.clone(), body);
+            let status = send_route(&guest, &route).await.status;
+            if (status != 401) != is_open {
+                problems.push(format!("{method} {url} without a token: {status}"));
+            }
+            if operation["description"].as_str().is_some_and(|text| text.starts_with("For admins")) {
+                for_admins += 1;
+                let status = send_route(&customer, &route).await.status;
+                if status != 403 {
+                    problems.push(format!("{method} {url} as a customer: {status}"));
+                }
+            }
+            for (scope, caller) in &services {
+                let status = send_route(caller, &route).await.status;
+                let is_admitted = is_open || scopes.is_some_and(|scopes| scopes.contains(&json!(scope)));
+                if (status != 403) != is_admitted {
+                    problems.push(format!("{method} {url} with {scope}: {status}"));
+                }
+            }
+        }
+    }
+    assert!(problems.is_empty(), "\n{}", problems.join("\n"));
+    assert!(for_admins > 10, "the document names {for_admins} routes for admins");
 }
