@@ -7,7 +7,7 @@
 //! - [`error`]: errors as clients see them; [`replay`]: the mark of a replayed response; [`access_log`]: requests as
 //!   logs, metrics and traces see them
 //! - [`realtime`]: WebSocket connections and the events sent to them
-//! - [`openapi`]: the API documents; [`docs`]: the page that shows them; [`storefront`]: a shop to look at;
+//! - [`openapi`]: the API documents; [`docs`]: the page that shows them; [`storefront`]: a sample shop;
 //!   [`static_file`]: the files of both
 
 mod access_log;

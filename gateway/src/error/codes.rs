@@ -65,7 +65,7 @@ codes! {
         "The session was signed out, or ended by a change of the password, of the role or of the account.",
         "Sign in again. Refreshing does not help: the refresh token ended with the session.";
     InvalidCredentials = "invalid_credentials", UNAUTHORIZED, "Wrong username or password",
-        "No account has this name together with this password. Which of the two is wrong is not said.",
+        "No account has this name with this password. The response does not tell which of the two is wrong.",
         "Ask the person to type both again. Ten wrong tries a minute close the account to new devices for a while.";
     PaymentDeclined = "payment_declined", PAYMENT_REQUIRED, "The payment was declined",
         "The payment provider refuses the charge; decline_code says why. No money moved, and the order waits unpaid.",
@@ -89,10 +89,10 @@ codes! {
         "The body arrived too slowly, or stopped arriving.",
         "Send the request again, on a better connection.";
     UsernameTaken = "username_taken", CONFLICT, "The username is taken",
-        "Another account has this username, in some spelling of capitals.",
+        "Another account has this username. Upper and lower case are equal.",
         "Choose another username.";
     EmailTaken = "email_taken", CONFLICT, "The e-mail address is taken",
-        "Another account has this e-mail address, in some spelling of capitals.",
+        "Another account has this e-mail address. Upper and lower case are equal.",
         "Sign in to that account, or register with another address.";
     SkuTaken = "sku_taken", CONFLICT, "The SKU is taken",
         "Another product has this SKU; an archived one keeps its own.",
@@ -101,13 +101,13 @@ codes! {
         "Another category has this slug.",
         "Choose another slug.";
     CategoryInUse = "category_in_use", CONFLICT, "The category is in use",
-        "Products, archived ones among them, or other categories stand in the category.",
+        "The category has products, including archived ones, or subcategories.",
         "Move them to another category first.";
     InvalidTransition = "invalid_transition", CONFLICT, "The order cannot take this step",
-        "The order is in the state current_status, from which this step does not lead on.",
-        "Read the order again. allowed names the steps that this caller can take now.";
-    OrderExpired = "order_expired", CONFLICT, "The order has run out",
-        "The order was not paid in time. It is cancelled, and its goods went back.",
+        "The order has the status current_status, which does not allow this step.",
+        "Read the order again. allowed names the steps of this caller.";
+    OrderExpired = "order_expired", CONFLICT, "The order has expired",
+        "The order was not paid in time. It is cancelled, and its stock is released.",
         "Place a new order.";
     OutOfStock = "out_of_stock", CONFLICT, "There is not enough in stock",
         "Less is available than was requested; lines names each product with both numbers.",
@@ -118,7 +118,7 @@ codes! {
         "Take it out of the cart or the order.";
     CartEmpty = "cart_empty", CONFLICT, "The cart is empty",
         "The order has no items of its own, and nothing is in the cart.",
-        "Put something into the cart, or send items.";
+        "Add a product to the cart, or send items.";
     PriceChanged = "price_changed", CONFLICT, "The price has changed",
         "The order costs current_total now and not expected_total; lines names what became dearer or cheaper. Nothing was \
          ordered.",
@@ -132,14 +132,14 @@ codes! {
     RequestInProgress = "request_in_progress", CONFLICT, "The same request is still running",
         "A request with the same Idempotency-Key has not been answered yet.",
         "Send it again after a second, with the same key: it gets the same answer.";
-    VersionMismatch = "version_mismatch", PRECONDITION_FAILED, "It was changed in the meantime",
-        "The state that If-Match, If-None-Match or version asks for is not the present one.",
-        "Read it again, look at what has changed, and repeat the change on the new version.";
+    VersionMismatch = "version_mismatch", PRECONDITION_FAILED, "The version does not match",
+        "The version of If-Match, If-None-Match or version is not the current one.",
+        "Read the resource again, compare it, and repeat the change with the new version.";
     PayloadTooLarge = "payload_too_large", PAYLOAD_TOO_LARGE, "The body is too large",
         "The body is larger than 64 KiB, or than 8 MiB for a batch.",
         "Send less; divide a batch.";
     UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE, "The body must be JSON",
-        "The body is announced as something else than JSON in UTF-8, or as compressed.",
+        "Content-Type is not JSON in UTF-8, or the body is compressed.",
         "Send Content-Type: application/json, without Content-Encoding.";
     ValidationFailed = "validation_failed", UNPROCESSABLE_ENTITY, "The request breaks a rule",
         "The request is well-formed, and a value breaks a rule of length, format, sign or range.",
@@ -151,15 +151,15 @@ codes! {
         "More requests came than the policy limit allows; RateLimit-Policy has its numbers.",
         "Wait as many seconds as Retry-After says, and spread requests.";
     TooManyAttempts = "too_many_attempts", TOO_MANY_REQUESTS, "Too many attempts",
-        "Too many passwords were tried, for the account or from the address; limit says which.",
-        "Wait as many seconds as Retry-After says. A device that has signed in before has tries of its own.";
+        "Too many passwords were tried, for the account or from the address; limit names which of the two.",
+        "Wait as many seconds as Retry-After says. A device that has signed in before has a limit of its own.";
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something went wrong on our side",
-        "The shop made a mistake, which its log has under request_id.",
+        "The shop has a defect, whose details are in its log under request_id.",
         "Tell the shop the request_id. Try again only with an Idempotency-Key, or where the request changes nothing.";
     Unavailable = "unavailable", SERVICE_UNAVAILABLE, "Not available right now",
         "A part of the shop does not answer, or the shop is overloaded. A change may have been made.",
         "Wait as many seconds as Retry-After says, and send the same request again, with the same Idempotency-Key.";
     DeadlineExceeded = "deadline_exceeded", GATEWAY_TIMEOUT, "It took too long",
-        "The answer did not come in time. A change may have been made.",
+        "The response did not arrive in time. The change may have been made.",
         "Send the same request again, with the same Idempotency-Key.";
 }

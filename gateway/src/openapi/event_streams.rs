@@ -18,8 +18,9 @@ pub fn write(paths: &mut Object) {
 }
 
 fn stream() -> Object {
-    let position =
-        last_event_id("The last `id` that the client has: everything after it is replayed first. A number.");
+    let position = last_event_id(
+        "The last `id` that the client has, a number. The stream begins with a replay of the later events.",
+    );
     let summary = "Stream my events";
     operation(
         "orders",
@@ -34,11 +35,11 @@ fn stream() -> Object {
 
 const STREAM: &str = "\
 Server-Sent Events for clients without WebSockets: the frames of `GET /ws`, each as the one line of `data` of an \
-event whose `id` is its `seq`. `ready` comes first; `recovered: false` means that what was missed cannot be replayed \
-whole. The last event before the gateway ends the stream is \
+event whose `id` is its `seq`. The first one is `ready`; `recovered: false` means that the missed events cannot be \
+replayed completely. The last event before the gateway ends the stream is \
 `{\"type\":\"close\",\"content\":{\"code\":4005,\"reason\":\"token expired\"},\"user_id\":7,\"time\":1768469400}`, without \
-an `id`, with the closing codes of `GET /ws`. A comment comes every 15 seconds. The token stands in `Authorization`: use \
-`fetch`, as the `EventSource` of browsers sends none. Sockets, streams and long polls of a user count together.";
+an `id`, with the closing codes of `GET /ws`. The gateway sends a comment every 15 seconds. The token is in `Authorization`: \
+use `fetch`, because the `EventSource` of browsers sends no such header. Sockets, streams and long polls of a user count together.";
 
 fn poll() -> Object {
     let query = |name: &'static str, description: &'static str, schema: Object| {
@@ -48,12 +49,12 @@ fn poll() -> Object {
     let parameters = vec![
         query(
             "after",
-            "The last `seq` that the client has. Without it, the present position is the answer.",
+            "The last `seq` that the client has. Without it, the response has the current position.",
             seq(),
         ),
         query(
             "wait",
-            "Seconds for which to wait for an event.",
+            "The time to wait for an event, in seconds.",
             object! { "type": "integer", "format": "int64", "minimum": 0, "maximum": 25, "default": 0 },
         ),
     ];
@@ -64,19 +65,19 @@ fn poll() -> Object {
             "seq": seq().with("description", "The next `after`."),
             "recovered": object! {
                 "type": "boolean",
-                "description": "False: what was missed cannot be replayed whole; read the orders and go on from `seq`.",
+                "description": "False if the missed events cannot be replayed completely: read the orders, and continue from `seq`.",
             },
         },
         "required": list(["items", "seq", "recovered"]),
     };
     let example = object! { "items": list(super::frames::example("order")), "seq": 42, "recovered": true };
     let response = success(
-        "The events after `after`; none if none came in time.",
+        "The events after `after`; an empty list if none arrives in time.",
         &HEADERS,
         Some(schema),
         Some(example.into()),
     );
-    let description = "Answers at once where the client lacks events, else as soon as one comes, or without one after \
+    let description = "Responds at once if the client lacks events, else with the next event, or without one after \
                        `wait`.";
     operation(
         "orders",
@@ -98,8 +99,8 @@ fn stream_all() -> Object {
         "schema": reference("OrderStatus"),
     };
     let description = "For admins. Server-Sent Events as in `GET /api/v1/orders/stream`, of all users and without `ready`. \
-                       The `id` is opaque; it stays valid over restarts. The events of a user come in order. An `id` \
-                       without `data` moves the position.";
+                       The `id` is opaque, and stays valid after restarts. The events of a user are in order. An `id` \
+                       without `data` advances the position.";
     let codes = [Code::Forbidden, Code::CursorOutOfRange, Code::DeadlineExceeded];
     let parameters = vec![position, status];
     operation(

@@ -20,7 +20,7 @@ pub const SERVER: [Frame; 4] = [
         kind: "ready",
         schema: "ReadyFrame",
         description: "The first frame: the position from which the socket goes on. With `recovered: false` the missed events \
-                cannot be replayed whole: read the orders by REST and go on from `seq`.",
+                cannot be replayed completely: read the orders by REST, and continue from `seq`.",
     },
     Frame {
         kind: "order",

@@ -61,49 +61,46 @@ fn info() -> Object {
 }
 
 const DESCRIPTION: &str = "\
-People register, look for products, fill a cart, order, pay, and watch their order move, live, on every \
+Customers register, search products, fill a cart, order, pay, and follow their orders in real time on every \
 device.
 
 **A first order**: `POST /api/v1/auth/register`, then `POST /api/v1/auth/login`; use the `access_token` as \
-`Authorization: Bearer …` (here: *Authentication*). `GET /api/v1/products` shows what there is; put \
-one into the cart with `POST /api/v1/cart/items`, place the order with `POST /api/v1/orders`, pay it with \
+`Authorization: Bearer …` (here: *Authentication*). `GET /api/v1/products` lists the products; add \
+one to the cart with `POST /api/v1/cart/items`, place the order with `POST /api/v1/orders`, pay it with \
 `POST /api/v1/orders/{id}/pay` and `{\"payment_token\": \"tok_ok\"}`.
 
 **Conventions**
 
-- Bodies are JSON in UTF-8, at most 64 KiB (a batch: 8 MiB). A request's shape is checked first: 400 \
-`invalid_request` for what is not JSON, for fields that are missing, unknown or given twice, for wrong \
-types and bad query parameters. Then its rules: 422 `validation_failed` for length, format, sign and \
-range. Both say field by field what is wrong. An id in the path that is no id is 404.
+- Bodies are JSON in UTF-8, at most 64 KiB (a batch: 8 MiB). The syntax of a request is checked first: 400 \
+`invalid_request` for invalid JSON, for missing, unknown or repeated fields, for wrong \
+types and invalid query parameters. Then the rules: 422 `validation_failed` for length, format, sign and \
+range. Both name each invalid field. An invalid id in the path is 404.
 - Money is an integer in minor units (`1999` is 19.99) beside an ISO 4217 `currency`. Times are RFC 3339 \
 in UTC.
-- Lists answer `{\"items\": […], \"next_cursor\": \"…\"}`; the next page is the same question with \
-`cursor`; `null` means that there is none.
-- Things of another user look exactly like things that do not exist: 404.
-- Every answer carries `x-request-id`, and every error is `application/problem+json` (RFC 9457) with a \
+- Lists are `{\"items\": […], \"next_cursor\": \"…\"}`; the same request with `cursor` gets the next page, \
+and `null` means that there is none.
+- A resource of another user is 404, like one that does not exist.
+- Every response has `x-request-id`, and every error is `application/problem+json` (RFC 9457) with a \
 `code`.
 - `Idempotency-Key` makes a write that is not idempotent by itself safe to try again: orders and their steps, payments, \
 carts, stocks, products, categories and batches. A step that an order has taken already, with the same content, is \
 answered with the order.
-- `RateLimit` and `RateLimit-Policy` say how often one may ask; over a limit it is 429, and `Retry-After` \
-says how long to wait. 503 and 504 may be tried again too.";
+- `RateLimit` and `RateLimit-Policy` state the limits of a caller. Above a limit the response is 429, and `Retry-After` \
+states the delay. Requests with 503 and 504 may be repeated too.";
 
 fn tags() -> Json {
     list(
         [
             ("auth", "Accounts, sessions, tokens."),
-            ("products", "The catalogue, and what the shop's staff change in it."),
-            ("categories", "The tree that products stand in."),
-            ("cart", "What somebody is about to order."),
-            (
-                "orders",
-                "Placing orders, and the steps of their lives: `pending` → `paid` → `shipped` → `completed`.",
-            ),
-            ("events", "Every step of every order, live."),
+            ("products", "The catalogue, and its changes by the staff of the shop."),
+            ("categories", "The tree of categories of the products."),
+            ("cart", "The cart of a customer."),
+            ("orders", "Orders and their states: `pending` → `paid` → `shipped` → `completed`."),
+            ("events", "The transitions of orders, in real time."),
             ("admin", "Users, orders and events of the whole shop, and service accounts."),
             ("tokens", "For programs that use or verify access tokens."),
-            ("documentation", "What you are reading."),
-            ("operation", "For those who run the shop."),
+            ("documentation", "The documents of this API."),
+            ("operation", "For the operators of the shop."),
         ]
         .map(|(name, description)| object! { "name": name, "description": description }),
     )

@@ -34,7 +34,7 @@ fn socket() -> Object {
     let headers = header_references(&["x-request-id", "RateLimit", "RateLimit-Policy"]);
     let mut responses = object! {
         "101": object! {
-            "description": "The connection is a socket now; `ready` comes first.", "headers": headers,
+            "description": "The connection is a WebSocket. Its first frame is `ready`.", "headers": headers,
         },
     };
     let codes: Vec<_> = AUTH_ERRORS.into_iter().chain([Code::Forbidden]).chain(COMMON_ERRORS).collect();
@@ -53,14 +53,14 @@ fn socket() -> Object {
         "parameters": list([
             object! {
                 "name": "after", "in": "query", "required": false,
-                "description": "The last `seq` that the client has: everything after it is replayed first.",
+                "description": "The last `seq` that the client has. The socket begins with a replay of the later events.",
                 "schema": object! { "type": "integer", "format": "int64", "minimum": 0 },
             },
             header("Upgrade", "`websocket`, as in every handshake.", object! { "type": "string" }),
-            header("Sec-WebSocket-Protocol", "From a browser: `shoppee.v1, ticket.<ticket>`; the answer is \
+            header("Sec-WebSocket-Protocol", "From a browser: `shoppee.v1, ticket.<ticket>`. The response has \
                                               `shoppee.v1`.",
                    object! { "type": "string" }),
-            header("Origin", "Of a web page: one that the shop allows.", object! { "type": "string" }),
+            header("Origin", "The origin of a web page, which the shop must allow.", object! { "type": "string" }),
         ]),
         "responses": responses,
         "x-frames": object! { "server": reference("ServerFrame"), "client": reference("ClientFrame") },
@@ -68,34 +68,34 @@ fn socket() -> Object {
 }
 
 pub const SOCKET: &str = "\
-A WebSocket (RFC 6455) over HTTP/1.1. Every step of every order of the caller arrives on every socket of \
-theirs, through whichever gateway, in order and without a gap.
+A WebSocket (RFC 6455) over HTTP/1.1. Every socket of a caller, on every gateway, \
+receives each transition of the caller's orders, in order and without a gap.
 
 Sign in with `Authorization: Bearer …`, or from a browser, which cannot set headers, with a ticket of \
 `POST /api/v1/auth/ws-ticket` as a subprotocol: `new WebSocket(url, [\"shoppee.v1\", \"ticket.\" + \
-ticket])`. A ticket is good for 30 seconds and opens one socket. A browser shows a handshake that is refused as \
+ticket])`. A ticket is valid for 30 seconds and opens one socket. A browser reports a refused handshake as \
 closing code 1006, without the reason.
 
 **Frames from the server** are `{\"type\",\"content\",\"user_id\",\"time\",\"seq\"?}`, with `time` in Unix \
 seconds:
 
-- `{\"type\":\"ready\",\"content\":{\"seq\":41,\"recovered\":true}}` comes first. `recovered: false` means \
-that what was missed cannot be replayed whole: read the orders by REST and go on from `seq`.
+- `{\"type\":\"ready\",\"content\":{\"seq\":41,\"recovered\":true}}` is the first frame. `recovered: false` means \
+that the missed events cannot be replayed completely: read the orders by REST, and continue from `seq`.
 - \
 `{\"type\":\"order\",\"content\":{\"order_id\",\"status\",\"previous_status\",\"total\",\"currency\",\
 \"version\"},\
 \"user_id\":7,\"time\":1768469400,\"seq\":42}`. \
 `seq` counts per user, from 1, without gaps; copies have the same one.
 - `{\"type\":\"pong\"}` answers a `ping`, and \
-`{\"type\":\"error\",\"content\":{\"code\":\"invalid_request\"}}` whatever cannot be understood.
+`{\"type\":\"error\",\"content\":{\"code\":\"invalid_request\"}}` an invalid frame.
 
 **Frames from the client** are `{\"type\":\"ping\"}`, and \
-`{\"type\":\"auth\",\"content\":{\"access_token\":\"…\"}}` to go on past the end of its token.
+`{\"type\":\"auth\",\"content\":{\"access_token\":\"…\"}}` to continue after the expiry of its token.
 
-**Closing codes**: 1001 the server goes away, 1009 a frame over 16 KiB. After 4000–4499 come back, with \
+**Closing codes**: 1001 the server shuts down, 1009 a frame over 16 KiB. After 4000–4499 reconnect, with \
 `after`: 4005 the token has expired, 4008 too slow, 4010 resync, 4012 no pong. After 4500–4999 do not: \
-4501 the session has ended, 4504 more than 10 sockets of one user, 4509 misbehaving (ten frames that make \
-no sense, or more than 20 a second).";
+4501 the session has ended, 4504 more than 10 sockets of one user, 4509 misbehaviour (ten invalid frames, \
+or more than 20 a second).";
 
 /// Builds the token endpoint (RFC 6749), whose requests and errors have the form of the standard.
 fn token_endpoint() -> Object {
@@ -106,7 +106,7 @@ fn token_endpoint() -> Object {
             "grant_type": object! { "type": "string", "enum": list(["client_credentials"]) },
             "client_id": text("The `id` of the service account, unless HTTP Basic has it."),
             "client_secret": text("Unless HTTP Basic has it."),
-            "scope": text("Fewer scopes than the client has, separated by spaces; absent: all."),
+            "scope": text("Some of the scopes of the client, separated by spaces. Absent: all."),
         },
         "required": list(["grant_type"]),
     };
@@ -149,10 +149,10 @@ fn token_endpoint() -> Object {
     public_operation(
         "tokens",
         "issueToken",
-        "Get a token for a program",
+        "Issue a token to a service account",
         "The client credentials grant of OAuth 2 (RFC 6749 §4.4). The client authenticates with HTTP Basic or in the \
-         body. Outside the conventions of the other routes: the request is a form, and the errors of the request are \
-         those of the standard. A query parameter is 400 `invalid_request` as a problem.",
+         body. Unlike other routes, this one takes a form, and has the errors of the \
+         standard. A query parameter is 400 `invalid_request` as a problem.",
         responses,
     )
     .with(
@@ -191,9 +191,9 @@ fn jwks(api: &ApiDescriptors, schemas: &mut Schemas<'_>) -> Object {
     public_operation(
         "tokens",
         "getJwks",
-        "Show the keys that access tokens are signed with",
-        "A JSON Web Key Set (RFC 7517), for whoever verifies tokens: EdDSA, `typ` `at+jwt`, `iss` \
-         `shoppee`, `aud` `shoppee-api`. During a rotation the previous key stands here too.",
+        "Get the keys of access tokens",
+        "A JSON Web Key Set (RFC 7517), for programs that verify tokens: EdDSA, `typ` `at+jwt`, `iss` \
+         `shoppee`, `aud` `shoppee-api`. During a rotation it has the previous key too.",
         with_problems(object! { "200": response }, &COMMON_ERRORS),
     )
 }
@@ -201,12 +201,12 @@ fn jwks(api: &ApiDescriptors, schemas: &mut Schemas<'_>) -> Object {
 fn root() -> Object {
     let headers = header_references(&["x-request-id", "RateLimit", "RateLimit-Policy"]);
     let shop = object! {
-        "description": "The storefront, where the gateway has one.",
+        "description": "The storefront, if it is enabled.",
         "headers": headers.clone(),
         "content": object! { "text/html": object! { "schema": object! { "type": "string" } } },
     };
     let response = object! {
-        "description": "Leads to `/docs`, where there is no storefront.",
+        "description": "Redirects to `/docs` without a storefront.",
         "headers": headers.with("Location", object! {
             "description": "The documentation.", "required": true, "schema": object! { "type": "string" },
         }),
@@ -215,21 +215,26 @@ fn root() -> Object {
     public_operation(
         "documentation",
         "getRoot",
-        "The storefront, or where the documentation is",
-        "In development, or with `STOREFRONT=on`, a shop to look at. Otherwise a redirect.",
+        "Open the storefront or the documentation",
+        "The storefront is enabled in development, and by `STOREFRONT=on`. Otherwise the response is a redirect.",
         responses,
     )
 }
 
 fn document() -> Object {
-    document_of("getOpenApi", "This document", "OpenAPI 3.1, made from the code that answers.", "openapi")
+    document_of(
+        "getOpenApi",
+        "This document",
+        "OpenAPI 3.1, generated from the code of the gateway.",
+        "openapi",
+    )
 }
 
 fn async_document() -> Object {
     document_of(
         "getAsyncApi",
-        "The document of the socket",
-        "AsyncAPI 3.0: the frames of `GET /ws`.",
+        "The document of the events",
+        "AsyncAPI 3.0, with the frames of `GET /ws`.",
         "asyncapi",
     )
 }
@@ -259,7 +264,7 @@ fn docs() -> Object {
         "documentation",
         "getDocs",
         "This page",
-        "Reads the document and tries operations out.",
+        "Shows the document, and sends requests.",
         with_problems(object! { "200": response, "304": not_modified() }, &COMMON_ERRORS),
     );
     item.set("parameters", list([object! { "$ref": "#/components/parameters/If-None-Match" }]));
@@ -309,12 +314,17 @@ fn page(id: &'static str, summary: &'static str, description: &'static str, code
 }
 
 fn problem_pages() -> Object {
-    page("listProblems", "All codes of problems", "With the status and the meaning of each.", &COMMON_ERRORS)
+    page(
+        "listProblems",
+        "All codes of problems",
+        "Each code with its status and its meaning.",
+        &COMMON_ERRORS,
+    )
 }
 
 fn problem_page() -> Object {
     let codes: Vec<_> = COMMON_ERRORS.into_iter().chain([Code::NotFound]).collect();
-    let description = "Where the `type` of a problem leads.";
+    let description = "The `type` of a problem is the address of this page.";
     let mut item = page("getProblem", "Cause and remedy of a problem", description, &codes);
     let names = list(Code::ALL.iter().map(|code| code.as_str()));
     item.set(
@@ -330,35 +340,35 @@ fn problem_page() -> Object {
 /// Builds the 304 response of the documentation.
 fn not_modified() -> Object {
     let headers = ["x-request-id", "RateLimit", "RateLimit-Policy", "ETag", "Cache-Control"];
-    success("It is what the client has.", &headers, None, None)
+    success("The copy of the client is current.", &headers, None, None)
 }
 
 fn health() -> Object {
     ops_operation(
         "getHealth",
-        "Does the process live?",
-        "For a container's liveness probe; asks nobody else.",
-        object! { "200": plain("It lives.", "ok\n") },
+        "Get the liveness",
+        "For the liveness probe of a container. It checks no dependency.",
+        object! { "200": plain("The process runs.", "ok\n") },
     )
 }
 
 fn ready() -> Object {
     let responses = object! {
-        "200": plain("All that it depends on answers.", "ready\n"),
-        "503": plain("Something does not answer, or the process is about to stop.", "not ready: redis (limits, tickets: connection refused)\n"),
+        "200": plain("All dependencies respond.", "ready\n"),
+        "503": plain("A dependency does not respond, or the process is about to stop.", "not ready: redis (limits, tickets: connection refused)\n"),
     };
     let mut item = ops_operation(
         "getReadiness",
-        "Can the process do its work?",
-        "For people and alerts. A load balancer asks with `need=vital`: without Redis the shop is slower, \
-         and still a shop.",
+        "Get the readiness",
+        "For operators and alerts. A load balancer sends `need=vital`: without Redis the gateway is slower, \
+         and still serves.",
         responses,
     );
     item.set(
         "parameters",
         list([object! {
             "name": "need", "in": "query", "required": false,
-            "description": "`vital`: only what nothing works without. Any other word: everything.",
+            "description": "`vital`: only the dependencies that every request needs. Any other value: all dependencies.",
             "schema": object! { "type": "string", "examples": list(["vital"]) },
         }]),
     );
@@ -368,8 +378,8 @@ fn ready() -> Object {
 fn metrics() -> Object {
     ops_operation(
         "getMetrics",
-        "The process's metrics",
-        "In Prometheus' text format.",
+        "Get the metrics",
+        "In the text format of Prometheus.",
         object! { "200": plain("The metrics.", "ws_connections 3\n") },
     )
 }

@@ -75,76 +75,85 @@ impl Operation {
 }
 
 pub const OPERATIONS: &[Operation] = &[
-    op("AuthService.Register", "Open an account")
+    op("AuthService.Register", "Register an account")
         .description(
-            "A customer's. Signing in is a call of its own. A repeat with the same `Idempotency-Key`, username, \
-             e-mail and password gets the same answer; with another password it counts as a try to sign in.",
+            "The account is a customer's. It is not signed in yet. A repeat with the same `Idempotency-Key`, \
+             username, e-mail and password gets the same response. With another password it counts as a sign-in \
+             attempt.",
         )
         .status(201)
         .errors(&[UsernameTaken, EmailTaken, ValidationFailed, IdempotencyKeyReused, TooManyAttempts]),
     op("AuthService.Login", "Sign in")
         .description(
-            "Begins a session. An account can be tried ten times a minute by all devices together that never \
-             signed in to it, and as often by each device that did: it is known by the cookie \
-             `shoppee_device`, or by the `device-token` of its last answer, until the password changes. An \
-             unknown name and a wrong password look the same.",
+            "Begins a session. An account accepts ten attempts a minute from all unknown devices together, and \
+             ten from each device that signed in before. The cookie `shoppee_device`, or the `device-token` of \
+             the last response, identifies such a device until the password changes. The response is the same for \
+             an unknown username and a wrong password.",
         )
         .errors(&[InvalidCredentials, AccountDisabled, ValidationFailed, TooManyAttempts]),
-    op("AuthService.Refresh", "Get new tokens")
+    op("AuthService.Refresh", "Refresh the tokens")
         .description(
-            "For a refresh token that has not been used. One that has ends its whole session: somebody has \
-             a copy. Where the answer was lost, the same token may be sent once more within 10 s and gets \
-             the same successor.",
+            "The refresh token must not have been used before: a second use is a sign of theft and ends the \
+             session. If the response was lost, the same token may be sent again within 10 s, and gets the same \
+             successor.",
         )
         .errors(&[Code::Unauthenticated, Code::TokenExpired, Code::SessionRevoked]),
     op("AuthService.Logout", "Sign out")
-        .description("Ends this session: its tokens and its sockets, on every gateway within a second.")
+        .description("Ends this session. Its tokens and sockets end on every gateway within a second.")
         .status(204),
     op("AuthService.LogoutAll", "Sign out everywhere")
-        .description("Ends every session of the caller, this one too.")
+        .description("Ends every session of the caller, including this one.")
         .status(204),
-    op("AuthService.GetUserInfo", "Show my account").description("The account that the access token belongs to."),
+    op("AuthService.GetUserInfo", "Get my account")
+        .description("Returns the account of the access token."),
     op("AuthService.ChangePassword", "Change the password")
-        .description("All other sessions end.")
+        .description("Ends all other sessions of the account.")
         .status(204)
         .errors(&[InvalidCredentials, ValidationFailed, TooManyAttempts]),
     op("AuthService.ListSessions", "List my sessions")
         .description(
-            "Those that are open, newest first. There are at most 100: one more sign-in ends the session that was \
-             not used for the longest time.",
+            "Returns the open sessions, newest first. A user has at most 100: a further sign-in ends the session \
+             that was not used for the longest time.",
         ),
     op("AuthService.RevokeSession", "End one of my sessions")
-        .description("Its tokens and its sockets end within a second, on every gateway.")
+        .description("The tokens and sockets of the session end on every gateway within a second.")
         .status(204),
-    op("AuthService.CreateWsTicket", "Get a ticket for a socket")
-        .description("What a browser opens `GET /ws` with, as it cannot set headers there. Good once, for 30 s.")
+    op("AuthService.CreateWsTicket", "Create a ticket for a socket")
+        .description(
+            "A browser opens `GET /ws` with a ticket, because it cannot set headers there. A ticket is valid \
+             once, for 30 s.",
+        )
         .status(201),
-    op("AuthService.ListUsers", "List users").description("Newest first."),
-    op("AuthService.GetUser", "Show a user")
-        .description("The account with its role, and whether it is disabled."),
+    op("AuthService.ListUsers", "List users")
+        .description("Newest first."),
+    op("AuthService.GetUser", "Get a user")
+        .description("Returns the account with its role, and whether it is disabled."),
     op("AuthService.UpdateUser", "Change a user's role, or disable the account")
-        .description("Either change ends the user's sessions within a second. The last admin stays one: 422.")
+        .description(
+            "Both changes end the user's sessions within a second. The last enabled admin cannot be demoted \
+             or disabled (422).",
+        )
         .errors(&[ValidationFailed]),
     op("AuthService.CreateServiceAccount", "Create a service account")
         .description(
-            "An identity of a program, with the scopes that it needs. The answer has its `client_secret`, which is shown \
-             once and not stored: a repeat with the same `Idempotency-Key` gets the same secret for 24 h. The program gets \
-             tokens with `POST /oauth/token`.",
+            "A service account is the identity of a program, with the scopes that it needs. The response has its \
+             `client_secret`, which is shown once and not stored. A repeat with the same `Idempotency-Key` gets \
+             the same secret for 24 h. The program gets tokens with `POST /oauth/token`.",
         )
         .status(201)
         .errors(&[ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
     op("AuthService.ListServiceAccounts", "List service accounts")
-        .description("Newest first, with the revoked ones."),
-    op("AuthService.GetServiceAccount", "Show a service account")
-        .description("Its scopes, its last use and its end. The secret is not shown again."),
+        .description("Newest first, including revoked ones."),
+    op("AuthService.GetServiceAccount", "Get a service account")
+        .description("Returns the scopes, the last use and the expiry. The secret is not shown again."),
     op("AuthService.RotateServiceAccount", "Rotate the secret of a service account")
         .description(
-            "The answer has the new `client_secret`. The previous one stays valid for 7 days or until the next rotation; \
-             two rotations in a row end a secret that leaked. A revoked account is 404.",
+            "The response has the new `client_secret`. The previous one stays valid for 7 days or until the next \
+             rotation: two rotations invalidate a secret that leaked. A revoked account is 404.",
         )
         .errors(&[RequestInProgress, IdempotencyKeyReused]),
     op("AuthService.RevokeServiceAccount", "Revoke a service account")
-        .description("Its secrets and its tokens end within a second, for ever. Again is no error.")
+        .description("The secrets and tokens of the account end within a second, permanently. A repeat succeeds.")
         .status(204),
     op("AuditService.ListAuditRecords", "List audit records")
         .description(
@@ -152,75 +161,81 @@ pub const OPERATIONS: &[Operation] = &[
              are a kind and an id, as in `admin:17` and `product:42`. A page with two or more of the filters `actor`, \
              `action` and `target` may have fewer records than `limit`, or none, and still have a `next_cursor`.",
         ),
-    op("ProductService.ListProducts", "List the catalogue")
-        .description("Products that are sold. Ties are ordered by id."),
-    op("ProductService.SearchProducts", "Search the catalogue").description(
-        "The best first: an exact SKU, in any case and without its separators too, an exact name, then products \
-         with all the words, then with some; the newest first among equals. In every script, without regard to \
-         case and accents. Typing slips are forgiven (one in a word of four letters or more, two from eight), and \
-         the last word may be unfinished. `total` counts all pages; so does `facets`, which is answered with \
-         `facets=true`. A change is found within a second.",
-    ),
-    op("ProductService.GetProduct", "Show a product")
-        .description("An archived one only to an admin. Keep the `ETag`, and ask again with `If-None-Match`."),
-    op("ProductService.CreateProduct", "Add a product")
-        .description("It is sold from then on. Its SKU must be new.")
+    op("ProductService.ListProducts", "List products")
+        .description("Returns active products. Ties are ordered by id."),
+    op("ProductService.SearchProducts", "Search products")
+        .description(
+            "Ranks an exact SKU first (in any case, also without separators), then an exact name, then products \
+             with all words, then with some. Newer products come first among equals. Matches ignore case and \
+             accents, in every script. Spelling mistakes are tolerated: one in a word of at least four letters, \
+             two from eight. The last word is a prefix. `total` and `facets` (with `facets=true`) count the \
+             products of all pages. A change is found within a second.",
+        ),
+    op("ProductService.GetProduct", "Get a product")
+        .description(
+            "An archived product is shown to admins only. A client that keeps the `ETag` can revalidate with \
+             `If-None-Match`.",
+        ),
+    op("ProductService.CreateProduct", "Create a product")
+        .description("The product is active, and its SKU must be new.")
         .status(201)
         .errors(&[SkuTaken, ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
     op("ProductService.UpdateProduct", "Change a product")
         .description(
-            "Changes the fields that are given. `null` empties `description` and `attributes`, and takes \
-             `category_id` and `image_url` away.",
+            "Changes the fields that are present. `null` clears `description`, `attributes`, `category_id` and \
+             `image_url`.",
         )
         .errors(&[SkuTaken, VersionMismatch, ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
-    op("ProductService.ArchiveProduct", "Take a product out of the shop")
+    op("ProductService.ArchiveProduct", "Archive a product")
         .description(
-            "It stays in the orders that have it. Again is no error; `PATCH` with `status` brings it \
-                back.",
+            "Orders keep an archived product. A repeat succeeds. `PATCH` with `status` makes the product active \
+             again.",
         )
         .status(204)
         .errors(&[VersionMismatch]),
-    op("ProductService.AdjustStock", "Correct a stock")
-        .description("Adds `delta` to what can be bought; never below zero.")
+    op("ProductService.AdjustStock", "Adjust a stock")
+        .description("Adds `delta` to the available stock, which is never negative.")
         .errors(&[OutOfStock, ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
     op("ProductService.BatchUpdateProducts", "Change many products")
         .description(
-            "Up to 10 000 rows, in a body of up to 8 MiB. A row that breaks a rule, or names a product a \
-             second time, fails alone; with `on_error: \"abort\"`, one that fails means that nothing is \
-             changed and the others are `skipped`. Under an `Idempotency-Key`, rows that are `unavailable` are \
-             done by sending the same batch again, and no other row is done twice.",
+            "Takes up to 10 000 rows, in a body of up to 8 MiB. A row that breaks a rule fails alone, and so \
+             does the second row of a product. With `on_error: \"abort\"`, one failed row leaves all products \
+             unchanged, and the other rows are `skipped`. With an `Idempotency-Key`, a repeat processes only the \
+             rows that were `unavailable`.",
         )
         .errors(&[ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
-    op("ProductService.ListCategories", "List the categories")
-        .description("By slug, with `limit` and `cursor`: their number is not bounded."),
-    op("ProductService.CreateCategory", "Add a category")
-        .description("Its slug must be new. Without `parent_id` it is a root.")
+    op("ProductService.ListCategories", "List categories")
+        .description("By slug, in pages of `limit` with `cursor`: their number has no bound."),
+    op("ProductService.CreateCategory", "Create a category")
+        .description("The slug must be new. Without `parent_id` the category is a root.")
         .status(201)
         .errors(&[SlugTaken, ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
     op("ProductService.UpdateCategory", "Change a category")
-        .description("Changes the fields that are given; `parent_id: null` makes it a root.")
+        .description("Changes the fields that are present. `parent_id: null` makes the category a root.")
         .errors(&[SlugTaken, ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
-    op("ProductService.DeleteCategory", "Remove a category")
-        .description("Not while products, archived ones too, or other categories are in it.")
+    op("ProductService.DeleteCategory", "Delete a category")
+        .description("A category with products, including archived ones, or with subcategories cannot be deleted.")
         .status(204)
         .errors(&[CategoryInUse]),
-    op("OrderService.GetCart", "Show my cart").description("With the prices of this moment."),
-    op("OrderService.ClearCart", "Empty my cart").description("An empty cart is no error.").status(204),
-    op("OrderService.AddCartItem", "Put a product into my cart")
-        .description("Adds to its line where it is in the cart already. A cart has 100 lines at most.")
+    op("OrderService.GetCart", "Get my cart")
+        .description("The prices are the current ones."),
+    op("OrderService.ClearCart", "Clear my cart")
+        .description("An empty cart is not an error.").status(204),
+    op("OrderService.AddCartItem", "Add a product to my cart")
+        .description("Adds to the quantity of a product that is in the cart already. A cart has at most 100 lines.")
         .errors(&[ProductUnavailable, RequestInProgress, ValidationFailed, IdempotencyKeyReused]),
-    op("OrderService.SetCartItem", "Set how many of a product are in my cart")
+    op("OrderService.SetCartItem", "Set the quantity of a product in my cart")
         .description("0 removes the line.")
         .errors(&[ProductUnavailable, ValidationFailed, RequestInProgress]),
-    op("OrderService.RemoveCartItem", "Take a product out of my cart")
-        .description("One that is not in it is no error.")
+    op("OrderService.RemoveCartItem", "Remove a product from my cart")
+        .description("A product that is not in the cart is not an error.")
         .errors(&[RequestInProgress]),
     op("OrderService.CreateOrder", "Place an order")
         .description(
-            "Of `items`, at most 100 different products; without them, of the cart, which is empty \
-             afterwards. The stock is held until the order is paid or its time runs out (`expires_at`). \
-             With `expected_total`, an order that would cost something else is refused. What a user's unpaid \
-             orders hold is bounded, in all and as a share of one product; one unit is always allowed.",
+            "Orders `items`, at most 100 different products. Without `items` it orders the cart and clears it. \
+             The stock is held until the order is paid or expires (`expires_at`). With `expected_total`, an order \
+             with another total is refused. A user's unpaid orders hold a limited number of units, in total and \
+             of each product; one unit is always allowed.",
         )
         .status(201)
         .errors(&[
@@ -235,14 +250,15 @@ pub const OPERATIONS: &[Operation] = &[
             IdempotencyKeyReused,
         ]),
     op("OrderService.ListOrders", "List my orders").description("Newest first."),
-    op("OrderService.GetOrder", "Show an order").description("My own; to an admin, any."),
-    op("OrderService.ListOrderEvents", "Show an order's history")
+    op("OrderService.GetOrder", "Get an order")
+        .description("Customers get their own orders, admins get all."),
+    op("OrderService.ListOrderEvents", "List the history of an order")
         .description(
-            "Every step it took, oldest first. The list is whole, with at most four entries, and `next_cursor` is \
-             null. My own; to an admin, any.",
+            "Returns every transition, oldest first. The list is complete, with at most four entries, and \
+             `next_cursor` is null. Customers get their own orders, admins get all.",
         ),
     op("OrderService.PayOrder", "Pay my order")
-        .description("`pending` → `paid`. Only its owner pays an order.")
+        .description("`pending` → `paid`. Only the owner pays an order.")
         .errors(&[
             PaymentDeclined,
             InvalidTransition,
@@ -253,20 +269,23 @@ pub const OPERATIONS: &[Operation] = &[
         ]),
     op("OrderService.CancelOrder", "Cancel an order")
         .description(
-            "The owner while it is `pending`; an admin while it is `pending` or `paid`, and then the \
-             money goes back: `payment.status` is `refund_pending` until the provider has confirmed it. \
-             An order that was cancelled with the same reason is answered as it is.",
+            "The owner cancels a `pending` order, an admin also a `paid` one. The payment of a `paid` order is \
+             refunded: `payment.status` is `refund_pending` until the provider confirms the refund. A repeat with \
+             the same reason gets the order as it is.",
         )
         .optional_body()
         .errors(&[InvalidTransition, OrderExpired, RequestInProgress, ValidationFailed, IdempotencyKeyReused]),
     op("OrderService.ShipOrder", "Ship an order")
-        .description("`paid` → `shipped`. An order that was shipped so already is answered as it is.")
+        .description("`paid` → `shipped`. A repeat with the same content gets the order as it is.")
         .errors(&[InvalidTransition, OrderExpired, RequestInProgress, ValidationFailed, IdempotencyKeyReused]),
-    op("OrderService.CompleteOrder", "Say that an order has arrived")
-        .description("`shipped` → `completed`. My own; an admin, any. A completed order is answered as it is.")
+    op("OrderService.CompleteOrder", "Complete an order")
+        .description(
+            "`shipped` → `completed`. Customers complete their own orders, admins all. A repeat gets the order \
+             as it is.",
+        )
         .errors(&[InvalidTransition, OrderExpired, RequestInProgress, IdempotencyKeyReused]),
     op("OrderService.ListOrders", "List the orders of all users")
-        .description("Or of one of them. Newest first.")
+        .description("Of all users, or of one. Newest first.")
         .second_route("listAllOrders"),
 ];
 

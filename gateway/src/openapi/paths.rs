@@ -213,22 +213,22 @@ pub fn header_parameters() -> Object {
         ),
         "If-None-Match-of-a-change": header(
             "If-None-Match",
-            "Tags of states of the product that are not to be changed: 412 where it is in one of them. Stock moves do \
-             not make another state.",
+            "`ETag`s of versions of the product that must not be changed: 412 if one of them is current. Stock \
+             movements create no version.",
             text(),
             "\"7-9f86d081884c7d65\"",
         ),
         "If-Match": header(
             "If-Match",
-            "The `ETag` of the product that the change is meant for: 412 where somebody else was quicker. \
-             Stock moves do not count as such.",
+            "The `ETag` of the version to change: 412 if another change came first. Stock movements create no \
+             version.",
             text(),
             "\"7-9f86d081884c7d65\"",
         ),
         "Idempotency-Key": header(
             "Idempotency-Key",
-            "A word of the client's own choice that makes it safe to try again: for 24 h, the same key \
-             with the same body gets the same answer and has no further effect.",
+            "A value of the client's choice that makes the request safe to repeat: for 24 h, the same key with the same \
+             body gets the same response and has no further effect.",
             text().with("minLength", 1).with("maxLength", 255).with("pattern", "^[!-~]+$"),
             "checkout-8f14e45f",
         ),

@@ -39,14 +39,14 @@ pub fn headers() -> Object {
         "RateLimit-Policy": text("The limits that hold: so many requests (`q`) in so many seconds (`w`).",
                                  "\"user\";q=40;w=2"),
         "Retry-After": seconds,
-        "WWW-Authenticate": text("How to sign in (RFC 6750).", "Bearer realm=\"shoppee\""),
-        "ETag": text("Stands for this state of the product; for `If-None-Match` and `If-Match`.",
+        "WWW-Authenticate": text("The authentication scheme (RFC 6750).", "Bearer realm=\"shoppee\""),
+        "ETag": text("Identifies the version of the product, for `If-None-Match` and `If-Match`.",
                      "\"7-9f86d081884c7d65\""),
-        "Cache-Control": text("How long a cache may keep it.", "public, no-cache"),
-        "Location": text("Where the new thing is.", "/api/v1/products/42"),
+        "Cache-Control": text("The lifetime in caches.", "public, no-cache"),
+        "Location": text("The path of the new resource.", "/api/v1/products/42"),
         "idempotent-replayed": replayed,
-        "device-token": text("What this device is known by when it signs in again: for the header of the same name. \
-                              It lets nobody in.", DEVICE_TOKEN),
+        "device-token": text("Identifies this device at the next sign-in, in the header of the same name. It is no \
+                              credential.", DEVICE_TOKEN),
         "Set-Cookie": text("The same for browsers, as the cookie `shoppee_device`.",
                            "shoppee_device=…; Path=/api/v1/auth; HttpOnly; SameSite=Strict"),
     }
