@@ -17,10 +17,9 @@ use super::{
 use crate::{
     demo::address,
     output::print_step,
-    processes::loopback_url,
     program::{Environment, Program, Stop},
     rest::Rest,
-    up::system::System,
+    up::{processes::loopback_url, system::System},
 };
 
 const NAME: &str = "warehouse";
