@@ -367,7 +367,7 @@ fn parents_comments_texts_and_tests_are_no_imports() {
     let b = r##"
 // use crate::a;
 const TEXT: &str = "crate::a \" '";
-const RAW: &str = r#"crate::a""#;
+const RAW: &str = r#"crate::a" "#;
 const QUOTE: char = '"';
 #[cfg(test)]
 pub(crate) mod tests {
