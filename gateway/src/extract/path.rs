@@ -32,7 +32,7 @@ impl FromStr for Id {
     }
 }
 
-/// The id of an order or a session, in the form with hyphens.
+/// The id of an order or a session: lower case, with hyphens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uuid(uuid::Uuid);
 
@@ -52,8 +52,8 @@ impl FromStr for Uuid {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        const HYPHENATED: usize = 36;
-        if text.len() == HYPHENATED { text.parse().map(Self).map_err(|_| ()) } else { Err(()) }
+        let id: uuid::Uuid = text.parse().map_err(|_| ())?;
+        if id.to_string() == text { Ok(Self(id)) } else { Err(()) }
     }
 }
 
@@ -79,7 +79,13 @@ mod tests {
             assert!(odd.parse::<Id>().is_err(), "{odd}");
         }
         assert!("0198c3b4-0000-7000-8000-000000000001".parse::<Uuid>().is_ok());
-        for odd in ["", "1", "0198c3b400007000800000000000000112", "{0198c3b4-0000-7000-8000-00000000001}"] {
+        for odd in [
+            "",
+            "1",
+            "0198c3b400007000800000000000000112",
+            "0198C3B4-0000-7000-8000-000000000001",
+            "{0198c3b4-0000-7000-8000-00000000001}",
+        ] {
             assert!(odd.parse::<Uuid>().is_err(), "{odd}");
         }
     }

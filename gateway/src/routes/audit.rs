@@ -1,7 +1,7 @@
 //! `/admin/audit`: the audit records of all services, merged.
 
 use serde::Deserialize;
-use shoppee_kit::audit_log::{decode_cursor, encode_cursor};
+use shoppee_kit::{audit_log::list_of, cursor};
 use shoppee_proto::{
     Timestamp,
     audit::v1::{ListAuditRecordsRequest, ListAuditRecordsResponse},
@@ -39,21 +39,27 @@ pub async fn list(
     check_limit(list.limit)?;
     let Records { actor, action, target, since, until, limit, cursor } = list;
     let request = ListAuditRecordsRequest { actor, action, target, since, until, limit, cursor };
+    let all = list_of(&request);
     let pages = tokio::try_join!(
         upstream.call(&admin, ListAuthAudit(request.clone())),
         upstream.call(&admin, ListProductAudit(request.clone())),
         upstream.call(&admin, ListOrderAudit(request)),
     );
     let (auth, product, order) = pages.map_err(as_query_error)?;
-    Ok(Json(merge([auth, product, order], page_size(limit)).ok_or_else(Problem::internal)?))
+    Ok(Json(merge([auth, product, order], page_size(limit), all).ok_or_else(Problem::internal)?))
 }
 
 /// Merges a page of each service. A service whose page has a next one has told all its records down to the cursor; below
 /// it, only the next page has them all. The order of ids is the order of time, so that one position is the cursor of all.
 /// Returns `None` for an undecodable cursor.
-fn merge(pages: [ListAuditRecordsResponse; 3], size: usize) -> Option<ListAuditRecordsResponse> {
+fn merge(
+    pages: [ListAuditRecordsResponse; 3],
+    size: usize,
+    list: cursor::List,
+) -> Option<ListAuditRecordsResponse> {
     let cursors = pages.iter().filter_map(|page| page.next_cursor.as_deref());
-    let complete_from = cursors.map(decode_cursor).collect::<Result<Vec<Uuid>, _>>().ok()?.into_iter().max();
+    let positions: Vec<Uuid> = cursors.map(|cursor| list.decode(cursor)).collect::<Result<_, _>>().ok()?;
+    let complete_from = positions.into_iter().max();
     let parse = |id: &str| id.parse::<Uuid>().unwrap_or_default();
     let mut items: Vec<_> = pages.into_iter().flat_map(|page| page.items).collect();
     items.retain(|record| complete_from.is_none_or(|from| parse(&record.id) >= from));
@@ -61,7 +67,7 @@ fn merge(pages: [ListAuditRecordsResponse; 3], size: usize) -> Option<ListAuditR
     let is_full = items.len() > size;
     items.truncate(size);
     let next = if is_full { items.last().map(|last| parse(&last.id)) } else { complete_from };
-    Some(ListAuditRecordsResponse { items, next_cursor: next.map(encode_cursor) })
+    Some(ListAuditRecordsResponse { items, next_cursor: next.map(|next| list.encode(&next)) })
 }
 
 #[cfg(test)]
@@ -69,6 +75,10 @@ mod tests {
     use shoppee_proto::audit::v1::AuditRecord;
 
     use super::*;
+
+    fn list() -> cursor::List {
+        list_of(&ListAuditRecordsRequest::default())
+    }
 
     /// Returns the id of a record of a service.
     fn id(service: usize, number: u64) -> Uuid {
@@ -95,7 +105,7 @@ mod tests {
         let record = |id: Uuid| AuditRecord { id: id.to_string(), ..AuditRecord::default() };
         ListAuditRecordsResponse {
             items: records.into_iter().map(record).collect(),
-            next_cursor: next.map(encode_cursor),
+            next_cursor: next.map(|next| list().encode(&next)),
         }
     }
 
@@ -113,11 +123,11 @@ mod tests {
             let (mut records, mut before) = (Vec::new(), Uuid::max());
             loop {
                 let pages = [0, 1, 2].map(|service| page(service, &services[service], before, scanned, size));
-                let merged = merge(pages, size).unwrap();
+                let merged = merge(pages, size, list()).unwrap();
                 assert!(merged.items.len() <= size);
                 records.extend(merged.items.into_iter().map(|record| record.id));
                 let Some(cursor) = merged.next_cursor else { break };
-                let next = decode_cursor(&cursor).unwrap();
+                let next: Uuid = list().decode(&cursor).unwrap();
                 assert!(next < before, "each page makes progress");
                 before = next;
             }

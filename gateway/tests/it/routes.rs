@@ -246,3 +246,50 @@ async fn routes_outside_the_base_path_respond() {
     guest.get("//nothing").await.problem(404, "not_found");
     guest.get("/nothing").await.problem(404, "not_found");
 }
+
+#[tokio::test]
+async fn a_cursor_belongs_to_one_list_with_its_filters() {
+    let shop = TestShop::start().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let tea = shop.product(&admin, 450, 10).await;
+    shop.product(&admin, 450, 10).await;
+    for _ in 0..2 {
+        ann.orders(&tea, 1).await.expect(201);
+        admin.orders(&tea, 1).await.expect(201);
+    }
+    let lists = [
+        "/admin/orders?limit=1",
+        "/admin/orders?limit=1&status=pending",
+        "/admin/users?limit=1",
+        "/admin/users?limit=1&role=user",
+        "/admin/audit?limit=1",
+        "/admin/audit?limit=1&action=product.create",
+        "/products?limit=1",
+        "/categories?limit=1",
+        "/orders?limit=1",
+    ];
+    let mut cursors = Vec::new();
+    for list in lists {
+        let page = admin.get(list).await.expect(200).body;
+        cursors.extend(page["next_cursor"].as_str().map(|cursor| (list, cursor.to_owned())));
+    }
+    cursors.push((
+        "",
+        ann.get("/orders?limit=1").await.expect(200).body["next_cursor"].as_str().unwrap().to_owned(),
+    ));
+    assert!(cursors.len() > 4, "{cursors:?}");
+    for (of, cursor) in &cursors {
+        for list in lists {
+            let response = admin.get(&format!("{list}&cursor={cursor}")).await;
+            if *of == list {
+                response.expect(200);
+            } else {
+                assert_eq!(
+                    response.problem(400, "invalid_request").fields(),
+                    ["cursor"],
+                    "{list} with that of {of}"
+                );
+            }
+        }
+    }
+}

@@ -190,14 +190,15 @@ pub async fn list(
     limit: i64,
     cursor: Option<&str>,
 ) -> Result<(Vec<wire::ServiceAccount>, Option<String>), Error> {
-    let before = cursor.map(cursor::decode::<Uuid>).transpose().map_err(Error::Malformed)?;
+    let list = cursor::List::new(&"service accounts");
+    let before = cursor.map(|cursor| list.decode::<Uuid>(cursor)).transpose().map_err(Error::Malformed)?;
     let mut conn = context.pool.acquire().await?;
     // One more row than requested shows whether there is another page.
     let mut accounts = store::list(&mut conn, before, limit + 1).await?;
     let size = usize::try_from(limit).unwrap_or_default();
     let has_more = accounts.len() > size;
     accounts.truncate(size);
-    let next = accounts.last().filter(|_| has_more).map(|last| cursor::encode(&last.id));
+    let next = accounts.last().filter(|_| has_more).map(|last| list.encode(&last.id));
     Ok((accounts.into_iter().map(message).collect(), next))
 }
 

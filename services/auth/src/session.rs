@@ -113,7 +113,8 @@ pub async fn list(
     limit: i64,
     cursor: Option<&str>,
 ) -> Result<(Vec<Session>, Option<String>), Error> {
-    let before = cursor.map(parse_cursor).transpose()?;
+    let list = cursor::List::new(&("sessions", caller.user_id()));
+    let before = cursor.map(|cursor| parse_cursor(list, cursor)).transpose()?;
     let mut conn = context.pool.acquire().await?;
     // One more row than requested shows whether there is another page.
     let mut page = session::list(&mut conn, caller.user_id(), context.clock.now(), before, limit + 1).await?;
@@ -122,14 +123,14 @@ pub async fn list(
     page.truncate(size);
     let next = page.last().filter(|_| !is_last).map(|last| {
         let micros = last.created_at.unix_timestamp_nanos() / 1000;
-        cursor::encode(&(i64::try_from(micros).unwrap_or(i64::MAX), last.id))
+        list.encode(&(i64::try_from(micros).unwrap_or(i64::MAX), last.id))
     });
     Ok((page, next))
 }
 
 /// Decodes the position of a cursor.
-fn parse_cursor(cursor: &str) -> Result<(OffsetDateTime, Uuid), Error> {
-    let (micros, id): (i64, Uuid) = cursor::decode(cursor).map_err(Error::Malformed)?;
+fn parse_cursor(list: cursor::List, cursor: &str) -> Result<(OffsetDateTime, Uuid), Error> {
+    let (micros, id): (i64, Uuid) = list.decode(cursor).map_err(Error::Malformed)?;
     let created_at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000);
     let malformed = |_| Error::Malformed(Violations::from(("cursor", "is not a cursor of this list")));
     Ok((created_at.map_err(malformed)?, id))

@@ -63,7 +63,8 @@ pub async fn list(
     limit: i64,
     cursor: Option<&str>,
 ) -> Result<(Vec<Account>, Option<String>), Error> {
-    let before = cursor.map(cursor::decode::<i64>).transpose().map_err(Error::Malformed)?;
+    let list = cursor::List::new(&("users", &query, role.map(Role::as_str)));
+    let before = cursor.map(|cursor| list.decode::<i64>(cursor)).transpose().map_err(Error::Malformed)?;
     let mut conn = context.pool.acquire().await?;
     let after = match query {
         Some(_) => account::find_nth_before(&mut conn, before, MAX_SCANNED_ACCOUNTS).await?,
@@ -75,7 +76,7 @@ pub async fn list(
     let is_full = users.len() > size;
     users.truncate(size);
     let next = if is_full { users.last().map(|last| last.id) } else { after.map(|after| after + 1) };
-    Ok((users, next.map(|next| cursor::encode(&next))))
+    Ok((users, next.map(|next| list.encode(&next))))
 }
 
 /// The changes that an admin makes to an account.

@@ -17,7 +17,7 @@ use uuid::{ContextV7, Timestamp, Uuid};
 
 use crate::{caller::Caller, request_id::RequestId};
 
-pub use query::{decode_cursor, encode_cursor};
+pub use query::list_of;
 
 /// Bounds a value in a record, in bytes of JSON. A record has ten fields at most on each side.
 const MAX_VALUE_BYTES: usize = 512;

@@ -86,7 +86,7 @@ pub fn in_progress() -> ServiceError {
     ServiceError::new(
         Code::Aborted,
         "REQUEST_IN_PROGRESS",
-        "the same request is still being worked on; ask again in a moment",
+        "a request for the same operation is still in progress; repeat yours in a moment",
     )
 }
 

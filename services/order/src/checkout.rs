@@ -2,20 +2,20 @@
 //! response. If the order is not written, the hold is released or expires by itself.
 
 mod build;
+mod release;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use shoppee_kit::idempotency::fingerprint;
-use shoppee_proto::{
-    order::v1 as wire,
-    product::v1::{HoldResponse, ReleaseReason},
-};
+use shoppee_proto::{order::v1 as wire, product::v1::HoldResponse};
 use time::OffsetDateTime;
-use tokio::time::Instant;
-use tonic::Code;
+use tokio::{sync::MutexGuard, time::Instant};
 use uuid::Uuid;
 
-use self::build::{build_order, lines_with_new_price};
+use self::{
+    build::{build_order, lines_with_new_price},
+    release::spawn_release,
+};
 use crate::{
     OrderContext, convert,
     error::Error,
@@ -34,11 +34,6 @@ use crate::{
     transitions::{self, TransitionContext},
 };
 
-/// The delay before a release is retried, doubled each time. After the last attempt the hold expires by itself.
-const RELEASE_RETRY_DELAY: Duration = Duration::from_millis(500);
-/// Bounds the attempts of a release to about a minute: longer than a restart of the product service, shorter than a
-/// hold.
-const MAX_RELEASE_ATTEMPTS: u32 = 7;
 /// Bounds the pending releases. While the product service is unavailable each failed checkout has one. Further holds
 /// expire by themselves.
 pub const MAX_CONCURRENT_RELEASES: usize = 1024;
@@ -80,6 +75,11 @@ impl PlaceOrder {
 
 /// Places an order. Returns the order, and whether the response is a replay under the same key.
 pub async fn place(context: &OrderContext, command: PlaceOrder) -> Result<(wire::Order, bool), Error> {
+    // Of two checkouts of one cart, the second one must find it empty. It would hold units that others could buy.
+    let user_lock = match command.lines {
+        None => Some(context.writer.lock(command.user_id).await.0),
+        Some(_) => None,
+    };
     let mut checkout = Checkout {
         context,
         command: &command,
@@ -87,6 +87,7 @@ pub async fn place(context: &OrderContext, command: PlaceOrder) -> Result<(wire:
         lease: None,
         account: Account::default(),
         cart: Vec::new(),
+        user_lock,
         may_have_hold: false,
     };
     if let Some(order) = checkout.begin().await? {
@@ -134,11 +135,13 @@ struct Checkout<'a> {
     account: Account,
     /// The lines of the cart, if the command orders the cart.
     cart: Vec<CartLine>,
+    /// The lock of the user's orders in this process.
+    user_lock: Option<MutexGuard<'a, ()>>,
     /// True while the product service may have a hold for `order_id`.
     may_have_hold: bool,
 }
 
-impl Checkout<'_> {
+impl<'a> Checkout<'a> {
     /// Claims the key, and reads the account and the cart. Returns the order if the key has one.
     #[tracing::instrument(
         name = "idempotency.claim",
@@ -202,12 +205,26 @@ impl Checkout<'_> {
         }
     }
 
+    /// Locks the user's orders, and reads the account again if another checkout had the lock.
+    async fn lock_user(&mut self) -> Result<(), Error> {
+        if self.user_lock.is_none() {
+            let context: &'a OrderContext = self.context;
+            let (guard, was_contended) = context.writer.lock(self.command.user_id).await;
+            self.user_lock = Some(guard);
+            if was_contended {
+                self.refresh().await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn run(&mut self) -> Result<wire::Order, CheckoutError> {
         for _ in 0..MAX_ATTEMPTS {
             if self.has_old_id(self.context.clock.now()) {
                 self.switch_order_id().await?;
             }
             let (lines, shown_prices) = self.resolve_lines()?;
+            self.check_unpaid_before_hold(&lines)?;
             let ttl = self.context.order_ttl + HOLD_MARGIN;
             match self.context.product.hold(self.order_id, &lines, ttl).await {
                 Ok(hold) => {
@@ -325,31 +342,6 @@ impl Checkout<'_> {
     }
 }
 
-/// Releases the hold of an order that was not placed, in the background.
-fn spawn_release(context: &OrderContext, order_id: Uuid) {
-    let Ok(permit) = Arc::clone(&context.release_permits).try_acquire_owned() else {
-        tracing::debug!(order.id = %order_id, "too many releases, hold left to expire");
-        return;
-    };
-    let product = context.product.clone();
-    tokio::spawn(async move {
-        let _permit = permit;
-        for attempt in 0..MAX_RELEASE_ATTEMPTS {
-            match product.release(order_id, ReleaseReason::CheckoutAbandoned).await {
-                Ok(()) => return,
-                Err(status) if status.code() == Code::FailedPrecondition => {
-                    tracing::error!(order.id = %order_id, "hold of an order that was not placed is committed");
-                    return;
-                }
-                Err(status) => {
-                    tracing::info!(code = ?status.code(), order.id = %order_id, "hold release failed");
-                }
-            }
-            tokio::time::sleep(RELEASE_RETRY_DELAY * 2_u32.pow(attempt)).await;
-        }
-    });
-}
-
 impl Checkout<'_> {
     #[tracing::instrument(
         name = "order.write",
@@ -377,10 +369,7 @@ impl Checkout<'_> {
         }
         let response = StoredResponse::Order(Box::new(order.clone())).encode();
         let key = self.lease.as_ref().map(|lease| (lease.key.key.clone(), response));
-        let (_guard, was_contended) = context.writer.lock(command.user_id).await;
-        if was_contended {
-            self.refresh().await?;
-        }
+        self.lock_user().await?;
         for _ in 0..MAX_ACCOUNT_READS {
             self.check_unpaid(&lines, &available)?;
             let transition = TransitionContext { previous: None, actor: Actor::Customer, reason: None };
@@ -410,6 +399,17 @@ impl Checkout<'_> {
             }
         }
         Err(Error::Unavailable.into())
+    }
+
+    /// Checks the limits that need no hold: an order that is refused must not hold units of other buyers.
+    fn check_unpaid_before_hold(&self, lines: &Lines) -> Result<(), Error> {
+        let Account { unpaid_orders, reserved, .. } = &self.account;
+        let ordered = lines.as_slice().iter().map(|line| line.quantity.get()).sum();
+        if *unpaid_orders >= self.context.max_unpaid_orders {
+            return Err(Error::TooManyUnpaid);
+        }
+        let is_allowed = self.context.unpaid_caps.allow_units(reserved.values().sum(), ordered);
+        if is_allowed { Ok(()) } else { Err(Error::TooManyUnpaidUnits) }
     }
 
     /// Checks the limits of unpaid orders against the account. The order is written only if the account is unchanged.

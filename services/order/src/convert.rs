@@ -5,7 +5,6 @@ use shoppee_proto::order::v1::{
     self as wire, Actor as WireActor, OrderEvent, OrderHistoryEvent, OrderItem, OrderStatus, Payment,
     PaymentStatus,
 };
-use uuid::Uuid;
 
 use crate::{
     error::Error,
@@ -167,20 +166,6 @@ pub fn history_event(row: EventRow) -> OrderHistoryEvent {
         status_word: row.status,
         previous_status_word: row.previous_status.unwrap_or_default(),
         actor_word: row.actor,
-    }
-}
-
-/// Encodes the cursor of the page after an order.
-pub fn cursor_after(id: Uuid) -> String {
-    cursor::encode(&("order", id))
-}
-
-/// Decodes the order after which a page begins.
-pub fn parse_cursor(cursor: &str) -> Result<Uuid, Error> {
-    match cursor::decode::<(String, Uuid)>(cursor) {
-        Ok((list, id)) if list == "order" => Ok(id),
-        Ok(_) => Err(Error::Malformed(("cursor", "is not a cursor of this list").into())),
-        Err(violations) => Err(Error::Malformed(violations)),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use shoppee_kit::{
     caller::{self, Caller},
+    cursor,
     idempotency::{check_key, respond, stored_key},
     status::Violations,
 };
@@ -116,8 +117,8 @@ impl OrderService for Service {
         request: Request<ListOrdersRequest>,
     ) -> Result<Response<ListOrdersResponse>, Status> {
         let caller = caller::require(&request)?;
-        let filter = filter(&caller, request.get_ref())?;
-        Ok(Response::new(list(&self.context, filter).await?))
+        let (filter, cursors) = filter(&caller, request.get_ref())?;
+        Ok(Response::new(list(&self.context, filter, cursors).await?))
     }
 
     #[tracing::instrument(name = "order.history", skip_all)]
@@ -287,7 +288,8 @@ fn order_id(id: &str) -> Result<Uuid, Error> {
     id.parse().map_err(|_| Error::NotFound)
 }
 
-fn filter(caller: &Caller, request: &ListOrdersRequest) -> Result<store::Filter, Error> {
+/// Returns the selection of a list, and the list to which its cursors belong.
+fn filter(caller: &Caller, request: &ListOrdersRequest) -> Result<(store::Filter, cursor::List), Error> {
     let user_id = match request.everyone {
         true if caller.is_staff() => request.user_id,
         false if !caller.is_service() => Some(caller.user_id()),
@@ -295,12 +297,15 @@ fn filter(caller: &Caller, request: &ListOrdersRequest) -> Result<store::Filter,
         true | false => return Err(Error::Forbidden),
     };
     let status = request.status.map(convert::parse_status).transpose()?;
-    Ok(store::Filter {
+    let list = cursor::List::new(&("orders", request.everyone, user_id, request.status));
+    let before = request.cursor.as_deref().map(|cursor| list.decode(cursor)).transpose();
+    let filter = store::Filter {
         user_id,
         status,
-        before: request.cursor.as_deref().map(convert::parse_cursor).transpose()?,
+        before: before.map_err(Error::Malformed)?,
         limit: page_size(request.limit, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)?,
-    })
+    };
+    Ok((filter, list))
 }
 
 fn page_size(limit: Option<i32>, default: i64, max: i64) -> Result<i64, Error> {
@@ -312,7 +317,11 @@ fn page_size(limit: Option<i32>, default: i64, max: i64) -> Result<i64, Error> {
     }
 }
 
-async fn list(context: &OrderContext, filter: store::Filter) -> Result<ListOrdersResponse, Error> {
+async fn list(
+    context: &OrderContext,
+    filter: store::Filter,
+    cursors: cursor::List,
+) -> Result<ListOrdersResponse, Error> {
     let mut conn = context.pool.acquire().await?;
     // One more row than requested shows whether there is another page.
     let mut rows = store::list(&mut conn, store::Filter { limit: filter.limit + 1, ..filter }).await?;
@@ -324,6 +333,6 @@ async fn list(context: &OrderContext, filter: store::Filter) -> Result<ListOrder
     let lines = store::lines(&mut conn, &keys).await?;
     Ok(ListOrdersResponse {
         items: rows.iter().map(|row| convert::order(row, &lines)).collect::<Result<_, _>>()?,
-        next_cursor: rows.last().filter(|_| has_more).map(|row| convert::cursor_after(row.id)),
+        next_cursor: rows.last().filter(|_| has_more).map(|row| cursors.encode(&row.id)),
     })
 }

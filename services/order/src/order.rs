@@ -272,14 +272,18 @@ impl UnpaidCaps {
         Self { units: cap(i64::from(units)), share: cap(i64::from(share)) }
     }
 
+    /// Reports whether the cap on units allows `ordered` units more. A single unit is always allowed.
+    pub fn allow_units(self, reserved: i64, ordered: i64) -> bool {
+        ordered == 1 || self.units.is_none_or(|max| reserved.saturating_add(ordered) <= max)
+    }
+
     /// Reports whether a user whose pending orders reserve `reserved` units may order these lines too.
     pub fn allow(self, reserved: i64, lines: &[UnpaidLine]) -> bool {
         let ordered: i64 = lines.iter().map(|line| line.quantity).sum();
-        let units = reserved.saturating_add(ordered);
-        if ordered == 1 || self.units.is_some_and(|max| units > max) {
+        if ordered == 1 || !self.allow_units(reserved, ordered) {
             return ordered == 1;
         }
-        units <= Self::SHARE_FLOOR
+        reserved.saturating_add(ordered) <= Self::SHARE_FLOOR
             || lines.iter().all(|line| {
                 let own = line.reserved.saturating_add(line.quantity);
                 let total = own.saturating_add(line.available);

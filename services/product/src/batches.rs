@@ -105,7 +105,7 @@ impl Batches {
             let id = row.target.as_ref().and_then(|target| ids.get(target));
             let outcome = match (row.change, id) {
                 (_, Some(id)) if !named.insert(id) => {
-                    Some(RowError::Invalid { field: "id", message: "an earlier row has the same product" })
+                    Some(RowError::Invalid { field: "id", message: "is that of an earlier row" })
                 }
                 (Err(error), _) => Some(error),
                 (Ok(_), None) => Some(RowError::NotFound),

@@ -32,7 +32,9 @@ impl Categories {
         limit: i64,
         cursor: Option<&str>,
     ) -> Result<(Vec<Category>, Option<String>), Error> {
-        let after = cursor.map(cursor::decode::<String>).transpose().map_err(Error::Malformed)?;
+        let list = cursor::List::new(&"categories");
+        let after =
+            cursor.map(|cursor| list.decode::<String>(cursor)).transpose().map_err(Error::Malformed)?;
         let is_slug = after.as_ref().is_none_or(|slug| Slug::parse(slug.clone()).is_ok());
         if !is_slug {
             return Err(Error::malformed("cursor", "is not a cursor of this list"));
@@ -44,7 +46,7 @@ impl Categories {
         let page_size = usize::try_from(limit).unwrap_or_default();
         let is_last = page.len() <= page_size;
         page.truncate(page_size);
-        let next = page.last().filter(|_| !is_last).map(|last| cursor::encode(&last.slug));
+        let next = page.last().filter(|_| !is_last).map(|last| list.encode(&last.slug));
         Ok((page, next))
     }
 

@@ -11,9 +11,6 @@ const DEFAULT_PAGE_SIZE: i32 = 20;
 const MAX_PAGE_SIZE: i32 = 100;
 /// Bounds a filter, above the longest kind and id.
 const MAX_FILTER_BYTES: usize = 140;
-/// The name of the list in its cursors.
-const LIST: &str = "audit";
-
 /// A selection of records.
 #[derive(Clone, Debug)]
 pub struct Query {
@@ -26,6 +23,8 @@ pub struct Query {
     pub from: Uuid,
     /// The highest id, exclusive.
     pub before: Uuid,
+    /// The list to which the cursors belong.
+    pub list: cursor::List,
 }
 
 /// The index that finds the records of a query. The other filters are applied to what it finds.
@@ -54,13 +53,15 @@ impl Query {
         let limit = request.limit.unwrap_or(DEFAULT_PAGE_SIZE);
         violations.require((1..=MAX_PAGE_SIZE).contains(&limit), "limit", "must be 1 to 100");
         violations.finish()?;
-        let before = request.cursor.as_deref().map(decode_cursor).transpose()?.unwrap_or(Uuid::max());
+        let list = list_of(&request);
+        let before = request.cursor.as_deref().map(|cursor| list.decode(cursor)).transpose()?;
         let query = Self {
             actor: request.actor,
             action: request.action,
             target: request.target,
             from: since.unwrap_or(Uuid::nil()),
-            before: before.min(until.unwrap_or(Uuid::max())),
+            before: before.unwrap_or(Uuid::max()).min(until.unwrap_or(Uuid::max())),
+            list,
         };
         Ok((query, limit.into()))
     }
@@ -103,17 +104,11 @@ fn first_id(field: &str, at: Option<Timestamp>) -> Result<Option<Uuid>, String> 
     Ok(Some(Uuid::from_u128(u128::try_from(milliseconds).unwrap_or_default() << 80)))
 }
 
-/// Encodes the cursor of the page with the ids below `before`.
-pub fn encode_cursor(before: Uuid) -> String {
-    cursor::encode(&(LIST, before))
-}
-
-/// Decodes a cursor, of whichever service.
-pub fn decode_cursor(cursor: &str) -> Result<Uuid, Violations> {
-    match cursor::decode::<(String, Uuid)>(cursor)? {
-        (list, before) if list == LIST => Ok(before),
-        _ => Err(Violations::from(("cursor", "is not a cursor of this list"))),
-    }
+/// Returns the list that a request asks for, in whichever service. Its position is the id of the last record.
+pub fn list_of(request: &ListAuditRecordsRequest) -> cursor::List {
+    let ListAuditRecordsRequest { actor, action, target, since, until, limit: _, cursor: _ } = request;
+    let seconds_and_nanos = |at: &Option<Timestamp>| at.map(|at| (at.seconds, at.nanos));
+    cursor::List::new(&("audit", actor, action, target, seconds_and_nanos(since), seconds_and_nanos(until)))
 }
 
 #[cfg(test)]
@@ -132,6 +127,8 @@ mod tests {
     fn an_invalid_parameter_is_named() {
         let text = |text: &str| Some(text.to_owned());
         let long = format!("user:{}", "7".repeat(MAX_FILTER_BYTES));
+        let other = ListAuditRecordsRequest { actor: text("admin:7"), ..request() };
+        let of_another_actor = list_of(&other).encode(&Uuid::nil());
         for (invalid, field) in [
             (ListAuditRecordsRequest { actor: text("admin"), ..request() }, "actor"),
             (ListAuditRecordsRequest { actor: text(":7"), ..request() }, "actor"),
@@ -147,10 +144,7 @@ mod tests {
             (ListAuditRecordsRequest { limit: Some(0), ..request() }, "limit"),
             (ListAuditRecordsRequest { limit: Some(101), ..request() }, "limit"),
             (ListAuditRecordsRequest { cursor: text("x"), ..request() }, "cursor"),
-            (
-                ListAuditRecordsRequest { cursor: Some(cursor::encode(&("log", Uuid::nil()))), ..request() },
-                "cursor",
-            ),
+            (ListAuditRecordsRequest { cursor: Some(of_another_actor), ..request() }, "cursor"),
         ] {
             let violations = Query::parse(invalid.clone()).unwrap_err();
             assert_eq!(violations.iter().map(|(field, _)| field).collect::<Vec<_>>(), [field], "{invalid:?}");

@@ -13,10 +13,7 @@ use shoppee_proto::{
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{
-    encode_cursor,
-    store::{Query, Store, StoredRecord},
-};
+use super::store::{Query, Store, StoredRecord};
 use crate::{
     pg::{self, PgPool},
     status::{self, ServiceError},
@@ -64,7 +61,7 @@ impl<S: Store> Service<S> {
         let next = if is_full { records.last().map(|last| last.id) } else { scan_end };
         Ok(ListAuditRecordsResponse {
             items: records.into_iter().map(|record| message(S::SERVICE, record)).collect(),
-            next_cursor: next.map(encode_cursor),
+            next_cursor: next.map(|next| query.list.encode(&next)),
         })
     }
 }

@@ -173,3 +173,24 @@ async fn concurrent_orders_of_one_cart_place_one_order() {
     shoppee_kit::testing::eventually("all stock is released", || async { admin.stock(tea).await == 100 })
         .await;
 }
+
+#[tokio::test]
+async fn the_second_checkout_of_a_cart_holds_no_units_that_others_could_buy() {
+    let shop = TestShop::start().await;
+    let (admin, ann, ben) = (shop.admin().await, shop.customer("ann").await, shop.customer("ben").await);
+    for round in 0..5 {
+        let tea = admin.sells(&format!("tea-{round}"), 450, 6).await;
+        ann.add_to_cart(tea, 3).await.unwrap();
+        let clicks = [0, 1].map(|_| {
+            let ann = ann.clone();
+            tokio::spawn(async move { ann.orders(order_request(&[])).await })
+        });
+        ben.orders(order_request(&[(tea, 3)])).await.expect("three units are left for others");
+        let mut errors = Vec::new();
+        for click in clicks {
+            errors.extend(click.await.unwrap().err().map(|error| expect_error::<()>(Err(error))));
+        }
+        assert_eq!(errors, ["cart_empty"], "round {round}");
+        assert_eq!(admin.stock(tea).await, 0);
+    }
+}

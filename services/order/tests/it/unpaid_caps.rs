@@ -51,3 +51,22 @@ async fn without_rate_limits_unpaid_orders_reserve_any_number_of_units() {
     }
     assert_eq!(admin.stock(tea).await, 0);
 }
+
+#[tokio::test]
+async fn an_order_beyond_a_limit_of_its_user_holds_no_stock() {
+    let shop = TestShop::start_with(|settings| {
+        settings.max_unpaid_orders = 2;
+        settings.max_unpaid_units = 1000;
+    })
+    .await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let tea = admin.sells("tea", 450, 2000).await;
+    ann.buys(tea, 900).await;
+    assert_eq!(expect_error(ann.orders(order_request(&[(tea, 101)])).await), "too_many_unpaid_units");
+    ann.buys(tea, 1).await;
+    assert_eq!(expect_error(ann.orders(order_request(&[(tea, 1)])).await), "too_many_unpaid_orders");
+    let db = shop.service_db("product").await;
+    let holds: i64 =
+        sqlx::query_scalar("select count(*) from product.stock_hold").fetch_one(&db).await.unwrap();
+    assert_eq!(holds, 2, "those of the placed orders");
+}

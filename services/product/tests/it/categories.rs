@@ -1,5 +1,6 @@
 //! Tests of the category tree.
 
+use shoppee_kit::cursor;
 use shoppee_proto::product::v1::{
     Category, CreateCategoryRequest, CreateProductRequest, DeleteCategoryRequest, ListCategoriesRequest,
     UpdateCategoryRequest, UpdateProductRequest,
@@ -148,7 +149,9 @@ async fn categories_are_listed_page_by_page() {
     for limit in [0, -1, 101] {
         assert_eq!(fields(list(Some(limit), None).await), ["limit"]);
     }
-    for cursor in ["nonsense", &shoppee_kit::cursor::encode(&"\0"), &shoppee_kit::cursor::encode(&7)] {
+    let categories = cursor::List::new(&"categories");
+    let of_another_list = cursor::List::new(&"service accounts").encode(&"a");
+    for cursor in ["nonsense", &categories.encode(&"\0"), &categories.encode(&7), &of_another_list] {
         assert_eq!(fields(list(None, Some(cursor.to_owned())).await), ["cursor"]);
     }
 }
