@@ -58,13 +58,22 @@ pub fn request<T>(message: T, token: Option<&SecretString>, deadline: Duration) 
     request
 }
 
-/// Bounds a call, including the connect, by `deadline`. Returns DEADLINE_EXCEEDED after it, which tonic itself never
-/// returns.
+/// The message of tonic's CANCELLED for a call that outlasts its own `grpc-timeout`.
+const TIMEOUT_EXPIRED: &str = "Timeout expired";
+
+/// Bounds a call, including the connect, by `deadline`. Returns DEADLINE_EXCEEDED after it, and in place of the CANCELLED
+/// that tonic returns if its own timer is faster.
 pub async fn with_deadline<T>(
     deadline: Duration,
     call: impl Future<Output = Result<T, Status>>,
 ) -> Result<T, Status> {
-    tokio::time::timeout(deadline, call).await.unwrap_or_else(|_| Err(deadline_exceeded()))
+    match tokio::time::timeout(deadline, call).await {
+        Ok(Err(status)) if status.code() == Code::Cancelled && status.message() == TIMEOUT_EXPIRED => {
+            Err(deadline_exceeded())
+        }
+        Ok(outcome) => outcome,
+        Err(_elapsed) => Err(deadline_exceeded()),
+    }
 }
 
 /// Returns whether the call was not processed (gRPC A6 "transparent retry"): the connect failed, or the connection
@@ -95,4 +104,27 @@ fn deadline_exceeded() -> Status {
         "it took too long; try again",
     )
     .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use shoppee_proto::auth::v1::{GetJwksRequest, auth_service_client::AuthServiceClient};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_call_to_a_frozen_service_exceeds_its_deadline() {
+        // Connections are accepted by the kernel, and nothing answers.
+        let frozen = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let channel = channel(&format!("http://{}", frozen.local_addr().unwrap())).unwrap();
+        let deadline = Duration::from_millis(20);
+        // Either of the two timers may be the first.
+        for own_deadline in [deadline, deadline / 2, 2 * deadline] {
+            let mut auth = AuthServiceClient::new(channel.clone());
+            let call = auth.get_jwks(request(GetJwksRequest::default(), None, own_deadline));
+            let status = with_deadline(deadline, call).await.unwrap_err();
+            assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+        }
+    }
 }

@@ -33,7 +33,8 @@ use tracing::Span;
 use crate::{
     access::{self, Method},
     caller::{Caller, TokenError, Verifier, bearer},
-    listener::{Connection, Listener},
+    http2_preface::read_preface,
+    listener::Listener,
     process::Process,
     request_id::RequestId,
     status,
@@ -52,6 +53,8 @@ const DEADLINE_FRACTION: f64 = 0.9;
 /// Bounds the connections; a calling process has one for each replica. A peer may send 1 MiB on each before it is read,
 /// which is hyper's default. With 256 KiB, a thousand concurrent calls broke their connection.
 pub const MAX_CONNECTIONS: usize = 128;
+/// The message of tonic's INTERNAL for a unary call that ends without a message.
+const MISSING_MESSAGE: &str = "Missing request message.";
 /// The prefix of the message of prost's `DecodeError`.
 const DECODE_ERROR_PREFIX: &str = "failed to decode Protobuf message";
 /// Bounds the streams of one connection; a gateway has one connection per replica.
@@ -129,14 +132,16 @@ pub async fn serve(
     let shutdown = process.tasks.shutdown_token().cancelled_owned();
     if let Some(config) = process.tls.server() {
         let acceptor = Acceptor::new(config);
-        let incoming =
-            listener.incoming(&process.tasks, move |connection| acceptor.clone().accept(connection));
+        let incoming = listener.incoming(&process.tasks, move |connection| {
+            let accepting = acceptor.clone().accept(connection);
+            async { read_preface(accepting.await?).await }
+        });
         process.tasks.spawn("grpc", async move {
             server.serve_with_incoming_shutdown(incoming, shutdown).await?;
             Ok(())
         });
     } else {
-        let incoming = listener.incoming(&process.tasks, Connection::wait_for_first_byte);
+        let incoming = listener.incoming(&process.tasks, read_preface);
         process.tasks.spawn("grpc", async move {
             server.serve_with_incoming_shutdown(incoming, shutdown).await?;
             Ok(())
@@ -288,7 +293,8 @@ where
 fn with_reason(response: Response<Body>) -> Response<Body> {
     let status = tonic::Status::from_header_map(response.headers());
     if status.is_some_and(|status| {
-        status.code() == Code::Internal && status.message().starts_with(DECODE_ERROR_PREFIX)
+        status.code() == Code::Internal
+            && (status.message().starts_with(DECODE_ERROR_PREFIX) || status.message() == MISSING_MESSAGE)
     }) {
         tonic::Status::from(status::malformed_message()).into_http()
     } else {

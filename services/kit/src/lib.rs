@@ -28,6 +28,7 @@ pub mod clock;
 pub mod cursor;
 pub mod database_clock;
 pub mod grpc;
+mod http2_preface;
 pub mod idempotency;
 pub mod lifecycle;
 mod listener;

@@ -1,4 +1,4 @@
-//! A TCP listener with a connection limit and a handshake timeout, which closes connections that send nothing.
+//! A TCP listener with a connection limit and a handshake timeout.
 
 use std::{
     io,
@@ -20,8 +20,8 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::{log_throttle::LogThrottle, tasks::Tasks};
 
-/// Bounds the time until a connection is usable: until its first byte, or until the end of the TLS handshake. A handshake
-/// takes two round trips and a few milliseconds of CPU time.
+/// Bounds the time until a connection is usable: the TLS handshake, and the preface of the peer. A handshake takes two round
+/// trips and a few milliseconds of CPU time.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The delay after a failed accept, such as for lack of file descriptors.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
@@ -115,12 +115,6 @@ impl Connection {
     pub(crate) fn peer(&self) -> SocketAddr {
         self.peer
     }
-
-    /// Waits until the peer sends its first byte or closes: the handshake of a plaintext connection.
-    pub(crate) async fn wait_for_first_byte(self) -> io::Result<Self> {
-        self.stream.peek(&mut [0]).await?;
-        Ok(self)
-    }
 }
 
 impl Connected for Connection {
@@ -180,6 +174,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::http2_preface::read_preface;
 
     async fn listener(max_connections: usize) -> (Listener, SocketAddr) {
         let listener = Listener::bind(([127, 0, 0, 1], 0).into(), max_connections).await.unwrap();
@@ -199,20 +194,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_sends_nothing_is_closed_and_blocks_no_other() {
+    async fn a_connection_without_a_preface_is_closed_and_blocks_no_other() {
         let (listener, addr) = listener(8).await;
         let (tasks, _failures) = Tasks::new();
         // Before the listener accepts, so that the elapsed time includes all of the timeout.
         let started = Instant::now();
-        let mut silent = TcpStream::connect(addr).await.unwrap();
+        let silent = TcpStream::connect(addr).await.unwrap();
+        let mut incomplete = TcpStream::connect(addr).await.unwrap();
+        incomplete.write_all(b"PRI * HTTP").await.unwrap();
         let mut talking = TcpStream::connect(addr).await.unwrap();
-        talking.write_all(b"PRI").await.unwrap();
-        let mut incoming = std::pin::pin!(listener.incoming(&tasks, Connection::wait_for_first_byte));
+        talking.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        let mut incoming = std::pin::pin!(listener.incoming(&tasks, read_preface));
         let mut connection = incoming.next().await.unwrap().unwrap();
         let mut read = [0; 3];
         connection.read_exact(&mut read).await.unwrap();
         assert_eq!(&read, b"PRI");
-        let end = timeout(4 * HANDSHAKE_TIMEOUT, silent.read(&mut read)).await.expect("is closed");
-        assert!(end.is_ok_and(|length| length == 0) && started.elapsed() >= HANDSHAKE_TIMEOUT);
+        for mut client in [silent, incomplete] {
+            let end = timeout(4 * HANDSHAKE_TIMEOUT, client.read(&mut read)).await.expect("is closed");
+            assert!(!end.is_ok_and(|length| length > 0) && started.elapsed() >= HANDSHAKE_TIMEOUT);
+        }
     }
 }

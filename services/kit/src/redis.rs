@@ -160,6 +160,10 @@ impl Clients {
     /// Checks every client. Returns the names of those that are down, with the first reason.
     async fn check(self) -> Result<(), Down> {
         let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if connections.is_empty() {
+            // The process is still starting, and opens its clients in a moment.
+            return Err(Down::new("connecting"));
+        }
         let checks = connections.iter().map(|connection| connection.check());
         let failures: Vec<(&str, Down)> =
             std::iter::zip(&connections, futures_util::future::join_all(checks).await)
