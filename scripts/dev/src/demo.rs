@@ -32,7 +32,7 @@ pub struct Options {
     /// Milliseconds between two steps, which leave time to kill a process
     #[arg(long, value_name = "MS", default_value_t = 0)]
     pause: u64,
-    /// The URL of a deployed shop to use instead of the one of scripts/up, like https://shop.example; given twice, the
+    /// The URL of a deployed shop to use instead of the one of scripts/up, like `https://shop.example`; given twice, the
     /// socket goes to the second
     #[arg(long, value_name = "URL")]
     url: Vec<String>,

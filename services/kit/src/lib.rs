@@ -16,7 +16,7 @@
 //! - [`pg`], [`redis`]: connection pools and clients, with error classification; [`cursor`]: keyset pagination;
 //!   [`idempotency`]: idempotency keys
 //! - [`throttle`]: a keyed throttle; [`log_throttle`]: a throttle of log lines
-//! - [`testing`] (feature `testing`): test fixtures
+//! - `testing` (feature `testing`): test fixtures
 
 pub mod access;
 pub mod age;

@@ -95,8 +95,8 @@ pub struct Postgres {
 
 #[derive(Clone, Debug, Args)]
 pub struct Redis {
-    /// redis://[user:password@]host:port[/db], with TLS rediss://; also redis-sentinel:// and redis-cluster://, with
-    /// TLS rediss-sentinel:// and rediss-cluster://
+    /// `redis://[user:password@]host:port[/db]`, with TLS `rediss://`; also `redis-sentinel://` and `redis-cluster://`,
+    /// with TLS `rediss-sentinel://` and `rediss-cluster://`
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_parser = secret)]
     pub redis_url: SecretString,
     /// The authorities that sign the certificate of Redis, PEM; not set: those of the system
