@@ -17,14 +17,15 @@ use shoppee_kit::{
 use shoppee_proto::order::v1::OrderEvent;
 use tokio::{
     sync::{Notify, broadcast, mpsc},
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval},
 };
 use uuid::Uuid;
 
 use super::{close_code::CloseReason, frame::Frame};
 
-/// Bounds the sockets of one user; one more closes the oldest.
-const MAX_CONNECTIONS_PER_USER: usize = 10;
+/// Bounds the connections of one user, over all gateways; one more closes the oldest. Without Redis, a gateway counts its
+/// own alone.
+pub const MAX_CONNECTIONS_PER_USER: usize = 10;
 /// Bounds the events in a socket's queue, which allocates as it fills. A full queue is about a megabyte, shared by the
 /// sockets of a user. Only a client that does not read fills it.
 const SEND_QUEUE_CAPACITY: usize = 4096;
@@ -52,6 +53,7 @@ pub struct Hub {
 #[derive(Debug)]
 pub struct Connection {
     id: u64,
+    opened_at: Instant,
     /// The caller of the current token; a client may refresh it.
     caller: Mutex<Caller>,
     queue: mpsc::Sender<Arc<Frame>>,
@@ -166,6 +168,7 @@ impl Hub {
         let (sender, queue) = mpsc::channel(SEND_QUEUE_CAPACITY);
         let connection = Arc::new(Connection {
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
+            opened_at: Instant::now(),
             caller: Mutex::new(caller),
             queue: sender,
             close_code: AtomicU16::new(0),
@@ -225,14 +228,35 @@ impl Hub {
         });
     }
 
+    /// Reports whether there are no connections.
+    pub fn is_empty(&self) -> bool {
+        self.shards.iter().all(|shard| lock(shard).is_empty())
+    }
+
     /// Returns the users with connections in a shard of the map.
     pub fn users(&self, shard: usize) -> Vec<i64> {
         lock(&self.shards[shard]).keys().copied().collect()
     }
 
+    /// Returns the open connections of a user: the id and the age of each.
+    pub fn connection_ages(&self, user_id: i64) -> Vec<(u64, Duration)> {
+        let shard = self.shard(user_id);
+        let connections = shard.get(&user_id).into_iter().flat_map(|connections| connections.iter());
+        let open = connections.filter(|connection| connection.close_reason().is_none());
+        open.map(|connection| (connection.id, connection.opened_at.elapsed())).collect()
+    }
+
+    /// Closes a connection of a user, if it is still open.
+    pub fn close(&self, user_id: i64, id: u64, reason: CloseReason) {
+        let connections = self.connections(user_id);
+        if let Some(connection) = connections.iter().find(|connection| connection.id == id) {
+            connection.close(reason);
+        }
+    }
+
     /// Requests a sync of the user's connections that are behind this event.
     pub fn request_sync_behind(&self, user_id: i64, seq: i64) {
-        let connections = self.shard(user_id).get(&user_id).cloned().unwrap_or_default();
+        let connections = self.connections(user_id);
         for connection in
             connections.iter().filter(|connection| connection.position.load(Ordering::Relaxed) < seq)
         {
@@ -257,6 +281,10 @@ impl Hub {
     fn shut_down(&self) {
         self.is_shut_down.store(true, Ordering::SeqCst);
         self.for_each(|_, connection| connection.close(CloseReason::GoingAway));
+    }
+
+    fn connections(&self, user_id: i64) -> Connections {
+        self.shard(user_id).get(&user_id).cloned().unwrap_or_default()
     }
 
     fn for_each(&self, visit: impl Fn(i64, &Connection)) {

@@ -5,12 +5,14 @@
 //! a gap in the sequence numbers, runs [`recovery`]: from Redis, else from the order service. [`position_check`]
 //! finds events that Redis did not deliver. [`all_events`] streams the events of all users. [`frame`] has the
 //! gateway's messages and [`command`] the client's, [`close_code`] the close codes, [`closing_handshake`] the end of a
-//! socket, [`metered_stream`] the TCP stream below it, [`ticket`] the sign-in of browsers.
+//! socket, [`metered_stream`] the TCP stream below it, [`ticket`] the sign-in of browsers. [`connection_limit`] bounds the
+//! connections of a user over all gateways.
 
 mod all_events;
 mod close_code;
 mod closing_handshake;
 mod command;
+mod connection_limit;
 mod event_stream;
 mod frame;
 mod hub;
@@ -41,7 +43,10 @@ use tonic::Streaming;
 use uuid::Uuid;
 
 pub use self::close_code::CloseReason;
-use self::{hub::Hub, metered_stream::MeteredStream, recovery::Recovery, subscription::Subscription};
+use self::{
+    connection_limit::ConnectionLimiter, hub::Hub, metered_stream::MeteredStream, recovery::Recovery,
+    subscription::Subscription,
+};
 use crate::{server, upstream::Upstream};
 
 /// Bounds the sockets, streams and long polls of a process: at 7 KiB each, 137 MiB. This is twice the number in the load
@@ -56,6 +61,7 @@ pub struct Realtime(Arc<Inner>);
 
 pub struct Inner {
     hub: Arc<Hub>,
+    connection_limiter: ConnectionLimiter,
     recovery: Recovery,
     verifier: Arc<Verifier>,
     clock: Clock,
@@ -101,6 +107,7 @@ impl Realtime {
         metrics::gauge!("ws_connections").set(0);
         let _registered = metrics::histogram!("event_delivery_seconds");
         Ok(Self(Arc::new(Inner {
+            connection_limiter: ConnectionLimiter::start(&commands, &hub, &process.tasks),
             hub,
             recovery: Recovery::new(&commands, upstream),
             verifier,

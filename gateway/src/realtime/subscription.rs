@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{
     Realtime,
     close_code::CloseReason,
+    connection_limit::ConnectionLease,
     frame::Frame,
     hub::{Connection, ConnectionGuard},
     recovery::{Frames, InitialState, Recovered, Unavailable},
@@ -44,6 +45,8 @@ pub enum Delivery {
 /// A registered connection with its position.
 pub struct Subscription {
     guard: ConnectionGuard,
+    /// Fields are dropped in their order: the lease ends after the connection was unregistered.
+    _lease: ConnectionLease,
     realtime: Realtime,
     recovery: Option<RecoveryFuture>,
     /// The sequence number delivered last; none before the initial state is known.
@@ -61,11 +64,14 @@ impl Subscription {
         let guard = realtime.hub.register(caller.clone());
         let recovery: RecoveryFuture = {
             let realtime = realtime.clone();
-            Box::pin(
-                async move { RecoveryResult::Initial(realtime.recovery.initial_state(&caller, after).await) },
-            )
+            Box::pin(async move {
+                let admission = realtime.connection_limiter.admit(caller.user_id());
+                let (initial, ()) = tokio::join!(realtime.recovery.initial_state(&caller, after), admission);
+                RecoveryResult::Initial(initial)
+            })
         };
         Self {
+            _lease: realtime.connection_limiter.lease(guard.user_id),
             guard,
             realtime: realtime.clone(),
             recovery: Some(recovery),

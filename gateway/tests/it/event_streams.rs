@@ -2,6 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
+use fred::interfaces::HashesInterface as _;
 use http::StatusCode;
 use serde_json::{Value, json};
 use shoppee_kit::testing::eventually;
@@ -114,9 +115,10 @@ impl RealtimeFixture {
     }
 
     /// Waits until `count` connections without a history in Redis are registered: each has called the order service.
-    async fn wait_for_connections(&self, count: usize) {
+    async fn wait_for_connections(&self, user_id: i64, count: usize) {
+        let redis = self.redis.client().await;
         eventually("the connections are registered", async || {
-            self.order.calls.load(Ordering::SeqCst) >= count
+            redis.hlen::<usize, _>(format!("connections:{user_id}")).await.is_ok_and(|leases| leases >= count)
         })
         .await;
     }
@@ -204,7 +206,7 @@ async fn a_revoked_session_and_an_expired_token_end_a_stream_and_a_long_poll() {
     let mut stream = fixture.stream(0, &token, None).await;
     stream.ready().await;
     let revoke = async {
-        fixture.wait_for_connections(2).await;
+        fixture.wait_for_connections(7, 2).await;
         fixture.revoke_session(&claims);
     };
     let ((status, problem), ()) = tokio::join!(fixture.poll(&token, "?after=0&wait=25"), revoke);
@@ -219,19 +221,19 @@ async fn a_revoked_session_and_an_expired_token_end_a_stream_and_a_long_poll() {
 
 #[tokio::test]
 async fn ten_sockets_and_streams_of_a_user_are_open_at_once() {
-    let fixture = RealtimeFixture::start(1).await;
+    let fixture = RealtimeFixture::start(2).await;
     let token = fixture.token(7);
-    let mut oldest = fixture.stream(0, &token, None).await;
+    let mut oldest = fixture.stream(1, &token, None).await;
     oldest.ready().await;
     let mut second = fixture.socket(0, 7, "").await;
     let mut others = Vec::new();
-    for _ in 0..8 {
-        let mut stream = fixture.stream(0, &token, None).await;
+    for number in 0..8 {
+        let mut stream = fixture.stream(number % 2, &token, None).await;
         stream.ready().await;
         others.push(stream);
     }
     fixture.poll(&token, "").await;
-    assert_eq!(oldest.close_code().await, 4504, "the long poll was the eleventh");
+    assert_eq!(oldest.close_code().await, 4504, "the long poll at the other gateway was the eleventh");
     drop(others.pop());
     let mut stream = fixture.stream(0, &token, None).await;
     stream.ready().await;
@@ -257,9 +259,8 @@ async fn a_long_poll_answers_at_once_with_missed_events_or_waits_for_the_next() 
     assert!(started.elapsed() >= Duration::from_secs(1), "{:?}", started.elapsed());
 
     fixture.order.commit(8, 3);
-    fixture.order.calls.store(0, Ordering::SeqCst);
     let publish = async {
-        fixture.wait_for_connections(1).await;
+        fixture.wait_for_connections(8, 1).await;
         fixture.commit_and_publish(8, 1).await;
     };
     let token = fixture.token(8);
@@ -341,7 +342,7 @@ async fn streams_and_long_polls_end_with_the_gateway() {
     stream.ready().await;
     let url = fixture.http_url(0, "/orders/stream/events?after=0&wait=25");
     let poll = tokio::spawn(reqwest::Client::new().get(url).bearer_auth(&token).send());
-    fixture.wait_for_connections(2).await;
+    fixture.wait_for_connections(7, 2).await;
     let gateway = fixture.gateways.remove(0);
     let ((), code) = tokio::join!(gateway.process.stop(), stream.close_code());
     assert_eq!(code, 1001);

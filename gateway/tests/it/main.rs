@@ -5,6 +5,7 @@ mod attributes;
 mod audit;
 mod authorization;
 mod cache_coherence;
+mod connection_limit;
 mod event_streams;
 mod faults;
 mod guarantees;

@@ -3,6 +3,7 @@
 
 mod auth;
 mod order;
+mod process;
 
 use std::{
     sync::{Arc, Mutex},
@@ -27,12 +28,13 @@ use shoppee_kit::{
 use shoppee_proto::{auth::v1::EndedSession, order::v1::OrderEvent, streams};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
-    WebSocketStream, client_async,
-    tungstenite::{Error, Message, client::IntoClientRequest as _},
+    WebSocketStream, client_async_with_config,
+    tungstenite::{Error, Message, client::IntoClientRequest as _, protocol::WebSocketConfig},
 };
 use uuid::Uuid;
 
 use order::FakeOrderService;
+pub use process::GatewayProcess;
 
 /// The private key of RFC 8037, appendix A: the seed in a PKCS #8 envelope. [`auth`] has the public key.
 const PRIVATE_KEY: [u8; 48] = [
@@ -41,6 +43,8 @@ const PRIVATE_KEY: [u8; 48] = [
     0xc5, 0x69, 0x7b, 0x32, 0x69, 0x19, 0x70, 0x3b, 0xac, 0x03, 0x1c, 0xae, 0x7f, 0x60,
 ];
 
+/// The read buffer of a client's socket, of which a test has thousands. Bytes.
+const READ_BUFFER_SIZE: usize = 4 * 1024;
 /// Bounds the wait for a frame.
 pub const FRAME_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -49,6 +53,8 @@ pub struct RealtimeFixture {
     pub order: Arc<FakeOrderService>,
     pub gateways: Vec<Gateway>,
     pub clock: Clock,
+    pub auth_url: String,
+    pub order_url: String,
     relay: Client,
     _relay_process: TestProcess,
     revoked_sessions: Arc<Mutex<Vec<EndedSession>>>,
@@ -76,6 +82,8 @@ impl RealtimeFixture {
             order,
             gateways: Vec::new(),
             clock,
+            auth_url,
+            order_url,
             relay,
             revoked_sessions,
             _relay_process: relay_process,
@@ -83,7 +91,7 @@ impl RealtimeFixture {
         };
         fixture.set_epoch().await;
         for _ in 0..gateways {
-            let gateway = Gateway::start(&fixture, &auth_url, &order_url).await;
+            let gateway = Gateway::start(&fixture).await;
             fixture.gateways.push(gateway);
         }
         fixture.wait_for_readers().await;
@@ -243,7 +251,7 @@ pub fn signed_token(typ: &str, claims: &Value) -> String {
 }
 
 impl Gateway {
-    async fn start(fixture: &RealtimeFixture, auth_url: &str, order_url: &str) -> Self {
+    async fn start(fixture: &RealtimeFixture) -> Self {
         let mut process = TestProcess::default();
         process.process.clock = fixture.clock.clone();
         let addr = free_addr();
@@ -252,8 +260,8 @@ impl Gateway {
             "--shoppee-env=development",
             &format!("--redis-url=redis://127.0.0.1:{}", fixture.redis.port()),
             &format!("--listen-addr={addr}"),
-            &format!("--auth-url={auth_url}"),
-            &format!("--order-url={order_url}"),
+            &format!("--auth-url={}", fixture.auth_url),
+            &format!("--order-url={}", fixture.order_url),
             "--product-url=http://127.0.0.1:9",
             "--cors-origins=https://shop.example,http://localhost:3000",
             "--rate-limits=off",
@@ -283,7 +291,9 @@ pub async fn open(url: &str, headers: &[(&str, &str)]) -> Result<(Socket, http::
     }
     let addr = request.uri().authority().expect("an address").as_str().to_owned();
     let stream = TcpStream::connect(addr).await.expect("the gateway listens");
-    match timeout(FRAME_TIMEOUT, client_async(request, stream)).await.expect("an answer") {
+    let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER_SIZE);
+    let handshake = client_async_with_config(request, stream, Some(config));
+    match timeout(FRAME_TIMEOUT, handshake).await.expect("an answer") {
         Ok((socket, response)) => Ok((Socket(socket), response.headers().clone())),
         Err(Error::Http(response)) => Err(response.status().as_u16()),
         Err(error) => panic!("the handshake failed: {error}"),
