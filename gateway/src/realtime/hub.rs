@@ -2,7 +2,7 @@
 //! connection, and closes a connection whose queue is full.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU16, AtomicU64, Ordering},
@@ -38,12 +38,25 @@ const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// The position of a connection whose initial state is not known yet.
 const NO_POSITION: i64 = i64::MAX;
 
+/// Bounds the users per shard that are known to have no events: a mebibyte over all shards.
+const MAX_USERS_WITHOUT_EVENTS: usize = 1_024;
+
 type Connections = Arc<Vec<Arc<Connection>>>;
+
+/// A part of the users.
+#[derive(Debug, Default)]
+struct Shard {
+    connections: HashMap<i64, Connections>,
+    /// The users whose first event has not arrived (a negative cache). Their next socket needs no query.
+    without_events: HashSet<i64>,
+    /// The number of events that have arrived.
+    generation: u64,
+}
 
 /// The connections of this process.
 #[derive(Debug)]
 pub struct Hub {
-    shards: Box<[Mutex<HashMap<i64, Connections>>]>,
+    shards: Box<[Mutex<Shard>]>,
     next_id: AtomicU64,
     is_shut_down: AtomicBool,
     verifier: Arc<Verifier>,
@@ -177,7 +190,7 @@ impl Hub {
             notify: Notify::new(),
         });
         let mut shard = self.shard(user_id);
-        let connections = Arc::make_mut(shard.entry(user_id).or_default());
+        let connections = Arc::make_mut(shard.connections.entry(user_id).or_default());
         connections.push(connection.clone());
         while connections.len() > MAX_CONNECTIONS_PER_USER {
             connections.remove(0).close(CloseReason::TooManyConnections);
@@ -193,7 +206,7 @@ impl Hub {
 
     fn unregister(&self, user_id: i64, id: u64) {
         metrics::gauge!("ws_connections").decrement(1);
-        if let Entry::Occupied(mut entry) = self.shard(user_id).entry(user_id) {
+        if let Entry::Occupied(mut entry) = self.shard(user_id).connections.entry(user_id) {
             let connections = Arc::make_mut(entry.get_mut());
             connections.retain(|connection| connection.id != id);
             if connections.is_empty() {
@@ -204,9 +217,12 @@ impl Hub {
 
     /// Enqueues an event at all connections of its user.
     pub fn broadcast(&self, event: &OrderEvent) {
-        let Some(connections) = self.shard(event.user_id).get(&event.user_id).cloned() else {
-            return;
-        };
+        let mut shard = self.shard(event.user_id);
+        shard.generation += 1;
+        shard.without_events.remove(&event.user_id);
+        let connections = shard.connections.get(&event.user_id).cloned();
+        drop(shard);
+        let Some(connections) = connections else { return };
         let Some(frame) = Frame::from_live_event(event).map(Arc::new) else {
             // The sockets find the gap in the sequence numbers, and recover from the order service.
             tracing::warn!(user.id = event.user_id, seq = event.seq, "invalid event");
@@ -219,8 +235,35 @@ impl Hub {
         }
     }
 
-    /// Requests a sync of every connection whose user id matches `predicate`.
+    /// Returns the generation of the user's shard, for [`Self::record_no_events`].
+    pub fn generation(&self, user_id: i64) -> u64 {
+        self.shard(user_id).generation
+    }
+
+    /// Records a user without events, according to a query that began at this generation. An event that has arrived
+    /// since then may be the first one of the user.
+    pub fn record_no_events(&self, user_id: i64, generation: u64) {
+        let mut shard = self.shard(user_id);
+        if shard.generation == generation {
+            if shard.without_events.len() >= MAX_USERS_WITHOUT_EVENTS {
+                shard.without_events.clear();
+            }
+            shard.without_events.insert(user_id);
+        }
+    }
+
+    /// Reports whether the user is known to have no events.
+    pub fn has_no_events(&self, user_id: i64) -> bool {
+        self.shard(user_id).without_events.contains(&user_id)
+    }
+
+    /// Requests a sync of every connection whose user id matches `predicate`. Events of these users may be lost.
     pub fn request_sync_where(&self, predicate: impl Fn(i64) -> bool) {
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            shard.generation += 1;
+            shard.without_events.retain(|user_id| !predicate(*user_id));
+        }
         self.for_each(|user_id, connection| {
             if predicate(user_id) {
                 connection.request_sync();
@@ -230,18 +273,19 @@ impl Hub {
 
     /// Reports whether there are no connections.
     pub fn is_empty(&self) -> bool {
-        self.shards.iter().all(|shard| lock(shard).is_empty())
+        self.shards.iter().all(|shard| lock(shard).connections.is_empty())
     }
 
     /// Returns the users with connections in a shard of the map.
     pub fn users(&self, shard: usize) -> Vec<i64> {
-        lock(&self.shards[shard]).keys().copied().collect()
+        lock(&self.shards[shard]).connections.keys().copied().collect()
     }
 
     /// Returns the open connections of a user: the id and the age of each.
     pub fn connection_ages(&self, user_id: i64) -> Vec<(u64, Duration)> {
         let shard = self.shard(user_id);
-        let connections = shard.get(&user_id).into_iter().flat_map(|connections| connections.iter());
+        let connections =
+            shard.connections.get(&user_id).into_iter().flat_map(|connections| connections.iter());
         let open = connections.filter(|connection| connection.close_reason().is_none());
         open.map(|connection| (connection.id, connection.opened_at.elapsed())).collect()
     }
@@ -284,7 +328,7 @@ impl Hub {
     }
 
     fn connections(&self, user_id: i64) -> Connections {
-        self.shard(user_id).get(&user_id).cloned().unwrap_or_default()
+        self.shard(user_id).connections.get(&user_id).cloned().unwrap_or_default()
     }
 
     fn for_each(&self, visit: impl Fn(i64, &Connection)) {
@@ -297,7 +341,7 @@ impl Hub {
         }
     }
 
-    fn shard(&self, user_id: i64) -> MutexGuard<'_, HashMap<i64, Connections>> {
+    fn shard(&self, user_id: i64) -> MutexGuard<'_, Shard> {
         // Fibonacci hashing: user ids are consecutive.
         let mixed = user_id.unsigned_abs().wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
         lock(&self.shards[usize::try_from(mixed).unwrap_or_default() % SHARDS])
@@ -305,8 +349,8 @@ impl Hub {
 }
 
 /// Copies the connections of a shard, so that its lock is not held while they are visited.
-fn snapshot(shard: &Mutex<HashMap<i64, Connections>>) -> Vec<(i64, Connections)> {
-    lock(shard).iter().map(|(user_id, connections)| (*user_id, connections.clone())).collect()
+fn snapshot(shard: &Mutex<Shard>) -> Vec<(i64, Connections)> {
+    lock(shard).connections.iter().map(|(user_id, connections)| (*user_id, connections.clone())).collect()
 }
 
 /// Locks a mutex. A poisoned one is consistent: no change here takes two steps.

@@ -108,8 +108,8 @@ impl Realtime {
         let _registered = metrics::histogram!("event_delivery_seconds");
         Ok(Self(Arc::new(Inner {
             connection_limiter: ConnectionLimiter::start(&commands, &hub, &process.tasks),
+            recovery: Recovery::new(&commands, &hub, upstream),
             hub,
-            recovery: Recovery::new(&commands, upstream),
             verifier,
             clock: process.clock.clone(),
             tasks: process.tasks.clone(),

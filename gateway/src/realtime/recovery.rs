@@ -21,7 +21,7 @@ use shoppee_proto::{
 };
 use tokio::sync::{OnceCell, Semaphore};
 
-use super::frame::Frame;
+use super::{frame::Frame, hub::Hub};
 use crate::upstream::Upstream;
 
 /// Bounds the events that a new socket is sent. A client that missed more gets `recovered: false`.
@@ -65,6 +65,7 @@ pub enum Recovered {
 /// A client of both sources of missed events.
 pub struct Recovery {
     redis: WithOptions<Client>,
+    hub: Arc<Hub>,
     upstream: Upstream,
     query_permits: Semaphore,
     /// Recoveries that are under way: the sockets of one user share the result.
@@ -85,9 +86,10 @@ struct RecoveryKey {
 }
 
 impl Recovery {
-    pub fn new(redis: &Client, upstream: Upstream) -> Self {
+    pub fn new(redis: &Client, hub: &Arc<Hub>, upstream: Upstream) -> Self {
         Self {
             redis: redis.with_options(&redis::fail_fast_options()),
+            hub: hub.clone(),
             upstream,
             query_permits: Semaphore::new(MAX_CONCURRENT_QUERIES),
             in_flight: Mutex::default(),
@@ -146,11 +148,15 @@ impl Recovery {
         result.await.cloned()
     }
 
-    /// Returns the latest sequence number in Redis.
+    /// Returns the latest sequence number in Redis. For a user without a stream there, returns 0 if the user is known to
+    /// have no events: an event that is on its way arrives as the next one.
     async fn latest_seq(&self, user_id: i64) -> Option<i64> {
         let entries: Vec<(String, HashMap<String, Bytes>)> =
             self.redis.xrevrange_values(streams::history_stream(user_id), "+", "-", Some(1)).await.ok()?;
-        parse_seq(&entries.first()?.0)
+        match entries.first() {
+            Some((id, _)) => parse_seq(id),
+            None => self.hub.has_no_events(user_id).then_some(0),
+        }
     }
 
     /// Returns the events after `after` from Redis, if there are no gaps and not too many events.
@@ -216,8 +222,14 @@ impl Recovery {
             .await
             .map_err(|_| Unavailable)?;
         let request = ListEventsRequest { after_seq, limit: Some(PAGE_SIZE) };
+        let generation = self.hub.generation(caller.user_id());
         match self.upstream.call(caller, request).await {
-            Ok(page) => Ok(page),
+            Ok(page) => {
+                if page.last_seq == 0 {
+                    self.hub.record_no_events(caller.user_id(), generation);
+                }
+                Ok(page)
+            }
             Err(problem) => {
                 tracing::debug!(
                     code = problem.code.as_str(),

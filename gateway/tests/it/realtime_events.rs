@@ -3,6 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use serde_json::json;
+use shoppee_kit::testing::eventually;
 use tokio::time::Instant;
 
 use crate::realtime_fixture::RealtimeFixture;
@@ -314,6 +315,46 @@ async fn simultaneous_reconnects_are_served() {
     for mut socket in sockets {
         assert_eq!(socket.seqs(1).await, [4]);
     }
+}
+
+#[tokio::test]
+async fn the_order_service_is_asked_once_for_a_user_without_events() {
+    let fixture = RealtimeFixture::start(1).await;
+    let calls = || fixture.order.calls.swap(0, Ordering::SeqCst);
+    for query in ["", "", "?after=0"] {
+        fixture.socket(0, ANN, query).await;
+    }
+    assert_eq!(calls(), 1);
+
+    // The first event is committed, and still on its way when the next socket opens.
+    let mut socket = fixture.socket(0, ANN, "?after=0").await;
+    let first = fixture.order.commit(ANN, 1).remove(0);
+    let mut late = fixture.socket(0, ANN, "?after=0").await;
+    assert_eq!(calls(), 0);
+    fixture.publish_fan_out(&first).await;
+    assert_eq!(socket.seqs(1).await, [1]);
+    assert_eq!(late.seqs(1).await, [1]);
+
+    // Redis has no trace of the event.
+    let (mut resumed, _) = fixture.connect(0, &fixture.token(ANN), "?after=0").await;
+    assert_eq!(resumed.ready().await, (1, true));
+    assert_eq!(resumed.seqs(1).await, [1]);
+    assert_eq!(calls(), 1);
+}
+
+#[tokio::test]
+async fn a_user_without_events_is_asked_for_again_after_redis_lost_its_data() {
+    let fixture = RealtimeFixture::start(1).await;
+    let _open = fixture.socket(0, BEN, "").await;
+    fixture.socket(0, ANN, "").await;
+    fixture.order.commit(ANN, 2);
+    fixture.flush_redis().await;
+    fixture.set_epoch().await;
+    eventually("the stream's check notices the loss", async || {
+        let (mut socket, _) = fixture.connect(0, &fixture.token(ANN), "?after=0").await;
+        socket.ready().await == (2, true)
+    })
+    .await;
 }
 
 #[tokio::test]
