@@ -181,7 +181,8 @@ fn builder(timeouts: Timeouts) -> auto::Builder<TokioExecutor> {
 /// Returns the TCP stream below an upgraded connection, with the bytes that were read from it before.
 pub fn into_stream(upgraded: Upgraded) -> Option<(TcpStream, Bytes)> {
     let parts = auto::upgrade::downcast::<TokioIo<RecordedStream<TcpStream>>>(upgraded).ok()?;
-    Some((parts.io.into_inner().stream, parts.read_buf))
+    // A copy: the buffer that hyper read into has 8 KiB, and would live as long as the socket.
+    Some((parts.io.into_inner().stream, Bytes::copy_from_slice(&parts.read_buf)))
 }
 
 /// Serves one connection to its end.

@@ -31,7 +31,7 @@ use super::{
 /// Bounds a frame, and a message, of a client. Bytes.
 const MAX_MESSAGE_SIZE: usize = 16 * 1024;
 /// The read buffer, larger than most messages of clients. It is allocated for the life of the socket. Bytes.
-const READ_BUFFER_SIZE: usize = 1024;
+const READ_BUFFER_SIZE: usize = 256;
 /// The bytes that are buffered before a write. Nothing is allocated while no event waits.
 const WRITE_BUFFER_SIZE: usize = 4 * 1024;
 /// Bounds the write buffer: [`WRITE_BUFFER_SIZE`] and the longest frame, with slack. Bytes.
