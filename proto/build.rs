@@ -3,19 +3,23 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const PROTO_FILES: [&str; 14] = [
+const PROTO_FILES: [&str; 18] = [
     "shoppee/access/v1/access.proto",
     "shoppee/auth/v1/auth.proto",
     "shoppee/auth/v1/events.proto",
+    "shoppee/auth/v1/status.proto",
     "shoppee/product/v1/product.proto",
     "shoppee/product/v1/category.proto",
     "shoppee/product/v1/search.proto",
     "shoppee/product/v1/stock.proto",
+    "shoppee/product/v1/stock_change.proto",
     "shoppee/product/v1/audit.proto",
+    "shoppee/product/v1/status.proto",
     "shoppee/product/v1/changes.proto",
     "shoppee/product/v1/cache.proto",
     "shoppee/order/v1/order.proto",
     "shoppee/order/v1/cart.proto",
+    "shoppee/order/v1/status.proto",
     "shoppee/audit/v1/audit.proto",
     "google/api/annotations.proto",
 ];
@@ -67,12 +71,13 @@ const EXCLUDED_FROM_BODY: &[&str] = &[
 ];
 
 /// Enum fields, which are lower-case names in JSON: the field, its type, and whether it is optional.
-const ENUM_FIELDS: [(&str, &str, bool); 9] = [
+const ENUM_FIELDS: [(&str, &str, bool); 10] = [
     ("shoppee.auth.v1.User.role", "auth::v1::Role", false),
     ("shoppee.auth.v1.UpdateUserRequest.role", "auth::v1::Role", true),
     ("shoppee.product.v1.Product.status", "product::v1::ProductStatus", false),
     ("shoppee.product.v1.ProductChange.status", "product::v1::ProductStatus", true),
     ("shoppee.product.v1.ProductChangeResult.status", "product::v1::RowStatus", false),
+    ("shoppee.product.v1.StockChange.kind", "product::v1::StockChangeKind", false),
     ("shoppee.order.v1.Order.status", "order::v1::OrderStatus", false),
     ("shoppee.order.v1.Payment.status", "order::v1::PaymentStatus", false),
     ("shoppee.order.v1.OrderEvent.status", "order::v1::OrderStatus", false),

@@ -8,7 +8,7 @@
 //!   logs, metrics and traces see them
 //! - [`realtime`]: WebSocket connections and the events sent to them
 //! - [`openapi`]: the API documents; [`docs`]: the page that shows them; [`storefront`]: a sample shop;
-//!   [`static_file`]: the files of both
+//!   [`static_file`]: the files of both; [`shop_status`]: the status of the services
 
 mod access_log;
 mod app;
@@ -26,6 +26,7 @@ mod replay;
 mod routes;
 mod server;
 mod settings;
+mod shop_status;
 mod state;
 mod static_file;
 mod storefront;
@@ -49,6 +50,7 @@ use crate::{
     product_cache::ProductCache,
     rate_limit::RateLimiter,
     realtime::Realtime,
+    shop_status::StatusCache,
     state::{AppState, Inner},
     upstream::Upstream,
 };
@@ -84,6 +86,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         verifier,
         realtime,
         docs: Docs::new()?,
+        status: StatusCache::default(),
         storefront: settings.has_storefront(),
         secure_cookies: settings.common.shoppee_env == Environment::Production,
     });

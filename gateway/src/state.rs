@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     cors::AllowedOrigins, docs::Docs, extract::BodyLimiter, product_cache::ProductCache,
-    rate_limit::RateLimiter, realtime::Realtime, upstream::Upstream,
+    rate_limit::RateLimiter, realtime::Realtime, shop_status::StatusCache, upstream::Upstream,
 };
 
 /// Cheap to clone.
@@ -27,6 +27,7 @@ pub struct Inner {
     pub allowed_origins: AllowedOrigins,
     pub realtime: Realtime,
     pub docs: Docs,
+    pub status: StatusCache,
     /// Enables the storefront.
     pub storefront: bool,
     /// Restricts cookies to TLS.

@@ -270,6 +270,7 @@ enum_names! {
     crate::product::v1::SearchSort = "SEARCH_SORT_",
     crate::product::v1::OnError = "ON_ERROR_",
     crate::product::v1::RowStatus = "ROW_STATUS_",
+    crate::product::v1::StockChangeKind = "STOCK_CHANGE_KIND_",
     crate::order::v1::OrderStatus = "ORDER_STATUS_",
     crate::order::v1::PaymentStatus = "PAYMENT_STATUS_",
     crate::order::v1::Actor = "ACTOR_",

@@ -427,6 +427,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/admin/products/{id}/stock-changes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Show the ledger of a stock
+         * @description For admins, and for services with the scope `stock:adjust`. Corrections, and the holds of orders; newest first, each with the stock that could be bought after it.
+         */
+        get: operations["listStockChanges"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/products/batch": {
         parameters: {
             query?: never;
@@ -1059,6 +1079,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/admin/status": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Show the status of the shop
+         * @description For admins. Gathered from one process of each service, and from the gateway that answers.
+         */
+        get: operations["getStatus"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -1181,6 +1221,21 @@ export interface components {
             content: {
                 access_token: string;
             };
+        };
+        /** @description The status of the auth service. */
+        AuthServiceStatus: {
+            /** @description The names of the dependencies that do not answer this process. */
+            unavailable_dependencies: string[];
+            /**
+             * Format: int64
+             * @description Registrations that are not published yet.
+             */
+            outbox_pending: number;
+            /**
+             * Format: double
+             * @description The age of the oldest of them; 0 without any.
+             */
+            outbox_oldest_seconds: number;
         };
         BatchUpdateProductsRequest: {
             on_error: components["schemas"]["OnError"];
@@ -1376,6 +1431,39 @@ export interface components {
              */
             time: number;
         };
+        /** @description The status of the gateway that answers. */
+        GatewayStatus: {
+            /** @description The names of the dependencies that do not answer this process. */
+            unavailable_dependencies: string[];
+            /**
+             * Format: int64
+             * @description Open sockets, streams and long polls of users.
+             */
+            sockets: number;
+            /**
+             * Format: int64
+             * @description Open streams of the events of all users.
+             */
+            admin_streams: number;
+            /** @description The time from the commit of an event to its frame, since the start of the gateway. */
+            event_delivery: {
+                /**
+                 * Format: int64
+                 * @description Frames with an event.
+                 */
+                count: number;
+                /**
+                 * Format: double
+                 * @description The median; null without events.
+                 */
+                p50_seconds: number | null;
+                /**
+                 * Format: double
+                 * @description The time that 99 % do not exceed; null without events.
+                 */
+                p99_seconds: number | null;
+            };
+        };
         /** @description An Ed25519 public key as in RFC 8037. */
         Jwk: {
             /** @description Always "OKP". */
@@ -1428,6 +1516,12 @@ export interface components {
         ListSessionsResponse: {
             /** @description At most `limit`. */
             items: components["schemas"]["Session"][];
+            /** @description The cursor of the next page; none after the last. */
+            next_cursor: string | null;
+        };
+        ListStockChangesResponse: {
+            /** @description At most `limit`. */
+            items: components["schemas"]["StockChange"][];
             /** @description The cursor of the next page; none after the last. */
             next_cursor: string | null;
         };
@@ -1587,6 +1681,65 @@ export interface components {
              * @description 1..1000.
              */
             quantity: number;
+        };
+        /** @description The status of the order service. */
+        OrderServiceStatus: {
+            /** @description The names of the dependencies that do not answer this process. */
+            unavailable_dependencies: string[];
+            /** @description The orders that were placed in each of the last 60 minutes, the present one last. */
+            orders_per_minute: number[];
+            /**
+             * Format: int64
+             * @description Events that are not published yet.
+             */
+            outbox_pending: number;
+            /**
+             * Format: double
+             * @description The age of the oldest of them; 0 without any.
+             */
+            outbox_oldest_seconds: number;
+            /**
+             * Format: int64
+             * @description Events that could not be published.
+             */
+            dead_letters: number;
+            /**
+             * Format: int64
+             * @description Orders that do not match their stock or their payment.
+             */
+            order_mismatches: number;
+            /**
+             * Format: int64
+             * @description Payments without an outcome. This and the counts below are exact up to 10 000.
+             */
+            payments_open: number;
+            /** Format: int64 */
+            refunds_pending: number;
+            /**
+             * Format: double
+             * @description The age of the oldest pending refund; 0 without any.
+             */
+            refunds_oldest_seconds: number;
+            /**
+             * Format: int64
+             * @description Refunds that failed for good.
+             */
+            refunds_failed: number;
+            /**
+             * Format: int64
+             * @description Changes of the stock that paid and cancelled orders require.
+             */
+            stock_tasks: number;
+            /**
+             * Format: double
+             * @description The age of the oldest of them; 0 without any.
+             */
+            stock_tasks_oldest_seconds: number;
+            /**
+             * Format: int64
+             * @description Unpaid orders past their time.
+             */
+            orders_overdue: number;
         };
         /** @enum {string} */
         OrderStatus: "pending" | "paid" | "shipped" | "completed" | "cancelled";
@@ -1755,6 +1908,31 @@ export interface components {
             version?: number;
             /** @description The error of a failed row. */
             error?: components["schemas"]["RowError"];
+        };
+        /** @description The status of the product service. */
+        ProductServiceStatus: {
+            /** @description The names of the dependencies that do not answer this process. */
+            unavailable_dependencies: string[];
+            /**
+             * Format: int64
+             * @description Products whose stock differs from the sum of their ledger, as this process has found them.
+             */
+            stock_violations: number;
+            /**
+             * Format: double
+             * @description The time since this process last compared the stock of all products.
+             */
+            stock_audit_age_seconds: number;
+            /**
+             * Format: int64
+             * @description Products in the search index of this process.
+             */
+            search_index_products: number;
+            /**
+             * Format: double
+             * @description The time since all changes were in that index.
+             */
+            search_index_age_seconds: number;
         };
         /** @enum {string} */
         ProductSort: "newest" | "price_asc" | "price_desc" | "name";
@@ -1951,6 +2129,42 @@ export interface components {
             /** Format: date-time */
             shipped_at: string;
         };
+        /** @description The status of the shop. A service that does not answer within a second is null. */
+        ShopStatus: {
+            /** Format: date-time */
+            at: string;
+            gateway: components["schemas"]["GatewayStatus"];
+            auth: components["schemas"]["AuthServiceStatus"] | null;
+            product: components["schemas"]["ProductServiceStatus"] | null;
+            order: components["schemas"]["OrderServiceStatus"] | null;
+        };
+        /** @description One change of the stock of a product. */
+        StockChange: {
+            /**
+             * Format: int64
+             * @description Grows with each change.
+             */
+            id: number;
+            kind: components["schemas"]["StockChangeKind"];
+            /**
+             * Format: int64
+             * @description The units added to the available stock, or taken from it if negative; of a sale, taken from the held units.
+             */
+            quantity: number;
+            /**
+             * Format: int64
+             * @description The available stock after the change.
+             */
+            available: number;
+            /** @description A UUID; absent for a correction. */
+            order_id: string | null;
+            /** @description The reason of a correction; at most 500 characters. */
+            reason: string | null;
+            /** Format: date-time */
+            at: string;
+        };
+        /** @enum {string} */
+        StockChangeKind: "supply" | "hold" | "release" | "sale" | "return" | "adjustment";
         /** @description The number of results that each value of the filter `in_stock` would leave. */
         StockFacet: {
             /** Format: int64 */
@@ -4142,6 +4356,73 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            429: components["responses"]["rate_limited"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["unavailable"];
+            504: components["responses"]["deadline_exceeded"];
+        };
+    };
+    listStockChanges: {
+        parameters: {
+            query?: {
+                /** @description 1..100, 20 where absent. */
+                limit?: number;
+                /** @description The `next_cursor` of the page before; absent: the first page. The rest of the request stays the same. */
+                cursor?: string;
+            };
+            header?: never;
+            path: {
+                /**
+                 * @description The product.
+                 * @example 47
+                 */
+                id: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description As asked for. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "items": [
+                     *         {
+                     *           "id": 9002,
+                     *           "kind": "hold",
+                     *           "quantity": -2,
+                     *           "available": 95,
+                     *           "order_id": "019bc0e1-7a40-7c3e-9f53-2d6a1c0b8e44",
+                     *           "reason": null,
+                     *           "at": "2026-01-15T10:30:00Z"
+                     *         },
+                     *         {
+                     *           "id": 9001,
+                     *           "kind": "adjustment",
+                     *           "quantity": -3,
+                     *           "available": 97,
+                     *           "order_id": null,
+                     *           "reason": "damaged in the warehouse",
+                     *           "at": "2026-01-15T09:35:00Z"
+                     *         }
+                     *       ],
+                     *       "next_cursor": null
+                     *     }
+                     */
+                    "application/json": components["schemas"]["ListStockChangesResponse"];
+                };
+            };
+            400: components["responses"]["invalid_request"];
+            401: components["responses"]["not_signed_in"];
+            403: components["responses"]["forbidden"];
+            404: components["responses"]["not_found"];
             429: components["responses"]["rate_limited"];
             500: components["responses"]["internal"];
             503: components["responses"]["unavailable"];
@@ -6587,6 +6868,139 @@ export interface operations {
             500: components["responses"]["internal"];
             503: components["responses"]["unavailable"];
             504: components["responses"]["deadline_exceeded"];
+        };
+    };
+    getStatus: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The status of a moment of the last second. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "at": "2026-01-15T10:30:00Z",
+                     *       "gateway": {
+                     *         "unavailable_dependencies": [],
+                     *         "sockets": 12,
+                     *         "admin_streams": 1,
+                     *         "event_delivery": {
+                     *           "count": 4210,
+                     *           "p50_seconds": 0.0028,
+                     *           "p99_seconds": 0.0093
+                     *         }
+                     *       },
+                     *       "auth": {
+                     *         "unavailable_dependencies": [],
+                     *         "outbox_pending": 0,
+                     *         "outbox_oldest_seconds": 0
+                     *       },
+                     *       "product": {
+                     *         "unavailable_dependencies": [],
+                     *         "stock_violations": 0,
+                     *         "stock_audit_age_seconds": 0.8,
+                     *         "search_index_products": 1000,
+                     *         "search_index_age_seconds": 0.1
+                     *       },
+                     *       "order": {
+                     *         "unavailable_dependencies": [],
+                     *         "orders_per_minute": [
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7,
+                     *           7
+                     *         ],
+                     *         "outbox_pending": 0,
+                     *         "outbox_oldest_seconds": 0,
+                     *         "dead_letters": 0,
+                     *         "order_mismatches": 0,
+                     *         "payments_open": 1,
+                     *         "refunds_pending": 0,
+                     *         "refunds_oldest_seconds": 0,
+                     *         "refunds_failed": 0,
+                     *         "stock_tasks": 0,
+                     *         "stock_tasks_oldest_seconds": 0,
+                     *         "orders_overdue": 0
+                     *       }
+                     *     }
+                     */
+                    "application/json": components["schemas"]["ShopStatus"];
+                };
+            };
+            400: components["responses"]["invalid_request"];
+            401: components["responses"]["not_signed_in"];
+            403: components["responses"]["forbidden"];
+            429: components["responses"]["rate_limited"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["unavailable"];
         };
     };
 }

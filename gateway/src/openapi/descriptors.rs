@@ -44,6 +44,7 @@ impl Field {
 pub enum Kind {
     String,
     Integer { bits: u8 },
+    Double,
     Bool,
     Enum(String),
     Message(String),
@@ -108,12 +109,12 @@ fn read_message(message: &DescriptorProto, index: i32, comments: &Comments) -> M
             Type::String => Kind::String,
             Type::Int64 => Kind::Integer { bits: 64 },
             Type::Int32 => Kind::Integer { bits: 32 },
+            Type::Double => Kind::Double,
             Type::Bool => Kind::Bool,
             Type::Enum => Kind::Enum(strip_leading_dot(field.type_name())),
             Type::Message => Kind::Message(strip_leading_dot(field.type_name())),
             // Not used in the public messages.
-            Type::Double
-            | Type::Float
+            Type::Float
             | Type::Uint64
             | Type::Fixed64
             | Type::Fixed32

@@ -7,6 +7,10 @@ use shoppee_proto::{
 };
 
 use super::json::Json;
+use crate::{
+    realtime::EventDelivery,
+    shop_status::{GatewayStatus, ShopStatus},
+};
 
 /// 2026-01-15T09:30:00Z.
 const EXAMPLE_TIME: i64 = 1_768_469_400;
@@ -27,7 +31,7 @@ pub fn parameter(operation: &str, name: &str) -> Option<Json> {
         (_, "q") => return Some("casserole".into()),
         ("listAuditRecords", "target") => return Some("product:42".into()),
         ("getProduct" | "setCartItem" | "removeCartItem", _) => 42,
-        ("updateProduct" | "adjustStock", "id") => 47,
+        ("updateProduct" | "adjustStock" | "listStockChanges", "id") => 47,
         ("archiveProduct", "id") => 30,
         ("updateCategory" | "deleteCategory", "id") => 7,
         ("getUser" | "updateUser", "id") => 3,
@@ -114,6 +118,7 @@ pub fn response(operation: &str, message: &str) -> Option<Json> {
         }),
         "SearchProductsResponse" => json(&example_search()),
         "BatchUpdateProductsResponse" => json(&example_batch()),
+        "ListStockChangesResponse" => json(&example_stock_changes()),
         "Category" => json(&example_category()),
         "ListCategoriesResponse" => {
             json(&product::ListCategoriesResponse { items: vec![example_category()], next_cursor: None })
@@ -127,6 +132,35 @@ pub fn response(operation: &str, message: &str) -> Option<Json> {
         "ListOrderEventsResponse" => json(&example_history()),
         _ => None,
     }
+}
+
+/// Returns the status of a shop in which all is well.
+pub fn shop_status() -> Option<Json> {
+    json(&ShopStatus {
+        at: at(60),
+        gateway: GatewayStatus {
+            unavailable_dependencies: Vec::new(),
+            sockets: 12,
+            admin_streams: 1,
+            event_delivery: EventDelivery {
+                count: 4_210,
+                p50_seconds: Some(0.0028),
+                p99_seconds: Some(0.0093),
+            },
+        },
+        auth: Some(auth::AuthServiceStatus::default()),
+        product: Some(product::ProductServiceStatus {
+            stock_audit_age_seconds: 0.8,
+            search_index_products: 1_000,
+            search_index_age_seconds: 0.1,
+            ..product::ProductServiceStatus::default()
+        }),
+        order: Some(order::OrderServiceStatus {
+            orders_per_minute: vec![7; 60],
+            payments_open: 1,
+            ..order::OrderServiceStatus::default()
+        }),
+    })
 }
 
 /// Serialises a message as the gateway does.
@@ -282,6 +316,28 @@ fn example_batch() -> product::BatchUpdateProductsResponse {
             result(1, Some(48), product::RowStatus::Failed, None, Some(sold)),
         ],
     }
+}
+
+fn example_stock_changes() -> product::ListStockChangesResponse {
+    let hold = product::StockChange {
+        id: 9002,
+        kind: product::StockChangeKind::Hold.into(),
+        quantity: -2,
+        available: 95,
+        order_id: Some(ORDER.to_owned()),
+        reason: None,
+        at: Some(at(60)),
+    };
+    let correction = product::StockChange {
+        id: 9001,
+        kind: product::StockChangeKind::Adjustment.into(),
+        quantity: -3,
+        available: 97,
+        order_id: None,
+        reason: Some("damaged in the warehouse".to_owned()),
+        at: Some(at(5)),
+    };
+    product::ListStockChangesResponse { items: vec![hold, correction], next_cursor: None }
 }
 
 fn example_category() -> product::Category {

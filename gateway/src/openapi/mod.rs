@@ -13,6 +13,7 @@ mod operations;
 mod paths;
 mod responses;
 mod schemas;
+mod status;
 
 use anyhow::Context as _;
 use shoppee_kit::access::SCOPES;
@@ -31,6 +32,7 @@ pub fn document() -> anyhow::Result<Vec<u8>> {
     paths::write(&mut paths, &api, &mut schemas);
     non_rpc_paths::write(&mut paths, &api, &mut schemas);
     event_streams::write(&mut paths);
+    status::write(&mut paths, &mut schemas);
     frames::write(&mut schemas);
     let document = object! {
         "openapi": "3.1.0",

@@ -196,6 +196,10 @@ pub const OPERATIONS: &[Operation] = &[
     op("ProductService.AdjustStock", "Adjust a stock")
         .description("Adds `delta` to the available stock, which is never negative.")
         .errors(&[OutOfStock, ValidationFailed, RequestInProgress, IdempotencyKeyReused]),
+    op("ProductService.ListStockChanges", "Show the ledger of a stock")
+        .description(
+            "Corrections, and the holds of orders; newest first, each with the stock that could be bought after it.",
+        ),
     op("ProductService.BatchUpdateProducts", "Change many products")
         .description(
             "Takes up to 10 000 rows, in a body of up to 8 MiB. A row that breaks a rule fails alone, and so \

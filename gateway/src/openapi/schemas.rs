@@ -267,6 +267,7 @@ impl<'a> Schemas<'a> {
         let mut schema = match &field.kind {
             Kind::String => object! { "type": "string" },
             Kind::Integer { bits } => object! { "type": "integer", "format": format!("int{bits}") },
+            Kind::Double => object! { "type": "number", "format": "double" },
             Kind::Bool => object! { "type": "boolean" },
             Kind::Enum(name) => self.enumeration(name),
             Kind::Message(name) if name == TIMESTAMP => object! { "type": "string", "format": "date-time" },
@@ -290,7 +291,7 @@ fn description(name: &str, comment: Option<&String>) -> Option<String> {
 }
 
 /// Makes a schema nullable.
-fn or_null(mut schema: Object) -> Object {
+pub fn or_null(mut schema: Object) -> Object {
     match schema.get("type") {
         Some(Json::Text(kind)) => {
             let kinds = list([Json::Text(kind.clone()), "null".into()]);

@@ -99,7 +99,7 @@ impl SseStream for EventStream {
             Ok(Delivery::Events(events)) => {
                 for event in events {
                     write_event(&mut chunk, event.seq, &event.text);
-                    event.record_delivery(clock);
+                    self.subscription.realtime().record_delivery(&event);
                 }
             }
             Err(reason) => {
@@ -137,7 +137,7 @@ pub async fn poll(
     match timeout_at(deadline, subscription.next()).await {
         Ok(Ok(Delivery::Events(events))) => {
             for event in &events {
-                event.record_delivery(&subscription.realtime().clock);
+                subscription.realtime().record_delivery(event);
             }
             Ok(frame::batch(events.last().map_or(seq, |last| last.seq), true, &events))
         }

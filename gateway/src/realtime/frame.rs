@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use serde::Serialize;
-use shoppee_kit::{clock::Clock, telemetry};
+use shoppee_kit::telemetry;
 use shoppee_proto::{
     Timestamp,
     json::json_name_or,
@@ -46,13 +46,8 @@ impl Frame {
         Self::build(span, event)
     }
 
-    /// Records the time from the commit to the delivery.
-    pub fn record_delivery(&self, clock: &Clock) {
-        metrics::histogram!("event_delivery_seconds").record(self.age(clock.now().into()));
-    }
-
     /// Returns the seconds since the commit.
-    fn age(&self, now: Timestamp) -> f64 {
+    pub fn age(&self, now: Timestamp) -> f64 {
         let fraction = |time: Timestamp| f64::from(time.nanos) * 1e-9;
         #[expect(clippy::cast_precision_loss, reason = "below 2^53 for millions of years")]
         let seconds = now.seconds.saturating_sub(self.committed.seconds) as f64;

@@ -6,13 +6,14 @@
 //! finds events that Redis did not deliver. [`all_events`] streams the events of all users. [`frame`] has the
 //! gateway's messages and [`command`] the client's, [`close_code`] the close codes, [`closing_handshake`] the end of a
 //! socket, [`metered_stream`] the TCP stream below it, [`ticket`] the sign-in of browsers. [`connection_limit`] bounds the
-//! connections of a user over all gateways.
+//! connections of a user over all gateways, and [`delivery_times`] has the times from commit to frame.
 
 mod all_events;
 mod close_code;
 mod closing_handshake;
 mod command;
 mod connection_limit;
+mod delivery_times;
 mod event_stream;
 mod frame;
 mod hub;
@@ -42,9 +43,10 @@ use tokio::{
 use tonic::Streaming;
 use uuid::Uuid;
 
-pub use self::close_code::CloseReason;
+pub use self::{close_code::CloseReason, delivery_times::EventDelivery};
 use self::{
-    connection_limit::ConnectionLimiter, hub::Hub, metered_stream::MeteredStream, recovery::Recovery,
+    connection_limit::ConnectionLimiter, delivery_times::DeliveryTimes, frame::Frame, hub::Hub,
+    metered_stream::MeteredStream, recovery::Recovery,
     subscription::Subscription,
 };
 use crate::{server, upstream::Upstream};
@@ -68,6 +70,7 @@ pub struct Inner {
     tasks: Tasks,
     subscription_permits: Arc<Semaphore>,
     admin_stream_permits: Arc<Semaphore>,
+    delivery_times: DeliveryTimes,
 }
 
 impl std::fmt::Debug for Inner {
@@ -115,6 +118,7 @@ impl Realtime {
             tasks: process.tasks.clone(),
             subscription_permits: Arc::new(Semaphore::new(MAX_SUBSCRIPTIONS)),
             admin_stream_permits: Arc::new(Semaphore::new(all_events::MAX_STREAMS)),
+            delivery_times: DeliveryTimes::default(),
         })))
     }
 
@@ -126,6 +130,28 @@ impl Realtime {
     /// Reserves one of the process's streams for admins; `None` if all are in use.
     pub fn try_reserve_admin_stream(&self) -> Option<OwnedSemaphorePermit> {
         self.admin_stream_permits.clone().try_acquire_owned().ok()
+    }
+
+    /// Returns the number of open sockets, streams and long polls.
+    pub fn subscriptions(&self) -> usize {
+        MAX_SUBSCRIPTIONS.saturating_sub(self.subscription_permits.available_permits())
+    }
+
+    /// Returns the number of open streams of all users' events.
+    pub fn admin_streams(&self) -> usize {
+        all_events::MAX_STREAMS.saturating_sub(self.admin_stream_permits.available_permits())
+    }
+
+    /// Returns the times from commit to frame since the start.
+    pub fn event_delivery(&self) -> EventDelivery {
+        self.delivery_times.summarize()
+    }
+
+    /// Records the time from the commit of an event to its delivery, which is now.
+    fn record_delivery(&self, frame: &Frame) {
+        let seconds = frame.age(self.clock.now().into());
+        metrics::histogram!("event_delivery_seconds").record(seconds);
+        self.delivery_times.record(seconds);
     }
 
     /// Returns the body of a stream of the caller's events.

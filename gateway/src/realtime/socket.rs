@@ -165,7 +165,7 @@ impl<'a> Session<'a> {
     async fn send_events(&mut self, events: &[Arc<Frame>]) -> Flow {
         for frame in events {
             self.feed(Message::Text(frame.text.clone())).await?;
-            frame.record_delivery(self.clock());
+            self.subscription.realtime().record_delivery(frame);
         }
         self.flush().await
     }

@@ -15,6 +15,7 @@ pub mod orders;
 pub mod problems;
 pub mod products;
 pub mod service_accounts;
+pub mod status;
 pub mod well_known;
 pub mod ws;
 

@@ -10,8 +10,9 @@ use shoppee_proto::{
     Object,
     product::v1::{
         AdjustStockRequest, ArchiveProductRequest, BatchUpdateProductsRequest, BatchUpdateProductsResponse,
-        CreateProductRequest, GetPageRequest, ListProductsRequest, ProductSort, ProductStatus,
-        SearchProductsRequest, SearchSort, UpdateProductRequest,
+        CreateProductRequest, GetPageRequest, ListProductsRequest, ListStockChangesRequest,
+        ListStockChangesResponse, ProductSort, ProductStatus, SearchProductsRequest, SearchSort,
+        UpdateProductRequest,
     },
 };
 
@@ -27,7 +28,7 @@ use crate::{
         batch::Batch,
         cache_control::{CacheControl, cache_control},
         idempotency,
-        pagination::{as_query_error, check_limit, require},
+        pagination::{Page, as_query_error, check_limit, require},
         patch::{FieldMaskBuilder, Nullable, deserialize_present},
     },
     upstream::{Credential, Upstream},
@@ -244,6 +245,17 @@ pub async fn adjust_stock(
     let response = upstream.call_with_metadata(&caller, request).await?;
     products.record_update(id.into(), response.metadata()).await;
     Ok((idempotency::headers(response.metadata()), ProductResponse::new(response.get_ref())?))
+}
+
+pub async fn list_stock_changes(
+    caller: Authorized<ListStockChangesRequest>,
+    upstream: Upstream,
+    Path(id): Path<Id>,
+    Query(Page { limit, cursor }): Query<Page>,
+) -> Result<Json<ListStockChangesResponse>, Problem> {
+    check_limit(limit)?;
+    let request = ListStockChangesRequest { id: id.into(), limit, cursor };
+    Ok(Json(upstream.call(&caller, request).await.map_err(as_query_error)?))
 }
 
 pub async fn update_batch(

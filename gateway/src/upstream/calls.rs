@@ -13,32 +13,34 @@ use shoppee_proto::{
         ListAuditRecordsRequest, ListAuditRecordsResponse, audit_service_client::AuditServiceClient,
     },
     auth::v1::{
-        ChangePasswordRequest, CreateServiceAccountRequest, CreateWsTicketRequest, GetServiceAccountRequest,
-        GetUserInfoRequest, GetUserRequest, IssueServiceTokenRequest, ListServiceAccountsRequest,
-        ListServiceAccountsResponse, ListSessionsRequest, ListSessionsResponse, ListUsersRequest,
-        ListUsersResponse, LoginRequest, LogoutAllRequest, LogoutRequest, RedeemWsTicketRequest,
-        RefreshRequest, RegisterRequest, RevokeServiceAccountRequest, RevokeSessionRequest,
-        RotateServiceAccountRequest, ServiceAccount, ServiceToken, SocketToken, Tokens, UpdateUserRequest,
-        User, WsTicket,
+        AuthServiceStatus, ChangePasswordRequest, CreateServiceAccountRequest, CreateWsTicketRequest,
+        GetServiceAccountRequest, GetStatusRequest as GetAuthStatusRequest, GetUserInfoRequest,
+        GetUserRequest, IssueServiceTokenRequest, ListServiceAccountsRequest, ListServiceAccountsResponse,
+        ListSessionsRequest, ListSessionsResponse, ListUsersRequest, ListUsersResponse, LoginRequest,
+        LogoutAllRequest, LogoutRequest, RedeemWsTicketRequest, RefreshRequest, RegisterRequest,
+        RevokeServiceAccountRequest, RevokeSessionRequest, RotateServiceAccountRequest, ServiceAccount,
+        ServiceToken, SocketToken, Tokens, UpdateUserRequest, User, WsTicket,
     },
     order::v1::{
         AddCartItemRequest, CancelOrderRequest, Cart, ClearCartRequest, CompleteOrderRequest,
         CreateOrderRequest, GetCartRequest, GetEventPositionsRequest, GetEventPositionsResponse,
-        GetOrderRequest, ListEventsRequest, ListEventsResponse, ListOrderEventsRequest,
-        ListOrderEventsResponse, ListOrdersRequest, ListOrdersResponse, Order, PayOrderRequest,
-        RemoveCartItemRequest, SetCartItemRequest, ShipOrderRequest,
+        GetOrderRequest, GetStatusRequest as GetOrderStatusRequest, ListEventsRequest, ListEventsResponse,
+        ListOrderEventsRequest, ListOrderEventsResponse, ListOrdersRequest, ListOrdersResponse, Order,
+        OrderServiceStatus, PayOrderRequest, RemoveCartItemRequest, SetCartItemRequest, ShipOrderRequest,
     },
     product::v1::{
         AdjustStockRequest, ArchiveProductRequest, BatchUpdateProductsRequest, BatchUpdateProductsResponse,
         Category, CreateCategoryRequest, CreateProductRequest, DeleteCategoryRequest, GetPageRequest,
-        GetPageResponse, GetProductRequest, ListCategoriesRequest, ListCategoriesResponse,
-        ListProductsRequest, ListProductsResponse, LookupRequest, LookupResponse, Product, ProductAsOf,
-        SearchProductsRequest, SearchProductsResponse, UpdateCategoryRequest, UpdateProductRequest,
+        GetPageResponse, GetProductRequest, GetStatusRequest as GetProductStatusRequest,
+        ListCategoriesRequest, ListCategoriesResponse, ListProductsRequest, ListProductsResponse,
+        ListStockChangesRequest, ListStockChangesResponse, LookupRequest, LookupResponse, Product,
+        ProductAsOf, ProductServiceStatus, SearchProductsRequest, SearchProductsResponse,
+        UpdateCategoryRequest, UpdateProductRequest,
     },
 };
 use tonic::{Request, Response, Status, transport::Channel};
 
-use super::{Upstream, auth, order, product, product_cache};
+use super::{Upstream, auth, auth_status, order, order_status, product, product_cache, product_status};
 
 /// The policy of a call (gRPC: method config).
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +59,8 @@ const WRITE: CallPolicy = CallPolicy { timeout: Duration::from_secs(2), mutates:
 const SIGN_IN: CallPolicy = CallPolicy { timeout: Duration::from_millis(2400), mutates: true };
 /// The payment provider may be slow.
 const PAY: CallPolicy = CallPolicy { timeout: Duration::from_secs(10), mutates: true };
+/// A page shows the status of all services. A service that takes longer is shown as one that does not answer.
+const STATUS: CallPolicy = CallPolicy { timeout: Duration::from_secs(1), mutates: false };
 /// A batch has up to 10 000 rows.
 const BATCH: CallPolicy = CallPolicy { timeout: Duration::from_secs(30), mutates: true };
 
@@ -208,7 +212,8 @@ audit_calls! {
 
 macro_rules! calls {
     ($(
-        $message:ident => $response:ty: $service:ident.$method:ident, $policy:ident $(, keyed by $key:ident)?;
+        $message:ident => $response:ty: $service:ident $(($client:ident))?.$method:ident, $policy:ident
+            $(, keyed by $key:ident)?;
     )*) => {$(
         impl Call for $message {
             type Response = $response;
@@ -224,7 +229,7 @@ macro_rules! calls {
             }
 
             async fn send(channel: Channel, request: Request<Self>) -> Result<Response<$response>, Status> {
-                $service(channel).$method(request).await
+                calls!(@client $service $($client)?)(channel).$method(request).await
             }
         }
     )*
@@ -233,6 +238,8 @@ macro_rules! calls {
         #[cfg(test)]
         const METHODS: &[&str] = &[$($message::METHOD),*];
     };
+    (@client $service:ident) => { $service };
+    (@client $service:ident $client:ident) => { $client };
 }
 
 calls! {
@@ -256,6 +263,7 @@ calls! {
     RotateServiceAccountRequest => ServiceAccount: auth.rotate_service_account, WRITE, keyed by idempotency_key;
     RevokeServiceAccountRequest => (): auth.revoke_service_account, WRITE;
     IssueServiceTokenRequest => ServiceToken: auth.issue_service_token, WRITE;
+    GetAuthStatusRequest => AuthServiceStatus: auth(auth_status).get_status, STATUS;
 
     GetProductRequest => Product: product.get_product, READ;
     ListProductsRequest => ListProductsResponse: product.list_products, READ;
@@ -264,11 +272,13 @@ calls! {
     UpdateProductRequest => Product: product.update_product, WRITE;
     ArchiveProductRequest => (): product.archive_product, WRITE;
     AdjustStockRequest => Product: product.adjust_stock, WRITE;
+    ListStockChangesRequest => ListStockChangesResponse: product.list_stock_changes, READ;
     BatchUpdateProductsRequest => BatchUpdateProductsResponse: product.batch_update_products, BATCH;
     ListCategoriesRequest => ListCategoriesResponse: product.list_categories, READ;
     CreateCategoryRequest => Category: product.create_category, WRITE;
     UpdateCategoryRequest => Category: product.update_category, WRITE;
     DeleteCategoryRequest => (): product.delete_category, WRITE;
+    GetProductStatusRequest => ProductServiceStatus: product(product_status).get_status, STATUS;
 
     GetCartRequest => Cart: order.get_cart, READ;
     AddCartItemRequest => Cart: order.add_cart_item, WRITE, keyed by idempotency_key;
@@ -285,6 +295,7 @@ calls! {
     CancelOrderRequest => Order: order.cancel_order, WRITE, keyed by idempotency_key;
     ShipOrderRequest => Order: order.ship_order, WRITE, keyed by idempotency_key;
     CompleteOrderRequest => Order: order.complete_order, WRITE, keyed by idempotency_key;
+    GetOrderStatusRequest => OrderServiceStatus: order(order_status).get_status, STATUS;
 }
 
 #[cfg(test)]

@@ -15,12 +15,19 @@ use shoppee_kit::{
     telemetry::Trace,
 };
 use shoppee_proto::{
-    auth::v1::auth_service_client::AuthServiceClient,
-    order::v1::{WatchEventsRequest, WatchEventsResponse, order_service_client::OrderServiceClient},
+    auth::v1::{
+        auth_service_client::AuthServiceClient,
+        status_service_client::StatusServiceClient as AuthStatusClient,
+    },
+    order::v1::{
+        WatchEventsRequest, WatchEventsResponse, order_service_client::OrderServiceClient,
+        status_service_client::StatusServiceClient as OrderStatusClient,
+    },
     product::v1::{
         change_feed_service_client::ChangeFeedServiceClient,
         product_cache_service_client::ProductCacheServiceClient,
         product_service_client::ProductServiceClient,
+        status_service_client::StatusServiceClient as ProductStatusClient,
     },
 };
 use tokio::time::{Instant, timeout_at};
@@ -152,6 +159,10 @@ fn auth(channel: Channel) -> AuthServiceClient<Channel> {
     AuthServiceClient::new(channel)
 }
 
+fn auth_status(channel: Channel) -> AuthStatusClient<Channel> {
+    AuthStatusClient::new(channel)
+}
+
 fn product(channel: Channel) -> ProductServiceClient<Channel> {
     ProductServiceClient::new(channel).max_decoding_message_size(client::MAX_RESPONSE_BYTES)
 }
@@ -160,6 +171,14 @@ fn product_cache(channel: Channel) -> ProductCacheServiceClient<Channel> {
     ProductCacheServiceClient::new(channel).max_decoding_message_size(client::MAX_RESPONSE_BYTES)
 }
 
+fn product_status(channel: Channel) -> ProductStatusClient<Channel> {
+    ProductStatusClient::new(channel)
+}
+
 fn order(channel: Channel) -> OrderServiceClient<Channel> {
     OrderServiceClient::new(channel).max_decoding_message_size(client::MAX_RESPONSE_BYTES)
+}
+
+fn order_status(channel: Channel) -> OrderStatusClient<Channel> {
+    OrderStatusClient::new(channel)
 }

@@ -42,6 +42,8 @@ fn admin_routes(order: &str, product: i64, user: i64) -> Vec<(Method, String, Va
         (Method::PATCH, format!("/admin/users/{user}"), json!({"role": "admin"})),
         (Method::GET, "/admin/orders".into(), Value::Null),
         (Method::GET, "/admin/audit".into(), Value::Null),
+        (Method::GET, "/admin/status".into(), Value::Null),
+        (Method::GET, format!("/admin/products/{product}/stock-changes"), Value::Null),
         (Method::POST, "/products".into(), json!({"sku": "S", "name": "N", "price": 1, "stock": 1})),
         (Method::PATCH, format!("/products/{product}"), json!({"price": 1})),
         (Method::DELETE, format!("/products/{product}"), Value::Null),

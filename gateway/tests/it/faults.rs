@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use http::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use shoppee_kit::testing::eventually;
 use tokio::{net::TcpListener, task::JoinHandle};
 
@@ -63,6 +63,26 @@ async fn a_stopped_service_fails_requests_fast() {
     eventually("/readyz tells", || async { ann.get("//readyz").await.status == 200 }).await;
     assert!(back.elapsed() < Duration::from_secs(5), "{:?}", back.elapsed());
     ann.orders(&product, 1).await.expect(201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_service_is_missing_in_the_status() {
+    let (silent, _task) = silent_server().await;
+    let shop = TestShop::builder()
+        .with("--order-url", &format!("http://{silent}"))
+        .exclusive()
+        .start_without_ready()
+        .await;
+    let admin = shop.admin().await;
+    for _ in 0..2 {
+        let started = Instant::now();
+        let status = admin.without_retries().get("/admin/status").await.expect(200).body;
+        assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
+        assert_eq!(status["order"], Value::Null);
+        assert!(status["auth"].is_object() && status["product"].is_object(), "{status}");
+        let missed = status["gateway"]["unavailable_dependencies"].as_array().expect("names");
+        assert!(missed.contains(&json!("order")), "{missed:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -156,6 +156,7 @@ async fn every_response_matches_the_document() {
                 "orders" => order_for(operation.id, buyer, &admin, &tee).await,
                 "categories" => category["id"].to_string(),
                 "admin" if operation.path.contains("service-accounts") => service_account.clone(),
+                "admin" if operation.path.contains("products") => tee["id"].to_string(),
                 "admin" => ann.id.to_string(),
                 "auth" => "019bc0e0-6c11-7b52-b1f4-7a3e9d2c4f10".to_owned(),
                 _ if operation.path.starts_with("/docs/") => "docs.css".to_owned(),

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use shoppee_kit::{caller::authorize, client, testing::RedisServer};
+use shoppee_kit::{
+    caller::authorize,
+    client,
+    testing::{RedisServer, eventually},
+};
 use shoppee_proto::order::v1::{ListEventsRequest, order_service_client::OrderServiceClient};
 use tokio::time::{Instant, sleep};
 
@@ -19,6 +23,32 @@ async fn connect(shop: &TestShop, gateway: usize, person: &Person, query: &str) 
     let (mut socket, _) = open(&url, &[("authorization", &bearer)]).await.expect("a socket");
     let (seq, recovered) = socket.ready().await;
     (socket, seq, recovered)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_counts_the_sockets_and_the_events_that_they_got() {
+    let shop = TestShop::start().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let product = shop.product(&admin, 1999, 10).await;
+    let status = admin.get("/admin/status").await.expect(200).body;
+    let delivery = &status["gateway"]["event_delivery"];
+    assert_eq!(delivery, &json!({"count": 0, "p50_seconds": null, "p99_seconds": null}));
+    let (mut socket, ..) = connect(&shop, 0, &ann, "").await;
+    ann.orders(&product, 1).await.expect(201);
+    socket.json().await;
+    // The status may be of the last second.
+    eventually("the status counts them", || async {
+        let status = admin.get("/admin/status").await.expect(200).body;
+        let (gateway, minutes) = (&status["gateway"], status["order"]["orders_per_minute"].as_array());
+        let delivery = &gateway["event_delivery"];
+        let orders: i64 = minutes.into_iter().flatten().filter_map(Value::as_i64).sum();
+        let seconds = delivery["p50_seconds"].as_f64().zip(delivery["p99_seconds"].as_f64());
+        gateway["sockets"] == 1
+            && delivery["count"] == 1
+            && seconds.is_some_and(|(p50, p99)| 0.0 < p50 && p50 <= p99)
+            && orders == 1
+    })
+    .await;
 }
 
 #[tokio::test]

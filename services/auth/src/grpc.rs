@@ -1,6 +1,8 @@
 //! The gRPC handlers of `AuthService`. Each method parses the request, runs the use case and converts the result. The
 //! server has checked the caller by the rule in the proto.
 
+mod status;
+
 use std::sync::Arc;
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -8,10 +10,14 @@ use shoppee_kit::{
     audit_log, caller,
     grpc::Services,
     idempotency::{check_key, respond},
+    readiness::Readiness,
     status::Violations,
 };
 use shoppee_proto::auth::v1 as proto;
-use shoppee_proto::auth::v1::auth_service_server::{AuthService, AuthServiceServer};
+use shoppee_proto::auth::v1::{
+    auth_service_server::{AuthService, AuthServiceServer},
+    status_service_server::StatusServiceServer,
+};
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -22,6 +28,7 @@ use crate::{
     store::{account::Account, audit_log::AuditLog},
     user,
 };
+use status::ProcessStatus;
 
 /// Bounds a request. The largest has a password and a few texts.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
@@ -32,10 +39,12 @@ const MAX_QUERY_CHARS: usize = 254;
 
 type RpcResult<T> = Result<Response<T>, Status>;
 
-pub fn services(context: Arc<AuthContext>) -> Services {
+pub fn services(context: Arc<AuthContext>, readiness: &Readiness) -> Services {
+    let status = ProcessStatus { context: context.clone(), readiness: readiness.clone() };
     Services::default()
         .with(audit_log::service::new::<AuditLog>(context.pool.clone()))
         .with(AuthServiceServer::new(Service(context)).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .with(StatusServiceServer::new(status))
 }
 
 #[derive(Debug)]

@@ -113,7 +113,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     }
 
     ops::serve(settings.metrics_addr, tasks, readiness).await?;
-    let services = grpc::services(context);
+    let services = grpc::services(context, readiness);
     server::serve(settings.listen_addr, services, verifier, settings.grpc_reflection, &process).await
 }
 

@@ -138,14 +138,28 @@ async fn publish(redis: &Client, row: &OutboxRow) -> Result<(), fred::error::Err
     publishing.instrument(span).await
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a gauge")]
-async fn record_metrics(pool: &PgPool, now: OffsetDateTime) -> Result<(), sqlx::Error> {
+/// The registrations that are not published.
+#[derive(Clone, Copy, Debug)]
+pub struct Backlog {
+    pub pending: i64,
+    /// The age of the oldest one; zero without any.
+    pub lag_seconds: f64,
+}
+
+/// Reads the backlog at the time `now`.
+pub async fn read_backlog(pool: &PgPool, now: OffsetDateTime) -> Result<Backlog, sqlx::Error> {
     let mut connection = pool.acquire().await?;
     let pending = sqlx::query!(r#"select count(*) as "rows!", min(created_at) as oldest from auth.outbox"#)
         .fetch_one(&mut *connection)
         .await?;
     let lag = pending.oldest.map_or(0.0, |oldest| (now - oldest).as_seconds_f64().max(0.0));
-    metrics::gauge!("outbox_pending").set(pending.rows as f64);
-    metrics::gauge!("outbox_lag_seconds").set(lag);
+    Ok(Backlog { pending: pending.rows, lag_seconds: lag })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge")]
+async fn record_metrics(pool: &PgPool, now: OffsetDateTime) -> Result<(), sqlx::Error> {
+    let backlog = read_backlog(pool, now).await?;
+    metrics::gauge!("outbox_pending").set(backlog.pending as f64);
+    metrics::gauge!("outbox_lag_seconds").set(backlog.lag_seconds);
     Ok(())
 }

@@ -1,10 +1,14 @@
 //! The gRPC handlers of `OrderService`. Each method parses the request, runs the use case and converts the result. The
 //! server has checked the caller by the rule in the proto.
 
+mod status;
+
 use shoppee_kit::{
     caller::{self, Caller},
     cursor,
+    grpc::Services,
     idempotency::{check_key, respond, stored_key},
+    readiness::Readiness,
     status::Violations,
 };
 use shoppee_proto::order::v1::{
@@ -14,6 +18,7 @@ use shoppee_proto::order::v1::{
     ListOrdersResponse, Order, PayOrderRequest, RemoveCartItemRequest, SetCartItemRequest, ShipOrderRequest,
     WatchEventsRequest,
     order_service_server::{OrderService, OrderServiceServer},
+    status_service_server::StatusServiceServer,
 };
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
@@ -25,11 +30,13 @@ use crate::{
     error::Error,
     event_log::{EventStreams, Messages, Start},
     order::{self, Line, Lines, Quantity, Shipment},
+    order_rate::OrderRate,
     payment,
     provider::PaymentToken,
     store::{event, order as store},
     transitions::{self, OrderAction, TransitionRequest},
 };
+use status::ProcessStatus;
 
 const DEFAULT_PAGE_SIZE: i64 = 20;
 const MAX_PAGE_SIZE: i64 = 100;
@@ -38,12 +45,19 @@ const MAX_EVENTS: i64 = 500;
 /// Bounds the users of a request for positions.
 const MAX_POSITIONS: usize = 1_000;
 
-pub fn service(context: OrderContext, event_streams: EventStreams) -> OrderServiceServer<Service> {
-    OrderServiceServer::new(Service { context, event_streams })
+pub fn services(context: &OrderContext, event_streams: EventStreams, readiness: &Readiness) -> Services {
+    let status = ProcessStatus {
+        context: context.clone(),
+        readiness: readiness.clone(),
+        order_rate: OrderRate::default(),
+    };
+    Services::default()
+        .with(OrderServiceServer::new(Service { context: context.clone(), event_streams }))
+        .with(StatusServiceServer::new(status))
 }
 
 #[derive(Debug)]
-pub struct Service {
+struct Service {
     context: OrderContext,
     event_streams: EventStreams,
 }

@@ -5,6 +5,7 @@
 //! - rules: [`order`] (the state machine, lines, addresses), [`order_id`], [`decline`], [`country`]
 //! - use cases: [`cart`], [`checkout`], [`payment`], [`refund`], [`transitions`] (ship, complete, cancel)
 //! - clients: [`product_client`] (holds and products), [`provider`] (the payment provider)
+//! - for the back office: [`order_rate`]
 //! - in the background: [`workers`], [`expiry`], [`stock_tasks`], [`orphan_holds`], [`outbox`] (the relay),
 //!   [`event_log`] (the log that services follow), [`user_events`] (the consumer of registrations), [`audit`]
 //!
@@ -28,6 +29,7 @@ mod mismatch;
 mod order;
 mod order_id;
 mod order_metrics;
+mod order_rate;
 mod order_writer;
 mod orphan_holds;
 mod outbox;
@@ -60,14 +62,14 @@ use shoppee_kit::{
     settings::{self, Common, duration, service_urls},
     telemetry, verifier_sync,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::{
     event_log::{EventLog, EventStreams},
     idempotency::ReleasedKeys,
     order::UnpaidCaps,
     order_writer::OrderWriter,
-    outbox::CommittedUsers,
+    outbox::{CommittedUsers, OutboxBacklog},
     product_client::ProductClient,
     provider::Provider,
     store::audit_log::AuditLog,
@@ -160,6 +162,7 @@ pub(crate) struct OrderContext {
     pub product: ProductClient,
     pub provider: Provider,
     pub committed_users: CommittedUsers,
+    pub outbox_backlog: Arc<watch::Sender<OutboxBacklog>>,
     pub order_ttl: Duration,
     pub max_unpaid_orders: i64,
     pub unpaid_caps: UnpaidCaps,
@@ -217,6 +220,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         product: ProductClient::new(product, token),
         provider,
         committed_users: CommittedUsers::default(),
+        outbox_backlog: Arc::default(),
         order_ttl: settings.order_ttl,
         max_unpaid_orders: i64::from(settings.max_unpaid_orders),
         unpaid_caps,
@@ -233,8 +237,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     ops::serve(settings.metrics_addr, &tasks, &readiness).await?;
     server::serve(
         settings.listen_addr,
-        server::Services::default()
-            .with(grpc::service(context.clone(), event_streams))
+        grpc::services(&context, event_streams, &readiness)
             .with(audit_service::new::<AuditLog>(context.pool.clone())),
         verifier,
         settings.grpc_reflection,

@@ -73,6 +73,15 @@ impl CommittedUsers {
     }
 }
 
+/// The events that are not published, at the last poll.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OutboxBacklog {
+    pub pending: i64,
+    /// The age of the oldest one; zero without any.
+    pub lag_seconds: f64,
+    pub dead_letters: i64,
+}
+
 /// Starts the relay, the poll, and the worker that ensures the epoch.
 pub fn start(context: &OrderContext, redis: &Client, process: &Process, ready: &watch::Receiver<bool>) {
     let publisher = Publisher::new(context, redis, Arc::new(Failures::new()));
@@ -81,8 +90,9 @@ pub fn start(context: &OrderContext, redis: &Client, process: &Process, ready: &
     process.tasks.spawn("relay", relay);
 
     let position = Arc::new(Mutex::new(PollPosition::default()));
+    let backlog = context.outbox_backlog.clone();
     worker::spawn(process, "outbox", POLL_INTERVAL, ready.clone(), move || {
-        poll(publisher.clone(), position.clone())
+        poll(publisher.clone(), position.clone(), backlog.clone())
     });
 
     let redis = redis.clone();
@@ -149,7 +159,11 @@ impl PollPosition {
 
 /// Finds pending events, records their metrics, and publishes them.
 #[expect(clippy::cast_precision_loss, reason = "gauges of at most 100 000 rows")]
-async fn poll(publisher: Publisher, position: Arc<Mutex<PollPosition>>) -> anyhow::Result<Round> {
+async fn poll(
+    publisher: Publisher,
+    position: Arc<Mutex<PollPosition>>,
+    backlog: Arc<watch::Sender<OutboxBacklog>>,
+) -> anyhow::Result<Round> {
     let since = position.lock().unwrap_or_else(PoisonError::into_inner).next(Instant::now());
     let mut conn = publisher.acquire().await?;
     let stats = outbox::read_stats(&mut conn, MAX_COUNTED).await?;
@@ -172,6 +186,8 @@ async fn poll(publisher: Publisher, position: Arc<Mutex<PollPosition>>) -> anyho
     metrics::gauge!("outbox_pending").set((count + stats.owed) as f64);
     metrics::gauge!("outbox_lag_seconds").set(lag);
     metrics::gauge!("outbox_dead_letters").set(stats.dead_letters as f64);
+    let (pending, dead_letters) = (count + stats.owed, stats.dead_letters);
+    backlog.send_replace(OutboxBacklog { pending, lag_seconds: lag, dead_letters });
 
     let mut unique = HashSet::new();
     users.retain(|user_id| unique.insert(*user_id));

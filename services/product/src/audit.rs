@@ -47,8 +47,32 @@ const RECOUNT_PAUSE_SECONDS: f64 = 3600.0;
 /// The maximum number of violations that are tracked. One is already an incident.
 const MAX_VIOLATIONS: usize = 10_000;
 
+/// The results of the audit in this process; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct StockAudit {
+    state: Arc<Mutex<AuditState>>,
+    age: Age,
+}
+
+impl StockAudit {
+    /// Returns the number of products whose stock differs from their ledger.
+    pub fn violations(&self) -> usize {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).violations()
+    }
+
+    /// Returns the time since the stock of all products was compared.
+    pub fn age(&self) -> Duration {
+        self.age.get()
+    }
+}
+
 /// Starts the four workers.
-pub fn start(process: &Process, ready: &watch::Receiver<bool>, pool: &PgPool, change_log: &ChangeLog) {
+pub fn start(
+    process: &Process,
+    ready: &watch::Receiver<bool>,
+    pool: &PgPool,
+    change_log: &ChangeLog,
+) -> StockAudit {
     let auditor = StockAuditor { pool: pool.clone(), change_log: change_log.clone(), state: Arc::default() };
     // The gauge exists before the first pass has finished.
     metrics::gauge!("stock_invariant_violations").set(0.0);
@@ -63,6 +87,7 @@ pub fn start(process: &Process, ready: &watch::Receiver<bool>, pool: &PgPool, ch
         async move { auditor.fold().await }
     });
     let (shared, stock) = (auditor.clone(), age("stock"));
+    let results = StockAudit { state: auditor.state.clone(), age: stock.clone() };
     worker::spawn(process, "stock-audit", AUDIT_INTERVAL, ready.clone(), move || {
         let (auditor, age) = (shared.clone(), stock.clone());
         async move { auditor.audit_slice(&age).await }
@@ -77,6 +102,7 @@ pub fn start(process: &Process, ready: &watch::Receiver<bool>, pool: &PgPool, ch
         let (auditor, age) = (auditor.clone(), ledger.clone());
         async move { auditor.recount(&age).await }
     });
+    results
 }
 
 /// The stock auditor; cheap to clone.
@@ -123,9 +149,13 @@ impl AuditState {
                 violating.insert(*id);
             }
         }
-        let all: BTreeSet<&i64> = self.stock.iter().chain(&self.holds).chain(&self.ledger).collect();
         #[expect(clippy::cast_precision_loss, reason = "a few thousand at most")]
-        metrics::gauge!("stock_invariant_violations").set(all.len() as f64);
+        metrics::gauge!("stock_invariant_violations").set(self.violations() as f64);
+    }
+
+    /// Returns the number of products with a violation.
+    fn violations(&self) -> usize {
+        self.stock.iter().chain(&self.holds).chain(&self.ledger).collect::<BTreeSet<_>>().len()
     }
 }
 

@@ -10,7 +10,9 @@ mod feed;
 mod idempotency_key;
 mod pages;
 mod products;
+mod status;
 mod stock;
+mod stock_changes;
 
 use std::sync::Arc;
 
@@ -23,12 +25,12 @@ use shoppee_kit::{
 use shoppee_proto::product::v1::{
     change_feed_service_server::ChangeFeedServiceServer, hold_audit_service_server::HoldAuditServiceServer,
     product_cache_service_server::ProductCacheServiceServer, product_service_server::ProductServiceServer,
-    stock_service_server::StockServiceServer,
+    status_service_server::StatusServiceServer, stock_service_server::StockServiceServer,
 };
 
 use crate::{
-    adjustments::Adjustments, batches::Batches, catalogue::Catalogue, categories::Categories,
-    change_log::ChangeLog, error::Error, holds::Holds, store::audit_log::AuditLog,
+    adjustments::Adjustments, audit::StockAudit, batches::Batches, catalogue::Catalogue,
+    categories::Categories, change_log::ChangeLog, error::Error, holds::Holds, store::audit_log::AuditLog,
 };
 
 /// The maximum size of a request message: a batch of 10 000 rows is at most 8 MiB as JSON, and smaller in
@@ -48,6 +50,7 @@ pub fn services(
     process: &Process,
     change_log: ChangeLog,
     holds: Holds,
+    stock_audit: StockAudit,
     verifier: &Arc<Verifier>,
     currency: &str,
 ) -> Services {
@@ -57,6 +60,11 @@ pub fn services(
     let categories = Categories { pool: pool.clone(), clock: clock.clone(), cache: cache.clone() };
     let cached_products =
         cache::CachedProducts { catalogue: catalogue.clone(), currency: currency.to_owned() };
+    let status = status::ProcessStatus {
+        readiness: process.readiness.clone(),
+        audit: stock_audit,
+        search: catalogue.search.clone(),
+    };
     let products = products::Products {
         batches: Batches::new(catalogue.clone()),
         adjustments: Adjustments::start(pool.clone(), clock.clone(), cache.clone(), &process.tasks),
@@ -74,6 +82,7 @@ pub fn services(
         .with(audit_log)
         .with(ChangeFeedServiceServer::new(feed::ChangeFeed::new(change_log, process)))
         .with(ProductCacheServiceServer::new(cached_products))
+        .with(StatusServiceServer::new(status))
         .with_large_calls(LARGE_CALLS)
 }
 

@@ -1,8 +1,8 @@
 //! The product service: the catalogue and its categories, the stock, and the holds of orders.
 //!
 //! [`grpc`] parses requests and calls a use case ([`catalogue`], [`categories`], [`holds`], [`adjustments`],
-//! [`batches`], [`search`]). A use case owns its transaction and applies the rules ([`product`], [`category`], [`stock`],
-//! [`batch`], [`listing`]) and the [`store`], which has all SQL.
+//! [`stock_ledger`], [`batches`], [`search`]). A use case owns its transaction and applies the rules ([`product`],
+//! [`category`], [`stock`], [`batch`], [`listing`]) and the [`store`], which has all SQL.
 
 mod adjustments;
 mod audit;
@@ -26,6 +26,7 @@ pub mod product;
 mod replicas;
 pub mod search;
 pub mod stock;
+mod stock_ledger;
 mod store;
 pub mod validation;
 mod workers;
@@ -169,11 +170,19 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         async move { holds.measure_unpaid_share().await.map(|()| Round::Done) }
     });
     workers::start(&process, &ready, &pool, &holds, ttls);
-    audit::start(&process, &ready, &pool, &change_log);
+    let stock_audit = audit::start(&process, &ready, &pool, &change_log);
     retention::spawn::<AuditLog>(&process, &pool, &settings.audit_log, ready.clone());
     let search = Search::start(&pool, &change_log, &process);
     let catalogue = Catalogue { replicas, pool, clock: clock.clone(), cache, search };
-    let services = grpc::services(catalogue, &process, change_log, holds, &verifier, &settings.shop_currency);
+    let services = grpc::services(
+        catalogue,
+        &process,
+        change_log,
+        holds,
+        stock_audit,
+        &verifier,
+        &settings.shop_currency,
+    );
     server::serve(settings.listen_addr, services, verifier, settings.grpc_reflection, &process).await
 }
 

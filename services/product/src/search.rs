@@ -16,7 +16,7 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use serde::Serialize;
-use shoppee_kit::{pg::PgPool, process::Process};
+use shoppee_kit::{age::Age, pg::PgPool, process::Process};
 use tokio::sync::{Semaphore, watch};
 
 pub use self::facets::Facets;
@@ -125,6 +125,8 @@ struct Inner {
     results: ResultCache,
     /// The id of the change log up to which the snapshot contains all changes.
     applied: watch::Sender<i64>,
+    /// The time since the snapshot contained all changes.
+    age: Age,
     pending_permits: Semaphore,
     running_permits: Arc<Semaphore>,
 }
@@ -142,6 +144,7 @@ impl Search {
             snapshot: ArcSwapOption::empty(),
             results: ResultCache::new(),
             applied: watch::Sender::new(i64::MIN),
+            age: Age::default(),
             pending_permits: Semaphore::new(MAX_PENDING_SEARCHES),
             running_permits: Arc::new(Semaphore::new(MAX_CONCURRENT_SEARCHES)),
         }))
@@ -193,6 +196,16 @@ impl Search {
             total: result.total,
             facets: result.facets.clone(),
         })
+    }
+
+    /// Returns the number of products in the index; 0 until it is built.
+    pub fn product_count(&self) -> u32 {
+        self.0.snapshot.load().as_ref().map_or(0, |snapshot| snapshot.len())
+    }
+
+    /// Returns the time since all changes were in the index.
+    pub fn age(&self) -> Duration {
+        self.0.age.get()
     }
 
     /// Executes a query on the newest snapshot, or returns its cached result. Returns `Unavailable` while the

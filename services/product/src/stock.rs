@@ -99,6 +99,26 @@ impl MovementKind {
             Self::Adjustment => "adjustment",
         }
     }
+
+    /// Parses the stored form.
+    pub fn from_stored(kind: &str) -> Self {
+        match kind {
+            "supply" => Self::Supply,
+            "hold" => Self::Hold,
+            "release" => Self::Release,
+            "sale" => Self::Sale,
+            "return" => Self::Return,
+            _ => Self::Adjustment,
+        }
+    }
+
+    /// Returns the units that a change of `quantity` adds to the available stock: a sale takes held units alone.
+    pub fn available_units(self, quantity: i64) -> i64 {
+        match self {
+            Self::Sale => 0,
+            Self::Supply | Self::Hold | Self::Release | Self::Return | Self::Adjustment => quantity,
+        }
+    }
 }
 
 /// One product of an order.

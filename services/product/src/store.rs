@@ -17,3 +17,4 @@ pub mod product;
 pub mod replica;
 pub mod search;
 pub mod stock;
+pub mod stock_ledger;

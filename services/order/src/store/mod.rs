@@ -10,6 +10,7 @@ pub mod event_log;
 pub mod idempotency;
 pub mod idempotent_request;
 pub mod order;
+pub mod order_rate;
 pub mod outbox;
 pub mod payment;
 pub mod sandbox;

@@ -19,5 +19,6 @@ mod query_plans;
 mod refunds;
 mod shop;
 mod startup;
+mod status;
 mod transitions;
 mod unpaid_caps;

@@ -43,7 +43,7 @@ pub struct TestShop {
     pub redis: RedisServer,
     auth: Channel,
     product: Channel,
-    order: Channel,
+    pub order: Channel,
     clock: Clock,
     order_settings: shoppee_order::Settings,
     order_process: TestProcess,

@@ -14,13 +14,13 @@ use shoppee_proto::product::v1::{
     AdjustStockRequest, ArchiveProductRequest, BatchGetProductsRequest, BatchGetProductsResponse,
     BatchUpdateProductsRequest, BatchUpdateProductsResponse, Category, CreateCategoryRequest,
     CreateProductRequest, DeleteCategoryRequest, GetProductRequest, ListCategoriesRequest,
-    ListCategoriesResponse, ListProductsRequest, ListProductsResponse, Product, ProductView,
-    SearchProductsRequest, SearchProductsResponse, UpdateCategoryRequest, UpdateProductRequest,
-    product_service_server::ProductService,
+    ListCategoriesResponse, ListProductsRequest, ListProductsResponse, ListStockChangesRequest,
+    ListStockChangesResponse, Product, ProductView, SearchProductsRequest, SearchProductsResponse,
+    UpdateCategoryRequest, UpdateProductRequest, product_service_server::ProductService,
 };
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use super::{batch, categories, check_stock_scope, convert, idempotency_key, pages};
+use super::{batch, categories, check_stock_scope, convert, idempotency_key, pages, stock_changes};
 use crate::{
     adjustments::{Adjustment, Adjustments},
     batches::Batches,
@@ -201,6 +201,13 @@ impl ProductService for Products {
         let actor = Actor::from_caller(&caller);
         let adjustment = Adjustment { actor, product_id: request.id, delta, reason, key };
         Ok(self.respond_idempotent(self.adjustments.adjust(adjustment).await?))
+    }
+
+    async fn list_stock_changes(
+        &self,
+        request: Request<ListStockChangesRequest>,
+    ) -> Result<Response<ListStockChangesResponse>, Status> {
+        Ok(Response::new(stock_changes::list(&self.catalogue.pool, request.into_inner()).await?))
     }
 
     async fn batch_update_products(

@@ -14,7 +14,6 @@ use std::{
 
 use metrics::{Gauge, gauge};
 use shoppee_kit::{
-    age::Age,
     pg::PgPool,
     process::Process,
     worker::{self, Round},
@@ -53,9 +52,8 @@ const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Starts the indexer.
 pub fn start(search: &Search, pool: &PgPool, change_log: &ChangeLog, process: &Process) {
-    let age = Age::default();
-    age.export(process, gauge!("search_index_age_seconds"));
-    let indexer = Arc::new(tokio::sync::Mutex::new(Indexer::new(search, pool, change_log, age)));
+    search.0.age.export(process, gauge!("search_index_age_seconds"));
+    let indexer = Arc::new(tokio::sync::Mutex::new(Indexer::new(search, pool, change_log)));
     worker::spawn(process, "search-index", POLL_INTERVAL, process.readiness.serving(), move || {
         let indexer = indexer.clone();
         async move { indexer.lock().await.run_once().await }
@@ -119,12 +117,11 @@ struct Indexer {
     /// Documents or categories are not published yet.
     uncommitted: bool,
     committed_at: Instant,
-    age: Age,
     documents: Gauge,
 }
 
 impl Indexer {
-    fn new(search: &Search, pool: &PgPool, change_log: &ChangeLog, age: Age) -> Self {
+    fn new(search: &Search, pool: &PgPool, change_log: &ChangeLog) -> Self {
         Self {
             search: search.clone(),
             pool: pool.clone(),
@@ -142,7 +139,6 @@ impl Indexer {
             last_batch: None,
             uncommitted: false,
             committed_at: Instant::now(),
-            age,
             documents: gauge!("search_index_documents"),
         }
     }
@@ -230,7 +226,7 @@ impl Indexer {
             && self.pass.is_none()
         {
             self.search.0.applied.send_replace(watermark);
-            self.age.reset(polled_at);
+            self.search.0.age.reset(polled_at);
         }
         // The first pass runs without pauses. Later passes pause between pages, so that requests get the
         // processor.

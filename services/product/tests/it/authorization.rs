@@ -5,8 +5,9 @@ use shoppee_kit::{client, testing::eventually};
 use shoppee_proto::product::v1::{
     AdjustStockRequest, ArchiveProductRequest, BatchGetProductsRequest, BatchUpdateProductsRequest,
     CommitRequest, CreateCategoryRequest, CreateProductRequest, DeleteCategoryRequest, GetHoldsRequest,
-    GetProductRequest, HoldRequest, ListCategoriesRequest, ListHoldsRequest, ListProductsRequest,
-    ReleaseRequest, SearchProductsRequest, UpdateCategoryRequest, UpdateProductRequest,
+    GetProductRequest, GetStatusRequest, HoldRequest, ListCategoriesRequest, ListHoldsRequest,
+    ListProductsRequest, ListStockChangesRequest, ReleaseRequest, SearchProductsRequest,
+    UpdateCategoryRequest, UpdateProductRequest,
 };
 use tonic::Code;
 
@@ -94,4 +95,14 @@ async fn stock_calls_need_a_service_token() {
     assert_eq!(codes!(shop, stock.release(ReleaseRequest::default())), services);
     assert_eq!(codes!(shop, audit.get_holds(GetHoldsRequest::default())), services);
     assert_eq!(codes!(shop, audit.list_holds(ListHoldsRequest::default())), services);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_back_office_needs_an_admin() {
+    let shop = TestShop::start().await;
+    let id = shop.product("a", 1).await.id;
+    let admins = [UNAUTHENTICATED, UNAUTHENTICATED, DENIED, Code::Ok, DENIED];
+    let changes = ListStockChangesRequest { id, ..ListStockChangesRequest::default() };
+    assert_eq!(codes!(shop, products.list_stock_changes(changes.clone())), admins);
+    assert_eq!(codes!(shop, status.get_status(GetStatusRequest {})), admins);
 }

@@ -19,5 +19,7 @@ mod replicas;
 mod search;
 mod server;
 mod startup;
+mod status;
+mod stock_changes;
 mod stock_invariant;
 mod test_shop;

@@ -55,6 +55,7 @@ async fn reflection_lists_all_services() {
             "shoppee.product.v1.HoldAuditService",
             "shoppee.product.v1.ProductCacheService",
             "shoppee.product.v1.ProductService",
+            "shoppee.product.v1.StatusService",
             "shoppee.product.v1.StockService",
         ]
     );

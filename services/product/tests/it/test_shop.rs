@@ -17,7 +17,8 @@ use shoppee_proto::{
         HoldResponse, Product, RefusedLine, ReleaseReason, ReleaseRequest, StockLine,
         hold_audit_service_client::HoldAuditServiceClient,
         product_cache_service_client::ProductCacheServiceClient,
-        product_service_client::ProductServiceClient, stock_service_client::StockServiceClient,
+        product_service_client::ProductServiceClient, status_service_client::StatusServiceClient,
+        stock_service_client::StockServiceClient,
     },
 };
 use sqlx::{AssertSqlSafe, PgPool};
@@ -37,6 +38,7 @@ pub struct TestShop {
     pub cached_products: CachedProducts,
     pub stock: StockServiceClient<Channel>,
     pub audit: HoldAuditServiceClient<Channel>,
+    pub status: StatusServiceClient<Channel>,
     pub admin: Arc<SecretString>,
     pub customer: Arc<SecretString>,
     pub service: Arc<SecretString>,
@@ -123,7 +125,8 @@ impl TestShop {
             products: ProductServiceClient::new(channel.clone()),
             cached_products: ProductCacheServiceClient::new(channel.clone()),
             stock: StockServiceClient::new(channel.clone()),
-            audit: HoldAuditServiceClient::new(channel),
+            audit: HoldAuditServiceClient::new(channel.clone()),
+            status: StatusServiceClient::new(channel),
             admin,
             customer,
             service,
