@@ -17,10 +17,10 @@ export function launch(args = []) {
 }
 
 /** Waits for a condition of this process. */
-export async function until(holds, what) {
-  const end = Date.now() + STEP_TIMEOUT;
+export async function until(holds, what, timeout = STEP_TIMEOUT) {
+  const end = Date.now() + timeout;
   while (!(await holds())) {
-    assert.ok(Date.now() < end, `within ${STEP_TIMEOUT} ms: ${typeof what === "function" ? what() : what}`);
+    assert.ok(Date.now() < end, `within ${timeout} ms: ${typeof what === "function" ? what() : what}`);
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }

@@ -11,9 +11,13 @@ import { Page } from "./browser.mjs";
 const { SHOP, NODE_TOOLS } = process.env;
 /** Where the screenshots are kept. */
 export const folder = process.argv[2];
+/** The run file of the shop. */
+export const runFile = process.argv[3];
 export const { Shoppee } = await import(pathToFileURL(join(folder, "node_modules/@shoppee/client/dist/index.js")));
 const axe = await readFile(join(NODE_TOOLS, "node_modules/axe-core/axe.min.js"), "utf8");
 
+export const DESKTOP = { width: 1400, height: 900 };
+export const PHONE = { width: 390, height: 844, isMobile: true, hasTouch: true };
 export const PASSWORD = "a password for one run";
 /** The maximum height of a screenshot of a whole page. A longer page, such as a list, is cut to the screen. Pixels. */
 const MAX_SCREENSHOT_HEIGHT = 2_400;
@@ -26,16 +30,17 @@ export async function readMessages(name) {
 
 /** A customer at a device, in a language. */
 export class Customer extends Page {
-  static async arrives(browser, { language, messages, viewport, name, path = "" }) {
+  /** Opens a page of the shop, or another one that may use `servers`. */
+  static async arrives(browser, { language, messages, viewport, name, url = SHOP, servers = [SHOP] }) {
     const context = await browser.createBrowserContext();
-    const customer = await this.open(context, SHOP + path, async (self) => {
-      Object.assign(self, { messages, viewport, name, foreign: [], username: `${name}-${randomUUID().slice(0, 12)}` });
+    const customer = await this.open(context, url, async (self) => {
+      Object.assign(self, { messages, viewport, name, url, servers, foreign: [], username: `${name}-${randomUUID().slice(0, 12)}` });
       await self.page.setViewport(viewport);
       const userAgent = await browser.userAgent();
       await self.devtools.send("Emulation.setUserAgentOverride", { userAgent, acceptLanguage: language });
       self.page.on("request", (request) => {
         const { origin, protocol } = new URL(request.url());
-        if (origin !== SHOP && protocol !== "data:") self.foreign.push(request.url());
+        if (!servers.includes(origin) && protocol !== "data:" && protocol !== "blob:") self.foreign.push(request.url());
       });
     });
     return customer;

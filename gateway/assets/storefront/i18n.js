@@ -77,8 +77,8 @@ export function number(value) {
   return new Intl.NumberFormat(LOCALES[language]).format(value);
 }
 
-export function dateTime(text) {
-  return new Intl.DateTimeFormat(LOCALES[language], { dateStyle: "medium", timeStyle: "short" }).format(new Date(text));
+export function dateTime(text, timeStyle = "short") {
+  return new Intl.DateTimeFormat(LOCALES[language], { dateStyle: "medium", timeStyle }).format(new Date(text));
 }
 
 export function time(text) {

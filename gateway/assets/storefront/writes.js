@@ -44,8 +44,8 @@ export function dropWrites() {
   keep([]);
 }
 
-/** Reports whether a write with this id is pending. */
-export const isPending = (id) => state.pending.some((write) => write.id === id);
+/** Returns the pending write with this id. */
+export const findPending = (id) => state.pending.find((write) => write.id === id);
 
 const running = new Map();
 

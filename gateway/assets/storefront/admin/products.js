@@ -6,6 +6,7 @@ import { number, parseMoney, t, typedMoney } from "../i18n.js";
 import { client, report } from "../shop.js";
 import { keepProducts, notify } from "../store.js";
 import { newKey, submit } from "../writes.js";
+import { Ledger } from "./ledger.js";
 import { usePolling } from "./polling.js";
 
 const PAGE_SIZE = 30;
@@ -39,6 +40,7 @@ export function Products() {
 function Row({ product, refresh }) {
   const { id, name, sku, price, currency, stock, version } = product;
   const form = useRef();
+  const [isLedgerShown, showLedger] = useState(false);
   const path = { id };
   const save = async () => {
     const { new_name, new_price } = Object.fromEntries(new FormData(form.current));
@@ -68,7 +70,9 @@ function Row({ product, refresh }) {
         <span class="row-name"><input name="new_name" maxlength="200" aria-label=${label(t("admin.name"))} defaultValue=${name} /><small>${sku}</small></span>
         <input name="new_price" inputmode="decimal" aria-label=${label(t("filter.price"))} defaultValue=${typedMoney(price, currency)} />
         <${ActionButton} action=${save} onError=${report} aria-label=${label(t("admin.save"))}>${t("admin.save")}<//>
-        <strong class="row-stock" data-stock=${stock}>${t("stock.count", { n: number(stock) })}</strong>
+        <button type="button" class="row-stock link" data-stock=${stock} aria-expanded=${isLedgerShown} aria-label="${t("stock.count", { n: number(stock) })}, ${label(t("ledger.show"))}" onClick=${() => showLedger(!isLedgerShown)}>
+          ${t("stock.count", { n: number(stock) })}
+        </button>
         <span class="row-adjust">
           <${ActionButton} action=${adjust(-1)} onError=${report} aria-label=${label(t("admin.less"))}>−<//>
           <input name="amount" type="number" min="1" max="1000000000" aria-label=${label(t("product.quantity"))} defaultValue="1" />
@@ -76,6 +80,7 @@ function Row({ product, refresh }) {
           <input name="reason" maxlength="200" placeholder=${t("admin.reason")} aria-label=${label(t("admin.reason"))} />
         </span>
       </form>
+      ${isLedgerShown && html`<${Ledger} product=${product} stock=${stock} />`}
     </li>
   `;
 }

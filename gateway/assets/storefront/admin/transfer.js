@@ -15,6 +15,8 @@ const MAX_ROWS = 10_000;
 /** Rows of one request: small enough for a progress that moves. */
 const CHUNK_SIZE = 500;
 const PAGE_SIZE = 100;
+/** The failed rows that the page shows. The file has all of them. */
+const MAX_SHOWN_ROWS = 200;
 
 /** Reads all products. Waits if the shop limits the rate. */
 async function readAll(onProgress) {
@@ -123,11 +125,15 @@ export function Transfer() {
 
 function Failed({ rows }) {
   const sentence = ({ code }) => (hasMessage(`row.${code}`) ? t(`row.${code}`) : hasMessage(`error.${code}`) ? t(`error.${code}`) : code);
+  const saveAll = () => save("failed.csv", formatCsv([["line", "product", "code"], ...rows.map(({ line, key, error }) => [line, key, error.code])]));
+  const hidden = rows.length - MAX_SHOWN_ROWS;
   return html`
     <table class="failed">
       <caption class="hidden">${t("transfer.failed")}</caption>
       <thead><tr><th scope="col">${t("transfer.line")}</th><th scope="col">${t("product.sku")}</th><th scope="col">${t("transfer.reason")}</th></tr></thead>
-      <tbody>${rows.map(({ line, key, error }) => html`<tr key=${line}><td>${line}</td><td>${key}</td><td>${sentence(error)}</td></tr>`)}</tbody>
+      <tbody>${rows.slice(0, MAX_SHOWN_ROWS).map(({ line, key, error }) => html`<tr key=${line}><td>${line}</td><td>${key}</td><td>${sentence(error)}</td></tr>`)}</tbody>
     </table>
+    ${hidden > 0 && html`<p class="hint">${t("transfer.more_failed", { n: number(hidden) })}</p>`}
+    <p><button type="button" onClick=${saveAll}>${t("transfer.save_failed")}</button></p>
   `;
 }

@@ -5,7 +5,7 @@ import { html, useEffect, useState } from "../html.js";
 import { countryName, dateTime, money, t, time } from "../i18n.js";
 import { client, loadOrder, report, shortId, takeStep } from "../shop.js";
 import { state } from "../store.js";
-import { isPending, isRetryable } from "../writes.js";
+import { findPending, isRetryable } from "../writes.js";
 import { Status } from "./orders.js";
 
 const CARDS = ["tok_ok", "tok_slow", "tok_declined", "tok_insufficient_funds"];
@@ -97,8 +97,10 @@ function Timeline({ order, history }) {
 
 function Payment({ order }) {
   const { id, total, currency, expires_at } = order;
-  const [card, setCard] = useState(CARDS[0]);
-  const isPaying = isPending(`pay-${id}`);
+  // A payment that a reload interrupted has its card.
+  const payment = findPending(`pay-${id}`);
+  const [card, setCard] = useState(payment?.body.payment_token ?? CARDS[0]);
+  const isPaying = payment !== undefined;
   const busy = t(state.isOffline || state.isUnreachable ? "busy" : "pay.busy");
   return html`
     <section class="panel" aria-labelledby="payment">
