@@ -33,7 +33,8 @@ use crate::{
 
 /// Builds the router of the gateway. Each request needs a [`ConnectInfo`] with its peer's address.
 pub fn app(state: AppState) -> Router {
-    let files = if state.storefront { storefront::router() } else { Router::new() };
+    let control_url = state.demo_control_url.as_deref();
+    let files = if state.storefront { storefront::router(control_url) } else { Router::new() };
     routes()
         .merge(files)
         .fallback(fallback::not_found)

@@ -61,6 +61,7 @@ const ENDED_SESSIONS_CAPACITY: usize = 4096;
 /// Builds the gateway and spawns its tasks.
 pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
     telemetry::describe(metric_help::HELP);
+    let demo_control_url = settings.demo_control_url()?.map(ToOwned::to_owned);
     let upstream = Upstream::start(&settings, &process)?;
     let verifier = Verifier::new(process.clock.clone());
     let (ended, _) = broadcast::channel(ENDED_SESSIONS_CAPACITY);
@@ -88,6 +89,7 @@ pub async fn start(settings: Settings, process: Process) -> anyhow::Result<()> {
         docs: Docs::new()?,
         status: StatusCache::default(),
         storefront: settings.has_storefront(),
+        demo_control_url,
         secure_cookies: settings.common.shoppee_env == Environment::Production,
     });
     server::serve(&settings, app::app(state), &process).await

@@ -1,6 +1,6 @@
 //! The settings of the gateway: environment variables, also command-line flags.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU16, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
@@ -39,6 +39,10 @@ pub struct Settings {
     /// Serves the storefront at `/` and its back office at `/admin`; not set: on in development, off in production
     #[arg(long, env = "STOREFRONT")]
     pub storefront: Option<Switch>,
+    /// Address of the control port of `scripts/up`, as in `http://127.0.0.1:20000`, for its page `/demo`; only in
+    /// development
+    #[arg(long, env = "DEMO_CONTROL_URL", value_parser = parse_loopback)]
+    pub demo_control_url: Option<String>,
     /// Overrides of the built-in rate limits, as in `user=40/2s,anonymous=60/2s`; `off` disables all of them
     #[arg(long, env = "RATE_LIMITS", default_value = "")]
     pub rate_limits: RateLimits,
@@ -88,6 +92,19 @@ impl Settings {
             None => self.common.shoppee_env == Environment::Development,
         }
     }
+
+    /// Returns the control port that the page `/demo` connects to, if the page is served.
+    ///
+    /// # Errors
+    /// In production, which has no such page.
+    pub fn demo_control_url(&self) -> anyhow::Result<Option<&str>> {
+        let is_production = self.common.shoppee_env == Environment::Production;
+        anyhow::ensure!(
+            !is_production || self.demo_control_url.is_none(),
+            "DEMO_CONTROL_URL is for development only"
+        );
+        Ok(self.demo_control_url.as_deref().filter(|_| self.has_storefront()))
+    }
 }
 
 impl shoppee_kit::lifecycle::Settings for Settings {
@@ -111,6 +128,13 @@ fn parse_network(value: &str) -> Result<Network, String> {
     }
     let net = value.parse().or_else(|_| value.parse().map(|ip: std::net::IpAddr| ip.into()));
     net.map(|net| Network(Some(net))).map_err(|_| "not a CIDR such as 10.0.0.0/8".to_owned())
+}
+
+/// Parses the origin of a server on this machine: a page may connect to it.
+fn parse_loopback(value: &str) -> Result<String, String> {
+    let port = value.strip_prefix("http://127.0.0.1:").and_then(|port| port.parse::<NonZeroU16>().ok());
+    port.map(|port| format!("http://127.0.0.1:{port}"))
+        .ok_or_else(|| "not a URL such as http://127.0.0.1:20000".to_owned())
 }
 
 fn parse_origin(value: &str) -> Result<Origin, String> {
@@ -143,6 +167,20 @@ mod tests {
     }
 
     #[test]
+    fn the_demonstration_is_for_development_alone() {
+        let control_url = |args: &[&str]| {
+            let url = ["--demo-control-url", "http://127.0.0.1:20000"];
+            parse(&[args, &url].concat()).unwrap().demo_control_url().map(|url| url.map(ToOwned::to_owned))
+        };
+        assert_eq!(parse(&[]).unwrap().demo_control_url().unwrap(), None);
+        assert!(control_url(&["--storefront", "on"]).is_err(), "production");
+        let development = control_url(&["--shoppee-env", "development"]).unwrap();
+        assert_eq!(development.as_deref(), Some("http://127.0.0.1:20000"));
+        let without = control_url(&["--shoppee-env", "development", "--storefront", "off"]).unwrap();
+        assert_eq!(without, None, "the page needs the files of the storefront");
+    }
+
+    #[test]
     fn lists_are_separated_by_commas() {
         let proxies = parse(&["--trusted-proxies", "10.0.0.0/8, ::1"]).unwrap().trusted_proxies;
         assert_eq!(proxies.iter().filter_map(|network| network.0).count(), 2);
@@ -167,6 +205,10 @@ mod tests {
             ["--max-connections", "0"],
             ["--header-timeout", "soon"],
             ["--storefront", "maybe"],
+            ["--demo-control-url", "http://127.0.0.1"],
+            ["--demo-control-url", "http://127.0.0.1:0"],
+            ["--demo-control-url", "http://10.0.0.1:20000"],
+            ["--demo-control-url", "http://127.0.0.1:20000; script-src *"],
         ] {
             assert!(parse(&invalid).is_err(), "{invalid:?}");
         }

@@ -30,6 +30,8 @@ pub struct Inner {
     pub status: StatusCache,
     /// Enables the storefront.
     pub storefront: bool,
+    /// The control port of `scripts/up`, if its page is served.
+    pub demo_control_url: Option<String>,
     /// Restricts cookies to TLS.
     pub secure_cookies: bool,
     /// A permit per request in progress.

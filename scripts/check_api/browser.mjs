@@ -78,9 +78,9 @@ export class Page {
     this.errors.splice(this.errors.findIndex((error) => pattern.test(error)), 1);
   }
 
-  /** Forgets the errors that a lost connection causes. */
+  /** Forgets the errors that a lost connection or a busy shop causes. The page sends such a request again. */
   forgetOutage() {
-    const isOutage = (error) => /net::ERR_|WebSocket connection to/.test(error);
+    const isOutage = (error) => /net::ERR_|WebSocket connection to|status of 50[34]/.test(error);
     this.errors = this.errors.filter((error) => !isOutage(error));
   }
 }

@@ -35,7 +35,8 @@ async fn the_page_allows_its_own_files_alone_and_its_modules_exist() {
         assert_eq!(page.header("referrer-policy"), "no-referrer");
     }
     // Every module that a module imports is served, as a script.
-    let mut modules = BTreeSet::from(["app.js".to_owned(), "admin/admin.js".to_owned()]);
+    let pages = ["app.js", "admin/admin.js", "demo/demo.js"];
+    let mut modules = BTreeSet::from(pages.map(ToOwned::to_owned));
     let mut checked = BTreeSet::new();
     while let Some(module) = modules.pop_first() {
         let file = guest.get(&format!("//shop/assets/{module}")).await.expect(200);
@@ -53,7 +54,8 @@ async fn the_page_allows_its_own_files_alone_and_its_modules_exist() {
         }
         checked.insert(module);
     }
-    assert!(checked.len() > 15, "{checked:?}");
+    assert!(checked.len() > 25, "{checked:?}");
+    guest.get("//demo").await.problem(404, "not_found");
     guest.get("//shop/assets/none.js").await.problem(404, "not_found");
     guest.get("//shop/assets/../../Cargo.toml").await.problem(404, "not_found");
 }
@@ -92,4 +94,18 @@ async fn without_a_storefront_the_root_redirects_and_its_paths_do_not_exist() {
     {
         guest.get(path).await.problem(404, "not_found");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demonstration_may_connect_to_its_control_port_alone() {
+    let control = "http://127.0.0.1:20999";
+    let shop =
+        TestShop::builder().with("--storefront", "on").with("--demo-control-url", control).start().await;
+    let guest = shop.guest();
+    let policy_of =
+        async |path| guest.get(path).await.expect(200).header("content-security-policy").to_owned();
+    let policy = policy_of("//demo").await;
+    assert!(policy.contains(&format!("connect-src 'self' {control};")), "{policy}");
+    assert_eq!(policy.replace(&format!(" {control}"), ""), policy_of("//admin").await);
+    guest.get("//demo/other").await.problem(404, "not_found");
 }

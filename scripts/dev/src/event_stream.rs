@@ -36,6 +36,16 @@ pub struct Event {
     pub received_at: OffsetDateTime,
 }
 
+/// A change that a stream reports.
+#[derive(Clone, Debug)]
+pub enum Change {
+    Event(Event),
+    /// The first attempt after a connection was lost.
+    Disconnected,
+    /// The stream is connected again, and missed no event.
+    Connected,
+}
+
 #[derive(Debug)]
 enum Update {
     Ready { seq: i64, recovered: bool },
@@ -124,6 +134,15 @@ impl EventStream {
     /// Waits for the next event, without a timeout.
     pub async fn next(&mut self) -> anyhow::Result<Event> {
         loop {
+            if let Change::Event(event) = self.next_change().await? {
+                return Ok(event);
+            }
+        }
+    }
+
+    /// Waits for the next event, or for a change of the connection.
+    pub async fn next_change(&mut self) -> anyhow::Result<Change> {
+        loop {
             match self.updates.recv().await.context("the socket's task has ended")? {
                 // A duplicate: delivery is at least once.
                 Update::Order(event) if event.seq <= self.last_seq => {}
@@ -133,11 +152,12 @@ impl EventStream {
                     }
                     self.last_seq = event.seq;
                     self.events.push(event.clone());
-                    return Ok(event);
+                    return Ok(Change::Event(event));
                 }
                 Update::Ready { recovered: true, .. } => {
                     self.is_disconnected = false;
                     self.reconnects += 1;
+                    return Ok(Change::Connected);
                 }
                 Update::Ready { recovered: false, seq } => {
                     self.is_disconnected = false;
@@ -145,11 +165,14 @@ impl EventStream {
                         .push(format!("not recovered after {}: the server is at {seq}", self.last_seq));
                 }
                 Update::Disconnected { reason } => {
-                    let last = self.last_seq;
+                    let (last, is_first) = (self.last_seq, !self.is_disconnected);
                     // The line of a step may be unfinished.
                     self.record_disconnect(reason, |reason| {
                         format!("\n  socket lost ({reason}), coming back after {last}")
                     });
+                    if is_first {
+                        return Ok(Change::Disconnected);
+                    }
                 }
             }
         }

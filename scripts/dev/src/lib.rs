@@ -3,6 +3,7 @@
 //! injects faults, and measures a shop with a long history.
 
 mod chaos;
+mod control;
 mod demo;
 mod demo_data;
 mod down;

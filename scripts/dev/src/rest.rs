@@ -67,6 +67,10 @@ impl Rest {
         self.request(Method::PUT, path)
     }
 
+    pub fn delete(&self, path: &str) -> Request<'_> {
+        self.request(Method::DELETE, path)
+    }
+
     fn request(&self, method: Method, path: &str) -> Request<'_> {
         Request { rest: self, method, path: path.to_owned(), token: None, idempotency_key: None, body: None }
     }

@@ -18,6 +18,9 @@ pub struct RunFile {
     pub redis: Server,
     pub admin: SignIn,
     pub customer: SignIn,
+    /// The address of the flash sale's page, which is good once; `None` if there is no such page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub demo: Option<String>,
     pub logs: String,
 }
 

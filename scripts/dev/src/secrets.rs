@@ -25,6 +25,9 @@ pub struct Secrets {
     pub order_client: String,
     pub admin: SignIn,
     pub customers: Vec<SignIn>,
+    /// The password of the buyers of a flash sale.
+    #[serde(default = "generate_password")]
+    pub buyer_password: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -50,6 +53,7 @@ impl Secrets {
             order_client: generate_key(),
             admin: SignIn::new("admin"),
             customers: vec![SignIn::new("ann"), SignIn::new("ben")],
+            buyer_password: generate_password(),
         };
         secrets.save(state)?;
         Ok(secrets)
@@ -71,7 +75,7 @@ fn redis_passwords() -> BTreeMap<String, String> {
 }
 
 /// Generates 256 random bits in hexadecimal digits.
-fn generate_key() -> String {
+pub fn generate_key() -> String {
     let mut random = rand::rng();
     (0..64).map(|_| char::from(b"0123456789abcdef"[random.random_range(0..16)])).collect()
 }

@@ -1,8 +1,13 @@
 //! A process supervisor: starts one program and restarts it after every exit, until it is stopped.
 
-use std::time::Duration;
+use std::{process::ExitStatus, sync::Arc, time::Duration};
 
-use tokio::{sync::mpsc::UnboundedSender, task::JoinHandle, time::Instant};
+use tokio::{
+    process::Child,
+    sync::{Notify, mpsc::UnboundedSender},
+    task::JoinHandle,
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::program::{Program, exit_reason};
@@ -30,6 +35,8 @@ pub enum EventKind {
 #[derive(Debug)]
 pub struct Supervisor {
     pub name: String,
+    /// Kills the program (SIGKILL) when it is notified. The supervisor restarts the program as after every exit.
+    pub kill_switch: Arc<Notify>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -38,8 +45,9 @@ impl Supervisor {
     /// Starts to supervise a program. `force_stop` skips the time that the program has to stop.
     pub fn spawn(program: Program, events: UnboundedSender<Event>, force_stop: CancellationToken) -> Self {
         let (name, stop) = (program.name.clone(), CancellationToken::new());
-        let task = tokio::spawn(supervise(program, events, stop.clone(), force_stop));
-        Self { name, stop, task }
+        let kill_switch = Arc::<Notify>::default();
+        let task = tokio::spawn(supervise(program, events, kill_switch.clone(), stop.clone(), force_stop));
+        Self { name, kill_switch, stop, task }
     }
 
     /// Stops the program and returns after its exit.
@@ -53,6 +61,7 @@ impl Supervisor {
 async fn supervise(
     program: Program,
     events: UnboundedSender<Event>,
+    kill_switch: Arc<Notify>,
     stop: CancellationToken,
     force_stop: CancellationToken,
 ) {
@@ -69,7 +78,7 @@ async fn supervise(
                     report(EventKind::Started { pid });
                 }
                 tokio::select! {
-                    status = child.wait() => {
+                    status = wait_or_kill(&mut child, &kill_switch) => {
                         let reason = status.map_or_else(|error| error.to_string(), exit_reason);
                         report(EventKind::Exited { reason });
                     }
@@ -85,4 +94,14 @@ async fn supervise(
             () = stop.cancelled() => {}
         }
     }
+}
+
+/// Waits for the exit of a program, and kills it if the switch is used.
+async fn wait_or_kill(child: &mut Child, kill_switch: &Notify) -> std::io::Result<ExitStatus> {
+    tokio::select! {
+        status = child.wait() => return status,
+        () = kill_switch.notified() => {}
+    }
+    child.start_kill()?;
+    child.wait().await
 }

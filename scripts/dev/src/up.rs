@@ -100,6 +100,13 @@ pub struct Settings {
     pub extra: Vec<(&'static str, String)>,
 }
 
+impl Settings {
+    /// Reports whether the page of the flash sale is served: in development, over plain gRPC.
+    fn allows_control(&self) -> bool {
+        self.shoppee_env == "development" && self.grpc_tls_cert_file.as_deref().is_none_or(str::is_empty)
+    }
+}
+
 pub async fn run(state: State, options: Options) -> anyhow::Result<()> {
     if let Some(missing) = processes::missing_binary(&options.binaries) {
         bail!("{} is not built", missing.display());
@@ -153,4 +160,19 @@ pub async fn run(state: State, options: Options) -> anyhow::Result<()> {
 
 fn seconds(since: Instant) -> String {
     format!("{:.1} s", since.elapsed().as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Settings;
+
+    #[test]
+    fn the_flash_sale_is_for_development_alone() {
+        let settings =
+            |environment: &str| Settings { shoppee_env: environment.to_owned(), ..Settings::default() };
+        assert!(settings("development").allows_control());
+        assert!(!settings("production").allows_control() && !settings("").allows_control());
+        let tls = Settings { grpc_tls_cert_file: Some("cert.pem".to_owned()), ..settings("development") };
+        assert!(!tls.allows_control(), "its sign-ins are plain gRPC");
+    }
 }

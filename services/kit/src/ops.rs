@@ -23,12 +23,22 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Starts to serve the endpoints on `addr`.
 pub async fn serve(addr: SocketAddr, tasks: &Tasks, readiness: &Readiness) -> anyhow::Result<()> {
-    let listener =
-        Listener::bind(addr, MAX_CONNECTIONS).await.with_context(|| format!("METRICS_ADDR {addr}"))?;
-    let (app, shutdown) = (TowerToHyperService::new(router(readiness.clone())), tasks.shutdown_token());
+    let served = serve_router("ops", addr, router(readiness.clone()), tasks).await;
+    served.with_context(|| format!("METRICS_ADDR {addr}"))
+}
+
+/// Starts to serve a router on `addr`, in the task `name`.
+pub async fn serve_router(
+    name: &'static str,
+    addr: SocketAddr,
+    router: Router,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
+    let listener = Listener::bind(addr, MAX_CONNECTIONS).await?;
+    let (app, shutdown) = (TowerToHyperService::new(router), tasks.shutdown_token());
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    tasks.spawn("ops", async move {
+    tasks.spawn(name, async move {
         loop {
             let connection = tokio::select! {
                 connection = listener.accept() => connection,

@@ -30,7 +30,8 @@ pub async fn list(
     limit: i64,
     cursor: Option<&str>,
 ) -> Result<(Vec<StockChange>, Option<String>), Error> {
-    let position = cursor.map(cursor::decode::<Position>).transpose().map_err(Error::Malformed)?;
+    let list = cursor::List::new(&("stock changes", product_id));
+    let position = cursor.map(|cursor| list.decode::<Position>(cursor)).transpose().map_err(Error::Malformed)?;
     let mut conn = pool.acquire().await?;
     // One more than the page, to detect whether there is a next page.
     let before = position.map_or(i64::MAX, |position| position.id);
@@ -49,5 +50,5 @@ pub async fn list(
         changes.push(change);
     }
     let next = changes.last().filter(|_| !is_last).map(|last| Position { id: last.row.id, available });
-    Ok((changes, next.as_ref().map(cursor::encode)))
+    Ok((changes, next.map(|next| list.encode(&next))))
 }

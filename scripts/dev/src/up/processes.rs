@@ -21,7 +21,7 @@ const STOP: Stop = Stop { signal: Signal::TERM, name: "TERM", timeout: std::time
 const ORDER_CLIENT_ID: &str = "order";
 
 /// Settings that only one process may receive. The launcher sets these values itself and passes no `_FILE` variants.
-const PROCESS_SETTINGS: [(&str, &str); 18] = [
+const PROCESS_SETTINGS: [(&str, &str); 19] = [
     ("JWT_SECRET", "auth"),
     ("JWT_SECRET_PREVIOUS", "auth"),
     ("SERVICE_CLIENTS", "auth"),
@@ -31,6 +31,7 @@ const PROCESS_SETTINGS: [(&str, &str); 18] = [
     ("DATABASE_READ_URLS", "product"),
     ("SERVICE_CLIENT_ID", "order"),
     ("SERVICE_CLIENT_SECRET", "order"),
+    ("DEMO_CONTROL_URL", "gateway"),
     ("DATABASE_URL", "no process: it is the superuser's"),
     ("JWT_SECRET_PREVIOUS_FILE", "auth"),
     ("DATABASE_READ_URLS_FILE", "product"),
@@ -57,6 +58,8 @@ pub struct Topology {
     pub gateways: Vec<u16>,
     pub postgres: u16,
     pub redis: u16,
+    /// The control port of the supervisor.
+    pub control: u16,
 }
 
 impl Topology {
@@ -75,7 +78,8 @@ impl Topology {
             replicas.map(|index| replica(service, index)).collect::<anyhow::Result<Vec<_>>>()
         };
         let services = [service(0)?, service(1)?, service(2)?];
-        Ok(Self { services, gateways, postgres: ports.free()?, redis: ports.free()? })
+        let (postgres, redis, control) = (ports.free()?, ports.free()?, ports.free()?);
+        Ok(Self { services, gateways, postgres, redis, control })
     }
 
     /// Returns every process with the base URL of its `/readyz` and `/metrics`.
@@ -114,6 +118,8 @@ pub struct Launcher<'a> {
     pub topology: &'a Topology,
     pub secrets: &'a Secrets,
     pub settings: &'a Settings,
+    /// The gateways serve the page of the control port.
+    pub has_control: bool,
     /// The URL of the superuser.
     pub postgres_url: &'a str,
 }
@@ -132,6 +138,9 @@ impl Launcher<'_> {
         for (index, port) in self.topology.gateways.iter().enumerate() {
             let mut environment = self.urls();
             environment.push(("LISTEN_ADDR", format!("127.0.0.1:{port}")));
+            if self.has_control {
+                environment.push(("DEMO_CONTROL_URL", loopback_url(self.topology.control)));
+            }
             // The gateway serves /metrics on LISTEN_ADDR.
             programs.push(self.program(&gateway_name(index), "gateway", environment, &["METRICS_ADDR"]));
         }

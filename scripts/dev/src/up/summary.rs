@@ -18,6 +18,9 @@ pub fn show(run: &RunFile, secrets: &Secrets, title: &str, stop: &str) {
     let first = &run.gateways[0].url;
     row("shop", &styled(Style::Notice, &format!("{first}/")));
     row("back office", &format!("{first}/admin"));
+    if let Some(demo) = &run.demo {
+        row("flash sale", demo);
+    }
     row("REST", &format!("{first}/api/v1/products"));
     row("WebSocket", &format!("{}/ws", first.replacen("http", "ws", 1)));
     row("API page", &format!("{first}/docs"));
@@ -36,6 +39,6 @@ pub fn show(run: &RunFile, secrets: &Secrets, title: &str, stop: &str) {
     print_line("");
 }
 
-fn row(label: &str, value: &str) {
+pub fn row(label: &str, value: &str) {
     print_line(&format!("  {} {value}", styled(Style::Dim, &format!("{label:<12}"))));
 }

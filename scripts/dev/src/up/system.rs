@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, os::unix::fs::symlink, time::Duration};
 use anyhow::{Context as _, anyhow, bail};
 use futures_util::future::join_all;
 use shoppee_kit::clock::Clock;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -14,6 +17,7 @@ use super::{
     seconds, summary,
 };
 use crate::{
+    control::{Control, Gateway, Shop},
     output::{Style, print_line, print_step, styled},
     postgres,
     program::Program,
@@ -49,6 +53,9 @@ pub struct System {
     event_sender: mpsc::UnboundedSender<Event>,
     events: mpsc::UnboundedReceiver<Event>,
     pids: BTreeMap<String, u32>,
+    /// The page of the flash sale is served, in development.
+    has_control: bool,
+    control: Option<Control>,
     /// The URL of the superuser.
     postgres_url: String,
     /// The URL of the private Redis' administrator, or REDIS_URL if it is set.
@@ -82,6 +89,8 @@ impl System {
             event_sender,
             events,
             pids,
+            has_control: false,
+            control: None,
             postgres_url,
             redis_url,
         })
@@ -89,11 +98,13 @@ impl System {
 
     /// Starts everything, then reports exits and restarts. Returns only with an error.
     pub async fn run(&mut self, began: Instant) -> anyhow::Result<()> {
+        self.has_control = self.options.settings.allows_control();
         self.boot().await?;
         // Processes may have started while the last ones became ready.
         while let Ok(event) = self.events.try_recv() {
             self.record_pid(&event);
         }
+        let mut page = self.start_control().await?;
         let run = self.run_file();
         let link = self.state.dev_cli();
         let _ = std::fs::remove_file(&link);
@@ -104,13 +115,50 @@ impl System {
         } else {
             summary::show(&run, &self.secrets, &format!("Ready after {}", seconds(began)), "Ctrl-C");
         }
-        while let Some(event) = self.events.recv().await {
-            report(&event);
-            if self.record_pid(&event) {
-                self.run_file().write(&self.state)?;
+        loop {
+            tokio::select! {
+                event = self.events.recv() => {
+                    let event = event.context("the supervisors have ended")?;
+                    report(&event);
+                    if let Some(control) = &self.control {
+                        control.report(&event);
+                    }
+                    if self.record_pid(&event) {
+                        self.run_file().write(&self.state)?;
+                    }
+                }
+                Ok(()) = page.changed() => {
+                    summary::row("flash sale", &page.borrow_and_update());
+                    self.run_file().write(&self.state)?;
+                }
             }
         }
-        bail!("the supervisors have ended")
+    }
+
+    /// Starts the control port, if there is one. Returns the address of its page.
+    async fn start_control(&mut self) -> anyhow::Result<watch::Receiver<String>> {
+        if !self.has_control {
+            // The address never changes.
+            return Ok(watch::channel(String::new()).1);
+        }
+        let urls: Vec<String> = self.topology.gateways.iter().copied().map(loopback_url).collect();
+        let gateway = |(index, url): (usize, &String)| {
+            let name = gateway_name(index);
+            let supervisor = self.supervisors.iter().find(|supervisor| supervisor.name == name)?;
+            Some(Gateway {
+                pid: self.pid(&name),
+                name,
+                url: url.clone(),
+                kill_switch: supervisor.kill_switch.clone(),
+            })
+        };
+        let gateways = urls.iter().enumerate().filter_map(gateway).collect();
+        let auth_url = loopback_url(self.topology.services[0][0].grpc);
+        let shop = Shop::new(urls, auth_url, self.postgres_url.clone(), &self.secrets)?;
+        let control = Control::serve(self.topology.control, shop, gateways).await?;
+        let page = control.page();
+        self.control = Some(control);
+        Ok(page)
     }
 
     /// Starts and seeds the system, and waits until it is ready.
@@ -190,6 +238,7 @@ impl System {
             topology: &self.topology,
             secrets: &self.secrets,
             settings: &self.options.settings,
+            has_control: self.has_control,
             postgres_url: &self.postgres_url,
         }
     }
@@ -325,6 +374,7 @@ impl System {
             redis: Server { url: self.redis_url.clone(), pid: pid(redis::NAME) },
             admin: self.secrets.admin.clone(),
             customer: self.secrets.customers[0].clone(),
+            demo: self.control.as_ref().map(|control| control.page().borrow().clone()),
             logs: self.state.logs().display().to_string(),
         }
     }

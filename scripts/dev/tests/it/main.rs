@@ -2,6 +2,7 @@
 
 mod commits;
 mod demo_on_deployed_shop;
+mod flash_sale;
 mod import_circles;
 mod lifecycle;
 mod proto_comments;
