@@ -46,8 +46,7 @@ use uuid::Uuid;
 pub use self::{close_code::CloseReason, delivery_times::EventDelivery};
 use self::{
     connection_limit::ConnectionLimiter, delivery_times::DeliveryTimes, frame::Frame, hub::Hub,
-    metered_stream::MeteredStream, recovery::Recovery,
-    subscription::Subscription,
+    metered_stream::MeteredStream, recovery::Recovery, subscription::Subscription,
 };
 use crate::{server, upstream::Upstream};
 

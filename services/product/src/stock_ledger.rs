@@ -31,7 +31,8 @@ pub async fn list(
     cursor: Option<&str>,
 ) -> Result<(Vec<StockChange>, Option<String>), Error> {
     let list = cursor::List::new(&("stock changes", product_id));
-    let position = cursor.map(|cursor| list.decode::<Position>(cursor)).transpose().map_err(Error::Malformed)?;
+    let position =
+        cursor.map(|cursor| list.decode::<Position>(cursor)).transpose().map_err(Error::Malformed)?;
     let mut conn = pool.acquire().await?;
     // One more than the page, to detect whether there is a next page.
     let before = position.map_or(i64::MAX, |position| position.id);
