@@ -1,5 +1,5 @@
 //! Checkout: claims the key, holds the stock, then writes the order with its event, the emptied cart and the stored
-//! response. If the order is not written, the hold is released or expires by itself.
+//! response. If the order is not written, the hold is released, here or by the sweep of orphan holds.
 
 mod build;
 mod release;
@@ -34,8 +34,10 @@ use crate::{
     transitions::{self, TransitionContext},
 };
 
-/// Bounds the pending releases. While the product service is unavailable each failed checkout has one. Further holds
-/// expire by themselves.
+/// Bounds the time for which a refusal waits for the release of its hold, so that the next order finds the units.
+const MAX_RELEASE_WAIT: Duration = Duration::from_millis(500);
+/// Bounds the pending releases. While the product service is unavailable each failed checkout has one. Further holds are
+/// left to the sweep.
 pub const MAX_CONCURRENT_RELEASES: usize = 1024;
 /// Bounds the rejections that read the customer's own orders concurrently. During a rush for the last unit, database
 /// connections are kept for successful checkouts.
@@ -312,7 +314,7 @@ impl<'a> Checkout<'a> {
             return Err(CheckoutError::OutcomeUnknown(Error::InProgress));
         }
         if std::mem::take(&mut self.may_have_hold) {
-            spawn_release(self.context, self.order_id);
+            drop(spawn_release(self.context, self.order_id));
         }
         self.order_id = next;
         Ok(())
@@ -335,8 +337,13 @@ impl<'a> Checkout<'a> {
                 (error, false, is_released)
             }
         };
-        if is_abandoned && self.may_have_hold {
-            spawn_release(self.context, self.order_id);
+        if is_abandoned
+            && self.may_have_hold
+            && let Some(releasing) = spawn_release(self.context, self.order_id)
+            && idempotency::is_definitive(&error)
+        {
+            // After the timeout the release continues.
+            let _ = tokio::time::timeout(MAX_RELEASE_WAIT, releasing).await;
         }
         (error, self.lease.as_ref().filter(|_| !is_ended))
     }

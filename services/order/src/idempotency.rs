@@ -241,7 +241,7 @@ pub fn start_releases(pool: &PgPool, tasks: &Tasks) -> ReleasedKeys {
 }
 
 /// Reports whether an error means for certain that nothing was committed.
-fn is_definitive(error: &Error) -> bool {
+pub fn is_definitive(error: &Error) -> bool {
     match error {
         Error::Unavailable | Error::Database(_) | Error::Internal(_) | Error::InProgress => false,
         Error::Invalid(_)

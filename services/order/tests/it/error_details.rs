@@ -46,6 +46,17 @@ async fn an_out_of_stock_error_names_each_short_line() {
 }
 
 #[tokio::test]
+async fn the_units_of_a_refused_order_are_back_before_its_response() {
+    let shop = TestShop::start().await;
+    let (admin, ann) = (shop.admin().await, shop.customer("ann").await);
+    let cup = admin.sells("cup", 1200, 1).await;
+    for _ in 0..10 {
+        let order = CreateOrderRequest { expected_total: Some(1), ..order_request(&[(cup, 1)]) };
+        assert_eq!(error_details(ann.orders(order).await).reason, "PRICE_CHANGED");
+    }
+}
+
+#[tokio::test]
 async fn an_out_of_stock_error_names_the_customers_own_unpaid_order() {
     let shop = TestShop::start().await;
     let (admin, ann, ben) = (shop.admin().await, shop.customer("ann").await, shop.customer("ben").await);
