@@ -19,6 +19,7 @@ use clap::{Args, ValueEnum};
 use shoppee_kit::settings::duration;
 use tokio::time::timeout;
 
+use self::proxy::{Mode, Proxy};
 use crate::{
     down,
     output::{Style, print_line, print_step, styled},
@@ -27,13 +28,17 @@ use crate::{
     state::State,
     up::{
         self,
-        processes::{self, loopback_url},
+        processes::{self, Topology, loopback_url},
         system::System,
     },
 };
 
 /// Bounds the `--time` option.
 const MAX_RUN_TIME: Duration = Duration::from_hours(1);
+/// The number of customers of a full run.
+const FULL_CUSTOMERS: u16 = 24;
+/// The limit of unpaid orders, above the orders of a run.
+const MAX_UNPAID_ORDERS: usize = 1_000;
 /// Bounds the start of nginx.
 const PROXY_START_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -43,18 +48,21 @@ pub struct Options {
     /// The kinds of faults; all by default
     #[arg(value_enum)]
     fault: Vec<Fault>,
-    /// A short form, a minute or two: fewer replicas, each kind of process once, shorter faults
+    /// A short form, a minute or two each: fewer replicas, fewer and shorter faults
     #[arg(long)]
     quick: bool,
+    /// The form before a release, about an hour: 50 minutes of random faults, with 24 customers
+    #[arg(long, conflicts_with_all = ["quick", "time", "customers"])]
+    full: bool,
     /// The seed of the customers' choices; random and printed by default
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// The number of customers, each with a socket
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=500))]
     customers: u16,
-    /// The duration of the random faults; at most an hour
-    #[arg(long, value_name = "TIME", default_value = "20m", value_parser = run_time)]
-    time: Duration,
+    /// The duration of the random faults; at most an hour; 20m, or 1m with --quick
+    #[arg(long, value_name = "TIME", value_parser = run_time)]
+    time: Option<Duration>,
     /// The processes' SHUTDOWN_LAG; 5s, as in production, or 2s with --quick
     #[arg(long, value_name = "TIME", value_parser = duration)]
     lag: Option<Duration>,
@@ -78,6 +86,21 @@ enum Fault {
     Warehouse,
 }
 
+impl Options {
+    /// Returns the duration of the random faults.
+    fn random_time(&self) -> Duration {
+        self.time.unwrap_or(match (self.quick, self.full) {
+            (true, _) => Duration::from_mins(1),
+            (_, true) => Duration::from_mins(50),
+            _ => Duration::from_mins(20),
+        })
+    }
+
+    fn customers(&self) -> u16 {
+        if self.full { FULL_CUSTOMERS } else { self.customers }
+    }
+}
+
 /// Parses the duration of a run.
 fn run_time(value: &str) -> Result<Duration, String> {
     let time = duration(value)?;
@@ -96,12 +119,18 @@ pub async fn run(state: State, options: &Options) -> anyhow::Result<()> {
         let name = format!("{fault:?}").to_lowercase();
         print_line(&format!("{}  {name}, seed {seed}", styled(Style::Bold, "chaos")));
         let mut system = System::new(state.clone(), system_options(options, *fault))?;
+        let Topology { postgres, postgres_proxy, .. } = system.topology;
+        // A proxy between the services and PostgreSQL injects the faults of a network.
+        let postgres = postgres_proxy.map(|port| Proxy::start(port, postgres, Mode::Pass, Duration::ZERO));
         let outcome = tokio::select! {
             outcome = async {
                 system.boot().await?;
                 match fault {
                     Fault::Rolling => rolling::run(&mut system, options, seed).await,
-                    Fault::Random => random::run(&mut system, options, seed).await,
+                    Fault::Random => {
+                        let postgres = postgres.as_ref().context("a proxy")?;
+                        random::run(&mut system, postgres, options, seed).await
+                    }
                     Fault::Starts => starts::run(&system, options).await,
                     Fault::Warehouse => warehouse::run(&mut system, options, seed).await,
                 }
@@ -135,6 +164,10 @@ fn system_options(options: &Options, fault: Fault) -> up::Options {
         // The processes under test run beside the system.
         Fault::Starts | Fault::Warehouse => (1, 1),
     };
+    let postgres_access = match fault {
+        Fault::Random => up::PostgresAccess::Proxied,
+        Fault::Rolling | Fault::Starts | Fault::Warehouse => up::PostgresAccess::Direct,
+    };
     up::Options {
         detach: false,
         gateways,
@@ -146,6 +179,7 @@ fn system_options(options: &Options, fault: Fault) -> up::Options {
         profile: "dev".to_owned(),
         binaries: options.binaries.clone(),
         background: false,
+        postgres_access,
         settings: up::Settings {
             shoppee_env: "production".to_owned(),
             log_format: "json".to_owned(),
@@ -153,7 +187,7 @@ fn system_options(options: &Options, fault: Fault) -> up::Options {
                 ("RATE_LIMITS", "off".to_owned()),
                 ("SHUTDOWN_LAG", format!("{}ms", lag.as_millis())),
                 ("TRUSTED_PROXIES", "127.0.0.1/32".to_owned()),
-                ("MAX_UNPAID_ORDERS", "1000".to_owned()),
+                ("MAX_UNPAID_ORDERS", MAX_UNPAID_ORDERS.to_string()),
             ],
             ..up::Settings::default()
         },

@@ -137,6 +137,7 @@ fn system_options(options: &Options) -> up::Options {
         profile: "release".to_owned(),
         binaries: options.binaries.clone(),
         background: false,
+        postgres_access: up::PostgresAccess::Direct,
         settings: up::Settings {
             shoppee_env: "production".to_owned(),
             log_format: "json".to_owned(),

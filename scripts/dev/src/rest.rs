@@ -29,7 +29,7 @@ pub struct Rest {
 }
 
 /// A request builder.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Request<'a> {
     rest: &'a Rest,
     method: Method,
@@ -67,6 +67,10 @@ impl Rest {
         self.request(Method::PUT, path)
     }
 
+    pub fn patch(&self, path: &str) -> Request<'_> {
+        self.request(Method::PATCH, path)
+    }
+
     pub fn delete(&self, path: &str) -> Request<'_> {
         self.request(Method::DELETE, path)
     }
@@ -87,6 +91,11 @@ impl Request<'_> {
 
     pub fn body(self, body: Value) -> Self {
         Self { body: Some(body), ..self }
+    }
+
+    /// Reports that a second request has no second effect.
+    pub fn is_repeatable(&self) -> bool {
+        self.idempotency_key.is_some() || !matches!(self.method, Method::POST | Method::PATCH)
     }
 
     /// Returns method and path, with shortened ids.

@@ -27,6 +27,15 @@ use system::System;
 pub const AFTER_HELP: &str = "DATABASE_URL (a superuser's) and REDIS_URL in the environment use existing servers. \
     Settings of the processes, such as ORDER_TTL, RATE_LIMITS or LOG, are handed on.";
 
+/// The way of the services to the private PostgreSQL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PostgresAccess {
+    #[default]
+    Direct,
+    /// By a proxy on a port of its own, which the caller starts.
+    Proxied,
+}
+
 /// Starts PostgreSQL, Redis, the three services and the gateways, and keeps them running
 #[derive(Clone, Debug, Args)]
 pub struct Options {
@@ -61,6 +70,8 @@ pub struct Options {
     /// The supervising process of --detach
     #[arg(long, hide = true)]
     pub background: bool,
+    #[arg(skip)]
+    pub postgres_access: PostgresAccess,
     #[command(flatten)]
     pub settings: Settings,
 }

@@ -1,79 +1,23 @@
 //! The audit after a fault run: compares the tables of the services with each other and with the buyers' record.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::Context as _;
-use sqlx::PgPool;
+use anyhow::{Context as _, bail};
+use sqlx::{Connection as _, PgConnection, PgPool};
+use tokio::time::{Instant, sleep};
 
 use super::buyers::Acknowledged;
 
-/// The invariants over all tables, each with a query of the rows that violate it.
-const INVARIANTS: [(&str, &str); 11] = [
-    (
-        "supplied = available + held + sold",
-        "select product_id::text from product.conservation where supplied <> available + held + sold",
-    ),
-    (
-        "available equals the sum of the ledger without sales",
-        "select s.product_id::text from product.stock s
-         join (select product_id, sum(quantity) as sum from product.stock_ledger where kind <> 'sale' group by 1) l
-         on l.product_id = s.product_id where l.sum <> s.available",
-    ),
-    (
-        "total = sum of price × quantity",
-        "select o.id::text from orders.orders o
-         join (select user_id, order_id, sum(unit_price * quantity) as sum from orders.order_line group by 1, 2) l
-         on l.user_id = o.user_id and l.order_id = o.id where l.sum <> o.total",
-    ),
-    (
-        "event numbers have no gap and end at the cursor",
-        "select c.user_id::text from orders.event_cursor c
-         join (select user_id, count(*) as count, max(seq) as max, min(seq) as min from orders.event group by 1) e
-         on e.user_id = c.user_id where e.count <> c.seq or e.max <> c.seq or e.min <> 1",
-    ),
-    (
-        "the event log has each event once, in the order of its user",
-        "select c.user_id::text from orders.event_cursor c
-         left join (select user_id, count(*) as count, bool_and(seq = coalesce(previous, 0) + 1) as in_order
-                    from (select user_id, seq, lag(seq) over (partition by user_id order by position) as previous
-                          from orders.event_log) entries group by 1) l
-         on l.user_id = c.user_id where coalesce(l.count, 0) <> c.seq or not l.in_order",
-    ),
-    (
-        "each step of an order is one event",
-        "select o.id::text from orders.orders o
-         join (select user_id, order_id, count(*) as count from orders.event group by 1, 2) e
-         on e.user_id = o.user_id and e.order_id = o.id where e.count <> o.version",
-    ),
-    (
-        "histories are legal paths",
-        "select order_id::text from orders.event where (coalesce(previous_status, ''), status) not in
-         (('', 'pending'), ('pending', 'paid'), ('pending', 'cancelled'), ('paid', 'shipped'), ('paid', 'cancelled'),
-          ('shipped', 'completed'))",
-    ),
-    (
-        "an unpaid order has its stock",
-        "select o.id::text from orders.orders o left join product.stock_hold h on h.order_id = o.id
-         where o.status = 'pending' and o.expires_at > now() and h.state is distinct from 'held'",
-    ),
-    (
-        "a paid order has its stock",
-        "select o.id::text from orders.orders o left join product.stock_hold h on h.order_id = o.id
-         where o.status in ('paid', 'shipped', 'completed') and h.state is distinct from 'committed'",
-    ),
-    (
-        "a cancelled order has no stock",
-        "select o.id::text from orders.orders o join product.stock_hold h on h.order_id = o.id
-         where o.status = 'cancelled' and h.state in ('held', 'committed')",
-    ),
-    (
-        "what is sold belongs to an order of the same lines",
-        "select h.order_id::text from product.stock_hold h
-         join product.hold_line l on l.order_id = h.order_id
-         left join orders.order_line o on o.order_id = l.order_id and o.product_id = l.product_id
-         where h.state = 'committed' and o.quantity is distinct from l.quantity",
-    ),
-];
+/// The query of the rows that violate an invariant.
+const INVARIANTS: &str = include_str!("invariants.sql");
+/// Bounds the wait for the work of the workers: after an outage, a refund is repeated within its age.
+const MAX_SETTLE_TIME: Duration = Duration::from_mins(1);
+/// The work of the workers that is left.
+const PENDING: &str = "select (select count(*) from orders.stock_task)
+    + (select count(*) from orders.voided_order where released_at is null)
+    + (select count(*) from orders.payment_attempt where state in ('charging', 'refunding'))
+    + (select count(*) from orders.outbox)";
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Checks every invariant, and that each acknowledged order has the acknowledged state. Returns the violations.
 pub async fn run(
@@ -82,13 +26,16 @@ pub async fn run(
     acknowledged: &BTreeMap<String, Acknowledged>,
 ) -> anyhow::Result<Vec<String>> {
     let pool = PgPool::connect(postgres_url).await.context("the audit's connection")?;
-    let mut violations = Vec::new();
-    for (invariant, query) in INVARIANTS {
-        let rows: Vec<String> = sqlx::query_scalar(query).fetch_all(&pool).await.context(invariant)?;
-        if !rows.is_empty() {
-            violations.push(format!("{invariant}: broken by {} rows, as {}", rows.len(), rows[0]));
-        }
+    let rows: Vec<(String, String)> =
+        sqlx::query_as(INVARIANTS).fetch_all(&pool).await.context("the invariants")?;
+    let mut violated: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (invariant, id) in rows {
+        violated.entry(invariant).or_default().push(id);
     }
+    let mut violations: Vec<String> = violated
+        .into_iter()
+        .map(|(invariant, ids)| format!("{invariant}: broken by {} rows, as {}", ids.len(), ids[0]))
+        .collect();
     let rows: Vec<(String, String)> =
         sqlx::query_as("select id::text, status from orders.orders where user_id = any($1)")
             .bind(buyers)
@@ -113,4 +60,20 @@ pub async fn run(
         violations.push(format!("order {id} exists and was acknowledged to no buyer"));
     }
     Ok(violations)
+}
+
+/// Waits until the workers have nothing left to do.
+pub async fn wait_until_settled(postgres_url: &str) -> anyhow::Result<()> {
+    let mut connection = PgConnection::connect(postgres_url).await?;
+    let deadline = Instant::now() + MAX_SETTLE_TIME;
+    loop {
+        let pending: i64 = sqlx::query_scalar(PENDING).fetch_one(&mut connection).await?;
+        if pending == 0 {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("{pending} stock tasks, payments, refunds and events are left after {MAX_SETTLE_TIME:?}");
+        }
+        sleep(POLL_INTERVAL).await;
+    }
 }

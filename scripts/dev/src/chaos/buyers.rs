@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use serde_json::{Value, json};
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::customers::{sign_up, text_field};
@@ -46,6 +46,7 @@ pub struct Record {
     orders: Mutex<BTreeMap<String, Acknowledged>>,
     problems: Mutex<Vec<String>>,
     retries: Mutex<u64>,
+    responses: Mutex<u64>,
 }
 
 impl Record {
@@ -71,6 +72,11 @@ impl Record {
         lock(&self.problems).clone()
     }
 
+    /// Returns the number of responses, successes and refusals.
+    pub fn responses(&self) -> u64 {
+        *lock(&self.responses)
+    }
+
     /// Returns the number of retries.
     pub fn retries(&self) -> u64 {
         *lock(&self.retries)
@@ -84,7 +90,7 @@ pub struct Buyers {
     pub ids: Vec<i64>,
     stop: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
-    sockets: Vec<(String, EventStream)>,
+    sockets: Vec<Socket>,
     url: String,
 }
 
@@ -104,7 +110,7 @@ impl Buyers {
             let tokens = sign_up(&rest, &format!("buyer-{number}")).await?;
             let token = text_field(&tokens, "access_token")?;
             buyers.ids.push(tokens["user"]["id"].as_i64().context("a user without an id")?);
-            buyers.sockets.push((token.clone(), EventStream::open_quietly(url, &token).await?));
+            buyers.sockets.push(Socket::open(url, &token).await?);
             let buyer = Buyer {
                 rest: rest.clone(),
                 record: buyers.record.clone(),
@@ -126,21 +132,56 @@ impl Buyers {
             task.await?;
         }
         let (mut events, mut problems) = (0, self.record.problems());
-        for (token, mut socket) in self.sockets {
-            let last = EventStream::open_quietly(&self.url, &token).await?.last_seq();
-            let deadline = Instant::now() + DELIVERY_TIMEOUT;
-            while socket.last_seq() < last {
-                let next = tokio::time::timeout_at(deadline, socket.next()).await;
-                let Ok(Ok(_)) = next else { break };
+        for socket in self.sockets {
+            let last = EventStream::open_quietly(&self.url, &socket.token).await?.last_seq();
+            let mut stream = socket.read_until(last).await?;
+            if stream.last_seq() != last {
+                problems.push(format!("the shop is at event {last}, a socket at {}", stream.last_seq()));
             }
-            if socket.last_seq() != last {
-                problems.push(format!("the shop is at event {last}, a socket at {}", socket.last_seq()));
-            }
-            problems.append(&mut socket.problems);
+            problems.append(&mut stream.problems);
             events += last;
         }
         Ok((events, problems))
     }
+}
+
+/// A buyer's socket with a task that reads it all the time: the shop closes a socket that is not read, and recovers a
+/// bounded number of missed events.
+#[derive(Debug)]
+struct Socket {
+    token: String,
+    /// Sends the number of the last event at the end of the run.
+    last: oneshot::Sender<i64>,
+    reading: JoinHandle<EventStream>,
+}
+
+impl Socket {
+    async fn open(url: &str, token: &str) -> anyhow::Result<Self> {
+        let stream = EventStream::open_quietly(url, token).await?;
+        let (last, end) = oneshot::channel();
+        Ok(Self { token: token.to_owned(), last, reading: tokio::spawn(read(stream, end)) })
+    }
+
+    /// Reads the remaining events up to the number `last`, within [`DELIVERY_TIMEOUT`].
+    async fn read_until(self, last: i64) -> anyhow::Result<EventStream> {
+        let _ = self.last.send(last);
+        self.reading.await.context("the reader of a socket panicked")
+    }
+}
+
+/// Reads a stream until `end` names its last event, and that event has arrived.
+async fn read(mut stream: EventStream, mut end: oneshot::Receiver<i64>) -> EventStream {
+    let last = loop {
+        tokio::select! {
+            event = stream.next() => if event.is_err() { return stream },
+            last = &mut end => break last.unwrap_or_default(),
+        }
+    };
+    let deadline = Instant::now() + DELIVERY_TIMEOUT;
+    while stream.last_seq() < last {
+        let Ok(Ok(_)) = tokio::time::timeout_at(deadline, stream.next()).await else { break };
+    }
+    stream
 }
 
 struct Buyer {
@@ -212,6 +253,9 @@ impl Buyer {
         let started = Instant::now();
         loop {
             let outcome = request.send_once().await;
+            if outcome.is_ok() {
+                *lock(&self.record.responses) += 1;
+            }
             match outcome {
                 Ok((status, body)) if status.is_success() => {
                     *lock(&self.record.successes).entry(kind).or_default() += 1;

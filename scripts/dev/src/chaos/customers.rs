@@ -246,7 +246,8 @@ impl Customer {
     }
 }
 
-fn with_key<'a>(request: Request<'a>, key: Option<&str>) -> Request<'a> {
+/// Sets the idempotency key of a request, if there is one.
+pub fn with_key<'a>(request: Request<'a>, key: Option<&str>) -> Request<'a> {
     match key {
         Some(key) => request.idempotency_key(key),
         None => request,
@@ -255,9 +256,7 @@ fn with_key<'a>(request: Request<'a>, key: Option<&str>) -> Request<'a> {
 
 /// Adds `supply` to the stock of [`PRODUCT_COUNT`] products, and returns their ids.
 pub async fn restock(rest: &Rest, admin: &SignIn, supply: i64) -> anyhow::Result<Vec<i64>> {
-    let sign_in = json!({"username": admin.username, "password": admin.password});
-    let tokens = expect_success(rest.post("/auth/login").body(sign_in)).await?;
-    let token = text_field(&tokens, "access_token")?;
+    let token = text_field(&sign_in(rest, admin).await?, "access_token")?;
     let page = expect_success(rest.get(&format!("/products?limit={PRODUCT_COUNT}"))).await?;
     let mut goods = Vec::new();
     for product in page["items"].as_array().context("no products")? {
@@ -274,11 +273,22 @@ pub async fn restock(rest: &Rest, admin: &SignIn, supply: i64) -> anyhow::Result
 
 /// Registers a user and signs in. Returns the tokens.
 pub async fn sign_up(rest: &Rest, username: &str) -> anyhow::Result<Value> {
-    let password = generate_password();
+    sign_in(rest, &register(rest, username).await?).await
+}
+
+/// Registers a user.
+pub async fn register(rest: &Rest, username: &str) -> anyhow::Result<SignIn> {
+    let user = SignIn { username: username.to_owned(), password: generate_password() };
     let email = format!("{username}@customers.example");
-    let account = json!({"username": username, "email": email, "password": password});
-    expect_success(rest.post("/auth/register").body(account)).await?;
-    expect_success(rest.post("/auth/login").body(json!({"username": username, "password": password}))).await
+    let account = json!({"username": username, "email": email, "password": user.password});
+    expect_success(rest.post("/auth/register").idempotency_key(username).body(account)).await?;
+    Ok(user)
+}
+
+/// Signs in, and returns the tokens.
+pub async fn sign_in(rest: &Rest, user: &SignIn) -> anyhow::Result<Value> {
+    let credentials = json!({"username": user.username, "password": user.password});
+    expect_success(rest.post("/auth/login").body(credentials)).await
 }
 
 /// Sends a request that must succeed, and returns its body.

@@ -1,11 +1,11 @@
 //! A TCP proxy between a process and one of its dependencies, which makes the dependency absent, frozen, slow or
-//! disconnected.
+//! disconnected, or loses its responses.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -50,6 +50,12 @@ struct Shared {
     /// The number of the slow connection, counted from 1; 0 for none.
     slow: AtomicUsize,
     delay: Duration,
+    /// The latency of every message from now on. Milliseconds.
+    latency_ms: AtomicU64,
+    /// One in this number of responses is lost with its connection; 0 for none.
+    loss: AtomicU64,
+    responses: AtomicU64,
+    lost: AtomicU64,
 }
 
 impl Proxy {
@@ -57,8 +63,16 @@ impl Proxy {
     /// delayed by `delay`.
     pub fn start(port: u16, target: u16, mode: Mode, delay: Duration) -> Self {
         let target = SocketAddr::from((Ipv4Addr::LOCALHOST, target));
-        let shared =
-            Arc::new(Shared { target, accepted: AtomicUsize::new(0), slow: AtomicUsize::new(0), delay });
+        let shared = Arc::new(Shared {
+            target,
+            accepted: AtomicUsize::new(0),
+            slow: AtomicUsize::new(0),
+            delay,
+            latency_ms: AtomicU64::new(0),
+            loss: AtomicU64::new(0),
+            responses: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+        });
         let (mode, disconnects) = (watch::channel(mode).0, watch::channel(0).0);
         let task = tokio::spawn(serve(port, shared.clone(), mode.subscribe(), disconnects.subscribe()));
         Self { port, mode, disconnects, shared, task }
@@ -72,6 +86,23 @@ impl Proxy {
     /// Closes all connections, and accepts new ones.
     pub fn disconnect_all(&self) {
         self.disconnects.send_modify(|count| *count += 1);
+    }
+
+    /// Delays every message; zero ends the delay.
+    pub fn set_latency(&self, latency: Duration) {
+        let latency = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX);
+        self.shared.latency_ms.store(latency, Ordering::SeqCst);
+    }
+
+    /// Loses one in `one_in` responses, after the server has processed the request, and closes its connection. Zero
+    /// loses none.
+    pub fn lose_responses(&self, one_in: u64) {
+        self.shared.loss.store(one_in, Ordering::SeqCst);
+    }
+
+    /// Returns the number of lost responses.
+    pub fn lost_responses(&self) -> u64 {
+        self.shared.lost.load(Ordering::SeqCst)
     }
 
     /// Delays the `nth` connection from now on.
@@ -136,17 +167,70 @@ async fn forward(client: TcpStream, number: usize, shared: &Shared, mut mode: wa
     // Nagle's algorithm would delay small writes until the peer's acknowledgement.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-    tokio::join!(copy(from_client, to_server, mode.clone()), copy(from_server, to_client, mode));
+    let requests = copy(from_client, to_server, shared, Direction::Request, mode.clone());
+    let responses = copy(from_server, to_client, shared, Direction::Response, mode);
+    tokio::pin!(requests, responses);
+    tokio::select! {
+        // A client that sends no more still reads the responses.
+        _ = &mut requests => {
+            responses.await;
+        }
+        end = &mut responses => {
+            if end == End::Finished {
+                requests.await;
+            }
+        }
+    }
 }
 
-async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mode: watch::Receiver<Mode>) {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    Request,
+    Response,
+}
+
+/// The end of a direction of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Finished,
+    /// A response was lost.
+    Lost,
+}
+
+async fn copy(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    shared: &Shared,
+    direction: Direction,
+    mut mode: watch::Receiver<Mode>,
+) -> End {
     let mut buffer = vec![0; BUFFER_BYTES];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        if direction == Direction::Response && shared.loses_response() {
+            return End::Lost;
+        }
+        let latency = shared.latency_ms.load(Ordering::SeqCst);
+        if latency > 0 {
+            tokio::time::sleep(Duration::from_millis(latency)).await;
+        }
         if mode.wait_for(|mode| *mode == Mode::Pass).await.is_err()
             || to.write_all(&buffer[..read]).await.is_err()
         {
-            return;
+            return End::Finished;
         }
+    }
+    End::Finished
+}
+
+impl Shared {
+    /// Counts a response, and reports whether it is lost.
+    fn loses_response(&self) -> bool {
+        let loss = self.loss.load(Ordering::SeqCst);
+        let is_lost = loss > 0 && self.responses.fetch_add(1, Ordering::SeqCst) % loss == loss - 1;
+        if is_lost {
+            self.lost.fetch_add(1, Ordering::SeqCst);
+        }
+        is_lost
     }
 }
 
@@ -176,7 +260,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_proxy_makes_a_dependency_absent_frozen_slow_and_disconnected() {
+    async fn the_proxy_makes_a_dependency_absent_frozen_slow_disconnected_and_lossy() {
         let (short, delay) = (Duration::from_millis(300), Duration::from_secs(2));
         let port = crate::ports::Ports::default().free().unwrap();
         let proxy = Proxy::start(port, start_greeter().await, Mode::Absent, delay);
@@ -202,6 +286,14 @@ mod tests {
                 "disconnected"
             );
         }
+        proxy.lose_responses(1);
+        assert!(read_greeting(port).await.is_err(), "lost");
+        assert_eq!(proxy.lost_responses(), 1);
+        proxy.lose_responses(0);
+        proxy.set_latency(delay);
+        let began = Instant::now();
         read_greeting(port).await.unwrap();
+        assert!(began.elapsed() >= delay, "every response is slow");
+        proxy.set_latency(Duration::ZERO);
     }
 }

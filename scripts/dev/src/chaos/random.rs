@@ -1,18 +1,25 @@
-//! Random faults from a seed: processes and servers are killed, frozen and disconnected, one fault at a time, under load.
-//! The run passes if everything recovers by itself and the audit finds no violation.
+//! Random faults from a seed: processes and servers are killed, frozen, disconnected, emptied and made read-only, and
+//! responses of PostgreSQL are delayed and lost, one fault at a time, under load. The run passes if everything recovers by
+//! itself, the buyers got responses during each fault, and the audit finds no violation.
 
-use std::time::Duration;
+mod fault;
+mod orphans;
+
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, bail};
-use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
-use rustix::process::{Pid, Signal, kill_process};
-use sqlx::{Connection as _, PgConnection};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::time::{Instant, sleep, timeout};
 
+use self::{
+    fault::{Fault, Target},
+    orphans::OrphanMonitor,
+};
 use super::{
     Options, audit,
     buyers::{Buyers, wait_for_successes},
     customers::restock,
+    proxy::Proxy,
 };
 use crate::{
     output::{Style, print_line, print_step, styled},
@@ -26,51 +33,40 @@ use crate::{
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bounds the restart of PostgreSQL or Redis. PostgreSQL replays its log after a kill, which takes seconds on a slow disk.
 const SERVER_RESTART_TIMEOUT: Duration = Duration::from_mins(1);
-/// The range of the duration of a freeze. Milliseconds.
-const FREEZE_TIME_MS: std::ops::Range<u64> = 2_000..12_000;
 /// The range of the time from the recovery to the next fault. Milliseconds.
 const FAULT_INTERVAL_MS: std::ops::Range<u64> = 500..3_000;
 /// The minimum of successes of each kind of operation between two faults: a fault without load proves nothing.
 const MIN_SUCCESSES: u64 = 20;
 const SUCCESS_TIMEOUT: Duration = Duration::from_mins(1);
-/// The time before the audit, in which workers finish interrupted operations: a payment attempt takes longest.
-const SETTLE_TIME: Duration = Duration::from_secs(45);
+/// The time before the audit, in which workers finish interrupted operations: longest the sweep of orphan holds.
+const SETTLE_TIME: Duration = Duration::from_secs(35);
+/// Bounds the age of a hold without an order: 30 s, and the longest fault with its recovery.
+const MAX_ORPHAN_AGE: Duration = Duration::from_mins(1);
 /// The stock of each product: some sell out during a run.
 const SUPPLY: i64 = 3_000;
 const MAX_SHOWN_VIOLATIONS: usize = 20;
 
-#[derive(Clone, Debug)]
-enum Fault {
-    Kill {
-        name: String,
-    },
-    Freeze {
-        name: String,
-        time: Duration,
-    },
-    /// Closes all connections to PostgreSQL.
-    ResetPostgres,
-    /// Closes all connections to Redis.
-    ResetRedis,
-}
-
-pub async fn run(system: &mut System, options: &Options, seed: u64) -> anyhow::Result<()> {
+pub async fn run(system: &mut System, proxy: &Proxy, options: &Options, seed: u64) -> anyhow::Result<()> {
     let client = reqwest::Client::builder().no_proxy().build()?;
     // nginx spreads the buyers over all gateways, also after a fault.
     let url = super::behind_nginx(system, &client).await?;
     let rest = Rest::new(&url)?;
     let goods = restock(&rest, &system.secrets.admin, SUPPLY).await?;
-    let buyers = Buyers::start(&url, &goods, options.customers, seed).await?;
+    let buyers = Buyers::start(&url, &goods, options.customers(), seed).await?;
+    let orphans = OrphanMonitor::start(system.postgres_url()).await?;
     let mut random = StdRng::seed_from_u64(seed);
     let names = target_names(system);
-    let end = Instant::now() + options.time;
-    let (mut faults, mut max_recovery) = (0_u32, Duration::ZERO);
+    let end = Instant::now() + options.random_time();
+    let (mut counts, mut max_recovery) = (BTreeMap::<&str, u32>::new(), Duration::ZERO);
     while Instant::now() < end {
-        let fault = choose_fault(&mut random, &names);
+        let fault = Fault::choose(&mut random, &names);
         let before = buyers.record.successes();
-        let recovery = inject(system, &client, &fault).await.with_context(|| format!("{fault:?}"))?;
+        let mut target = Target { system, proxy, record: &buyers.record };
+        fault.inject(&mut target).await.with_context(|| format!("{fault:?}"))?;
+        let recovery = wait_recovered(system, &client).await.with_context(|| format!("{fault:?}"))?;
         max_recovery = max_recovery.max(recovery);
-        faults += 1;
+        *counts.entry(fault.kind()).or_default() += 1;
+        let faults: u32 = counts.values().sum();
         let deadline = Instant::now() + SUCCESS_TIMEOUT;
         if !wait_for_successes(&buyers.record, &before, MIN_SUCCESSES, deadline).await {
             bail!(
@@ -84,18 +80,30 @@ pub async fn run(system: &mut System, options: &Options, seed: u64) -> anyhow::R
     let (events, mut violations) = buyers.stop().await?;
     print_line(&format!("  quiet for {} s, then the audit", SETTLE_TIME.as_secs()));
     sleep(SETTLE_TIME).await;
+    audit::wait_until_settled(system.postgres_url()).await?;
+    let max_orphan_age = orphans.stop().await?;
+    if max_orphan_age > MAX_ORPHAN_AGE {
+        violations.push(format!("a hold without an order lived for {:.0} s", max_orphan_age.as_secs_f64()));
+    }
     let orders = record.orders();
     violations.extend(audit::run(system.postgres_url(), &ids, &orders).await?);
-    let counts: Vec<String> =
-        record.successes().iter().map(|(kind, count)| format!("{kind} {count}")).collect();
-    print_line(&format!("  {}", styled(Style::Dim, &counts.join(", "))));
+    let list = |counts: Vec<(&str, u64)>| {
+        let counts: Vec<String> = counts.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+        print_line(&format!("  {}", styled(Style::Dim, &counts.join(", "))));
+    };
+    list(record.successes().into_iter().collect());
+    list(counts.iter().map(|(kind, count)| (*kind, u64::from(*count))).collect());
     print_step(
         "audit",
         &format!(
-            "{faults} faults, {} orders, {events} events, {} retries, slowest recovery {:.1} s, {} violations",
+            "{} faults, {} lost responses of PostgreSQL, {} orders, {events} events, {} retries, \
+             slowest recovery {:.1} s, oldest hold without an order {:.0} s, {} violations",
+            counts.values().sum::<u32>(),
+            proxy.lost_responses(),
             orders.len(),
             record.retries(),
             max_recovery.as_secs_f64(),
+            max_orphan_age.as_secs_f64(),
             violations.len()
         ),
     );
@@ -113,47 +121,8 @@ fn target_names(system: &System) -> Vec<String> {
     names
 }
 
-fn choose_fault(random: &mut StdRng, names: &[String]) -> Fault {
-    // Servers are chosen more often than their share, as everything depends on them.
-    let server = *[postgres::NAME, redis::NAME].choose(random).unwrap_or(&redis::NAME);
-    let process = names.choose(random).map_or(server, String::as_str);
-    let name = if random.random_bool(0.3) { server } else { process }.to_owned();
-    match random.random_range(0..10) {
-        0..=3 => Fault::Kill { name },
-        4..=7 => Fault::Freeze { name, time: Duration::from_millis(random.random_range(FREEZE_TIME_MS)) },
-        8 => Fault::ResetPostgres,
-        _ => Fault::ResetRedis,
-    }
-}
-
-/// Injects one fault and waits until everything is ready. Returns the time from the end of the fault to readiness.
-async fn inject(system: &mut System, client: &reqwest::Client, fault: &Fault) -> anyhow::Result<Duration> {
-    match fault {
-        Fault::Kill { name } => {
-            let pid = pid(system, name)?;
-            kill_process(pid, Signal::KILL)?;
-            // The supervisor restarts it.
-            timeout(SERVER_RESTART_TIMEOUT, async {
-                while system.pid(name).is_none_or(|now| now.cast_signed() == pid.as_raw_nonzero().get()) {
-                    system.next_event().await?;
-                }
-                anyhow::Ok(())
-            })
-            .await
-            .context("is not restarted")??;
-        }
-        Fault::Freeze { name, time } => {
-            let pid = pid(system, name)?;
-            signal_tree(pid, Signal::STOP);
-            sleep(*time).await;
-            signal_tree(pid, Signal::CONT);
-        }
-        Fault::ResetPostgres => reset_postgres(system.postgres_url()).await?,
-        Fault::ResetRedis => {
-            let command = "CLIENT KILL TYPE normal SKIPME yes";
-            redis::run_admin_command(system.topology.redis, &system.secrets.redis, command).await?;
-        }
-    }
+/// Waits until everything is ready again, and returns the time from the first answer of the servers.
+async fn wait_recovered(system: &System, client: &reqwest::Client) -> anyhow::Result<Duration> {
     timeout(SERVER_RESTART_TIMEOUT, async {
         readiness::wait_until(|| async { postgres::ping(system.postgres_url()).await.is_ok() }).await;
         readiness::wait_until(|| async { redis::ping(system.topology.redis).await.unwrap_or(false) }).await;
@@ -170,29 +139,4 @@ async fn inject(system: &mut System, client: &reqwest::Client, fault: &Fault) ->
         }
     }
     Ok(reachable_since.elapsed())
-}
-
-fn pid(system: &System, name: &str) -> anyhow::Result<Pid> {
-    let pid = system.pid(name).and_then(|pid| Pid::from_raw(pid.cast_signed()));
-    pid.with_context(|| format!("{name} does not run"))
-}
-
-/// Sends a signal to a process and its children: PostgreSQL has one for each connection.
-fn signal_tree(pid: Pid, signal: Signal) {
-    let children = format!("/proc/{0}/task/{0}/children", pid.as_raw_nonzero());
-    let children = std::fs::read_to_string(children).unwrap_or_default();
-    let children = children.split_whitespace().filter_map(|child| Pid::from_raw(child.parse().ok()?));
-    for process in std::iter::once(pid).chain(children) {
-        // A child may have exited meanwhile.
-        let _ = kill_process(process, signal);
-    }
-}
-
-async fn reset_postgres(url: &str) -> anyhow::Result<()> {
-    let mut connection = PgConnection::connect(url).await?;
-    sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and usename like 'shoppee%'")
-        .execute(&mut connection)
-        .await?;
-    connection.close().await?;
-    Ok(())
 }

@@ -43,10 +43,10 @@ struct Target {
 pub async fn run(system: &mut System, options: &Options, seed: u64) -> anyhow::Result<()> {
     let client = reqwest::Client::builder().no_proxy().build()?;
     let url = behind_nginx(system, &client).await?;
-    let customers = Customers::start(&url, &system.secrets.admin, options.customers, seed).await?;
+    let customers = Customers::start(&url, &system.secrets.admin, options.customers(), seed).await?;
     print_step(
         "customers",
-        &format!("{} of them, each with a socket, behind nginx at {url}", options.customers),
+        &format!("{} of them, each with a socket, behind nginx at {url}", options.customers()),
     );
     for with_stalled_clients in if options.quick { &[false][..] } else { &[false, true] } {
         if *with_stalled_clients {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 
-use super::{Options, Settings};
+use super::{Options, PostgresAccess, Settings};
 use crate::{
     ports::Ports,
     postgres,
@@ -57,6 +57,8 @@ pub struct Topology {
     pub services: [Vec<Addresses>; 3],
     pub gateways: Vec<u16>,
     pub postgres: u16,
+    /// The port of a proxy in front of the private PostgreSQL, which the services use.
+    pub postgres_proxy: Option<u16>,
     pub redis: u16,
     /// The control port of the supervisor.
     pub control: u16,
@@ -78,8 +80,12 @@ impl Topology {
             replicas.map(|index| replica(service, index)).collect::<anyhow::Result<Vec<_>>>()
         };
         let services = [service(0)?, service(1)?, service(2)?];
+        let postgres_proxy = match options.postgres_access {
+            PostgresAccess::Direct => None,
+            PostgresAccess::Proxied => Some(ports.free()?),
+        };
         let (postgres, redis, control) = (ports.free()?, ports.free()?, ports.free()?);
-        Ok(Self { services, gateways, postgres, redis, control })
+        Ok(Self { services, gateways, postgres, postgres_proxy, redis, control })
     }
 
     /// Returns every process with the base URL of its `/readyz` and `/metrics`.
@@ -155,7 +161,10 @@ impl Launcher<'_> {
         password: &str,
         mut environment: Vec<(&'static str, String)>,
     ) -> anyhow::Result<Program> {
-        let database = postgres::for_role(self.postgres_url, &format!("shoppee_{kind}"), password)?;
+        let mut database = postgres::for_role(self.postgres_url, &format!("shoppee_{kind}"), password)?;
+        if let Some(proxy) = self.topology.postgres_proxy {
+            database = database.replace(&format!(":{}/", self.topology.postgres), &format!(":{proxy}/"));
+        }
         environment.push(("DATABASE_URL", database));
         environment.push(("LISTEN_ADDR", format!("127.0.0.1:{}", at.grpc)));
         environment.push(("METRICS_ADDR", format!("127.0.0.1:{}", at.metrics)));
