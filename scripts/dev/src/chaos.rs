@@ -4,6 +4,7 @@
 pub mod audit;
 mod buyers;
 pub mod customers;
+mod model;
 mod nginx;
 mod proxy;
 mod random;
@@ -80,6 +81,8 @@ enum Fault {
     Rolling,
     /// Processes, PostgreSQL and Redis are killed, frozen and disconnected, in an order that follows from the seed
     Random,
+    /// Random sequences of requests are compared with a model of carts, orders, stock and idempotency keys; no faults
+    Model,
     /// Every process is started while one of its dependencies is absent, frozen, slow or refuses its password
     Starts,
     /// The consumer of paid orders of examples/warehouse is killed while customers pay; each order is shipped once
@@ -131,6 +134,7 @@ pub async fn run(state: State, options: &Options) -> anyhow::Result<()> {
                         let postgres = postgres.as_ref().context("a proxy")?;
                         random::run(&mut system, postgres, options, seed).await
                     }
+                    Fault::Model => model::run(&system, options, seed).await,
                     Fault::Starts => starts::run(&system, options).await,
                     Fault::Warehouse => warehouse::run(&mut system, options, seed).await,
                 }
@@ -162,12 +166,13 @@ fn system_options(options: &Options, fault: Fault) -> up::Options {
     let (gateways, replicas) = match fault {
         Fault::Rolling | Fault::Random => (if options.quick { 2 } else { 3 }, 2),
         // The processes under test run beside the system.
-        Fault::Starts | Fault::Warehouse => (1, 1),
+        Fault::Starts | Fault::Warehouse | Fault::Model => (1, 1),
     };
     let postgres_access = match fault {
         Fault::Random => up::PostgresAccess::Proxied,
-        Fault::Rolling | Fault::Starts | Fault::Warehouse => up::PostgresAccess::Direct,
+        Fault::Rolling | Fault::Model | Fault::Starts | Fault::Warehouse => up::PostgresAccess::Direct,
     };
+    let max_unpaid_orders = if fault == Fault::Model { model::MAX_UNPAID_ORDERS } else { MAX_UNPAID_ORDERS };
     up::Options {
         detach: false,
         gateways,
@@ -187,7 +192,7 @@ fn system_options(options: &Options, fault: Fault) -> up::Options {
                 ("RATE_LIMITS", "off".to_owned()),
                 ("SHUTDOWN_LAG", format!("{}ms", lag.as_millis())),
                 ("TRUSTED_PROXIES", "127.0.0.1/32".to_owned()),
-                ("MAX_UNPAID_ORDERS", MAX_UNPAID_ORDERS.to_string()),
+                ("MAX_UNPAID_ORDERS", max_unpaid_orders.to_string()),
             ],
             ..up::Settings::default()
         },

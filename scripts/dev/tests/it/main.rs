@@ -5,6 +5,7 @@ mod demo_on_deployed_shop;
 mod flash_sale;
 mod import_circles;
 mod lifecycle;
+mod model;
 mod proto_comments;
 mod rules;
 mod server_limits;
