@@ -159,7 +159,7 @@ impl Leases {
         match outcome {
             Ok(()) => tracing::info!("Redis answers again: connections are counted over all gateways"),
             Err(error) => {
-                tracing::warn!(%error, "Redis does not answer: connections are counted per gateway")
+                tracing::warn!(%error, "Redis does not answer: connections are counted per gateway");
             }
         }
     }
