@@ -13,8 +13,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Open an account
-         * @description A customer's. Signing in is a call of its own. A repeat with the same `Idempotency-Key`, username, e-mail and password gets the same answer; with another password it counts as a try to sign in.
+         * Register an account
+         * @description The account is a customer's. It is not signed in yet. A repeat with the same `Idempotency-Key`, username, e-mail and password gets the same response. With another password it counts as a sign-in attempt.
          */
         post: operations["register"];
         delete?: never;
@@ -34,7 +34,7 @@ export interface paths {
         put?: never;
         /**
          * Sign in
-         * @description Begins a session. An account can be tried ten times a minute by all devices together that never signed in to it, and as often by each device that did: it is known by the cookie `shoppee_device`, or by the `device-token` of its last answer, until the password changes. An unknown name and a wrong password look the same.
+         * @description Begins a session. An account accepts ten attempts a minute from all unknown devices together, and ten from each device that signed in before. The cookie `shoppee_device`, or the `device-token` of the last response, identifies such a device until the password changes. The response is the same for an unknown username and a wrong password.
          */
         post: operations["login"];
         delete?: never;
@@ -53,8 +53,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Get new tokens
-         * @description For a refresh token that has not been used. One that has ends its whole session: somebody has a copy. Where the answer was lost, the same token may be sent once more within 10 s and gets the same successor.
+         * Refresh the tokens
+         * @description The refresh token must not have been used before: a second use is a sign of theft and ends the session. If the response was lost, the same token may be sent again within 10 s, and gets the same successor.
          */
         post: operations["refresh"];
         delete?: never;
@@ -74,7 +74,7 @@ export interface paths {
         put?: never;
         /**
          * Sign out
-         * @description Ends this session: its tokens and its sockets, on every gateway within a second.
+         * @description Ends this session. Its tokens and sockets end on every gateway within a second.
          */
         post: operations["logout"];
         delete?: never;
@@ -94,7 +94,7 @@ export interface paths {
         put?: never;
         /**
          * Sign out everywhere
-         * @description Ends every session of the caller, this one too.
+         * @description Ends every session of the caller, including this one.
          */
         post: operations["logoutAll"];
         delete?: never;
@@ -111,8 +111,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Show my account
-         * @description The account that the access token belongs to.
+         * Get my account
+         * @description Returns the account of the access token.
          */
         get: operations["getUserInfo"];
         put?: never;
@@ -133,7 +133,7 @@ export interface paths {
         get?: never;
         /**
          * Change the password
-         * @description All other sessions end.
+         * @description Ends all other sessions of the account.
          */
         put: operations["changePassword"];
         post?: never;
@@ -152,7 +152,7 @@ export interface paths {
         };
         /**
          * List my sessions
-         * @description Those that are open, newest first. There are at most 100: one more sign-in ends the session that was not used for the longest time.
+         * @description Returns the open sessions, newest first. A user has at most 100: a further sign-in ends the session that was not used for the longest time.
          */
         get: operations["listSessions"];
         put?: never;
@@ -175,7 +175,7 @@ export interface paths {
         post?: never;
         /**
          * End one of my sessions
-         * @description Its tokens and its sockets end within a second, on every gateway.
+         * @description The tokens and sockets of the session end on every gateway within a second.
          */
         delete: operations["revokeSession"];
         options?: never;
@@ -193,8 +193,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Get a ticket for a socket
-         * @description What a browser opens `GET /ws` with, as it cannot set headers there. Good once, for 30 s.
+         * Create a ticket for a socket
+         * @description A browser opens `GET /ws` with a ticket, because it cannot set headers there. A ticket is valid once, for 30 s.
          */
         post: operations["createWsTicket"];
         delete?: never;
@@ -231,8 +231,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Show a user
-         * @description For admins, and for services with the scope `users:read`. The account with its role, and whether it is disabled.
+         * Get a user
+         * @description For admins, and for services with the scope `users:read`. Returns the account with its role, and whether it is disabled.
          */
         get: operations["getUser"];
         put?: never;
@@ -242,7 +242,7 @@ export interface paths {
         head?: never;
         /**
          * Change a user's role, or disable the account
-         * @description For admins. Either change ends the user's sessions within a second. The last admin stays one: 422.
+         * @description For admins. Both changes end the user's sessions within a second. The last enabled admin cannot be demoted or disabled (422).
          */
         patch: operations["updateUser"];
         trace?: never;
@@ -256,13 +256,13 @@ export interface paths {
         };
         /**
          * List service accounts
-         * @description For admins. Newest first, with the revoked ones.
+         * @description For admins. Newest first, including revoked ones.
          */
         get: operations["listServiceAccounts"];
         put?: never;
         /**
          * Create a service account
-         * @description For admins. An identity of a program, with the scopes that it needs. The answer has its `client_secret`, which is shown once and not stored: a repeat with the same `Idempotency-Key` gets the same secret for 24 h. The program gets tokens with `POST /oauth/token`.
+         * @description For admins. A service account is the identity of a program, with the scopes that it needs. The response has its `client_secret`, which is shown once and not stored. A repeat with the same `Idempotency-Key` gets the same secret for 24 h. The program gets tokens with `POST /oauth/token`.
          */
         post: operations["createServiceAccount"];
         delete?: never;
@@ -279,15 +279,15 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Show a service account
-         * @description For admins. Its scopes, its last use and its end. The secret is not shown again.
+         * Get a service account
+         * @description For admins. Returns the scopes, the last use and the expiry. The secret is not shown again.
          */
         get: operations["getServiceAccount"];
         put?: never;
         post?: never;
         /**
          * Revoke a service account
-         * @description For admins. Its secrets and its tokens end within a second, for ever. Again is no error.
+         * @description For admins. The secrets and tokens of the account end within a second, permanently. A repeat succeeds.
          */
         delete: operations["revokeServiceAccount"];
         options?: never;
@@ -306,7 +306,7 @@ export interface paths {
         put?: never;
         /**
          * Rotate the secret of a service account
-         * @description For admins. The answer has the new `client_secret`. The previous one stays valid for 7 days or until the next rotation; two rotations in a row end a secret that leaked. A revoked account is 404.
+         * @description For admins. The response has the new `client_secret`. The previous one stays valid for 7 days or until the next rotation: two rotations invalidate a secret that leaked. A revoked account is 404.
          */
         post: operations["rotateServiceAccount"];
         delete?: never;
@@ -343,14 +343,14 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * List the catalogue
-         * @description Products that are sold. Ties are ordered by id.
+         * List products
+         * @description Returns active products. Ties are ordered by id.
          */
         get: operations["listProducts"];
         put?: never;
         /**
-         * Add a product
-         * @description For admins, and for services with the scope `catalogue:write`. It is sold from then on. Its SKU must be new.
+         * Create a product
+         * @description For admins, and for services with the scope `catalogue:write`. The product is active, and its SKU must be new.
          */
         post: operations["createProduct"];
         delete?: never;
@@ -367,8 +367,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Search the catalogue
-         * @description The best first: an exact SKU, in any case and without its separators too, an exact name, then products with all the words, then with some; the newest first among equals. In every script, without regard to case and accents. Typing slips are forgiven (one in a word of four letters or more, two from eight), and the last word may be unfinished. `total` counts all pages; so does `facets`, which is answered with `facets=true`. A change is found within a second.
+         * Search products
+         * @description Ranks an exact SKU first (in any case, also without separators), then an exact name, then products with all words, then with some. Newer products come first among equals. Matches ignore case and accents, in every script. Spelling mistakes are tolerated: one in a word of at least four letters, two from eight. The last word is a prefix. `total` and `facets` (with `facets=true`) count the products of all pages. A change is found within a second.
          */
         get: operations["searchProducts"];
         put?: never;
@@ -387,22 +387,22 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Show a product
-         * @description An archived one only to an admin. Keep the `ETag`, and ask again with `If-None-Match`.
+         * Get a product
+         * @description An archived product is shown to admins only. A client that keeps the `ETag` can revalidate with `If-None-Match`.
          */
         get: operations["getProduct"];
         put?: never;
         post?: never;
         /**
-         * Take a product out of the shop
-         * @description For admins, and for services with the scope `catalogue:write`. It stays in the orders that have it. Again is no error; `PATCH` with `status` brings it back.
+         * Archive a product
+         * @description For admins, and for services with the scope `catalogue:write`. Orders keep an archived product. A repeat succeeds. `PATCH` with `status` makes the product active again.
          */
         delete: operations["archiveProduct"];
         options?: never;
         head?: never;
         /**
          * Change a product
-         * @description For admins, and for services with the scope `catalogue:write`. Changes the fields that are given. `null` empties `description` and `attributes`, and takes `category_id` and `image_url` away.
+         * @description For admins, and for services with the scope `catalogue:write`. Changes the fields that are present. `null` clears `description`, `attributes`, `category_id` and `image_url`.
          */
         patch: operations["updateProduct"];
         trace?: never;
@@ -417,8 +417,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Correct a stock
-         * @description For admins, and for services with the scope `stock:adjust`. Adds `delta` to what can be bought; never below zero.
+         * Adjust a stock
+         * @description For admins, and for services with the scope `stock:adjust`. Adds `delta` to the available stock, which is never negative.
          */
         post: operations["adjustStock"];
         delete?: never;
@@ -458,7 +458,7 @@ export interface paths {
         put?: never;
         /**
          * Change many products
-         * @description For admins, and for services with the scope `catalogue:write`. Up to 10 000 rows, in a body of up to 8 MiB. A row that breaks a rule, or names a product a second time, fails alone; with `on_error: "abort"`, one that fails means that nothing is changed and the others are `skipped`. Under an `Idempotency-Key`, rows that are `unavailable` are done by sending the same batch again, and no other row is done twice.
+         * @description For admins, and for services with the scope `catalogue:write`. Takes up to 10 000 rows, in a body of up to 8 MiB. A row that breaks a rule fails alone, and so does the second row of a product. With `on_error: "abort"`, one failed row leaves all products unchanged, and the other rows are `skipped`. With an `Idempotency-Key`, a repeat processes only the rows that were `unavailable`.
          */
         post: operations["batchUpdateProducts"];
         delete?: never;
@@ -475,14 +475,14 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * List the categories
-         * @description By slug, with `limit` and `cursor`: their number is not bounded.
+         * List categories
+         * @description By slug, in pages of `limit` with `cursor`: their number has no bound.
          */
         get: operations["listCategories"];
         put?: never;
         /**
-         * Add a category
-         * @description For admins, and for services with the scope `catalogue:write`. Its slug must be new. Without `parent_id` it is a root.
+         * Create a category
+         * @description For admins, and for services with the scope `catalogue:write`. The slug must be new. Without `parent_id` the category is a root.
          */
         post: operations["createCategory"];
         delete?: never;
@@ -502,15 +502,15 @@ export interface paths {
         put?: never;
         post?: never;
         /**
-         * Remove a category
-         * @description For admins, and for services with the scope `catalogue:write`. Not while products, archived ones too, or other categories are in it.
+         * Delete a category
+         * @description For admins, and for services with the scope `catalogue:write`. A category with products, including archived ones, or with subcategories cannot be deleted.
          */
         delete: operations["deleteCategory"];
         options?: never;
         head?: never;
         /**
          * Change a category
-         * @description For admins, and for services with the scope `catalogue:write`. Changes the fields that are given; `parent_id: null` makes it a root.
+         * @description For admins, and for services with the scope `catalogue:write`. Changes the fields that are present. `parent_id: null` makes the category a root.
          */
         patch: operations["updateCategory"];
         trace?: never;
@@ -523,15 +523,15 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Show my cart
-         * @description With the prices of this moment.
+         * Get my cart
+         * @description The prices are the current ones.
          */
         get: operations["getCart"];
         put?: never;
         post?: never;
         /**
-         * Empty my cart
-         * @description An empty cart is no error.
+         * Clear my cart
+         * @description An empty cart is not an error.
          */
         delete: operations["clearCart"];
         options?: never;
@@ -549,8 +549,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Put a product into my cart
-         * @description Adds to its line where it is in the cart already. A cart has 100 lines at most.
+         * Add a product to my cart
+         * @description Adds to the quantity of a product that is in the cart already. A cart has at most 100 lines.
          */
         post: operations["addCartItem"];
         delete?: never;
@@ -568,14 +568,14 @@ export interface paths {
         };
         get?: never;
         /**
-         * Set how many of a product are in my cart
+         * Set the quantity of a product in my cart
          * @description 0 removes the line.
          */
         put: operations["setCartItem"];
         post?: never;
         /**
-         * Take a product out of my cart
-         * @description One that is not in it is no error.
+         * Remove a product from my cart
+         * @description A product that is not in the cart is not an error.
          */
         delete: operations["removeCartItem"];
         options?: never;
@@ -598,7 +598,7 @@ export interface paths {
         put?: never;
         /**
          * Place an order
-         * @description Of `items`, at most 100 different products; without them, of the cart, which is empty afterwards. The stock is held until the order is paid or its time runs out (`expires_at`). With `expected_total`, an order that would cost something else is refused. What a user's unpaid orders hold is bounded, in all and as a share of one product; one unit is always allowed.
+         * @description Orders `items`, at most 100 different products. Without `items` it orders the cart and clears it. The stock is held until the order is paid or expires (`expires_at`). With `expected_total`, an order with another total is refused. A user's unpaid orders hold a limited number of units, in total and of each product; one unit is always allowed.
          */
         post: operations["createOrder"];
         delete?: never;
@@ -615,8 +615,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Show an order
-         * @description Also for services with the scope `orders:read`, as for an admin. My own; to an admin, any.
+         * Get an order
+         * @description Also for services with the scope `orders:read`, as for an admin. Customers get their own orders, admins get all.
          */
         get: operations["getOrder"];
         put?: never;
@@ -635,8 +635,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Show an order's history
-         * @description Also for services with the scope `orders:read`, as for an admin. Every step it took, oldest first. The list is whole, with at most four entries, and `next_cursor` is null. My own; to an admin, any.
+         * List the history of an order
+         * @description Also for services with the scope `orders:read`, as for an admin. Returns every transition, oldest first. The list is complete, with at most four entries, and `next_cursor` is null. Customers get their own orders, admins get all.
          */
         get: operations["listOrderEvents"];
         put?: never;
@@ -658,7 +658,7 @@ export interface paths {
         put?: never;
         /**
          * Pay my order
-         * @description `pending` → `paid`. Only its owner pays an order.
+         * @description `pending` → `paid`. Only the owner pays an order.
          */
         post: operations["payOrder"];
         delete?: never;
@@ -678,7 +678,7 @@ export interface paths {
         put?: never;
         /**
          * Cancel an order
-         * @description Also for services with the scope `orders:cancel`, as for an admin. The owner while it is `pending`; an admin while it is `pending` or `paid`, and then the money goes back: `payment.status` is `refund_pending` until the provider has confirmed it. An order that was cancelled with the same reason is answered as it is.
+         * @description Also for services with the scope `orders:cancel`, as for an admin. The owner cancels a `pending` order, an admin also a `paid` one. The payment of a `paid` order is refunded: `payment.status` is `refund_pending` until the provider confirms the refund. A repeat with the same reason gets the order as it is.
          */
         post: operations["cancelOrder"];
         delete?: never;
@@ -698,7 +698,7 @@ export interface paths {
         put?: never;
         /**
          * Ship an order
-         * @description For admins, and for services with the scope `orders:ship`. `paid` → `shipped`. An order that was shipped so already is answered as it is.
+         * @description For admins, and for services with the scope `orders:ship`. `paid` → `shipped`. A repeat with the same content gets the order as it is.
          */
         post: operations["shipOrder"];
         delete?: never;
@@ -717,8 +717,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Say that an order has arrived
-         * @description `shipped` → `completed`. My own; an admin, any. A completed order is answered as it is.
+         * Complete an order
+         * @description `shipped` → `completed`. Customers complete their own orders, admins all. A repeat gets the order as it is.
          */
         post: operations["completeOrder"];
         delete?: never;
@@ -736,7 +736,7 @@ export interface paths {
         };
         /**
          * List the orders of all users
-         * @description For admins, and for services with the scope `orders:read`. Or of one of them. Newest first.
+         * @description For admins, and for services with the scope `orders:read`. Of all users, or of one. Newest first.
          */
         get: operations["listAllOrders"];
         put?: never;
@@ -756,19 +756,19 @@ export interface paths {
         };
         /**
          * Open a socket for my events
-         * @description A WebSocket (RFC 6455) over HTTP/1.1. Every step of every order of the caller arrives on every socket of theirs, through whichever gateway, in order and without a gap.
+         * @description A WebSocket (RFC 6455) over HTTP/1.1. Every socket of a caller, on every gateway, receives each transition of the caller's orders, in order and without a gap.
          *
-         *     Sign in with `Authorization: Bearer …`, or from a browser, which cannot set headers, with a ticket of `POST /api/v1/auth/ws-ticket` as a subprotocol: `new WebSocket(url, ["shoppee.v1", "ticket." + ticket])`. A ticket is good for 30 seconds and opens one socket. A browser shows a handshake that is refused as closing code 1006, without the reason.
+         *     Sign in with `Authorization: Bearer …`, or from a browser, which cannot set headers, with a ticket of `POST /api/v1/auth/ws-ticket` as a subprotocol: `new WebSocket(url, ["shoppee.v1", "ticket." + ticket])`. A ticket is valid for 30 seconds and opens one socket. A browser reports a refused handshake as closing code 1006, without the reason.
          *
          *     **Frames from the server** are `{"type","content","user_id","time","seq"?}`, with `time` in Unix seconds:
          *
-         *     - `{"type":"ready","content":{"seq":41,"recovered":true}}` comes first. `recovered: false` means that what was missed cannot be replayed whole: read the orders by REST and go on from `seq`.
+         *     - `{"type":"ready","content":{"seq":41,"recovered":true}}` is the first frame. `recovered: false` means that the missed events cannot be replayed completely: read the orders by REST, and continue from `seq`.
          *     - `{"type":"order","content":{"order_id","status","previous_status","total","currency","version"},"user_id":7,"time":1768469400,"seq":42}`. `seq` counts per user, from 1, without gaps; copies have the same one.
-         *     - `{"type":"pong"}` answers a `ping`, and `{"type":"error","content":{"code":"invalid_request"}}` whatever cannot be understood.
+         *     - `{"type":"pong"}` answers a `ping`, and `{"type":"error","content":{"code":"invalid_request"}}` an invalid frame.
          *
-         *     **Frames from the client** are `{"type":"ping"}`, and `{"type":"auth","content":{"access_token":"…"}}` to go on past the end of its token.
+         *     **Frames from the client** are `{"type":"ping"}`, and `{"type":"auth","content":{"access_token":"…"}}` to continue after the expiry of its token.
          *
-         *     **Closing codes**: 1001 the server goes away, 1009 a frame over 16 KiB. After 4000–4499 come back, with `after`: 4005 the token has expired, 4008 too slow, 4010 resync, 4012 no pong. After 4500–4999 do not: 4501 the session has ended, 4504 more than 10 sockets of one user, 4509 misbehaving (ten frames that make no sense, or more than 20 a second).
+         *     **Closing codes**: 1001 the server shuts down, 1009 a frame over 16 KiB. After 4000–4499 reconnect, with `after`: 4005 the token has expired, 4008 too slow, 4010 resync, 4012 no pong. After 4500–4999 do not: 4501 the session has ended, 4504 more than 10 sockets of one user, 4509 misbehaviour (ten invalid frames, or more than 20 a second).
          */
         get: operations["openSocket"];
         put?: never;
@@ -789,8 +789,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Get a token for a program
-         * @description The client credentials grant of OAuth 2 (RFC 6749 §4.4). The client authenticates with HTTP Basic or in the body. Outside the conventions of the other routes: the request is a form, and the errors of the request are those of the standard. A query parameter is 400 `invalid_request` as a problem.
+         * Issue a token to a service account
+         * @description The client credentials grant of OAuth 2 (RFC 6749 §4.4). The client authenticates with HTTP Basic or in the body. Unlike other routes, this one takes a form, and has the errors of the standard. A query parameter is 400 `invalid_request` as a problem.
          */
         post: operations["issueToken"];
         delete?: never;
@@ -807,8 +807,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Show the keys that access tokens are signed with
-         * @description A JSON Web Key Set (RFC 7517), for whoever verifies tokens: EdDSA, `typ` `at+jwt`, `iss` `shoppee`, `aud` `shoppee-api`. During a rotation the previous key stands here too.
+         * Get the keys of access tokens
+         * @description A JSON Web Key Set (RFC 7517), for programs that verify tokens: EdDSA, `typ` `at+jwt`, `iss` `shoppee`, `aud` `shoppee-api`. During a rotation it has the previous key too.
          */
         get: operations["getJwks"];
         put?: never;
@@ -827,8 +827,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * The storefront, or where the documentation is
-         * @description In development, or with `STOREFRONT=on`, a shop to look at. Otherwise a redirect.
+         * Open the storefront or the documentation
+         * @description The storefront is enabled in development, and by `STOREFRONT=on`. Otherwise the response is a redirect.
          */
         get: operations["getRoot"];
         put?: never;
@@ -848,7 +848,7 @@ export interface paths {
         };
         /**
          * This document
-         * @description OpenAPI 3.1, made from the code that answers.
+         * @description OpenAPI 3.1, generated from the code of the gateway.
          */
         get: operations["getOpenApi"];
         put?: never;
@@ -867,8 +867,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * The document of the socket
-         * @description AsyncAPI 3.0: the frames of `GET /ws`.
+         * The document of the events
+         * @description AsyncAPI 3.0, with the frames of `GET /ws`.
          */
         get: operations["getAsyncApi"];
         put?: never;
@@ -888,7 +888,7 @@ export interface paths {
         };
         /**
          * This page
-         * @description Reads the document and tries operations out.
+         * @description Shows the document, and sends requests.
          */
         get: operations["getDocs"];
         put?: never;
@@ -928,7 +928,7 @@ export interface paths {
         };
         /**
          * All codes of problems
-         * @description With the status and the meaning of each.
+         * @description Each code with its status and its meaning.
          */
         get: operations["listProblems"];
         put?: never;
@@ -948,7 +948,7 @@ export interface paths {
         };
         /**
          * Cause and remedy of a problem
-         * @description Where the `type` of a problem leads.
+         * @description The `type` of a problem is the address of this page.
          */
         get: operations["getProblem"];
         put?: never;
@@ -967,8 +967,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Does the process live?
-         * @description For a container's liveness probe; asks nobody else.
+         * Get the liveness
+         * @description For the liveness probe of a container. It checks no dependency.
          */
         get: operations["getHealth"];
         put?: never;
@@ -987,8 +987,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Can the process do its work?
-         * @description For people and alerts. A load balancer asks with `need=vital`: without Redis the shop is slower, and still a shop.
+         * Get the readiness
+         * @description For operators and alerts. A load balancer sends `need=vital`: without Redis the gateway is slower, and still serves.
          */
         get: operations["getReadiness"];
         put?: never;
@@ -1007,8 +1007,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * The process's metrics
-         * @description In Prometheus' text format.
+         * Get the metrics
+         * @description In the text format of Prometheus.
          */
         get: operations["getMetrics"];
         put?: never;
@@ -1028,7 +1028,7 @@ export interface paths {
         };
         /**
          * Stream my events
-         * @description Server-Sent Events for clients without WebSockets: the frames of `GET /ws`, each as the one line of `data` of an event whose `id` is its `seq`. `ready` comes first; `recovered: false` means that what was missed cannot be replayed whole. The last event before the gateway ends the stream is `{"type":"close","content":{"code":4005,"reason":"token expired"},"user_id":7,"time":1768469400}`, without an `id`, with the closing codes of `GET /ws`. A comment comes every 15 seconds. The token stands in `Authorization`: use `fetch`, as the `EventSource` of browsers sends none. Sockets, streams and long polls of a user count together.
+         * @description Server-Sent Events for clients without WebSockets: the frames of `GET /ws`, each as the one line of `data` of an event whose `id` is its `seq`. The first one is `ready`; `recovered: false` means that the missed events cannot be replayed completely. The last event before the gateway ends the stream is `{"type":"close","content":{"code":4005,"reason":"token expired"},"user_id":7,"time":1768469400}`, without an `id`, with the closing codes of `GET /ws`. The gateway sends a comment every 15 seconds. The token is in `Authorization`: use `fetch`, because the `EventSource` of browsers sends no such header. Sockets, streams and long polls of a user count together.
          */
         get: operations["streamEvents"];
         put?: never;
@@ -1048,7 +1048,7 @@ export interface paths {
         };
         /**
          * Wait for my events
-         * @description Answers at once where the client lacks events, else as soon as one comes, or without one after `wait`.
+         * @description Responds at once if the client lacks events, else with the next event, or without one after `wait`.
          */
         get: operations["pollEvents"];
         put?: never;
@@ -1068,7 +1068,7 @@ export interface paths {
         };
         /**
          * Stream the events of all users
-         * @description For admins. Server-Sent Events as in `GET /api/v1/orders/stream`, of all users and without `ready`. The `id` is opaque; it stays valid over restarts. The events of a user come in order. An `id` without `data` moves the position.
+         * @description For admins. Server-Sent Events as in `GET /api/v1/orders/stream`, of all users and without `ready`. The `id` is opaque, and stays valid after restarts. The events of a user are in order. An `id` without `data` advances the position.
          */
         get: operations["streamAllEvents"];
         put?: never;
@@ -1939,7 +1939,7 @@ export interface components {
         /** @enum {string} */
         ProductStatus: "active" | "archived";
         /**
-         * @description The first frame: the position from which the socket goes on. With `recovered: false` the missed events cannot be replayed whole: read the orders by REST and go on from `seq`.
+         * @description The first frame: the position from which the socket goes on. With `recovered: false` the missed events cannot be replayed completely: read the orders by REST, and continue from `seq`.
          * @example {
          *       "type": "ready",
          *       "content": {
@@ -2481,17 +2481,17 @@ export interface components {
          */
         "If-None-Match": string;
         /**
-         * @description Tags of states of the product that are not to be changed: 412 where it is in one of them. Stock moves do not make another state.
+         * @description `ETag`s of versions of the product that must not be changed: 412 if one of them is current. Stock movements create no version.
          * @example "7-9f86d081884c7d65"
          */
         "If-None-Match-of-a-change": string;
         /**
-         * @description The `ETag` of the product that the change is meant for: 412 where somebody else was quicker. Stock moves do not count as such.
+         * @description The `ETag` of the version to change: 412 if another change came first. Stock movements create no version.
          * @example "7-9f86d081884c7d65"
          */
         "If-Match": string;
         /**
-         * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
+         * @description A value of the client's choice that makes the request safe to repeat: for 24 h, the same key with the same body gets the same response and has no further effect.
          * @example checkout-8f14e45f
          */
         "Idempotency-Key": string;
@@ -2524,22 +2524,22 @@ export interface components {
          */
         "Retry-After": number;
         /**
-         * @description How to sign in (RFC 6750).
+         * @description The authentication scheme (RFC 6750).
          * @example Bearer realm="shoppee"
          */
         "WWW-Authenticate": string;
         /**
-         * @description Stands for this state of the product; for `If-None-Match` and `If-Match`.
+         * @description Identifies the version of the product, for `If-None-Match` and `If-Match`.
          * @example "7-9f86d081884c7d65"
          */
         ETag: string;
         /**
-         * @description How long a cache may keep it.
+         * @description The lifetime in caches.
          * @example public, no-cache
          */
         "Cache-Control": string;
         /**
-         * @description Where the new thing is.
+         * @description The path of the new resource.
          * @example /api/v1/products/42
          */
         Location: string;
@@ -2549,7 +2549,7 @@ export interface components {
          */
         "idempotent-replayed": "true";
         /**
-         * @description What this device is known by when it signs in again: for the header of the same name. It lets nobody in.
+         * @description Identifies this device at the next sign-in, in the header of the same name. It is no credential.
          * @example AAAAAAAAAAcAAAAAAAAAAQAAAABlgBmAZ2NiYWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXowMTIzNDU2Nzg5QUJDREVGRw
          */
         "device-token": string;
@@ -2568,7 +2568,7 @@ export interface operations {
             query?: never;
             header?: {
                 /**
-                 * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
+                 * @description A value of the client's choice that makes the request safe to repeat: for 24 h, the same key with the same body gets the same response and has no further effect.
                  * @example checkout-8f14e45f
                  */
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
@@ -3353,7 +3353,7 @@ export interface operations {
             query?: never;
             header?: {
                 /**
-                 * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
+                 * @description A value of the client's choice that makes the request safe to repeat: for 24 h, the same key with the same body gets the same response and has no further effect.
                  * @example checkout-8f14e45f
                  */
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
@@ -3531,7 +3531,7 @@ export interface operations {
             query?: never;
             header?: {
                 /**
-                 * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
+                 * @description A value of the client's choice that makes the request safe to repeat: for 24 h, the same key with the same body gets the same response and has no further effect.
                  * @example checkout-8f14e45f
                  */
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
@@ -3766,7 +3766,7 @@ export interface operations {
             query?: never;
             header?: {
                 /**
-                 * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
+                 * @description A value of the client's choice that makes the request safe to repeat: for 24 h, the same key with the same body gets the same response and has no further effect.
                  * @example checkout-8f14e45f
                  */
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
@@ -4066,12 +4066,12 @@ export interface operations {
             query?: never;
             header?: {
                 /**
-                 * @description The `ETag` of the product that the change is meant for: 412 where somebody else was quicker. Stock moves do not count as such.
+                 * @description The `ETag` of the version to change: 412 if another change came first. Stock movements create no version.
                  * @example "7-9f86d081884c7d65"
                  */
                 "If-Match"?: components["parameters"]["If-Match"];
                 /**
-                 * @description Tags of states of the product that are not to be changed: 412 where it is in one of them. Stock moves do not make another state.
+                 * @description `ETag`s of versions of the product that must not be changed: 412 if one of them is current. Stock movements create no version.
                  * @example "7-9f86d081884c7d65"
                  */
                 "If-None-Match"?: components["parameters"]["If-None-Match-of-a-change"];
@@ -4098,7 +4098,7 @@ export interface operations {
             401: components["responses"]["not_signed_in"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
-            /** @description `version_mismatch`: It was changed in the meantime. */
+            /** @description `version_mismatch`: The version does not match. */
             412: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
@@ -4121,17 +4121,17 @@ export interface operations {
             query?: never;
             header?: {
                 /**
-                 * @description The `ETag` of the product that the change is meant for: 412 where somebody else was quicker. Stock moves do not count as such.
+                 * @description The `ETag` of the version to change: 412 if another change came first. Stock movements create no version.
                  * @example "7-9f86d081884c7d65"
                  */
                 "If-Match"?: components["parameters"]["If-Match"];
                 /**
-                 * @description Tags of states of the product that are not to be changed: 412 where it is in one of them. Stock moves do not make another state.
+                 * @description `ETag`s of versions of the product that must not be changed: 412 if one of them is current. Stock movements create no version.
                  * @example "7-9f86d081884c7d65"
                  */
                 "If-None-Match"?: components["parameters"]["If-None-Match-of-a-change"];
                 /**
-                 * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
+                 * @description A value of the client's choice that makes the request safe to repeat: for 24 h, the same key with the same body gets the same response and has no further effect.
                  * @example checkout-8f14e45f
                  */
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
@@ -4214,7 +4214,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `version_mismatch`: It was changed in the meantime. */
+            /** @description `version_mismatch`: The version does not match. */
             412: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
@@ -4255,7 +4255,7 @@ export interface operations {
             query?: never;
             header?: {
                 /**
-                 * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
+                 * @description A value of the client's choice that makes the request safe to repeat: for 24 h, the same key with the same body gets the same response and has no further effect.
                  * @example checkout-8f14e45f
                  */
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
@@ -4434,7 +4434,7 @@ export interface operations {
             query?: never;
             header?: {
                 /**
-                 * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
+                 * @description A value of the client's choice that makes the request safe to repeat: for 24 h, the same key with the same body gets the same response and has no further effect.
                  * @example checkout-8f14e45f
                  */
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
@@ -4593,7 +4593,7 @@ export interface operations {
             query?: never;
             header?: {
                 /**
-                 * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
+                 * @description A value of the client's choice that makes the request safe to repeat: for 24 h, the same key with the same body gets the same response and has no further effect.
                  * @example checkout-8f14e45f
                  */
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
@@ -4728,7 +4728,7 @@ export interface operations {
             query?: never;
             header?: {
                 /**
-                 * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
+                 * @description A value of the client's choice that makes the request safe to repeat: for 24 h, the same key with the same body gets the same response and has no further effect.
                  * @example checkout-8f14e45f
                  */
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
@@ -4897,7 +4897,7 @@ export interface operations {
             query?: never;
             header?: {
                 /**
-                 * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
+                 * @description A value of the client's choice that makes the request safe to repeat: for 24 h, the same key with the same body gets the same response and has no further effect.
                  * @example checkout-8f14e45f
                  */
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
@@ -5224,7 +5224,7 @@ export interface operations {
             query?: never;
             header?: {
                 /**
-                 * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
+                 * @description A value of the client's choice that makes the request safe to repeat: for 24 h, the same key with the same body gets the same response and has no further effect.
                  * @example checkout-8f14e45f
                  */
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
@@ -5504,7 +5504,7 @@ export interface operations {
             query?: never;
             header?: {
                 /**
-                 * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
+                 * @description A value of the client's choice that makes the request safe to repeat: for 24 h, the same key with the same body gets the same response and has no further effect.
                  * @example checkout-8f14e45f
                  */
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
@@ -5603,7 +5603,7 @@ export interface operations {
             /**
              * @description `invalid_transition`: The order cannot take this step.
              *
-             *     `order_expired`: The order has run out.
+             *     `order_expired`: The order has expired.
              *
              *     `request_in_progress`: The same request is still running.
              */
@@ -5647,7 +5647,7 @@ export interface operations {
             query?: never;
             header?: {
                 /**
-                 * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
+                 * @description A value of the client's choice that makes the request safe to repeat: for 24 h, the same key with the same body gets the same response and has no further effect.
                  * @example checkout-8f14e45f
                  */
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
@@ -5733,7 +5733,7 @@ export interface operations {
             /**
              * @description `invalid_transition`: The order cannot take this step.
              *
-             *     `order_expired`: The order has run out.
+             *     `order_expired`: The order has expired.
              *
              *     `request_in_progress`: The same request is still running.
              */
@@ -5777,7 +5777,7 @@ export interface operations {
             query?: never;
             header?: {
                 /**
-                 * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
+                 * @description A value of the client's choice that makes the request safe to repeat: for 24 h, the same key with the same body gets the same response and has no further effect.
                  * @example checkout-8f14e45f
                  */
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
@@ -5868,7 +5868,7 @@ export interface operations {
             /**
              * @description `invalid_transition`: The order cannot take this step.
              *
-             *     `order_expired`: The order has run out.
+             *     `order_expired`: The order has expired.
              *
              *     `request_in_progress`: The same request is still running.
              */
@@ -5912,7 +5912,7 @@ export interface operations {
             query?: never;
             header?: {
                 /**
-                 * @description A word of the client's own choice that makes it safe to try again: for 24 h, the same key with the same body gets the same answer and has no further effect.
+                 * @description A value of the client's choice that makes the request safe to repeat: for 24 h, the same key with the same body gets the same response and has no further effect.
                  * @example checkout-8f14e45f
                  */
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
@@ -5993,7 +5993,7 @@ export interface operations {
             /**
              * @description `invalid_transition`: The order cannot take this step.
              *
-             *     `order_expired`: The order has run out.
+             *     `order_expired`: The order has expired.
              *
              *     `request_in_progress`: The same request is still running.
              */
@@ -6114,15 +6114,15 @@ export interface operations {
     openSocket: {
         parameters: {
             query?: {
-                /** @description The last `seq` that the client has: everything after it is replayed first. */
+                /** @description The last `seq` that the client has. The socket begins with a replay of the later events. */
                 after?: number;
             };
             header?: {
                 /** @description `websocket`, as in every handshake. */
                 Upgrade?: string;
-                /** @description From a browser: `shoppee.v1, ticket.<ticket>`; the answer is `shoppee.v1`. */
+                /** @description From a browser: `shoppee.v1, ticket.<ticket>`. The response has `shoppee.v1`. */
                 "Sec-WebSocket-Protocol"?: string;
-                /** @description Of a web page: one that the shop allows. */
+                /** @description The origin of a web page, which the shop must allow. */
                 Origin?: string;
             };
             path?: never;
@@ -6130,7 +6130,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description The connection is a socket now; `ready` comes first. */
+            /** @description The connection is a WebSocket. Its first frame is `ready`. */
             101: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
@@ -6170,7 +6170,7 @@ export interface operations {
                     client_id?: string;
                     /** @description Unless HTTP Basic has it. */
                     client_secret?: string;
-                    /** @description Fewer scopes than the client has, separated by spaces; absent: all. */
+                    /** @description Some of the scopes of the client, separated by spaces. Absent: all. */
                     scope?: string;
                 };
             };
@@ -6329,7 +6329,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description The storefront, where the gateway has one. */
+            /** @description The storefront, if it is enabled. */
             200: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
@@ -6341,7 +6341,7 @@ export interface operations {
                     "text/html": string;
                 };
             };
-            /** @description Leads to `/docs`, where there is no storefront. */
+            /** @description Redirects to `/docs` without a storefront. */
             307: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
@@ -6388,7 +6388,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description It is what the client has. */
+            /** @description The copy of the client is current. */
             304: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
@@ -6435,7 +6435,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description It is what the client has. */
+            /** @description The copy of the client is current. */
             304: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
@@ -6482,7 +6482,7 @@ export interface operations {
                     "text/html": string;
                 };
             };
-            /** @description It is what the client has. */
+            /** @description The copy of the client is current. */
             304: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
@@ -6533,7 +6533,7 @@ export interface operations {
                     "text/javascript": string;
                 };
             };
-            /** @description It is what the client has. */
+            /** @description The copy of the client is current. */
             304: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
@@ -6621,7 +6621,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description It lives. */
+            /** @description The process runs. */
             200: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
@@ -6647,7 +6647,7 @@ export interface operations {
     getReadiness: {
         parameters: {
             query?: {
-                /** @description `vital`: only what nothing works without. Any other word: everything. */
+                /** @description `vital`: only the dependencies that every request needs. Any other value: all dependencies. */
                 need?: string;
             };
             header?: never;
@@ -6656,7 +6656,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description All that it depends on answers. */
+            /** @description All dependencies respond. */
             200: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
@@ -6677,7 +6677,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Something does not answer, or the process is about to stop. */
+            /** @description A dependency does not respond, or the process is about to stop. */
             503: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
@@ -6726,7 +6726,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description The last `id` that the client has: everything after it is replayed first. A number. */
+                /** @description The last `id` that the client has, a number. The stream begins with a replay of the later events. */
                 "Last-Event-ID"?: string;
             };
             path?: never;
@@ -6758,9 +6758,9 @@ export interface operations {
     pollEvents: {
         parameters: {
             query?: {
-                /** @description The last `seq` that the client has. Without it, the present position is the answer. */
+                /** @description The last `seq` that the client has. Without it, the response has the current position. */
                 after?: number;
-                /** @description Seconds for which to wait for an event. */
+                /** @description The time to wait for an event, in seconds. */
                 wait?: number;
             };
             header?: never;
@@ -6769,7 +6769,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description The events after `after`; none if none came in time. */
+            /** @description The events after `after`; an empty list if none arrives in time. */
             200: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
@@ -6808,7 +6808,7 @@ export interface operations {
                          * @description The next `after`.
                          */
                         seq: number;
-                        /** @description False: what was missed cannot be replayed whole; read the orders and go on from `seq`. */
+                        /** @description False if the missed events cannot be replayed completely: read the orders, and continue from `seq`. */
                         recovered: boolean;
                     };
                 };
