@@ -9,12 +9,14 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt as _, stream};
 use http::StatusCode;
 use serde_json::{Value, json};
 use shoppee_kit::testing::{eventually, free_addr};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
+    realtime_fixture::{GatewayProcess, RealtimeFixture, Socket},
     service_accounts::{account, service},
     shop::TestShop,
     slow_clients::{Http2, post_without_the_last_byte},
@@ -139,6 +141,31 @@ async fn a_gateway_at_its_bounds_holds_at_most_the_documented_memory() {
     let sum = CONNECTIONS * CONNECTION_BYTES + UNSENT_BYTES + BODY_BYTES + SLACK;
     eprintln!("{} MiB more, of {}", more / MIB, sum / MIB);
     assert!(more <= sum, "{} MiB more, of {}", more / MIB, sum / MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_socket_takes_at_most_its_documented_memory() {
+    /// The sockets before the first measurement, and between the two.
+    const WARM_UP: i64 = 300;
+    const SOCKETS: i64 = 2_000;
+    /// Bounds a socket with the token of its user. An optimised build has smaller futures.
+    const SOCKET_BYTES: usize = 7 * 1024;
+    /// The time in which tokens, positions and leases are checked.
+    const SETTLE_TIME: Duration = Duration::from_secs(11);
+
+    let fixture = RealtimeFixture::start(0).await;
+    let gateway = GatewayProcess::start(&fixture).await;
+    let open = async |users: std::ops::Range<i64>| {
+        let sockets = stream::iter(users).map(async |user_id| gateway.socket(&fixture.token(user_id)).await);
+        let sockets: Vec<Socket> = sockets.buffer_unordered(32).collect().await;
+        tokio::time::sleep(SETTLE_TIME).await;
+        (sockets, gateway.resident())
+    };
+    let (_warm_up, before) = open(1..1 + WARM_UP).await;
+    let (sockets, after) = open(1_000..1_000 + SOCKETS).await;
+    let each = after.saturating_sub(before) / sockets.len();
+    eprintln!("{each} bytes a socket");
+    assert!(each <= SOCKET_BYTES, "{each} bytes a socket, of {SOCKET_BYTES}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

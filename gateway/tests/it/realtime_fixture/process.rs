@@ -1,6 +1,9 @@
 //! A gateway in a process of its own, which a test kills or measures.
 
-use std::process::{Child, Command, Stdio};
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+};
 
 use shoppee_kit::testing::{eventually, free_addr};
 
@@ -39,6 +42,14 @@ impl GatewayProcess {
         let (mut socket, _) = open(&self.url, &[("authorization", &bearer)]).await.expect("a socket");
         socket.ready().await;
         socket
+    }
+
+    /// Returns the resident memory. Bytes.
+    pub fn resident(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("it lives");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        kib * 1024
     }
 
     /// Kills the process with SIGKILL.
