@@ -28,7 +28,8 @@ export function startWrites(request, byKind) {
   send = request;
   Object.assign(handlers, byKind);
   const stored = JSON.parse(sessionStorage.getItem(STORAGE_KEY) ?? "[]");
-  keep(stored.filter(({ at }) => Date.now() - at < MAX_WRITE_AGE));
+  const fresh = stored.filter(({ at }) => Date.now() - at < MAX_WRITE_AGE);
+  keep(fresh.map((write) => ({ ...write, isSent: false })));
 }
 
 /** Sends pending writes again after a sign-in. Drops writes of another user. */
@@ -74,6 +75,7 @@ async function run(write) {
   for (let tries = 0; ; tries += 1) {
     if (!isStored(write) || isOfAnotherUser(write)) throw new DroppedWrite();
     try {
+      markSent(write, true);
       const result = await send(write);
       remove(write);
       await handlers[write.kind]?.(result, write);
@@ -84,6 +86,7 @@ async function run(write) {
       if (error.status === 500) internalErrors += 1;
       const isOver = !isRetryable(error) || internalErrors > MAX_INTERNAL_ERRORS;
       if (isOver && !isUnsigned) remove(write);
+      else markSent(write, false);
       if (isOver) throw error;
       await pause(Math.max((error.retryAfter ?? 0) * 1000, backoff(tries)));
     }
@@ -133,6 +136,11 @@ const isOfAnotherUser = ({ user }) => user !== undefined && state.user !== undef
 
 function remove(write) {
   keep(state.pending.filter(({ key }) => key !== write.key));
+}
+
+/** Records whether the shop has the write and its response is awaited; otherwise the next try is. */
+function markSent(write, isSent) {
+  keep(state.pending.map((stored) => (stored.key === write.key ? { ...stored, isSent } : stored)));
 }
 
 function keep(pending) {

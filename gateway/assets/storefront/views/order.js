@@ -101,7 +101,7 @@ function Payment({ order }) {
   const payment = findPending(`pay-${id}`);
   const [card, setCard] = useState(payment?.body.payment_token ?? CARDS[0]);
   const isPaying = payment !== undefined;
-  const busy = t(state.isOffline || state.isUnreachable ? "busy" : "pay.busy");
+  const busy = t(payment?.isSent && !state.isOffline ? "pay.busy" : "busy");
   return html`
     <section class="panel" aria-labelledby="payment">
       <h2 id="payment">${t("pay.title")}</h2>
