@@ -6,10 +6,7 @@ pub const HELP: &[Help] = &[
     ("cache_age_seconds", "Age of a response served from a cache"),
     ("cache_invalidation_seconds", "Time from the commit of a change to the invalidation of its cache entry"),
     ("cache_requests_total", "Lookups in a cache level, by result"),
-    (
-        "connection_limit_degraded",
-        "1 while this gateway counts the connections of a user without Redis, else 0",
-    ),
+    ("connection_limit_degraded", "1 while connections are counted per gateway, without Redis; else 0"),
     ("event_delivery_seconds", "Time from the commit of an event to the delivery of its frame"),
     ("http_connections", "Open HTTP connections, WebSockets included"),
     ("http_connections_closed_total", "HTTP connections closed by the gateway, by reason"),

@@ -6,7 +6,7 @@
 
 use std::{
     fmt::Debug,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, Once, PoisonError},
     time::Duration,
 };
 
@@ -21,8 +21,6 @@ use fred::{
 };
 use secrecy::ExposeSecret as _;
 
-use tokio_util::sync::CancellationToken;
-
 use crate::{
     process::Process,
     readiness::{Criticality, Down},
@@ -36,6 +34,8 @@ mod error_class;
 use connection::{Check, Connection};
 pub use error_class::{ErrorClass, redact};
 
+/// The name in `/readyz`.
+const DEPENDENCY: &str = "redis";
 /// Bounds a command on the request path. Redis on the same network answers in under a millisecond.
 const COMMAND_TIMEOUT: Duration = Duration::from_millis(200);
 /// Bounds the TCP connect and the TLS handshake, which are slow in a process that is starved of CPU. Together with
@@ -61,26 +61,26 @@ const FIRST_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Clients {
     config: Config,
     connections: Arc<Mutex<Vec<Arc<Connection>>>>,
-    shutdown: CancellationToken,
+    /// Starts the readiness check with the first client. Until then Redis is starting.
+    check_started: Arc<Once>,
+    process: Process,
 }
 
 impl Clients {
-    /// Connects once to validate the settings, and starts the readiness check. Returns an error if the settings are
-    /// invalid: a malformed URL, credentials that Redis refuses, a wrong certificate. A Redis that does not answer is no
-    /// error.
+    /// Connects once to validate the settings. Returns an error if they are invalid: a malformed URL, credentials that Redis
+    /// refuses, a wrong certificate. A Redis that does not answer is no error.
     pub async fn open(settings: &Redis, process: &Process) -> anyhow::Result<Self> {
         let clients = Self {
             config: config(settings)?,
             connections: Arc::default(),
-            shutdown: process.tasks.shutdown_token(),
+            check_started: Arc::new(Once::new()),
+            process: process.clone(),
         };
         for class in ErrorClass::ALL {
             metrics::counter!("redis_errors_total", "class" => class.as_str()).increment(0);
         }
         clients.validate().await?;
-        let checked = clients.clone();
-        let check = move || checked.clone().check();
-        process.readiness.watch(&process.tasks, "redis", Criticality::Optional, check);
+        process.readiness.register(DEPENDENCY, Criticality::Optional);
         Ok(clients)
     }
 
@@ -139,6 +139,11 @@ impl Clients {
     fn register(&self, name: String, check: Check) -> Arc<Connection> {
         let connection = Arc::new(Connection::new(name, check));
         self.connections.lock().unwrap_or_else(PoisonError::into_inner).push(connection.clone());
+        self.check_started.call_once(|| {
+            let (readiness, checked) = (&self.process.readiness, self.clone());
+            let check = move || checked.clone().check();
+            readiness.watch(&self.process.tasks, DEPENDENCY, Criticality::Optional, check);
+        });
         connection
     }
 
@@ -146,7 +151,7 @@ impl Clients {
         let client = builder.build().context("Redis client")?;
         let connection = self.register(name, check);
         connection.observe(&client);
-        let (supervised, shutdown) = (client.clone(), self.shutdown.clone());
+        let (supervised, shutdown) = (client.clone(), self.process.tasks.shutdown_token());
         tokio::spawn(async move {
             // The library ends its task on a few errors, such as a full command queue.
             while !shutdown.is_cancelled() {
@@ -160,10 +165,6 @@ impl Clients {
     /// Checks every client. Returns the names of those that are down, with the first reason.
     async fn check(self) -> Result<(), Down> {
         let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if connections.is_empty() {
-            // The process is still starting, and opens its clients in a moment.
-            return Err(Down::new("connecting"));
-        }
         let checks = connections.iter().map(|connection| connection.check());
         let failures: Vec<(&str, Down)> =
             std::iter::zip(&connections, futures_util::future::join_all(checks).await)

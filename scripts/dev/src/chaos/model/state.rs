@@ -269,6 +269,10 @@ impl Model {
         if lines.values().any(|quantity| *quantity > MAX_QUANTITY) {
             return Err(VALIDATION_FAILED);
         }
+        let is_unpaid = |order: &&Order| order.user == user && order.status() == "pending";
+        if self.orders.iter().filter(is_unpaid).count() == MAX_UNPAID_ORDERS {
+            return Err((409, "too_many_unpaid_orders"));
+        }
         if lines.keys().any(|product| self.products[*product].is_archived) {
             return Err(UNAVAILABLE_PRODUCT);
         }
@@ -277,10 +281,6 @@ impl Model {
         }
         if matches!(total, ExpectedTotal::Wrong) {
             return Err((409, "price_changed"));
-        }
-        let is_unpaid = |order: &&Order| order.user == user && order.status() == "pending";
-        if self.orders.iter().filter(is_unpaid).count() == MAX_UNPAID_ORDERS {
-            return Err((409, "too_many_unpaid_orders"));
         }
         for (product, quantity) in &lines {
             self.products[*product].stock -= quantity;
