@@ -18,6 +18,8 @@ use tonic_health::pb::{
 
 use super::TestShop;
 
+const EXIT_POLL_INTERVAL: Duration = Duration::from_millis(20);
+
 /// A process of the order service; it is killed on drop.
 pub struct OrderBinary {
     child: Child,
@@ -60,6 +62,14 @@ impl OrderBinary {
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, signal).expect("it lives");
+    }
+
+    /// Ends the process, which first completes the orders that it is placing.
+    pub async fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        while self.child.try_wait().expect("a child").is_none() {
+            tokio::time::sleep(EXIT_POLL_INTERVAL).await;
+        }
     }
 }
 
