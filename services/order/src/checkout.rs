@@ -226,7 +226,7 @@ impl<'a> Checkout<'a> {
                 self.switch_order_id().await?;
             }
             let (lines, shown_prices) = self.resolve_lines()?;
-            self.check_unpaid_before_hold(&lines)?;
+            self.check_unpaid_before_hold(lines.as_slice().iter().map(|line| line.quantity.get()).sum())?;
             let ttl = self.context.order_ttl + HOLD_MARGIN;
             match self.context.product.hold(self.order_id, &lines, ttl).await {
                 Ok(hold) => {
@@ -408,10 +408,9 @@ impl Checkout<'_> {
         Err(Error::Unavailable.into())
     }
 
-    /// Checks the limits that need no hold: an order that is refused must not hold units of other buyers.
-    fn check_unpaid_before_hold(&self, lines: &Lines) -> Result<(), Error> {
+    /// Checks the limits that need no hold: an order that is refused must not hold units that others could buy.
+    fn check_unpaid_before_hold(&self, ordered: i64) -> Result<(), Error> {
         let Account { unpaid_orders, reserved, .. } = &self.account;
-        let ordered = lines.as_slice().iter().map(|line| line.quantity.get()).sum();
         if *unpaid_orders >= self.context.max_unpaid_orders {
             return Err(Error::TooManyUnpaid);
         }
@@ -421,10 +420,9 @@ impl Checkout<'_> {
 
     /// Checks the limits of unpaid orders against the account. The order is written only if the account is unchanged.
     fn check_unpaid(&self, lines: &[LineRow], available: &HashMap<i64, i64>) -> Result<(), Error> {
-        let Account { unpaid_orders, reserved, .. } = &self.account;
-        if *unpaid_orders >= self.context.max_unpaid_orders {
-            return Err(Error::TooManyUnpaid);
-        }
+        // The account may have been read again since the hold.
+        self.check_unpaid_before_hold(lines.iter().map(|line| line.quantity).sum())?;
+        let reserved = &self.account.reserved;
         let unpaid_line = |line: &LineRow| UnpaidLine {
             quantity: line.quantity,
             reserved: reserved.get(&line.product_id).copied().unwrap_or_default(),

@@ -71,6 +71,17 @@ fn url(port: u16) -> String {
 }
 
 #[tokio::test]
+async fn redis_is_not_ready_before_a_process_opens_its_first_client() {
+    let process = TestProcess::default();
+    let _clients = Clients::open(&Redis::at(url(free_addr().port())), &process.process).await.unwrap();
+    // Enough for the first round of a check that has no client to ask.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+        assert_eq!(process.process.readiness.failing(), ["redis"]);
+    }
+}
+
+#[tokio::test]
 async fn clients_of_a_redis_that_starts_late_connect_when_it_has_started() {
     let port = free_addr().port();
     let fixture = Fixture::start(&url(port)).await.unwrap();

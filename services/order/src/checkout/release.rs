@@ -16,7 +16,7 @@ const RELEASE_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// hold.
 const MAX_RELEASE_ATTEMPTS: u32 = 7;
 
-/// Releases the hold of an order that was not placed, in the background.
+/// Releases the hold of an order that was not placed, in the background. Returns the task; `None` if too many are pending.
 pub fn spawn_release(context: &OrderContext, order_id: Uuid) -> Option<JoinHandle<()>> {
     let Ok(permit) = Arc::clone(&context.release_permits).try_acquire_owned() else {
         tracing::debug!(order.id = %order_id, "too many releases, hold left to the sweep");
